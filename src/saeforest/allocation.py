@@ -1,0 +1,97 @@
+"""Which parent gets how many children, and which dead children move (Tree SAE, Algorithms 1 and 2).
+
+A layer's candidate parents are indexed `0..m-1` for the features of the layers before it, and `m` for the root.
+"""
+
+from __future__ import annotations
+
+import heapq
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from .forest import ROOT
+
+Growth = Literal["double", "add"]
+
+
+def greedy_allocation(
+    capacity: Float[Tensor, "m"], eligible: Bool[Tensor, "m"], n_children: int, *, min_last: int = 0
+) -> Int[Tensor, "m"]:
+    """Numbers of children that maximise the smallest payoff `capacity[p] / children[p]` (Algorithm 1, Eq. 10).
+
+    One child at a time goes to the parent whose next child would get the most; ties go to the lower index, parents
+    that are not eligible or have no capacity get none. With no capacity anywhere the children are spread evenly over
+    the eligible parents. `min_last` children are set aside for the last candidate (the root) beforehand.
+    O((m + n) log m) (SPEC 5.6, #18 to #20).
+    """
+    children = torch.zeros(len(capacity), dtype=torch.int64)
+    children[-1] = min(min_last, n_children)
+    left = n_children - int(children[-1])
+    heap = [
+        (-c / (k + 1), p)
+        for p, (c, k, ok) in enumerate(
+            zip(capacity.tolist(), children.tolist(), eligible.tolist(), strict=True)
+        )
+        if ok and c > 0
+    ]
+    if not heap:
+        return _spread_evenly(children, eligible, left)
+    heapq.heapify(heap)
+    capacities, counts = capacity.tolist(), children.tolist()
+    for _ in range(left):
+        p = heap[0][1]
+        counts[p] += 1
+        heapq.heapreplace(heap, (-capacities[p] / (counts[p] + 1), p))
+    return torch.tensor(counts)
+
+
+def _spread_evenly(children: Int[Tensor, "m"], eligible: Bool[Tensor, "m"], n: int) -> Int[Tensor, "m"]:
+    receivers = eligible.nonzero().flatten()
+    share, remainder = divmod(n, len(receivers))
+    children[receivers] += share
+    children[receivers[:remainder]] += 1
+    return children
+
+
+def reassign_dead(
+    parent: Int[Tensor, "s"], dead: Bool[Tensor, "s"], quota: Int[Tensor, "m"]
+) -> Int[Tensor, "s"]:
+    """New parents of one layer's features: dead children of parents above their quota fill parents below it.
+
+    `parent` holds -1 for the root, `quota[-1]` is the root's. Donors and receivers in index order, the root last,
+    first fit; a living child never moves (Algorithm 2; SPEC 5.6, #22 to #27).
+    """
+    root = len(quota) - 1
+    index = torch.where(parent == ROOT, root, parent)
+    excess = torch.bincount(index, minlength=root + 1) - quota
+
+    # Rank of every dead child among the dead children of its parent: the first `excess` of them may go.
+    candidates = dead.nonzero().flatten()
+    candidates = candidates[index[candidates].argsort(stable=True)]
+    donors = index[candidates]
+    first = torch.searchsorted(donors, donors)
+    movers = candidates[torch.arange(len(donors)) - first < excess[donors]]
+
+    slots = torch.repeat_interleave(torch.arange(root + 1), (-excess).clamp(min=0))
+    n = min(len(movers), len(slots))
+    moved = index.clone()
+    moved[movers[:n]] = slots[:n]
+    return torch.where(moved == root, ROOT, moved)
+
+
+def reallocation_steps(first: int, growth: Growth, cap: int, until: int) -> set[int]:
+    """The steps (counted from 1) after which to reallocate: `first`, then at growing intervals, all before `until`.
+
+    "double": the interval doubles (the authors' code); "add": it grows by two steps (the text's other reading);
+    never longer than `cap`. `first=0`: never (SPEC 5.6, #12 and #13).
+    """
+    steps: set[int] = set()
+    step, interval = first, first
+    while 0 < step < until:
+        steps.add(step)
+        interval = min(interval * 2 if growth == "double" else interval + 2, cap)
+        step += interval
+    return steps

@@ -1,0 +1,49 @@
+"""SparseCode: what an SAE says about a batch of activations. The currency of the library."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class SparseCode:
+    """The active features of every activation, `k` slots each.
+
+    values: `[..., k]`, non-negative; an unused slot has value 0 (and, by convention, id 0).
+    ids:    `[..., k]` int64, global feature ids.
+    """
+
+    values: Float[Tensor, "*n k"]
+    ids: Int[Tensor, "*n k"]
+
+    def active(self, threshold: float = 0.0) -> Bool[Tensor, "*n k"]:
+        """Which slots hold a feature whose value exceeds `threshold`."""
+        return self.values > threshold
+
+    def fired(self, d_sae: int, threshold: float = 0.0) -> Int[Tensor, "d_sae"]:
+        """On how many activations each feature exceeds `threshold`."""
+        return torch.bincount(self.ids[self.active(threshold)], minlength=d_sae)
+
+    def dense(self, d_sae: int) -> Float[Tensor, "*n d_sae"]:
+        """The code as a dense `[..., d_sae]` matrix: for small inputs and tests."""
+        out = self.values.new_zeros(*self.values.shape[:-1], d_sae)
+        return out.scatter_add_(-1, self.ids, self.values)
+
+    def detach(self) -> SparseCode:
+        return SparseCode(self.values.detach(), self.ids)
+
+    def reshape(self, *shape: int) -> SparseCode:
+        """The same code with other leading dimensions; the slot dimension stays last."""
+        k = self.values.shape[-1]
+        return SparseCode(self.values.reshape(*shape, k), self.ids.reshape(*shape, k))
+
+
+def concat_slots(codes: list[SparseCode]) -> SparseCode:
+    """One code holding the slots of several (of the layers of one SAE, say)."""
+    return SparseCode(
+        torch.cat([c.values for c in codes], dim=-1), torch.cat([c.ids for c in codes], dim=-1)
+    )
