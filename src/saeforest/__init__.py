@@ -1,3 +1,10 @@
 """Hierarchical sparse autoencoders on the activations of language models."""
 
 __version__ = "0.1.0"
+
+from .code import SparseCode
+from .errors import UserError
+from .forest import Forest
+from .saes import load_sae as load
+
+__all__ = ["Forest", "SparseCode", "UserError", "__version__", "load"]

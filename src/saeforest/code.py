@@ -44,6 +44,4 @@ class SparseCode:
 
 def concat_slots(codes: list[SparseCode]) -> SparseCode:
     """One code holding the slots of several (of the layers of one SAE, say)."""
-    return SparseCode(
-        torch.cat([c.values for c in codes], dim=-1), torch.cat([c.ids for c in codes], dim=-1)
-    )
+    return SparseCode(torch.cat([c.values for c in codes], dim=-1), torch.cat([c.ids for c in codes], dim=-1))

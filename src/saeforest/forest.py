@@ -36,7 +36,9 @@ class Forest:
 
     def _validate(self) -> None:
         if not self.layer_sizes or min(self.layer_sizes) < 1:
-            raise UserError(f"layer_sizes {list(self.layer_sizes)}: expected at least one layer, each of 1 or more")
+            raise UserError(
+                f"layer_sizes {list(self.layer_sizes)}: expected at least one layer, each of 1 or more"
+            )
         if sum(self.layer_sizes) != len(self.parent):
             raise UserError(
                 f"layer_sizes {list(self.layer_sizes)} add up to {sum(self.layer_sizes)}, "

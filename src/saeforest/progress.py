@@ -44,9 +44,7 @@ def progress(description: str, total: int, unit: str = "tokens") -> Iterator[Adv
 
             def advance(n: int, note: str = "") -> None:
                 done = bar.tasks[0].completed + n
-                bar.update(
-                    task, advance=n, rate=_rate(done, time.monotonic() - start, unit), note=note
-                )
+                bar.update(task, advance=n, rate=_rate(done, time.monotonic() - start, unit), note=note)
 
             yield advance
         return

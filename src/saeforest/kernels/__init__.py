@@ -40,19 +40,20 @@ class _SparseDecode(torch.autograd.Function):
 
 class _SparseEncode(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, ids: Tensor, weight: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, ids: Tensor, weight: Tensor, known: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, ids, weight)
-        return fast.gather_dot(x, ids, weight)
+        return fast.gather_dot(x, ids, weight) if known is None else known.clone()
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, Tensor | None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, Tensor | None, None]:
         x, ids, weight = ctx.saved_tensors
         grad = grads[0].contiguous()
-        need_x, _, need_weight = ctx.needs_input_grad
+        need_x, _, need_weight, _ = ctx.needs_input_grad
         return (
             fast.weighted_rows(grad, ids, weight) if need_x else None,
             None,
             fast.scatter_outer(grad, ids, x, len(weight)) if need_weight else None,
+            None,
         )
 
 
@@ -64,10 +65,16 @@ def sparse_decode(
 
 
 def sparse_encode(
-    x: Float[Tensor, "n d"], ids: Int[Tensor, "n k"], weight: Float[Tensor, "F d"]
+    x: Float[Tensor, "n d"],
+    ids: Int[Tensor, "n k"],
+    weight: Float[Tensor, "F d"],
+    known: Float[Tensor, "n k"] | None = None,
 ) -> Float[Tensor, "n k"]:
-    """`x[t] . weight[ids[t, j]]`, the pre-activations of chosen features; gradients for `x` and `weight`."""
-    return _SparseEncode.apply(x, ids, weight)  # pyright: ignore[reportReturnType]
+    """`x[t] . weight[ids[t, j]]`, the pre-activations of chosen features; gradients for `x` and `weight`.
+
+    `known`: the same numbers where choosing the features has computed them already.
+    """
+    return _SparseEncode.apply(x, ids, weight, known)  # pyright: ignore[reportReturnType]
 
 
 __all__ = ["sparse_decode", "sparse_encode"]

@@ -1,0 +1,93 @@
+"""Activations of token windows, read at one site of a language model."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from ..errors import UserError
+from ..lm import LanguageModel, Site
+from ..text import Tokens
+
+
+@dataclass(frozen=True)
+class ActivationBatch:
+    """Activations and where each comes from.
+
+    x:    `[n, d_in]`
+    rows: `[n]` int64, flat positions in the `Tokens` they were read from, which knows the document and the
+          position of each (`Tokens.document_of`, `Tokens.document_position`, `Tokens.context_position`).
+    """
+
+    x: Float[Tensor, "n d_in"]
+    rows: Int[Tensor, "n"]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+@dataclass
+class ActivationReader:
+    """Reads the activations at a site, without the positions that would drown the rest.
+
+    The first position of a window is an attention sink with a norm many times the others' (SPEC 0.3, trap 4);
+    special tokens carry no text. Both are left out unless asked for.
+    """
+
+    lm: LanguageModel
+    site: Site
+    exclude_first: bool = True
+    exclude_special: bool = True
+    batch_size: int = 16
+    """Windows in one forward pass of the language model."""
+    seconds: float = field(default=0.0, init=False)
+    """Time spent in the language model so far."""
+
+    def keep(self, ids: Int[Tensor, "batch ctx"]) -> Bool[Tensor, "batch ctx"]:
+        """Which positions count."""
+        keep = torch.ones_like(ids, dtype=torch.bool)
+        if self.exclude_first:
+            keep[:, 0] = False
+        if self.exclude_special:
+            keep &= ~torch.isin(ids, self.lm.special_ids.to(ids))
+        return keep
+
+    def read(self, tokens: Tokens, windows: Int[Tensor, "w"]) -> ActivationBatch:
+        """The activations of the given windows, in order; on the CPU, in the language model's dtype.
+
+        Raises UserError where an activation is NaN or infinite.
+        """
+        ids = tokens.ids[windows]
+        start = time.perf_counter()
+        x = self.lm.activations(ids.long().to(self.lm.device), self.site).cpu()
+        self.seconds += time.perf_counter() - start
+        keep = self.keep(ids)
+        rows = (windows[:, None] * tokens.context + torch.arange(tokens.context))[keep]
+        batch = ActivationBatch(x[keep], rows)
+        self._check_finite(batch, tokens)
+        return batch
+
+    def batches(
+        self, tokens: Tokens, windows: Int[Tensor, "w"] | None = None
+    ) -> Iterator[tuple[ActivationBatch, int]]:
+        """Activations of all (or the given) windows in order, with the number of tokens read for each batch."""
+        if windows is None:
+            windows = torch.arange(len(tokens.ids))
+        for part in windows.split(self.batch_size):
+            yield self.read(tokens, part), part.numel() * tokens.context
+
+    def _check_finite(self, batch: ActivationBatch, tokens: Tokens) -> None:
+        if bool(torch.isfinite(batch.x).all()):
+            return
+        row = batch.rows[~torch.isfinite(batch.x).all(1)][:1]
+        document = tokens.names[int(tokens.document_of(row))]
+        raise UserError(
+            f"activations at {self.site.name} of {self.lm.name}: NaN or infinite at document '{document}', "
+            f"token {int(tokens.document_position(row))}; read the model in float32 (--lm.dtype float32) "
+            "or choose another site"
+        )

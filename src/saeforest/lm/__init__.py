@@ -1,0 +1,7 @@
+"""Language models: loading them, reading the activations at a site, and the loss when a site is replaced."""
+
+from saeforest.lm.loading import load_lm
+from saeforest.lm.model import LanguageModel
+from saeforest.lm.sites import Site
+
+__all__ = ["LanguageModel", "Site", "load_lm"]

@@ -1,0 +1,249 @@
+"""What every sparse autoencoder here has in common: weights, input normalisation, and the trainer's protocol."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple, Protocol
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from ..code import SparseCode
+from ..errors import UserError
+from ..forest import Forest
+from ..kernels import sparse_decode
+
+Normalization = Literal["layer_norm", "none", "dataset_scale"] | float
+_STD_EPS = 1e-5
+
+
+class SAEConfig(Protocol):
+    """What the library asks of any system's configuration, a frozen dataclass of its own file."""
+
+    @property
+    def architecture(self) -> str: ...
+    @property
+    def layer_sizes(self) -> tuple[int, ...]: ...
+    @property
+    def k_per_layer(self) -> tuple[int, ...]: ...
+    @property
+    def normalize_activations(self) -> Normalization: ...
+    @property
+    def activation_threshold(self) -> float: ...
+
+
+class TokenStats(NamedTuple):
+    """What normalisation took from each activation, and decoding gives back: `x = std * u + mean`."""
+
+    mean: Float[Tensor, "*n 1"]
+    std: Float[Tensor, "*n 1"]
+
+
+class TrainingPlan(NamedTuple):
+    """What a system must know of its run to scale its schedules."""
+
+    n_steps: int
+    batch_size: int
+
+    def steps_for(self, tokens: int) -> int:
+        """Whole training steps within `tokens` (10M at 5,120 a step: 1,953)."""
+        return max(tokens // self.batch_size, 1)
+
+    def share(self, share: float) -> int:
+        """That share of the run's steps, at least one."""
+        return max(round(share * self.n_steps), 1)
+
+
+@dataclass
+class Step:
+    """One training forward: `loss` carries the graph, the rest is for the log. `terms` holds scalars by layer."""
+
+    loss: Float[Tensor, ""]
+    terms: dict[str, list[float]]
+    code: SparseCode
+    x_hat: Float[Tensor, "n d"]
+
+
+@dataclass
+class Event:
+    """Something a system did after a step. `log` goes to log.jsonl; `moves` to allocations.jsonl."""
+
+    log: dict[str, Any]
+    moves: list[tuple[int, int, int]] = field(default_factory=list)
+
+
+class SAE(nn.Module):
+    """A sparse autoencoder `x_hat = std * (sum_i f_i d_i + b_dec) + mean`.
+
+    Rows are features: `encoder [d_sae, d_in]` holds the e_i, `decoder [d_sae, d_in]` the unit-norm d_i. Features are
+    numbered layer by layer. Subclasses give `encode_normalized` and, to be trained, `training_step`.
+    """
+
+    encoder: nn.Parameter
+    decoder: nn.Parameter
+    b_dec: nn.Parameter
+    b_enc: Tensor
+    parent: Tensor
+    steps_since_fired: Tensor
+
+    def __init__(self, config: SAEConfig, d_in: int, *, seed: int = 0) -> None:
+        super().__init__()
+        check_sizes(config)
+        self.config = config
+        self.d_in = d_in
+        self.d_sae = sum(config.layer_sizes)
+        self.metadata: dict[str, Any] = {}
+        #: the dense encode that selects features runs in this type; the selected values are always float32
+        self.compute_dtype = torch.float32
+        generator = torch.Generator().manual_seed(seed)
+        encoder = (torch.rand(self.d_sae, d_in, generator=generator) * 2 - 1) / math.sqrt(d_in)
+        self.encoder = nn.Parameter(encoder)
+        self.decoder = nn.Parameter(F.normalize(encoder))
+        self.b_dec = nn.Parameter(torch.zeros(d_in))
+        self.register_buffer("b_enc", torch.zeros(self.d_sae))
+        self.register_buffer("parent", self.initial_parent(generator))
+        # Counts training steps; 1 on a step in which the feature fires. Only training changes it.
+        self.register_buffer("steps_since_fired", torch.zeros(self.d_sae, dtype=torch.int64))
+
+    def initial_parent(self, generator: torch.Generator) -> Int[Tensor, "d_sae"]:
+        """Every feature hangs from the root, unless a system says otherwise."""
+        return torch.full((self.d_sae,), -1)
+
+    # -- the weights as the field names and shapes them
+
+    @property
+    def W_enc(self) -> Float[Tensor, "d_in d_sae"]:
+        return self.encoder.T
+
+    @property
+    def W_dec(self) -> Float[Tensor, "d_sae d_in"]:
+        return self.decoder
+
+    @property
+    def forest(self) -> Forest:
+        return Forest(self.parent, self.config.layer_sizes)
+
+    @property
+    def device(self) -> torch.device:
+        return self.encoder.device
+
+    # -- inference
+
+    def normalize(self, x: Float[Tensor, "*n d_in"]) -> tuple[Float[Tensor, "*n d_in"], TokenStats]:
+        """`x` in the units the SAE works in, and what it takes to come back (SPEC 5.1)."""
+        how = self.config.normalize_activations
+        x = x.float()
+        if how == "layer_norm":
+            mean, std = x.mean(-1, keepdim=True), x.std(-1, keepdim=True) + _STD_EPS
+            return (x - mean) / std, TokenStats(mean, std)
+        if how == "dataset_scale":
+            raise ValueError("normalize_activations='dataset_scale' must be resolved to a number before use")
+        scale = 1.0 if how == "none" else float(how)
+        ones = torch.ones_like(x[..., :1])
+        return x * scale, TokenStats(0 * ones, ones / scale)
+
+    def encode(self, x: Float[Tensor, "*n d_in"]) -> SparseCode:
+        """The active features of activations of any leading shape. Raises ValueError on another width."""
+        return self.encode_with_stats(x)[0]
+
+    @torch.no_grad()
+    def encode_with_stats(self, x: Float[Tensor, "*n d_in"]) -> tuple[SparseCode, TokenStats]:
+        """`encode`, with the token statistics that `decode` needs."""
+        if x.shape[-1] != self.d_in:
+            raise ValueError(f"activations of width {x.shape[-1]}: this SAE reads width {self.d_in}")
+        u, stats = self.normalize(x)
+        code = self.encode_normalized((u - self.b_dec).reshape(-1, self.d_in))
+        return code.reshape(*x.shape[:-1]), stats
+
+    def encode_normalized(self, u: Float[Tensor, "n d_in"]) -> SparseCode:
+        """Features of normalised activations with `b_dec` taken off."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def decode(self, code: SparseCode, stats: TokenStats) -> Float[Tensor, "*n d_in"]:
+        """The reconstruction of activations in their own space."""
+        flat = code.reshape(-1)
+        z = sparse_decode(flat.values, flat.ids, self.decoder) + self.b_dec
+        return z.reshape(*code.values.shape[:-1], self.d_in) * stats.std + stats.mean
+
+    def forward(self, x: Float[Tensor, "*n d_in"]) -> Float[Tensor, "*n d_in"]:
+        """The reconstruction of `x`, in the space of `x`."""
+        return self.decode(*self.encode_with_stats(x)).to(x.dtype)
+
+    # -- training: what the one loop calls
+
+    def prepare(self, plan: TrainingPlan) -> None:
+        """Called once before the first step (also of a resumed run)."""
+
+    @torch.no_grad()
+    def initialize(self, x: Float[Tensor, "n d_in"]) -> None:
+        """Called with the first batch of a fresh run: `b_dec` becomes the geometric median (SPEC 5.1)."""
+        self.b_dec.copy_(geometric_median(self.normalize(x)[0]))
+
+    def training_step(self, x: Float[Tensor, "n d_in"]) -> Step:
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def before_optimizer(self) -> None:
+        """Unit-norm decoder rows, and no gradient along them: a step along a row would only change its norm."""
+        self.decoder.copy_(F.normalize(self.decoder))
+        grad = self.decoder.grad
+        if grad is not None:
+            along = (grad * self.decoder).sum(-1, keepdim=True)
+            grad.addcmul_(along, self.decoder, value=-1)
+
+    def after_step(self, step: int, loss: float) -> list[Event]:
+        """Called after optimiser step `step` (counted from 1)."""
+        return []
+
+    @torch.no_grad()
+    def finish(self) -> None:
+        """Called before saving: the optimiser's last step left the decoder slightly off unit norm."""
+        self.decoder.copy_(F.normalize(self.decoder))
+
+    @torch.no_grad()
+    def count_firing(self, code: SparseCode) -> Int[Tensor, "d_sae"]:
+        """Updates the dead-feature counters; returns on how many tokens each feature fired."""
+        fired = code.fired(self.d_sae, self.config.activation_threshold)
+        self.steps_since_fired += 1
+        self.steps_since_fired[fired > 0] = 1
+        return fired
+
+
+@torch.no_grad()
+def geometric_median(
+    x: Float[Tensor, "n d"], iterations: int = 100, tolerance: float = 1e-5
+) -> Float[Tensor, "d"]:
+    """The point of least summed distance to all rows, by Weiszfeld's iteration."""
+    median = x.mean(0)
+    for _ in range(iterations):
+        weights = 1 / (x - median).norm(dim=1).clamp(min=1e-8)
+        moved = weights @ x / weights.sum()
+        done = (moved - median).norm() < tolerance
+        median = moved
+        if done:
+            break
+    return median
+
+
+def check_sizes(config: SAEConfig) -> None:
+    """Raises UserError unless every layer has a size of at least its k, and a k of at least 1."""
+    sizes, k = config.layer_sizes, config.k_per_layer
+    if not sizes or min(sizes) < 1:
+        raise UserError(
+            f"sae.layer_sizes {list(sizes)}: expected at least one layer, each of 1 or more features"
+        )
+    if len(k) != len(sizes):
+        raise UserError(
+            f"sae.k_per_layer {list(k)} has {len(k)} entries but sae.layer_sizes {list(sizes)} has {len(sizes)}; "
+            "give one k for each layer"
+        )
+    for layer, (size, active) in enumerate(zip(sizes, k, strict=True)):
+        if not 1 <= active <= size:
+            raise UserError(
+                f"sae.k_per_layer[{layer}] = {active}: expected 1 to {size}, the size of layer {layer}; "
+                "lower k or enlarge the layer"
+            )

@@ -1,0 +1,240 @@
+"""Documents packed into windows of tokens, and the way back from a token to its document."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from saeforest.errors import UserError
+from saeforest.progress import progress
+from saeforest.text.corpora import Document, documents
+
+
+@dataclass(frozen=True, eq=False)
+class Tokens:
+    """Documents one after another, each closed by an end-of-text token, cut into windows of `context` tokens.
+
+    A token's row is its flat position in `ids`: `sequence * context + position`.
+    """
+
+    ids: Int[Tensor, "seq ctx"]
+    """int32 token ids."""
+    document_starts: Int[Tensor, " doc"]
+    """int64 row of each document's first token, ascending; the first is 0."""
+    names: tuple[str, ...]
+    """Of the documents."""
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens in all windows together."""
+        return self.ids.numel()
+
+    @property
+    def context(self) -> int:
+        """Tokens in a window."""
+        return self.ids.shape[1]
+
+    def document_of(self, rows: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
+        """The index into `names` of the document that each row belongs to; its closing token is its own."""
+        starts = self.document_starts.to(rows.device)
+        return torch.searchsorted(starts, rows.long().contiguous(), right=True) - 1
+
+    def context_position(self, rows: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
+        """The position of each row within its window, in tokens from 0."""
+        return rows.long() % self.context
+
+    def document_position(self, rows: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
+        """The distance of each row from the first token of its document, in tokens."""
+        return rows.long() - self.document_starts.to(rows.device)[self.document_of(rows)]
+
+    def save(self, path: Path) -> None:
+        """Writes one safetensors file. Whoever reads `path` meanwhile sees the old file or the new, whole."""
+        names = np.frombuffer(json.dumps(self.names).encode(), np.uint8).copy()
+        tensors = {
+            "ids": self.ids.contiguous(),
+            "document_starts": self.document_starts.contiguous(),
+            "names": torch.from_numpy(names),
+        }
+        part = path.with_name(f"{path.name}.{os.getpid()}.part")
+        try:
+            save_file(tensors, part)
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: Path) -> Tokens:
+        """What `save` wrote.
+
+        Raises:
+            UserError: the file is missing, damaged, or not one that `save` wrote.
+        """
+        try:
+            tensors = load_file(path)
+            names = tuple(json.loads(tensors["names"].numpy().tobytes()))
+            tokens = cls(tensors["ids"], tensors["document_starts"], names)
+            _check(tokens)
+        except FileNotFoundError as error:
+            raise UserError(f"{path}: no such file; tokenise the text again") from error
+        except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
+            raise UserError(
+                f"{path}: expected a saeforest tokens file, this one is damaged or another kind; "
+                f"delete it and tokenise the text again"
+            ) from error
+        return tokens
+
+
+def _check(tokens: Tokens) -> None:
+    ids, starts = tokens.ids, tokens.document_starts
+    sound = (
+        (ids.dtype, ids.ndim, starts.dtype) == (torch.int32, 2, torch.int64)
+        and starts.shape == (len(tokens.names),)
+        and len(starts) > 0
+        and starts[0] == 0
+        and bool((starts.diff() > 0).all())
+        and starts[-1] < ids.numel()
+    )
+    if not sound:
+        raise ValueError("the tensors don't fit each other")
+
+
+def tokenize(
+    source: str,
+    tokenizer: PreTrainedTokenizerBase,
+    eos_id: int,
+    *,
+    n_tokens: int,
+    context: int,
+    split: Literal["train", "held_out"],
+    held_out: float,
+    seed: int = 0,
+) -> Tokens:
+    """Up to `n_tokens` tokens of one split of `source` (see `documents`), in windows of `context` tokens.
+
+    Each document's tokens, with no special tokens among them (one that is spelled out is read as plain text),
+    are followed by `eos_id`; all are joined and cut into windows, and what fills no window is dropped. A
+    source that ends early gives fewer tokens: see `Tokens.n_tokens`.
+
+    A document is held out when the hash of its text, read as a fraction, is below `held_out` (0 to 1). So the
+    two splits share no text, and adding documents moves none of the others. `seed` orders the packaged
+    corpus.
+
+    Raises:
+        UserError: the source can't be read (see `documents`), or the split fills no window.
+    """
+    if context < 1 or n_tokens < context:
+        raise UserError(
+            f"n_tokens is {n_tokens}: expected at least one window of context {context}; raise it"
+        )
+    target = n_tokens - n_tokens % context
+    arrays: list[NDArray[np.int32]] = []
+    starts: list[int] = []
+    names: list[str] = []
+    total = 0
+    chosen = _split(documents(source, seed=seed), split, held_out)
+    with progress("tokenise", target, "tokens") as advance:
+        for piece, ids in _encoded(_pieces(chosen), tokenizer, eos_id):
+            if piece.first:
+                starts.append(total)
+                names.append(piece.name)
+            arrays.append(ids)
+            total += len(ids)
+            advance(min(len(ids), target - total + len(ids)))
+            if total >= target:
+                break
+    whole = min(total, target) // context * context
+    if whole == 0:
+        raise UserError(
+            f"text source '{source}': its {split} split (held_out {held_out:g}) holds {total} tokens in "
+            f"{len(names)} documents, less than one window of {context}; give more text or a smaller context"
+        )
+    kept = sum(start < whole for start in starts)
+    return Tokens(
+        ids=torch.from_numpy(np.concatenate(arrays)[:whole]).view(-1, context),
+        document_starts=torch.tensor(starts[:kept], dtype=torch.int64),
+        names=tuple(names[:kept]),
+    )
+
+
+def _split(found: Iterator[Document], split: str, held_out: float) -> Iterator[Document]:
+    return (document for document in found if (_fraction(document.text) < held_out) == (split == "held_out"))
+
+
+def _fraction(text: str) -> float:
+    digest = blake2b(text.encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") / 2**64
+
+
+# Encoding. A tokenizer's answer takes some hundred bytes a token, so it never gets more than this at once.
+_BATCH_CHARACTERS = 2**18
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """A document, or a stretch of one that is too long to encode at once."""
+
+    text: str
+    name: str
+    first: bool
+    last: bool
+
+
+def _pieces(found: Iterator[Document]) -> Iterator[_Piece]:
+    for document in found:
+        text, start = document.text, 0
+        while start < len(text):
+            end = _piece_end(text, start)
+            yield _Piece(text[start:end], document.name, first=start == 0, last=end == len(text))
+            start = end
+
+
+def _piece_end(text: str, start: int) -> int:
+    """After the last line end in reach, where a cut changes at most the tokens next to it."""
+    limit = start + _BATCH_CHARACTERS
+    if limit >= len(text):
+        return len(text)
+    return text.rfind("\n", start, limit) + 1 or limit
+
+
+def _encoded(
+    pieces: Iterator[_Piece], tokenizer: PreTrainedTokenizerBase, eos_id: int
+) -> Iterator[tuple[_Piece, NDArray[np.int32]]]:
+    for batch in _batches(pieces):
+        encoding = tokenizer(
+            [piece.text for piece in batch],
+            add_special_tokens=False,
+            split_special_tokens=True,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            verbose=False,  # or it warns of every document that is longer than the model's context
+        )
+        for piece, ids in zip(batch, encoding["input_ids"], strict=True):
+            closed = [*ids, eos_id] if piece.last else ids
+            yield piece, np.asarray(closed, dtype=np.int32)
+
+
+def _batches(pieces: Iterator[_Piece]) -> Iterator[list[_Piece]]:
+    batch: list[_Piece] = []
+    characters = 0
+    for piece in pieces:
+        if batch and characters + len(piece.text) > _BATCH_CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+        batch.append(piece)
+        characters += len(piece.text)
+    if batch:
+        yield batch
