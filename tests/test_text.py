@@ -27,7 +27,7 @@ EOS = 256
 
 @pytest.fixture(scope="module")
 def tokenizer() -> PreTrainedTokenizerFast:
-    """A token a byte, and an end-of-text token. The short model length would warn if warnings were not silenced."""
+    """A token a byte, and an end-of-text token. Its short model length would warn if nothing prevented that."""
     letters = {letter: index for index, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     backend = Tokenizer(models.BPE(vocab=letters, merges=[]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -188,10 +188,7 @@ def test_unreadable_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 def test_missing_paths_are_not_tried_on_the_hub(source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: pytest.fail("asked the Hub"))
-    if source:
-        assert f"text source '{source}': no such file or folder" in error_line(lambda: documents(source))
-    else:
-        assert "no .txt, .jsonl or .parquet file" in error_line(lambda: documents(source))
+    assert f"text source '{source}': no such file or folder" in error_line(lambda: documents(source))
 
 
 # The Hub
@@ -213,7 +210,7 @@ def test_hub_data_set_is_streamed(source: str, config: str | None, monkeypatch: 
 
 def test_hub_errors_are_one_line(monkeypatch: pytest.MonkeyPatch):
     def load_dataset(*_: object, **__: object):
-        raise datasets.exceptions.DatasetNotFoundError("Dataset 'org/name' doesn't exist\nmore")
+        raise FileNotFoundError("Dataset 'org/name' doesn't exist\nmore")
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     assert "text source 'org/name'" in (message := reading_error("org/name"))
@@ -287,12 +284,15 @@ def test_pieces_join_to_the_text():
     assert 6_000 >= max(map(len, pieces)) > 5_000
 
 
-def test_mix_interleaves_equal_shares_and_is_deterministic():
-    found = first(1_500, "packaged")
-    assert found == first(1_500, "packaged")
-    assert found != first(1_500, "packaged", seed=1)
+def test_order_is_the_seeds():
+    found = first(500, "packaged:wiki,recipes")
+    assert found == first(500, "packaged:wiki,recipes")
+    assert found != first(500, "packaged:wiki,recipes", seed=1)
+
+
+def test_mix_interleaves_equal_shares():
     characters = Counter[str]()
-    for document in found:
+    for document in first(1_500, "packaged"):
         characters[document.name.split(":")[0]] += len(document.text)
     assert set(characters) == {"wiki", "chat", "recipes", "python"}
     assert max(characters.values()) - min(characters.values()) <= 6_000
@@ -374,7 +374,11 @@ def test_reads_no_more_than_a_batch_ahead(pack: Pack, monkeypatch: pytest.Monkey
     assert read <= 61
 
 
-@pytest.mark.parametrize("text", ["one line " * 50, "short lines\n" * 40, "x" * 64, "é\n" * 33])
+@pytest.mark.parametrize(
+    "text",
+    ["one line " * 50, "short lines\n" * 40, "x" * 64, "é\n" * 33],
+    ids=["one line", "many lines", "just fits", "two bytes"],
+)
 def test_a_long_document_is_encoded_in_stretches(
     text: str, tmp_path: Path, pack: Pack, monkeypatch: pytest.MonkeyPatch
 ):
@@ -454,9 +458,6 @@ def test_packaged_corpus_packs_deterministically(pack: Pack):
     assert torch.equal(one.ids, two.ids)
     assert one.names == two.names
     assert {name.split(":")[0] for name in one.names} == {"wiki", "chat", "recipes", "python"}
-    assert not set(one.names) & set(
-        pack("packaged", n_tokens=60_000, context=128, held_out=0.1, seed=3, split="held_out").names
-    )
 
 
 # Files of tokens
@@ -515,7 +516,7 @@ def test_files_of_another_kind(saved: tuple[Tokens, Path]):
     for each in damaged:
         each.save(path)
         assert "damaged or another kind" in error_line(lambda: Tokens.load(path))
-    for tensors in ({"weight": torch.zeros(2)}, {"ids": tokens.ids, "document_starts": tokens.ids}):
+    for tensors in ({"weight": torch.zeros(2)}, {"ids": tokens.ids, "document_starts": tokens.ids + 1}):
         tokens_module.save_file(tensors, path)
         assert "damaged or another kind" in error_line(lambda: Tokens.load(path))
 

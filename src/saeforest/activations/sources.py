@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -28,6 +28,7 @@ _SHARD_ROWS = 1 << 16
 _SHARDS_MIXED = 8
 
 
+@runtime_checkable
 class Blocks(Protocol):
     """A source of activations, in blocks of shuffled rows."""
 

@@ -42,7 +42,7 @@ class LanguageModel:
 
     @cached_property
     def eos_id(self) -> int:
-        """The id that ends a text: the tokenizer's EOS or, where it has none, its BOS, SEP or PAD, in that order.
+        """The id that ends a text: the tokenizer's EOS or, where it has none, its BOS, SEP or PAD.
 
         Raises UserError when the tokenizer has none of them.
         """
@@ -135,6 +135,9 @@ class LanguageModel:
         """Within, the activation at the site passes through `change`."""
 
         def checked(x: Any) -> Tensor:
+            if isinstance(x, Tensor) and x.ndim == 2 and x.shape[0] == ids.numel():
+                # OPT's MLP and some mixtures of experts see the tokens of all texts as one list.
+                return checked(x.unflatten(0, ids.shape)).flatten(0, 1)
             if not _is_activation(x, ids):
                 raise UserError(
                     f"site {site.name!r}: expected a floating-point tensor [batch, ctx, width] for ids "

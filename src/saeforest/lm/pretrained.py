@@ -34,7 +34,7 @@ def read_pretrained(source: str, dtype: torch.dtype, **options: Any) -> Pretrain
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Within, transformers shows no progress bars and logs errors only. Downloads from the Hub keep theirs."""
+    """Within, transformers shows no progress bars and logs errors only. Downloads keep their bars."""
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     download_bars = not are_progress_bars_disabled()
     logging.set_verbosity_error()

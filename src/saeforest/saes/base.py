@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from ..code import SparseCode
@@ -20,6 +21,7 @@ Normalization = Literal["layer_norm", "none", "dataset_scale"] | float
 _STD_EPS = 1e-5
 
 
+@runtime_checkable
 class SAEConfig(Protocol):
     """What the library asks of any system's configuration, a frozen dataclass of its own file."""
 
@@ -91,13 +93,14 @@ class SAE(nn.Module):
 
     def __init__(self, config: SAEConfig, d_in: int, *, seed: int = 0) -> None:
         super().__init__()
-        check_sizes(config)
         self.config = config
         self.d_in = d_in
         self.d_sae = sum(config.layer_sizes)
         self.metadata: dict[str, Any] = {}
         #: the dense encode that selects features runs in this type; the selected values are always float32
         self.compute_dtype = torch.float32
+        #: a feature that has not fired for so many steps is dead; a system's `prepare` sets it
+        self.dead_steps = sys.maxsize
         generator = torch.Generator().manual_seed(seed)
         encoder = (torch.rand(self.d_sae, d_in, generator=generator) * 2 - 1) / math.sqrt(d_in)
         self.encoder = nn.Parameter(encoder)
@@ -204,6 +207,10 @@ class SAE(nn.Module):
         """Called before saving: the optimiser's last step left the decoder slightly off unit norm."""
         self.decoder.copy_(F.normalize(self.decoder))
 
+    @property
+    def dead(self) -> Bool[Tensor, "d_sae"]:
+        return self.steps_since_fired >= self.dead_steps
+
     @torch.no_grad()
     def count_firing(self, code: SparseCode) -> Int[Tensor, "d_sae"]:
         """Updates the dead-feature counters; returns on how many tokens each feature fired."""
@@ -229,9 +236,8 @@ def geometric_median(
     return median
 
 
-def check_sizes(config: SAEConfig) -> None:
+def check_sizes(sizes: tuple[int, ...], k: tuple[int, ...]) -> None:
     """Raises UserError unless every layer has a size of at least its k, and a k of at least 1."""
-    sizes, k = config.layer_sizes, config.k_per_layer
     if not sizes or min(sizes) < 1:
         raise UserError(
             f"sae.layer_sizes {list(sizes)}: expected at least one layer, each of 1 or more features"

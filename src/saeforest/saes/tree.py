@@ -20,7 +20,7 @@ from ..code import SparseCode, concat_slots
 from ..errors import UserError
 from ..forest import ROOT
 from ..kernels import sparse_decode, sparse_encode
-from .base import SAE, Event, Normalization, Step, TokenStats, TrainingPlan, geometric_median
+from .base import SAE, Event, Normalization, Step, TokenStats, TrainingPlan, check_sizes, geometric_median
 
 # Rows are independent, so features are selected in slices: the dense pre-activations never exceed this many entries.
 _DENSE_ENTRIES = 1 << 25
@@ -97,6 +97,7 @@ class TreeConfig:
     architecture: Literal["tree"] = "tree"
 
     def __post_init__(self) -> None:
+        check_sizes(self.layer_sizes, self.k_per_layer)
         for layer in self.aux.layers:
             if not 0 <= layer < len(self.layer_sizes):
                 raise UserError(
@@ -174,7 +175,7 @@ class TreeSAE(SAE):
 
     def prepare(self, plan: TrainingPlan) -> None:
         allocation = self.config.allocation
-        self._dead_steps = (
+        self.dead_steps = (
             plan.share(_PAPER_DEAD_STEPS)
             if allocation.dead_after_tokens is None
             else plan.steps_for(allocation.dead_after_tokens)
@@ -190,10 +191,6 @@ class TreeSAE(SAE):
             self.b_dec.data.copy_(geometric_median(x.float()))
         else:
             super().initialize(x)
-
-    @property
-    def dead(self) -> Bool[Tensor, "d_sae"]:
-        return self.steps_since_fired >= self._dead_steps
 
     def training_step(self, x: Float[Tensor, "n d_in"]) -> Step:
         """Eq. 9: the sum of the layers' cumulative reconstruction losses and the auxiliary losses."""

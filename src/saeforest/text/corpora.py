@@ -44,7 +44,7 @@ def documents(source: str, *, seed: int = 0) -> Iterator[Document]:
     kind, _, parts = source.partition(":")
     if kind == "packaged":
         found = _packaged(parts.split(",") if ":" in source else list(_PARTS), seed)
-    elif (path := Path(source).expanduser()).exists():
+    elif source and (path := Path(source).expanduser()).exists():
         found = _local(path)
     elif _is_hub_name(source):
         found = _hub(source)

@@ -152,8 +152,8 @@ def tokenize(
                 starts.append(total)
                 names.append(piece.name)
             arrays.append(ids)
+            advance(min(len(ids), target - total))
             total += len(ids)
-            advance(min(len(ids), target - total + len(ids)))
             if total >= target:
                 break
     whole = min(total, target) // context * context

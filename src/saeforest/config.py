@@ -1,0 +1,176 @@
+"""The configuration of a run: one nested object, written to RUN/config.yaml and read back from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import yaml
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from .errors import UserError
+from .files import atomic_file
+from .saes import TreeConfig
+
+Precision = Literal["auto", "float32", "bfloat16"]
+
+
+@dataclass(frozen=True)
+class LMConfig:
+    """How the language model reads."""
+
+    dtype: Precision = "auto"
+    """auto: bfloat16 where the processor multiplies it natively, else float32."""
+    batch_size: int = 16
+    """Windows in one forward pass."""
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """How documents become windows of tokens."""
+
+    context: int = 128
+    """Tokens in a window."""
+    held_out: float = 0.05
+    """Share of documents that training never sees; measures are taken on them."""
+
+
+@dataclass(frozen=True)
+class ActivationConfig:
+    """What is kept of the activations, and where they wait."""
+
+    store: Literal["auto", "memory", "disk", "live"] = "auto"
+    """memory: read once, kept as the language model made them; disk: likewise in RUN/activations; live: read as
+    training goes, again in every epoch. auto: memory if they fit, else disk for several epochs, else live."""
+    exclude_first: bool = True
+    """Leave out the first position of every window (an attention sink with a huge norm)."""
+    exclude_special: bool = True
+    """Leave out special tokens."""
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """Adam and its schedule."""
+
+    lr: float = 1e-4
+    batch_size: int = 5120
+    """Activations in a training step."""
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 6.25e-10
+    warmup: float = 0.0
+    """Share of the run in which the rate rises from 0."""
+    decay: Literal["none", "linear", "cosine"] = "none"
+    """How the rate falls to 0 after `decay_from`."""
+    decay_from: float = 0.8
+    """Share of the run after which the decay sets in."""
+    precision: Precision = "auto"
+    """Of the dense encode that selects features; weights, values and gradients are float32."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A training run."""
+
+    model: str = "smollm2-135m"
+    """A Hub name, a local folder, a .gguf file, or smollm2-135m, the embedded one."""
+    site: str = "blocks.15.hook_resid_post"
+    """Where activations are read: a hook name or a module path."""
+    data: str = "packaged"
+    """packaged, a .txt/.jsonl/.parquet file, a folder of them, a Hub data set, or a folder of harvested activations."""
+    tokens: int = 1_000_000
+    """Different tokens to read."""
+    epochs: int = 1
+    """Passes over them."""
+    seed: int = 0
+    device: str = "auto"
+    """Of language model and SAE: cpu, cuda, or auto."""
+    log_every: int = 50
+    """Steps between lines of log.jsonl."""
+    checkpoint_minutes: float = 10.0
+    """Minutes between checkpoints; 0 for none but on Ctrl-C."""
+    lm: LMConfig = field(default_factory=LMConfig)
+    text: TextConfig = field(default_factory=TextConfig)
+    activations: ActivationConfig = field(default_factory=ActivationConfig)
+    sae: TreeConfig = field(default_factory=TreeConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+
+    def __post_init__(self) -> None:
+        positive = {
+            "tokens": self.tokens,
+            "epochs": self.epochs,
+            "log_every": self.log_every,
+            "lm.batch_size": self.lm.batch_size,
+            "optim.batch_size": self.optim.batch_size,
+        }
+        for name, value in positive.items():
+            if value < 1:
+                raise UserError(f"{name} = {value}: expected 1 or more")
+        if self.text.context < 2:
+            raise UserError(f"text.context = {self.text.context}: expected 2 or more tokens in a window")
+        if not 0 < self.text.held_out < 1:
+            raise UserError(f"text.held_out = {self.text.held_out}: expected a share between 0 and 1")
+        for name in ("warmup", "decay_from"):
+            if not 0 <= (value := getattr(self.optim, name)) <= 1:
+                raise UserError(f"optim.{name} = {value}: expected a share from 0 to 1")
+        if self.optim.lr <= 0:
+            raise UserError(f"optim.lr = {self.optim.lr}: expected more than 0")
+
+
+# Strict keys: a misspelt one is an error, not a default.
+TrainConfig.__pydantic_config__ = ConfigDict(extra="forbid")  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def to_dict(config: TrainConfig) -> dict[str, Any]:
+    return TypeAdapter(TrainConfig).dump_python(config, mode="json")
+
+
+def save_config(config: TrainConfig, path: Path) -> None:
+    with atomic_file(path) as temporary:
+        temporary.write_text(yaml.safe_dump(to_dict(config), sort_keys=False), encoding="utf-8")
+
+
+def load_config(path: Path) -> TrainConfig:
+    """A configuration from YAML; keys left out keep their defaults. Raises UserError for any other flaw."""
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; expected a configuration such as RUN/config.yaml") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from None
+    if not isinstance(data, dict):
+        raise UserError(f"{path}: expected a mapping of settings, as in RUN/config.yaml")
+    try:
+        return TypeAdapter(TrainConfig).validate_python(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+            raise UserError(f"{path}: unknown key '{key}'; `saeforest train --help` lists all") from None
+        raise UserError(f"{path}: key '{key}': {first['msg']}, got {first['input']!r}") from None
+
+
+def resolve_device(device: str) -> torch.device:
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        resolved = torch.device(device)
+    except RuntimeError:
+        raise UserError(f"device '{device}': expected auto, cpu, cuda or cuda:N") from None
+    if resolved.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"device '{device}': this machine has no CUDA device; use --device cpu")
+    return resolved
+
+
+def resolve_precision(precision: Precision, device: torch.device) -> torch.dtype:
+    """auto is bfloat16 where the processor multiplies it natively: elsewhere it would be slower than float32."""
+    if precision == "auto":
+        native = (
+            torch.cuda.is_bf16_supported()
+            if device.type == "cuda"
+            else torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        )
+        return torch.bfloat16 if native else torch.float32
+    return getattr(torch, precision)

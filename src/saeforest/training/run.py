@@ -1,0 +1,223 @@
+"""A whole run: from a configuration to a folder with a trained SAE in it."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .. import __version__
+from ..activations import (
+    ActivationReader,
+    ActivationStream,
+    Blocks,
+    LiveActivations,
+    harvest,
+    harvest_to_memory,
+)
+from ..activations.sources import is_store, open_store
+from ..config import TrainConfig, resolve_device, resolve_precision, save_config
+from ..errors import UserError
+from ..lm import load_lm
+from ..saes import SAE, TrainingPlan, build, save_sae
+from ..text import Tokens, tokenize
+from .checkpoint import latest_checkpoint
+from .loop import CHECKPOINTS, train
+
+CONFIG, SAE_FOLDER, ACTIVATIONS = "config.yaml", "sae", "activations"
+# Of the machine's memory, what stored activations may take before they go to disk.
+_MEMORY_SHARE = 0.4
+
+
+def open_reader(config: TrainConfig) -> ActivationReader:
+    """The language model of a configuration, ready to read at its site."""
+    device = resolve_device(config.device)
+    lm = load_lm(config.model, device=str(device), dtype=resolve_precision(config.lm.dtype, device))
+    return ActivationReader(
+        lm,
+        lm.site(config.site),
+        exclude_first=config.activations.exclude_first,
+        exclude_special=config.activations.exclude_special,
+        batch_size=config.lm.batch_size,
+    )
+
+
+def read_tokens(config: TrainConfig, reader: ActivationReader, split: str, n_tokens: int) -> Tokens:
+    """Text of a split as tokens of the run's language model."""
+    assert split in ("train", "held_out")
+    return tokenize(
+        config.data,
+        reader.lm.tokenizer,
+        reader.lm.eos_id,
+        n_tokens=n_tokens,
+        context=config.text.context,
+        split=split,
+        held_out=config.text.held_out,
+        seed=config.seed,
+    )
+
+
+def machine_memory() -> int:
+    """Bytes of memory this machine has."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def choose_store(config: TrainConfig, n_tokens: int, d_in: int, itemsize: int) -> str:
+    if config.activations.store != "auto":
+        return config.activations.store
+    if n_tokens * d_in * itemsize <= _MEMORY_SHARE * machine_memory():
+        return "memory"
+    return "disk" if config.epochs > 1 else "live"
+
+
+@dataclass
+class Run:
+    """A finished (or begun) run, and what it read, for those who go on with it in the same process."""
+
+    folder: Path
+    config: TrainConfig
+    sae: SAE
+    reader: ActivationReader
+    tokens: Tokens
+    blocks: Blocks
+
+
+def claim_folder(out: Path, resume: bool) -> None:
+    """Raises UserError where a fresh run would land in a folder in use, or a resumed one finds nothing to resume."""
+    if resume:
+        if (out / SAE_FOLDER).exists():
+            raise UserError(f"{out}: this run is complete; nothing to resume")
+        if latest_checkpoint(out / CHECKPOINTS) is None:
+            raise UserError(f"{out}: no checkpoint to resume from; expected {out / CHECKPOINTS}/step-*")
+    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(
+            f"{out}: exists and is not empty; choose another --out, or continue that run with --resume"
+        )
+
+
+def count_steps(config: TrainConfig, n_rows: int) -> int:
+    """Steps of a run over `n_rows` activations. Raises UserError where they fill no batch."""
+    steps = n_rows * config.epochs // config.optim.batch_size
+    if steps < 1:
+        raise UserError(
+            f"{n_rows:,} activations in {config.epochs} epoch(s) fill no batch of optim.batch_size = "
+            f"{config.optim.batch_size:,}; give more --tokens or a smaller batch"
+        )
+    return steps
+
+
+def run_training(config: TrainConfig, out: Path, *, resume: bool = False) -> Run:
+    """Trains the SAE of `config` and saves it in `out`.
+
+    Raises UserError for anything wrong with the configuration, the model, the text or the folder, before anything is
+    written; Interrupted after Ctrl-C.
+    """
+    claim_folder(out, resume)
+    if config.tokens * config.epochs < config.optim.batch_size:
+        count_steps(config, config.tokens)
+    reader = open_reader(config)
+    d_in = reader.lm.site_width(reader.site)
+    fresh = not out.exists()
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        tokens, blocks, n_rows = open_blocks(config, reader, d_in, out)
+        n_steps = count_steps(config, n_rows)
+        config = resolve_scale(config, blocks)
+        sae = new_sae(config, d_in, n_steps, reader)
+        save_config(config, out / CONFIG)
+    except BaseException:
+        if fresh:
+            shutil.rmtree(out, ignore_errors=True)
+        raise
+    sae.metadata = metadata(config, n_steps)
+    stream = ActivationStream(blocks, config.optim.batch_size)
+    lm_before = reader.seconds
+    train(config, sae, stream, n_steps, out, lm_seconds=lambda: reader.seconds - lm_before)
+    save_sae(sae, out / SAE_FOLDER)
+    for leftover in (CHECKPOINTS, ACTIVATIONS):
+        shutil.rmtree(out / leftover, ignore_errors=True)
+    return Run(out, config, sae.eval(), reader, tokens, blocks)
+
+
+def open_blocks(
+    config: TrainConfig, reader: ActivationReader, d_in: int, out: Path
+) -> tuple[Tokens, Blocks, int]:
+    """The training tokens, the source of their activations, and how many activations it holds (live: about)."""
+    if is_store(Path(config.data)):
+        return _open_harvested(config, reader, d_in)
+    tokens = read_tokens(config, reader, "train", config.tokens)
+    store = choose_store(config, tokens.n_tokens, d_in, reader.lm.dtype.itemsize)
+    if store == "memory":
+        memory = harvest_to_memory(reader, tokens, config.seed)
+        return tokens, memory, len(memory.rows)
+    if store == "disk":
+        folder = out / ACTIVATIONS
+        shutil.rmtree(folder, ignore_errors=True)
+        disk = harvest(reader, tokens, folder, about_activations(config, tokens), config.seed)
+        return tokens, disk, disk.n_rows
+    n_rows = sum(int(reader.keep(ids).sum()) for ids in tokens.ids.split(4096))
+    return tokens, LiveActivations(reader, tokens, config.seed, d_in), n_rows
+
+
+def _open_harvested(config: TrainConfig, reader: ActivationReader, d_in: int) -> tuple[Tokens, Blocks, int]:
+    folder = Path(config.data)
+    store = open_store(folder, config.seed)
+    for key, wanted in (("model", config.model), ("site", config.site)):
+        if store.manifest[key] != wanted:
+            raise UserError(
+                f"{folder}: activations of {key} '{store.manifest[key]}', but the run says '{wanted}'; "
+                f"give --{key} {store.manifest[key]}"
+            )
+    if store.d_in != d_in:
+        raise UserError(f"{folder}: activations of width {store.d_in}, but {config.site} has width {d_in}")
+    return store.tokens(), store, store.n_rows
+
+
+def about_activations(config: TrainConfig, tokens: Tokens) -> dict[str, Any]:
+    """What a folder of harvested activations says of itself."""
+    return {
+        "model": config.model,
+        "site": config.site,
+        "data": config.data,
+        "tokens": tokens.n_tokens,
+        "context": tokens.context,
+        "held_out": config.text.held_out,
+        "seed": config.seed,
+        "exclude_first": config.activations.exclude_first,
+        "exclude_special": config.activations.exclude_special,
+        "version": __version__,
+    }
+
+
+def resolve_scale(config: TrainConfig, blocks: Blocks) -> TrainConfig:
+    """Replaces normalize_activations="dataset_scale" by the number that makes the mean norm sqrt(d_in)."""
+    if config.sae.normalize_activations != "dataset_scale":
+        return config
+    norm = blocks.block(0, 0).x.float().norm(dim=1).mean()
+    scale = math.sqrt(blocks.d_in) / float(norm)
+    return replace(config, sae=replace(config.sae, normalize_activations=scale))
+
+
+def new_sae(config: TrainConfig, d_in: int, n_steps: int, reader: ActivationReader) -> SAE:
+    sae = build(config.sae, d_in, seed=config.seed).to(reader.lm.device)
+    sae.compute_dtype = resolve_precision(config.optim.precision, sae.device)
+    sae.prepare(TrainingPlan(n_steps, config.optim.batch_size))
+    return sae
+
+
+def metadata(config: TrainConfig, n_steps: int) -> dict[str, Any]:
+    return {
+        "model_name": config.model,
+        "hook_name": config.site,
+        "context_size": config.text.context,
+        "dataset": config.data,
+        "tokens": n_steps * config.optim.batch_size,
+        "seed": config.seed,
+        "version": __version__,
+        "torch": torch.__version__,
+    }
