@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import math
-import os
-import shutil
+import copy
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
-from saeforest.errors import UserError
-from saeforest.lm import LanguageModel, Site, load_lm
-from saeforest.lm import loading as loading_module
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 from transformers import (
@@ -33,18 +29,27 @@ from transformers import (
     OPTConfig,
     OPTForCausalLM,
     PreTrainedModel,
+    PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
     T5Config,
     T5ForConditionalGeneration,
 )
 from transformers.utils import logging
 
-WORDS = ["<unk>", "<s>", "</s>", *"the cat sat on a mat and dog ran home".split()]
+from saeforest.errors import UserError
+from saeforest.lm import LanguageModel, Site, load_lm
+from saeforest.lm import gguf as gguf_module
+from saeforest.lm import loading as loading_module
+
+WORDS = ["<unk>", "<s>", "</s>", *["the", "cat", "sat", "on", "a", "mat", "and", "dog", "ran", "home"]]
 VOCAB, WIDTH, LAYERS = len(WORDS), 16, 3
-COMMON: dict[str, Any] = dict(vocab_size=VOCAB, bos_token_id=1, eos_token_id=2, pad_token_id=None)
-DEEP: dict[str, Any] = COMMON | dict(
-    hidden_size=WIDTH, num_hidden_layers=LAYERS, num_attention_heads=2, intermediate_size=24
-)
+COMMON: dict[str, Any] = {"vocab_size": VOCAB, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": None}
+DEEP: dict[str, Any] = COMMON | {
+    "hidden_size": WIDTH,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": 2,
+    "intermediate_size": 24,
+}
 
 
 def llama() -> PreTrainedModel:
@@ -270,8 +275,6 @@ def test_replaced_stream_alone_decides_what_follows(lm: LanguageModel, ids: Tens
     """The stream of other texts, put in at a block, gives those texts' predictions."""
     others = ids.flip(0, 1)
     site = lm.site("blocks.1.hook_resid_post")
-    if lm.model.config.model_type == "bloom":
-        pytest.skip("BLOOM's position bias does not come through the stream, but is equal for both texts")
     stream = lm.activations(others, site)
     with torch.no_grad():
         log_p = lm.model(input_ids=others).logits[:, :-1].log_softmax(-1)
@@ -378,14 +381,12 @@ def test_block_without_a_known_part() -> None:
     ("path", "part"),
     [
         ("model.rotary_emb", "float32 [1, 3, 8]"),
-        ("model.layers.0", "BaseModelOutputWithPast"),
+        ("model", "BaseModelOutputWithPast"),
         ("model.layers", "takes no part in the forward pass"),
     ],
 )
 def test_sites_without_an_activation(path: str, part: str, ids: Tensor) -> None:
     lm = tiny(llama)
-    if part == "BaseModelOutputWithPast":
-        path = "model"
     with pytest.raises(UserError) as info:
         lm.site_width(lm.site(path))
     one_line(info, f"site {path!r}: ", part)
@@ -465,8 +466,6 @@ def pickled_weights(folder: Path) -> str:
 
 
 def missing_weights(folder: Path) -> str:
-    from safetensors.torch import load_file, save_file
-
     weights = load_file(folder / "model.safetensors")
     del weights["model.layers.1.mlp.up_proj.weight"]
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
@@ -522,11 +521,146 @@ def test_unknown_device(device: str) -> None:
     one_line(info)
 
 
-def test_damaged_gguf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+# GGUF files and their copies. Unpacking is stood in for by a tiny model, except with the embedded one.
+
+
+@dataclass
+class Unpacked:
+    """What stands in for unpacking: counts the calls, and does `meanwhile` in each."""
+
+    lm: LanguageModel
+    calls: int = 0
+    meanwhile: Callable[[], None] = lambda: None
+
+    def __call__(self, path: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        self.calls += 1
+        self.meanwhile()
+        model: Any = copy.deepcopy(self.lm.model)
+        return model.to(dtype), self.lm.tokenizer
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("SAEFOREST_CACHE", str(tmp_path / "cache"))
-    file = tmp_path / "model.gguf"
-    file.write_bytes(b"GGUF and no more")
+    return tmp_path / "cache" / "models"
+
+
+@pytest.fixture
+def unpacked(monkeypatch: pytest.MonkeyPatch) -> Unpacked:
+    fake = Unpacked(tiny(llama))
+    monkeypatch.setattr(gguf_module, "_unpack", fake)
+    return fake
+
+
+@pytest.fixture
+def gguf_file(tmp_path: Path) -> Path:
+    file = tmp_path / "small.gguf"
+    file.write_bytes(b"one")
+    return file
+
+
+def test_gguf_is_unpacked_once(cache: Path, unpacked: Unpacked, gguf_file: Path, ids: Tensor) -> None:
+    expected = unpacked.lm.token_losses(ids)
+    for _ in range(2):
+        assert torch.equal(load_lm(str(gguf_file)).token_losses(ids), expected)
+    assert load_lm(str(gguf_file), dtype=torch.bfloat16).dtype == torch.bfloat16
+    assert unpacked.calls == 1
+    assert [folder.name[:6] for folder in cache.iterdir()] == ["small-"]
+
+    gguf_file.write_bytes(b"two")
+    load_lm(str(gguf_file))
+    assert unpacked.calls == 2
+    assert len(list(cache.iterdir())) == 2
+
+
+def test_gguf_without_a_writable_cache(
+    tmp_path: Path, unpacked: Unpacked, gguf_file: Path, monkeypatch: pytest.MonkeyPatch, ids: Tensor
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("SAEFOREST_CACHE", str(tmp_path / "file"))
+    expected = unpacked.lm.token_losses(ids)
+    assert torch.equal(load_lm(str(gguf_file)).token_losses(ids), expected)
+
+
+def test_damaged_copy_is_made_again(cache: Path, unpacked: Unpacked, gguf_file: Path, ids: Tensor) -> None:
+    load_lm(str(gguf_file))
+    (folder,) = cache.iterdir()
+    truncated_weights(folder)
+    expected = unpacked.lm.token_losses(ids)
+    for _ in range(3):
+        assert torch.equal(load_lm(str(gguf_file)).token_losses(ids), expected)
+    assert unpacked.calls == 3  # at first, for the damaged copy, for the new copy
+    assert list(cache.iterdir()) == [folder]
+
+
+def test_two_processes_may_unpack_at_once(cache: Path, unpacked: Unpacked, gguf_file: Path) -> None:
+    def other_process() -> None:
+        unpacked.meanwhile = lambda: None
+        load_lm(str(gguf_file))
+
+    unpacked.meanwhile = other_process
+    load_lm(str(gguf_file))
+    assert unpacked.calls == 2
+    assert len(list(cache.iterdir())) == 1  # one copy, and nothing half-made
+
+
+def test_damaged_gguf(cache: Path, gguf_file: Path) -> None:
+    gguf_file.write_bytes(b"GGUF and no more")
     with pytest.raises(UserError) as info:
-        load_lm(str(file))
+        load_lm(str(gguf_file))
     one_line(info, "not a readable causal language model")
-    assert list((tmp_path / "cache" / "models").iterdir()) == []
+    assert list(cache.iterdir()) == []
+
+
+# The embedded model
+
+TEXT = (
+    "The Roman Empire was one of the largest empires of the ancient world. At its height, in the second "
+    "century, it covered the lands around the Mediterranean Sea, from Britain to Egypt. Its capital was Rome, "
+    "and its people spoke Latin in the west and Greek in the east."
+)
+
+
+@pytest.fixture(scope="module")
+def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LanguageModel]:
+    """The embedded model, unpacked once into an empty cache, which stays in place for the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SAEFOREST_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield load_lm("smollm2-135m")
+
+
+@pytest.mark.model
+def test_embedded_model(smollm2: LanguageModel) -> None:
+    lm = smollm2
+    ids = torch.tensor([lm.tokenizer.encode(TEXT)])
+    site = lm.site("blocks.15.hook_resid_post")
+    assert (lm.n_layers, lm.site_width(site), lm.eos_id) == (30, 576, 2)
+    assert lm.special_ids.tolist() == list(range(17))
+    norms = lm.activations(ids, site)[0].norm(dim=-1)
+    assert norms[0] > 50 * norms[1:].max()
+    assert 1 < lm.token_losses(ids).mean() < 4
+    assert lm.token_losses(ids, site, torch.zeros_like).mean() > 8
+
+
+@pytest.mark.model
+def test_embedded_tokenizer_takes_digits_one_by_one(smollm2: LanguageModel) -> None:
+    pieces = ["In", "Ġ", "1", "9", "8", "4", ",", "Ġ", "3", "0", "Ġpeople"]
+    assert smollm2.tokenizer.tokenize("In 1984, 30 people") == pieces
+
+
+@pytest.mark.model
+def test_embedded_model_comes_out_of_the_cache_as_it_went_in(
+    smollm2: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gguf_module, "_unpack", None)  # not needed a second time
+    text = TEXT + " 12 eggs, 350 g of flour; x = [1024, 2048]\n\t<|im_end|> été 北京"
+    ids = smollm2.tokenizer.encode(text)
+    again = load_lm("smollm2-135m", dtype=torch.bfloat16)
+    assert again.tokenizer.encode(text) == ids
+    assert again.tokenizer.decode(ids) == text
+    assert torch.equal(again.special_ids, smollm2.special_ids)
+    batch = torch.tensor([ids])
+    assert again.dtype == torch.bfloat16
+    torch.testing.assert_close(
+        again.token_losses(batch).mean(), smollm2.token_losses(batch).mean(), rtol=0.01, atol=0
+    )

@@ -67,9 +67,8 @@ def _store(path: Path, copy: Path) -> bool:
 
 
 def _unpack(path: Path, dtype: torch.dtype) -> Pretrained:
-    model, tokenizer = read_pretrained(
-        str(path.parent), dtype, gguf_file=path.name, quantization_config=GgufConfig(dequantize=True)
-    )
+    dense = GgufConfig(dequantize=True)
+    model, tokenizer = read_pretrained(str(path.parent), dtype, dense, gguf_file=path.name)
     _mend(tokenizer, path)
     return model, tokenizer
 

@@ -10,11 +10,14 @@ import torch
 from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
+from transformers.utils.quantization_config import QuantizationConfigMixin
 
 Pretrained = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 
 
-def read_pretrained(source: str, dtype: torch.dtype, **options: Any) -> Pretrained:
+def read_pretrained(
+    source: str, dtype: torch.dtype, quantization: QuantizationConfigMixin | None = None, **options: Any
+) -> Pretrained:
     """The model at `source` (a folder or a Hub name) on the CPU, in `dtype`, and its tokenizer.
 
     `options` go to the `from_pretrained` of both. Raises whatever transformers raises, and ValueError when
@@ -23,7 +26,12 @@ def read_pretrained(source: str, dtype: torch.dtype, **options: Any) -> Pretrain
     options |= {"trust_remote_code": False}
     tokenizer = AutoTokenizer.from_pretrained(source, **options)
     loaded: Any = AutoModelForCausalLM.from_pretrained(
-        source, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
+        source,
+        dtype=dtype,
+        quantization_config=quantization,
+        use_safetensors=True,
+        output_loading_info=True,
+        **options,
     )
     model, report = loaded
     missing = sorted(report["missing_keys"])

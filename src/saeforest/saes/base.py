@@ -138,7 +138,7 @@ class SAE(nn.Module):
     def normalize(self, x: Float[Tensor, "*n d_in"]) -> tuple[Float[Tensor, "*n d_in"], TokenStats]:
         """`x` in the units the SAE works in, and what it takes to come back (SPEC 5.1)."""
         how = self.config.normalize_activations
-        x = x.float()
+        x = x.to(self.encoder.dtype)
         if how == "layer_norm":
             mean, std = x.mean(-1, keepdim=True), x.std(-1, keepdim=True) + _STD_EPS
             return (x - mean) / std, TokenStats(mean, std)

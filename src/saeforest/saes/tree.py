@@ -188,13 +188,13 @@ class TreeSAE(SAE):
 
     def initialize(self, x: Float[Tensor, "n d_in"]) -> None:
         if self.config.b_dec_init == "raw":
-            self.b_dec.data.copy_(geometric_median(x.float()))
+            self.b_dec.data.copy_(geometric_median(x.to(self.encoder.dtype)))
         else:
             super().initialize(x)
 
     def training_step(self, x: Float[Tensor, "n d_in"]) -> Step:
         """Eq. 9: the sum of the layers' cumulative reconstruction losses and the auxiliary losses."""
-        x = x.float()
+        x = x.to(self.encoder.dtype)
         normalized, stats = self.normalize(x)
         u = normalized - self.b_dec
         codes = [self._values(u, c.ids, c.values > 0, known=c.values) for c in self._select(u)]

@@ -1,0 +1,275 @@
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+
+from oracles.tree import TreeOptions, TreeOracle
+from saeforest import SparseCode, UserError
+from saeforest.config import OptimConfig
+from saeforest.saes import AllocationConfig, AuxConfig, TrainingPlan, TreeConfig, TreeSAE
+from saeforest.training.loop import learning_rate, make_optimizer
+
+SIZES, K, D = (6, 8, 10), (2, 2, 2), 12
+
+
+@dataclass
+class Case:
+    """One set of switches, for the SAE and for the oracle."""
+
+    aux: AuxConfig
+    capacity: str = "per_batch"
+    growth: str = "double"
+    min_root_share: float = 0.0
+    normalize: str = "layer_norm"
+
+
+CASES = {
+    "reference": Case(AuxConfig(layers=(0,), coefficient=1 / 32, k=3)),
+    "all layers, detached": Case(
+        AuxConfig(layers=(0, 1, 2), coefficient=0.1, k=3, detach=True, bias=False, rescale=True)
+    ),
+    "per instance, additive": Case(
+        AuxConfig(layers=(1, 2), coefficient=0.2, k=2, bias=False), capacity="per_instance", growth="add"
+    ),
+    "root share, raw input": Case(
+        AuxConfig(layers=(0, 1, 2), coefficient=0.1, k=2, rescale=True), min_root_share=0.3, normalize="none"
+    ),
+}
+
+
+def make_sae(case: Case, batch: int, n_steps: int, dtype: torch.dtype) -> TreeSAE:
+    config = TreeConfig(
+        layer_sizes=SIZES,
+        k_per_layer=K,
+        normalize_activations=case.normalize,  # pyright: ignore[reportArgumentType]
+        aux=case.aux,
+        allocation=AllocationConfig(
+            first=4,
+            growth=case.growth,  # pyright: ignore[reportArgumentType]
+            cap=8,
+            root_reset_at=0.8,
+            capacity=case.capacity,  # pyright: ignore[reportArgumentType]
+            dead_after_tokens=3 * batch,
+            eligible_within_tokens=3 * batch,
+            min_root_share=case.min_root_share,
+        ),
+    )
+    sae = TreeSAE(config, D, seed=1).to(dtype)
+    sae.compute_dtype = dtype
+    sae.prepare(TrainingPlan(n_steps, batch))
+    return sae
+
+
+def make_oracle(sae: TreeSAE, case: Case, n_steps: int) -> TreeOracle:
+    options = TreeOptions(
+        normalise="token" if case.normalize == "layer_norm" else "none",
+        aux_coefs=dict.fromkeys(case.aux.layers, case.aux.coefficient),
+        k_aux=case.aux.k,
+        aux_bias=case.aux.bias,
+        aux_detach=case.aux.detach,
+        aux_rescale=case.aux.rescale,
+        dead_steps=3,
+        eligible_steps=3,
+        capacity_rule=case.capacity,
+        min_root={i: int(np.ceil(case.min_root_share * size)) for i, size in enumerate(SIZES)},
+        realloc_first=4,
+        realloc_growth=case.growth,
+        realloc_cap=8,
+        root_reset_step=int(0.8 * n_steps),
+    )
+    weights = (sae.encoder, sae.decoder, sae.b_dec, sae.parent)
+    return TreeOracle(*(w.detach().numpy().copy() for w in weights), list(SIZES), list(K), options)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_training_equals_the_oracle(name: str) -> None:
+    """30 steps in float64 in which features die, the auxiliary loss acts, children move and the root reset comes."""
+    case, batch, n_steps = CASES[name], 16, 30
+    sae = make_sae(case, batch, n_steps, torch.float64)
+    oracle = make_oracle(sae, case, n_steps)
+    config = OptimConfig(lr=0.02, batch_size=batch)
+    optimizer = make_optimizer(sae, config)
+    data = torch.Generator().manual_seed(5)
+    directions = torch.randn(5, D, generator=data, dtype=torch.float64)
+    seen = {"dead": 0, "aux": 0.0, "reallocation": 0, "root_reset": 0}
+    for step in range(1, n_steps + 1):
+        x = torch.randn(batch, 5, generator=data, dtype=torch.float64).relu() @ directions
+        x += 0.1 * torch.randn(batch, D, generator=data, dtype=torch.float64)
+        expected = oracle.step(x.numpy(), lr=config.lr)
+
+        out = sae.training_step(x)
+        optimizer.zero_grad()
+        out.loss.backward()
+        assert sae.encoder.grad is not None
+        assert sae.decoder.grad is not None
+        np.testing.assert_allclose(sae.encoder.grad, expected["grad_E"], atol=1e-9)
+        np.testing.assert_allclose(sae.decoder.grad, expected["grad_D"], atol=1e-9)
+        sae.before_optimizer()
+        optimizer.step()
+        loss = float(out.loss.detach())
+        events = sae.after_step(step, loss)
+
+        assert loss == pytest.approx(expected["loss"], rel=1e-9)
+        np.testing.assert_allclose(out.terms["reconstruction"], expected["recon"], rtol=1e-9)
+        aux = [expected["aux"][layer] for layer in case.aux.layers]
+        np.testing.assert_allclose(out.terms["auxiliary"], aux, rtol=1e-9)
+        np.testing.assert_allclose(out.code.dense(sae.d_sae), expected["code"], atol=1e-9)
+        moves = [tuple(m) for event in events for m in event.moves]
+        assert moves == sorted(expected["moved"])
+        assert sae.parent.tolist() == oracle.parent.tolist()
+        assert sae.steps_since_fired.tolist() == oracle.steps_since_fired.tolist()
+        for layer, capacity in oracle.capacity.items():
+            np.testing.assert_allclose(sae.capacity[layer, : len(capacity)], capacity, rtol=1e-9)
+        seen["dead"] += int(sae.dead.sum())
+        seen["aux"] += sum(aux)
+        for event in events:
+            seen[event.log["event"]] += event.log["moved"]
+    for name, weights in {"E": sae.encoder, "D": sae.decoder, "b_dec": sae.b_dec}.items():
+        np.testing.assert_allclose(weights.detach(), getattr(oracle, name), atol=1e-9)
+    assert seen["dead"] > 0, "the run must meet dead features"
+    assert seen["aux"] > 0, "the run must meet the auxiliary loss"
+    assert seen["reallocation"] > 0, "the run must move children"
+    assert seen["root_reset"] > 0, "the run must reset dead children to the root"
+
+
+def test_gate_comes_before_topk() -> None:
+    """SPEC 10, vector 17: TopK before the gate would choose child 0 and then silence it."""
+    sae = TreeSAE(TreeConfig((2, 2), (1, 1), normalize_activations="none"), 4)
+    with torch.no_grad():
+        sae.encoder.copy_(torch.eye(4))
+        sae.parent.copy_(torch.tensor([-1, -1, 1, 0]))
+    code = sae.encode(torch.tensor([[1.0, -1.0, 5.0, 2.0]]))
+    assert code.dense(4).tolist() == [[1.0, 0.0, 0.0, 2.0]]
+
+
+def test_layer_falls_short_of_k_when_few_parents_are_active() -> None:
+    sae = TreeSAE(TreeConfig((2, 2), (1, 2), normalize_activations="none"), 4)
+    with torch.no_grad():
+        sae.encoder.copy_(torch.eye(4))
+        sae.parent.copy_(torch.tensor([-1, -1, 1, 1]))
+    code = sae.encode(torch.tensor([[1.0, -1.0, 5.0, 2.0]]))
+    assert code.dense(4).tolist() == [[1.0, 0.0, 0.0, 0.0]]
+    assert code.ids[~code.active()].unique().tolist() == [0]
+
+
+def test_a_parent_at_the_threshold_is_not_active() -> None:
+    config = TreeConfig((1, 1), (1, 1), normalize_activations="none", activation_threshold=0.5)
+    sae = TreeSAE(config, 2)
+    with torch.no_grad():
+        sae.encoder.copy_(torch.eye(2))
+        sae.parent.copy_(torch.tensor([-1, 0]))
+    assert sae.encode(torch.tensor([[0.5, 1.0], [0.51, 1.0]])).dense(2)[:, 1].tolist() == [0.0, 1.0]
+
+
+@pytest.fixture
+def trained() -> tuple[TreeSAE, torch.Tensor]:
+    x = torch.randn(64, D, generator=torch.Generator().manual_seed(0)) + 1
+    return TreeSAE(TreeConfig(SIZES, K), D, seed=3), x
+
+
+def test_children_fire_only_under_their_parents(trained: tuple[TreeSAE, torch.Tensor]) -> None:
+    sae, x = trained
+    active = sae.encode(x).dense(sae.d_sae) > sae.config.activation_threshold
+    child = (sae.parent >= 0).nonzero().flatten()
+    assert active[:, child].any()
+    assert not (active[:, child] & ~active[:, sae.parent[child]]).any()
+
+
+def test_only_training_changes_the_counters(trained: tuple[TreeSAE, torch.Tensor]) -> None:
+    sae, x = trained
+    sae(x)
+    assert sae.steps_since_fired.sum() == 0
+    sae.training_step(x)
+    assert sae.steps_since_fired.sum() > 0
+
+
+def test_any_leading_shape(trained: tuple[TreeSAE, torch.Tensor]) -> None:
+    sae, x = trained
+    flat, cube = sae.encode(x), sae.encode(x.reshape(4, 16, D))
+    assert isinstance(cube, SparseCode)
+    assert cube.values.shape == (4, 16, sum(K))
+    assert torch.equal(cube.reshape(64).values, flat.values)
+    assert torch.equal(sae(x.reshape(4, 16, D)).reshape(64, D), sae(x))
+
+
+def test_slices_give_the_same_code(
+    trained: tuple[TreeSAE, torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sae, x = trained
+    whole = sae.encode(x)
+    monkeypatch.setattr("saeforest.saes.tree._DENSE_ENTRIES", 5 * sae.d_sae)
+    parts = sae.encode(x)
+    assert torch.equal(whole.ids, parts.ids)
+    torch.testing.assert_close(whole.values, parts.values)
+
+
+def test_reconstruction_is_in_the_space_of_x(trained: tuple[TreeSAE, torch.Tensor]) -> None:
+    """Standardisation makes the SAE blind to a token's mean and scale: x_hat follows them."""
+    sae, x = trained
+    torch.testing.assert_close(sae(3 * x + 7), 3 * sae(x) + 7, rtol=1e-3, atol=1e-3)
+    with pytest.raises(ValueError, match="width"):
+        sae.encode(x[:, 1:])
+
+
+def test_dataset_scale_and_none() -> None:
+    x = torch.randn(8, D, generator=torch.Generator().manual_seed(0))
+    scaled = TreeSAE(TreeConfig(SIZES, K, normalize_activations=2.0), D)
+    plain = TreeSAE(TreeConfig(SIZES, K, normalize_activations="none"), D)
+    torch.testing.assert_close(scaled(x), plain(2 * x) / 2)
+
+
+def test_initial_forest() -> None:
+    config = TreeConfig((100, 4000), (1, 1), allocation=AllocationConfig(min_root_share=0.25))
+    forest = TreeSAE(config, D, seed=0).forest
+    assert forest.parent[:1100].eq(-1).all(), "layer 0 and the root's share"
+    counts = torch.bincount(forest.parent[1100:] + 1, minlength=101).double()
+    # Uniform over 100 features and the root: 3,000 draws over 101 slots, chi-squared well under its 1e-6 quantile.
+    assert ((counts - 3000 / 101) ** 2 / (3000 / 101)).sum() < 190
+
+
+def test_paper_schedule() -> None:
+    """10M tokens are 1,953 steps of 5,120, 50,000 tokens 9; the root reset comes at step 50,000 of 97,657."""
+    from saeforest.presets import PRESETS
+
+    config = PRESETS["tree-4layer"]
+    sae = TreeSAE(config.sae, 8)
+    sae.prepare(TrainingPlan(97_657, config.optim.batch_size))
+    assert (sae.dead_steps, sae._eligible_steps, sae._root_reset) == (1_953, 9, 50_000)
+    assert sorted(sae._reallocations) == [3_000, 9_000, 19_000, 29_000, 39_000, 49_000]
+
+
+def test_schedule_scales_with_the_run() -> None:
+    sae = TreeSAE(TreeConfig(SIZES, K), D)
+    sae.prepare(TrainingPlan(97_657, 5120))
+    paper = (sae.dead_steps, sae._root_reset, sorted(sae._reallocations))
+    assert paper == (1_953, 50_000, [3_000, 9_000, 19_000, 29_000, 39_000, 49_000])
+    sae.prepare(TrainingPlan(1_000, 2048))
+    assert (sae.dead_steps, sae._root_reset, min(sae._reallocations)) == (20, 512, 31)
+
+
+def test_learning_rate() -> None:
+    config = OptimConfig(lr=2.0, warmup=0.1, decay="linear", decay_from=0.8)
+    rates = [learning_rate(config, step, 100) for step in (1, 10, 50, 80, 90, 100)]
+    assert rates == pytest.approx([0.2, 2.0, 2.0, 2.0, 1.0, 0.0])
+    cosine = OptimConfig(lr=2.0, decay="cosine", decay_from=0.0)
+    assert learning_rate(cosine, 50, 100) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(
+    ("build", "words"),
+    [
+        (lambda: TreeConfig((4, 4), (2,)), "one k for each layer"),
+        (lambda: TreeConfig((4, 4), (2, 5)), "expected 1 to 4"),
+        (lambda: TreeConfig((4, 4), (2, 0)), "expected 1 to 4"),
+        (lambda: TreeConfig((), ()), "at least one layer"),
+        (lambda: TreeConfig((4,), (1,), aux=AuxConfig(layers=(1,))), "names layer 1"),
+        (lambda: AuxConfig(k=0), "1 or more"),
+        (lambda: AllocationConfig(root_reset_at=1.5), "share from 0 to 1"),
+        (lambda: AllocationConfig(dead_after_tokens=0), "1 or more"),
+    ],
+)
+def test_bad_configuration(build, words: str) -> None:
+    with pytest.raises(UserError, match=words) as error:
+        build()
+    assert "\n" not in str(error.value)
