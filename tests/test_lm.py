@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import copy
+import io
+import re
+import shutil
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -624,9 +628,14 @@ TEXT = (
 @pytest.fixture(scope="module")
 def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LanguageModel]:
     """The embedded model, unpacked once into an empty cache, which stays in place for the tests."""
+    cache = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SAEFOREST_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield load_lm("smollm2-135m")
+        patch.setenv("SAEFOREST_CACHE", str(cache))
+        with redirect_stderr(io.StringIO()) as noise:
+            lm = load_lm("smollm2-135m")
+        assert re.fullmatch(r"unpacking SmolLM2\S+ into \S+, once\n", noise.getvalue())
+        yield lm
+    shutil.rmtree(cache)  # half a gigabyte, which pytest would keep for three runs
 
 
 @pytest.mark.model

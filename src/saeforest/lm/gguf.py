@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import shutil
+import sys
 import tempfile
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +31,8 @@ _SINGLE_DIGITS = {"smollm", "starcoder", "refact", "command-r", "codeshell", "ex
 def load_gguf(path: Path, dtype: torch.dtype) -> Pretrained:
     """The model in a GGUF file, dequantized, on the CPU, in `dtype`, and its tokenizer.
 
-    The first time, a float32 copy goes to `$SAEFOREST_CACHE/models` (by default `~/.cache/saeforest/models`).
+    The first time, a float32 copy goes to `$SAEFOREST_CACHE/models` (by default `~/.cache/saeforest/models`),
+    which a line on the standard error says, since it takes some 20 s for 100 million parameters.
     Where it cannot be written, the file itself is read every time.
     """
     copy = _cache() / f"{path.stem}-{_fingerprint(path)}"
@@ -55,6 +59,7 @@ def _store(path: Path, copy: Path) -> bool:
     """Unpacks the file into the folder `copy`, which appears complete or not at all. False if it cannot."""
     try:
         copy.parent.mkdir(parents=True, exist_ok=True)
+        print(f"unpacking {path.name} into {copy.parent}, once", file=sys.stderr, flush=True)
         with tempfile.TemporaryDirectory(
             dir=copy.parent, prefix=".partial-", ignore_cleanup_errors=True
         ) as partial:
@@ -68,7 +73,8 @@ def _store(path: Path, copy: Path) -> bool:
 
 def _unpack(path: Path, dtype: torch.dtype) -> Pretrained:
     dense = GgufConfig(dequantize=True)
-    model, tokenizer = read_pretrained(str(path.parent), dtype, dense, gguf_file=path.name)
+    with redirect_stderr(io.StringIO()):  # one progress bar of transformers heeds none of its settings
+        model, tokenizer = read_pretrained(str(path.parent), dtype, dense, gguf_file=path.name)
     _mend(tokenizer, path)
     return model, tokenizer
 

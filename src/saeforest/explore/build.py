@@ -1,0 +1,109 @@
+"""Building the index: one pass over activations, in which every row comes once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from ..activations import ActivationBatch
+from ..errors import UserError
+from ..progress import progress
+from ..saes import SAE
+from ..text import Tokens
+from .directions import RIDGE, Moments, nearness
+from .index import About, Index, fingerprint
+from .strongest import Strongest, passages
+
+# Rows taken in at once: bounds the float64 copies whatever the size of a batch.
+_SLICE = 4096
+
+
+@torch.no_grad()
+def build_index(
+    sae: SAE,
+    batches: Iterable[ActivationBatch],
+    tokens: Tokens,
+    *,
+    total: int,
+    n_contexts: int = 8,
+    min_count: int = 20,
+) -> Index:
+    """Measures what the explorer shows of every feature of `sae`.
+
+    batches: activations read from `tokens`, each row once. `total`, their number, is for the progress bar.
+    n_contexts: how many of a feature's strongest activations to keep.
+    min_count: a feature that fired less often gets no direction.
+
+    Raises UserError where there are no activations.
+    """
+    unit, passage = passages(tokens)
+    device = sae.device
+    seen = _Seen(sae, Strongest(sae.d_sae, n_contexts, passage, device))
+    with progress("index", total) as advance:
+        for batch in batches:
+            for x, rows in zip(batch.x.split(_SLICE), batch.rows.split(_SLICE), strict=True):
+                seen.add(x.to(device), rows.to(device))
+            advance(len(batch))
+    if seen.moments.n == 0:
+        raise UserError("no activations to index: every position of the text is excluded; give longer text")
+    near = nearness(seen.moments, seen.n_fired, sae.W_dec, sae.parent, min_count)
+    about = About(
+        model=str(sae.metadata.get("model_name", "unknown model")),
+        site=str(sae.metadata.get("hook_name", "unknown site")),
+        n_tokens=seen.moments.n,
+        min_count=min_count,
+        contexts_from=unit,
+        ridge=RIDGE,
+        sae=fingerprint(sae),
+    )
+    return Index(
+        about=about,
+        tokens=tokens,
+        n_fired=seen.n_fired.cpu(),
+        n_with_parent=seen.n_with_parent.cpu(),
+        value_sum=seen.value_sum.cpu(),
+        value_max=seen.value_max.cpu(),
+        top_value=seen.strongest.value.cpu(),
+        top_row=seen.strongest.row.cpu(),
+        cos_child=near.cos_child.cpu(),
+        cos_parent=near.cos_parent.cpu(),
+        rank_child=near.rank_child.cpu(),
+        rank_parent=near.rank_parent.cpu(),
+    )
+
+
+class _Seen:
+    """What has been counted so far."""
+
+    def __init__(self, sae: SAE, strongest: Strongest) -> None:
+        self.sae, self.strongest = sae, strongest
+        self.moments = Moments(sae.d_sae, sae.d_in, sae.device)
+        self.n_fired = torch.zeros(sae.d_sae, dtype=torch.int64, device=sae.device)
+        self.n_with_parent = torch.zeros_like(self.n_fired)
+        self.value_sum = torch.zeros(sae.d_sae, dtype=torch.float64, device=sae.device)
+        self.value_max = torch.zeros(sae.d_sae, device=sae.device)
+
+    def add(self, x: Float[Tensor, "n d_in"], rows: Int[Tensor, "n"]) -> None:
+        code = self.sae.encode(x)
+        active = code.active(self.sae.config.activation_threshold)
+        feature, value = code.ids[active], code.values[active]
+        with_parent = code.ids[active & _parent_active(code.ids, active, self.sae.parent)]
+        self.n_fired += torch.bincount(feature, minlength=self.sae.d_sae)
+        self.n_with_parent += torch.bincount(with_parent, minlength=self.sae.d_sae)
+        self.value_sum += torch.bincount(feature, value.double(), minlength=self.sae.d_sae)
+        self.value_max.scatter_reduce_(0, feature, value, "amax")
+        self.strongest.add(feature, value, rows[:, None].expand_as(active)[active])
+        self.moments.add(self.sae.normalize(x)[0], code.ids, active.double())
+
+
+def _parent_active(
+    ids: Int[Tensor, "n k"], active: Bool[Tensor, "n k"], parent: Int[Tensor, "d_sae"]
+) -> Bool[Tensor, "n k"]:
+    """Whether the parent of the feature in each slot is active on the same token; never the root."""
+    on = torch.where(active, ids, len(parent)).sort(1).values
+    above = parent[ids]
+    place = torch.searchsorted(on, above).clamp(max=on.shape[1] - 1)
+    return on.gather(1, place) == above

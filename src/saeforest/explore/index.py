@@ -1,0 +1,159 @@
+"""The index of a run: what the explorer shows of every feature, measured once and kept in RUN/index."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from pydantic import TypeAdapter, ValidationError
+from torch import Tensor
+
+from ..errors import UserError
+from ..files import atomic_folder, read_json, read_tensors, write_json, write_tensors
+from ..saes import SAE
+from ..text import Tokens
+
+FORMAT_VERSION = 1
+MANIFEST, TENSORS, TOKENS = "index.json", "index.safetensors", "tokens.safetensors"
+#: The paper's criterion: parent and child both among so many features nearest the child's direction.
+NEAREST = 5
+
+
+@dataclass(frozen=True)
+class About:
+    """What an index says of itself."""
+
+    model: str
+    site: str
+    n_tokens: int
+    """Activations measured."""
+    min_count: int
+    """A feature that fired less often has no direction."""
+    contexts_from: str
+    """A feature's strongest activations come from different ones of these: "document" or "window"."""
+    ridge: float
+    """Of the LDA directions, as a share of the mean variance."""
+    sae: str
+    """`fingerprint` of the SAE."""
+
+
+@dataclass(frozen=True, eq=False)
+class Index:
+    """Measurements of every feature over `about.n_tokens` tokens. An edge goes by the id of its child.
+
+    tokens:        the text; rows index its flat token ids.
+    n_fired:       tokens on which the feature fires.
+    n_with_parent: tokens on which it and its parent fire; 0 for children of the root.
+    value_sum, value_max: of its activations.
+    top_value, top_row: its strongest activations (descending; 0 and -1 where there are no more) and where.
+    cos_child, cos_parent: cosine of the feature's LDA direction with its own and its parent's decoder row; NaN where
+                   there is none (fired less than `about.min_count` times; a child of the root has no parent).
+    rank_child, rank_parent: 1 + number of decoder rows with a larger cosine; 0 where there is none.
+    """
+
+    about: About
+    tokens: Tokens
+    n_fired: Int[Tensor, "d_sae"]
+    n_with_parent: Int[Tensor, "d_sae"]
+    value_sum: Float[Tensor, "d_sae"]
+    value_max: Float[Tensor, "d_sae"]
+    top_value: Float[Tensor, "d_sae n_contexts"]
+    top_row: Int[Tensor, "d_sae n_contexts"]
+    cos_child: Float[Tensor, "d_sae"]
+    cos_parent: Float[Tensor, "d_sae"]
+    rank_child: Int[Tensor, "d_sae"]
+    rank_parent: Int[Tensor, "d_sae"]
+
+    @property
+    def d_sae(self) -> int:
+        return len(self.n_fired)
+
+    @property
+    def density(self) -> Float[Tensor, "d_sae"]:
+        """The share of tokens on which each feature fires."""
+        return self.n_fired.double() / self.about.n_tokens
+
+    @property
+    def s_res(self) -> Float[Tensor, "d_sae"]:
+        """The reconstruction score of each feature with its parent (Eq. 5), approximate: see `directions`."""
+        return torch.minimum(self.cos_child, self.cos_parent)
+
+    @property
+    def measured(self) -> Bool[Tensor, "d_sae"]:
+        """The edges that have a reconstruction score."""
+        return self.rank_parent > 0
+
+    @property
+    def passes(self) -> Bool[Tensor, "d_sae"]:
+        """The edges that meet the paper's criterion, approximately: see `directions`."""
+        return self.measured & (self.rank_child <= NEAREST) & (self.rank_parent <= NEAREST)
+
+    def save(self, folder: Path) -> None:
+        """Writes the index so that the folder is whole or untouched."""
+        with atomic_folder(folder) as temporary:
+            self.tokens.save(temporary / TOKENS)
+            write_tensors(temporary / TENSORS, {name: getattr(self, name) for name in _TENSORS})
+            write_json(temporary / MANIFEST, {"format_version": FORMAT_VERSION, **asdict(self.about)})
+
+    @classmethod
+    def load(cls, folder: Path, sae: SAE) -> Index:
+        """What `save` wrote, for the same SAE. Raises UserError where it is missing, damaged or of another SAE."""
+        again = f"run `saeforest index {folder.parent}`"
+        if not (folder / MANIFEST).is_file():
+            raise UserError(f"{folder}: no index yet; {again}")
+        try:
+            about = _read_about(folder / MANIFEST)
+            tokens = Tokens.load(folder / TOKENS)
+            tensors = read_tensors(folder / TENSORS)
+        except UserError as error:
+            raise UserError(f"{folder}: this index can't be read ({error}); {again} again") from None
+        if about.sae != fingerprint(sae):
+            raise UserError(f"{folder}: this index is of another SAE than the run's; {again} again")
+        if flaw := _flaw(tensors, sae.d_sae, tokens.n_tokens):
+            raise UserError(f"{folder / TENSORS}: damaged ({flaw}); {again} again")
+        return cls(about, tokens, **{name: tensors[name] for name in _TENSORS})
+
+
+_TENSORS = [field.name for field in fields(Index) if field.name not in ("about", "tokens")]
+_FLOATS = {"value_sum", "value_max", "top_value", "cos_child", "cos_parent"}
+
+
+def fingerprint(sae: SAE) -> str:
+    """A hash of the decoder and the forest: another one means that an index is of another SAE."""
+    digest = hashlib.blake2b(digest_size=16)
+    for tensor in (sae.W_dec, sae.parent):
+        digest.update(tensor.detach().cpu().contiguous().numpy().data)
+    return digest.hexdigest()
+
+
+def _read_about(path: Path) -> About:
+    data: Any = read_json(path)
+    version = data.pop("format_version", None) if isinstance(data, dict) else None
+    if version != FORMAT_VERSION:
+        raise UserError(f"{path.name}: format_version {version!r}, expected {FORMAT_VERSION}")
+    try:
+        return TypeAdapter(About).validate_python(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UserError(f"{path.name}: key '{'.'.join(map(str, first['loc']))}': {first['msg']}") from None
+
+
+def _flaw(tensors: dict[str, Tensor], d_sae: int, n_rows: int) -> str | None:
+    """What keeps the tensors from being those of an index; None where nothing does."""
+    for name in _TENSORS:
+        if name not in tensors:
+            return f"no tensor '{name}'"
+        tensor = tensors[name]
+        if tensor.is_floating_point() != (name in _FLOATS):
+            return f"'{name}' has dtype {tensor.dtype}"
+        if tensor.ndim != 1 + name.startswith("top") or len(tensor) != d_sae:
+            return f"'{name}' has shape {list(tensor.shape)}"
+    if tensors["top_row"].shape != tensors["top_value"].shape:
+        return "'top_row' and 'top_value' differ in shape"
+    if tensors["top_row"].numel() and not -1 <= tensors["top_row"].min() <= tensors["top_row"].max() < n_rows:
+        return "'top_row' points outside the text"
+    return None

@@ -1,0 +1,78 @@
+"""The strongest activations of every feature, kept while batches of activations go by."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from ..text import Tokens
+
+# With fewer documents than this, a document is no passage but a library.
+_MANY_DOCUMENTS = 100
+
+Passage = Callable[[Tensor], Tensor]
+
+
+def passages(tokens: Tokens) -> tuple[str, Passage]:
+    """What a passage is in this text (a "document" or a "window"), and the passage of each row.
+
+    A feature's strongest activations come from different passages, so that they show different contexts. A text
+    of few documents (one book, say) would leave too few: there a passage is a window.
+    """
+    if len(tokens.names) >= _MANY_DOCUMENTS:
+        return "document", tokens.document_of
+    return "window", lambda rows: rows // tokens.context
+
+
+class Strongest:
+    """For every feature the `n` strongest activations, at most one from each passage.
+
+    value: `[d_sae, n]`, descending; 0 where there is none.
+    row:   `[d_sae, n]`, the token row of each; -1 where there is none. Of equal values the lower row comes first.
+
+    A passage that has dropped out comes back only by an activation of its own, so one pass is exact.
+    """
+
+    def __init__(self, d_sae: int, n: int, passage: Passage, device: torch.device) -> None:
+        self.value = torch.zeros(d_sae, n, device=device)
+        self.row = torch.full((d_sae, n), -1, device=device)
+        self._passage = passage
+
+    def add(self, feature: Int[Tensor, "m"], value: Float[Tensor, "m"], row: Int[Tensor, "m"]) -> None:
+        """Takes in activations, each of one feature at one token."""
+        contends = value >= self.value[feature, -1]
+        feature, value, row = feature[contends], value[contends], row[contends]
+        touched = feature.unique()
+        held = self.row[touched] >= 0
+        feature = torch.cat([touched[:, None].expand_as(held)[held], feature])
+        value = torch.cat([self.value[touched][held], value])
+        row = torch.cat([self.row[touched][held], row])
+
+        order = _sorted(row, -value, feature)
+        feature, value, row = feature[order], value[order], row[order]
+        best = _first_of_each(feature, self._passage(row))
+        feature, value, row = feature[best], value[best], row[best]
+        place = torch.arange(len(feature), device=feature.device) - torch.searchsorted(feature, feature)
+        kept = place < self.value.shape[1]
+        feature, place = feature[kept], place[kept]
+        self.value[touched], self.row[touched] = 0, -1
+        self.value[feature, place], self.row[feature, place] = value[kept], row[kept]
+
+
+def _sorted(*keys: Tensor) -> Int[Tensor, "m"]:
+    """The order by the last key, then by the one before it, and so on."""
+    order = torch.arange(len(keys[0]), device=keys[0].device)
+    for key in keys:
+        order = order[key[order].argsort(stable=True)]
+    return order
+
+
+def _first_of_each(*keys: Int[Tensor, "m"]) -> Bool[Tensor, "m"]:
+    """Marks the first entry of every combination of keys."""
+    order = _sorted(*keys)
+    new = torch.ones_like(order, dtype=torch.bool)
+    new[1:] = torch.stack([key[order].diff() != 0 for key in keys]).any(0)
+    return torch.zeros_like(new).index_put_((order[new],), torch.tensor(True, device=new.device))
