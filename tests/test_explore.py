@@ -5,8 +5,10 @@ from __future__ import annotations
 import io
 import json
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -506,10 +508,16 @@ def test_marked_tokens_stand_one_below_the_other(tokenizer: PreTrainedTokenizerF
 
 
 def printed(
-    show, index: Index, forest: Forest, tokenizer: PreTrainedTokenizerFast, *args: int, **options
+    show: Callable[..., None],
+    index: Index,
+    forest: Forest,
+    tokenizer: PreTrainedTokenizerFast,
+    *args: int,
+    width: int = 100,
+    **options: Any,
 ) -> str:
     file = io.StringIO()
-    show(Console(file=file, **({"width": 100} | options)), index, forest, tokenizer, *args)
+    show(Console(file=file, width=width, **options), index, forest, tokenizer, *args)
     return file.getvalue()
 
 

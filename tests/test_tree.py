@@ -245,7 +245,7 @@ def test_schedule_scales_with_the_run() -> None:
     paper = (sae.dead_steps, sae._root_reset, sorted(sae._reallocations))
     assert paper == (1_953, 50_000, [3_000, 9_000, 19_000, 29_000, 39_000, 49_000])
     sae.prepare(TrainingPlan(1_000, 2048))
-    assert (sae.dead_steps, sae._root_reset, min(sae._reallocations)) == (20, 512, 31)
+    assert (sae.dead_steps, sae._root_reset, min(sae._reallocations)) == (48, 512, 31)
 
 
 def test_learning_rate() -> None:

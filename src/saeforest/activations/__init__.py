@@ -1,7 +1,7 @@
 """Activations on their way to the SAE: read from a language model, kept in memory or on disk, shuffled, batched."""
 
 from .reader import ActivationBatch, ActivationReader
-from .sources import Blocks, LiveActivations, StoredActivations, harvest, harvest_to_memory, open_store
+from .sources import Blocks, LiveActivations, StoredActivations, harvest_folder, harvest_memory, open_store
 from .stream import ActivationStream
 
 __all__ = [
@@ -11,7 +11,7 @@ __all__ = [
     "Blocks",
     "LiveActivations",
     "StoredActivations",
-    "harvest",
-    "harvest_to_memory",
+    "harvest_folder",
+    "harvest_memory",
     "open_store",
 ]

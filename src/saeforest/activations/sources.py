@@ -135,7 +135,7 @@ class StoredActivations:
         return Tokens.load(self.folder / TOKENS)
 
 
-def harvest_to_memory(reader: ActivationReader, tokens: Tokens, seed: int) -> MemoryActivations:
+def harvest_memory(reader: ActivationReader, tokens: Tokens, seed: int) -> MemoryActivations:
     """Reads all activations of `tokens` into memory."""
     x: Tensor | None = None
     rows = torch.empty(tokens.n_tokens, dtype=torch.int64)
@@ -153,7 +153,7 @@ def harvest_to_memory(reader: ActivationReader, tokens: Tokens, seed: int) -> Me
     return MemoryActivations(x[:n], rows[:n], seed)
 
 
-def harvest(
+def harvest_folder(
     reader: ActivationReader, tokens: Tokens, folder: Path, about: dict[str, Any], seed: int
 ) -> StoredActivations:
     """Reads all activations of `tokens` into shards in `folder`; the manifest, written last, makes it whole."""

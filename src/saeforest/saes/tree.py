@@ -26,6 +26,7 @@ from .base import SAE, Event, Normalization, Step, TokenStats, TrainingPlan, che
 _DENSE_ENTRIES = 1 << 25
 
 # The paper's schedule as shares of its run of 97,657 steps.
+_LEAST_DEAD_TOKENS = 100_000
 _PAPER_FIRST, _PAPER_CAP, _PAPER_DEAD_STEPS = 3_000 / 97_657, 10_000 / 97_657, 1_953 / 97_657
 
 
@@ -63,7 +64,8 @@ class AllocationConfig:
     capacity: Literal["per_batch", "per_instance"] = "per_batch"
     """Share of each step's loss a parent collects: equal among parents that fired, or by tokens it fired on."""
     dead_after_tokens: int | None = None
-    """A feature is dead that has not fired for so many tokens. None: the paper's 10M of 500M, in proportion."""
+    """A feature is dead that has not fired for so many tokens. None: the paper's 10M of 500M, in proportion to the
+    run but 100,000 at least: in fewer tokens a rare feature is only rare."""
     eligible_within_tokens: int = 50_000
     """A parent may be given children if it has fired within so many tokens."""
     min_root_share: float = 0.0
@@ -176,7 +178,7 @@ class TreeSAE(SAE):
     def prepare(self, plan: TrainingPlan) -> None:
         allocation = self.config.allocation
         self.dead_steps = (
-            plan.share(_PAPER_DEAD_STEPS)
+            max(plan.share(_PAPER_DEAD_STEPS), plan.steps_for(_LEAST_DEAD_TOKENS))
             if allocation.dead_after_tokens is None
             else plan.steps_for(allocation.dead_after_tokens)
         )

@@ -24,7 +24,7 @@ from .log import RunLog, describe_step, peak_memory_mb
 CHECKPOINTS = "checkpoints"
 
 
-class Interrupted(Exception):
+class Interrupted(KeyboardInterrupt):
     """Ctrl-C (or SIGTERM) stopped the training after it had saved a checkpoint."""
 
 

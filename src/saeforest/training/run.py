@@ -17,49 +17,22 @@ from ..activations import (
     ActivationStream,
     Blocks,
     LiveActivations,
-    harvest,
-    harvest_to_memory,
+    harvest_folder,
+    harvest_memory,
+    open_store,
 )
-from ..activations.sources import is_store, open_store
-from ..config import TrainConfig, resolve_device, resolve_precision, save_config
+from ..activations.sources import is_store
+from ..config import TrainConfig, load_config, resolve_precision, save_config
 from ..errors import UserError
-from ..lm import load_lm
 from ..saes import SAE, TrainingPlan, build, save_sae
-from ..text import Tokens, tokenize
+from ..session import CONFIG, SAE_FOLDER, about_activations, open_reader, read_tokens
+from ..text import Tokens
 from .checkpoint import latest_checkpoint
 from .loop import CHECKPOINTS, train
 
-CONFIG, SAE_FOLDER, ACTIVATIONS = "config.yaml", "sae", "activations"
+ACTIVATIONS = "activations"
 # Of the machine's memory, what stored activations may take before they go to disk.
 _MEMORY_SHARE = 0.4
-
-
-def open_reader(config: TrainConfig) -> ActivationReader:
-    """The language model of a configuration, ready to read at its site."""
-    device = resolve_device(config.device)
-    lm = load_lm(config.model, device=str(device), dtype=resolve_precision(config.lm.dtype, device))
-    return ActivationReader(
-        lm,
-        lm.site(config.site),
-        exclude_first=config.activations.exclude_first,
-        exclude_special=config.activations.exclude_special,
-        batch_size=config.lm.batch_size,
-    )
-
-
-def read_tokens(config: TrainConfig, reader: ActivationReader, split: str, n_tokens: int) -> Tokens:
-    """Text of a split as tokens of the run's language model."""
-    assert split in ("train", "held_out")
-    return tokenize(
-        config.data,
-        reader.lm.tokenizer,
-        reader.lm.eos_id,
-        n_tokens=n_tokens,
-        context=config.text.context,
-        split=split,
-        held_out=config.text.held_out,
-        seed=config.seed,
-    )
 
 
 def machine_memory() -> int:
@@ -98,6 +71,12 @@ def claim_folder(out: Path, resume: bool) -> None:
         raise UserError(
             f"{out}: exists and is not empty; choose another --out, or continue that run with --resume"
         )
+
+
+def resume_config(out: Path) -> TrainConfig:
+    """The configuration of the run in `out`, with which it must go on."""
+    claim_folder(out, resume=True)
+    return load_config(out / CONFIG)
 
 
 def count_steps(config: TrainConfig, n_rows: int) -> int:
@@ -153,12 +132,12 @@ def open_blocks(
     tokens = read_tokens(config, reader, "train", config.tokens)
     store = choose_store(config, tokens.n_tokens, d_in, reader.lm.dtype.itemsize)
     if store == "memory":
-        memory = harvest_to_memory(reader, tokens, config.seed)
+        memory = harvest_memory(reader, tokens, config.seed)
         return tokens, memory, len(memory.rows)
     if store == "disk":
         folder = out / ACTIVATIONS
         shutil.rmtree(folder, ignore_errors=True)
-        disk = harvest(reader, tokens, folder, about_activations(config, tokens), config.seed)
+        disk = harvest_folder(reader, tokens, folder, about_activations(config, tokens), config.seed)
         return tokens, disk, disk.n_rows
     n_rows = sum(int(reader.keep(ids).sum()) for ids in tokens.ids.split(4096))
     return tokens, LiveActivations(reader, tokens, config.seed, d_in), n_rows
@@ -176,22 +155,6 @@ def _open_harvested(config: TrainConfig, reader: ActivationReader, d_in: int) ->
     if store.d_in != d_in:
         raise UserError(f"{folder}: activations of width {store.d_in}, but {config.site} has width {d_in}")
     return store.tokens(), store, store.n_rows
-
-
-def about_activations(config: TrainConfig, tokens: Tokens) -> dict[str, Any]:
-    """What a folder of harvested activations says of itself."""
-    return {
-        "model": config.model,
-        "site": config.site,
-        "data": config.data,
-        "tokens": tokens.n_tokens,
-        "context": tokens.context,
-        "held_out": config.text.held_out,
-        "seed": config.seed,
-        "exclude_first": config.activations.exclude_first,
-        "exclude_special": config.activations.exclude_special,
-        "version": __version__,
-    }
 
 
 def resolve_scale(config: TrainConfig, blocks: Blocks) -> TrainConfig:

@@ -1,0 +1,330 @@
+"""The command line: `saeforest COMMAND ...`. Every command is a few calls into the library."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from . import __version__
+from .config import TrainConfig, load_config
+from .errors import UserError
+from .presets import PRESETS
+
+# Imported where used: language models and their libraries take seconds that `--help` and a typing error should not.
+
+INDEX_TOKENS, EVAL_TOKENS, CE_TOKENS = 600_000, 100_000, 16_384
+
+
+def _parse[T](args: type[T], argv: Sequence[str], command: str, description: str, default: Any = None) -> T:
+    extra = {} if default is None else {"default": default}
+    return tyro.cli(
+        args,
+        args=list(argv),
+        prog=f"saeforest {command}",
+        description=description,
+        config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff),
+        **extra,
+    )
+
+
+# -- train
+
+
+@dataclass(frozen=True)
+class _Train:
+    config: tyro.conf.OmitArgPrefixes[TrainConfig]
+    out: Path | None = None
+    """The run's folder, new or empty. Default: runs/PRESET."""
+    resume: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Go on with the run in --out from its latest checkpoint."""
+    dry_run: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Only tell sizes, memory, steps and an estimate of the time."""
+
+
+def train(argv: Sequence[str]) -> None:
+    """Train an SAE. `saeforest train [PRESET] [--config FILE] [--out RUN] [options]`."""
+    from .progress import console
+
+    name, base, rest = _preset(argv)
+    args = _parse(
+        _Train, rest, "train", f"{train.__doc__} PRESET: {', '.join(PRESETS)}.", default=_Train(base)
+    )
+    out = args.out or Path("runs") / name
+    if args.dry_run:
+        from .training.plan import describe, estimate
+
+        console.print(describe(args.config, estimate(args.config)))
+        return
+    from .training import run_training
+    from .training.run import resume_config
+
+    config = resume_config(out) if args.resume else args.config
+    run = run_training(config, out, resume=args.resume)
+    _say_next(run.folder)
+
+
+def _preset(argv: Sequence[str]) -> tuple[str, TrainConfig, list[str]]:
+    """The name and configuration a command starts from, and the arguments that are left."""
+    rest = list(argv)
+    name = rest.pop(0) if rest and not rest[0].startswith("-") else None
+    if name is not None and name not in PRESETS:
+        near = get_close_matches(name, PRESETS, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise UserError(f"preset '{name}': expected one of {', '.join(PRESETS)}{hint}")
+    if "--config" in rest:
+        i = rest.index("--config")
+        if len(rest) < i + 2:
+            raise UserError("--config: expected a file such as RUN/config.yaml behind it")
+        if name is not None:
+            raise UserError(f"preset '{name}' and --config {rest[i + 1]}: give one of them")
+        path = Path(rest[i + 1])
+        del rest[i : i + 2]
+        return path.parent.name or path.stem, load_config(path), rest
+    name = name or "demo"
+    return name, PRESETS[name], rest
+
+
+# -- eval
+
+
+@dataclass(frozen=True)
+class _Eval:
+    run: tyro.conf.Positional[Path]
+    """A run's folder."""
+    measures: str = "fast"
+    """A set (fast) or names, separated by commas."""
+    tokens: int = EVAL_TOKENS
+    """Held-out tokens to measure on."""
+    ce_tokens: int = CE_TOKENS
+    """Of these, tokens for the cross-entropy, which takes three full passes of the language model."""
+
+
+def evaluate(argv: Sequence[str]) -> None:
+    """Measure a trained SAE on text it has not seen. Writes RUN/eval/MEASURE.json."""
+    args = _parse(_Eval, argv, "eval", _doc(evaluate))
+    _positive(args, "tokens", "ce_tokens")
+    from .measures import measure_names
+    from .session import check_width, load_run, open_reader
+
+    names = measure_names(args.measures)
+    config, sae = load_run(args.run)
+    reader = open_reader(config)
+    check_width(sae, reader)
+    _measure(args.run, config, sae, reader, names, args.tokens, args.ce_tokens)
+
+
+def _measure(
+    folder: Path,
+    config: TrainConfig,
+    sae: Any,
+    reader: Any,
+    names: Sequence[str],
+    tokens: int,
+    ce_tokens: int,
+) -> None:
+    from .explore import output_console
+    from .measures import measure_run, table
+
+    records = measure_run(sae, config, reader, names, tokens=tokens, ce_tokens=ce_tokens, folder=folder)
+    output_console().print(table(records))
+
+
+# -- index and show
+
+
+@dataclass(frozen=True)
+class _Index:
+    run: tyro.conf.Positional[Path]
+    """A run's folder."""
+    tokens: int = INDEX_TOKENS
+    """Tokens of the training text to look at."""
+
+
+def index(argv: Sequence[str]) -> None:
+    """Collect what `show` needs: where each feature fires most, its density, its direction. Writes RUN/index/."""
+    args = _parse(_Index, argv, "index", _doc(index))
+    _positive(args, "tokens")
+    from .session import load_run, open_reader
+
+    config, sae = load_run(args.run)
+    _make_index(args.run, config, sae, open_reader(config), args.tokens)
+
+
+def _make_index(folder: Path, config: TrainConfig, sae: Any, reader: Any, n_tokens: int) -> Any:
+    from .explore import build_index
+    from .session import check_width, read_tokens
+
+    check_width(sae, reader)
+    tokens = read_tokens(config, reader, "train", n_tokens)
+    batches = (batch for batch, _ in reader.batches(tokens))
+    built = build_index(sae, batches, tokens, total=tokens.n_tokens)
+    built.save(folder / "index")
+    return built
+
+
+@dataclass(frozen=True)
+class _Show:
+    run: tyro.conf.Positional[Path]
+    """A run's folder."""
+    feature: tyro.conf.Positional[int | None] = None
+    """A feature id; without it the most telling families."""
+    families: Annotated[int, tyro.conf.arg(name="n")] = 10
+    """How many families."""
+
+
+def show(argv: Sequence[str]) -> None:
+    """Show the tree under a feature with the text that activates it; without a feature, the most telling families."""
+    args = _parse(_Show, argv, "show", _doc(show))
+    _positive(args, "families")
+    from .explore import Index, output_console, show_families, show_feature
+    from .session import load_run, open_reader
+
+    config, sae = load_run(args.run)
+    reader = open_reader(config)
+    if (args.run / "index").exists():
+        found = Index.load(args.run / "index", sae)
+    else:
+        print(f"{args.run} has no index yet; making it, once", file=sys.stderr)
+        found = _make_index(args.run, config, sae, reader, min(INDEX_TOKENS, config.tokens))
+    console = output_console()
+    if args.feature is None:
+        show_families(console, found, sae.forest, reader.lm.tokenizer, n=args.families)
+    else:
+        show_feature(console, found, sae.forest, reader.lm.tokenizer, args.feature)
+
+
+# -- harvest
+
+
+@dataclass(frozen=True)
+class _Harvest:
+    config: tyro.conf.OmitArgPrefixes[TrainConfig]
+    out: Path | None = None
+    """The folder for the activations, new or empty."""
+
+
+def harvest(argv: Sequence[str]) -> None:
+    """Read activations into a folder once, to train on them with `saeforest train --data FOLDER` as often as wanted."""
+    args = _parse(_Harvest, argv, "harvest", _doc(harvest), default=_Harvest(TrainConfig()))
+    if args.out is None:
+        raise UserError("harvest: expected --out FOLDER for the activations")
+    from .activations.sources import harvest_folder
+    from .session import about_activations, open_reader, read_tokens
+    from .training.run import claim_folder
+
+    claim_folder(args.out, resume=False)
+    reader = open_reader(args.config)
+    tokens = read_tokens(args.config, reader, "train", args.config.tokens)
+    store = harvest_folder(reader, tokens, args.out, about_activations(args.config, tokens), args.config.seed)
+    print(f"{store.n_rows:,} activations of width {store.d_in} in {args.out}")
+
+
+# -- demo
+
+
+@dataclass(frozen=True)
+class _Demo:
+    out: Path = Path("runs/demo")
+    """The run's folder, new or empty."""
+    tokens: int = PRESETS["demo"].tokens
+    """Different tokens to train on."""
+    eval_tokens: int = EVAL_TOKENS
+    """Held-out tokens to measure on."""
+
+
+def demo(argv: Sequence[str]) -> None:
+    """Train a 4-layer Tree SAE on SmolLM2-135M, measure it, and show a piece of its concept forest."""
+    args = _parse(_Demo, argv, "demo", _doc(demo))
+    _positive(args, "tokens", "eval_tokens")
+    from .demo import run_demo
+
+    run_demo(replace(PRESETS["demo"], tokens=args.tokens), args.out, args.eval_tokens)
+    _say_next(args.out)
+
+
+def _say_next(run: Path) -> None:
+    print(
+        f"""
+Next:
+  saeforest show {run}                the most telling families again; `-n 30` for more
+  saeforest show {run} FEATURE        the tree under one feature
+  saeforest eval {run}                measure it on held-out text
+  saeforest train --help                   your own model, site, text and sizes
+  python -c 'import saeforest; print(saeforest.load("{run}/sae").forest)'"""
+    )
+
+
+# -- the frame
+
+COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
+    "demo": demo,
+    "train": train,
+    "eval": evaluate,
+    "index": index,
+    "show": show,
+    "harvest": harvest,
+}
+
+
+def _doc(function: Callable[..., Any]) -> str:
+    return function.__doc__ or ""
+
+
+def _positive(args: Any, *names: str) -> None:
+    for name in names:
+        if getattr(args, name) < 1:
+            raise UserError(f"--{name.replace('_', '-')} {getattr(args, name)}: expected 1 or more")
+
+
+def _usage() -> str:
+    lines = [f"saeforest {__version__}: hierarchical sparse autoencoders on language models", ""]
+    lines += [f"  saeforest {name:8} {_doc(f).splitlines()[0]}" for name, f in COMMANDS.items()]
+    return "\n".join([*lines, "", "  saeforest COMMAND --help lists a command's options"])
+
+
+def run(argv: Sequence[str]) -> int:
+    """Runs a command line; returns its exit status: 0, 2 for a user's error, 130 after Ctrl-C."""
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(_usage())
+        return 0 if argv else 2
+    if argv[0] == "--version":
+        print(__version__)
+        return 0
+    try:
+        if argv[0] not in COMMANDS:
+            near = get_close_matches(argv[0], COMMANDS, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise UserError(f"command '{argv[0]}': expected one of {', '.join(COMMANDS)}{hint}")
+        COMMANDS[argv[0]](argv[1:])
+        return 0
+    except UserError as error:
+        return _fail(str(error))
+    except KeyboardInterrupt as stop:
+        print(f"\n{stop}" if str(stop) else "\nstopped", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `saeforest show RUN | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT):
+            return _fail(
+                f"{error.filename or 'writing'}: {os.strerror(error.errno)}; nothing already saved is lost"
+            )
+        raise
+
+
+def _fail(message: str) -> int:
+    print(f"saeforest: error: {' '.join(message.split())}", file=sys.stderr)
+    return 2
+
+
+def main() -> None:
+    sys.exit(run(sys.argv[1:]))

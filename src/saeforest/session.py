@@ -1,0 +1,88 @@
+"""What a run reads: its language model, its text, and, once trained, its SAE."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from . import __version__
+from .activations import ActivationReader
+from .activations.sources import is_store, open_store
+from .config import TrainConfig, load_config, resolve_device, resolve_precision
+from .errors import UserError
+from .lm import load_lm
+from .saes import SAE, load_sae
+from .text import Tokens, tokenize
+
+CONFIG, SAE_FOLDER = "config.yaml", "sae"
+
+
+def open_reader(config: TrainConfig) -> ActivationReader:
+    """The language model of a configuration, ready to read at its site."""
+    device = resolve_device(config.device)
+    lm = load_lm(config.model, device=str(device), dtype=resolve_precision(config.lm.dtype, device))
+    return ActivationReader(
+        lm,
+        lm.site(config.site),
+        exclude_first=config.activations.exclude_first,
+        exclude_special=config.activations.exclude_special,
+        batch_size=config.lm.batch_size,
+    )
+
+
+def read_tokens(
+    config: TrainConfig, reader: ActivationReader, split: Literal["train", "held_out"], n_tokens: int
+) -> Tokens:
+    """Text of a split as tokens of the run's language model.
+
+    A run on harvested activations goes back to the text they were harvested from.
+    """
+    source = Path(config.data)
+    return tokenize(
+        open_store(source).manifest["data"] if is_store(source) else config.data,
+        reader.lm.tokenizer,
+        reader.lm.eos_id,
+        n_tokens=n_tokens,
+        context=config.text.context,
+        split=split,
+        held_out=config.text.held_out,
+        seed=config.seed,
+    )
+
+
+def load_run(folder: Path) -> tuple[TrainConfig, SAE]:
+    """The configuration and the trained SAE of a run folder. Raises UserError where either is missing."""
+    if not (folder / CONFIG).is_file():
+        raise UserError(f"{folder}: no {CONFIG}; expected a run folder that `saeforest train` made")
+    config = load_config(folder / CONFIG)
+    if not (folder / SAE_FOLDER).is_dir():
+        raise UserError(
+            f"{folder}: no trained SAE yet; finish it with `saeforest train --resume --out {folder}`"
+        )
+    return config, load_sae(folder / SAE_FOLDER).to(resolve_device(config.device))
+
+
+def check_width(sae: SAE, reader: ActivationReader) -> None:
+    """Raises UserError unless the SAE reads activations of the site's width."""
+    width = reader.lm.site_width(reader.site)
+    if width != sae.d_in:
+        raise UserError(
+            f"site {reader.site.name} of {reader.lm.name} has width {width}, but the SAE reads width {sae.d_in}; "
+            "use the model and site it was trained on"
+        )
+
+
+def about_activations(config: TrainConfig, tokens: Tokens) -> dict[str, Any]:
+    """What a folder of harvested activations says of itself."""
+    return {
+        "model": config.model,
+        "site": config.site,
+        "data": config.data,
+        "tokens": tokens.n_tokens,
+        "context": tokens.context,
+        "held_out": config.text.held_out,
+        "seed": config.seed,
+        "exclude_first": config.activations.exclude_first,
+        "exclude_special": config.activations.exclude_special,
+        "version": __version__,
+    }
