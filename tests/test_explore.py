@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -394,7 +395,7 @@ def test_families_are_ordered_by_score_without_relatives() -> None:
     assert parents(hand_index(), n=2) == [0, 1]
     families = telling_families(hand_index(), FOREST)
     assert (families.n_edges, families.n_judged, families.n_passing) == (9, 9, 9)
-    assert families.shown[0].score == pytest.approx(1.5)
+    assert families.shown[0].score == pytest.approx(1.5 * math.log2(1000 / 30))
 
 
 def test_an_ancestor_of_a_better_family_is_skipped() -> None:
@@ -417,18 +418,23 @@ def test_children_that_all_fire_on_one_token_are_no_family() -> None:
     assert parents(hand_index(top_row=rows)) == [0, 2]
 
 
-def test_only_the_five_most_frequent_children_count() -> None:
+def test_the_best_three_children_count() -> None:
     forest = Forest(torch.tensor([-1, *[0] * 7]), (1, 7))
     index = made_index(
         text_tokens("abcdefghijklmnopqrstuvwxyz"),
         [[i] for i in range(8)],
         n_fired=[40, 30, 31, 32, 33, 34, 35, 5],
         rank_parent=[0, 1, 1, 1, 1, 1, 1, 0],
-        cos_parent=[0.0, 0.9, 0.1, 0.1, 0.1, 0.1, 0.1, 0.0],
+        cos_parent=[0.0, 0.3, 0.1, 0.1, 0.4, 0.1, 0.2, 0.0],
     )
     (family,) = telling_families(index, forest).shown
     assert family.children == (6, 5, 4, 3, 2, 1)
-    assert family.score == pytest.approx(0.5)
+    assert family.score == pytest.approx(0.9 * math.log2(1000 / 40))
+
+
+def test_rare_parents_come_first() -> None:
+    # The best three of 0's children weigh more than the two of 1 and 2, but not if they are so much rarer.
+    assert parents(hand_index(n_fired=[50, 5, 40] + [30] * 9)) == [1, 0, 2]
 
 
 def test_a_flat_forest_has_no_families() -> None:
@@ -524,17 +530,23 @@ def printed(
 def test_families_in_the_terminal(tokenizer: PreTrainedTokenizerFast) -> None:
     out = printed(show_families, hand_index(), FOREST, tokenizer)
     assert "9 parent-child edges; in 9 the child fires 20 times or more; 9 of these pass (100 %)" in out
-    assert re.search(r"^ 0 +3 %  3 children  a$", out, re.M)
-    assert re.search(r"── +3 +3 %  P\(c\|p\) 1.00  S_res +0.50 ✓  2 children  d$", out, re.M)
+    assert re.search(r"^ 0 +3.0 %  3 children  a$", out, re.M)
+    assert re.search(r"── +3 +3.0 %  P\(c\|p\) 1.00  S_res +0.50 ✓  2 children  d$", out, re.M)
     assert "100% " in out
     assert "abc«d»efghij" in out
     assert "approximate" in out
+    below = printed(
+        show_families, hand_index(cos_child=[0.9] * 12, cos_parent=[0.5] * 10 + [0.9, 0.9]), FOREST, tokenizer
+    )
+    assert re.search(r"^ 3 +3.0 %  under 0  2 children  d$", below, re.M)
     assert max(map(cell_len, out.splitlines())) <= 100
 
 
 def test_no_family(tokenizer: PreTrainedTokenizerFast) -> None:
     out = printed(show_families, hand_index(rank_parent=[0] * 12), FOREST, tokenizer)
     assert "No family passes yet" in out
+    flat = printed(show_families, hand_index(), Forest(torch.full((12,), -1), (12,)), tokenizer)
+    assert "No families: every feature hangs from the root." in flat
 
 
 def test_a_feature_with_its_path_and_its_children(tokenizer: PreTrainedTokenizerFast) -> None:
@@ -544,7 +556,7 @@ def test_a_feature_with_its_path_and_its_children(tokenizer: PreTrainedTokenizer
     assert ids == [0, 3, 10]
     assert "P(c|p) 0.75" in out
     assert "+ 1 child that never fired here" in out
-    assert re.search(r"10 +0.6 %  P\(c\|p\) 0.75  S_res  - ", out)
+    assert re.search(r"10 +0.60 %  P\(c\|p\) 0.75  S_res  - ", out)
     below_root = printed(show_feature, index, FOREST, tokenizer, 0)
     assert "+ 1 child that never fired here" in below_root
     assert "✗" in below_root
@@ -580,9 +592,14 @@ def test_hostile_text_at_any_width(tokenizer: PreTrainedTokenizerFast, width: in
         out = printed(show_feature, index, FOREST, tokenizer, feature, width=width)
         assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e\u2028]", out)
         assert max(map(cell_len, out.splitlines())) <= min(width, 120)
-        assert width < 79 or "red␛[0m↵⇥␇[bold]b[/]" in out or feature == 9
     families = printed(show_families, index, FOREST, tokenizer, width=width)
     assert max(map(cell_len, families.splitlines())) <= min(width, 120)
+
+
+def test_markup_and_emoji_codes_are_text(tokenizer: PreTrainedTokenizerFast) -> None:
+    index = made_index(text_tokens(HOSTILE, context=128), [[0]])
+    out = printed(show_feature, index, Forest(torch.tensor([-1]), (1,)), tokenizer, 0, width=120)
+    assert "«x»␛[31mred␛[0m↵⇥␇[bold]b[/] �dlrow�:smile:" in out
 
 
 def test_colours_on_a_terminal_only(tokenizer: PreTrainedTokenizerFast) -> None:
@@ -600,7 +617,7 @@ def test_the_same_text_is_shown_once(tokenizer: PreTrainedTokenizerFast) -> None
     index = made_index(tokens, [[0, 8, 16]])
     out = printed(show_feature, index, Forest(torch.tensor([-1]), (1,)), tokenizer, 0)
     assert (out.count("«l»icence"), out.count("«a»nother")) == (1, 1)
-    assert re.search(r"0 +3 %  l · a$", out, re.M)
+    assert re.search(r"0 +3.0 %  l · a$", out, re.M)
 
 
 def test_output_console_in_a_pipe(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -616,7 +633,14 @@ def test_output_console_in_a_pipe(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     ("share", "text"),
-    [(1, "100 %"), (0.123, "12 %"), (0.0996, "10 %"), (0.0123, "1.2 %"), (0.00001, "0.001 %")],
+    [
+        (1, "100 %"),
+        (0.123, "12 %"),
+        (0.0996, "10 %"),
+        (0.0123, "1.2 %"),
+        (0.01, "1.0 %"),
+        (0.00001, "0.0010 %"),
+    ],
 )
 def test_percent(share: float, text: str) -> None:
     assert percent(share) == text

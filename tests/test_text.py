@@ -14,6 +14,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import torch
+from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -484,11 +485,11 @@ def test_failed_save_leaves_the_old_file(saved: tuple[Tokens, Path], monkeypatch
     tokens, path = saved
     before = path.read_bytes()
 
-    def full_disk(tensors: object, part: Path):
+    def full_disk(tensors: object, part: Path, metadata: object):
         part.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(tokens_module, "save_file", full_disk)
+    monkeypatch.setattr("saeforest.files.save_file", full_disk)
     with pytest.raises(OSError, match="No space left"):
         tokens.save(path)
     assert path.read_bytes() == before
@@ -501,7 +502,7 @@ def test_truncated_file(saved: tuple[Tokens, Path], keep: int):
     path.write_bytes(path.read_bytes()[:keep])
     message = error_line(lambda: Tokens.load(path))
     assert str(path) in message
-    assert "delete it" in message
+    assert "write or copy it again" in message
 
 
 def test_files_of_another_kind(saved: tuple[Tokens, Path]):
@@ -517,7 +518,7 @@ def test_files_of_another_kind(saved: tuple[Tokens, Path]):
         each.save(path)
         assert "damaged or another kind" in error_line(lambda: Tokens.load(path))
     for tensors in ({"weight": torch.zeros(2)}, {"ids": tokens.ids, "document_starts": tokens.ids + 1}):
-        tokens_module.save_file(tensors, path)
+        save_file(tensors, path)
         assert "damaged or another kind" in error_line(lambda: Tokens.load(path))
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stderr
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import tyro
 
@@ -20,19 +22,30 @@ from .presets import PRESETS
 
 # Imported where used: language models and their libraries take seconds that `--help` and a typing error should not.
 
+T = TypeVar("T")
 INDEX_TOKENS, EVAL_TOKENS, CE_TOKENS = 600_000, 100_000, 16_384
 
 
-def _parse[T](args: type[T], argv: Sequence[str], command: str, description: str, default: Any = None) -> T:
+def _parse(args: type[T], argv: Sequence[str], command: str, description: str, default: Any = None) -> T:
     extra = {} if default is None else {"default": default}
-    return tyro.cli(
-        args,
-        args=list(argv),
-        prog=f"saeforest {command}",
-        description=description,
-        config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff),
-        **extra,
-    )
+    told = io.StringIO()
+    try:
+        with redirect_stderr(told):
+            return tyro.cli(
+                args,
+                args=list(argv),
+                prog=f"saeforest {command}",
+                description=description,
+                config=(tyro.conf.AvoidSubcommands,),
+                **extra,
+            )
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        # tyro draws a box: a title, the message, help. Ours is the one line that names the option.
+        lines = [line for raw in told.getvalue().splitlines() if (line := raw.strip("╭╮╰╯─│ "))]
+        said = lines[1:3] if len(lines) > 1 and lines[1].endswith(":") else lines[1:2]
+        raise UserError(f"{' '.join(said or lines)} (see `saeforest {command} --help`)") from None
 
 
 # -- train
@@ -40,7 +53,7 @@ def _parse[T](args: type[T], argv: Sequence[str], command: str, description: str
 
 @dataclass(frozen=True)
 class _Train:
-    config: tyro.conf.OmitArgPrefixes[TrainConfig]
+    config: Annotated[TrainConfig, tyro.conf.arg(name="")]
     out: Path | None = None
     """The run's folder, new or empty. Default: runs/PRESET."""
     resume: tyro.conf.FlagCreatePairsOff[bool] = False
@@ -111,29 +124,18 @@ def evaluate(argv: Sequence[str]) -> None:
     """Measure a trained SAE on text it has not seen. Writes RUN/eval/MEASURE.json."""
     args = _parse(_Eval, argv, "eval", _doc(evaluate))
     _positive(args, "tokens", "ce_tokens")
-    from .measures import measure_names
+    from .explore import output_console
+    from .measures import measure_names, table
+    from .measures.run import measure_run
     from .session import check_width, load_run, open_reader
 
     names = measure_names(args.measures)
     config, sae = load_run(args.run)
     reader = open_reader(config)
     check_width(sae, reader)
-    _measure(args.run, config, sae, reader, names, args.tokens, args.ce_tokens)
-
-
-def _measure(
-    folder: Path,
-    config: TrainConfig,
-    sae: Any,
-    reader: Any,
-    names: Sequence[str],
-    tokens: int,
-    ce_tokens: int,
-) -> None:
-    from .explore import output_console
-    from .measures import measure_run, table
-
-    records = measure_run(sae, config, reader, names, tokens=tokens, ce_tokens=ce_tokens, folder=folder)
+    records = measure_run(
+        args.run, config, sae, reader, names, n_tokens=args.tokens, ce_tokens=args.ce_tokens
+    )
     output_console().print(table(records))
 
 
@@ -206,7 +208,7 @@ def show(argv: Sequence[str]) -> None:
 
 @dataclass(frozen=True)
 class _Harvest:
-    config: tyro.conf.OmitArgPrefixes[TrainConfig]
+    config: Annotated[TrainConfig, tyro.conf.arg(name="")]
     out: Path | None = None
     """The folder for the activations, new or empty."""
 

@@ -85,6 +85,7 @@ class TrainConfig:
     epochs: int = 1
     """Passes over them."""
     seed: int = 0
+    """Fixes the weights, the forest, the order of the text and of the activations."""
     device: str = "auto"
     """Of language model and SAE: cpu, cuda, or auto."""
     log_every: int = 50

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from .config import TrainConfig
 from .explore import build_index, output_console, show_families
-from .measures import SETS, measure_run, table
+from .measures import SETS, table
+from .measures.run import measure_run
 from .progress import console
 from .training import run_training
 
@@ -23,7 +24,7 @@ def run_demo(config: TrainConfig, out: Path, eval_tokens: int) -> None:
 
     console.print("[bold]Measuring[/] it on held-out text")
     records = measure_run(
-        run.sae, config, run.reader, SETS["fast"], tokens=eval_tokens, ce_tokens=_CE_TOKENS, folder=out
+        out, config, run.sae, run.reader, SETS["fast"], n_tokens=eval_tokens, ce_tokens=_CE_TOKENS
     )
     measured = time.monotonic()
 

@@ -30,16 +30,18 @@ def open_reader(config: TrainConfig) -> ActivationReader:
     )
 
 
+def text_source(config: TrainConfig) -> str:
+    """Where the text comes from; of harvested activations, where they were harvested from."""
+    folder = Path(config.data)
+    return open_store(folder).manifest["data"] if is_store(folder) else config.data
+
+
 def read_tokens(
     config: TrainConfig, reader: ActivationReader, split: Literal["train", "held_out"], n_tokens: int
 ) -> Tokens:
-    """Text of a split as tokens of the run's language model.
-
-    A run on harvested activations goes back to the text they were harvested from.
-    """
-    source = Path(config.data)
+    """Text of a split as tokens of the run's language model."""
     return tokenize(
-        open_store(source).manifest["data"] if is_store(source) else config.data,
+        text_source(config),
         reader.lm.tokenizer,
         reader.lm.eos_id,
         n_tokens=n_tokens,

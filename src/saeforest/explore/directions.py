@@ -23,8 +23,10 @@ from ..forest import ROOT
 from ..kernels.embedding_bag import scatter_outer
 from ..progress import progress
 
-#: lambda, as a share of the mean variance
-RIDGE = 0.01
+#: lambda, as a share of the mean variance. Against 32 probes trained as the paper's (a small Tree SAE on SmolLM2-135M,
+#: 59k tokens): S_res 0.31 on average, theirs 0.26, correlation 0.60, and the criterion agrees on 30 of the 32 edges.
+#: Cosines with the probes' directions fall from 0.63 to 0.56 at 0.01 (more noise) and to 0.52 at 10.
+RIDGE = 0.1
 # Cosines are taken in blocks of features, with all decoder rows each, of this many entries.
 _BLOCK_ENTRIES = 1 << 24
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from ..forest import Forest
@@ -9,7 +10,7 @@ from .index import Index
 
 # Read token by token, a feature on more of the text than this says nothing (section 2.2's "PCA feature").
 _MAX_DENSITY = 0.05
-_SCORED_CHILDREN = 5
+_SCORED_CHILDREN = 3
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,9 @@ def telling_families(index: Index, forest: Forest, n: int = 10) -> Families:
        paper's criterion, approximate here).
     2. A family counts when at least 2 of its edges pass, its parent fires on at most 5 % of the tokens, and the
        strongest tokens of the passing children are not all the same token.
-    3. Its score is the sum of S_res over its passing children, the 5 most frequent of them at most.
+    3. Its score is the sum of S_res over its best 3 passing children at most, times log2 of 1 / density of the
+       parent: rare parents are specific. More children would only favour the parents with the most, which are the
+       ones that mean the least.
     4. For variety, a family is skipped whose parent lies above or below the parent of a better one.
     """
     found = sorted(
@@ -75,5 +78,5 @@ def _family(index: Index, forest: Forest, parent: int) -> Family | None:
     strongest = {int(index.tokens.ids.flatten()[index.top_row[c, 0]]) for c in passing}
     if len(passing) < 2 or len(strongest) < 2:
         return None
-    score = sum(float(index.s_res[c]) for c in passing[:_SCORED_CHILDREN])
-    return Family(parent, children, passing, score)
+    best = sorted((float(index.s_res[c]) for c in passing), reverse=True)[:_SCORED_CHILDREN]
+    return Family(parent, children, passing, sum(best) * -math.log2(float(index.density[parent])))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import asdict, dataclass, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -72,22 +73,22 @@ class Index:
     def d_sae(self) -> int:
         return len(self.n_fired)
 
-    @property
+    @cached_property
     def density(self) -> Float[Tensor, "d_sae"]:
         """The share of tokens on which each feature fires."""
         return self.n_fired.double() / self.about.n_tokens
 
-    @property
+    @cached_property
     def s_res(self) -> Float[Tensor, "d_sae"]:
         """The reconstruction score of each feature with its parent (Eq. 5), approximate: see `directions`."""
         return torch.minimum(self.cos_child, self.cos_parent)
 
-    @property
+    @cached_property
     def measured(self) -> Bool[Tensor, "d_sae"]:
         """The edges that have a reconstruction score."""
         return self.rank_parent > 0
 
-    @property
+    @cached_property
     def passes(self) -> Bool[Tensor, "d_sae"]:
         """The edges that meet the paper's criterion, approximately: see `directions`."""
         return self.measured & (self.rank_child <= NEAREST) & (self.rank_parent <= NEAREST)

@@ -24,6 +24,7 @@ _WIDEST, _PIPED = 120, 100
 _RIGHT_SHARE = 0.42
 _MAX_CHILDREN = 12
 _FAMILY_CHILDREN, _FAMILY_CONTEXTS = 5, 2
+_FOCUS = "bold reverse cyan"
 
 
 def output_console() -> Console:
@@ -40,6 +41,9 @@ def show_families(
     view = _View(index, forest, tokenizer, _width(console))
     families = telling_families(index, forest, n)
     view.print(console, view.about())
+    if families.n_edges == 0:
+        view.print(console, Text("No families: every feature hangs from the root."))
+        return
     view.print(console, view.census(families.n_edges, families.n_judged, families.n_passing))
     for family in families.shown:
         view.print(console, Text(), view.family(family))
@@ -120,12 +124,13 @@ class _View:
             "Percentages: share of tokens; beside a context, share of the feature's strongest activation.\n"
             "P(c|p): how often the child fires where its parent fires. S_res: reconstruction score (Eq. 5); "
             f"✓ child and parent are among the {NEAREST} features nearest the child's direction, ✗ not both. "
-            "Directions are LDA, not the paper's probes: approximate.",
+            "Directions are LDA, not the paper's probes: approximate.\n"
+            "`saeforest show RUN FEATURE` shows the tree around one feature.",
             style="dim",
         )
 
-    def header(self, feature: int, style: str = "bold cyan") -> Text:
-        """One line: id, density, and, of a child, its edge; then its strongest tokens."""
+    def header(self, feature: int, style: str = "bold cyan", top: bool = False) -> Text:
+        """One line: id, density, and, of a child, its edge; then its strongest tokens. `top`: drawn without parent."""
         line = Text(no_wrap=True, overflow="ellipsis")
         line.append(f"{feature:>{len(str(self.index.d_sae - 1))}}", style)
         fired = int(self.index.n_fired[feature])
@@ -133,7 +138,7 @@ class _View:
             return line.append("  never fired here", "dim")
         line.append(f"  {percent(float(self.index.density[feature])):>7}")
         if (parent := int(self.forest.parent[feature])) != ROOT:
-            line.append_text(self.edge(feature, parent))
+            line.append_text(Text(f"  under {parent}", "dim") if top else self.edge(feature, parent))
         if live := len(self.live_children(feature)):
             line.append(f"  {live} {'child' if live == 1 else 'children'}")
         return line.append("  ").append(" · ".join(self.strongest_tokens(feature)), "italic")
@@ -175,13 +180,13 @@ class _View:
 
     # -- the trees
 
-    def node(self, feature: int, contexts: int, style: str = "bold cyan") -> Group:
+    def node(self, feature: int, contexts: int, style: str = "bold cyan", top: bool = False) -> Group:
         lines = _Concordance(self.passages(feature)[:contexts], int(_RIGHT_SHARE * self.width))
-        return Group(self.header(feature, style), lines)
+        return Group(self.header(feature, style, top), lines)
 
     def family(self, family: Family) -> Tree:
         """A family in brief: the passing children first."""
-        tree = Tree(self.node(family.parent, _FAMILY_CONTEXTS, _FOCUS), guide_style="dim")
+        tree = Tree(self.node(family.parent, _FAMILY_CONTEXTS, _FOCUS, top=True), guide_style="dim")
         shown = (*family.passing, *(c for c in family.children if c not in family.passing))[:_FAMILY_CHILDREN]
         for child in shown:
             tree.add(self.node(child, 1))
@@ -219,10 +224,7 @@ class _View:
             yield f"{silent} {'child' if silent == 1 else 'children'} that never fired here"
 
 
-_FOCUS = "bold reverse cyan"
-
-
 def percent(share: float) -> str:
     """A share in percent with two digits that count."""
     number = 100 * share
-    return f"{number:.0f} %" if number >= 9.95 else f"{number:.2g} %"
+    return f"{number:.0f} %" if number >= 9.95 else f"{number:#.2g} %"

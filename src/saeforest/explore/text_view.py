@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,8 +23,8 @@ _REACH = 64
 class Passage:
     """The text around one token, within the window that the language model saw and within the token's document.
 
-    The three strings hold printable characters only. `token` is made of whole characters: where a character is
-    spelled by several tokens, all of it.
+    The three strings hold printable characters only, and around the token no more than two spaces in a row (code
+    is full of them). `token` is made of whole characters: where a character is spelled by several tokens, all of it.
     """
 
     before: str
@@ -99,9 +100,13 @@ def _blanks_outside(before: str, token: str, after: str) -> tuple[str, str, str]
     """Spaces at the token's ends belong to its surroundings; a token of nothing but spaces shows them."""
     inner = token.strip(" ")
     if not inner:
-        return before, BLANK * max(len(token), 1), after
+        return _narrow(before), BLANK * max(len(token), 1), _narrow(after)
     left, right = token.split(inner, 1)
-    return before + left, inner, right + after
+    return _narrow(before + left), inner, _narrow(right + after)
+
+
+def _narrow(text: str) -> str:
+    return re.sub(" {3,}", "  ", text)
 
 
 def fit(text: str, columns: int, keep: Literal["start", "end"], cut: bool = False) -> str:

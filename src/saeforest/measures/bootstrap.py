@@ -6,11 +6,10 @@ that takes weights `[b, units]`. All weights 1 is the measured value; how often 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float64
 from numpy.typing import NDArray
 
 from .record import Interval
@@ -52,12 +51,20 @@ def _finite(value: float) -> float | None:
     return float(value) if np.isfinite(value) else None
 
 
-def _resamples(n_units: int) -> list[Float64[np.ndarray, "b units"]] | _Resamples:
-    return _Resamples(n_units)
+def _percentiles(drawn: FloatArray) -> Interval:
+    defined = drawn[np.isfinite(drawn)]
+    if len(defined) < (1 - _MAX_UNDEFINED) * len(drawn):
+        return None
+    low, high = np.percentile(defined, (2.5, 97.5))
+    return float(low), float(high)
 
 
-class _Resamples:
-    """How often each unit was drawn, slice by slice."""
-
-    def __init__(self, n_units: int) -> None:
-        self.n_units = n_units
+def _resamples(n_units: int) -> Iterator[FloatArray]:
+    """How often each unit was drawn, `[b, units]`; the slices together are all the resamples."""
+    generator = np.random.default_rng(SEED)
+    step = max(_WEIGHT_ENTRIES // n_units, 1)
+    for start in range(0, RESAMPLES, step):
+        n = min(step, RESAMPLES - start)
+        drawn = generator.integers(n_units, size=(n, n_units)) + n_units * np.arange(n)[:, None]
+        counts = np.bincount(drawn.ravel(), minlength=n * n_units)
+        yield counts.reshape(n, n_units).astype(np.float64)

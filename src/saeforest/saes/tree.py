@@ -35,8 +35,11 @@ class AuxConfig:
     """The auxiliary loss (Eq. 8): dead features of a layer reconstruct what the layers so far leave over."""
 
     layers: tuple[int, ...] = (0,)
+    """The layers that have one."""
     coefficient: float = 1 / 32
+    """Its weight in the loss."""
     k: int = 256
+    """Dead features that may act on a token."""
     detach: bool = False
     """The residual is a fixed target. The authors' code lets gradients flow into it."""
     bias: bool = True
@@ -57,6 +60,7 @@ class AllocationConfig:
     """Step of the first reallocation, and the first interval; 0 turns reallocation off.
     None: 3,000 of the paper's 97,657 steps, in proportion to the run."""
     growth: Growth = "double"
+    """How the interval grows after each reallocation: twofold, or by two steps."""
     cap: int | None = None
     """The longest interval. None: 10,000 of the paper's 97,657 steps, in proportion."""
     root_reset_at: float = 0.512
@@ -88,8 +92,12 @@ class TreeConfig:
     """A Tree SAE and its training. The defaults are the paper's 4-layer SAE at L0 32."""
 
     layer_sizes: tuple[int, ...] = (1536, 3072, 9216, 10752)
+    """Features in each privilege layer."""
     k_per_layer: tuple[int, ...] = (21, 5, 4, 2)
+    """Active features in each layer, at most."""
     normalize_activations: Normalization = "layer_norm"
+    """layer_norm: every activation to mean 0 and deviation 1; dataset_scale: a factor that makes the mean norm
+    sqrt(d_in); none; or the factor itself."""
     activation_threshold: float = 1e-3
     """A feature is active above this value."""
     b_dec_init: Literal["normalized", "raw"] = "normalized"

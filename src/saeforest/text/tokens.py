@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -14,12 +13,11 @@ import numpy as np
 import torch
 from jaxtyping import Int
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from saeforest.errors import UserError
+from saeforest.files import read_tensors, write_tensors
 from saeforest.progress import progress
 from saeforest.text.corpora import Document, documents
 
@@ -65,16 +63,11 @@ class Tokens:
         """Writes one safetensors file. Whoever reads `path` meanwhile sees the old file or the new, whole."""
         names = np.frombuffer(json.dumps(self.names).encode(), np.uint8).copy()
         tensors = {
-            "ids": self.ids.contiguous(),
-            "document_starts": self.document_starts.contiguous(),
+            "ids": self.ids,
+            "document_starts": self.document_starts,
             "names": torch.from_numpy(names),
         }
-        part = path.with_name(f"{path.name}.{os.getpid()}.part")
-        try:
-            save_file(tensors, part)
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
+        write_tensors(path, tensors)
 
     @classmethod
     def load(cls, path: Path) -> Tokens:
@@ -84,17 +77,15 @@ class Tokens:
             UserError: the file is missing, damaged, or not one that `save` wrote.
         """
         try:
-            tensors = load_file(path)
+            tensors = read_tensors(path)
             names = tuple(json.loads(tensors["names"].numpy().tobytes()))
             tokens = cls(tensors["ids"], tensors["document_starts"], names)
             _check(tokens)
-        except FileNotFoundError as error:
-            raise UserError(f"{path}: no such file; tokenise the text again") from error
-        except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
+        except (KeyError, ValueError, TypeError):
             raise UserError(
                 f"{path}: expected a saeforest tokens file, this one is damaged or another kind; "
-                f"delete it and tokenise the text again"
-            ) from error
+                "delete it and tokenise the text again"
+            ) from None
         return tokens
 
 

@@ -120,7 +120,9 @@ def train(
                 save_checkpoint(out / CHECKPOINTS, step, sae, optimizer, stream)
                 saved_at = time.monotonic()
             if stopped():
-                raise Interrupted(f"stopped after step {step} of {n_steps:,}; a checkpoint is saved")
+                raise Interrupted(
+                    f"stopped after step {step:,} of {n_steps:,}; go on with: saeforest train --resume --out {out}"
+                )
     sae.finish()
 
 

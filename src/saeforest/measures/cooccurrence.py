@@ -1,0 +1,124 @@
+"""How often siblings fire together (SPEC 5.3): the lower, the better children divide their parent's meaning.
+
+    IoU(i, j) = n_ij / (n_i + n_j - n_ij)
+
+A family is the children of one parent within one layer; children of the root and families of one are left out. The
+value of a layer is the mean over all ordered pairs of siblings of all its families, so that big families weigh more.
+A family with two children that never fired (0/0) is left out whole. `iou` is the mean over the layers from 1 on.
+
+A live child beside a dead one has IoU 0 and lowers the mean; `iou_alive` is over pairs of which both fired.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from ..forest import ROOT, Forest
+from ..saes import SAE
+from .bootstrap import FloatArray, estimate, interval_method
+from .measure import EvalBatch, Measure
+from .record import Record, undefined
+
+# Slots of a token are compared with each other in slices of so many comparisons.
+_COMPARISONS = 1 << 24
+
+
+class Cooccurrence(Measure):
+    def __init__(self, sae: SAE, forest: Forest) -> None:
+        self.threshold = sae.config.activation_threshold
+        self.forest = forest
+        family, self.family_layer = _families(forest)
+        self.family = family.numpy()
+        self.family_of = family.to(sae.device)
+        self.fired = torch.zeros(forest.d_sae, dtype=torch.int64)
+        # How often each pair of siblings fired together: sorted keys first * d_sae + second, and counts.
+        self.pairs = torch.zeros(0, dtype=torch.int64)
+        self.together = torch.zeros(0, dtype=torch.int64)
+        self.tokens = 0
+
+    def update(self, batch: EvalBatch) -> None:
+        active = batch.code.active(self.threshold)
+        k = active.shape[1]
+        keys, counts = [self.pairs], [self.together]
+        step = max(_COMPARISONS // (k * k), 1)
+        for on, ids in zip(active.split(step), batch.code.ids.split(step), strict=True):
+            family = torch.where(on, self.family_of[ids], -1)
+            siblings = (family[:, :, None] == family[:, None, :]) & (family >= 0)[:, :, None]
+            token, a, b = siblings.triu(diagonal=1).nonzero(as_tuple=True)
+            first, second = ids[token, a], ids[token, b]
+            key = torch.minimum(first, second) * self.forest.d_sae + torch.maximum(first, second)
+            key, count = key.unique(return_counts=True)
+            keys.append(key.cpu())
+            counts.append(count.cpu())
+        self.pairs, place = torch.cat(keys).unique(return_inverse=True)
+        self.together = torch.zeros_like(self.pairs).index_add_(0, place, torch.cat(counts))
+        self.fired += batch.code.fired(self.forest.d_sae, self.threshold).cpu()
+        self.tokens += len(batch)
+
+    def record(self, settings: Mapping[str, Any]) -> Record:
+        n_families, n_layers = len(self.family_layer), len(self.forest.layer_sizes)
+        iou = self._iou_by_family()
+        member = self.family >= 0
+        size = np.bincount(self.family[member], minlength=n_families)
+        alive = np.bincount(self.family[member & (self.fired.numpy() > 0)], minlength=n_families)
+        whole = size - alive < 2  # else the family holds a 0/0
+        columns = {"iou": (iou * whole, size * (size - 1) * whole), "iou_alive": (iou, alive * (alive - 1))}
+        # Which families belong to each layer from 1 on.
+        of_layer = (self.family_layer[:, None] == np.arange(1, n_layers)).astype(np.float64)
+
+        def values(weights: FloatArray) -> dict[str, FloatArray]:
+            found = {}
+            for name, (total, pairs) in columns.items():
+                n_pairs = weights @ (of_layer * pairs[:, None])
+                by_layer = weights @ (of_layer * total[:, None]) / n_pairs
+                # Layers that have any pairs at all: of the same layers in every resample.
+                has_pairs = pairs @ of_layer > 0
+                found[name] = by_layer[:, has_pairs].sum(1) / has_pairs.sum()
+                found |= {f"{name}_layer_{layer + 1}": by_layer[:, layer] for layer in range(n_layers - 1)}
+            return found
+
+        value, interval = estimate(values, n_families)
+        why = {
+            name: "no parent has two children in a layer that could be measured"
+            if name in columns
+            else "no family of the layer has two children that could be measured"
+            for name in value
+        }
+        method = interval_method("families of siblings")
+        return Record(
+            "cooccurrence",
+            value,
+            interval,
+            unit="fraction",
+            tokens=self.tokens,
+            settings={**settings, "interval_method": method, "families": "children of a parent in one layer"},
+            detail={
+                "null": undefined(value, why, self.tokens),
+                "families": n_families,
+                "families_left_out_for_0/0": int((~whole).sum()),
+            },
+        )
+
+    def _iou_by_family(self) -> FloatArray:
+        """The sum of IoU over the ordered pairs of each family; pairs that never fired together add nothing."""
+        first, second = self.pairs // self.forest.d_sae, self.pairs % self.forest.d_sae
+        union = self.fired[first] + self.fired[second] - self.together
+        iou = 2 * (self.together.double() / union.double()).numpy()
+        total = np.bincount(self.family[first.numpy()], iou, minlength=len(self.family_layer))
+        return total.astype(np.float64)  # of no pairs at all, bincount makes integers
+
+
+def _families(forest: Forest) -> tuple[Int[Tensor, "d_sae"], Int[np.ndarray, "families"]]:
+    """The family of each feature, -1 for one without siblings or below the root; and the layer of each family."""
+    # Layer 0 has only the root above it.
+    key = torch.where(forest.parent == ROOT, -1, forest.layer * forest.d_sae + forest.parent)
+    keys, place, size = key.unique(return_inverse=True, return_counts=True)
+    real = (keys >= 0) & (size > 1)
+    number = torch.where(real, real.cumsum(0) - 1, -1)
+    return number[place], (keys[real] // forest.d_sae).numpy()

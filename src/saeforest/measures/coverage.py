@@ -1,0 +1,95 @@
+"""Activation coverage of the forest's edges: of the tokens on which a child fires, the share on which its parent does.
+
+    S_cov(p, c) = #{t: f_p(t) > threshold and f_c(t) > threshold} / #{t: f_c(t) > threshold}
+
+Edges from the root are left out, and so are children that never fired: they have no coverage. A Tree SAE has exactly 1
+on each of its edges, by construction (Eq. 6).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..forest import ROOT, Forest
+from ..saes import SAE
+from .bootstrap import FloatArray, estimate, interval_method
+from .measure import EvalBatch, Measure
+from .record import Record, require, undefined
+
+_WORST = 10
+
+
+class Coverage(Measure):
+    def __init__(self, sae: SAE, forest: Forest) -> None:
+        self.threshold = sae.config.activation_threshold
+        self.forest = forest
+        self.parent = forest.parent.to(sae.device)
+        self.gated = sae.config.architecture == "tree" and torch.equal(sae.forest.parent, forest.parent)
+        self.fired = torch.zeros(forest.d_sae, dtype=torch.int64)
+        self.with_parent = torch.zeros(forest.d_sae, dtype=torch.int64)
+        self.tokens = 0
+
+    def update(self, batch: EvalBatch) -> None:
+        d_sae = self.forest.d_sae
+        token, slot = batch.code.active(self.threshold).nonzero(as_tuple=True)
+        child = batch.code.ids[token, slot]
+        parent = self.parent[child]
+        # A pair (token, feature) as one number: the parent fires if its pair is among the active ones.
+        both = (parent != ROOT) & torch.isin(token * d_sae + parent, token * d_sae + child)
+        self.fired += torch.bincount(child, minlength=d_sae).cpu()
+        self.with_parent += torch.bincount(child[both], minlength=d_sae).cpu()
+        self.tokens += len(batch)
+
+    def record(self, settings: Mapping[str, Any]) -> Record:
+        parent, child = self.forest.edges
+        measured = self.fired[child] > 0
+        parent, child = parent[measured], child[measured]
+        coverage = (self.with_parent[child].double() / self.fired[child].double()).numpy()
+        require(bool(((coverage >= 0) & (coverage <= 1)).all()), "coverage", "0 <= S_cov <= 1")
+        if self.gated:
+            require(bool((coverage == 1).all()), "coverage", "S_cov = 1 on every edge of a Tree SAE")
+
+        # Children of one parent share its firings, so parents are resampled, each with all its children.
+        families, family = np.unique(parent.numpy(), return_inverse=True)
+        total, edges = np.bincount(family, coverage), np.bincount(family)
+
+        def mean(weights: FloatArray) -> dict[str, FloatArray]:
+            return {"mean": weights @ total / (weights @ edges)}
+
+        found = estimate(mean, len(families))
+        value = {
+            "min": float(coverage.min()) if len(coverage) else None,
+            "mean": found.value["mean"],
+            "edges_measured": int(measured.sum()),
+            "edges_unmeasured": int((~measured).sum()),
+        }
+        if len(measured):
+            why = "the child of every edge never fired on the measured tokens"
+        else:
+            why = "the forest has no edges: every feature hangs from the root"
+        worst = [e for e in np.argsort(coverage, kind="stable")[:_WORST] if coverage[e] < 1]
+        return Record(
+            "coverage",
+            value,
+            {**dict.fromkeys(value), **found.interval},
+            unit="fraction",
+            tokens=self.tokens,
+            settings={**settings, "interval_method": interval_method("parents") + "; min: none"},
+            detail={
+                "null": undefined(value, {"min": why, "mean": why}, self.tokens),
+                "units": {"edges_measured": "edges", "edges_unmeasured": "edges"},
+                "worst_edges": [
+                    {
+                        "parent": int(parent[e]),
+                        "child": int(child[e]),
+                        "coverage": float(coverage[e]),
+                        "fired": int(self.fired[child[e]]),
+                    }
+                    for e in worst
+                ],
+            },
+        )

@@ -1,0 +1,69 @@
+"""What the reconstruction costs the language model: its loss with the SAE spliced in (SPEC 1.1.2).
+
+    ce_loss_score = (ablated - spliced) / (ablated - clean)
+
+1: as good as untouched; 0: no better than zeros at the site. Means over all measured predictions, in nats.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ..forest import Forest
+from ..saes import SAE
+from .bootstrap import FloatArray, estimate, interval_method
+from .measure import EvalBatch, Measure, WindowTable
+from .record import Record, undefined
+
+_POSITIONS = "the loss of predicting the next token, at every kept position but the last of its window"
+_SPLICED = (
+    "kept positions hold the reconstruction in the model's dtype, excluded positions their own activation"
+)
+_ABLATED = "the whole tensor at the site is zero, excluded positions included"
+
+
+class CrossEntropy(Measure):
+    needs_losses = True
+
+    def __init__(self, sae: SAE, forest: Forest) -> None:
+        self.table = WindowTable()
+
+    def update(self, batch: EvalBatch) -> None:
+        if (losses := batch.losses) is not None:
+            self.table.add(
+                count=losses.count, clean=losses.clean, spliced=losses.spliced, ablated=losses.ablated
+            )
+
+    def _values(self, weights: FloatArray) -> dict[str, FloatArray]:
+        count = weights @ self.table["count"]
+        clean, spliced, ablated = (weights @ self.table[n] / count for n in ("clean", "spliced", "ablated"))
+        score = (ablated - spliced) / (ablated - clean)
+        return {"clean": clean, "spliced": spliced, "ablated": ablated, "ce_loss_score": score}
+
+    def record(self, settings: Mapping[str, Any]) -> Record:
+        value, interval = estimate(self._values, len(self.table))
+        tokens = int(self.table["count"].sum())
+        why = {"ce_loss_score": "zeros at the site cost the model nothing: ablated equals clean"}
+        detail: dict[str, Any] = {
+            "null": undefined(value, why, tokens),
+            "units": {"ce_loss_score": "fraction"},
+        }
+        clean, spliced = value["clean"], value["spliced"]
+        if clean is not None and spliced is not None and spliced < clean:
+            detail["note"] = "the spliced model does better than the clean one: expected only of a poor model"
+        return Record(
+            "cross_entropy",
+            value,
+            interval,
+            unit="nats",
+            tokens=tokens,
+            settings={
+                **settings,
+                "interval_method": interval_method("context windows"),
+                "losses": _POSITIONS,
+                "spliced": _SPLICED,
+                "ablated": _ABLATED,
+            },
+            detail=detail,
+        )

@@ -1,0 +1,50 @@
+"""Dead features: those that exceed the threshold on none of the measured tokens. In all and layer by layer.
+
+A count on few tokens is an upper bound: a rare feature need not fire on them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from ..forest import Forest
+from ..saes import SAE
+from .measure import EvalBatch, Measure
+from .record import Record, undefined
+
+
+class Dead(Measure):
+    def __init__(self, sae: SAE, forest: Forest) -> None:
+        self.threshold = sae.config.activation_threshold
+        self.forest = forest
+        self.fired = torch.zeros(forest.d_sae, dtype=torch.int64)
+        self.tokens = 0
+
+    def update(self, batch: EvalBatch) -> None:
+        self.fired += batch.code.fired(self.forest.d_sae, self.threshold).cpu()
+        self.tokens += len(batch)
+
+    def record(self, settings: Mapping[str, Any]) -> Record:
+        dead = self.fired == 0
+        groups = {"": dead}
+        for layer, part in enumerate(dead.split(list(self.forest.layer_sizes))):
+            groups[f"_layer_{layer}"] = part
+        value: dict[str, float | None] = {}
+        for suffix, group in groups.items():
+            value[f"dead{suffix}"] = int(group.sum()) if self.tokens else None
+            value[f"dead_share{suffix}"] = int(group.sum()) / len(group) if self.tokens else None
+        return Record(
+            "dead",
+            value,
+            dict.fromkeys(value),
+            unit="features",
+            tokens=self.tokens,
+            settings={**settings, "interval_method": "none: counts over all measured tokens"},
+            detail={
+                "null": undefined(value, {}, self.tokens),
+                "units": {name: "fraction" for name in value if "share" in name},
+            },
+        )

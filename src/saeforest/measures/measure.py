@@ -1,0 +1,101 @@
+"""What a measure is, and what it is shown."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
+from typing import Any, ClassVar
+
+import numpy as np
+from jaxtyping import Float32, Float64, Int
+from torch import Tensor
+
+from ..code import SparseCode
+from .bootstrap import FloatArray
+from .record import Record
+
+
+@dataclass(frozen=True)
+class WindowLosses:
+    """Summed next-token losses of some windows, in nats, over the positions that count.
+
+    count: predictions summed. clean: of the model as it is; spliced: with the SAE's reconstruction at the site;
+    ablated: with zeros at the site.
+    """
+
+    count: Int[Tensor, "w"]
+    clean: Float64[Tensor, "w"]
+    spliced: Float64[Tensor, "w"]
+    ablated: Float64[Tensor, "w"]
+
+
+@dataclass(frozen=True)
+class EvalBatch:
+    """Activations of a batch of windows, without the excluded positions, and what the SAE makes of them.
+
+    x, x_hat: `[n, d]` activations and reconstructions.
+    rows:     `[n]` flat positions in the `Tokens`, ascending.
+    window:   `[n]` the window of each row. windows: `[w]` all windows of the batch, ascending.
+    code:     `[n, k]`.
+    losses:   of the first windows of the batch, where losses are measured on it.
+    """
+
+    x: Float32[Tensor, "n d"]
+    rows: Int[Tensor, "n"]
+    window: Int[Tensor, "n"]
+    windows: Int[Tensor, "w"]
+    code: SparseCode
+    x_hat: Float32[Tensor, "n d"]
+    losses: WindowLosses | None = None
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @cached_property
+    def _membership(self) -> Float64[Tensor, "w n"]:
+        return (self.windows[:, None] == self.window).double()
+
+    def sums(self, column: Tensor) -> Tensor:
+        """float64 sums of `column [n]` or `[n, m]` over the rows of each window: `[w]` or `[w, m]`."""
+        # A product, because index_add_ sums in any order on a GPU: two runs would differ.
+        return self._membership @ column.double()
+
+
+class WindowTable:
+    """Named float64 columns, `[windows]` or `[windows, m]`, that grow by the windows of each batch."""
+
+    def __init__(self) -> None:
+        self._parts: dict[str, list[FloatArray]] = {}
+
+    def add(self, **columns: Tensor) -> None:
+        for name, column in columns.items():
+            self._parts.setdefault(name, []).append(column.double().cpu().numpy())
+
+    def __getitem__(self, name: str) -> FloatArray:
+        return np.concatenate(self._parts[name]) if name in self._parts else np.zeros(0)
+
+    def __len__(self) -> int:
+        return sum(len(part) for part in next(iter(self._parts.values()), []))
+
+    @property
+    def batch_starts(self) -> list[int]:
+        """The first window of each batch."""
+        sizes = (len(part) for part in next(iter(self._parts.values()), []))
+        return list(accumulate(sizes, initial=0))[:-1]
+
+
+class Measure(ABC):
+    """Sees every batch once, in order, then gives its record. Its sums are float64 and additive over windows."""
+
+    needs_losses: ClassVar[bool] = False
+    """Whether batches should come with `losses`, at the price of forward passes of the language model."""
+
+    @abstractmethod
+    def update(self, batch: EvalBatch) -> None: ...
+
+    @abstractmethod
+    def record(self, settings: Mapping[str, Any]) -> Record:
+        """`settings` say what was measured, and with what; the measure adds its own."""

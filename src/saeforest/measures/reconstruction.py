@@ -1,0 +1,103 @@
+"""How much of the activations the reconstruction holds: four definitions of one fraction (SPEC 1.1.3, 5.5).
+
+With r = x - x_hat, over T tokens:
+
+    fve           1 - sum ||r||^2 / (sum ||x||^2 - T ||mean x||^2)      the proper one
+    fve_legacy    mean over tokens of 1 - ||r||^2 / ||x - mean of x over the batch||^2
+    fve_tree      mean over batches of 1 - mean ||r||^2 / (mean ||x - mean of x over its coordinates||^2 + 1e-10)
+    fvu_uncentred sum ||r||^2 / sum ||x||^2                             what is NOT explained
+
+The two per-batch definitions depend on the size of the batch, which the record's settings name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch.nn.functional as F
+
+from ..forest import Forest
+from ..saes import SAE
+from .bootstrap import FloatArray, estimate, interval_method
+from .measure import EvalBatch, Measure, WindowTable
+from .record import Record, require, undefined
+
+_SMALL_NORM = 1e-4  # SAEBench takes a smaller norm of x for 1
+_TREE_EPS = 1e-10
+# A variance of less than this share of the second moment is rounding, not variance.
+_NO_VARIANCE = 1e-13
+
+
+class Reconstruction(Measure):
+    def __init__(self, sae: SAE, forest: Forest) -> None:
+        self.table = WindowTable()
+
+    def update(self, batch: EvalBatch) -> None:
+        x, x_hat = batch.x.double(), batch.x_hat.double()
+        residual = (x - x_hat).square().sum(1)
+        norm, norm_hat = x.norm(dim=1), x_hat.norm(dim=1)
+        self.table.add(
+            tokens=batch.sums(x.new_ones(len(x))),
+            residual=batch.sums(residual),
+            square=batch.sums(x.square().sum(1)),
+            x=batch.sums(x),
+            own_variance=batch.sums((x - x.mean(1, keepdim=True)).square().sum(1)),
+            legacy=batch.sums(1 - residual / (x - x.mean(0)).square().sum(1)),
+            cosine=batch.sums(F.cosine_similarity(x, x_hat, dim=1)),
+            norm_ratio=batch.sums(norm_hat / norm.where(norm >= _SMALL_NORM, 1)),
+        )
+
+    def _values(self, weights: FloatArray) -> dict[str, FloatArray]:
+        table = self.table
+        tokens, residual, square = (weights @ table[n] for n in ("tokens", "residual", "square"))
+        variance = square - np.square(weights @ table["x"]).sum(1) / tokens
+        variance = np.where(variance > _NO_VARIANCE * square, variance, 0)
+        return {
+            "fve": 1 - residual / variance,
+            "fve_legacy": weights @ table["legacy"] / tokens,
+            "fve_tree": self._fve_tree(weights),
+            "fvu_uncentred": residual / square,
+            "cosine": weights @ table["cosine"] / tokens,
+            "norm_ratio": weights @ table["norm_ratio"] / tokens,
+        }
+
+    def _fve_tree(self, weights: FloatArray) -> FloatArray:
+        """The mean over batches; in a resample a batch weighs as much as windows of it were drawn."""
+        starts = self.table.batch_starts
+
+        def by_batch(name: str) -> FloatArray:
+            return np.add.reduceat(weights * self.table[name], starts, axis=1)
+
+        tokens = by_batch("tokens")
+        fve = 1 - by_batch("residual") / tokens / (by_batch("own_variance") / tokens + _TREE_EPS)
+        drawn = np.add.reduceat(weights, starts, axis=1) / np.diff([*starts, len(self.table)])
+        drawn = np.where(tokens > 0, drawn, 0)
+        return (drawn * np.where(tokens > 0, fve, 0)).sum(1) / drawn.sum(1)
+
+    def record(self, settings: Mapping[str, Any]) -> Record:
+        value, interval = estimate(self._values, len(self.table))
+        tokens = int(self.table["tokens"].sum())
+        fve = value["fve"]
+        require(fve is None or fve <= 1, "reconstruction", "fve <= 1")
+        why = {
+            "fve": "the activations have no variance: all measured tokens are equal",
+            "fve_legacy": "a token equals the mean of its batch: its ratio divides by zero",
+            "fvu_uncentred": "all measured activations are zero",
+        }
+        method = interval_method("context windows") + (
+            "; fve_legacy: the batches' means held fixed; fve_tree: batches weighted by their drawn windows"
+        )
+        return Record(
+            "reconstruction",
+            value,
+            interval,
+            unit="fraction",
+            tokens=tokens,
+            settings={**settings, "interval_method": method},
+            detail={
+                "null": undefined(value, why, tokens),
+                "units": {"cosine": "cosine", "norm_ratio": "ratio"},
+            },
+        )

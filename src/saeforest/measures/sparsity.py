@@ -1,0 +1,52 @@
+"""How many features are active on a token: `l0 = mean_t #{i: f_i(t) > threshold}`, in all and layer by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from ..forest import Forest
+from ..saes import SAE
+from .bootstrap import FloatArray, estimate, interval_method
+from .measure import EvalBatch, Measure, WindowTable
+from .record import Record, require, undefined
+
+# Systems that keep at most k_per_layer features on every token; others meet their L0 only on average.
+_AT_MOST_K = frozenset({"tree", "topk", "matching_pursuit"})
+
+
+class Sparsity(Measure):
+    def __init__(self, sae: SAE, forest: Forest) -> None:
+        self.config = sae.config
+        self.n_layers = len(forest.layer_sizes)
+        self.layer = forest.layer.to(sae.device)
+        self.table = WindowTable()
+
+    def update(self, batch: EvalBatch) -> None:
+        active = batch.code.active(self.config.activation_threshold).double()
+        by_layer = torch.zeros(len(batch), self.n_layers, dtype=torch.float64, device=active.device)
+        by_layer.scatter_add_(1, self.layer[batch.code.ids], active)
+        self.table.add(tokens=batch.sums(torch.ones_like(by_layer[:, 0])), active=batch.sums(by_layer))
+
+    def _values(self, weights: FloatArray) -> dict[str, FloatArray]:
+        by_layer = weights @ self.table["active"] / (weights @ self.table["tokens"])[:, None]
+        layers = {f"l0_layer_{layer}": by_layer[:, layer] for layer in range(self.n_layers)}
+        return {"l0": by_layer.sum(1), **layers}
+
+    def record(self, settings: Mapping[str, Any]) -> Record:
+        value, interval = estimate(self._values, len(self.table))
+        tokens = int(self.table["tokens"].sum())
+        if self.config.architecture in _AT_MOST_K:
+            at_most = sum(self.config.k_per_layer) * tokens
+            require(bool(self.table["active"].sum() <= at_most), "sparsity", "l0 <= the sum of k_per_layer")
+        return Record(
+            "sparsity",
+            value,
+            interval,
+            unit="features per token",
+            tokens=tokens,
+            settings={**settings, "interval_method": interval_method("context windows")},
+            detail={"null": undefined(value, {}, tokens)},
+        )

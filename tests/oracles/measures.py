@@ -1,0 +1,94 @@
+"""Slow, obvious float64 versions of the measures, written from the specification alone.
+
+Shapes: n tokens, d model width, F features. `on [n, F]` says whether a feature is above the threshold on a token.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+FloatArray = NDArray[np.float64]
+BoolArray = NDArray[np.bool_]
+
+
+def fve(x: FloatArray, x_hat: FloatArray) -> float:
+    return 1 - float(((x - x_hat) ** 2).sum() / ((x - x.mean(0)) ** 2).sum())
+
+
+def fve_legacy(batches: list[tuple[FloatArray, FloatArray]]) -> float:
+    ratios = []
+    for x, x_hat in batches:
+        centre = x.mean(0)
+        for row, row_hat in zip(x, x_hat, strict=True):
+            ratios.append(1 - ((row - row_hat) ** 2).sum() / ((row - centre) ** 2).sum())
+    return float(np.mean(ratios))
+
+
+def fve_tree(batches: list[tuple[FloatArray, FloatArray]]) -> float:
+    values = []
+    for x, x_hat in batches:
+        residual = [((row - row_hat) ** 2).sum() for row, row_hat in zip(x, x_hat, strict=True)]
+        variance = [((row - row.mean()) ** 2).sum() for row in x]
+        values.append(1 - np.mean(residual) / (np.mean(variance) + 1e-10))
+    return float(np.mean(values))
+
+
+def fvu_uncentred(x: FloatArray, x_hat: FloatArray) -> float:
+    return float(((x - x_hat) ** 2).sum() / (x**2).sum())
+
+
+def cosine(x: FloatArray, x_hat: FloatArray) -> float:
+    return float(
+        np.mean([a @ b / np.sqrt((a @ a) * (b @ b)) for a, b in zip(x, x_hat, strict=True)]),
+    )
+
+
+def norm_ratio(x: FloatArray, x_hat: FloatArray) -> float:
+    return float(np.mean([np.sqrt((b @ b) / (a @ a)) for a, b in zip(x, x_hat, strict=True)]))
+
+
+def l0(on: BoolArray) -> float:
+    return float(np.mean([row.sum() for row in on]))
+
+
+def coverage(on: BoolArray, parent: list[int]) -> dict[tuple[int, int], float]:
+    """Of each edge whose child fired."""
+    found = {}
+    for c, p in enumerate(parent):
+        if p >= 0 and on[:, c].any():
+            found[p, c] = float((on[:, c] & on[:, p]).sum() / on[:, c].sum())
+    return found
+
+
+def cooccurrence(on: BoolArray, parent: list[int], layer: list[int], alive_only: bool) -> dict[int, float]:
+    """Of each layer from 1 on that has a pair of siblings."""
+    found = {}
+    for the_layer in range(1, max(layer) + 1):
+        values: list[float] = []
+        for p in range(len(parent)):
+            family = [c for c in range(len(parent)) if parent[c] == p and layer[c] == the_layer]
+            if alive_only:
+                family = [c for c in family if on[:, c].any()]
+            ious = []
+            for i in family:
+                for j in family:
+                    if i != j:
+                        union = int((on[:, i] | on[:, j]).sum())
+                        ious.append(int((on[:, i] & on[:, j]).sum()) / union if union else float("nan"))
+            if not any(np.isnan(ious)):
+                values += ious
+        if values:
+            found[the_layer] = float(np.mean(values))
+    return found
+
+
+def next_token_losses(logits: FloatArray, ids: NDArray[np.int64]) -> FloatArray:
+    """Of logits [ctx, vocab] and ids [ctx]: the loss at each position but the last, [ctx - 1], in nats."""
+    losses = []
+    for t in range(len(ids) - 1):
+        top = logits[t].max()
+        losses.append(top + np.log(np.exp(logits[t] - top).sum()) - logits[t, ids[t + 1]])
+    return np.array(losses)
+
+
+def ce_loss_score(clean: float, spliced: float, ablated: float) -> float:
+    return (ablated - spliced) / (ablated - clean)
