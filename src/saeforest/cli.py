@@ -190,6 +190,8 @@ def show(argv: Sequence[str]) -> None:
     from .session import load_run, open_reader
 
     config, sae = load_run(args.run)
+    if args.feature is not None and not 0 <= args.feature < sae.d_sae:
+        raise UserError(f"feature {args.feature}: expected 0 to {sae.d_sae - 1}, the features of {args.run}")
     reader = open_reader(config)
     if (args.run / "index").exists():
         found = Index.load(args.run / "index", sae)

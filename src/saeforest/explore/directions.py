@@ -20,7 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..forest import ROOT
-from ..kernels.embedding_bag import scatter_outer
+from ..kernels import scatter_outer
 from ..progress import progress
 
 #: lambda, as a share of the mean variance. Against 32 probes trained as the paper's (a small Tree SAE on SmolLM2-135M,

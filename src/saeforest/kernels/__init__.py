@@ -18,6 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from . import embedding_bag as fast
+from .embedding_bag import scatter_outer
 
 
 class _SparseDecode(torch.autograd.Function):
@@ -77,4 +78,4 @@ def sparse_encode(
     return _SparseEncode.apply(x, ids, weight, known)  # pyright: ignore[reportReturnType]
 
 
-__all__ = ["sparse_decode", "sparse_encode"]
+__all__ = ["scatter_outer", "sparse_decode", "sparse_encode"]

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .. import __version__
 from ..activations import ActivationReader
+from ..code import SparseCode
 from ..forest import Forest
 from ..progress import progress
 from ..saes import SAE
@@ -101,8 +102,11 @@ def read_batch(
     kept = x[keep].to(sae.device).float()
     if not bool(torch.isfinite(kept).all()):
         reader.read(tokens, windows)  # says where
-    code, stats = sae.encode_with_stats(kept)
-    x_hat = sae.decode(code, stats)
+    if len(kept):
+        code, stats = sae.encode_with_stats(kept)
+        x_hat = sae.decode(code, stats)
+    else:
+        code, x_hat = SparseCode(kept.new_zeros(0, 1), kept.new_zeros(0, 1, dtype=torch.int64)), kept
     losses = None
     if clean is not None:
         first = slice(n_losses)

@@ -36,10 +36,10 @@ def _number(value: float, unit: str) -> str:
         return f"{100 * value:.2f} %"
     if isinstance(value, int):
         return f"{value:,}"
-    return f"{value:.4g}" if abs(value) < 1000 else f"{value:,.0f}"
+    return f"{value:#.4g}" if abs(value) < 1000 else f"{value:,.0f}"
 
 
 def _interval(interval: Interval, unit: str) -> str:
     if interval is None:
         return ""
-    return " – ".join(_number(end, unit).removesuffix(" %") for end in interval)
+    return " to ".join(_number(end, unit).removesuffix(" %") for end in interval)

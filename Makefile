@@ -1,0 +1,35 @@
+# Everything a fresh machine needs: `make demo` and `make test` make .venv and install pinned versions into it.
+
+PYTHON ?= python3
+OUT ?= runs/demo
+
+BIN := .venv/bin
+INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: demo test lint clean
+
+demo: .venv/run.stamp
+	$(BIN)/saeforest demo --out $(OUT)
+
+test: lint
+	$(BIN)/pytest
+
+lint: .venv/dev.stamp
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/basedpyright
+
+# torch by itself first: whatever else asks for it then finds the pinned build in place.
+.venv/run.stamp: pyproject.toml constraints.txt requirements-embedded.txt
+	$(PYTHON) -m venv .venv
+	$(INSTALL) torch
+	$(INSTALL) --editable .
+	$(INSTALL) --no-deps --requirement requirements-embedded.txt
+	touch $@
+
+.venv/dev.stamp: .venv/run.stamp
+	$(INSTALL) --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf .venv
