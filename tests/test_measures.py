@@ -39,7 +39,7 @@ from saeforest.measures import (
     read_batch,
     table,
 )
-from saeforest.measures import cooccurrence as cooccurrence_module
+from saeforest.measures import measure as measure_module
 from saeforest.saes import SAE, TreeConfig, TreeSAE
 from saeforest.text import Tokens
 
@@ -336,7 +336,7 @@ def test_cooccurrence_vector() -> None:
 @pytest.mark.parametrize("comparisons", [1, 1 << 24])
 def test_cooccurrence_equals_the_oracle(comparisons: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """With families across layers, single children, root children, and dead siblings alone and in pairs."""
-    monkeypatch.setattr(cooccurrence_module, "_COMPARISONS", comparisons)
+    monkeypatch.setattr(measure_module, "_COMPARISONS", comparisons)
     generator = torch.Generator().manual_seed(0)
     sizes = (4, 20, 30)
     parent = [torch.full((4,), -1), *(torch.randint(-1, 4, (n,), generator=generator) for n in sizes[1:])]

@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -78,8 +79,8 @@ def make_oracle(sae: TreeSAE, case: Case, n_steps: int) -> TreeOracle:
         realloc_cap=8,
         root_reset_step=int(0.8 * n_steps),
     )
-    weights = (sae.encoder, sae.decoder, sae.b_dec, sae.parent)
-    return TreeOracle(*(w.detach().numpy().copy() for w in weights), list(SIZES), list(K), options)
+    encoder, decoder, b_dec = (w.detach().numpy().copy() for w in (sae.encoder, sae.decoder, sae.b_dec))
+    return TreeOracle(encoder, decoder, b_dec, sae.parent.numpy().copy(), list(SIZES), list(K), options)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -269,7 +270,7 @@ def test_learning_rate() -> None:
         (lambda: AllocationConfig(dead_after_tokens=0), "1 or more"),
     ],
 )
-def test_bad_configuration(build, words: str) -> None:
+def test_bad_configuration(build: Callable[[], object], words: str) -> None:
     with pytest.raises(UserError, match=words) as error:
         build()
     assert "\n" not in str(error.value)

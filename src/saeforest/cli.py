@@ -134,7 +134,7 @@ def evaluate(argv: Sequence[str]) -> None:
     reader = open_reader(config)
     check_width(sae, reader)
     records = measure_run(
-        args.run, config, sae, reader, names, n_tokens=args.tokens, ce_tokens=args.ce_tokens
+        sae, config, reader, names, tokens=args.tokens, ce_tokens=args.ce_tokens, folder=args.run
     )
     output_console().print(table(records))
 

@@ -24,7 +24,7 @@ def run_demo(config: TrainConfig, out: Path, eval_tokens: int) -> None:
 
     console.print("[bold]Measuring[/] it on held-out text")
     records = measure_run(
-        out, config, run.sae, run.reader, SETS["fast"], n_tokens=eval_tokens, ce_tokens=_CE_TOKENS
+        run.sae, config, run.reader, SETS["fast"], tokens=eval_tokens, ce_tokens=_CE_TOKENS, folder=out
     )
     measured = time.monotonic()
 

@@ -90,6 +90,7 @@ class Forest:
 
     def children(self, feature: int) -> list[int]:
         """Children of a feature in ascending order; of the root for `feature=-1`."""
+        self._check(feature, least=ROOT)
         return list(self._children.get(feature, ()))
 
     @property
@@ -99,6 +100,7 @@ class Forest:
 
     def path(self, feature: int) -> list[int]:
         """From the topmost ancestor down to the feature itself."""
+        self._check(feature)
         path = [feature]
         while (above := int(self.parent[path[-1]])) != ROOT:
             path.append(above)
@@ -109,12 +111,16 @@ class Forest:
         return self.path(feature)[-2::-1]
 
     def subtree(self, feature: int) -> Iterator[int]:
-        """The feature and all its descendants, parents before children."""
+        """The feature and all its descendants, parents before children; of the root, -1 first, all features."""
         stack = [feature]
         while stack:
             node = stack.pop()
             yield node
             stack.extend(reversed(self.children(node)))
+
+    def _check(self, feature: int, least: int = 0) -> None:
+        if not least <= feature < self.d_sae:
+            raise IndexError(f"feature {feature}: expected {least} to {self.d_sae - 1}")
 
     @cached_property
     def edges(self) -> Int[Tensor, "2 n_edges"]:

@@ -22,11 +22,8 @@ from torch import Tensor
 from ..forest import ROOT, Forest
 from ..saes import SAE
 from .bootstrap import FloatArray, estimate, interval_method
-from .measure import EvalBatch, Measure
+from .measure import EvalBatch, Measure, pair_slices
 from .record import Record, undefined
-
-# Slots of a token are compared with each other in slices of so many comparisons.
-_COMPARISONS = 1 << 24
 
 
 class Cooccurrence(Measure):
@@ -43,11 +40,8 @@ class Cooccurrence(Measure):
         self.tokens = 0
 
     def update(self, batch: EvalBatch) -> None:
-        active = batch.code.active(self.threshold)
-        k = active.shape[1]
         keys, counts = [self.pairs], [self.together]
-        step = max(_COMPARISONS // (k * k), 1)
-        for on, ids in zip(active.split(step), batch.code.ids.split(step), strict=True):
+        for on, ids in pair_slices(batch.code, self.threshold):
             family = torch.where(on, self.family_of[ids], -1)
             siblings = (family[:, :, None] == family[:, None, :]) & (family >= 0)[:, :, None]
             token, a, b = siblings.triu(diagonal=1).nonzero(as_tuple=True)

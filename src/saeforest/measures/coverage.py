@@ -17,7 +17,7 @@ import torch
 from ..forest import ROOT, Forest
 from ..saes import SAE
 from .bootstrap import FloatArray, estimate, interval_method
-from .measure import EvalBatch, Measure
+from .measure import EvalBatch, Measure, pair_slices
 from .record import Record, require, undefined
 
 _WORST = 10
@@ -35,13 +35,12 @@ class Coverage(Measure):
 
     def update(self, batch: EvalBatch) -> None:
         d_sae = self.forest.d_sae
-        token, slot = batch.code.active(self.threshold).nonzero(as_tuple=True)
-        child = batch.code.ids[token, slot]
-        parent = self.parent[child]
-        # A pair (token, feature) as one number: the parent fires if its pair is among the active ones.
-        both = (parent != ROOT) & torch.isin(token * d_sae + parent, token * d_sae + child)
-        self.fired += torch.bincount(child, minlength=d_sae).cpu()
-        self.with_parent += torch.bincount(child[both], minlength=d_sae).cpu()
+        for on, ids in pair_slices(batch.code, self.threshold):
+            parent = torch.where(on, self.parent[ids], ROOT)
+            # The root's id, -1, equals no feature's.
+            both = ((parent[:, :, None] == ids[:, None, :]) & on[:, None, :]).any(2)
+            self.with_parent += torch.bincount(ids[both], minlength=d_sae).cpu()
+        self.fired += batch.code.fired(d_sae, self.threshold).cpu()
         self.tokens += len(batch)
 
     def record(self, settings: Mapping[str, Any]) -> Record:

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate
 from typing import Any, ClassVar
 
 import numpy as np
-from jaxtyping import Float32, Float64, Int
+from jaxtyping import Bool, Float32, Float64, Int
 from torch import Tensor
 
 from ..code import SparseCode
 from .bootstrap import FloatArray
 from .record import Record
+
+# Slots of a token are compared with each other in slices of so many comparisons.
+_COMPARISONS = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -69,22 +71,32 @@ class WindowTable:
 
     def __init__(self) -> None:
         self._parts: dict[str, list[FloatArray]] = {}
+        self.batch_starts: list[int] = []
+        self._n_windows = 0
 
     def add(self, **columns: Tensor) -> None:
         for name, column in columns.items():
             self._parts.setdefault(name, []).append(column.double().cpu().numpy())
+        self.batch_starts.append(self._n_windows)
+        self._n_windows += len(next(iter(columns.values())))
 
     def __getitem__(self, name: str) -> FloatArray:
-        return np.concatenate(self._parts[name]) if name in self._parts else np.zeros(0)
+        if name not in self._parts:
+            return np.zeros(0)
+        if len(self._parts[name]) > 1:
+            self._parts[name] = [np.concatenate(self._parts[name])]
+        return self._parts[name][0]
 
     def __len__(self) -> int:
-        return sum(len(part) for part in next(iter(self._parts.values()), []))
+        return self._n_windows
 
-    @property
-    def batch_starts(self) -> list[int]:
-        """The first window of each batch."""
-        sizes = (len(part) for part in next(iter(self._parts.values()), []))
-        return list(accumulate(sizes, initial=0))[:-1]
+
+def pair_slices(
+    code: SparseCode, threshold: float
+) -> Iterator[tuple[Bool[Tensor, "n k"], Int[Tensor, "n k"]]]:
+    """Which slots are active, and their ids, in slices small enough to compare each slot with each at once."""
+    step = max(_COMPARISONS // code.ids.shape[1] ** 2, 1)
+    yield from zip(code.active(threshold).split(step), code.ids.split(step), strict=True)
 
 
 class Measure(ABC):

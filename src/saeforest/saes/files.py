@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import fields
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, TypeVar
 
 import torch
 from jaxtyping import Int
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 from torch import Tensor
 
 from ..errors import UserError
 from ..files import atomic_folder, read_json, read_tensors, write_json, write_tensors
 from ..forest import Forest
-from .base import SAE
+from .base import SAE, SAEConfig
 from .tree import TreeConfig, TreeSAE
 
 FORMAT_VERSION = 1
@@ -26,6 +27,28 @@ SYSTEMS: dict[str, tuple[type[TreeConfig], type[TreeSAE]]] = {"tree": (TreeConfi
 
 # What of a configuration the trained SAE needs; the rest is how it was trained and lives in RUN/config.yaml.
 _INFERENCE = ("layer_sizes", "k_per_layer", "normalize_activations", "activation_threshold")
+
+_T = TypeVar("_T")
+_Positive = Annotated[int, Field(gt=0, strict=True)]
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """What cfg.json says of any SAE beside its configuration."""
+
+    d_in: _Positive
+    d_sae: _Positive
+    apply_b_dec_to_input: Literal[True] = True
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+
+def check_inference(config: SAEConfig) -> None:
+    """Raises UserError for what no system can work with."""
+    scale, threshold = config.normalize_activations, config.activation_threshold
+    if not isinstance(scale, str) and not 0 < scale < math.inf:
+        raise UserError(f"sae.normalize_activations = {scale}: expected a factor above 0")
+    if not 0 <= threshold < math.inf:
+        raise UserError(f"sae.activation_threshold = {threshold}: expected 0 or more")
 
 
 def build(config: TreeConfig, d_in: int, *, seed: int) -> SAE:
@@ -76,17 +99,23 @@ def load_sae(folder: str | Path) -> SAE:
     cfg = read_json(folder / CFG)
     _check_version(cfg, folder / CFG)
     config_class, sae_class = SYSTEMS[cfg["architecture"]]
-    given = {f.name: cfg[f.name] for f in fields(config_class) if f.name in _INFERENCE and f.name in cfg}
-    try:
-        config = TypeAdapter(config_class).validate_python(given)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, first["loc"]))
-        raise UserError(f"{folder / CFG}: key '{key}': {first['msg']}, got {first['input']!r}") from None
+    config = _validated(config_class, _picked(cfg, _INFERENCE, folder / CFG), folder / CFG)
+    if config.normalize_activations == "dataset_scale":
+        raise UserError(
+            f"{folder / CFG}: key 'normalize_activations': dataset_scale stands for a number; write that number"
+        )
+    optional = [key for key in ("apply_b_dec_to_input", "metadata") if key in cfg]
+    frame = _validated(_Frame, _picked(cfg, ("d_in", "d_sae", *optional), folder / CFG), folder / CFG)
+    if frame.d_sae != sum(config.layer_sizes):
+        raise UserError(
+            f"{folder / CFG}: d_sae = {frame.d_sae}, but layer_sizes {list(config.layer_sizes)} "
+            f"add up to {sum(config.layer_sizes)}; the file is damaged"
+        )
     weights = read_tensors(folder / WEIGHTS)
-    sae = sae_class(config, _require(cfg, "d_in", folder / CFG))
-    sae.metadata = cfg.get("metadata", {})
-    _fill(sae, weights, folder / WEIGHTS)
+    _check_weights(weights, frame, folder / WEIGHTS)
+    sae = sae_class(config, frame.d_in)
+    sae.metadata = frame.metadata
+    _fill(sae, weights)
     _check_parent(cfg, sae.parent, folder)
     return sae.eval()
 
@@ -99,38 +128,68 @@ def _check_version(cfg: Any, path: Path) -> None:
         raise UserError(
             f"{path}: format_version {version!r}: this saeforest reads up to {FORMAT_VERSION}; upgrade it"
         )
-    if (architecture := cfg.get("architecture")) not in SYSTEMS:
+    architecture = cfg.get("architecture")
+    if not isinstance(architecture, str) or architecture not in SYSTEMS:
         raise UserError(f"{path}: architecture {architecture!r}: expected one of {', '.join(SYSTEMS)}")
 
 
-def _require(cfg: Mapping[str, Any], key: str, path: Path) -> Any:
-    if key not in cfg:
-        raise UserError(f"{path}: key '{key}' is missing; the file is damaged or of another tool")
-    return cfg[key]
+def _picked(cfg: Mapping[str, Any], keys: Iterable[str], path: Path) -> dict[str, Any]:
+    """The given keys. Raises UserError where one is missing."""
+    for key in keys:
+        if key not in cfg:
+            raise UserError(f"{path}: key '{key}' is missing; the file is damaged or of another tool")
+    return {key: cfg[key] for key in keys}
 
 
-@torch.no_grad()
-def _fill(sae: SAE, weights: Mapping[str, Tensor], path: Path) -> None:
-    places = {
-        "W_enc": sae.encoder.data.T,
-        "W_dec": sae.decoder.data,
-        "b_enc": sae.b_enc,
-        "b_dec": sae.b_dec.data,
-        "parent": sae.parent,
+def _validated(kind: type[_T], values: dict[str, Any], path: Path) -> _T:
+    try:
+        valid = TypeAdapter(kind).validate_python(values)
+        if isinstance(valid, SAEConfig):
+            check_inference(valid)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        raise UserError(f"{path}: key '{key}': {first['msg']}, got {first['input']!r}") from None
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    return valid
+
+
+def _check_weights(weights: Mapping[str, Tensor], frame: _Frame, path: Path) -> None:
+    d_in, d_sae = frame.d_in, frame.d_sae
+    shapes = {
+        "W_enc": [d_in, d_sae],
+        "W_dec": [d_sae, d_in],
+        "b_enc": [d_sae],
+        "b_dec": [d_in],
+        "parent": [d_sae],
     }
-    for name, place in places.items():
+    for name, shape in shapes.items():
         if name not in weights:
             raise UserError(f"{path}: tensor '{name}' is missing; it holds {', '.join(sorted(weights))}")
         tensor = weights[name]
-        if tensor.shape != place.shape:
+        if list(tensor.shape) != shape:
             raise UserError(
-                f"{path}: tensor '{name}' has shape {list(tensor.shape)}, but {CFG} calls for {list(place.shape)}"
+                f"{path}: tensor '{name}' has shape {list(tensor.shape)}, but {CFG} calls for {shape}"
             )
-        if tensor.is_floating_point() != place.is_floating_point():
-            raise UserError(f"{path}: tensor '{name}' has dtype {tensor.dtype}, expected {place.dtype}")
+        expected = "integers" if name == "parent" else "floating-point numbers"
+        if tensor.is_floating_point() != (name != "parent"):
+            raise UserError(f"{path}: tensor '{name}' has dtype {tensor.dtype}, expected {expected}")
         if not torch.isfinite(tensor).all():
             raise UserError(f"{path}: tensor '{name}' holds NaN or infinite values")
-        place.copy_(tensor)
+
+
+@torch.no_grad()
+def _fill(sae: SAE, weights: Mapping[str, Tensor]) -> None:
+    places = {
+        "W_enc": sae.encoder.T,
+        "W_dec": sae.decoder,
+        "b_enc": sae.b_enc,
+        "b_dec": sae.b_dec,
+        "parent": sae.parent,
+    }
+    for name, place in places.items():
+        place.copy_(weights[name])
 
 
 def _check_parent(cfg: Mapping[str, Any], parent: Int[Tensor, "d_sae"], folder: Path) -> None:

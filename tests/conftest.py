@@ -1,0 +1,140 @@
+"""A tiny language model with its tokenizer and some text, all on disk, and a run on them: shared by the tests."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers.utils import logging
+
+from saeforest.config import ActivationConfig, LMConfig, OptimConfig, TextConfig, TrainConfig
+from saeforest.saes import AllocationConfig, AuxConfig, TreeConfig
+from saeforest.training import run_training
+
+WIDTH, LAYERS, EOS = 16, 2, 256
+MakeConfig = Callable[..., TrainConfig]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Everything here is tiny: threads would wait for each other longer than they work."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """A token a byte, and an end-of-text token."""
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = iter(range(256, 512))
+    letters = {chr(byte) if byte in plain else chr(next(others)): byte for byte in range(256)}
+    backend = Tokenizer(models.BPE(vocab=letters, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<eos>")
+
+
+def save_llama(folder: Path, width: int = WIDTH, damage: Callable[[Any], object] = lambda model: None) -> Path:
+    """A random Llama, as transformers saves it. `damage` may change the model before."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=EOS + 1,
+        hidden_size=width,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=2,
+        intermediate_size=24,
+        bos_token_id=None,
+        eos_token_id=EOS,
+        pad_token_id=None,
+    )
+    model = LlamaForCausalLM(config).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    damage(model)
+    logging.disable_progress_bar()
+    try:
+        model.save_pretrained(folder)
+        byte_tokenizer().save_pretrained(folder)
+    finally:
+        logging.enable_progress_bar()
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_llama(tmp_path_factory.mktemp("model") / "llama")
+
+
+@pytest.fixture(scope="session")
+def tiny_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with 4 files of text and 56 documents in a .jsonl: about 36,000 bytes, a token each."""
+    folder = tmp_path_factory.mktemp("text") / "docs"
+    folder.mkdir()
+    rng = random.Random(0)
+    words = "the a cat dog sat ran home on mat under moon red blue river stone 12 7 café".split()
+
+    def document() -> str:
+        sentences = (" ".join(rng.choices(words, k=rng.randint(4, 12))) for _ in range(20))
+        return ". ".join(sentences)[:600] + "."
+
+    for i in range(4):
+        (folder / f"note-{i}.txt").write_text(document(), encoding="utf-8")
+    lines = [json.dumps({"text": document()}) + "\n" for _ in range(56)]
+    (folder / "more.jsonl").write_text("".join(lines), encoding="utf-8")
+    return folder
+
+
+def changed(config: Any, changes: dict[str, Any]) -> Any:
+    """A frozen configuration with other values; a dict changes the configuration of that name inside it."""
+    return replace(
+        config,
+        **{k: changed(getattr(config, k), v) if isinstance(v, dict) else v for k, v in changes.items()},
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_config(tiny_model: Path, tiny_text: Path) -> MakeConfig:
+    """Makes configurations of runs that take a second: 46 steps, the first reallocations and the reset to the root."""
+    base = TrainConfig(
+        model=str(tiny_model),
+        site="blocks.1.hook_resid_post",
+        data=str(tiny_text),
+        tokens=3072,
+        epochs=2,
+        device="cpu",
+        log_every=10,
+        lm=LMConfig(dtype="float32", batch_size=8),
+        text=TextConfig(context=32, held_out=0.2),
+        activations=ActivationConfig(store="memory"),
+        sae=TreeConfig(
+            layer_sizes=(8, 12, 16),
+            k_per_layer=(3, 2, 2),
+            aux=AuxConfig(layers=(0, 1, 2), k=4, detach=True, bias=False, rescale=True),
+            allocation=AllocationConfig(
+                first=4, cap=8, root_reset_at=0.7, dead_after_tokens=256, eligible_within_tokens=1280
+            ),
+        ),
+        optim=OptimConfig(lr=3e-3, batch_size=128, warmup=0.1, decay="linear", precision="float32"),
+    )
+
+    def make(**changes: Any) -> TrainConfig:
+        return changed(base, changes)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def finished_run(tiny_config: MakeConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run. Shared: copy it before changing anything in it."""
+    out = tmp_path_factory.mktemp("finished") / "run"
+    run_training(tiny_config(), out)
+    return out
