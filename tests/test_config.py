@@ -85,9 +85,9 @@ def test_numbers_come_back_bit_for_bit(tmp_path: Path) -> None:
 
 
 def test_keys_left_out_keep_their_defaults(tmp_path: Path) -> None:
-    config = load_config(write(tmp_path / "c.yaml", {"tokens": 5000, "sae": {"layer_sizes": [4, 6, 8, 9]}}))
+    config = load_config(write(tmp_path / "c.yaml", {"tokens": 5000, "sae": {"layer_sizes": [40, 6, 8, 9]}}))
     assert config.tokens == 5000
-    assert config.sae.layer_sizes == (4, 6, 8, 9) != TreeConfig().layer_sizes
+    assert config.sae.layer_sizes == (40, 6, 8, 9) != TreeConfig().layer_sizes
     assert config.sae.k_per_layer == TreeConfig().k_per_layer
     assert config.optim == TrainConfig().optim
 
@@ -212,8 +212,6 @@ NAN, INF = float("nan"), float("inf")
         ("sae.aux.layers", [-1]),
         ("sae.aux.k", 0),
         ("sae.aux.coefficient", NAN),
-        ("sae.aux.coefficient", -1.0),
-        ("sae.allocation.first", -1),
         ("sae.allocation.cap", 0),
         ("sae.allocation.root_reset_at", 1.1),
         ("sae.allocation.min_root_share", -0.1),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import pickle
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -366,4 +365,3 @@ def test_saving_over_an_old_sae_replaces_it(saved: Path) -> None:
     assert torch.equal(load_sae(saved).W_enc, make_sae(seed=4).W_enc)
     assert {p.name for p in saved.iterdir()} == {CFG, WEIGHTS}
     assert [p.name for p in saved.parent.iterdir()] == ["sae"]
-    shutil.rmtree(saved)

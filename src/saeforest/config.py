@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,7 +13,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from .errors import UserError
 from .files import atomic_file
-from .saes import TreeConfig
+from .saes import TreeConfig, check_inference
 
 Precision = Literal["auto", "float32", "bfloat16"]
 
@@ -99,25 +100,38 @@ class TrainConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
 
     def __post_init__(self) -> None:
-        positive = {
-            "tokens": self.tokens,
-            "epochs": self.epochs,
-            "log_every": self.log_every,
-            "lm.batch_size": self.lm.batch_size,
-            "optim.batch_size": self.optim.batch_size,
-        }
-        for name, value in positive.items():
-            if value < 1:
-                raise UserError(f"{name} = {value}: expected 1 or more")
-        if self.text.context < 2:
-            raise UserError(f"text.context = {self.text.context}: expected 2 or more tokens in a window")
-        if not 0 < self.text.held_out < 1:
-            raise UserError(f"text.held_out = {self.text.held_out}: expected a share between 0 and 1")
-        for name in ("warmup", "decay_from"):
-            if not 0 <= (value := getattr(self.optim, name)) <= 1:
-                raise UserError(f"optim.{name} = {value}: expected a share from 0 to 1")
-        if self.optim.lr <= 0:
-            raise UserError(f"optim.lr = {self.optim.lr}: expected more than 0")
+        _check_finite(self)
+        optim = self.optim
+        ranges = [
+            ("tokens", self.tokens, self.tokens >= 1, "1 or more"),
+            ("epochs", self.epochs, self.epochs >= 1, "1 or more"),
+            ("seed", self.seed, 0 <= self.seed < 2**63, "0 to 2**63 - 1"),
+            ("log_every", self.log_every, self.log_every >= 1, "1 or more"),
+            ("checkpoint_minutes", self.checkpoint_minutes, self.checkpoint_minutes >= 0, "0 or more"),
+            ("lm.batch_size", self.lm.batch_size, self.lm.batch_size >= 1, "1 or more"),
+            ("text.context", self.text.context, self.text.context >= 2, "2 or more tokens in a window"),
+            ("text.held_out", self.text.held_out, 0 < self.text.held_out < 1, "a share between 0 and 1"),
+            ("optim.lr", optim.lr, optim.lr > 0, "more than 0"),
+            ("optim.batch_size", optim.batch_size, optim.batch_size >= 1, "1 or more"),
+            ("optim.beta1", optim.beta1, 0 <= optim.beta1 < 1, "0 or more, and less than 1"),
+            ("optim.beta2", optim.beta2, 0 <= optim.beta2 < 1, "0 or more, and less than 1"),
+            ("optim.eps", optim.eps, optim.eps >= 0, "0 or more"),
+            ("optim.warmup", optim.warmup, 0 <= optim.warmup <= 1, "a share from 0 to 1"),
+            ("optim.decay_from", optim.decay_from, 0 <= optim.decay_from <= 1, "a share from 0 to 1"),
+        ]
+        for name, value, holds, expected in ranges:
+            if not holds:
+                raise UserError(f"{name} = {value}: expected {expected}")
+        check_inference(self.sae)
+
+
+def _check_finite(config: Any, prefix: str = "") -> None:
+    for f in fields(config):
+        value = getattr(config, f.name)
+        if is_dataclass(value):
+            _check_finite(value, f"{prefix}{f.name}.")
+        elif isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"{prefix}{f.name} = {value}: expected a finite number")
 
 
 # Strict keys: a misspelt one is an error, not a default.
@@ -141,10 +155,14 @@ def load_config(path: Path) -> TrainConfig:
         raise UserError(f"{path}: no such file; expected a configuration such as RUN/config.yaml") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     if not isinstance(data, dict):
         raise UserError(f"{path}: expected a mapping of settings, as in RUN/config.yaml")
     try:
         return TypeAdapter(TrainConfig).validate_python(data)
+    except UserError as error:  # a range that one of the configurations checks
+        raise UserError(f"{path}: {error}") from None
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))

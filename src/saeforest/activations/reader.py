@@ -62,13 +62,21 @@ class ActivationReader:
 
         Raises UserError where an activation is NaN or infinite.
         """
-        ids = tokens.ids[windows]
         start = time.perf_counter()
-        x = self.lm.activations(ids.long().to(self.lm.device), self.site).cpu()
+        x = self.lm.activations(tokens.ids[windows].long().to(self.lm.device), self.site).cpu()
         self.seconds += time.perf_counter() - start
-        keep = self.keep(ids)
+        return self.kept(tokens, windows, x)
+
+    def kept(
+        self, tokens: Tokens, windows: Int[Tensor, "w"], x: Float[Tensor, "w ctx d_in"]
+    ) -> ActivationBatch:
+        """Of activations read at the given windows, those at positions that count, on the device of `x`.
+
+        Raises UserError where one is NaN or infinite.
+        """
+        keep = self.keep(tokens.ids[windows])
         rows = (windows[:, None] * tokens.context + torch.arange(tokens.context))[keep]
-        batch = ActivationBatch(x[keep], rows)
+        batch = ActivationBatch(x[keep.to(x.device)], rows)
         self._check_finite(batch, tokens)
         return batch
 
@@ -84,7 +92,7 @@ class ActivationReader:
     def _check_finite(self, batch: ActivationBatch, tokens: Tokens) -> None:
         if bool(torch.isfinite(batch.x).all()):
             return
-        row = batch.rows[~torch.isfinite(batch.x).all(1)][:1]
+        row = batch.rows[~torch.isfinite(batch.x).all(1).cpu()][:1]
         document = tokens.names[int(tokens.document_of(row))]
         raise UserError(
             f"activations at {self.site.name} of {self.lm.name}: NaN or infinite at document '{document}', "

@@ -99,9 +99,8 @@ def read_batch(
         x, clean = _activations_and_losses(reader, ids)
     else:
         x, clean = reader.lm.activations(ids, reader.site), None
-    kept = x[keep].to(sae.device).float()
-    if not bool(torch.isfinite(kept).all()):
-        reader.read(tokens, windows)  # says where
+    batch = reader.kept(tokens, windows, x)
+    kept = batch.x.to(sae.device).float()
     if len(kept):
         code, stats = sae.encode_with_stats(kept)
         x_hat = sae.decode(code, stats)
@@ -114,12 +113,10 @@ def read_batch(
         n_rows = int(keep[first].sum())
         spliced[keep[first]] = x_hat[:n_rows].to(spliced)
         losses = _losses(reader, ids[first], keep[first], clean[first], spliced)
-    window, position = keep.cpu().nonzero(as_tuple=True)
-    window = windows[window]
     return EvalBatch(
         x=kept,
-        rows=window * tokens.context + position,
-        window=window.to(sae.device),
+        rows=batch.rows,
+        window=(batch.rows // tokens.context).to(sae.device),
         windows=windows.to(sae.device),
         code=code,
         x_hat=x_hat,

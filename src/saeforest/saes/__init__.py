@@ -1,7 +1,7 @@
 """The systems: one file each, and the files they are saved in."""
 
 from .base import SAE, SAEConfig, Step, TrainingPlan
-from .files import SYSTEMS, build, load_sae, save_sae
+from .files import SYSTEMS, build, check_inference, load_sae, save_sae
 from .tree import AllocationConfig, AuxConfig, TreeConfig, TreeSAE
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "TreeConfig",
     "TreeSAE",
     "build",
+    "check_inference",
     "load_sae",
     "save_sae",
 ]
