@@ -178,7 +178,7 @@ class _Show:
     """A run's folder."""
     feature: tyro.conf.Positional[int | None] = None
     """A feature id; without it the most telling families."""
-    families: Annotated[int, tyro.conf.arg(name="n")] = 10
+    families: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 10
     """How many families."""
 
 
@@ -221,13 +221,14 @@ def harvest(argv: Sequence[str]) -> None:
     if args.out is None:
         raise UserError("harvest: expected --out FOLDER for the activations")
     from .activations.sources import harvest_folder
-    from .session import about_activations, open_reader, read_tokens
+    from .session import about_activations, open_reader, read_tokens, settle_positions
     from .training.run import claim_folder
 
     claim_folder(args.out, resume=False)
     reader = open_reader(args.config)
     tokens = read_tokens(args.config, reader, "train", args.config.tokens)
-    store = harvest_folder(reader, tokens, args.out, about_activations(args.config, tokens), args.config.seed)
+    config = settle_positions(args.config, reader, tokens)
+    store = harvest_folder(reader, tokens, args.out, about_activations(config, tokens), config.seed)
     print(f"{store.n_rows:,} activations of width {store.d_in} in {args.out}")
 
 

@@ -49,6 +49,9 @@ class ActivationConfig:
     """Leave out the first position of every window (an attention sink with a huge norm)."""
     exclude_special: bool = True
     """Leave out special tokens."""
+    max_norm: float | None = None
+    """Leave out activations of a larger norm: attention sinks that are not at the first position. 0: no limit.
+    None: ten times the median norm."""
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ def _paper(name: str, l0: int) -> TrainConfig:
         tokens=500_000_000,
         seed=42,
         text=TextConfig(context=1024, held_out=0.01),
-        activations=ActivationConfig(exclude_first=False, exclude_special=False),
+        activations=ActivationConfig(exclude_first=False, exclude_special=False, max_norm=0),
         sae=TreeConfig(
             layer_sizes=_PAPER_SIZES[name],
             k_per_layer=_PAPER_K[name][l0],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,6 +27,7 @@ def open_reader(config: TrainConfig) -> ActivationReader:
         lm.site(config.site),
         exclude_first=config.activations.exclude_first,
         exclude_special=config.activations.exclude_special,
+        max_norm=config.activations.max_norm or 0.0,
         batch_size=config.lm.batch_size,
     )
 
@@ -50,6 +52,13 @@ def read_tokens(
         held_out=config.text.held_out,
         seed=config.seed,
     )
+
+
+def settle_positions(config: TrainConfig, reader: ActivationReader, tokens: Tokens) -> TrainConfig:
+    """The configuration with the number that `activations.max_norm=None` stands for; the reader obeys it too."""
+    if config.activations.max_norm is None:
+        reader.settle_max_norm(tokens)
+    return replace(config, activations=replace(config.activations, max_norm=reader.max_norm))
 
 
 def load_run(folder: Path) -> tuple[TrainConfig, SAE]:
@@ -86,5 +95,6 @@ def about_activations(config: TrainConfig, tokens: Tokens) -> dict[str, Any]:
         "seed": config.seed,
         "exclude_first": config.activations.exclude_first,
         "exclude_special": config.activations.exclude_special,
+        "max_norm": config.activations.max_norm,
         "version": __version__,
     }

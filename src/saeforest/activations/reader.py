@@ -35,27 +35,39 @@ class ActivationBatch:
 class ActivationReader:
     """Reads the activations at a site, without the positions that would drown the rest.
 
-    The first position of a window is an attention sink with a norm many times the others' (SPEC 0.3, trap 4);
-    special tokens carry no text. Both are left out unless asked for.
+    The first position of a window is an attention sink with a norm a hundred times the others' (SPEC 0.3, trap 4), and
+    now and then the sink sits a few positions later; special tokens carry no text. All are left out unless asked for.
     """
 
     lm: LanguageModel
     site: Site
     exclude_first: bool = True
     exclude_special: bool = True
+    max_norm: float = 0.0
+    """Activations of a larger norm are left out; 0 for no limit."""
     batch_size: int = 16
     """Windows in one forward pass of the language model."""
     seconds: float = field(default=0.0, init=False)
     """Time spent in the language model so far."""
 
-    def keep(self, ids: Int[Tensor, "batch ctx"]) -> Bool[Tensor, "batch ctx"]:
-        """Which positions count."""
+    def keep(
+        self, ids: Int[Tensor, "batch ctx"], x: Float[Tensor, "batch ctx d_in"] | None = None
+    ) -> Bool[Tensor, "batch ctx"]:
+        """Which positions count: by place and token alone, or with the activations by their norm too."""
         keep = torch.ones_like(ids, dtype=torch.bool)
         if self.exclude_first:
             keep[:, 0] = False
         if self.exclude_special:
             keep &= ~torch.isin(ids, self.lm.special_ids.to(ids))
+        if x is not None and self.max_norm:
+            norm = x.float().norm(dim=-1)
+            keep &= ~((norm > self.max_norm) & norm.isfinite()).to(keep.device)
         return keep
+
+    def settle_max_norm(self, tokens: Tokens, ratio: float = 10.0) -> None:
+        """Sets `max_norm` to `ratio` times the median norm in the first windows of a text."""
+        first = self.read(tokens, torch.arange(min(self.batch_size, len(tokens.ids))))
+        self.max_norm = round(ratio * float(first.x.float().norm(dim=1).median()), 3)
 
     def read(self, tokens: Tokens, windows: Int[Tensor, "w"]) -> ActivationBatch:
         """The activations of the given windows, in order; on the CPU, in the language model's dtype.
@@ -74,7 +86,7 @@ class ActivationReader:
 
         Raises UserError where one is NaN or infinite.
         """
-        keep = self.keep(tokens.ids[windows])
+        keep = self.keep(tokens.ids[windows], x)
         rows = (windows[:, None] * tokens.context + torch.arange(tokens.context))[keep]
         batch = ActivationBatch(x[keep.to(x.device)], rows)
         self._check_finite(batch, tokens)

@@ -197,7 +197,20 @@ def open_store(folder: Path, seed: int = 0) -> StoredActivations:
         raise UserError(
             f"{folder / MANIFEST}: format_version {version!r}, expected {STORE_VERSION}; harvest again"
         )
+    _check_manifest(manifest, folder / MANIFEST)
     for shard in manifest["shards"]:
         if not (folder / shard["file"]).is_file():
             raise UserError(f"{folder / shard['file']}: missing; harvest again")
     return StoredActivations(folder, manifest, seed)
+
+
+def _check_manifest(manifest: dict[str, Any], path: Path) -> None:
+    d_in, shards = manifest.get("d_in"), manifest.get("shards")
+    if not isinstance(d_in, int) or d_in < 1:
+        raise UserError(f"{path}: d_in {d_in!r}: expected the width of the activations; harvest again")
+    described = isinstance(shards, list) and all(
+        isinstance(s, dict) and isinstance(s.get("file"), str) and isinstance(s.get("rows"), int)
+        for s in shards
+    )
+    if not described or not shards:
+        raise UserError(f"{path}: shards: expected a file and a number of rows for each; harvest again")

@@ -77,7 +77,11 @@ def _settings(sae: SAE, reader: ActivationReader, tokens: Tokens, source: Source
         "context": tokens.context,
         "tokens_read": tokens.n_tokens,
         "batch": f"{reader.batch_size} windows",
-        "positions": {"exclude_first": reader.exclude_first, "exclude_special": reader.exclude_special},
+        "positions": {
+            "exclude_first": reader.exclude_first,
+            "exclude_special": reader.exclude_special,
+            "max_norm": reader.max_norm,
+        },
         "normalize_activations": sae.config.normalize_activations,
         "activation_threshold": sae.config.activation_threshold,
         "reading": "recommended",
@@ -94,11 +98,11 @@ def read_batch(
     Raises UserError where an activation is NaN or infinite.
     """
     ids = tokens.ids[windows].long().to(reader.lm.device)
-    keep = reader.keep(ids)
     if n_losses:
         x, clean = _activations_and_losses(reader, ids)
     else:
         x, clean = reader.lm.activations(ids, reader.site), None
+    keep = reader.keep(ids, x)
     batch = reader.kept(tokens, windows, x)
     kept = batch.x.to(sae.device).float()
     if len(kept):

@@ -22,10 +22,17 @@ from ..activations import (
     open_store,
 )
 from ..activations.sources import is_store
-from ..config import TrainConfig, load_config, resolve_precision, save_config
+from ..config import TextConfig, TrainConfig, load_config, resolve_precision, save_config
 from ..errors import UserError
 from ..saes import SAE, TrainingPlan, build, save_sae
-from ..session import CONFIG, SAE_FOLDER, about_activations, open_reader, read_tokens
+from ..session import (
+    CONFIG,
+    SAE_FOLDER,
+    about_activations,
+    open_reader,
+    read_tokens,
+    settle_positions,
+)
 from ..text import Tokens
 from .checkpoint import latest_checkpoint
 from .loop import CHECKPOINTS, train
@@ -97,6 +104,7 @@ def run_training(config: TrainConfig, out: Path, *, resume: bool = False) -> Run
     written; Interrupted after Ctrl-C.
     """
     claim_folder(out, resume)
+    config = as_harvested(config)
     if config.tokens * config.epochs < config.optim.batch_size:
         count_steps(config, config.tokens)
     reader = open_reader(config)
@@ -104,7 +112,9 @@ def run_training(config: TrainConfig, out: Path, *, resume: bool = False) -> Run
     fresh = not out.exists()
     try:
         out.mkdir(parents=True, exist_ok=True)
-        tokens, blocks, n_rows = open_blocks(config, reader, d_in, out)
+        tokens = open_tokens(config, reader)
+        config = settle_positions(config, reader, tokens)
+        blocks, n_rows = open_blocks(config, reader, tokens, d_in, out)
         n_steps = count_steps(config, n_rows)
         config = resolve_scale(config, blocks)
         sae = new_sae(config, d_in, n_steps, reader)
@@ -123,38 +133,65 @@ def run_training(config: TrainConfig, out: Path, *, resume: bool = False) -> Run
     return Run(out, config, sae.eval(), reader, tokens, blocks)
 
 
+def as_harvested(config: TrainConfig) -> TrainConfig:
+    """The configuration of a run on harvested activations, with the text and positions they were harvested with.
+
+    Raises UserError where the folder is not whole or holds activations of another model or site.
+    """
+    folder = Path(config.data)
+    if not is_store(folder):
+        return config
+    manifest = open_store(folder).manifest
+    for key, wanted in (("model", config.model), ("site", config.site)):
+        if manifest[key] != wanted:
+            raise UserError(
+                f"{folder}: activations of {key} '{manifest[key]}', but the run says '{wanted}'; "
+                f"give --{key} {manifest[key]}"
+            )
+    positions = {key: manifest[key] for key in ("exclude_first", "exclude_special", "max_norm")}
+    return replace(
+        config,
+        tokens=manifest["tokens"],
+        text=TextConfig(context=manifest["context"], held_out=manifest["held_out"]),
+        activations=replace(config.activations, **positions),
+    )
+
+
+def open_tokens(config: TrainConfig, reader: ActivationReader) -> Tokens:
+    """The tokens to train on."""
+    folder = Path(config.data)
+    return (
+        open_store(folder).tokens()
+        if is_store(folder)
+        else read_tokens(config, reader, "train", config.tokens)
+    )
+
+
 def open_blocks(
-    config: TrainConfig, reader: ActivationReader, d_in: int, out: Path
-) -> tuple[Tokens, Blocks, int]:
-    """The training tokens, the source of their activations, and how many activations it holds (live: about)."""
-    if is_store(Path(config.data)):
-        return _open_harvested(config, reader, d_in)
-    tokens = read_tokens(config, reader, "train", config.tokens)
+    config: TrainConfig, reader: ActivationReader, tokens: Tokens, d_in: int, out: Path
+) -> tuple[Blocks, int]:
+    """The source of the tokens' activations, and how many it holds (read live: at most)."""
+    harvested = Path(config.data)
+    if is_store(harvested):
+        stored = open_store(harvested, config.seed)
+        if stored.d_in != d_in:
+            raise UserError(
+                f"{harvested}: activations of width {stored.d_in}, but {config.site} has width {d_in}"
+            )
+        return stored, stored.n_rows
     store = choose_store(config, tokens.n_tokens, d_in, reader.lm.dtype.itemsize)
     if store == "memory":
         memory = harvest_memory(reader, tokens, config.seed)
-        return tokens, memory, len(memory.rows)
+        return memory, len(memory.rows)
     if store == "disk":
         folder = out / ACTIVATIONS
-        shutil.rmtree(folder, ignore_errors=True)
-        disk = harvest_folder(reader, tokens, folder, about_activations(config, tokens), config.seed)
-        return tokens, disk, disk.n_rows
+        if not is_store(folder):  # a resumed run may have it already
+            shutil.rmtree(folder, ignore_errors=True)
+            harvest_folder(reader, tokens, folder, about_activations(config, tokens), config.seed)
+        disk = open_store(folder, config.seed)
+        return disk, disk.n_rows
     n_rows = sum(int(reader.keep(ids).sum()) for ids in tokens.ids.split(4096))
-    return tokens, LiveActivations(reader, tokens, config.seed, d_in), n_rows
-
-
-def _open_harvested(config: TrainConfig, reader: ActivationReader, d_in: int) -> tuple[Tokens, Blocks, int]:
-    folder = Path(config.data)
-    store = open_store(folder, config.seed)
-    for key, wanted in (("model", config.model), ("site", config.site)):
-        if store.manifest[key] != wanted:
-            raise UserError(
-                f"{folder}: activations of {key} '{store.manifest[key]}', but the run says '{wanted}'; "
-                f"give --{key} {store.manifest[key]}"
-            )
-    if store.d_in != d_in:
-        raise UserError(f"{folder}: activations of width {store.d_in}, but {config.site} has width {d_in}")
-    return store.tokens(), store, store.n_rows
+    return LiveActivations(reader, tokens, config.seed, d_in), n_rows
 
 
 def resolve_scale(config: TrainConfig, blocks: Blocks) -> TrainConfig:
