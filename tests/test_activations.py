@@ -31,7 +31,10 @@ from saeforest.session import open_reader, read_tokens
 from saeforest.text import Tokens
 
 SITE = "blocks.1.hook_resid_post"
-ABOUT = {"model": "tiny", "site": SITE}
+ABOUT: dict[str, Any] = {
+    "model": "tiny", "site": SITE, "data": "text", "tokens": 1280, "context": 32, "held_out": 0.2,
+    "exclude_first": True, "exclude_special": True, "max_norm": 0.0,
+}  # fmt: skip
 KINDS = ["memory", "disk", "live"]
 Open = Callable[..., Blocks]
 
@@ -367,6 +370,7 @@ def test_a_store_of_another_version(store: Path, version: Any) -> None:
         ("d_in", "wide"),
         ("d_in", None),
         ("d_in", 0),
+        *((key, ...) for key in ABOUT),
     ],
 )
 def test_a_manifest_that_makes_no_sense(store: Path, key: str, value: Any) -> None:

@@ -23,6 +23,9 @@ from .reader import ActivationBatch, ActivationReader
 
 STORE_VERSION = 1
 MANIFEST, TOKENS = "activations.json", "tokens.safetensors"
+# What a manifest says beside its version: the shards, and how to read the same positions again.
+_ABOUT = ("d_in", "shards", "model", "site", "data", "tokens", "context", "held_out")
+_ABOUT += ("exclude_first", "exclude_special", "max_norm")
 _BLOCK_ROWS = 1 << 16
 _SHARD_ROWS = 1 << 16
 _SHARDS_MIXED = 8
@@ -205,7 +208,10 @@ def open_store(folder: Path, seed: int = 0) -> StoredActivations:
 
 
 def _check_manifest(manifest: dict[str, Any], path: Path) -> None:
-    d_in, shards = manifest.get("d_in"), manifest.get("shards")
+    for key in _ABOUT:
+        if key not in manifest:
+            raise UserError(f"{path}: key '{key}' is missing; harvest again")
+    d_in, shards = manifest["d_in"], manifest["shards"]
     if not isinstance(d_in, int) or d_in < 1:
         raise UserError(f"{path}: d_in {d_in!r}: expected the width of the activations; harvest again")
     described = isinstance(shards, list) and all(

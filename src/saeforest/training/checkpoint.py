@@ -51,11 +51,13 @@ def load_checkpoint(
         sae.load_state_dict({k.removeprefix("sae."): v for k, v in tensors.items() if k.startswith("sae.")})
         full = optimizer.state_dict()
         full["state"] = _optimizer_state(tensors)
+        if len(full["state"]) != len(list(sae.parameters())):
+            raise ValueError("the optimizer's state is missing")
         optimizer.load_state_dict(full)
         torch.set_rng_state(tensors["torch_rng"])
-        stream.restore(state["data"])
+        stream.restore({key: int(state["data"][key]) for key in stream.state()})
         return int(state["step"])
-    except (KeyError, RuntimeError, ValueError) as error:
+    except (KeyError, RuntimeError, TypeError, ValueError) as error:
         raise UserError(
             f"{checkpoint}: does not fit this run ({str(error).splitlines()[0]}); "
             "delete it to start from the beginning"

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..files import atomic_file
 from ..saes import SAE, Step
 from ..saes.base import Event
 
@@ -25,9 +26,12 @@ class RunLog:
         self._log, self._allocations = folder / LOG, folder / ALLOCATIONS
         for path in (self._log, self._allocations):
             if path.exists():
+                # A line without its end is one that a crash cut short.
                 lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-                kept = [line for line in lines if json.loads(line)["step"] <= resume_at]
-                path.write_text("".join(kept), encoding="utf-8")
+                whole = [line for line in lines if line.endswith("\n")]
+                kept = [line for line in whole if json.loads(line)["step"] <= resume_at]
+                with atomic_file(path) as temporary:
+                    temporary.write_text("".join(kept), encoding="utf-8")
 
     def step(self, line: dict[str, Any]) -> None:
         _append(self._log, line)
@@ -53,14 +57,14 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
 def describe_step(sae: SAE, x: Float[Tensor, "n d_in"], step: Step) -> dict[str, Any]:
     """What a logged step says of the SAE: losses by layer, FVE, L0 and dead features by layer."""
     forest, threshold = sae.forest, sae.config.activation_threshold
-    residual = (x - step.x_hat).square().sum()
-    spread = (x - x.mean(0)).square().sum()
+    residual = float((x - step.x_hat).square().sum())
+    spread = float((x - x.mean(0)).square().sum())
     fired = step.code.fired(sae.d_sae, threshold).cpu()
     layers = range(len(forest.layer_sizes))
     return {
         "loss": float(step.loss.detach()),
         **step.terms,
-        "fve": float(1 - residual / spread),
+        "fve": 1 - residual / spread if spread else None,  # equal activations have nothing to explain
         "l0": [float(fired[forest.layer == layer].sum() / len(x)) for layer in layers],
         "dead": [int(sae.dead.cpu()[forest.layer == layer].sum()) for layer in layers],
     }
