@@ -43,7 +43,9 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<eos>")
 
 
-def save_llama(folder: Path, width: int = WIDTH, damage: Callable[[Any], object] = lambda model: None) -> Path:
+def save_llama(
+    folder: Path, width: int = WIDTH, damage: Callable[[Any], object] = lambda model: None
+) -> Path:
     """A random Llama, as transformers saves it. `damage` may change the model before."""
     torch.manual_seed(0)
     config = LlamaConfig(
@@ -80,7 +82,7 @@ def tiny_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("text") / "docs"
     folder.mkdir()
     rng = random.Random(0)
-    words = "the a cat dog sat ran home on mat under moon red blue river stone 12 7 café".split()
+    words = ["a", "the", "cat", "dog", "sat", "ran", "home", "on", "moon", "red", "river", "12", "7", "café"]
 
     def document() -> str:
         sentences = (" ".join(rng.choices(words, k=rng.randint(4, 12))) for _ in range(20))
@@ -116,7 +118,7 @@ def tiny_config(tiny_model: Path, tiny_text: Path) -> MakeConfig:
         text=TextConfig(context=32, held_out=0.2),
         activations=ActivationConfig(store="memory"),
         sae=TreeConfig(
-            layer_sizes=(8, 12, 16),
+            layer_sizes=(8, 40, 64),
             k_per_layer=(3, 2, 2),
             aux=AuxConfig(layers=(0, 1, 2), k=4, detach=True, bias=False, rescale=True),
             allocation=AllocationConfig(

@@ -199,8 +199,16 @@ def test_text_without_a_token_that_counts_is_told(reader: ActivationReader) -> N
 
 
 def test_generators_for_different_places_differ() -> None:
-    paths: list[tuple[int | str, ...]] = [("rows", 0), ("rows", 1), ("windows", 0), ("rows", 0, 1), ("rows", 1, 0)]
-    draws = {tuple(torch.rand(3, generator=seeded(seed, *path)).tolist()) for seed in (0, 1) for path in paths}
+    paths: list[tuple[int | str, ...]] = [
+        ("rows", 0),
+        ("rows", 1),
+        ("windows", 0),
+        ("rows", 0, 1),
+        ("rows", 1, 0),
+    ]
+    draws = {
+        tuple(torch.rand(3, generator=seeded(seed, *path)).tolist()) for seed in (0, 1) for path in paths
+    }
     assert len(draws) == 2 * len(paths)
 
 

@@ -223,7 +223,9 @@ def test_a_value_out_of_range_names_its_key(key: str, value: Any, tmp_path: Path
     assert key in one_line(write(tmp_path / "c.yaml", nested(key, value)))
 
 
-@pytest.mark.parametrize("key", ["checkpoint_minutes", "sae.activation_threshold", "optim.warmup", "optim.beta1"])
+@pytest.mark.parametrize(
+    "key", ["checkpoint_minutes", "sae.activation_threshold", "optim.warmup", "optim.beta1"]
+)
 def test_zero_is_allowed_where_it_means_something(key: str, tmp_path: Path) -> None:
     load_config(write(tmp_path / "c.yaml", nested(key, 0.0)))
 
@@ -244,7 +246,9 @@ def test_yaml_that_is_no_mapping(text: str, tmp_path: Path) -> None:
     assert "expected a mapping" in one_line(write(tmp_path / "c.yaml", text))
 
 
-@pytest.mark.parametrize("text", ["a: [1\n", "a: b: c\n", "\ttokens: 5\n", "tokens: !!python/object:os.system x\n"])
+@pytest.mark.parametrize(
+    "text", ["a: [1\n", "a: b: c\n", "\ttokens: 5\n", "tokens: !!python/object:os.system x\n"]
+)
 def test_text_that_is_no_safe_yaml(text: str, tmp_path: Path) -> None:
     assert "not valid YAML" in one_line(write(tmp_path / "c.yaml", text))
 

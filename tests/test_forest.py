@@ -95,7 +95,21 @@ def test_parent_becomes_int64_on_the_cpu() -> None:
 
 @pytest.mark.parametrize(
     ("feature", "parent"),
-    [(1, 0), (0, 0), (0, 1), (2, 2), (2, 3), (3, 2), (2, 5), (8, 7), (8, 8), (5, 9), (5, 1000), (4, -2), (0, -9)],
+    [
+        (1, 0),
+        (0, 0),
+        (0, 1),
+        (2, 2),
+        (2, 3),
+        (3, 2),
+        (2, 5),
+        (8, 7),
+        (8, 8),
+        (5, 9),
+        (5, 1000),
+        (4, -2),
+        (0, -9),
+    ],
 )
 def test_an_invalid_parent_is_named(feature: int, parent: int) -> None:
     """The same layer, the feature itself, a later layer, out of range, below -1."""

@@ -20,7 +20,12 @@ from saeforest.saes import AllocationConfig, TreeConfig, TreeSAE, load_sae, save
 SIZES, K, D = (5, 7, 9), (2, 2, 1), 6
 D_SAE = sum(SIZES)
 CFG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
-METADATA = {"model_name": "tiny", "hook_name": "blocks.0.hook_resid_post", "tokens": 7, "nested": {"a": [1, 2.5]}}
+METADATA = {
+    "model_name": "tiny",
+    "hook_name": "blocks.0.hook_resid_post",
+    "tokens": 7,
+    "nested": {"a": [1, 2.5]},
+}
 
 
 def make_sae(normalize: Any = "layer_norm", seed: int = 3) -> TreeSAE:
@@ -60,7 +65,13 @@ def test_everything_comes_back_bit_for_bit(tmp_path: Path, normalize: Any) -> No
     for name in ("W_enc", "W_dec", "b_enc", "b_dec", "parent"):
         assert torch.equal(getattr(again, name), getattr(sae, name)), name
         assert getattr(again, name).dtype == getattr(sae, name).dtype
-    for name in ("architecture", "layer_sizes", "k_per_layer", "normalize_activations", "activation_threshold"):
+    for name in (
+        "architecture",
+        "layer_sizes",
+        "k_per_layer",
+        "normalize_activations",
+        "activation_threshold",
+    ):
         assert getattr(again.config, name) == getattr(sae.config, name), name
     assert again.metadata == METADATA
     assert not again.training
@@ -139,7 +150,9 @@ def test_a_run_folder_and_its_sae_folder_load_alike(finished_run: Path) -> None:
     run, inner = saeforest.load(str(finished_run)), saeforest.load(finished_run / "sae")
     assert torch.equal(run.W_enc, inner.W_enc)
     assert run.metadata["hook_name"] == "blocks.1.hook_resid_post"
-    assert {"model_name", "hook_name", "context_size", "dataset", "tokens", "seed", "version"} <= set(run.metadata)
+    assert {"model_name", "hook_name", "context_size", "dataset", "tokens", "seed", "version"} <= set(
+        run.metadata
+    )
 
 
 # Damage
@@ -207,7 +220,15 @@ def test_cfg_that_is_no_json_object(saved: Path, content: str) -> None:
 
 @pytest.mark.parametrize(
     "key",
-    ["architecture", "d_in", "d_sae", "layer_sizes", "k_per_layer", "normalize_activations", "activation_threshold"],
+    [
+        "architecture",
+        "d_in",
+        "d_sae",
+        "layer_sizes",
+        "k_per_layer",
+        "normalize_activations",
+        "activation_threshold",
+    ],
 )
 def test_a_missing_key(saved: Path, key: str) -> None:
     edit_cfg(saved, lambda cfg: cfg.pop(key))
@@ -321,7 +342,9 @@ def fail_at(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
     monkeypatch.setattr(files, "save_file", crash)
 
 
-@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()], ids=repr)
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()], ids=repr
+)
 def test_a_crash_while_saving_leaves_the_old_folder_and_nothing_else(
     saved: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:

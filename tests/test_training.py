@@ -98,14 +98,14 @@ def test_a_finished_run_holds_the_fixed_names_alone(finished_run: Path) -> None:
     assert {p.name for p in (finished_run / "sae").iterdir()} == {"cfg.json", "sae_weights.safetensors"}
 
 
-def test_the_decoder_is_of_unit_norm(finished_run: Path) -> None:
-    norms = weights(finished_run)["W_dec"].double().norm(dim=1)
+def test_the_decoder_is_of_unit_norm(tiny_config: MakeConfig, tmp_path: Path) -> None:
+    """Also where the very last step still has a large rate."""
+    run_training(tiny_config(tokens=1024, optim={"decay": "none", "lr": 0.05}), tmp_path / "run")
+    norms = weights(tmp_path / "run")["W_dec"].double().norm(dim=1)
     assert float((norms - 1).abs().max()) < 1e-6
 
 
-def test_the_config_of_a_run_repeats_it(
-    finished_run: Path, tiny_config: MakeConfig, tmp_path: Path
-) -> None:
+def test_the_config_of_a_run_repeats_it(finished_run: Path, tiny_config: MakeConfig, tmp_path: Path) -> None:
     config = load_config(finished_run / "config.yaml")
     assert (config.activations.max_norm or 0) > 0
     assert config == tiny_config(activations={"max_norm": config.activations.max_norm})
@@ -170,7 +170,7 @@ def test_a_logged_step_says_all_there_is_to_say(finished_run: Path) -> None:
         assert line["peak_memory_mb"] > 50
         assert [len(line[key]) for key in ("reconstruction", "auxiliary", "l0", "dead")] == [3, 3, 3, 3]
         assert all(0 < l0 <= k for l0, k in zip(line["l0"], (3, 2, 2), strict=True))
-        assert all(0 <= dead <= size for dead, size in zip(line["dead"], (8, 12, 16), strict=True))
+        assert all(0 <= dead <= size for dead, size in zip(line["dead"], (8, 40, 64), strict=True))
         assert line["fve"] < 1
         total = sum(line["reconstruction"]) + sum(line["auxiliary"]) / 32
         assert line["loss"] == pytest.approx(total, rel=1e-5)
@@ -218,14 +218,19 @@ def test_the_moves_lead_from_the_first_parents_to_the_last(
     assert parent == weights(finished_run)["parent"].tolist()
     logged = [line for line in read_log(finished_run) if "event" in line]
     assert sum(line["moved"] for line in logged) == sum(len(e["moves"]) for e in events)
-    assert {(e["step"], e["layer"]) for e in events} == {(e["step"], e["layer"]) for e in logged if e["moved"]}
+    assert {(e["step"], e["layer"]) for e in events} == {
+        (e["step"], e["layer"]) for e in logged if e["moved"]
+    }
 
 
 # Resuming
 
 
-@pytest.mark.parametrize("store", ["memory", "disk", "live"])
-@pytest.mark.parametrize("stops", [(1,), (7,), (4, 23), (33, 45), (46,)], ids=str)
+@pytest.mark.parametrize(
+    ("store", "stops"),
+    [("memory", (1,)), ("memory", (11, 27, 45)), ("memory", (46,)), ("disk", (4, 23)), ("live", (4, 35))],
+    ids=str,
+)
 def test_a_run_stopped_by_ctrl_c_and_resumed_is_as_if_never_stopped(
     store: str,
     stops: tuple[int, ...],
@@ -234,7 +239,7 @@ def test_a_run_stopped_by_ctrl_c_and_resumed_is_as_if_never_stopped(
     small_blocks: None,
     whole_runs: dict[str, Path],
 ) -> None:
-    """Stops right after a reallocation (4), in the second epoch, after the reset to the root, at the very end."""
+    """Stops right before and after reallocations (4, 12, 28), in the second epoch, after the reset, at the very end."""
     config, out = tiny_config(activations={"store": store}), tmp_path / "run"
     for i, stop in enumerate(stops):
         with pytest.MonkeyPatch.context() as patch:
@@ -371,7 +376,7 @@ def test_a_checkpoint_without_its_optimizer(stopped: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "changes", [{"sae": {"layer_sizes": (8, 12, 17)}}, {"site": "model.layers.0.mlp.up_proj"}], ids=str
+    "changes", [{"sae": {"layer_sizes": (8, 40, 65)}}, {"site": "model.layers.0.mlp.up_proj"}], ids=str
 )
 def test_a_checkpoint_of_other_sizes(stopped: Path, changes: Any, tiny_config: MakeConfig) -> None:
     save_config(tiny_config(**changes), stopped / "config.yaml")
@@ -385,10 +390,16 @@ def cli(*args: str) -> list[str]:
     return [sys.executable, "-m", "saeforest", *args]
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
-def test_ctrl_c_ends_a_process_with_130_and_a_checkpoint(
-    how: signal.Signals, tiny_config: MakeConfig, tmp_path: Path
-) -> None:
+def test_sigterm_stops_a_run_like_ctrl_c(tiny_config: MakeConfig, tmp_path: Path) -> None:
+    at = tmp_path / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        at_step(patch, 3, lambda: signal.raise_signal(signal.SIGTERM))
+        with pytest.raises(Interrupted):
+            run_training(tiny_config(), at)
+    assert [p.name for p in (at / "checkpoints").iterdir()] == ["step-00000003"]
+
+
+def test_ctrl_c_ends_a_process_with_130_and_a_checkpoint(tiny_config: MakeConfig, tmp_path: Path) -> None:
     out = tmp_path / "run"
     save_config(tiny_config(epochs=100_000, log_every=1), tmp_path / "long.yaml")
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -401,7 +412,7 @@ def test_ctrl_c_ends_a_process_with_130_and_a_checkpoint(
             assert process.poll() is None, process.communicate()[1]
             assert time.monotonic() < deadline
             time.sleep(0.02)
-        process.send_signal(how)
+        process.send_signal(signal.SIGINT)
         sent = time.monotonic()
         _, stderr = process.communicate(timeout=60)
     assert time.monotonic() - sent < 10
@@ -467,18 +478,22 @@ def test_training_recovers_the_directions_of_a_synthetic_tree(tmp_path: Path) ->
         return (sae.W_dec.detach() @ directions.T).amax(0) > 0.9
 
     assert recovered().sum() == 0
-    train(config, sae, ActivationStream(MemoryActivations(x, torch.arange(len(x)), 0), 256), n_steps, tmp_path)
+    train(
+        config, sae, ActivationStream(MemoryActivations(x, torch.arange(len(x)), 0), 256), n_steps, tmp_path
+    )
     steps = [line for line in read_log(tmp_path) if "event" not in line]
     assert steps[0]["fve"] < 0.3
     assert steps[-1]["fve"] > 0.98
     assert steps[-1]["loss"] < 0.2 * steps[0]["loss"]
     assert recovered()[:6].sum() >= 5, "parents"
     assert recovered()[6:].sum() >= 15, "children"
-    # A child's feature hangs below the feature of its parent.
-    child_of = [(sae.W_dec.detach() @ directions[c]).argmax().item() for c in range(6, 24)]
-    parent_of = [(sae.W_dec.detach() @ directions[p]).argmax().item() for p in range(6)]
-    right = sum(int(sae.parent[f]) == parent_of[i // 3] for i, f in enumerate(child_of))
-    assert right >= 14
+    # Below a parent's feature hang features of its own children, far more often than the 1 in 9 of the first forest.
+    alike = sae.W_dec.detach() @ directions.T > 0.9
+    under = [
+        bool((alike[:, c] & alike[:, (c - 6) // 3][sae.parent] & (sae.parent >= 0)).any())
+        for c in range(6, 24)
+    ]
+    assert sum(under) >= 8
 
 
 def test_a_loss_that_is_not_finite_is_told(tmp_path: Path) -> None:
@@ -567,7 +582,10 @@ def test_harvested_activations_train_like_a_store_on_disk(
     # Another share held out, say: the SAE would be measured on text that it was trained on.
     else_where = {"text": {"context": 16, "held_out": 0.5}, "activations": {"exclude_first": False}}
     run = run_training(tiny_config(data=str(harvested), **else_where), tmp_path / "run")
-    ours, theirs = load_config(tmp_path / "run" / "config.yaml"), load_config(tmp_path / "disk" / "config.yaml")
+    ours, theirs = (
+        load_config(tmp_path / "run" / "config.yaml"),
+        load_config(tmp_path / "disk" / "config.yaml"),
+    )
     assert (ours.text, ours.tokens) == (theirs.text, theirs.tokens)
     assert ours.activations.exclude_first
     assert ours.activations.max_norm == theirs.activations.max_norm
@@ -620,7 +638,10 @@ def test_a_store_that_does_not_say_what_it_is_of_is_refused(
 
 
 def test_auto_keeps_what_fits_in_memory(tiny_config: MakeConfig) -> None:
-    one, two = tiny_config(epochs=1, activations={"store": "auto"}), tiny_config(activations={"store": "auto"})
+    one, two = (
+        tiny_config(epochs=1, activations={"store": "auto"}),
+        tiny_config(activations={"store": "auto"}),
+    )
     assert choose_store(one, 10_000, 64, 2) == "memory"
     assert choose_store(one, 10**12, 4096, 2) == "live"
     assert choose_store(two, 10**12, 4096, 2) == "disk"

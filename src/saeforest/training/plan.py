@@ -42,7 +42,7 @@ def estimate(config: TrainConfig) -> Estimate:
     n_steps = count_steps(config, n_tokens)
     store = choose_store(config, n_tokens, d_in, reader.lm.dtype.itemsize)
 
-    ids = torch.randint(1000, (_PROBE_WINDOWS, config.text.context), dtype=torch.int32)
+    ids = torch.randint(len(reader.lm.tokenizer), (_PROBE_WINDOWS, config.text.context), dtype=torch.int32)
     probe = Tokens(ids, torch.zeros(1, dtype=torch.int64), ("probe",))
     reader.read(probe, torch.arange(_PROBE_WINDOWS))
     before = reader.seconds

@@ -109,7 +109,7 @@ def run_training(config: TrainConfig, out: Path, *, resume: bool = False) -> Run
         count_steps(config, config.tokens)
     reader = open_reader(config)
     d_in = reader.lm.site_width(reader.site)
-    existed = out.exists()
+    missing = [folder for folder in (out, *out.parents) if not folder.exists()]
     try:
         out.mkdir(parents=True, exist_ok=True)
         tokens = open_tokens(config, reader)
@@ -120,9 +120,9 @@ def run_training(config: TrainConfig, out: Path, *, resume: bool = False) -> Run
         sae = new_sae(config, d_in, n_steps, reader)
         save_config(config, out / CONFIG)
     except BaseException:
-        if not resume:  # there was nothing in it
-            shutil.rmtree(out, ignore_errors=True)
-            if existed:
+        if not resume:  # there was no such folder, or nothing in it
+            shutil.rmtree(missing[-1] if missing else out, ignore_errors=True)
+            if not missing:
                 out.mkdir(exist_ok=True)
         raise
     sae.metadata = metadata(config, n_steps)
