@@ -63,9 +63,9 @@ def open_source(
             return harvest_memory(reader, tokens, seed)
         if kind == "disk":
             folder = tmp_path / "store"
-            if is_store(folder):
-                return open_store(folder, seed)
-            return harvest_folder(reader, tokens, folder, ABOUT, seed)
+            if not is_store(folder):
+                harvest_folder(reader, tokens, folder, ABOUT)
+            return open_store(folder, seed)
         return LiveActivations(reader, tokens, seed, WIDTH)
 
     return open_kind
@@ -141,8 +141,8 @@ def test_a_nan_names_document_and_position(tmp_path: Path, bad: float) -> None:
     assert "model.embed_tokens" in str(error.value)
     reader = ActivationReader(lm, lm.site(SITE), batch_size=2)
     with pytest.raises(UserError, match="NaN or infinite"):
-        harvest_folder(reader, text, tmp_path / "store", ABOUT, 0)
-    assert not is_store(tmp_path / "store")
+        harvest_folder(reader, text, tmp_path / "store", ABOUT)
+    assert [left.name for left in tmp_path.iterdir()] == ["model"], "half a store"
 
 
 # Sources
@@ -322,8 +322,8 @@ def test_a_harvest_stopped_by_ctrl_c_leaves_no_manifest(
 
     monkeypatch.setattr(ActivationReader, "read", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        harvest_folder(reader, tokens, tmp_path / "half", ABOUT, 0)
-    assert not is_store(tmp_path / "half")
+        harvest_folder(reader, tokens, tmp_path / "half", ABOUT)
+    assert not (tmp_path / "half").exists()
 
 
 def test_a_missing_shard(store: Path) -> None:

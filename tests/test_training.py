@@ -27,8 +27,9 @@ from saeforest.saes import AllocationConfig, AuxConfig, TrainingPlan, TreeConfig
 from saeforest.saes.base import Event
 from saeforest.session import about_activations, open_reader, read_tokens, settle_positions
 from saeforest.training import Interrupted, run_training, train
+from saeforest.training.data import choose_store
 from saeforest.training.log import read_log
-from saeforest.training.run import choose_store, resume_config
+from saeforest.training.run import resume_config
 
 STEPS = 46
 TIMES = ("tokens_per_s", "seconds", "peak_memory_mb")
@@ -115,12 +116,11 @@ def test_the_config_of_a_run_repeats_it(finished_run: Path, tiny_config: MakeCon
 
 @pytest.mark.parametrize("store", ["disk", "live"])
 def test_two_runs_with_one_seed_are_identical(
-    store: str, tiny_config: MakeConfig, tmp_path: Path, small_blocks: None
+    store: str, tiny_config: MakeConfig, tmp_path: Path, small_blocks: None, whole_runs: dict[str, Path]
 ) -> None:
-    for name in "ab":
-        run_training(tiny_config(activations={"store": store}), tmp_path / name)
-    assert_same_run(tmp_path / "a", tmp_path / "b")
-    assert {p.name for p in (tmp_path / "a").iterdir()} == FINISHED
+    run_training(tiny_config(activations={"store": store}), tmp_path / "run")
+    assert_same_run(whole_runs[store], tmp_path / "run")
+    assert {p.name for p in (tmp_path / "run").iterdir()} == FINISHED
 
 
 def test_another_seed_is_another_run(finished_run: Path, tiny_config: MakeConfig, tmp_path: Path) -> None:
@@ -266,7 +266,7 @@ def whole_runs(tiny_config: MakeConfig, tmp_path_factory: pytest.TempPathFactory
     return {store: folder / store for store in ("memory", "disk", "live")}
 
 
-@pytest.mark.parametrize("step", [5, 24, 36])
+@pytest.mark.parametrize("step", [5, 24])
 def test_a_crashed_run_goes_on_from_its_last_checkpoint(
     step: int, finished_run: Path, tiny_config: MakeConfig, tmp_path: Path
 ) -> None:
@@ -327,13 +327,20 @@ def test_nothing_there_to_resume(prepare: Any, tmp_path: Path) -> None:
         resume_config(tmp_path / "run")
 
 
-@pytest.fixture
-def stopped(tiny_config: MakeConfig, tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def stopped_once(tiny_config: MakeConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("stopped") / "run"
     with pytest.MonkeyPatch.context() as patch:
         at_step(patch, 20, ctrl_c)
         with pytest.raises(Interrupted):
-            run_training(tiny_config(), tmp_path / "stopped")
-    return tmp_path / "stopped"
+            run_training(tiny_config(), out)
+    return out
+
+
+@pytest.fixture
+def stopped(stopped_once: Path, tmp_path: Path) -> Path:
+    """A copy of a run that was stopped after step 20, to be damaged."""
+    return Path(shutil.copytree(stopped_once, tmp_path / "stopped"))
 
 
 def resuming_fails(out: Path, names: str) -> None:
@@ -570,7 +577,7 @@ def harvested(tiny_config: MakeConfig, tmp_path_factory: pytest.TempPathFactory)
     reader = open_reader(config)
     tokens = read_tokens(config, reader, "train", config.tokens)
     config = settle_positions(config, reader, tokens)
-    sources.harvest_folder(reader, tokens, folder, about_activations(config, tokens), 0)
+    sources.harvest_folder(reader, tokens, folder, about_activations(config, tokens))
     return folder
 
 

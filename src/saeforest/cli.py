@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import io
 import os
 import sys
@@ -11,12 +10,13 @@ from contextlib import redirect_stderr
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
+from shutil import which
 from typing import Annotated, Any, TypeVar
 
 import tyro
 
 from . import __version__
-from .config import TrainConfig, load_config
+from .config import TrainConfig, load_config, resolve
 from .errors import UserError
 from .presets import PRESETS
 
@@ -71,22 +71,35 @@ def train(argv: Sequence[str]) -> None:
         _Train, rest, "train", f"{train.__doc__} PRESET: {', '.join(PRESETS)}.", default=_Train(base)
     )
     out = args.out or Path("runs") / name
+    if args.resume:
+        if args.dry_run or list(argv) not in (
+            ["--resume"],
+            ["--resume", "--out", str(args.out)],
+            ["--out", str(args.out), "--resume"],
+        ):
+            raise UserError(
+                f"--resume goes on with the settings of {out}/config.yaml; give only --out beside it"
+            )
     if args.dry_run:
         from .training.plan import describe, estimate
 
-        console.print(describe(args.config, estimate(args.config)))
+        console.print(describe(estimate(args.config)))
         return
     from .training import run_training
     from .training.run import resume_config
 
     config = resume_config(out) if args.resume else args.config
-    run = run_training(config, out, resume=args.resume)
+    try:
+        run = run_training(config, out, resume=args.resume)
+    except KeyboardInterrupt as stop:
+        raise KeyboardInterrupt(f"{stop}; go on with: {_program()} train --resume --out {out}") from None
+    run.drop_activations()
     _say_next(run.folder)
 
 
 def _preset(argv: Sequence[str]) -> tuple[str, TrainConfig, list[str]]:
     """The name and configuration a command starts from, and the arguments that are left."""
-    rest = list(argv)
+    rest = [part for arg in argv for part in (arg.split("=", 1) if arg.startswith("--config=") else [arg])]
     name = rest.pop(0) if rest and not rest[0].startswith("-") else None
     if name is not None and name not in PRESETS:
         near = get_close_matches(name, PRESETS, n=1)
@@ -100,7 +113,9 @@ def _preset(argv: Sequence[str]) -> tuple[str, TrainConfig, list[str]]:
             raise UserError(f"preset '{name}' and --config {rest[i + 1]}: give one of them")
         path = Path(rest[i + 1])
         del rest[i : i + 2]
-        return path.parent.name or path.stem, load_config(path), rest
+        # RUN/config.yaml is known by its run, any other file by its own name.
+        known_as = path.resolve().parent.name if path.name == "config.yaml" else path.stem
+        return known_as, load_config(path), rest
     name = name or "demo"
     return name, PRESETS[name], rest
 
@@ -118,6 +133,8 @@ class _Eval:
     """Held-out tokens to measure on."""
     ce_tokens: int = CE_TOKENS
     """Of these, tokens for the cross-entropy, which takes three full passes of the language model."""
+    device: str | None = None
+    """Of language model and SAE; by default the one the run was trained on."""
 
 
 def evaluate(argv: Sequence[str]) -> None:
@@ -130,7 +147,7 @@ def evaluate(argv: Sequence[str]) -> None:
     from .session import check_width, load_run, open_reader
 
     names = measure_names(args.measures)
-    config, sae = load_run(args.run)
+    config, sae = load_run(args.run, args.device)
     reader = open_reader(config)
     check_width(sae, reader)
     records = measure_run(
@@ -148,6 +165,8 @@ class _Index:
     """A run's folder."""
     tokens: int = INDEX_TOKENS
     """Tokens of the training text to look at."""
+    device: str | None = None
+    """Of language model and SAE; by default the one the run was trained on."""
 
 
 def index(argv: Sequence[str]) -> None:
@@ -156,7 +175,7 @@ def index(argv: Sequence[str]) -> None:
     _positive(args, "tokens")
     from .session import load_run, open_reader
 
-    config, sae = load_run(args.run)
+    config, sae = load_run(args.run, args.device)
     _make_index(args.run, config, sae, open_reader(config), args.tokens)
 
 
@@ -180,6 +199,8 @@ class _Show:
     """A feature id; without it the most telling families."""
     families: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 10
     """How many families."""
+    device: str | None = None
+    """Of the language model, where there is no index yet; by default the one the run was trained on."""
 
 
 def show(argv: Sequence[str]) -> None:
@@ -187,22 +208,22 @@ def show(argv: Sequence[str]) -> None:
     args = _parse(_Show, argv, "show", _doc(show))
     _positive(args, "families")
     from .explore import Index, output_console, show_families, show_feature
+    from .lm import load_tokenizer
     from .session import load_run, open_reader
 
-    config, sae = load_run(args.run)
+    config, sae = load_run(args.run, args.device)
     if args.feature is not None and not 0 <= args.feature < sae.d_sae:
         raise UserError(f"feature {args.feature}: expected 0 to {sae.d_sae - 1}, the features of {args.run}")
-    reader = open_reader(config)
     if (args.run / "index").exists():
         found = Index.load(args.run / "index", sae)
     else:
         print(f"{args.run} has no index yet; making it, once", file=sys.stderr)
-        found = _make_index(args.run, config, sae, reader, min(INDEX_TOKENS, config.tokens))
-    console = output_console()
+        found = _make_index(args.run, config, sae, open_reader(config), min(INDEX_TOKENS, config.tokens))
+    console, tokenizer = output_console(), load_tokenizer(config.model)
     if args.feature is None:
-        show_families(console, found, sae.forest, reader.lm.tokenizer, n=args.families)
+        show_families(console, found, sae.forest, tokenizer, n=args.families)
     else:
-        show_feature(console, found, sae.forest, reader.lm.tokenizer, args.feature)
+        show_feature(console, found, sae.forest, tokenizer, args.feature)
 
 
 # -- harvest
@@ -224,12 +245,13 @@ def harvest(argv: Sequence[str]) -> None:
     from .session import about_activations, open_reader, read_tokens, settle_positions
     from .training.run import claim_folder
 
-    claim_folder(args.out, resume=False)
-    reader = open_reader(args.config)
-    tokens = read_tokens(args.config, reader, "train", args.config.tokens)
-    config = settle_positions(args.config, reader, tokens)
-    store = harvest_folder(reader, tokens, args.out, about_activations(config, tokens), config.seed)
-    print(f"{store.n_rows:,} activations of width {store.d_in} in {args.out}")
+    claim_folder(args.out)
+    config = resolve(args.config)
+    reader = open_reader(config)
+    tokens = read_tokens(config, reader, "train", config.tokens)
+    config = settle_positions(config, reader, tokens)
+    n_rows = harvest_folder(reader, tokens, args.out, about_activations(config, tokens))
+    print(f"{n_rows:,} activations in {args.out}; train on them with --data {args.out}")
 
 
 # -- demo
@@ -251,20 +273,29 @@ def demo(argv: Sequence[str]) -> None:
     _positive(args, "tokens", "eval_tokens")
     from .demo import run_demo
 
-    run_demo(replace(PRESETS["demo"], tokens=args.tokens), args.out, args.eval_tokens)
+    try:
+        run_demo(replace(PRESETS["demo"], tokens=args.tokens), args.out, args.eval_tokens, CE_TOKENS)
+    except KeyboardInterrupt as stop:
+        raise KeyboardInterrupt(f"{stop}; go on with: {_program()} demo --out {args.out}") from None
     _say_next(args.out)
 
 
+def _program() -> str:
+    """What to type to run this program: `make demo` uses one that may not be on the PATH."""
+    return "saeforest" if which("saeforest") else sys.argv[0]
+
+
 def _say_next(run: Path) -> None:
-    print(
-        f"""
-Next:
-  saeforest show {run}                the most telling families again; `-n 30` for more
-  saeforest show {run} FEATURE        the tree under one feature
-  saeforest eval {run}                measure it on held-out text
-  saeforest train --help                   your own model, site, text and sizes
-  python -c 'import saeforest; print(saeforest.load("{run}/sae").forest)'"""
-    )
+    program = _program()
+    commands = {
+        f"{program} show {run}": "the most telling families; -n 30 for more",
+        f"{program} show {run} FEATURE": "the tree under one feature",
+        f"{program} eval {run}": "measure it on held-out text",
+        f"{program} train --help": "your own model, site, text and sizes",
+        f'In Python: saeforest.load("{run}/sae")': "the SAE: encode, decode, forest",
+    }
+    width = max(map(len, commands))
+    print("\nNext:", *(f"  {command:{width}}   {what}" for command, what in commands.items()), sep="\n")
 
 
 # -- the frame
@@ -319,11 +350,10 @@ def run(argv: Sequence[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT):
-            return _fail(
-                f"{error.filename or 'writing'}: {os.strerror(error.errno)}; nothing already saved is lost"
-            )
-        raise
+        if error.errno is None:
+            raise
+        place = error.filename or "writing"
+        return _fail(f"{place}: {os.strerror(error.errno)}; nothing already saved is lost")
 
 
 def _fail(message: str) -> int:

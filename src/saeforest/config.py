@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -104,7 +104,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         _check_finite(self)
-        optim = self.optim
+        optim, limit = self.optim, self.activations.max_norm
         ranges = [
             ("tokens", self.tokens, self.tokens >= 1, "1 or more"),
             ("epochs", self.epochs, self.epochs >= 1, "1 or more"),
@@ -114,6 +114,7 @@ class TrainConfig:
             ("lm.batch_size", self.lm.batch_size, self.lm.batch_size >= 1, "1 or more"),
             ("text.context", self.text.context, self.text.context >= 2, "2 or more tokens in a window"),
             ("text.held_out", self.text.held_out, 0 < self.text.held_out < 1, "a share between 0 and 1"),
+            ("activations.max_norm", limit, limit is None or limit >= 0, "0 (no limit) or more"),
             ("optim.lr", optim.lr, optim.lr > 0, "more than 0"),
             ("optim.batch_size", optim.batch_size, optim.batch_size >= 1, "1 or more"),
             ("optim.beta1", optim.beta1, 0 <= optim.beta1 < 1, "0 or more, and less than 1"),
@@ -184,6 +185,20 @@ def resolve_device(device: str) -> torch.device:
     if resolved.type == "cuda" and not torch.cuda.is_available():
         raise UserError(f"device '{device}': this machine has no CUDA device; use --device cpu")
     return resolved
+
+
+def resolve(config: TrainConfig) -> TrainConfig:
+    """The configuration with the precisions that `auto` stands for here, so that it says what a run will do."""
+    device = resolve_device(config.device)
+
+    def settled(precision: Precision) -> Precision:
+        return "bfloat16" if resolve_precision(precision, device) == torch.bfloat16 else "float32"
+
+    return replace(
+        config,
+        lm=replace(config.lm, dtype=settled(config.lm.dtype)),
+        optim=replace(config.optim, precision=settled(config.optim.precision)),
+    )
 
 
 def resolve_precision(precision: Precision, device: torch.device) -> torch.dtype:

@@ -7,24 +7,30 @@ from pathlib import Path
 
 from .config import TrainConfig
 from .explore import build_index, output_console, show_families
-from .measures import SETS, table
-from .measures.run import measure_run
+from .measures import SETS, measure_run, table
 from .progress import console
 from .training import run_training
+from .training.checkpoint import latest_checkpoint
+from .training.loop import CHECKPOINTS
+from .training.run import resume_config
 
-_CE_TOKENS = 16_384
 
+def run_demo(config: TrainConfig, out: Path, eval_tokens: int, ce_tokens: int) -> None:
+    """Runs the demo into `out`, or goes on with one that was stopped there.
 
-def run_demo(config: TrainConfig, out: Path, eval_tokens: int) -> None:
-    """Runs the demo into `out` and prints the measures, the families, and where the time went."""
+    Prints the measures, the families, and where the time went.
+    """
     start = time.monotonic()
+    resume = latest_checkpoint(out / CHECKPOINTS) is not None
+    if resume:
+        config = resume_config(out)
     console.print(f"[bold]Training[/] a Tree SAE on {config.model} at {config.site} into {out}")
-    run = run_training(config, out)
+    run = run_training(config, out, resume=resume)
     trained = time.monotonic()
 
     console.print("[bold]Measuring[/] it on held-out text")
     records = measure_run(
-        run.sae, config, run.reader, SETS["fast"], tokens=eval_tokens, ce_tokens=_CE_TOKENS, folder=out
+        run.sae, run.config, run.reader, SETS["fast"], tokens=eval_tokens, ce_tokens=ce_tokens, folder=out
     )
     measured = time.monotonic()
 
@@ -32,13 +38,14 @@ def run_demo(config: TrainConfig, out: Path, eval_tokens: int) -> None:
     blocks = (run.blocks.block(0, i) for i in range(run.blocks.n_blocks))
     index = build_index(run.sae, blocks, run.tokens, total=run.tokens.n_tokens)
     index.save(out / "index")
+    run.drop_activations()
     indexed = time.monotonic()
 
     output = output_console()
     output.print(table(records))
     show_families(output, index, run.sae.forest, run.reader.lm.tokenizer)
-    lm = run.reader.seconds
+    harvest = run.seconds_harvest
     output.print(
-        f"Time: {trained - start:.0f} s training with its harvest, {measured - trained:.0f} s measuring, "
-        f"{indexed - measured:.0f} s indexing; {lm:.0f} s of these in the language model."
+        f"Time: harvest {harvest:.0f} s, loading and training {trained - start - harvest:.0f} s, "
+        f"measures {measured - trained:.0f} s, index {indexed - measured:.0f} s."
     )

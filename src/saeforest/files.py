@@ -30,6 +30,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
         _sync(temporary)
         temporary.chmod(0o644)
         temporary.replace(path)
+        _sync(path.parent)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
@@ -57,14 +58,19 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             shutil.rmtree(old)
         else:
             temporary.replace(path)
+        _sync(path.parent)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
 
 
-def _sync(file: Path) -> None:
-    with file.open("rb") as f:
-        os.fsync(f.fileno())
+def _sync(path: Path) -> None:
+    """Of a file its content, of a folder the names in it, onto the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def write_json(path: Path, data: Any) -> None:

@@ -11,7 +11,9 @@ _DEMO = TrainConfig(
     sae=TreeConfig(
         layer_sizes=(384, 768, 2304, 2688),
         k_per_layer=(21, 5, 4, 2),
-        aux=AuxConfig(layers=(0, 1, 2, 3), detach=True, bias=False, rescale=True),
+        aux=AuxConfig(layers=None, detach=True, bias=False, rescale=True),
+        # Often, since every move of a dead child counts in a short run.
+        allocation=AllocationConfig(first=100, cap=100, root_reset_at=0.7),
     ),
     optim=OptimConfig(lr=1e-3, batch_size=2048, warmup=0.02, decay="linear"),
 )

@@ -27,8 +27,11 @@ def _rate(done: float, seconds: float, unit: str) -> str:
 
 
 @contextmanager
-def progress(description: str, total: int, unit: str = "tokens") -> Iterator[Advance]:
-    """Yields `advance(n, note="")`: `n` more units are done, `note` is shown behind the bar."""
+def progress(description: str, total: int, unit: str = "tokens", before: int = 0) -> Iterator[Advance]:
+    """Yields `advance(n, note="")`: `n` more units are done, `note` is shown behind the bar.
+
+    `before`: units that were done before, by a run that is now resumed; they don't count for the rate.
+    """
     start = time.monotonic()
     if console.is_terminal:
         columns = (
@@ -40,16 +43,16 @@ def progress(description: str, total: int, unit: str = "tokens") -> Iterator[Adv
             TextColumn("{task.fields[note]}"),
         )
         with Progress(*columns, console=console, transient=False) as bar:
-            task = bar.add_task(description, total=total, rate="", note="")
+            task = bar.add_task(description, total=total, completed=before, rate="", note="")
 
             def advance(n: int, note: str = "") -> None:
-                done = bar.tasks[0].completed + n
+                done = bar.tasks[0].completed + n - before
                 bar.update(task, advance=n, rate=_rate(done, time.monotonic() - start, unit), note=note)
 
             yield advance
         return
 
-    done, last = 0, start
+    done, last, total = 0, start, total - before
 
     def advance_line(n: int, note: str = "") -> None:
         nonlocal done, last

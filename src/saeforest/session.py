@@ -13,15 +13,21 @@ from .config import TrainConfig, load_config, resolve_device, resolve_precision
 from .errors import UserError
 from .lm import load_lm
 from .saes import SAE, load_sae
+from .saes.files import SAE_FOLDER
 from .text import Tokens, tokenize
 
-CONFIG, SAE_FOLDER = "config.yaml", "sae"
+CONFIG = "config.yaml"
 
 
 def open_reader(config: TrainConfig) -> ActivationReader:
     """The language model of a configuration, ready to read at its site."""
     device = resolve_device(config.device)
     lm = load_lm(config.model, device=str(device), dtype=resolve_precision(config.lm.dtype, device))
+    longest = getattr(lm.model.config, "max_position_embeddings", None)
+    if longest is not None and config.text.context > longest:
+        raise UserError(
+            f"text.context = {config.text.context}: {config.model} reads at most {longest} tokens; give fewer"
+        )
     return ActivationReader(
         lm,
         lm.site(config.site),
@@ -61,11 +67,16 @@ def settle_positions(config: TrainConfig, reader: ActivationReader, tokens: Toke
     return replace(config, activations=replace(config.activations, max_norm=reader.max_norm))
 
 
-def load_run(folder: Path) -> tuple[TrainConfig, SAE]:
-    """The configuration and the trained SAE of a run folder. Raises UserError where either is missing."""
+def load_run(folder: Path, device: str | None = None) -> tuple[TrainConfig, SAE]:
+    """The configuration and the trained SAE of a run folder, for `device` or the one it was trained on.
+
+    Raises UserError where either is missing.
+    """
     if not (folder / CONFIG).is_file():
         raise UserError(f"{folder}: no {CONFIG}; expected a run folder that `saeforest train` made")
     config = load_config(folder / CONFIG)
+    if device is not None:
+        config = replace(config, device=device)
     if not (folder / SAE_FOLDER).is_dir():
         raise UserError(
             f"{folder}: no trained SAE yet; finish it with `saeforest train --resume --out {folder}`"

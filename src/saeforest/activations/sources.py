@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..errors import UserError
-from ..files import read_json, read_tensors, write_json, write_tensors
+from ..files import atomic_folder, read_json, read_tensors, write_json, write_tensors
 from ..progress import progress
 from ..text import Tokens
 from .reader import ActivationBatch, ActivationReader
@@ -156,10 +156,13 @@ def harvest_memory(reader: ActivationReader, tokens: Tokens, seed: int) -> Memor
     return MemoryActivations(x[:n], rows[:n], seed)
 
 
-def harvest_folder(
-    reader: ActivationReader, tokens: Tokens, folder: Path, about: dict[str, Any], seed: int
-) -> StoredActivations:
-    """Reads all activations of `tokens` into shards in `folder`; the manifest, written last, makes it whole."""
+def harvest_folder(reader: ActivationReader, tokens: Tokens, folder: Path, about: dict[str, Any]) -> int:
+    """Reads all activations of `tokens` into shards in `folder`, which appears when whole; returns their number."""
+    with atomic_folder(folder) as temporary:
+        return _write_store(reader, tokens, temporary, about)
+
+
+def _write_store(reader: ActivationReader, tokens: Tokens, folder: Path, about: dict[str, Any]) -> int:
     tokens.save(folder / TOKENS)
     shards: list[dict[str, Any]] = []
     waiting: list[ActivationBatch] = []
@@ -181,9 +184,11 @@ def harvest_folder(
             advance(n_read)
         if waiting:
             write()
-    manifest = {"format_version": STORE_VERSION, "d_in": d_in, **about, "shards": shards}
-    write_json(folder / MANIFEST, manifest)
-    return StoredActivations(folder, manifest, seed)
+    n_rows = sum(shard["rows"] for shard in shards)
+    if n_rows == 0:
+        raise UserError("no activations: every position of the text is excluded; give longer text")
+    write_json(folder / MANIFEST, {"format_version": STORE_VERSION, "d_in": d_in, **about, "shards": shards})
+    return n_rows
 
 
 def is_store(path: Path) -> bool:

@@ -6,6 +6,7 @@ import time
 
 import torch
 
+from ..errors import UserError
 from .reader import ActivationBatch
 from .sources import Blocks
 
@@ -49,11 +50,13 @@ class ActivationStream:
         return batch
 
     def _current(self) -> ActivationBatch:
-        """The block of the next unread row."""
-        while self._block is None or self._row >= len(self._block):
+        """The block of the next unread row. Raises UserError where a whole epoch holds none."""
+        for _ in range(self.blocks.n_blocks + 2):
             if self._block is not None:
+                if self._row < len(self._block):
+                    return self._block
                 self._index, self._row = self._index + 1, 0
-                if self._index == self.blocks.n_blocks:
-                    self._epoch, self._index = self._epoch + 1, 0
+            if self._index >= self.blocks.n_blocks:
+                self._epoch, self._index = self._epoch + 1, 0
             self._block = self.blocks.block(self._epoch, self._index)
-        return self._block
+        raise UserError("no activations: every position is excluded; see activations.max_norm and --data")

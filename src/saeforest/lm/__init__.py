@@ -1,7 +1,7 @@
 """Language models: loading them, reading the activations at a site, and the loss when a site is replaced."""
 
-from saeforest.lm.loading import load_lm
+from saeforest.lm.loading import load_lm, load_tokenizer
 from saeforest.lm.model import LanguageModel
 from saeforest.lm.sites import Site
 
-__all__ = ["LanguageModel", "Site", "load_lm"]
+__all__ = ["LanguageModel", "Site", "load_lm", "load_tokenizer"]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import HfApi
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from saeforest.errors import UserError
 from saeforest.lm.gguf import load_gguf
@@ -45,6 +46,20 @@ def load_lm(name: str, *, device: str = "cpu", dtype: torch.dtype = torch.float3
     lm = LanguageModel(name, model, tokenizer)
     _check(lm)
     return lm
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model alone, for those who only want to read text: see `load_lm` for `name`."""
+    path = Path(name).expanduser()
+    if name == EMBEDDED or path.suffix == ".gguf":
+        return load_lm(name, dtype=torch.bfloat16).tokenizer  # it comes out of the model's own file
+    try:
+        with quiet_transformers():
+            return AutoTokenizer.from_pretrained(
+                str(path) if path.is_dir() else name, local_files_only=path.is_dir(), trust_remote_code=False
+            )
+    except Exception as error:
+        raise UserError(f"model {name!r}: no readable tokenizer: {_first_line(error)}") from error
 
 
 def _read(name: str, dtype: torch.dtype) -> Pretrained:

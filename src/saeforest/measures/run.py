@@ -8,7 +8,8 @@ from pathlib import Path
 from ..activations import ActivationReader
 from ..config import TrainConfig
 from ..saes import SAE
-from ..session import SAE_FOLDER, read_tokens
+from ..saes.files import SAE_FOLDER
+from ..session import read_tokens, text_source
 from .evaluate import Source, evaluate
 from .record import Record
 
@@ -30,7 +31,7 @@ def measure_run(
     Raises UserError where the text or the activations are at fault (see `evaluate`).
     """
     text = read_tokens(config, reader, "held_out", tokens)
-    source = Source(config.data, "held_out", config.seed, str(folder / SAE_FOLDER))
+    source = Source(text_source(config), "held_out", config.seed, str(folder / SAE_FOLDER))
     records = list(evaluate(sae, reader, text, names, source, ce_tokens=ce_tokens).values())
     for record in records:
         record.write(folder / EVAL_FOLDER / f"{record.measure}.json")

@@ -61,10 +61,13 @@ class TrainingPlan(NamedTuple):
 
 @dataclass
 class Step:
-    """One training forward: `loss` carries the graph, the rest is for the log. `terms` holds scalars by layer."""
+    """One training forward: `loss` carries the graph, the rest is for the log.
+
+    `terms` holds scalars by layer, None where a layer has none.
+    """
 
     loss: Float[Tensor, ""]
-    terms: dict[str, list[float]]
+    terms: dict[str, list[float | None]]
     code: SparseCode
     x_hat: Float[Tensor, "n d"]
 

@@ -20,6 +20,7 @@ from .base import SAE, SAEConfig
 from .tree import TreeConfig, TreeSAE
 
 FORMAT_VERSION = 1
+SAE_FOLDER = "sae"  # within a run
 CFG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
 
 #: architecture -> (its configuration, its class). A new system is one file and one line here.
@@ -94,8 +95,8 @@ def load_sae(folder: str | Path) -> SAE:
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; expected a trained SAE ({CFG} and {WEIGHTS})")
-    if not (folder / CFG).exists() and (folder / "sae" / CFG).exists():
-        folder = folder / "sae"
+    if not (folder / CFG).exists() and (folder / SAE_FOLDER / CFG).exists():
+        folder = folder / SAE_FOLDER
     cfg = read_json(folder / CFG)
     _check_version(cfg, folder / CFG)
     config_class, sae_class = SYSTEMS[cfg["architecture"]]
@@ -115,6 +116,7 @@ def load_sae(folder: str | Path) -> SAE:
     _check_weights(weights, frame, folder / WEIGHTS)
     sae = sae_class(config, frame.d_in)
     sae.metadata = frame.metadata
+    _check_bias(weights, folder / WEIGHTS)
     _fill(sae, weights)
     _check_parent(cfg, sae.parent, folder)
     return sae.eval()
@@ -190,6 +192,11 @@ def _fill(sae: SAE, weights: Mapping[str, Tensor]) -> None:
     }
     for name, place in places.items():
         place.copy_(weights[name])
+
+
+def _check_bias(weights: Mapping[str, Tensor], path: Path) -> None:
+    if weights["b_enc"].any():
+        raise UserError(f"{path}: tensor 'b_enc' is not zero, but a tree SAE has no encoder bias")
 
 
 def _check_parent(cfg: Mapping[str, Any], parent: Int[Tensor, "d_sae"], folder: Path) -> None:

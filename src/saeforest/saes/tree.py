@@ -34,8 +34,8 @@ _PAPER_FIRST, _PAPER_CAP, _PAPER_DEAD_STEPS = 3_000 / 97_657, 10_000 / 97_657, 1
 class AuxConfig:
     """The auxiliary loss (Eq. 8): dead features of a layer reconstruct what the layers so far leave over."""
 
-    layers: tuple[int, ...] = (0,)
-    """The layers that have one."""
+    layers: tuple[int, ...] | None = (0,)
+    """The layers that have one; None: all."""
     coefficient: float = 1 / 32
     """Its weight in the loss."""
     k: int = 256
@@ -79,9 +79,10 @@ class AllocationConfig:
         for name in ("root_reset_at", "min_root_share"):
             if not 0 <= (value := getattr(self, name)) <= 1:
                 raise UserError(f"sae.allocation.{name} = {value}: expected a share from 0 to 1")
-        for name in ("dead_after_tokens", "eligible_within_tokens", "cap"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise UserError(f"sae.allocation.{name} = {value}: expected 1 or more")
+        least = {"first": 0, "dead_after_tokens": 1, "eligible_within_tokens": 1, "cap": 1}
+        for name, bound in least.items():
+            if (value := getattr(self, name)) is not None and value < bound:
+                raise UserError(f"sae.allocation.{name} = {value}: expected {bound} or more")
 
     def min_root_children(self, layer_size: int) -> int:
         return math.ceil(self.min_root_share * layer_size)
@@ -108,7 +109,7 @@ class TreeConfig:
 
     def __post_init__(self) -> None:
         check_sizes(self.layer_sizes, self.k_per_layer)
-        for layer in self.aux.layers:
+        for layer in self.aux.layers or ():
             if not 0 <= layer < len(self.layer_sizes):
                 raise UserError(
                     f"sae.aux.layers names layer {layer}: expected 0 to {len(self.layer_sizes) - 1}, "
@@ -185,12 +186,14 @@ class TreeSAE(SAE):
 
     def prepare(self, plan: TrainingPlan) -> None:
         allocation = self.config.allocation
-        self.dead_steps = (
+        # The counter is 1 on the step a feature fires: windows of one step would call the living dead.
+        self.dead_steps = max(
+            2,
             max(plan.share(_PAPER_DEAD_STEPS), plan.steps_for(_LEAST_DEAD_TOKENS))
             if allocation.dead_after_tokens is None
-            else plan.steps_for(allocation.dead_after_tokens)
+            else plan.steps_for(allocation.dead_after_tokens),
         )
-        self._eligible_steps = plan.steps_for(allocation.eligible_within_tokens)
+        self._eligible_steps = max(2, plan.steps_for(allocation.eligible_within_tokens))
         self._root_reset = int(allocation.root_reset_at * plan.n_steps)
         first = plan.share(_PAPER_FIRST) if allocation.first is None else allocation.first
         cap = plan.share(_PAPER_CAP) if allocation.cap is None else allocation.cap
@@ -213,18 +216,24 @@ class TreeSAE(SAE):
 
         variance = x.var() + 1e-8
         z = self.b_dec
-        reconstruction, auxiliary = [], []
+        reconstruction: list[Tensor] = []
+        auxiliary: dict[int, Tensor] = {}
         x_hat = x
         for layer, c in enumerate(codes):
             z = z + sparse_decode(c.values, c.ids, self.decoder)
             x_hat = stats.std * z + stats.mean
             reconstruction.append((x_hat - x).square().mean() / variance)
-            if layer in self.config.aux.layers:
-                auxiliary.append(self._auxiliary(layer, u, code, x - x_hat, stats))
+            if self.config.aux.layers is None or layer in self.config.aux.layers:
+                auxiliary[layer] = self._auxiliary(layer, u, code, x - x_hat, stats)
         loss = torch.stack(reconstruction).sum()
         if auxiliary:
-            loss = loss + self.config.aux.coefficient * torch.stack(auxiliary).sum()
-        terms = {"reconstruction": _floats(reconstruction), "auxiliary": _floats(auxiliary)}
+            loss = loss + self.config.aux.coefficient * torch.stack(list(auxiliary.values())).sum()
+        terms = {
+            "reconstruction": [float(t.detach()) for t in reconstruction],
+            "auxiliary": [
+                float(auxiliary[i].detach()) if i in auxiliary else None for i in range(len(codes))
+            ],
+        }
         return Step(loss, terms, code, x_hat.detach())
 
     def _auxiliary(
@@ -334,7 +343,3 @@ class TreeSAE(SAE):
             "receivers": len({n for _, _, n in moves}),
         }
         return Event(log, [(f, o, n) for f, o, n in moves])
-
-
-def _floats(terms: list[Float[Tensor, ""]]) -> list[float]:
-    return [float(t.detach()) for t in terms]

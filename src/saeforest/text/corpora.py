@@ -22,6 +22,8 @@ class Document:
 
     text: str
     name: str
+    whole: str = ""
+    """The text it is a piece of, if it is one: pieces of one whole are held out together."""
 
 
 def documents(source: str, *, seed: int = 0) -> Iterator[Document]:
@@ -32,8 +34,8 @@ def documents(source: str, *, seed: int = 0) -> Iterator[Document]:
     - `"packaged"`, or some of its parts as in `"packaged:wiki"` or `"packaged:wiki,recipes"`. The parts are
       wiki, chat, recipes and python (the sources of the running Python's standard library). `seed` shuffles
       each part; the parts take turns so that each gives as many characters as the others while it lasts.
-    - a local file: .txt (one document), .jsonl (a document a line: its "text", or its only string if it has
-      no "text") or .parquet (a document a row: its column "text"). Or a folder: all such files below it,
+    - a local file: .txt (one document, or passages of it if it is the only file), .jsonl (a document a line:
+      its "text", or its only string if it has no "text") or .parquet (a document a row: its column "text"). Or a folder: all such files below it,
       sorted by path, hidden ones passed over. What exists locally is never looked for on the Hub.
     - `"org/name"` or `"org/name:config"`: the column "text" of the split "train" of a Hub data set, streamed.
 
@@ -141,13 +143,14 @@ def _module(path: Path, name: str) -> Iterator[Document]:
 _LONG = 6_000  # characters
 _DEFINITION = re.compile(r"(?<=\n\n)(?=@|(?:async def|def|class)\b)")
 _METHOD = re.compile(r"(?<=\n\n)(?=    (?:@|(?:async def|def|class)\b))")
+_PARAGRAPH = re.compile(r"(?<=\n\n)(?=.)")
 _LINE = re.compile(r"(?<=\n)(?=.)")
 
 
 def _cut(text: str, name: str, boundaries: Sequence[re.Pattern[str]]) -> Iterator[Document]:
     line = 1
     for piece in _pieces(text, boundaries):
-        yield Document(piece.strip("\n"), name if line == 1 else f"{name}:{line}")
+        yield Document(piece.strip("\n"), name if line == 1 else f"{name}:{line}", whole=text)
         line += piece.count("\n")
 
 
@@ -202,7 +205,9 @@ def _mix(parts: Sequence[Iterator[Document]]) -> Iterator[Document]:
 
 def _local(path: Path) -> Iterator[Document]:
     if not path.is_dir():
-        return _reader(path)(path, path.name)
+        found = _reader(path)(path, path.name)
+        # A lone text would be all training or all held out: its passages stand for documents.
+        return _passages(found) if path.suffix.lower() == ".txt" else found
     files = {file.relative_to(path): file for file in path.rglob("*") if file.suffix.lower() in _READERS}
     shown = sorted(
         (relative.as_posix(), file)
@@ -212,6 +217,12 @@ def _local(path: Path) -> Iterator[Document]:
     if not shown:
         raise UserError(f"{path}: no {_suffixes()} file in this folder; give a folder that has some")
     return (document for name, file in shown for document in _reader(file)(file, name))
+
+
+def _passages(found: Iterator[Document]) -> Iterator[Document]:
+    for document in found:
+        for passage in _cut(document.text, document.name, [_PARAGRAPH, _LINE]):
+            yield Document(passage.text, passage.name)
 
 
 def _suffixes() -> str:

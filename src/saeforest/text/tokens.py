@@ -162,7 +162,11 @@ def tokenize(
 
 
 def _split(found: Iterator[Document], split: str, held_out: float) -> Iterator[Document]:
-    return (document for document in found if (_fraction(document.text) < held_out) == (split == "held_out"))
+    return (
+        document
+        for document in found
+        if (_fraction(document.whole or document.text) < held_out) == (split == "held_out")
+    )
 
 
 def _fraction(text: str) -> float:

@@ -18,9 +18,14 @@ _TENSORS, _STATE = "state.safetensors", "state.json"
 
 
 def save_checkpoint(
-    folder: Path, step: int, sae: SAE, optimizer: torch.optim.Optimizer, stream: ActivationStream
+    folder: Path,
+    step: int,
+    sae: SAE,
+    optimizer: torch.optim.Optimizer,
+    stream: ActivationStream,
+    fingerprint: str = "",
 ) -> None:
-    """Writes `folder/step-NNNNNNNN` whole, then drops older ones."""
+    """Writes `folder/step-NNNNNNNN` whole, then drops older ones. `fingerprint` is of the data."""
     target = folder / f"step-{step:08}"
     tensors: dict[str, Tensor] = {f"sae.{k}": v for k, v in sae.state_dict().items()}
     for i, state in optimizer.state_dict()["state"].items():
@@ -28,7 +33,7 @@ def save_checkpoint(
     tensors["torch_rng"] = torch.get_rng_state()
     with atomic_folder(target) as temporary:
         write_tensors(temporary / _TENSORS, tensors)
-        write_json(temporary / _STATE, {"step": step, "data": stream.state()})
+        write_json(temporary / _STATE, {"step": step, "data": stream.state(), "fingerprint": fingerprint})
     for old in folder.glob("step-*"):
         if old != target:
             shutil.rmtree(old)
@@ -39,13 +44,22 @@ def latest_checkpoint(folder: Path) -> Path | None:
 
 
 def load_checkpoint(
-    checkpoint: Path, sae: SAE, optimizer: torch.optim.Optimizer, stream: ActivationStream
+    checkpoint: Path,
+    sae: SAE,
+    optimizer: torch.optim.Optimizer,
+    stream: ActivationStream,
+    fingerprint: str = "",
 ) -> int:
     """Brings everything back to where the checkpoint was written; returns its step.
 
-    Raises UserError where the checkpoint is damaged or of other sizes.
+    Raises UserError where the checkpoint is damaged, of other sizes, or of a run on other data.
     """
     state: dict[str, Any] = read_json(checkpoint / _STATE)
+    if isinstance(state, dict) and state.get("fingerprint", "") != fingerprint:
+        raise UserError(
+            f"{checkpoint}: the text or its activations are no longer those it was written with, so the run can't go "
+            "on as it would have; bring them back, or start anew in another --out"
+        )
     tensors = read_tensors(checkpoint / _TENSORS)
     try:
         sae.load_state_dict({k.removeprefix("sae."): v for k, v in tensors.items() if k.startswith("sae.")})
@@ -59,8 +73,7 @@ def load_checkpoint(
         return int(state["step"])
     except (KeyError, RuntimeError, TypeError, ValueError) as error:
         raise UserError(
-            f"{checkpoint}: does not fit this run ({str(error).splitlines()[0]}); "
-            "delete it to start from the beginning"
+            f"{checkpoint}: does not fit this run ({str(error).splitlines()[0]}); start anew in another --out"
         ) from None
 
 

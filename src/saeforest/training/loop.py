@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import shutil
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,7 +19,8 @@ from ..activations import ActivationStream
 from ..config import OptimConfig, TrainConfig
 from ..errors import UserError
 from ..progress import progress
-from ..saes import SAE
+from ..saes import SAE, save_sae
+from ..saes.files import SAE_FOLDER
 from .checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from .log import RunLog, describe_step, peak_memory_mb
 
@@ -56,6 +59,7 @@ def _stop_signals() -> Iterator[Callable[[], bool]]:
         if stopped:
             raise KeyboardInterrupt
         stopped = True
+        print("\nfinishing this step and saving it; again to stop at once", file=sys.stderr, flush=True)
 
     try:
         old = {s: signal.signal(s, stop) for s in (signal.SIGINT, signal.SIGTERM)}
@@ -75,9 +79,10 @@ def train(
     n_steps: int,
     out: Path,
     *,
+    fingerprint: str = "",
     lm_seconds: Callable[[], float] = lambda: 0.0,
 ) -> None:
-    """Trains to step `n_steps`, from the latest checkpoint in `out` if there is one.
+    """Trains to step `n_steps`, from the latest checkpoint in `out` if there is one, and saves the SAE in `out`.
 
     `lm_seconds` tells how long the language model has run so far, so that the log can say where the time went.
 
@@ -86,14 +91,18 @@ def train(
     optimizer = make_optimizer(sae, config.optim)
     start = 0
     if checkpoint := latest_checkpoint(out / CHECKPOINTS):
-        start = load_checkpoint(checkpoint, sae, optimizer, stream)
+        start = load_checkpoint(checkpoint, sae, optimizer, stream, fingerprint)
     log = RunLog(out, resume_at=start)
+    if start == 0 and (harvest := lm_seconds()):
+        log.step({"event": "harvest", "step": 0, "seconds": {"lm": round(harvest, 3)}})
     clock = _Clock(stream, lm_seconds)
     saved_at = time.monotonic()
     batch_size = config.optim.batch_size
 
-    with _stop_signals() as stopped, progress("train", n_steps * batch_size) as advance:
-        advance(start * batch_size)
+    with (
+        _stop_signals() as stopped,
+        progress("train", n_steps * batch_size, before=start * batch_size) as advance,
+    ):
         for step in range(start + 1, n_steps + 1):
             x = stream.next().x.to(sae.device).float()
             if step == 1:
@@ -103,7 +112,7 @@ def train(
             loss = float(out_step.loss.detach())
             if not math.isfinite(loss):
                 raise UserError(f"step {step}: the loss is {loss}; lower optim.lr = {config.optim.lr}")
-            _update(sae, optimizer, out_step.loss, rate)
+            update(sae, optimizer, out_step.loss, rate)
             for event in sae.after_step(step, loss):
                 log.event(event)
 
@@ -116,17 +125,20 @@ def train(
             advance(batch_size, note)
 
             due = 0 < config.checkpoint_minutes * 60 < time.monotonic() - saved_at
-            if stopped() or (due and step < n_steps):
-                save_checkpoint(out / CHECKPOINTS, step, sae, optimizer, stream)
+            if stopped() or due or step == n_steps:
+                save_checkpoint(out / CHECKPOINTS, step, sae, optimizer, stream, fingerprint)
                 saved_at = time.monotonic()
-            if stopped():
+            if stopped() and step < n_steps:
                 raise Interrupted(
-                    f"stopped after step {step:,} of {n_steps:,}; go on with: saeforest train --resume --out {out}"
+                    f"stopped after step {step:,} of {n_steps:,}; a checkpoint is saved in {out}"
                 )
-    sae.finish()
+        sae.finish()
+        save_sae(sae, out / SAE_FOLDER)
+        shutil.rmtree(out / CHECKPOINTS)
 
 
-def _update(sae: SAE, optimizer: torch.optim.Optimizer, loss: torch.Tensor, rate: float) -> None:
+def update(sae: SAE, optimizer: torch.optim.Optimizer, loss: torch.Tensor, rate: float) -> None:
+    """One optimiser step on the loss of a training step."""
     optimizer.zero_grad()
     loss.backward()
     sae.before_optimizer()

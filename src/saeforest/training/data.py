@@ -1,0 +1,125 @@
+"""The activations a run trains on: harvested before, or read from text and kept where the configuration says."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ..activations import (
+    ActivationReader,
+    Blocks,
+    LiveActivations,
+    StoredActivations,
+    harvest_folder,
+    harvest_memory,
+    open_store,
+)
+from ..activations.sources import is_store
+from ..config import TextConfig, TrainConfig
+from ..errors import UserError
+from ..session import about_activations, read_tokens, settle_positions
+from ..text import Tokens
+
+ACTIVATIONS = "activations"
+# Of the machine's memory, what stored activations may take before they go to disk.
+_MEMORY_SHARE = 0.4
+_CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What a run reads. `n_rows` counts the activations of one epoch (read live: at most)."""
+
+    config: TrainConfig
+    """With `activations.store` and `activations.max_norm` settled."""
+    tokens: Tokens
+    blocks: Blocks
+    n_rows: int
+
+    def fingerprint(self) -> str:
+        """Tells whether a position in the data still means the same: the text, where it waits, and how much it is."""
+        digest = hashlib.blake2b(self.tokens.ids.numpy().tobytes(), digest_size=16)
+        digest.update(repr((type(self.blocks).__name__, self.n_rows, self.config.lm.dtype)).encode())
+        return digest.hexdigest()
+
+
+def as_harvested(config: TrainConfig) -> TrainConfig:
+    """Of a run on harvested activations, the configuration with the text and positions of the harvest.
+
+    Raises UserError where the folder is not whole or holds activations of another model or site.
+    """
+    if not is_store(Path(config.data)):
+        return config
+    manifest = open_store(Path(config.data)).manifest
+    for key, wanted in (("model", config.model), ("site", config.site)):
+        if manifest[key] != wanted:
+            raise UserError(
+                f"{config.data}: activations of {key} '{manifest[key]}', but the run says '{wanted}'; "
+                f"give --{key} {manifest[key]}"
+            )
+    positions = {key: manifest[key] for key in ("exclude_first", "exclude_special", "max_norm")}
+    return replace(
+        config,
+        tokens=manifest["tokens"],
+        text=TextConfig(context=manifest["context"], held_out=manifest["held_out"]),
+        activations=replace(config.activations, store="disk", **positions),
+    )
+
+
+def open_data(config: TrainConfig, reader: ActivationReader, d_in: int, out: Path) -> TrainingData:
+    """Reads the text and, unless they are read live or were harvested before, its activations.
+
+    Raises UserError where the text is missing or too short, or the activations are of another width.
+    """
+    if is_store(Path(config.data)):
+        stored = open_store(Path(config.data), config.seed)
+        if stored.d_in != d_in:
+            raise UserError(
+                f"{config.data}: activations of width {stored.d_in}, but {config.site} has width {d_in}"
+            )
+        return TrainingData(config, stored.tokens(), stored, stored.n_rows)
+    if Path(config.data).expanduser().exists():
+        # One window tells whether there is held-out text at all; better now than after the training.
+        read_tokens(config, reader, "held_out", config.text.context)
+    tokens = read_tokens(config, reader, "train", config.tokens)
+    config = settle_positions(config, reader, tokens)
+    store = choose_store(config, tokens.n_tokens, d_in, reader.lm.dtype.itemsize)
+    config = replace(config, activations=replace(config.activations, store=store))
+    if store == "live":
+        n_rows = sum(int(reader.keep(ids).sum()) for ids in tokens.ids.split(4096))
+        return TrainingData(config, tokens, LiveActivations(reader, tokens, config.seed, d_in), n_rows)
+    if store == "memory":
+        memory = harvest_memory(reader, tokens, config.seed)
+        return TrainingData(config, tokens, memory, len(memory.rows))
+    disk = _on_disk(config, reader, tokens, out / ACTIVATIONS)
+    return TrainingData(config, tokens, disk, disk.n_rows)
+
+
+def _on_disk(
+    config: TrainConfig, reader: ActivationReader, tokens: Tokens, folder: Path
+) -> StoredActivations:
+    if not is_store(folder):  # a resumed run may have them already
+        shutil.rmtree(folder, ignore_errors=True)
+        harvest_folder(reader, tokens, folder, about_activations(config, tokens))
+    return open_store(folder, config.seed)
+
+
+def choose_store(config: TrainConfig, n_tokens: int, d_in: int, itemsize: int) -> str:
+    """Where activations wait: as configured, or in memory if they fit there beside the rest."""
+    if config.activations.store != "auto":
+        return config.activations.store
+    if n_tokens * d_in * itemsize <= _MEMORY_SHARE * machine_memory():
+        return "memory"
+    return "disk" if config.epochs > 1 else "live"
+
+
+def machine_memory() -> int:
+    """Bytes of memory this process may use: the machine's, or its container's limit."""
+    installed = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        return min(installed, int(_CGROUP_LIMIT.read_text()))
+    except (OSError, ValueError):  # no such limit, or "max"
+        return installed
