@@ -650,7 +650,7 @@ def test_records_say_what_was_measured_and_come_back_from_their_files(
         expected = {
             "model": "tiny", "site": SITE, "lm_dtype": "float32", "data": "test text", "split": "held_out",
             "normalize_activations": "layer_norm", "activation_threshold": 1e-3, "reading": "recommended",
-            "positions": {"exclude_first": True, "exclude_special": True}, "seed": 0, "sae": "the sae",
+            "positions": {"exclude_first": True, "exclude_special": True, "max_norm": 0.0}, "seed": 0, "sae": "the sae",
             "batch": "5 windows", "context": CONTEXT,
         }  # fmt: skip
         assert expected.items() <= data["settings"].items()

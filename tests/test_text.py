@@ -384,13 +384,30 @@ def test_a_long_document_is_encoded_in_stretches(
     text: str, tmp_path: Path, pack: Pack, monkeypatch: pytest.MonkeyPatch
 ):
     (tmp_path / "long.txt").write_text(text, encoding="utf-8")
-    whole = pack(tmp_path / "long.txt", context=1)
+    whole = pack(tmp_path, context=1)  # a folder, since a lone text is cut into passages
     monkeypatch.setattr(tokens_module, "_BATCH_CHARACTERS", 64)
-    pieces = pack(tmp_path / "long.txt", context=1)
+    pieces = pack(tmp_path, context=1)
     assert torch.equal(pieces.ids, whole.ids)
     assert pieces.names == ("long.txt",)
     assert pieces.document_starts.tolist() == [0]
     assert pieces.n_tokens == len(text.encode()) + 1
+
+
+def test_a_lone_text_is_cut_into_passages_for_the_split(tmp_path: Path, pack: Pack):
+    paragraphs = [f"{i} " + "word " * 300 for i in range(40)]
+    (tmp_path / "book.txt").write_text("\n\n".join(paragraphs), encoding="utf-8")
+    tokens = pack(tmp_path / "book.txt", context=8)
+    assert len(tokens.names) >= 8
+    assert tokens.names[0] == "book.txt"
+    assert tokens.names[1].startswith("book.txt:")
+
+
+def test_pieces_of_one_whole_fall_on_one_side():
+    pieces = [Document(f"piece {i}", f"m:{i}", whole=f"module {i // 5}") for i in range(500)]
+    held = {d.name for d in tokens_module._split(iter(pieces), "held_out", 0.3)}
+    sides = [{d.name in held for d in pieces[i : i + 5]} for i in range(0, 500, 5)]
+    assert all(len(side) == 1 for side in sides)
+    assert 10 < sum(side == {True} for side in sides) < 60
 
 
 def test_spelled_out_special_tokens_are_text(tmp_path: Path, pack: Pack):

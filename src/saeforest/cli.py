@@ -71,15 +71,10 @@ def train(argv: Sequence[str]) -> None:
         _Train, rest, "train", f"{train.__doc__} PRESET: {', '.join(PRESETS)}.", default=_Train(base)
     )
     out = args.out or Path("runs") / name
-    if args.resume:
-        if args.dry_run or list(argv) not in (
-            ["--resume"],
-            ["--resume", "--out", str(args.out)],
-            ["--out", str(args.out), "--resume"],
-        ):
-            raise UserError(
-                f"--resume goes on with the settings of {out}/config.yaml; give only --out beside it"
-            )
+    if args.resume and (args.dry_run or args.config != PRESETS["demo"]):
+        raise UserError(
+            f"--resume goes on with the settings of {out / 'config.yaml'}; give only --out beside it"
+        )
     if args.dry_run:
         from .training.plan import describe, estimate
 
@@ -173,17 +168,18 @@ def index(argv: Sequence[str]) -> None:
     """Collect what `show` needs: where each feature fires most, its density, its direction. Writes RUN/index/."""
     args = _parse(_Index, argv, "index", _doc(index))
     _positive(args, "tokens")
-    from .session import load_run, open_reader
+    from .session import check_width, load_run, open_reader
 
     config, sae = load_run(args.run, args.device)
-    _make_index(args.run, config, sae, open_reader(config), args.tokens)
+    reader = open_reader(config)
+    check_width(sae, reader)
+    _make_index(args.run, config, sae, reader, args.tokens)
 
 
 def _make_index(folder: Path, config: TrainConfig, sae: Any, reader: Any, n_tokens: int) -> Any:
     from .explore import build_index
-    from .session import check_width, read_tokens
+    from .session import read_tokens
 
-    check_width(sae, reader)
     tokens = read_tokens(config, reader, "train", n_tokens)
     batches = (batch for batch, _ in reader.batches(tokens))
     built = build_index(sae, batches, tokens, total=tokens.n_tokens)
@@ -209,7 +205,7 @@ def show(argv: Sequence[str]) -> None:
     _positive(args, "families")
     from .explore import Index, output_console, show_families, show_feature
     from .lm import load_tokenizer
-    from .session import load_run, open_reader
+    from .session import check_width, load_run, open_reader
 
     config, sae = load_run(args.run, args.device)
     if args.feature is not None and not 0 <= args.feature < sae.d_sae:
@@ -217,8 +213,10 @@ def show(argv: Sequence[str]) -> None:
     if (args.run / "index").exists():
         found = Index.load(args.run / "index", sae)
     else:
+        reader = open_reader(config)
+        check_width(sae, reader)
         print(f"{args.run} has no index yet; making it, once", file=sys.stderr)
-        found = _make_index(args.run, config, sae, open_reader(config), min(INDEX_TOKENS, config.tokens))
+        found = _make_index(args.run, config, sae, reader, min(INDEX_TOKENS, config.tokens))
     console, tokenizer = output_console(), load_tokenizer(config.model)
     if args.feature is None:
         show_families(console, found, sae.forest, tokenizer, n=args.families)
@@ -263,7 +261,7 @@ class _Demo:
     """The run's folder, new or empty."""
     tokens: int = PRESETS["demo"].tokens
     """Different tokens to train on."""
-    eval_tokens: int = EVAL_TOKENS
+    eval_tokens: int = EVAL_TOKENS // 2
     """Held-out tokens to measure on."""
 
 

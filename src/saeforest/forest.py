@@ -16,7 +16,7 @@ from .errors import UserError
 ROOT = -1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Forest:
     """Parents of the features `0..d_sae-1`, laid out layer by layer (layer 0 first). Immutable.
 

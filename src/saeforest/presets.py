@@ -6,8 +6,8 @@ from .config import ActivationConfig, OptimConfig, TextConfig, TrainConfig
 from .saes import AllocationConfig, AuxConfig, TreeConfig
 
 _DEMO = TrainConfig(
-    tokens=600_000,
-    epochs=6,
+    tokens=400_000,
+    epochs=8,
     sae=TreeConfig(
         layer_sizes=(384, 768, 2304, 2688),
         k_per_layer=(21, 5, 4, 2),

@@ -15,7 +15,7 @@ from ..lm import LanguageModel, Site
 from ..text import Tokens
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ActivationBatch:
     """Activations and where each comes from.
 

@@ -50,6 +50,8 @@ class AuxConfig:
     def __post_init__(self) -> None:
         if self.k < 1:
             raise UserError(f"sae.aux.k = {self.k}: expected 1 or more")
+        if self.coefficient < 0:
+            raise UserError(f"sae.aux.coefficient = {self.coefficient}: expected 0 or more")
 
 
 @dataclass(frozen=True)

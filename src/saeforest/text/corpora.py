@@ -34,9 +34,10 @@ def documents(source: str, *, seed: int = 0) -> Iterator[Document]:
     - `"packaged"`, or some of its parts as in `"packaged:wiki"` or `"packaged:wiki,recipes"`. The parts are
       wiki, chat, recipes and python (the sources of the running Python's standard library). `seed` shuffles
       each part; the parts take turns so that each gives as many characters as the others while it lasts.
-    - a local file: .txt (one document, or passages of it if it is the only file), .jsonl (a document a line:
-      its "text", or its only string if it has no "text") or .parquet (a document a row: its column "text"). Or a folder: all such files below it,
-      sorted by path, hidden ones passed over. What exists locally is never looked for on the Hub.
+    - a local file: .txt (passages of some pages stand for documents), .jsonl (a document a line: its "text",
+      or its only string if it has no "text") or .parquet (a document a row: its column "text"). Or a folder:
+      all such files below it, sorted by path, hidden ones passed over; there a .txt is one document. What
+      exists locally is never looked for on the Hub.
     - `"org/name"` or `"org/name:config"`: the column "text" of the split "train" of a Hub data set, streamed.
 
     Raises:

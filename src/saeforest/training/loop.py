@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 import shutil
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -59,7 +59,8 @@ def _stop_signals() -> Iterator[Callable[[], bool]]:
         if stopped:
             raise KeyboardInterrupt
         stopped = True
-        print("\nfinishing this step and saving it; again to stop at once", file=sys.stderr, flush=True)
+        # Not print: the signal may come in the middle of one.
+        os.write(2, b"\nfinishing this step and saving it; again to stop at once\n")
 
     try:
         old = {s: signal.signal(s, stop) for s in (signal.SIGINT, signal.SIGTERM)}
