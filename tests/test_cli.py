@@ -283,7 +283,7 @@ def test_from_text_to_the_terminal(config_file: Path, call: Call, tiny_text: Pat
     said = call("harvest", *options, "--out", "store")
     assert said.status == 0
     store = open_store(Path("store"))
-    assert said.out == f"{store.n_rows:,} activations of width 16 in store\n"
+    assert said.out.startswith(f"{store.n_rows:,} activations in store")
     assert call("harvest", *options, "--out", "store").status == 2
 
     assert call("train", "--config", config_file, "--data", "store", "--out", "second").status == 0

@@ -519,7 +519,7 @@ def test_a_loss_that_is_not_finite_is_told(tmp_path: Path) -> None:
 def test_a_folder_in_use_is_left_alone(tiny_config: MakeConfig, tmp_path: Path, finished_run: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     for out in (tmp_path, tmp_path / "notes.txt", finished_run):
-        with pytest.raises(UserError, match="exists and is not empty|is a file"):
+        with pytest.raises(UserError, match=r"exists and is not empty|is a file"):
             run_training(tiny_config(), out)
     assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
     assert (tmp_path / "notes.txt").read_text() == "mine"
