@@ -9,7 +9,8 @@ INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint c
 .PHONY: demo test lint clean
 
 demo: .venv/run.stamp
-	$(BIN)/saeforest demo --out $(OUT)
+# A thread that waits for another should sleep: spinning takes the core that something else needs.
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/saeforest demo --out $(OUT)
 
 test: lint
 	$(BIN)/pytest
