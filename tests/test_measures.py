@@ -49,15 +49,6 @@ SITE = f"blocks.{LAYER}.hook_resid_post"
 SOURCE = Source("test text", "held_out", 0, "the sae")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Everything here is tiny: threads would wait for each other longer than they work."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def lm() -> LanguageModel:
     torch.manual_seed(0)
