@@ -418,6 +418,20 @@ def test_children_that_all_fire_on_one_token_are_no_family() -> None:
     assert parents(hand_index(top_row=rows)) == [0, 2]
 
 
+def test_a_child_that_fires_on_its_parents_token_adds_nothing() -> None:
+    rows = [[i] for i in range(12)]
+    rows[7] = [1 + 26]  # the letter of row 1, its parent's
+    assert parents(hand_index(top_row=rows)) == [0, 2]
+
+
+def test_a_child_that_fires_on_many_tokens_counts_less() -> None:
+    rows = [[i, -1, -1] for i in range(12)]
+    rows[7] = [7, 20, 20 + 26]  # two different letters
+    by_parent = {f.parent: f.score for f in telling_families(hand_index(top_row=rows), FOREST).shown}
+    assert by_parent[1] == pytest.approx((0.5 + 0.5 / 2**0.25) * math.log2(1000 / 30))
+    assert by_parent[2] == pytest.approx(1.0 * math.log2(1000 / 30))
+
+
 def test_the_best_three_children_count() -> None:
     forest = Forest(torch.tensor([-1, *[0] * 7]), (1, 7))
     index = made_index(

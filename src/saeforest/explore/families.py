@@ -42,11 +42,12 @@ def telling_families(index: Index, forest: Forest, n: int = 10) -> Families:
 
     1. An edge passes when parent and child are both among the 5 features nearest the child's direction (the
        paper's criterion, approximate here).
-    2. A family counts when at least 2 of its edges pass, its parent fires on at most 5 % of the tokens, and the
-       strongest tokens of the passing children are not all the same token.
-    3. Its score is the sum of S_res over its best 3 passing children at most, times log2 of 1 / density of the
-       parent: rare parents are specific. More children would only favour the parents with the most, which are the
-       ones that mean the least.
+    2. A passing child adds something when its strongest token is none of its parent's strongest, and better than
+       a sibling with the same strongest token. It counts S_res, divided by the fourth root of the number of
+       different tokens in its strongest contexts: one that says what it is at a glance counts more.
+    3. A family counts when its parent fires on at most 5 % of the tokens and at least 2 children add something.
+       Its score is the sum over its best 3 of these, times log2 of 1 / density of the parent: rare parents are
+       specific. More children would only favour the parents with the most, which are the ones that mean the least.
     4. For variety, a family is skipped whose parent lies above or below the parent of a better one.
     """
     found = sorted(
@@ -75,8 +76,20 @@ def _family(index: Index, forest: Forest, parent: int) -> Family | None:
     judged = [c for c in forest.children(parent) if index.measured[c]]
     children = tuple(sorted(judged, key=lambda c: (-int(index.n_fired[c]), c)))
     passing = tuple(c for c in children if index.passes[c])
-    strongest = {int(index.tokens.ids.flatten()[index.top_row[c, 0]]) for c in passing}
-    if len(passing) < 2 or len(strongest) < 2:
+    own = set(_strongest_tokens(index, parent))
+    by_token: dict[int, float] = {}
+    for child in passing:
+        tokens = _strongest_tokens(index, child)
+        if tokens[0] not in own:
+            worth = float(index.s_res[child]) / len(set(tokens)) ** 0.25
+            by_token[tokens[0]] = max(worth, by_token.get(tokens[0], 0.0))
+    if len(by_token) < 2:
         return None
-    best = sorted((float(index.s_res[c]) for c in passing), reverse=True)[:_SCORED_CHILDREN]
+    best = sorted(by_token.values(), reverse=True)[:_SCORED_CHILDREN]
     return Family(parent, children, passing, sum(best) * -math.log2(float(index.density[parent])))
+
+
+def _strongest_tokens(index: Index, feature: int) -> list[int]:
+    """Token ids of its strongest contexts, strongest first."""
+    rows = index.top_row[feature]
+    return index.tokens.ids.flatten()[rows[rows >= 0]].tolist()
