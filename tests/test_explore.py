@@ -427,7 +427,8 @@ def test_a_child_that_fires_on_its_parents_token_adds_nothing() -> None:
 def test_a_child_that_fires_on_many_tokens_counts_less() -> None:
     rows = [[i, -1, -1] for i in range(12)]
     rows[7] = [7, 20, 20 + 26]  # two different letters
-    by_parent = {f.parent: f.score for f in telling_families(hand_index(top_row=rows), FOREST).shown}
+    index = made_index(text_tokens("abcdefghijklmnopqrstuvwxyz" * 4), rows, **ROOTS)
+    by_parent = {f.parent: f.score for f in telling_families(index, FOREST).shown}
     assert by_parent[1] == pytest.approx((0.5 + 0.5 / 2**0.25) * math.log2(1000 / 30))
     assert by_parent[2] == pytest.approx(1.0 * math.log2(1000 / 30))
 
