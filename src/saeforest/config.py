@@ -13,7 +13,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from .errors import UserError
 from .files import atomic_file
-from .saes import TreeConfig, check_inference
+from .saes import SystemConfig, TreeConfig, check_inference
 
 Precision = Literal["auto", "float32", "bfloat16"]
 
@@ -99,7 +99,7 @@ class TrainConfig:
     lm: LMConfig = field(default_factory=LMConfig)
     text: TextConfig = field(default_factory=TextConfig)
     activations: ActivationConfig = field(default_factory=ActivationConfig)
-    sae: TreeConfig = field(default_factory=TreeConfig)
+    sae: SystemConfig = field(default_factory=TreeConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
 
     def __post_init__(self) -> None:

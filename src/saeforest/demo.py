@@ -6,9 +6,11 @@ import time
 from pathlib import Path
 
 from .config import TrainConfig
+from .errors import UserError
 from .explore import build_index, output_console, show_families
 from .measures import SETS, measure_run, table
 from .progress import console
+from .saes.files import SAE_FOLDER
 from .training import run_training
 from .training.checkpoint import latest_checkpoint
 from .training.loop import CHECKPOINTS
@@ -21,6 +23,8 @@ def run_demo(config: TrainConfig, out: Path, eval_tokens: int, ce_tokens: int) -
     Prints the measures, the families, and where the time went.
     """
     start = time.monotonic()
+    if (out / SAE_FOLDER).exists():
+        raise UserError(f"{out}: holds a finished run; see it with `show {out}`, or choose another --out")
     resume = latest_checkpoint(out / CHECKPOINTS) is not None
     if resume:
         config = resume_config(out)

@@ -28,7 +28,7 @@ class Coverage(Measure):
         self.threshold = sae.config.activation_threshold
         self.forest = forest
         self.parent = forest.parent.to(sae.device)
-        self.gated = sae.config.architecture == "tree" and torch.equal(sae.forest.parent, forest.parent)
+        self.gated = sae.gated and torch.equal(sae.forest.parent, forest.parent)
         self.fired = torch.zeros(forest.d_sae, dtype=torch.int64)
         self.with_parent = torch.zeros(forest.d_sae, dtype=torch.int64)
         self.tokens = 0

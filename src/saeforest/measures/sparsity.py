@@ -13,13 +13,10 @@ from .bootstrap import FloatArray, estimate, interval_method
 from .measure import EvalBatch, Measure, WindowTable
 from .record import Record, require, undefined
 
-# Systems that keep at most k_per_layer features on every token; others meet their L0 only on average.
-_AT_MOST_K = frozenset({"tree", "topk", "matching_pursuit"})
-
 
 class Sparsity(Measure):
     def __init__(self, sae: SAE, forest: Forest) -> None:
-        self.config = sae.config
+        self.config, self.at_most_k = sae.config, sae.at_most_k
         self.n_layers = len(forest.layer_sizes)
         self.layer = forest.layer.to(sae.device)
         self.table = WindowTable()
@@ -38,7 +35,7 @@ class Sparsity(Measure):
     def record(self, settings: Mapping[str, Any]) -> Record:
         value, interval = estimate(self._values, len(self.table))
         tokens = int(self.table["tokens"].sum())
-        if self.config.architecture in _AT_MOST_K:
+        if self.at_most_k:
             at_most = sum(self.config.k_per_layer) * tokens
             require(bool(self.table["active"].sum() <= at_most), "sparsity", "l0 <= the sum of k_per_layer")
         return Record(

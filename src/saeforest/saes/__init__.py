@@ -1,7 +1,8 @@
 """The systems: one file each, and the files they are saved in."""
 
 from .base import SAE, SAEConfig, Step, TrainingPlan
-from .files import SYSTEMS, build, check_inference, load_sae, save_sae
+from .files import check_inference, load_sae, save_sae
+from .systems import SYSTEMS, SystemConfig, build
 from .tree import AllocationConfig, AuxConfig, TreeConfig, TreeSAE
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "AuxConfig",
     "SAEConfig",
     "Step",
+    "SystemConfig",
     "TrainingPlan",
     "TreeConfig",
     "TreeSAE",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -86,6 +86,13 @@ class SAE(nn.Module):
     Rows are features: `encoder [d_sae, d_in]` holds the e_i, `decoder [d_sae, d_in]` the unit-norm d_i. Features are
     numbered layer by layer. Subclasses give `encode_normalized` and, to be trained, `training_step`.
     """
+
+    config_class: ClassVar[type]
+    """Of its configuration."""
+    at_most_k: ClassVar[bool] = False
+    """No activation has more active features in a layer than that layer's k."""
+    gated: ClassVar[bool] = False
+    """A child fires only where its parent does."""
 
     encoder: nn.Parameter
     decoder: nn.Parameter

@@ -17,14 +17,11 @@ from ..errors import UserError
 from ..files import atomic_folder, read_json, read_tensors, write_json, write_tensors
 from ..forest import Forest
 from .base import SAE, SAEConfig
-from .tree import TreeConfig, TreeSAE
+from .systems import SYSTEMS
 
 FORMAT_VERSION = 1
 SAE_FOLDER = "sae"  # within a run
 CFG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
-
-#: architecture -> (its configuration, its class). A new system is one file and one line here.
-SYSTEMS: dict[str, tuple[type[TreeConfig], type[TreeSAE]]] = {"tree": (TreeConfig, TreeSAE)}
 
 # What of a configuration the trained SAE needs; the rest is how it was trained and lives in RUN/config.yaml.
 _INFERENCE = ("layer_sizes", "k_per_layer", "normalize_activations", "activation_threshold")
@@ -50,11 +47,6 @@ def check_inference(config: SAEConfig) -> None:
         raise UserError(f"sae.normalize_activations = {scale}: expected a factor above 0")
     if not 0 <= threshold < math.inf:
         raise UserError(f"sae.activation_threshold = {threshold}: expected 0 or more")
-
-
-def build(config: TreeConfig, d_in: int, *, seed: int) -> SAE:
-    """A fresh SAE of the system that the configuration belongs to."""
-    return SYSTEMS[config.architecture][1](config, d_in, seed=seed)
 
 
 def save_sae(sae: SAE, folder: Path) -> None:
@@ -99,8 +91,8 @@ def load_sae(folder: str | Path) -> SAE:
         folder = folder / SAE_FOLDER
     cfg = read_json(folder / CFG)
     _check_version(cfg, folder / CFG)
-    config_class, sae_class = SYSTEMS[cfg["architecture"]]
-    config = _validated(config_class, _picked(cfg, _INFERENCE, folder / CFG), folder / CFG)
+    sae_class = SYSTEMS[cfg["architecture"]]
+    config = _validated(sae_class.config_class, _picked(cfg, _INFERENCE, folder / CFG), folder / CFG)
     if config.normalize_activations == "dataset_scale":
         raise UserError(
             f"{folder / CFG}: key 'normalize_activations': dataset_scale stands for a number; write that number"

@@ -120,6 +120,9 @@ class TreeConfig:
 
 
 class TreeSAE(SAE):
+    config_class = TreeConfig
+    at_most_k = gated = True
+
     config: TreeConfig
     capacity: Tensor
 
