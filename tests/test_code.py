@@ -80,3 +80,20 @@ def test_concatenated_slots_add_up() -> None:
     assert both.values.shape == both.ids.shape == (5, 5)
     assert torch.equal(both.ids[:, :2], a.ids)
     torch.testing.assert_close(both.dense(D_SAE), a.dense(D_SAE) + b.dense(D_SAE))
+
+
+def test_slots_whose_parent_is_active() -> None:
+    g = torch.Generator().manual_seed(0)
+    ids = torch.stack([torch.randperm(9, generator=g)[:4] for _ in range(50)])
+    values = torch.rand(50, 4, generator=g) * (torch.rand(50, 4, generator=g) < 0.7)
+    parent = torch.tensor([-1, -1, -1, 0, 0, 1, 2, 3, -1])
+    expected = [
+        [
+            v > 0.1 and int(parent[i]) in {int(j) for j, w in zip(row, vals, strict=True) if w > 0.1}
+            for i, v in zip(row, vals, strict=True)
+        ]
+        for row, vals in zip(ids.tolist(), values.tolist(), strict=True)
+    ]
+    found = SparseCode(values, ids).with_parent(parent, 0.1)
+    assert found.tolist() == expected
+    assert found.any()

@@ -28,6 +28,18 @@ class SparseCode:
         """On how many activations each feature exceeds `threshold`."""
         return torch.bincount(self.ids[self.active(threshold)], minlength=d_sae)
 
+    def with_parent(self, parent: Int[Tensor, "d_sae"], threshold: float = 0.0) -> Bool[Tensor, "n k"]:
+        """Which slots of a flat code hold an active feature whose parent is active on the same activation.
+
+        A child of the root (-1) has no such parent.
+        """
+        active = self.active(threshold)
+        # One id past the last stands for an empty slot; sorted, a parent is found by bisection.
+        on = torch.where(active, self.ids, len(parent)).sort(1).values
+        above = parent[self.ids]
+        place = torch.searchsorted(on, above).clamp(max=on.shape[1] - 1)
+        return active & (on.gather(1, place) == above)
+
     def dense(self, d_sae: int) -> Float[Tensor, "*n d_sae"]:
         """The code as a dense `[..., d_sae]` matrix: for small inputs and tests."""
         out = self.values.new_zeros(*self.values.shape[:-1], d_sae)

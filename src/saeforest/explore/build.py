@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..activations import ActivationBatch
@@ -88,22 +88,13 @@ class _Seen:
 
     def add(self, x: Float[Tensor, "n d_in"], rows: Int[Tensor, "n"]) -> None:
         code = self.sae.encode(x)
-        active = code.active(self.sae.config.activation_threshold)
+        threshold = self.sae.config.activation_threshold
+        active = code.active(threshold)
         feature, value = code.ids[active], code.values[active]
-        with_parent = code.ids[active & _parent_active(code.ids, active, self.sae.parent)]
+        with_parent = code.ids[code.with_parent(self.sae.parent, threshold)]
         self.n_fired += torch.bincount(feature, minlength=self.sae.d_sae)
         self.n_with_parent += torch.bincount(with_parent, minlength=self.sae.d_sae)
         self.value_sum += torch.bincount(feature, value.double(), minlength=self.sae.d_sae)
         self.value_max.scatter_reduce_(0, feature, value, "amax")
         self.strongest.add(feature, value, rows[:, None].expand_as(active)[active])
         self.moments.add(self.sae.normalize(x)[0], code.ids, active.double())
-
-
-def _parent_active(
-    ids: Int[Tensor, "n k"], active: Bool[Tensor, "n k"], parent: Int[Tensor, "d_sae"]
-) -> Bool[Tensor, "n k"]:
-    """Whether the parent of the feature in each slot is active on the same token; never the root."""
-    on = torch.where(active, ids, len(parent)).sort(1).values
-    above = parent[ids]
-    place = torch.searchsorted(on, above).clamp(max=on.shape[1] - 1)
-    return on.gather(1, place) == above

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..forest import ROOT, Forest
+from ..forest import Forest
 from ..saes import SAE
 from .bootstrap import FloatArray, estimate, interval_method
-from .measure import EvalBatch, Measure, pair_slices
+from .measure import EvalBatch, Measure
 from .record import Record, require, undefined
 
 _WORST = 10
@@ -35,11 +35,8 @@ class Coverage(Measure):
 
     def update(self, batch: EvalBatch) -> None:
         d_sae = self.forest.d_sae
-        for on, ids in pair_slices(batch.code, self.threshold):
-            parent = torch.where(on, self.parent[ids], ROOT)
-            # The root's id, -1, equals no feature's.
-            both = ((parent[:, :, None] == ids[:, None, :]) & on[:, None, :]).any(2)
-            self.with_parent += torch.bincount(ids[both], minlength=d_sae).cpu()
+        both = batch.code.ids[batch.code.with_parent(self.parent, self.threshold)]
+        self.with_parent += torch.bincount(both, minlength=d_sae).cpu()
         self.fired += batch.code.fired(d_sae, self.threshold).cpu()
         self.tokens += len(batch)
 
