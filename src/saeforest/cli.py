@@ -23,6 +23,7 @@ from .presets import PRESETS
 # Imported where used: language models and their libraries take seconds that `--help` and a typing error should not.
 
 T = TypeVar("T")
+_Run = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
 INDEX_TOKENS, EVAL_TOKENS, CE_TOKENS = 600_000, 100_000, 16_384
 
 
@@ -120,7 +121,7 @@ def _preset(argv: Sequence[str]) -> tuple[str, TrainConfig, list[str]]:
 
 @dataclass(frozen=True)
 class _Eval:
-    run: tyro.conf.Positional[Path]
+    run: _Run
     """A run's folder."""
     measures: str = "fast"
     """A set (fast) or names, separated by commas."""
@@ -156,7 +157,7 @@ def evaluate(argv: Sequence[str]) -> None:
 
 @dataclass(frozen=True)
 class _Index:
-    run: tyro.conf.Positional[Path]
+    run: _Run
     """A run's folder."""
     tokens: int = INDEX_TOKENS
     """Tokens of the training text to look at."""
@@ -189,9 +190,9 @@ def _make_index(folder: Path, config: TrainConfig, sae: Any, reader: Any, n_toke
 
 @dataclass(frozen=True)
 class _Show:
-    run: tyro.conf.Positional[Path]
+    run: _Run
     """A run's folder."""
-    feature: tyro.conf.Positional[int | None] = None
+    feature: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="FEATURE")] = None
     """A feature id; without it the most telling families."""
     families: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 10
     """How many families."""
@@ -208,8 +209,7 @@ def show(argv: Sequence[str]) -> None:
     from .session import check_width, load_run, open_reader
 
     config, sae = load_run(args.run, args.device)
-    if args.feature is not None and not 0 <= args.feature < sae.d_sae:
-        raise UserError(f"feature {args.feature}: expected 0 to {sae.d_sae - 1}, the features of {args.run}")
+    feature = None if args.feature is None else _feature(args.feature, sae.d_sae, args.run)
     if (args.run / "index").exists():
         found = Index.load(args.run / "index", sae)
     else:
@@ -218,10 +218,16 @@ def show(argv: Sequence[str]) -> None:
         print(f"{args.run} has no index yet; making it, once", file=sys.stderr)
         found = _make_index(args.run, config, sae, reader, min(INDEX_TOKENS, config.tokens))
     console, tokenizer = output_console(), load_tokenizer(config.model)
-    if args.feature is None:
+    if feature is None:
         show_families(console, found, sae.forest, tokenizer, n=args.families)
     else:
-        show_feature(console, found, sae.forest, tokenizer, args.feature)
+        show_feature(console, found, sae.forest, tokenizer, feature)
+
+
+def _feature(text: str, d_sae: int, run: Path) -> int:
+    if text.isdecimal() and int(text) < d_sae:
+        return int(text)
+    raise UserError(f"feature {text}: expected 0 to {d_sae - 1}, the features of {run}")
 
 
 # -- harvest
