@@ -66,7 +66,8 @@ class AllocationConfig:
     cap: int | None = None
     """The longest interval. None: 10,000 of the paper's 97,657 steps, in proportion."""
     root_reset_at: float = 0.512
-    """At this share of the run all dead children move to the root and reallocation ends (50,000 of 97,657 steps)."""
+    """At this share of the run all dead children move to the root and reallocation ends (50,000 of 97,657 steps).
+    0: neither ever happens."""
     capacity: Literal["per_batch", "per_instance"] = "per_batch"
     """Share of each step's loss a parent collects: equal among parents that fired, or by tokens it fired on."""
     dead_after_tokens: int | None = None
