@@ -81,15 +81,19 @@ def train(argv: Sequence[str]) -> None:
 
         console.print(describe(estimate(args.config)))
         return
-    from .training import run_training
+    from .training import Interrupted, run_training
+    from .training.log import read_log
     from .training.run import resume_config
 
     config = resume_config(out) if args.resume else args.config
     try:
         run = run_training(config, out, resume=args.resume)
-    except KeyboardInterrupt as stop:
+    except Interrupted as stop:
         raise KeyboardInterrupt(f"{stop}; go on with: {_program()} train --resume --out {out}") from None
     run.drop_activations()
+    last = read_log(run.folder)[-1]
+    l0, dead = sum(last["l0"]), sum(last["dead"])
+    print(f"In training: FVE {last['fve']:.3f}, L0 {l0:.1f}, {dead:,} of {run.sae.d_sae:,} features dead")
     _say_next(run.folder)
 
 
@@ -159,8 +163,8 @@ def evaluate(argv: Sequence[str]) -> None:
 class _Index:
     run: _Run
     """A run's folder."""
-    tokens: int = INDEX_TOKENS
-    """Tokens of the training text to look at."""
+    tokens: int | None = None
+    """Tokens of the training text to look at. Default: those of the run, 600,000 at most."""
     device: str | None = None
     """Of language model and SAE; by default the one the run was trained on."""
 
@@ -168,13 +172,14 @@ class _Index:
 def index(argv: Sequence[str]) -> None:
     """Collect what `show` needs: where each feature fires most, its density, its direction. Writes RUN/index/."""
     args = _parse(_Index, argv, "index", _doc(index))
-    _positive(args, "tokens")
+    if args.tokens is not None:
+        _positive(args, "tokens")
     from .session import check_width, load_run, open_reader
 
     config, sae = load_run(args.run, args.device)
     reader = open_reader(config)
     check_width(sae, reader)
-    _make_index(args.run, config, sae, reader, args.tokens)
+    _make_index(args.run, config, sae, reader, args.tokens or min(INDEX_TOKENS, config.tokens))
 
 
 def _make_index(folder: Path, config: TrainConfig, sae: Any, reader: Any, n_tokens: int) -> Any:
@@ -255,7 +260,8 @@ def harvest(argv: Sequence[str]) -> None:
     tokens = read_tokens(config, reader, "train", config.tokens)
     config = settle_positions(config, reader, tokens)
     n_rows = harvest_folder(reader, tokens, args.out, about_activations(config, tokens))
-    print(f"{n_rows:,} activations in {args.out}; train on them with --data {args.out}")
+    place = f"--data {args.out} --model {config.model} --site {config.site}"
+    print(f"{n_rows:,} activations in {args.out}; train on them with {place}")
 
 
 # -- demo
@@ -276,10 +282,11 @@ def demo(argv: Sequence[str]) -> None:
     args = _parse(_Demo, argv, "demo", _doc(demo))
     _positive(args, "tokens", "eval_tokens")
     from .demo import run_demo
+    from .training import Interrupted
 
     try:
         run_demo(replace(PRESETS["demo"], tokens=args.tokens), args.out, args.eval_tokens, CE_TOKENS)
-    except KeyboardInterrupt as stop:
+    except Interrupted as stop:
         raise KeyboardInterrupt(f"{stop}; go on with: {_program()} demo --out {args.out}") from None
     _say_next(args.out)
 
@@ -348,7 +355,7 @@ def run(argv: Sequence[str]) -> int:
     except UserError as error:
         return _fail(str(error))
     except KeyboardInterrupt as stop:
-        print(f"\n{stop}" if str(stop) else "\nstopped", file=sys.stderr)
+        print(f"\n{stop}" if str(stop) else "\nstopped; nothing is left to resume", file=sys.stderr)
         return 130
     except BrokenPipeError:  # `saeforest show RUN | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -188,14 +188,19 @@ def resolve_device(device: str) -> torch.device:
 
 
 def resolve(config: TrainConfig) -> TrainConfig:
-    """The configuration with the precisions that `auto` stands for here, so that it says what a run will do."""
+    """The configuration with the precisions that `auto` stands for here, so that it says what a run will do.
+
+    A local path becomes absolute, so that the run can be measured from any folder.
+    """
     device = resolve_device(config.device)
+    data = Path(config.data).expanduser()
 
     def settled(precision: Precision) -> Precision:
         return "bfloat16" if resolve_precision(precision, device) == torch.bfloat16 else "float32"
 
     return replace(
         config,
+        data=str(data.resolve()) if data.exists() else config.data,
         lm=replace(config.lm, dtype=settled(config.lm.dtype)),
         optim=replace(config.optim, precision=settled(config.optim.precision)),
     )

@@ -45,7 +45,7 @@ def estimate(config: TrainConfig) -> Estimate:
 
     Raises UserError where the model, the site or the text is not to be had, as the run itself would.
     """
-    config = resolve(as_harvested(config))
+    config = as_harvested(resolve(config))
     reader = open_reader(config)
     d_in = reader.lm.site_width(reader.site)
     harvested = is_store(Path(config.data))
@@ -117,7 +117,7 @@ def describe(e: Estimate) -> Table:
             f"{config.sae.architecture}, {e.d_sae:,} features in {len(config.sae.layer_sizes)} layers "
             f"{list(config.sae.layer_sizes)}, k {list(config.sae.k_per_layer)}, {e.n_parameters / 1e6:.1f}M parameters",
         ),
-        ("text", f"{config.data}: {config.tokens:,} tokens, {config.epochs} epoch(s)"),
+        ("text", f"{config.data}: {config.tokens:,} tokens (if it has so many), {config.epochs} epoch(s)"),
         ("steps", f"{e.n_steps:,} of {config.optim.batch_size:,} activations"),
         (
             "memory",

@@ -105,7 +105,7 @@ def run_training(config: TrainConfig, out: Path, *, resume: bool = False) -> Run
     unless a checkpoint was written by then, nothing is left of the run. Raises Interrupted after Ctrl-C.
     """
     with claimed(out, resume=resume):
-        config = resolve(as_harvested(config))
+        config = as_harvested(resolve(config))
         count_steps(config, config.tokens)
         reader = open_reader(config)
         d_in = reader.lm.site_width(reader.site)
