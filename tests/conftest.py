@@ -16,7 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.utils import logging
 
 from saeforest.config import ActivationConfig, LMConfig, OptimConfig, TextConfig, TrainConfig
-from saeforest.saes import AllocationConfig, AuxConfig, TreeConfig
+from saeforest.saes import AllocationConfig, TreeAuxConfig, TreeConfig
 from saeforest.training import run_training
 
 WIDTH, LAYERS, EOS = 16, 2, 256
@@ -120,7 +120,7 @@ def tiny_config(tiny_model: Path, tiny_text: Path) -> MakeConfig:
         sae=TreeConfig(
             layer_sizes=(8, 40, 64),
             k_per_layer=(3, 2, 2),
-            aux=AuxConfig(layers=(0, 1, 2), k=4, detach=True, bias=False, rescale=True),
+            aux=TreeAuxConfig(layers=(0, 1, 2), k=4, detach=True, bias=False, rescale=True),
             allocation=AllocationConfig(
                 first=4, cap=8, root_reset_at=0.7, dead_after_tokens=256, eligible_within_tokens=1280
             ),

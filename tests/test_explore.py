@@ -31,8 +31,8 @@ from saeforest.explore import (
     show_feature,
     telling_families,
 )
-from saeforest.explore import directions as directions_module
-from saeforest.explore.directions import RIDGE
+from saeforest import directions as directions_module
+from saeforest.directions import RIDGE
 from saeforest.explore.index import About
 from saeforest.explore.show import percent
 from saeforest.explore.strongest import Strongest, passages

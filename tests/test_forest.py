@@ -33,6 +33,33 @@ def ancestors(parent: list[int], feature: int) -> list[int]:
 def test_every_walk_equals_a_naive_one(seed: int) -> None:
     parent, sizes = random_forest(seed)
     forest = Forest(torch.tensor(parent), sizes)
+    check_walks(forest, parent, sizes)
+
+
+def random_unlayered(seed: int) -> tuple[list[int], tuple[int, ...]]:
+    """Any feature below any other: a random order of the features, and a parent before each."""
+    generator = torch.Generator().manual_seed(seed)
+    sizes = torch.randint(1, 9, (1 + seed % 4,), generator=generator).tolist()
+    order = torch.randperm(sum(sizes), generator=generator).tolist()
+    # Every other seed makes chains of it, as deep as the forest is large.
+    steps = [
+        i - 1 if seed % 2 else int(torch.randint(-1, i, (1,), generator=generator))
+        for i in range(1, len(order))
+    ]
+    parent = [-1] * len(order)
+    for i, above in enumerate([-1, *steps]):
+        parent[order[i]] = order[above] if above >= 0 else -1
+    return parent, tuple(sizes)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_every_walk_of_an_unlayered_forest_equals_a_naive_one(seed: int) -> None:
+    parent, sizes = random_unlayered(seed)
+    forest = Forest(torch.tensor(parent), sizes, layered=False)
+    check_walks(forest, parent, sizes)
+
+
+def check_walks(forest: Forest, parent: list[int], sizes: tuple[int, ...]) -> None:
     everyone = range(len(parent))
     assert forest.d_sae == len(parent)
     assert forest.layer.tolist() == [layer for layer, size in enumerate(sizes) for _ in range(size)]
@@ -118,6 +145,52 @@ def test_an_invalid_parent_is_named(feature: int, parent: int) -> None:
     with pytest.raises(UserError, match=rf"^parent\[{feature}\] = {parent}: expected -1 \(root\)") as error:
         Forest(torch.tensor(bad), SIZES)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("parent", "named"),
+    [
+        ([0, -1, -1], 0),  # itself
+        ([-1, 2, 1], 1),
+        ([1, 2, 0], 0),
+        ([-1, 2, 3, 4, 2], 2),  # 1 leads into the cycle but is not in it
+        ([-1, 0, 1, 5, 3, 4], 3),
+        ([6, 0, 1, 2, 3, 4, 5, -1], 0),
+        ([3, 0, 1, 2, *range(3, 40)], 0),  # a long way to it
+    ],
+)
+def test_a_feature_of_a_cycle_is_named(parent: list[int], named: int) -> None:
+    with pytest.raises(UserError) as error:
+        Forest(torch.tensor(parent), (len(parent),), layered=False)
+    assert str(error.value) == (
+        f"parent[{named}] = {parent[named]}: feature {named} is its own ancestor; "
+        "expected parents that lead to the root (-1)"
+    )
+
+
+@pytest.mark.parametrize(("feature", "parent"), [(0, 9), (5, 1000), (4, -2)])
+def test_an_unlayered_forest_has_no_parent_out_of_range(feature: int, parent: int) -> None:
+    bad = list(PARENT)
+    bad[feature] = parent
+    with pytest.raises(UserError, match=rf"^parent\[{feature}\] = {parent}: .* another feature, 0 to 8$"):
+        Forest(torch.tensor(bad), SIZES, layered=False)
+
+
+def test_only_an_unlayered_forest_has_a_parent_in_a_later_layer() -> None:
+    later = [5, -1, 0, 0, -1, -1, 3, 1, 7]
+    forest = Forest(torch.tensor(later), SIZES, layered=False)
+    assert forest.path(6) == [5, 0, 3, 6]
+    assert forest.layer.tolist() == [0, 0, 1, 1, 1, 2, 2, 2, 2]
+    with pytest.raises(
+        UserError, match=r"^parent\[0\] = 5: expected -1 \(root\) or a feature of a layer before"
+    ):
+        Forest(torch.tensor(later), SIZES)
+
+
+def test_depth_of_a_long_chain() -> None:
+    n = 3000
+    forest = Forest(torch.tensor([*range(1, n), -1]), (n,), layered=False)
+    assert forest.depth.tolist() == list(range(n - 1, -1, -1))
 
 
 @pytest.mark.parametrize("sizes", [(2, 3), (2, 3, 5), (2, 3, 4, 1), (9, 9)])

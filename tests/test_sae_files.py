@@ -34,7 +34,7 @@ def make_sae(normalize: Any = "layer_norm", seed: int = 3) -> TreeSAE:
         k_per_layer=K,
         normalize_activations=normalize,
         activation_threshold=0.002,
-        aux=saeforest.saes.AuxConfig(layers=(0,)),
+        aux=saeforest.saes.TreeAuxConfig(layers=(0,)),
         allocation=AllocationConfig(first=5),
     )
     sae = TreeSAE(config, D, seed=seed)

@@ -23,7 +23,7 @@ from saeforest import UserError
 from saeforest.activations import ActivationStream, sources
 from saeforest.activations.sources import MemoryActivations
 from saeforest.config import OptimConfig, TrainConfig, load_config, save_config
-from saeforest.saes import AllocationConfig, AuxConfig, TrainingPlan, TreeConfig, TreeSAE, build, load_sae
+from saeforest.saes import AllocationConfig, TreeAuxConfig, TrainingPlan, TreeConfig, TreeSAE, build, load_sae
 from saeforest.saes.base import Event
 from saeforest.session import about_activations, open_reader, read_tokens, settle_positions
 from saeforest.training import Interrupted, run_training, train
@@ -450,7 +450,7 @@ def synthetic_config(batch_size: int, lr: float) -> TrainConfig:
             layer_sizes=(8, 36),
             k_per_layer=(1, 1),
             normalize_activations="none",
-            aux=AuxConfig(layers=(0, 1), k=8, detach=True, bias=False, rescale=True),
+            aux=TreeAuxConfig(layers=(0, 1), k=8, detach=True, bias=False, rescale=True),
             allocation=AllocationConfig(
                 first=30, cap=60, dead_after_tokens=4000, eligible_within_tokens=50_000, root_reset_at=0.7
             ),

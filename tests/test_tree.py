@@ -8,7 +8,7 @@ import torch
 from oracles.tree import TreeOptions, TreeOracle
 from saeforest import SparseCode, UserError
 from saeforest.config import OptimConfig
-from saeforest.saes import AllocationConfig, AuxConfig, TrainingPlan, TreeConfig, TreeSAE
+from saeforest.saes import AllocationConfig, TreeAuxConfig, TrainingPlan, TreeConfig, TreeSAE
 from saeforest.training.loop import learning_rate, make_optimizer
 
 SIZES, K, D = (6, 8, 10), (2, 2, 2), 12
@@ -18,7 +18,7 @@ SIZES, K, D = (6, 8, 10), (2, 2, 2), 12
 class Case:
     """One set of switches, for the SAE and for the oracle."""
 
-    aux: AuxConfig
+    aux: TreeAuxConfig
     capacity: str = "per_batch"
     growth: str = "double"
     min_root_share: float = 0.0
@@ -26,15 +26,17 @@ class Case:
 
 
 CASES = {
-    "reference": Case(AuxConfig(layers=(0,), coefficient=1 / 32, k=3)),
+    "reference": Case(TreeAuxConfig(layers=(0,), coefficient=1 / 32, k=3)),
     "all layers, detached": Case(
-        AuxConfig(layers=(0, 1, 2), coefficient=0.1, k=3, detach=True, bias=False, rescale=True)
+        TreeAuxConfig(layers=(0, 1, 2), coefficient=0.1, k=3, detach=True, bias=False, rescale=True)
     ),
     "per instance, additive": Case(
-        AuxConfig(layers=(1, 2), coefficient=0.2, k=2, bias=False), capacity="per_instance", growth="add"
+        TreeAuxConfig(layers=(1, 2), coefficient=0.2, k=2, bias=False), capacity="per_instance", growth="add"
     ),
     "root share, raw input": Case(
-        AuxConfig(layers=(0, 1, 2), coefficient=0.1, k=2, rescale=True), min_root_share=0.3, normalize="none"
+        TreeAuxConfig(layers=(0, 1, 2), coefficient=0.1, k=2, rescale=True),
+        min_root_share=0.3,
+        normalize="none",
     ),
 }
 
@@ -200,7 +202,7 @@ def test_slices_give_the_same_code(
 ) -> None:
     sae, x = trained
     whole = sae.encode(x)
-    monkeypatch.setattr("saeforest.saes.tree._DENSE_ENTRIES", 5 * sae.d_sae)
+    monkeypatch.setattr("saeforest.saes.tree.DENSE_ENTRIES", 5 * sae.d_sae)
     parts = sae.encode(x)
     assert torch.equal(whole.ids, parts.ids)
     torch.testing.assert_close(whole.values, parts.values)
@@ -265,8 +267,8 @@ def test_learning_rate() -> None:
         (lambda: TreeConfig((4, 4), (2, 5)), "expected 1 to 4"),
         (lambda: TreeConfig((4, 4), (2, 0)), "expected 1 to 4"),
         (lambda: TreeConfig((), ()), "at least one layer"),
-        (lambda: TreeConfig((4,), (1,), aux=AuxConfig(layers=(1,))), "names layer 1"),
-        (lambda: AuxConfig(k=0), "1 or more"),
+        (lambda: TreeConfig((4,), (1,), aux=TreeAuxConfig(layers=(1,))), "names layer 1"),
+        (lambda: TreeAuxConfig(k=0), "1 or more"),
         (lambda: AllocationConfig(root_reset_at=1.5), "share from 0 to 1"),
         (lambda: AllocationConfig(dead_after_tokens=0), "1 or more"),
     ],

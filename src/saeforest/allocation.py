@@ -15,6 +15,7 @@ from torch import Tensor
 from .forest import ROOT
 
 Growth = Literal["double", "add"]
+Count = Literal["all", "living"]
 
 
 def greedy_allocation(
@@ -57,23 +58,26 @@ def _spread_evenly(children: Int[Tensor, "m"], eligible: Bool[Tensor, "m"], n: i
 
 
 def reassign_dead(
-    parent: Int[Tensor, "s"], dead: Bool[Tensor, "s"], quota: Int[Tensor, "m"]
+    parent: Int[Tensor, "s"], dead: Bool[Tensor, "s"], quota: Int[Tensor, "m"], *, count: Count = "all"
 ) -> Int[Tensor, "s"]:
     """New parents of one layer's features: dead children of parents above their quota fill parents below it.
 
     `parent` holds -1 for the root, `quota[-1]` is the root's. Donors and receivers in index order, the root last,
-    first fit; a living child never moves (Algorithm 2; SPEC 5.6, #22 to #27).
+    first fit; a living child never moves (Algorithm 2; SPEC 5.6, #22 to #27). To `count` the living is the text's
+    reading: what a parent lacks are living children, and all the dead are there to be moved.
     """
     root = len(quota) - 1
     index = torch.where(parent == ROOT, root, parent)
-    excess = torch.bincount(index, minlength=root + 1) - quota
+    counted = index if count == "all" else index[~dead]
+    excess = torch.bincount(counted, minlength=root + 1) - quota
 
     # Rank of every dead child among the dead children of its parent: the first `excess` of them may go.
     candidates = dead.nonzero().flatten()
     candidates = candidates[index[candidates].argsort(stable=True)]
     donors = index[candidates]
     first = torch.searchsorted(donors, donors)
-    movers = candidates[torch.arange(len(donors)) - first < excess[donors]]
+    surplus = excess[donors] if count == "all" else len(donors)
+    movers = candidates[torch.arange(len(donors)) - first < surplus]
 
     slots = torch.repeat_interleave(torch.arange(root + 1), (-excess).clamp(min=0))
     n = min(len(movers), len(slots))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -57,3 +58,12 @@ class SparseCode:
 def concat_slots(codes: list[SparseCode]) -> SparseCode:
     """One code holding the slots of several (of the layers of one SAE, say)."""
     return SparseCode(torch.cat([c.values for c in codes], dim=-1), torch.cat([c.ids for c in codes], dim=-1))
+
+
+def concat_rows(codes: list[SparseCode]) -> SparseCode:
+    """One flat code holding the activations of several, with as many slots as the widest of them."""
+    k = max(c.values.shape[-1] for c in codes)
+    return SparseCode(
+        torch.cat([F.pad(c.values, (0, k - c.values.shape[-1])) for c in codes]),
+        torch.cat([F.pad(c.ids, (0, k - c.ids.shape[-1])) for c in codes]),
+    )

@@ -13,7 +13,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from .errors import UserError
 from .files import atomic_file
-from .saes import SystemConfig, TreeConfig, check_inference
+from .saes import SYSTEMS, SystemConfig, TreeConfig, check_inference
 
 Precision = Literal["auto", "float32", "bfloat16"]
 
@@ -169,10 +169,22 @@ def load_config(path: Path) -> TrainConfig:
         raise UserError(f"{path}: {error}") from None
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(map(str, first["loc"]))
+        key = _key(first["loc"])
+        if first["type"] == "union_tag_invalid":
+            raise UserError(
+                f"{path}: key '{key}.architecture': expected one of {', '.join(SYSTEMS)}, "
+                f"got {first['input'].get('architecture')!r}"
+            ) from None
         if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
             raise UserError(f"{path}: unknown key '{key}'; `saeforest train --help` lists all") from None
         raise UserError(f"{path}: key '{key}': {first['msg']}, got {first['input']!r}") from None
+
+
+def _key(place: tuple[int | str, ...]) -> str:
+    """Where in a file an error is; behind `sae` pydantic names the system, which the file does not."""
+    return ".".join(
+        str(part) for i, part in enumerate(place) if not (i and place[i - 1] == "sae" and part in SYSTEMS)
+    )
 
 
 def resolve_device(device: str) -> torch.device:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .config import ActivationConfig, OptimConfig, TextConfig, TrainConfig
-from .saes import AllocationConfig, AuxConfig, TreeConfig
+from .saes import AllocationConfig, TreeAuxConfig, TreeConfig
 
 _DEMO = TrainConfig(
     tokens=400_000,
@@ -11,7 +11,7 @@ _DEMO = TrainConfig(
     sae=TreeConfig(
         layer_sizes=(384, 768, 2304, 2688),
         k_per_layer=(21, 5, 4, 2),
-        aux=AuxConfig(layers=None, detach=True, bias=False, rescale=True),
+        aux=TreeAuxConfig(layers=None, detach=True, bias=False, rescale=True),
         # Often, since every move of a dead child counts in a short run.
         allocation=AllocationConfig(first=100, cap=100, root_reset_at=0.7),
     ),

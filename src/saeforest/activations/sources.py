@@ -6,7 +6,6 @@ seed and the epoch alone, so a position in the data is three numbers and can be 
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -18,6 +17,7 @@ from torch import Tensor
 from ..errors import UserError
 from ..files import atomic_folder, read_json, read_tensors, write_json, write_tensors
 from ..progress import progress
+from ..seeds import seeded
 from ..text import Tokens
 from .reader import ActivationBatch, ActivationReader
 
@@ -39,12 +39,6 @@ class Blocks(Protocol):
     n_blocks: int
 
     def block(self, epoch: int, index: int) -> ActivationBatch: ...
-
-
-def seeded(seed: int, *path: int | str) -> torch.Generator:
-    """A generator of its own for every place that needs randomness, so that none disturbs another."""
-    digest = hashlib.blake2b(repr((seed, *path)).encode(), digest_size=8).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
 
 
 def _shuffled(batch: ActivationBatch, generator: torch.Generator) -> ActivationBatch:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import sys
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -12,13 +13,17 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from ..code import SparseCode
+from ..code import SparseCode, concat_rows
 from ..errors import UserError
 from ..forest import Forest
-from ..kernels import sparse_decode
+from ..kernels import sparse_decode, sparse_encode
 
 Normalization = Literal["layer_norm", "none", "dataset_scale"] | float
 _STD_EPS = 1e-5
+# Rows are independent, so features are selected in slices: the dense pre-activations never exceed this many entries.
+DENSE_ENTRIES = 1 << 25
+# After so long a silence a feature is dead: 10M tokens of the papers' 500M, and never in too short a run to tell.
+_DEAD_SHARE, _LEAST_DEAD_TOKENS = 1_953 / 97_657, 100_000
 
 
 @runtime_checkable
@@ -35,6 +40,10 @@ class SAEConfig(Protocol):
     def normalize_activations(self) -> Normalization: ...
     @property
     def activation_threshold(self) -> float: ...
+    @property
+    def encoder_bias(self) -> bool: ...
+    @property
+    def b_dec_init(self) -> str: ...
 
 
 class TokenStats(NamedTuple):
@@ -58,6 +67,15 @@ class TrainingPlan(NamedTuple):
         """That share of the run's steps, at least one."""
         return max(round(share * self.n_steps), 1)
 
+    def dead_steps(self, tokens: int | None) -> int:
+        """Silent steps after which a feature is dead; None: the papers' share of the run.
+
+        The counter is 1 on the step a feature fires: windows of one step would call the living dead.
+        """
+        if tokens is None:
+            return max(2, self.share(_DEAD_SHARE), self.steps_for(_LEAST_DEAD_TOKENS))
+        return max(2, self.steps_for(tokens))
+
 
 @dataclass
 class Step:
@@ -74,7 +92,7 @@ class Step:
 
 @dataclass
 class Event:
-    """Something a system did after a step. `log` goes to log.jsonl; `moves` to allocations.jsonl."""
+    """Something a system did after a step: `log` goes to log.jsonl; `moves` (feature, from, to) to allocations.jsonl."""
 
     log: dict[str, Any]
     moves: list[tuple[int, int, int]] = field(default_factory=list)
@@ -93,11 +111,20 @@ class SAE(nn.Module):
     """No activation has more active features in a layer than that layer's k."""
     gated: ClassVar[bool] = False
     """A child fires only where its parent does."""
+    cumulative: ClassVar[bool] = True
+    """Layer l is reconstructed from the features of layers 0 to l; otherwise every layer stands alone."""
+    inference_keys: ClassVar[tuple[str, ...]] = (
+        "layer_sizes",
+        "k_per_layer",
+        "normalize_activations",
+        "activation_threshold",
+    )
+    """What of a configuration the trained SAE needs; the rest is how it was trained and lives in RUN/config.yaml."""
 
     encoder: nn.Parameter
     decoder: nn.Parameter
     b_dec: nn.Parameter
-    b_enc: Tensor
+    b_enc: nn.Parameter
     parent: Tensor
     steps_since_fired: Tensor
 
@@ -106,6 +133,7 @@ class SAE(nn.Module):
         self.config = config
         self.d_in = d_in
         self.d_sae = sum(config.layer_sizes)
+        self.seed = seed
         self.metadata: dict[str, Any] = {}
         #: the dense encode that selects features runs in this type; the selected values are always float32
         self.compute_dtype = torch.float32
@@ -116,7 +144,7 @@ class SAE(nn.Module):
         self.encoder = nn.Parameter(encoder)
         self.decoder = nn.Parameter(F.normalize(encoder))
         self.b_dec = nn.Parameter(torch.zeros(d_in))
-        self.register_buffer("b_enc", torch.zeros(self.d_sae))
+        self.b_enc = nn.Parameter(torch.zeros(self.d_sae), requires_grad=config.encoder_bias)
         self.register_buffer("parent", self.initial_parent(generator))
         # Counts training steps; 1 on a step in which the feature fires. Only training changes it.
         self.register_buffer("steps_since_fired", torch.zeros(self.d_sae, dtype=torch.int64))
@@ -143,6 +171,16 @@ class SAE(nn.Module):
     def device(self) -> torch.device:
         return self.encoder.device
 
+    def tensors(self) -> dict[str, Tensor]:
+        """What is saved of the SAE, by the names of the file. Views: what is copied into them fills the SAE."""
+        return {
+            "W_enc": self.W_enc,
+            "W_dec": self.W_dec,
+            "b_enc": self.b_enc,
+            "b_dec": self.b_dec,
+            "parent": self.parent,
+        }
+
     # -- inference
 
     def normalize(self, x: Float[Tensor, "*n d_in"]) -> tuple[Float[Tensor, "*n d_in"], TokenStats]:
@@ -168,23 +206,57 @@ class SAE(nn.Module):
         if x.shape[-1] != self.d_in:
             raise ValueError(f"activations of width {x.shape[-1]}: this SAE reads width {self.d_in}")
         u, stats = self.normalize(x)
-        code = self.encode_normalized((u - self.b_dec).reshape(-1, self.d_in))
+        code = self.encode_normalized(u.reshape(-1, self.d_in))
         return code.reshape(*x.shape[:-1]), stats
 
     def encode_normalized(self, u: Float[Tensor, "n d_in"]) -> SparseCode:
-        """Features of normalised activations with `b_dec` taken off."""
+        """Features of normalised activations."""
         raise NotImplementedError
 
     @torch.no_grad()
-    def decode(self, code: SparseCode, stats: TokenStats) -> Float[Tensor, "*n d_in"]:
-        """The reconstruction of activations in their own space."""
+    def decode(
+        self, code: SparseCode, stats: TokenStats, layer: int | None = None
+    ) -> Float[Tensor, "*n d_in"]:
+        """The reconstruction of activations in their own space: the whole, or the one that ends with `layer`."""
+        last = len(self.config.layer_sizes) - 1
+        layer = last if layer is None else layer
         flat = code.reshape(-1)
-        z = sparse_decode(flat.values, flat.ids, self.decoder) + self.b_dec
+        starts = (*self.forest.layer_starts, self.d_sae)
+        values = flat.values
+        if layer < last or not self.cumulative:
+            first = 0 if self.cumulative else starts[layer]
+            values = torch.where((flat.ids >= first) & (flat.ids < starts[layer + 1]), values, 0)
+        z = sparse_decode(values, flat.ids, self.decoder) + self.layer_bias(layer)
         return z.reshape(*code.values.shape[:-1], self.d_in) * stats.std + stats.mean
+
+    def layer_bias(self, layer: int) -> Float[Tensor, "d_in"]:
+        """The decoder's bias in the reconstruction that ends with `layer`."""
+        return self.b_dec
 
     def forward(self, x: Float[Tensor, "*n d_in"]) -> Float[Tensor, "*n d_in"]:
         """The reconstruction of `x`, in the space of `x`."""
         return self.decode(*self.encode_with_stats(x)).to(x.dtype)
+
+    # -- what the systems build their encoders from
+
+    def _sliced(
+        self,
+        u: Float[Tensor, "n d_in"],
+        select: Callable[[Float[Tensor, "m f"]], SparseCode],
+        features: slice = slice(None),
+    ) -> SparseCode:
+        """What `select` chooses among `features` by their dense pre-activations, a slice of the rows at a time."""
+        encoder = self.encoder[features].to(self.compute_dtype)
+        bias = self.b_enc[features].to(self.compute_dtype)
+        rows = max(DENSE_ENTRIES // len(encoder), 1)
+        return concat_rows(
+            [select(torch.addmm(bias, part.to(encoder.dtype), encoder.T)) for part in u.split(rows)]
+        )
+
+    def _pre_activations(self, u: Float[Tensor, "n d_in"], ids: Int[Tensor, "n k"]) -> Float[Tensor, "n k"]:
+        """Of the chosen features, in full precision and with gradients."""
+        h = sparse_encode(u, ids, self.encoder)
+        return h + F.embedding(ids, self.b_enc[:, None]).squeeze(-1) if self.config.encoder_bias else h
 
     # -- training: what the one loop calls
 
@@ -194,17 +266,18 @@ class SAE(nn.Module):
     @torch.no_grad()
     def initialize(self, x: Float[Tensor, "n d_in"]) -> None:
         """Called with the first batch of a fresh run: `b_dec` becomes the geometric median (SPEC 5.1)."""
-        self.b_dec.copy_(geometric_median(self.normalize(x)[0]))
+        raw = self.config.b_dec_init == "raw"
+        self.b_dec.copy_(geometric_median(x.to(self.encoder.dtype) if raw else self.normalize(x)[0]))
 
     def training_step(self, x: Float[Tensor, "n d_in"]) -> Step:
         raise NotImplementedError
 
     @torch.no_grad()
-    def before_optimizer(self) -> None:
-        """Unit-norm decoder rows, and no gradient along them: a step along a row would only change its norm."""
+    def before_optimizer(self, *, project: bool = True) -> None:
+        """Unit-norm decoder rows and, to `project`, no gradient along them: it would only change their norm."""
         self.decoder.copy_(F.normalize(self.decoder))
         grad = self.decoder.grad
-        if grad is not None:
+        if project and grad is not None:
             along = (grad * self.decoder).sum(-1, keepdim=True)
             grad.addcmul_(along, self.decoder, value=-1)
 
@@ -214,8 +287,26 @@ class SAE(nn.Module):
 
     @torch.no_grad()
     def finish(self) -> None:
-        """Called before saving: the optimiser's last step left the decoder slightly off unit norm."""
+        """Called before saving: the optimiser's last step left the decoder slightly off unit norm.
+
+        A scale of the input is folded into the biases, so that the SAE reads and writes plain activations: with
+        x = u / s, the features of x are those of u divided by s.
+        """
         self.decoder.copy_(F.normalize(self.decoder))
+        scale = self.config.normalize_activations
+        if not isinstance(scale, str):
+            for tensor in self._in_input_units():
+                tensor.div_(scale)
+            threshold = self.config.activation_threshold / scale
+            self.config = replace(
+                self.config,  # pyright: ignore[reportArgumentType]
+                normalize_activations="none",
+                activation_threshold=threshold,
+            )
+
+    def _in_input_units(self) -> list[Tensor]:
+        """The weights that grow in proportion to the input."""
+        return [self.b_enc, self.b_dec]
 
     @property
     def dead(self) -> Bool[Tensor, "d_sae"]:
@@ -263,3 +354,11 @@ def check_sizes(sizes: tuple[int, ...], k: tuple[int, ...]) -> None:
                 f"sae.k_per_layer[{layer}] = {active}: expected 1 to {size}, the size of layer {layer}; "
                 "lower k or enlarge the layer"
             )
+
+
+def check_one_layer(architecture: str, sizes: tuple[int, ...]) -> None:
+    """Raises UserError where a system without layers is given several."""
+    if len(sizes) != 1:
+        raise UserError(
+            f"sae.layer_sizes {list(sizes)}: a {architecture} SAE has one layer; give one size, such as {sum(sizes)}"
+        )

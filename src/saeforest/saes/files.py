@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -22,9 +22,6 @@ from .systems import SYSTEMS
 FORMAT_VERSION = 1
 SAE_FOLDER = "sae"  # within a run
 CFG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
-
-# What of a configuration the trained SAE needs; the rest is how it was trained and lives in RUN/config.yaml.
-_INFERENCE = ("layer_sizes", "k_per_layer", "normalize_activations", "activation_threshold")
 
 _T = TypeVar("_T")
 _Positive = Annotated[int, Field(gt=0, strict=True)]
@@ -53,14 +50,7 @@ def save_sae(sae: SAE, folder: Path) -> None:
     """Writes the SAE so that the folder is whole or untouched."""
     with atomic_folder(folder) as temporary:
         write_json(temporary / CFG, _cfg(sae))
-        weights = {
-            "W_enc": sae.W_enc,
-            "W_dec": sae.W_dec,
-            "b_enc": sae.b_enc,
-            "b_dec": sae.b_dec,
-            "parent": sae.parent,
-        }
-        write_tensors(temporary / WEIGHTS, weights)
+        write_tensors(temporary / WEIGHTS, sae.tensors())
 
 
 def _cfg(sae: SAE) -> dict[str, Any]:
@@ -70,7 +60,7 @@ def _cfg(sae: SAE) -> dict[str, Any]:
         "architecture": config.architecture,
         "d_in": sae.d_in,
         "d_sae": sae.d_sae,
-        **{name: getattr(config, name) for name in _INFERENCE},
+        **{name: getattr(config, name) for name in sae.inference_keys},
         "apply_b_dec_to_input": True,
         "dtype": "float32",
         # Beside the tensor of the same name: SAELens casts every tensor to the SAE's dtype, and bf16 loses ids.
@@ -92,7 +82,9 @@ def load_sae(folder: str | Path) -> SAE:
     cfg = read_json(folder / CFG)
     _check_version(cfg, folder / CFG)
     sae_class = SYSTEMS[cfg["architecture"]]
-    config = _validated(sae_class.config_class, _picked(cfg, _INFERENCE, folder / CFG), folder / CFG)
+    config = _validated(
+        sae_class.config_class, _picked(cfg, sae_class.inference_keys, folder / CFG), folder / CFG
+    )
     if config.normalize_activations == "dataset_scale":
         raise UserError(
             f"{folder / CFG}: key 'normalize_activations': dataset_scale stands for a number; write that number"
@@ -105,13 +97,27 @@ def load_sae(folder: str | Path) -> SAE:
             f"add up to {sum(config.layer_sizes)}; the file is damaged"
         )
     weights = read_tensors(folder / WEIGHTS)
-    _check_weights(weights, frame, folder / WEIGHTS)
-    sae = sae_class(config, frame.d_in)
+    # The largest come first: a file of other sizes is found out before memory is taken for them.
+    _check_weights(weights, _common_shapes(frame), folder / WEIGHTS)
+    sae = sae_class(_with_bias(config, weights, folder / WEIGHTS), frame.d_in)
+    shapes = {name: list(tensor.shape) for name, tensor in sae.tensors().items()}
+    _check_weights(weights, shapes, folder / WEIGHTS)
     sae.metadata = frame.metadata
-    _check_bias(weights, folder / WEIGHTS)
-    _fill(sae, weights)
+    for name, place in sae.tensors().items():
+        place.data.copy_(weights[name])
     _check_parent(cfg, sae.parent, folder)
     return sae.eval()
+
+
+def _with_bias(config: SAEConfig, weights: Mapping[str, Tensor], path: Path) -> SAEConfig:
+    """The configuration with an encoder bias if the file holds one. Raises UserError where the system has none."""
+    if "b_enc" not in weights or not weights["b_enc"].any():
+        return config
+    if "encoder_bias" not in {f.name for f in fields(config)}:  # pyright: ignore[reportArgumentType]
+        raise UserError(
+            f"{path}: tensor 'b_enc' is not zero, but a {config.architecture} SAE has no encoder bias"
+        )
+    return replace(config, encoder_bias=True)  # pyright: ignore[reportArgumentType]
 
 
 def _check_version(cfg: Any, path: Path) -> None:
@@ -149,15 +155,13 @@ def _validated(kind: type[_T], values: dict[str, Any], path: Path) -> _T:
     return valid
 
 
-def _check_weights(weights: Mapping[str, Tensor], frame: _Frame, path: Path) -> None:
+def _common_shapes(frame: _Frame) -> dict[str, list[int]]:
     d_in, d_sae = frame.d_in, frame.d_sae
-    shapes = {
-        "W_enc": [d_in, d_sae],
-        "W_dec": [d_sae, d_in],
-        "b_enc": [d_sae],
-        "b_dec": [d_in],
-        "parent": [d_sae],
-    }
+    shapes = {"W_enc": [d_in, d_sae], "W_dec": [d_sae, d_in]}
+    return shapes | {"b_enc": [d_sae], "b_dec": [d_in], "parent": [d_sae]}
+
+
+def _check_weights(weights: Mapping[str, Tensor], shapes: Mapping[str, list[int]], path: Path) -> None:
     for name, shape in shapes.items():
         if name not in weights:
             raise UserError(f"{path}: tensor '{name}' is missing; it holds {', '.join(sorted(weights))}")
@@ -166,29 +170,11 @@ def _check_weights(weights: Mapping[str, Tensor], frame: _Frame, path: Path) -> 
             raise UserError(
                 f"{path}: tensor '{name}' has shape {list(tensor.shape)}, but {CFG} calls for {shape}"
             )
-        expected = "integers" if name == "parent" else "floating-point numbers"
+        numbers = "integers" if name == "parent" else "floating-point numbers"
         if tensor.is_floating_point() != (name != "parent"):
-            raise UserError(f"{path}: tensor '{name}' has dtype {tensor.dtype}, expected {expected}")
+            raise UserError(f"{path}: tensor '{name}' has dtype {tensor.dtype}, expected {numbers}")
         if not torch.isfinite(tensor).all():
             raise UserError(f"{path}: tensor '{name}' holds NaN or infinite values")
-
-
-@torch.no_grad()
-def _fill(sae: SAE, weights: Mapping[str, Tensor]) -> None:
-    places = {
-        "W_enc": sae.encoder.T,
-        "W_dec": sae.decoder,
-        "b_enc": sae.b_enc,
-        "b_dec": sae.b_dec,
-        "parent": sae.parent,
-    }
-    for name, place in places.items():
-        place.copy_(weights[name])
-
-
-def _check_bias(weights: Mapping[str, Tensor], path: Path) -> None:
-    if weights["b_enc"].any():
-        raise UserError(f"{path}: tensor 'b_enc' is not zero, but a tree SAE has no encoder bias")
 
 
 def _check_parent(cfg: Mapping[str, Any], parent: Int[Tensor, "d_sae"], folder: Path) -> None:

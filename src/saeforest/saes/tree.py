@@ -20,38 +20,46 @@ from ..code import SparseCode, concat_slots
 from ..errors import UserError
 from ..forest import ROOT
 from ..kernels import sparse_decode, sparse_encode
-from .base import SAE, Event, Normalization, Step, TokenStats, TrainingPlan, check_sizes, geometric_median
-
-# Rows are independent, so features are selected in slices: the dense pre-activations never exceed this many entries.
-_DENSE_ENTRIES = 1 << 25
+from .auxiliary import AuxConfig, auxiliary_loss
+from .base import DENSE_ENTRIES, SAE, Event, Normalization, Step, TokenStats, TrainingPlan, check_sizes
 
 # The paper's schedule as shares of its run of 97,657 steps.
-_LEAST_DEAD_TOKENS = 100_000
-_PAPER_FIRST, _PAPER_CAP, _PAPER_DEAD_STEPS = 3_000 / 97_657, 10_000 / 97_657, 1_953 / 97_657
+_PAPER_FIRST, _PAPER_CAP = 3_000 / 97_657, 10_000 / 97_657
+# The rate at which a feature fires is averaged over so many of the tokens within which a parent must fire once.
+_RATE_WINDOWS = 10
 
 
 @dataclass(frozen=True)
-class AuxConfig:
+class TreeAuxConfig(AuxConfig):
     """The auxiliary loss (Eq. 8): dead features of a layer reconstruct what the layers so far leave over."""
 
     layers: tuple[int, ...] | None = (0,)
     """The layers that have one; None: all."""
-    coefficient: float = 1 / 32
-    """Its weight in the loss."""
-    k: int = 256
-    """Dead features that may act on a token."""
-    detach: bool = False
-    """The residual is a fixed target. The authors' code lets gradients flow into it."""
-    bias: bool = True
-    """b_dec is part of the residual's reconstruction, as in the authors' code."""
-    rescale: bool = False
-    """Bring the residual's reconstruction back to the scale of x. The authors' code does not."""
+    coefficient: float | tuple[float, ...] = 1 / 32  # pyright: ignore[reportIncompatibleVariableOverride]
+    """Its weight in the loss, one for all those layers or one for each of them."""
 
-    def __post_init__(self) -> None:
-        if self.k < 1:
-            raise UserError(f"sae.aux.k = {self.k}: expected 1 or more")
-        if self.coefficient < 0:
+    def check_coefficients(self) -> None:
+        weights = self.coefficient if isinstance(self.coefficient, tuple) else (self.coefficient,)
+        if any(weight < 0 for weight in weights):
             raise UserError(f"sae.aux.coefficient = {self.coefficient}: expected 0 or more")
+
+    def weights(self, n_layers: int) -> dict[int, float]:
+        """Of the layers that have an auxiliary loss. Raises UserError where layers or weights don't fit."""
+        layers = tuple(range(n_layers)) if self.layers is None else self.layers
+        for layer in layers:
+            if not 0 <= layer < n_layers:
+                raise UserError(
+                    f"sae.aux.layers names layer {layer}: expected 0 to {n_layers - 1}, the layers of sae.layer_sizes"
+                )
+        weights = self.coefficient
+        if not isinstance(weights, tuple):
+            weights = (weights,) * len(layers)
+        if len(weights) != len(layers):
+            raise UserError(
+                f"sae.aux.coefficient {list(weights)}: expected one number, or one for each of the {len(layers)} "
+                "layers with an auxiliary loss"
+            )
+        return {layer: weight for layer, weight in zip(layers, weights, strict=True) if weight}
 
 
 @dataclass(frozen=True)
@@ -73,8 +81,12 @@ class AllocationConfig:
     dead_after_tokens: int | None = None
     """A feature is dead that has not fired for so many tokens. None: the paper's 10M of 500M, in proportion to the
     run but 100,000 at least: in fewer tokens a rare feature is only rare."""
+    eligibility: Literal["window", "rate"] = "window"
+    """A parent may be given children if it has fired within `eligible_within_tokens` (the authors' code), or if it
+    fires on average once in so many (the text)."""
     eligible_within_tokens: int = 50_000
-    """A parent may be given children if it has fired within so many tokens."""
+    count: Literal["all", "living"] = "all"
+    """A parent's number of children is that of all (the authors' code) or of those not dead (the text)."""
     min_root_share: float = 0.0
     """At least this share of every layer hangs from the root."""
 
@@ -106,18 +118,17 @@ class TreeConfig:
     """A feature is active above this value."""
     b_dec_init: Literal["normalized", "raw"] = "normalized"
     """b_dec starts at the geometric median of the first batch; the authors' code takes it before normalisation."""
-    aux: AuxConfig = field(default_factory=AuxConfig)
+    aux: TreeAuxConfig = field(default_factory=TreeAuxConfig)
     allocation: AllocationConfig = field(default_factory=AllocationConfig)
     architecture: Literal["tree"] = "tree"
 
+    @property
+    def encoder_bias(self) -> bool:
+        return False
+
     def __post_init__(self) -> None:
         check_sizes(self.layer_sizes, self.k_per_layer)
-        for layer in self.aux.layers or ():
-            if not 0 <= layer < len(self.layer_sizes):
-                raise UserError(
-                    f"sae.aux.layers names layer {layer}: expected 0 to {len(self.layer_sizes) - 1}, "
-                    f"the layers of sae.layer_sizes {list(self.layer_sizes)}"
-                )
+        self.aux.weights(len(self.layer_sizes))
 
 
 class TreeSAE(SAE):
@@ -126,6 +137,8 @@ class TreeSAE(SAE):
 
     config: TreeConfig
     capacity: Tensor
+    rate: Tensor
+    rate_weight: Tensor
 
     def __init__(self, config: TreeConfig, d_in: int, *, seed: int = 0) -> None:
         super().__init__(config, d_in, seed=seed)
@@ -133,6 +146,9 @@ class TreeSAE(SAE):
         self._layers = list(zip(starts, config.layer_sizes, config.k_per_layer, strict=True))
         # Row l: what each candidate parent of layer l has collected; entry start(l) is the root's.
         self.register_buffer("capacity", torch.zeros(len(self._layers), self.d_sae + 1, dtype=torch.float64))
+        # Of each feature the share of tokens on which it fires: a moving average, and the weight it has so far.
+        self.register_buffer("rate", torch.zeros(self.d_sae, dtype=torch.float64))
+        self.register_buffer("rate_weight", torch.zeros((), dtype=torch.float64))
         self._fired, self._n_tokens = torch.zeros(self.d_sae, dtype=torch.int64), 0
         self.prepare(TrainingPlan(n_steps=0, batch_size=1))
 
@@ -150,7 +166,7 @@ class TreeSAE(SAE):
 
     @torch.no_grad()
     def _select(self, u: Float[Tensor, "n d_in"]) -> list[SparseCode]:
-        rows = max(_DENSE_ENTRIES // self.d_sae, 1)
+        rows = max(DENSE_ENTRIES // self.d_sae, 1)
         encoder = self.encoder.to(self.compute_dtype)
         slices = [self._select_slice(part, encoder) for part in u.split(rows)]
         return [
@@ -186,30 +202,18 @@ class TreeSAE(SAE):
         return SparseCode(torch.where(used, h.relu(), 0), ids)
 
     def encode_normalized(self, u: Float[Tensor, "n d_in"]) -> SparseCode:
-        return concat_slots(self._select(u))
+        return concat_slots(self._select(u - self.b_dec))
 
     # -- training
 
     def prepare(self, plan: TrainingPlan) -> None:
         allocation = self.config.allocation
-        # The counter is 1 on the step a feature fires: windows of one step would call the living dead.
-        self.dead_steps = max(
-            2,
-            max(plan.share(_PAPER_DEAD_STEPS), plan.steps_for(_LEAST_DEAD_TOKENS))
-            if allocation.dead_after_tokens is None
-            else plan.steps_for(allocation.dead_after_tokens),
-        )
+        self.dead_steps = plan.dead_steps(allocation.dead_after_tokens)
         self._eligible_steps = max(2, plan.steps_for(allocation.eligible_within_tokens))
         self._root_reset = int(allocation.root_reset_at * plan.n_steps)
         first = plan.share(_PAPER_FIRST) if allocation.first is None else allocation.first
         cap = plan.share(_PAPER_CAP) if allocation.cap is None else allocation.cap
         self._reallocations = reallocation_steps(first, allocation.growth, cap, until=self._root_reset)
-
-    def initialize(self, x: Float[Tensor, "n d_in"]) -> None:
-        if self.config.b_dec_init == "raw":
-            self.b_dec.data.copy_(geometric_median(x.to(self.encoder.dtype)))
-        else:
-            super().initialize(x)
 
     def training_step(self, x: Float[Tensor, "n d_in"]) -> Step:
         """Eq. 9: the sum of the layers' cumulative reconstruction losses and the auxiliary losses."""
@@ -218,9 +222,10 @@ class TreeSAE(SAE):
         u = normalized - self.b_dec
         codes = [self._values(u, c.ids, c.values > 0, known=c.values) for c in self._select(u)]
         code = concat_slots(codes).detach()
-        self._fired, self._n_tokens = self.count_firing(code), len(x)
+        self._count(self.count_firing(code), len(x))
 
         variance = x.var() + 1e-8
+        aux = self.config.aux.weights(len(codes))
         z = self.b_dec
         reconstruction: list[Tensor] = []
         auxiliary: dict[int, Tensor] = {}
@@ -229,11 +234,11 @@ class TreeSAE(SAE):
             z = z + sparse_decode(c.values, c.ids, self.decoder)
             x_hat = stats.std * z + stats.mean
             reconstruction.append((x_hat - x).square().mean() / variance)
-            if self.config.aux.layers is None or layer in self.config.aux.layers:
+            if layer in aux:
                 auxiliary[layer] = self._auxiliary(layer, u, code, x - x_hat, stats)
         loss = torch.stack(reconstruction).sum()
-        if auxiliary:
-            loss = loss + self.config.aux.coefficient * torch.stack(list(auxiliary.values())).sum()
+        for layer, weight in aux.items():
+            loss = loss + weight * auxiliary[layer]
         terms = {
             "reconstruction": [float(t.detach()) for t in reconstruction],
             "auxiliary": [
@@ -251,26 +256,10 @@ class TreeSAE(SAE):
         stats: TokenStats,
     ) -> Float[Tensor, ""]:
         """Eq. 8: the best `k` dead features of a layer, under their active parents, reconstruct the residual."""
-        aux = self.config.aux
         start, size, _ = self._layers[layer]
         dead = start + self.dead[start : start + size].nonzero().flatten()
-        if len(dead) == 0 and not aux.bias:
-            return residual.new_zeros(())
-        if aux.detach:
-            residual = residual.detach()
         h = u @ self.encoder[dead].T * self._parent_active(code, dead)
-        if len(dead) > aux.k:
-            kept = h.detach().topk(aux.k, dim=1)
-            h = h * torch.zeros_like(h).scatter_(1, kept.indices, 1.0)
-        e_hat = h.relu() @ self.decoder[dead]
-        if aux.bias:
-            e_hat = e_hat + self.b_dec
-        if aux.rescale:
-            e_hat = e_hat * stats.std
-        spread = (residual - residual.mean(-1, keepdim=True)).square().mean()
-        # Nothing left to reconstruct: the ratio and its gradient are 0, not NaN.
-        some = spread > 0
-        return torch.where(some, (e_hat - residual).square().mean() / torch.where(some, spread, 1), 0)
+        return auxiliary_loss(h, self.decoder[dead], self.b_dec, residual, stats, self.config.aux)
 
     def _parent_active(self, code: SparseCode, features: Int[Tensor, "m"]) -> Bool[Tensor, "n m"]:
         """On which tokens the parents of the given features are active."""
@@ -285,6 +274,21 @@ class TreeSAE(SAE):
         return active[:, which]
 
     # -- Eq. 10: capacities and reallocation
+
+    def _count(self, fired: Int[Tensor, "d_sae"], n_tokens: int) -> None:
+        self._fired, self._n_tokens = fired, n_tokens
+        if self.config.allocation.eligibility == "rate":
+            horizon = _RATE_WINDOWS * self.config.allocation.eligible_within_tokens
+            kept = math.exp(-n_tokens / horizon)
+            self.rate.mul_(kept).add_((1 - kept) * fired / n_tokens)
+            self.rate_weight.mul_(kept).add_(1 - kept)
+
+    def _eligible(self, start: int) -> Bool[Tensor, "start"]:
+        """Which features before `start` may be given children (SPEC 5.6, #21)."""
+        allocation = self.config.allocation
+        if allocation.eligibility == "window":
+            return self.steps_since_fired[:start] < self._eligible_steps
+        return self.rate[:start] * allocation.eligible_within_tokens >= self.rate_weight
 
     @torch.no_grad()
     def after_step(self, step: int, loss: float) -> list[Event]:
@@ -312,7 +316,7 @@ class TreeSAE(SAE):
     def _reallocate(self, step: int, layer: int) -> Event:
         start, size, _ = self._layers[layer]
         eligible = torch.ones(start + 1, dtype=torch.bool)
-        eligible[:start] = self.steps_since_fired[:start].cpu() < self._eligible_steps
+        eligible[:start] = self._eligible(start).cpu()
         quota = greedy_allocation(
             self.capacity[layer, : start + 1].cpu(),
             eligible,
@@ -320,7 +324,8 @@ class TreeSAE(SAE):
             min_last=self.config.allocation.min_root_children(size),
         )
         features = slice(start, start + size)
-        moved = reassign_dead(self.parent[features].cpu(), self.dead[features].cpu(), quota)
+        parent, dead = self.parent[features].cpu(), self.dead[features].cpu()
+        moved = reassign_dead(parent, dead, quota, count=self.config.allocation.count)
         return self._move(step, layer, moved, "reallocation")
 
     def _reset_dead_to_root(self, step: int) -> list[Event]:

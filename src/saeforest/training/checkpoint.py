@@ -65,7 +65,7 @@ def load_checkpoint(
         sae.load_state_dict({k.removeprefix("sae."): v for k, v in tensors.items() if k.startswith("sae.")})
         full = optimizer.state_dict()
         full["state"] = _optimizer_state(tensors)
-        if len(full["state"]) != len(list(sae.parameters())):
+        if len(full["state"]) != len(full["param_groups"][0]["params"]):
             raise ValueError("the optimizer's state is missing")
         optimizer.load_state_dict(full)
         torch.set_rng_state(tensors["torch_rng"])

@@ -44,9 +44,9 @@ def learning_rate(config: OptimConfig, step: int, n_steps: int) -> float:
 
 
 def make_optimizer(sae: SAE, config: OptimConfig) -> torch.optim.Adam:
-    return torch.optim.Adam(
-        sae.parameters(), lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps, fused=True
-    )
+    trained = [p for p in sae.parameters() if p.requires_grad]
+    betas = (config.beta1, config.beta2)
+    return torch.optim.Adam(trained, lr=config.lr, betas=betas, eps=config.eps, fused=True)
 
 
 @contextmanager

@@ -1,0 +1,67 @@
+"""The auxiliary loss of Gao et al.: dead features reconstruct what the living leave over (SPEC 5.1, 7.1)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..errors import UserError
+from .base import TokenStats
+
+
+@dataclass(frozen=True)
+class AuxConfig:
+    """The auxiliary loss: dead features reconstruct the residual."""
+
+    coefficient: float = 1 / 32
+    """Its weight in the loss; 0 for none."""
+    k: int = 256
+    """Dead features that may act on a token."""
+    detach: bool = False
+    """The residual is a fixed target. The authors' code lets gradients flow into it."""
+    bias: bool = True
+    """b_dec is part of the residual's reconstruction, as in the authors' code."""
+    rescale: bool = False
+    """Bring the residual's reconstruction back to the scale of x. The authors' code does not."""
+
+    def __post_init__(self) -> None:
+        if self.k < 1:
+            raise UserError(f"sae.aux.k = {self.k}: expected 1 or more")
+        self.check_coefficients()
+
+    def check_coefficients(self) -> None:
+        if self.coefficient < 0:
+            raise UserError(f"sae.aux.coefficient = {self.coefficient}: expected 0 or more")
+
+
+def auxiliary_loss(
+    h: Float[Tensor, "n dead"],
+    decoder: Float[Tensor, "dead d_in"],
+    b_dec: Float[Tensor, "d_in"],
+    residual: Float[Tensor, "n d_in"],
+    stats: TokenStats,
+    aux: AuxConfig,
+) -> Float[Tensor, ""]:
+    """How badly the `k` dead features of largest pre-activation reconstruct the residual, relative to its spread.
+
+    `h` are the pre-activations of the dead features, `decoder` their rows.
+    """
+    if h.shape[1] == 0 and not aux.bias:
+        return residual.new_zeros(())
+    if aux.detach:
+        residual = residual.detach()
+    if h.shape[1] > aux.k:
+        kept = h.detach().topk(aux.k, dim=1)
+        h = h * torch.zeros_like(h).scatter_(1, kept.indices, 1.0)
+    e_hat = h.relu() @ decoder
+    if aux.bias:
+        e_hat = e_hat + b_dec
+    if aux.rescale:
+        e_hat = e_hat * stats.std
+    spread = (residual - residual.mean(-1, keepdim=True)).square().mean()
+    # Nothing left to reconstruct: the ratio and its gradient are 0, not NaN.
+    some = spread > 0
+    return torch.where(some, (e_hat - residual).square().mean() / torch.where(some, spread, 1), 0)

@@ -1,0 +1,148 @@
+"""Matching Pursuit SAE (Costa et al., arXiv 2506.03093): features are chosen one after another, by the residual.
+
+One dictionary of unit-norm rows encodes and decodes. Each iteration takes the atom nearest to what is left, and
+takes it off; an activation stops early when nothing is left or nothing new is chosen, so L0 adapts (SPEC 7.5).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from ..code import SparseCode
+from ..errors import UserError
+from .base import DENSE_ENTRIES, SAE, Normalization, Step, TrainingPlan, check_one_layer, check_sizes
+
+# Up to this many features the products of all atoms with each other are kept: no dense product in an iteration.
+_GRAM_FEATURES = 16_384
+
+
+@dataclass(frozen=True)
+class MatchingPursuitConfig:
+    """A Matching Pursuit SAE and its training. The defaults are those the Tree SAE is compared with."""
+
+    layer_sizes: tuple[int, ...] = (24_576,)
+    """One layer: the number of features."""
+    k_per_layer: tuple[int, ...] = (32,)
+    """Iterations at most, and so active features."""
+    normalize_activations: Normalization = "layer_norm"
+    """layer_norm: every activation to mean 0 and deviation 1; dataset_scale: a factor that makes the mean norm
+    sqrt(d_in); none; or the factor itself."""
+    activation_threshold: float = 1e-3
+    """A feature is active above this value."""
+    residual_tolerance: float = 5e-3
+    """An activation stops when the norm of its residual, after normalisation, falls below this."""
+    decoder_bias: bool = False
+    """A trained b_dec, taken off before and put back after."""
+    b_dec_init: Literal["normalized", "raw"] = "normalized"
+    """b_dec, where trained, starts at the geometric median of the first batch."""
+    dead_after_tokens: int | None = None
+    """A feature is dead that has not fired for so many tokens. None: 10M of 500M, in proportion to the run."""
+    architecture: Literal["matching_pursuit"] = "matching_pursuit"
+
+    @property
+    def encoder_bias(self) -> bool:
+        return False
+
+    def __post_init__(self) -> None:
+        check_sizes(self.layer_sizes, self.k_per_layer)
+        check_one_layer(self.architecture, self.layer_sizes)
+        if self.residual_tolerance < 0:
+            raise UserError(f"sae.residual_tolerance = {self.residual_tolerance}: expected 0 or more")
+
+
+class MatchingPursuitSAE(SAE):
+    config_class = MatchingPursuitConfig
+    at_most_k = True
+    inference_keys = (*SAE.inference_keys, "residual_tolerance")
+
+    config: MatchingPursuitConfig
+
+    def __init__(self, config: MatchingPursuitConfig, d_in: int, *, seed: int = 0) -> None:
+        super().__init__(config, d_in, seed=seed)
+        self.encoder = self.decoder  # one dictionary, under both names
+        self.b_dec.requires_grad_(config.decoder_bias)
+
+    @torch.no_grad()
+    def encode_normalized(self, u: Float[Tensor, "n d_in"]) -> SparseCode:
+        u = u - self.b_dec
+        return self._pursue(u, *self._choose(u))[0]
+
+    @torch.no_grad()
+    def _choose(self, u: Float[Tensor, "n d_in"]) -> tuple[Int[Tensor, "n k"], Bool[Tensor, "n k"]]:
+        """The atom each iteration takes, and whether it takes one: the residual's products with all atoms decide."""
+        atoms = self.decoder
+        gram = atoms @ atoms.T if self.d_sae <= _GRAM_FEATURES else None
+        parts = [self._choose_slice(part, gram) for part in u.split(max(DENSE_ENTRIES // self.d_sae, 1))]
+        ids, taken = zip(*parts, strict=True)
+        return torch.cat(ids), torch.cat(taken)
+
+    def _choose_slice(
+        self, u: Float[Tensor, "n d_in"], gram: Float[Tensor, "F F"] | None
+    ) -> tuple[Int[Tensor, "n k"], Bool[Tensor, "n k"]]:
+        n, k = len(u), self.config.k_per_layer[0]
+        atoms = self.decoder
+        products = u @ atoms.T
+        residual = u
+        ids = torch.zeros(n, k, dtype=torch.int64, device=u.device)
+        taken = torch.zeros(n, k, dtype=torch.bool, device=u.device)
+        going = torch.ones(n, dtype=torch.bool, device=u.device)
+        for i in range(k):
+            amount, atom = products.max(1)
+            amount = torch.where(going, amount.relu(), 0)
+            going = amount > 0
+            again = ((ids == atom[:, None]) & taken).any(1)
+            ids[:, i], taken[:, i] = torch.where(going, atom, 0), going
+            residual = torch.addcmul(residual, amount[:, None], atoms[atom], value=-1)
+            going = going & ~again & (residual.norm(dim=1) >= self.config.residual_tolerance)
+            if i + 1 == k or not going.any():
+                break
+            if gram is None:
+                products = residual @ atoms.T
+            else:
+                products.addcmul_(amount[:, None], gram[atom], value=-1)
+        return ids, taken
+
+    def _pursue(
+        self, u: Float[Tensor, "n d_in"], ids: Int[Tensor, "n k"], taken: Bool[Tensor, "n k"]
+    ) -> tuple[SparseCode, Float[Tensor, "n d_in"]]:
+        """The coefficients along the chosen atoms, and the residual at the end; gradients flow through all of them."""
+        atoms = F.embedding(ids, self.decoder)
+        residual = u
+        amounts = []
+        for i in range(ids.shape[1]):
+            amount = torch.where(taken[:, i], (residual * atoms[:, i]).sum(1).relu(), 0)
+            residual = residual - amount[:, None] * atoms[:, i]
+            amounts.append(amount)
+        # An atom chosen again adds to what it had.
+        same = (ids[:, :, None] == ids[:, None, :]) & taken[:, None, :]
+        first = same.int().argmax(2)
+        stacked = torch.stack(amounts, dim=1)
+        values = torch.zeros_like(stacked).scatter_add(1, first, stacked)
+        return SparseCode(values, torch.where(values > 0, ids, 0)), residual
+
+    # -- training
+
+    def prepare(self, plan: TrainingPlan) -> None:
+        self.dead_steps = plan.dead_steps(self.config.dead_after_tokens)
+
+    def initialize(self, x: Float[Tensor, "n d_in"]) -> None:
+        if self.config.decoder_bias:
+            super().initialize(x)
+
+    def training_step(self, x: Float[Tensor, "n d_in"]) -> Step:
+        """The reconstruction error as a share of the batch's variance."""
+        x = x.to(self.decoder.dtype)
+        normalized, stats = self.normalize(x)
+        u = normalized - self.b_dec
+        code, residual = self._pursue(u, *self._choose(u))
+        self.count_firing(code.detach())
+        error = stats.std * residual
+        loss = error.square().mean() / (x.var() + 1e-8)
+        terms: dict[str, list[float | None]] = {"reconstruction": [float(loss.detach())]}
+        return Step(loss, terms, code.detach(), x - error.detach())

@@ -1,0 +1,94 @@
+"""Matryoshka SAE (Bussmann et al., arXiv 2503.17547): every prefix of the dictionary reconstructs on its own.
+
+Prefixes end where layers do. The paper trains by batch top-k, the Tree SAE's authors by top-k of every activation;
+either way over the whole dictionary at once (SPEC 7.3).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..code import SparseCode
+from ..errors import UserError
+from ..kernels import sparse_decode
+from .base import SAE, TokenStats, check_sizes
+from .batch_topk import BatchTopKConfig, BatchTopKSAE
+
+
+@dataclass(frozen=True)
+class MatryoshkaConfig(BatchTopKConfig):
+    """A Matryoshka SAE and its training. The defaults are those the 4-layer Tree SAE is compared with."""
+
+    layer_sizes: tuple[int, ...] = (1536, 3072, 9216, 10752)
+    """Features each prefix adds to the one before."""
+    k_per_layer: tuple[int, ...] = (32,)
+    """One number: features that may act on an activation, of the whole dictionary."""
+    selection: Literal["token", "batch"] = "token"
+    """The k largest of every activation, or the k * n largest of a batch with a threshold for use."""
+    prefix_weights: Literal["sum", "mean", "mean_with_bias"] | tuple[float, ...] = "sum"
+    """Of the prefixes' losses: 1 each (the paper); their mean; their mean together with the loss of b_dec alone (its
+    code); or a number for each."""
+    architecture: Literal["matryoshka"] = "matryoshka"  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    def __post_init__(self) -> None:
+        if len(self.k_per_layer) != 1:
+            raise UserError(
+                f"sae.k_per_layer {list(self.k_per_layer)}: a Matryoshka SAE has one k for the whole dictionary; "
+                f"give one number, such as {sum(self.k_per_layer)}"
+            )
+        check_sizes(self.layer_sizes, (1,) * len(self.layer_sizes))
+        check_sizes((sum(self.layer_sizes),), self.k_per_layer)
+        if isinstance(self.prefix_weights, tuple) and len(self.prefix_weights) != len(self.layer_sizes):
+            raise UserError(
+                f"sae.prefix_weights {list(self.prefix_weights)}: expected {len(self.layer_sizes)} numbers, "
+                "one for each layer"
+            )
+
+    @property
+    def weights(self) -> tuple[list[float], float]:
+        """Of the loss of every prefix, and of b_dec alone."""
+        n = len(self.layer_sizes)
+        if isinstance(self.prefix_weights, tuple):
+            return list(self.prefix_weights), 0.0
+        return {
+            "sum": ([1.0] * n, 0.0),
+            "mean": ([1 / n] * n, 0.0),
+            "mean_with_bias": ([1 / (n + 1)] * n, 1 / (n + 1)),
+        }[self.prefix_weights]
+
+
+class MatryoshkaSAE(BatchTopKSAE):
+    config_class = MatryoshkaConfig
+    inference_keys = (*SAE.inference_keys, "selection")
+
+    config: MatryoshkaConfig  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    def __init__(self, config: MatryoshkaConfig, d_in: int, *, seed: int = 0) -> None:
+        super().__init__(config, d_in, seed=seed)
+        self._starts = self.forest.layer_starts
+        self.at_most_k = not self.by_batch  # pyright: ignore[reportAttributeAccessIssue]
+
+    @property
+    def by_batch(self) -> bool:
+        return self.config.selection == "batch"
+
+    def reconstruct(
+        self, x: Float[Tensor, "n d_in"], code: SparseCode, stats: TokenStats
+    ) -> tuple[list[Float[Tensor, ""]], Float[Tensor, "n d_in"]]:
+        """The weighted losses of the prefixes (and of b_dec alone, where it counts), and the whole reconstruction."""
+        weights, bias_weight = self.config.weights
+        variance = x.var() + 1e-8
+        z = self.b_dec
+        x_hat = stats.std * z + stats.mean
+        losses = [bias_weight * (x_hat - x).square().mean() / variance] if bias_weight else []
+        for start, size, weight in zip(self._starts, self.config.layer_sizes, weights, strict=True):
+            own = (code.ids >= start) & (code.ids < start + size)
+            z = z + sparse_decode(torch.where(own, code.values, 0), code.ids, self.decoder)
+            x_hat = stats.std * z + stats.mean
+            losses.append(weight * (x_hat - x).square().mean() / variance)
+        return losses, x_hat

@@ -1,0 +1,105 @@
+"""TopK SAE (Gao et al., arXiv 2406.04093): the k features of largest pre-activation; the dead learn the residual.
+
+BatchTopK and Matryoshka SAEs change one thing each: how features are chosen, and what is reconstructed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..code import SparseCode
+from ..kernels import sparse_decode
+from .auxiliary import AuxConfig, auxiliary_loss
+from .base import SAE, Normalization, Step, TokenStats, TrainingPlan, check_one_layer, check_sizes
+from .select import top_k
+
+
+@dataclass(frozen=True)
+class TopKConfig:
+    """A TopK SAE and its training. The defaults are those the Tree SAE is compared with."""
+
+    layer_sizes: tuple[int, ...] = (24_576,)
+    """One layer: the number of features."""
+    k_per_layer: tuple[int, ...] = (32,)
+    """Features that may act on an activation."""
+    normalize_activations: Normalization = "layer_norm"
+    """layer_norm: every activation to mean 0 and deviation 1; dataset_scale: a factor that makes the mean norm
+    sqrt(d_in); none; or the factor itself."""
+    activation_threshold: float = 1e-3
+    """A feature is active above this value."""
+    encoder_bias: bool = False
+    """A trained bias of every pre-activation, as in Gao et al.; the Tree SAE's authors have none."""
+    b_dec_init: Literal["normalized", "raw"] = "normalized"
+    """b_dec starts at the geometric median of the first batch; the authors' code takes it before normalisation."""
+    dead_after_tokens: int | None = None
+    """A feature is dead that has not fired for so many tokens. None: 10M of 500M, in proportion to the run."""
+    aux: AuxConfig = field(default_factory=AuxConfig)
+    architecture: Literal["topk"] = "topk"
+
+    def __post_init__(self) -> None:
+        check_sizes(self.layer_sizes, self.k_per_layer)
+        check_one_layer(self.architecture, self.layer_sizes)
+
+
+class TopKSAE(SAE):
+    config_class = TopKConfig
+    at_most_k = True
+
+    config: TopKConfig
+
+    @property
+    def k(self) -> int:
+        return sum(self.config.k_per_layer)
+
+    def encode_normalized(self, u: Float[Tensor, "n d_in"]) -> SparseCode:
+        u = u - self.b_dec
+        return self._exact(u, self.select(u))
+
+    @torch.no_grad()
+    def select(self, u: Float[Tensor, "n d_in"]) -> SparseCode:
+        """The features that act on activations, `b_dec` taken off; chosen in the compute precision."""
+        return self._sliced(u, lambda h: top_k(h, self.k))
+
+    def _exact(self, u: Float[Tensor, "n d_in"], chosen: SparseCode) -> SparseCode:
+        """The chosen features with their values in full precision and, in training, their gradients."""
+        h = self._pre_activations(u, chosen.ids)
+        return SparseCode(torch.where(chosen.values > 0, h.relu(), 0), chosen.ids)
+
+    # -- training
+
+    def prepare(self, plan: TrainingPlan) -> None:
+        self.dead_steps = plan.dead_steps(self.config.dead_after_tokens)
+
+    def training_step(self, x: Float[Tensor, "n d_in"]) -> Step:
+        """The reconstruction error as a share of the batch's variance, and the auxiliary loss."""
+        x = x.to(self.encoder.dtype)
+        normalized, stats = self.normalize(x)
+        u = normalized - self.b_dec
+        code = self._exact(u, self.select_in_training(u))
+        self.count_firing(code.detach())
+        losses, x_hat = self.reconstruct(x, code, stats)
+        loss = torch.stack(losses).sum()
+        terms: dict[str, list[float | None]] = {"reconstruction": [float(t.detach()) for t in losses]}
+        aux = self.config.aux
+        if aux.coefficient:
+            dead = self.dead.nonzero().flatten()
+            h = u @ self.encoder[dead].T + self.b_enc[dead]
+            auxiliary = auxiliary_loss(h, self.decoder[dead], self.b_dec, x - x_hat, stats, aux)
+            loss = loss + aux.coefficient * auxiliary
+            terms["auxiliary"] = [float(auxiliary.detach())]
+        return Step(loss, terms, code.detach(), x_hat.detach())
+
+    def select_in_training(self, u: Float[Tensor, "n d_in"]) -> SparseCode:
+        return self.select(u)
+
+    def reconstruct(
+        self, x: Float[Tensor, "n d_in"], code: SparseCode, stats: TokenStats
+    ) -> tuple[list[Float[Tensor, ""]], Float[Tensor, "n d_in"]]:
+        """The terms of the reconstruction loss, and the reconstruction."""
+        x_hat = stats.std * (sparse_decode(code.values, code.ids, self.decoder) + self.b_dec) + stats.mean
+        return [(x_hat - x).square().mean() / (x.var() + 1e-8)], x_hat
