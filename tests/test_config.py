@@ -65,7 +65,7 @@ def test_every_field_is_written_and_read(tmp_path: Path) -> None:
         return {
             key
             for k, v in data.items()
-            for key in ({f"{k}.{n}" for n in keys(v)} if isinstance(v, dict) else {k})
+            for key in ({f"{k}.{n}" for n in keys(v)} if v and isinstance(v, dict) else {k})
         }
 
     save_config(TrainConfig(), tmp_path / "config.yaml")

@@ -20,8 +20,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from saeforest import directions as directions_module
 from saeforest.activations import ActivationBatch
 from saeforest.code import SparseCode
+from saeforest.directions import RIDGE
 from saeforest.errors import UserError
 from saeforest.explore import (
     Index,
@@ -31,8 +33,6 @@ from saeforest.explore import (
     show_feature,
     telling_families,
 )
-from saeforest import directions as directions_module
-from saeforest.directions import RIDGE
 from saeforest.explore.index import About
 from saeforest.explore.show import percent
 from saeforest.explore.strongest import Strongest, passages

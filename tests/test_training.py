@@ -23,7 +23,7 @@ from saeforest import UserError
 from saeforest.activations import ActivationStream, sources
 from saeforest.activations.sources import MemoryActivations
 from saeforest.config import OptimConfig, TrainConfig, load_config, save_config
-from saeforest.saes import AllocationConfig, TreeAuxConfig, TrainingPlan, TreeConfig, TreeSAE, build, load_sae
+from saeforest.saes import AllocationConfig, TrainingPlan, TreeAuxConfig, TreeConfig, TreeSAE, build, load_sae
 from saeforest.saes.base import Event
 from saeforest.session import about_activations, open_reader, read_tokens, settle_positions
 from saeforest.training import Interrupted, run_training, train
@@ -146,7 +146,7 @@ def test_dataset_scale_becomes_the_number_that_was_used(tiny_config: MakeConfig,
     run = run_training(config, tmp_path / "run")
     scale = load_config(tmp_path / "run" / "config.yaml").sae.normalize_activations
     assert isinstance(scale, float)
-    assert load_sae(tmp_path / "run").config.normalize_activations == scale
+    assert load_sae(tmp_path / "run").config.normalize_activations == "none"  # folded into the weights
     assert isinstance(run.blocks, MemoryActivations)
     norms = run.blocks.x.float().norm(dim=1)
     assert float(norms.mean()) * scale == pytest.approx(math.sqrt(16), rel=1e-5)
@@ -195,7 +195,7 @@ def test_a_batch_without_variance_does_not_break_the_log(tmp_path: Path) -> None
     sae = build(config.sae, 16, seed=0)
     sae.prepare(TrainingPlan(2, 1))
     memory = MemoryActivations(torch.randn(4, 16), torch.arange(4), 0)
-    train(config, sae, ActivationStream(memory, 1), 2, tmp_path)
+    train(config, {"": sae}, ActivationStream(memory, 1), 2, tmp_path)
 
     def refuse(word: str) -> None:
         raise AssertionError(f"{word} is no JSON")
@@ -486,7 +486,11 @@ def test_training_recovers_the_directions_of_a_synthetic_tree(tmp_path: Path) ->
 
     assert recovered().sum() == 0
     train(
-        config, sae, ActivationStream(MemoryActivations(x, torch.arange(len(x)), 0), 256), n_steps, tmp_path
+        config,
+        {"": sae},
+        ActivationStream(MemoryActivations(x, torch.arange(len(x)), 0), 256),
+        n_steps,
+        tmp_path,
     )
     steps = [line for line in read_log(tmp_path) if "event" not in line]
     assert steps[0]["fve"] < 0.3
@@ -509,7 +513,7 @@ def test_a_loss_that_is_not_finite_is_told(tmp_path: Path) -> None:
     sae.prepare(TrainingPlan(5, 8))
     x = torch.full((16, 16), 1e30)
     with pytest.raises(UserError, match=r"step 1: the loss is (nan|inf); lower optim\.lr = 0\.001"):
-        train(config, sae, ActivationStream(MemoryActivations(x, torch.arange(16), 0), 8), 5, tmp_path)
+        train(config, {"": sae}, ActivationStream(MemoryActivations(x, torch.arange(16), 0), 8), 5, tmp_path)
     assert not (tmp_path / "sae").exists()
 
 

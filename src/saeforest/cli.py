@@ -18,7 +18,7 @@ import tyro
 from . import __version__
 from .config import TrainConfig, load_config, resolve
 from .errors import UserError
-from .presets import PRESETS
+from .presets import PRESET_NAMES, PRESETS
 
 # Imported where used: language models and their libraries take seconds that `--help` and a typing error should not.
 
@@ -61,63 +61,116 @@ class _Train:
     """Go on with the run in --out from its latest checkpoint."""
     dry_run: tyro.conf.FlagCreatePairsOff[bool] = False
     """Only tell sizes, memory, steps and an estimate of the time."""
+    seeds: tuple[int, ...] = ()
+    """Train every SAE once with each of these seeds, on the same activations."""
 
 
 def train(argv: Sequence[str]) -> None:
-    """Train an SAE. `saeforest train [PRESET] [--config FILE] [--out RUN] [options]`."""
+    """Train one SAE, or several on the same activations. `saeforest train [PRESET ...] [--config FILE] [--out RUN]`."""
     from .progress import console
 
-    name, base, rest = _preset(argv)
-    args = _parse(
-        _Train, rest, "train", f"{train.__doc__} PRESET: {', '.join(PRESETS)}.", default=_Train(base)
-    )
+    name, base, rest = _presets(argv)
+    about = f"{train.__doc__} {PRESET_NAMES}"
+    args = _parse(_Train, rest, "train", about, default=_Train(base))
     out = args.out or Path("runs") / name
-    if args.resume and (args.dry_run or args.config != PRESETS["demo"]):
+    if args.resume and (args.dry_run or args.seeds or args.config != PRESETS["demo"]):
         raise UserError(
             f"--resume goes on with the settings of {out / 'config.yaml'}; give only --out beside it"
         )
+    config = _with_seeds(_checked(args.config, base), args.seeds)
     if args.dry_run:
         from .training.plan import describe, estimate
 
-        console.print(describe(estimate(args.config)))
+        console.print(describe(estimate(config)))
         return
     from .training import Interrupted, run_training
-    from .training.log import read_log
     from .training.run import resume_config
 
-    config = resume_config(out) if args.resume else args.config
+    config = resume_config(out) if args.resume else config
     try:
         run = run_training(config, out, resume=args.resume)
     except Interrupted as stop:
         raise KeyboardInterrupt(f"{stop}; go on with: {_program()} train --resume --out {out}") from None
     run.drop_activations()
-    last = read_log(run.folder)[-1]
-    l0, dead = sum(last["l0"]), sum(last["dead"])
-    print(f"In training: FVE {last['fve']:.3f}, L0 {l0:.1f}, {dead:,} of {run.sae.d_sae:,} features dead")
-    _say_next(run.folder)
+    for name, sae in run.saes.items():
+        _say_trained(run.folder, name, sae.d_sae)
+    _say_next(run.folder, next(iter(run.saes)))
 
 
-def _preset(argv: Sequence[str]) -> tuple[str, TrainConfig, list[str]]:
+def _say_trained(run: Path, name: str, d_sae: int) -> None:
+    from .training.log import log_folder, read_log
+
+    last = [line for line in read_log(log_folder(run, name)) if "event" not in line][-1]
+    l0, dead, fve = sum(last["l0"]), sum(last["dead"]), last["fve"]
+    said = f"FVE {'-' if fve is None else f'{fve:.3f}'}, L0 {l0:.1f}, {dead:,} of {d_sae:,} features dead"
+    print(f"In training: {name + ': ' if name else ''}{said}")
+
+
+def _presets(argv: Sequence[str]) -> tuple[str, TrainConfig, list[str]]:
     """The name and configuration a command starts from, and the arguments that are left."""
     rest = [part for arg in argv for part in (arg.split("=", 1) if arg.startswith("--config=") else [arg])]
-    name = rest.pop(0) if rest and not rest[0].startswith("-") else None
-    if name is not None and name not in PRESETS:
-        near = get_close_matches(name, PRESETS, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise UserError(f"preset '{name}': expected one of {', '.join(PRESETS)}{hint}")
+    names = []
+    while rest and not rest[0].startswith("-"):
+        names.append(rest.pop(0))
+    for name in names:
+        if name not in PRESETS:
+            near = get_close_matches(name, PRESETS, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise UserError(f"preset '{name}': no such preset{hint}; `saeforest train --help` lists them")
     if "--config" in rest:
         i = rest.index("--config")
         if len(rest) < i + 2:
             raise UserError("--config: expected a file such as RUN/config.yaml behind it")
-        if name is not None:
-            raise UserError(f"preset '{name}' and --config {rest[i + 1]}: give one of them")
+        if names:
+            raise UserError(f"preset '{names[0]}' and --config {rest[i + 1]}: give one of them")
         path = Path(rest[i + 1])
         del rest[i : i + 2]
         # RUN/config.yaml is known by its run, any other file by its own name.
         known_as = path.resolve().parent.name if path.name == "config.yaml" else path.stem
         return known_as, load_config(path), rest
-    name = name or "demo"
-    return name, PRESETS[name], rest
+    names = names or ["demo"]
+    return "+".join(names), _together(names), rest
+
+
+def _together(names: list[str]) -> TrainConfig:
+    """One configuration for several presets, which must read the same activations."""
+    if len(set(names)) < len(names):
+        raise UserError(f"presets {', '.join(names)}: each once; for several seeds give --seeds")
+    first = PRESETS[names[0]]
+    for name in names[1:]:
+        other = PRESETS[name]
+        for key in ("model", "site", "data", "tokens", "epochs", "text", "activations", "batch_size"):
+            if getattr(other, key) != getattr(first, key):
+                raise UserError(
+                    f"presets {names[0]} and {name}: {key} is {getattr(first, key)} for one and {getattr(other, key)} "
+                    "for the other, but the SAEs of a run read the same activations"
+                )
+    return first.with_members({"": first} if len(names) == 1 else {name: PRESETS[name] for name in names})
+
+
+def _checked(config: TrainConfig, base: TrainConfig) -> TrainConfig:
+    """Raises UserError where an option for one SAE was given beside several."""
+    if config.saes and any(getattr(config, key) != getattr(base, key) for key in ("sae", "optim", "seed")):
+        raise UserError(
+            "--sae, --optim and --seed set up one SAE, but there are several; set them for each in a file, "
+            "under saes (see --config)"
+        )
+    return config
+
+
+def _with_seeds(config: TrainConfig, seeds: tuple[int, ...]) -> TrainConfig:
+    """The configuration with every SAE once for each seed."""
+    if not seeds:
+        return config
+    if len(set(seeds)) < len(seeds):
+        raise UserError(f"--seeds {' '.join(map(str, seeds))}: expected different ones")
+    return config.with_members(
+        {
+            f"{name or config.sae.architecture}-seed-{seed}": replace(member, seed=seed)
+            for name, member in config.members().items()
+            for seed in seeds
+        }
+    )
 
 
 # -- eval
@@ -133,6 +186,8 @@ class _Eval:
     """Held-out tokens to measure on."""
     ce_tokens: int = CE_TOKENS
     """Of these, tokens for the cross-entropy, which takes three full passes of the language model."""
+    sae: str = ""
+    """Which SAE, of a run that trained several; all of them by default."""
     device: str | None = None
     """Of language model and SAE; by default the one the run was trained on."""
 
@@ -144,16 +199,25 @@ def evaluate(argv: Sequence[str]) -> None:
     from .explore import output_console
     from .measures import measure_names, table
     from .measures.run import measure_run
-    from .session import check_width, load_run, open_reader
+    from .session import check_width, load_run, open_reader, sae_names
 
     names = measure_names(args.measures)
-    config, sae = load_run(args.run, args.device)
-    reader = open_reader(config)
-    check_width(sae, reader)
-    records = measure_run(
-        sae, config, reader, names, tokens=args.tokens, ce_tokens=args.ce_tokens, folder=args.run
-    )
-    output_console().print(table(records))
+    reader = None
+    for name in [args.sae] if args.sae else sae_names(args.run):
+        config, sae = load_run(args.run, args.device, name)
+        reader = reader or open_reader(config)
+        check_width(sae, reader)
+        records = measure_run(
+            sae,
+            config,
+            reader,
+            names,
+            tokens=args.tokens,
+            ce_tokens=args.ce_tokens,
+            folder=args.run,
+            name=name,
+        )
+        output_console().print(table(records, title=name or None))
 
 
 # -- index and show
@@ -165,6 +229,8 @@ class _Index:
     """A run's folder."""
     tokens: int | None = None
     """Tokens of the training text to look at. Default: those of the run, 600,000 at most."""
+    sae: str = ""
+    """Which SAE, of a run that trained several."""
     device: str | None = None
     """Of language model and SAE; by default the one the run was trained on."""
 
@@ -174,12 +240,18 @@ def index(argv: Sequence[str]) -> None:
     args = _parse(_Index, argv, "index", _doc(index))
     if args.tokens is not None:
         _positive(args, "tokens")
-    from .session import check_width, load_run, open_reader
+    from .session import check_width, load_run, open_reader, within
 
-    config, sae = load_run(args.run, args.device)
+    config, sae = load_run(args.run, args.device, args.sae)
     reader = open_reader(config)
     check_width(sae, reader)
-    _make_index(args.run, config, sae, reader, args.tokens or min(INDEX_TOKENS, config.tokens))
+    _make_index(
+        within(args.run / "index", args.sae),
+        config,
+        sae,
+        reader,
+        args.tokens or min(INDEX_TOKENS, config.tokens),
+    )
 
 
 def _make_index(folder: Path, config: TrainConfig, sae: Any, reader: Any, n_tokens: int) -> Any:
@@ -189,7 +261,7 @@ def _make_index(folder: Path, config: TrainConfig, sae: Any, reader: Any, n_toke
     tokens = read_tokens(config, reader, "train", n_tokens)
     batches = (batch for batch, _ in reader.batches(tokens))
     built = build_index(sae, batches, tokens, total=tokens.n_tokens)
-    built.save(folder / "index")
+    built.save(folder)
     return built
 
 
@@ -201,6 +273,8 @@ class _Show:
     """A feature id; without it the most telling families."""
     families: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 10
     """How many families."""
+    sae: str = ""
+    """Which SAE, of a run that trained several."""
     device: str | None = None
     """Of the language model, where there is no index yet; by default the one the run was trained on."""
 
@@ -211,17 +285,18 @@ def show(argv: Sequence[str]) -> None:
     _positive(args, "families")
     from .explore import Index, output_console, show_families, show_feature
     from .lm import load_tokenizer
-    from .session import check_width, load_run, open_reader
+    from .session import check_width, load_run, open_reader, within
 
-    config, sae = load_run(args.run, args.device)
+    config, sae = load_run(args.run, args.device, args.sae)
+    folder = within(args.run / "index", args.sae)
     feature = None if args.feature is None else _feature(args.feature, sae.d_sae, args.run)
-    if (args.run / "index").exists():
-        found = Index.load(args.run / "index", sae)
+    if folder.exists():
+        found = Index.load(folder, sae)
     else:
         reader = open_reader(config)
         check_width(sae, reader)
         print(f"{args.run} has no index yet; making it, once", file=sys.stderr)
-        found = _make_index(args.run, config, sae, reader, min(INDEX_TOKENS, config.tokens))
+        found = _make_index(folder, config, sae, reader, min(INDEX_TOKENS, config.tokens))
     console, tokenizer = output_console(), load_tokenizer(config.model)
     if feature is None:
         show_families(console, found, sae.forest, tokenizer, n=args.families)
@@ -296,14 +371,15 @@ def _program() -> str:
     return "saeforest" if which("saeforest") else sys.argv[0]
 
 
-def _say_next(run: Path) -> None:
-    program = _program()
+def _say_next(run: Path, name: str = "") -> None:
+    program, which_sae = _program(), f" --sae {name}" if name else ""
+    folder = f"{run}/sae/{name}" if name else f"{run}/sae"
     commands = {
-        f"{program} show {run}": "the most telling families; -n 30 for more",
-        f"{program} show {run} FEATURE": "the tree under one feature",
+        f"{program} show {run}{which_sae}": "the most telling families; -n 30 for more",
+        f"{program} show {run} FEATURE{which_sae}": "the tree under one feature",
         f"{program} eval {run}": "measure it on held-out text",
         f"{program} train --help": "your own model, site, text and sizes",
-        f'In Python: saeforest.load("{run}/sae")': "the SAE: encode, decode, forest",
+        f'In Python: saeforest.load("{folder}")': "the SAE: encode, decode, forest",
     }
     width = max(map(len, commands))
     print("\nNext:", *(f"  {command:{width}}   {what}" for command, what in commands.items()), sep="\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +17,7 @@ from .files import atomic_file
 from .saes import SYSTEMS, SystemConfig, TreeConfig, check_inference
 
 Precision = Literal["auto", "float32", "bfloat16"]
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,17 @@ class OptimConfig:
     """Share of the run after which the decay sets in."""
     precision: Precision = "auto"
     """Of the dense encode that selects features; weights, values and gradients are float32."""
+    project_gradient: bool = True
+    """Take from every decoder row's gradient its part along the row, which would only change the row's norm."""
+
+
+@dataclass(frozen=True)
+class MemberConfig:
+    """One of the several SAEs of a run."""
+
+    sae: SystemConfig = field(default_factory=TreeConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -89,7 +102,9 @@ class TrainConfig:
     epochs: int = 1
     """Passes over them."""
     seed: int = 0
-    """Fixes the weights, the forest, the order of the text and of the activations."""
+    """Fixes the weights and the forest an SAE starts with, and what it draws at random."""
+    data_seed: int = 0
+    """Fixes the order of the text and of the activations."""
     device: str = "auto"
     """Of language model and SAE: cpu, cuda, or auto."""
     log_every: int = 50
@@ -101,14 +116,19 @@ class TrainConfig:
     activations: ActivationConfig = field(default_factory=ActivationConfig)
     sae: SystemConfig = field(default_factory=TreeConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    saes: dict[str, MemberConfig] = field(default_factory=dict)
+    """Several SAEs by name, trained on the same activations; sae, optim and seed above are then not read."""
 
     def __post_init__(self) -> None:
+        for name, member in self.saes.items():
+            self._check_member(name, member)
         _check_finite(self)
         optim, limit = self.optim, self.activations.max_norm
         ranges = [
             ("tokens", self.tokens, self.tokens >= 1, "1 or more"),
             ("epochs", self.epochs, self.epochs >= 1, "1 or more"),
             ("seed", self.seed, 0 <= self.seed < 2**63, "0 to 2**63 - 1"),
+            ("data_seed", self.data_seed, 0 <= self.data_seed < 2**63, "0 to 2**63 - 1"),
             ("log_every", self.log_every, self.log_every >= 1, "1 or more"),
             ("checkpoint_minutes", self.checkpoint_minutes, self.checkpoint_minutes >= 0, "0 or more"),
             ("lm.batch_size", self.lm.batch_size, self.lm.batch_size >= 1, "1 or more"),
@@ -127,6 +147,43 @@ class TrainConfig:
             if not holds:
                 raise UserError(f"{name} = {value}: expected {expected}")
         check_inference(self.sae)
+
+    def _check_member(self, name: str, member: MemberConfig) -> None:
+        if not _NAME.fullmatch(name):
+            raise UserError(f"saes: name '{name}': expected letters, digits, dots, dashes and underscores")
+        first = next(iter(self.saes.values())).optim.batch_size
+        if member.optim.batch_size != first:
+            raise UserError(
+                f"saes.{name}.optim.batch_size = {member.optim.batch_size}: all SAEs of a run read the same batches; "
+                f"expected {first}"
+            )
+        try:
+            replace(self, sae=member.sae, optim=member.optim, seed=member.seed, saes={})
+        except UserError as error:
+            raise UserError(f"saes.{name}: {error}") from None
+
+    @property
+    def batch_size(self) -> int:
+        """Activations in a training step, of whichever SAE."""
+        return next(iter(self.members().values())).optim.batch_size
+
+    def members(self) -> dict[str, TrainConfig]:
+        """The configuration of each SAE as if it were alone, by name; a single one's name is empty."""
+        if not self.saes:
+            return {"": self}
+        return {
+            name: replace(self, sae=m.sae, optim=m.optim, seed=m.seed, saes={})
+            for name, m in self.saes.items()
+        }
+
+    def with_members(self, members: dict[str, TrainConfig]) -> TrainConfig:
+        """The configuration that gives these `members()`: what differs between them and what they share."""
+        if list(members) == [""]:
+            return members[""]
+        shared = next(iter(members.values()))
+        return replace(
+            shared, saes={name: MemberConfig(m.sae, m.optim, m.seed) for name, m in members.items()}
+        )
 
 
 def _check_finite(config: Any, prefix: str = "") -> None:
@@ -210,11 +267,16 @@ def resolve(config: TrainConfig) -> TrainConfig:
     def settled(precision: Precision) -> Precision:
         return "bfloat16" if resolve_precision(precision, device) == torch.bfloat16 else "float32"
 
-    return replace(
+    config = replace(
         config,
         data=str(data.resolve()) if data.exists() else config.data,
         lm=replace(config.lm, dtype=settled(config.lm.dtype)),
-        optim=replace(config.optim, precision=settled(config.optim.precision)),
+    )
+    return config.with_members(
+        {
+            name: replace(member, optim=replace(member.optim, precision=settled(member.optim.precision)))
+            for name, member in config.members().items()
+        }
     )
 
 

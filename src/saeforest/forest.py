@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate
 
@@ -20,14 +20,17 @@ ROOT = -1
 class Forest:
     """Parents of the features `0..d_sae-1`, laid out layer by layer (layer 0 first). Immutable.
 
-    parent: `[d_sae]` int64; -1 is the root. A parent lies in an earlier layer than its child.
+    parent: `[d_sae]` int64; -1 is the root.
     layer_sizes: number of features of each layer.
+    layered: a parent lies in an earlier layer than its child. Otherwise any feature may be the parent of any other,
+        as long as none is its own ancestor: so are forests inferred for a flat SAE, which has one layer.
 
     Raises UserError where `parent` does not describe such a forest.
     """
 
     parent: Int[Tensor, "d_sae"]
     layer_sizes: tuple[int, ...]
+    layered: bool = field(default=True, kw_only=True)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "parent", self.parent.detach().to("cpu", torch.int64).clone())
@@ -44,6 +47,12 @@ class Forest:
                 f"layer_sizes {list(self.layer_sizes)} add up to {sum(self.layer_sizes)}, "
                 f"but parent has {len(self.parent)} entries; expected one entry a feature"
             )
+        if self.layered:
+            self._check_layers()
+        else:
+            self._check_cycles()
+
+    def _check_layers(self) -> None:
         start = torch.tensor(self.layer_starts)[self.layer]
         bad = ((self.parent < ROOT) | (self.parent >= start)).nonzero().flatten()
         if len(bad):
@@ -51,6 +60,24 @@ class Forest:
             raise UserError(
                 f"parent[{i}] = {int(self.parent[i])}: expected -1 (root) or a feature of a layer before "
                 f"layer {int(self.layer[i])}, that is below {int(start[i])}"
+            )
+
+    def _check_cycles(self) -> None:
+        bad = ((self.parent < ROOT) | (self.parent >= self.d_sae)).nonzero().flatten()
+        if len(bad):
+            i = int(bad[0])
+            raise UserError(
+                f"parent[{i}] = {int(self.parent[i])}: expected -1 (root) or another feature, "
+                f"0 to {self.d_sae - 1}"
+            )
+        # Whoever has climbed d_sae steps and not come to the root walks in a circle.
+        lost = self._climbed[1]
+        lost = lost[lost != self.d_sae]
+        if len(lost):
+            i = int(lost.min())
+            raise UserError(
+                f"parent[{i}] = {int(self.parent[i])}: feature {i} is its own ancestor; "
+                "expected parents that lead to the root (-1)"
             )
 
     @property
@@ -71,11 +98,21 @@ class Forest:
     @cached_property
     def depth(self) -> Int[Tensor, "d_sae"]:
         """Number of ancestors of each feature (0: a child of the root)."""
-        depth = torch.zeros_like(self.parent)
-        for start, size in zip(self.layer_starts[1:], self.layer_sizes[1:], strict=True):
-            p = self.parent[start : start + size]
-            depth[start : start + size] = torch.where(p == ROOT, 0, depth[p.clamp(min=0)] + 1)
-        return depth
+        return self._climbed[0]
+
+    @cached_property
+    def _climbed(self) -> tuple[Int[Tensor, "d_sae"], Int[Tensor, "d_sae"]]:
+        """Number of ancestors of each feature, and where d_sae or more steps up lead: d_sae stands for the root."""
+        root = self.d_sae
+        above = torch.cat([torch.where(self.parent == ROOT, root, self.parent), torch.tensor([root])])
+        steps = (above != root).long()
+        # Every round doubles the stride, so depth takes few rounds; a cycle never ends, and is cut off.
+        for _ in range(root.bit_length()):
+            if bool((above == root).all()):
+                break
+            steps += steps[above]
+            above = above[above]
+        return steps[:root], above[:root]
 
     @cached_property
     def n_children(self) -> Int[Tensor, "d_sae"]:

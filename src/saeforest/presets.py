@@ -1,33 +1,96 @@
-"""Named configurations: the demo, and the paper's Tree SAEs."""
+"""Named configurations: the demo and its companions, and what the papers trained.
+
+A name says system, size and L0: `tree-4layer`, `tree-4layer-49k-l0-64`, `topk-l0-48`. Where a paper's text and its
+authors' code differ, `-paper` and `-reference` choose; the plain name is what we recommend (docs/presets.md).
+"""
 
 from __future__ import annotations
 
-from .config import ActivationConfig, OptimConfig, TextConfig, TrainConfig
-from .saes import AllocationConfig, TreeAuxConfig, TreeConfig
+from dataclasses import replace
 
-_DEMO = TrainConfig(
-    tokens=400_000,
-    epochs=8,
-    sae=TreeConfig(
-        layer_sizes=(384, 768, 2304, 2688),
-        k_per_layer=(21, 5, 4, 2),
-        aux=TreeAuxConfig(layers=None, detach=True, bias=False, rescale=True),
-        # Often, since every move of a dead child counts in a short run.
-        allocation=AllocationConfig(first=100, cap=100, root_reset_at=0.7),
-    ),
-    optim=OptimConfig(lr=1e-3, batch_size=2048, warmup=0.02, decay="linear"),
+from .config import ActivationConfig, OptimConfig, TextConfig, TrainConfig
+from .saes import (
+    AllocationConfig,
+    AuxConfig,
+    BatchTopKConfig,
+    HierarchyConfig,
+    HSAEConfig,
+    JumpReLUConfig,
+    MatchingPursuitConfig,
+    MatryoshkaConfig,
+    SystemConfig,
+    TopKConfig,
+    TreeAuxConfig,
+    TreeConfig,
 )
 
-# Appendix C, Table 1: features and active features of each layer, by total L0.
-_PAPER_SIZES = {"tree-2layer": (6144, 18432), "tree-4layer": (1536, 3072, 9216, 10752)}
-_PAPER_K = {
-    "tree-2layer": {32: (26, 6), 48: (40, 8), 64: (53, 11), 80: (69, 11)},
-    "tree-4layer": {32: (21, 5, 4, 2), 48: (32, 7, 5, 4), 64: (44, 9, 6, 5), 80: (56, 11, 7, 6)},
+# -- SmolLM2-135M on a laptop: 6,144 features, ten minutes
+
+_DEMO_LAYERS = (384, 768, 2304, 2688)
+_DEMO_FLAT = (sum(_DEMO_LAYERS),)
+_DEMO_L0 = (32,)
+_DEMO_AUX = AuxConfig(detach=True, bias=False, rescale=True)
+_DEMO_OPTIM = OptimConfig(lr=1e-3, batch_size=2048, warmup=0.02, decay="linear")
+# Often, since every move of a dead child counts in a short run.
+_DEMO_ALLOCATION = AllocationConfig(first=100, cap=100, root_reset_at=0.7)
+_DEMO_TREE = TreeConfig(
+    layer_sizes=_DEMO_LAYERS,
+    k_per_layer=(21, 5, 4, 2),
+    aux=TreeAuxConfig(layers=None, detach=True, bias=False, rescale=True),
+    allocation=_DEMO_ALLOCATION,
+)
+_DEMO_HSAE = HSAEConfig(layer_sizes=(384, 768, 1536, 3072), k_per_layer=(32, 32, 32, 32))
+_HSAE_BETAS = {"beta1": 0.0, "beta2": 0.995, "eps": 1e-8}
+_BASELINE = {"constraint": 0.0, "perturbation": 0.0, "hierarchy": HierarchyConfig(updates="after")}
+
+
+def _demo(sae: SystemConfig, **optim: float | str) -> TrainConfig:
+    return TrainConfig(tokens=400_000, epochs=8, sae=sae, optim=replace(_DEMO_OPTIM, **optim))  # pyright: ignore[reportArgumentType]
+
+
+_DEMOS = {
+    "demo": _demo(_DEMO_TREE),
+    "demo-tree-2layer": _demo(replace(_DEMO_TREE, layer_sizes=(1536, 4608), k_per_layer=(26, 6))),
+    "demo-hsae": _demo(_DEMO_HSAE, **_HSAE_BETAS),
+    "demo-hsae-baseline": _demo(replace(_DEMO_HSAE, **_BASELINE), **_HSAE_BETAS),
+    "demo-topk": _demo(TopKConfig(layer_sizes=_DEMO_FLAT, k_per_layer=_DEMO_L0, aux=_DEMO_AUX)),
+    "demo-batchtopk": _demo(BatchTopKConfig(layer_sizes=_DEMO_FLAT, k_per_layer=_DEMO_L0, aux=_DEMO_AUX)),
+    "demo-matryoshka": _demo(MatryoshkaConfig(layer_sizes=_DEMO_LAYERS, k_per_layer=_DEMO_L0, aux=_DEMO_AUX)),
+    "demo-jumprelu": _demo(JumpReLUConfig(layer_sizes=_DEMO_FLAT, k_per_layer=_DEMO_L0), **_HSAE_BETAS),
+    "demo-matching-pursuit": _demo(MatchingPursuitConfig(layer_sizes=_DEMO_FLAT, k_per_layer=_DEMO_L0)),
 }
 
+# -- The Tree SAE's paper: GPT-2 small, 500M tokens of the Pile (App. C, Tables 1 and 2; SPEC 5.1, 9.1)
 
-def _paper(name: str, l0: int) -> TrainConfig:
-    """GPT-2 small before block 5 on 500M tokens of the Pile, every position included (SPEC 5.1, 9.1)."""
+_SIZES = {
+    "tree-2layer": (6144, 18432),
+    "tree-2layer-6k": (1536, 4608),
+    "tree-2layer-49k": (12288, 36864),
+    "tree-4layer": (1536, 3072, 9216, 10752),
+    # The sizes that were run; the text's "proportional" would have the first two layers the other way round.
+    "tree-4layer-6k": (768, 384, 2304, 2688),
+    "tree-4layer-49k": (6144, 3072, 18432, 21504),
+    "tree-4layer-6k-proportional": (384, 768, 2304, 2688),
+    "tree-4layer-49k-proportional": (3072, 6144, 18432, 21504),
+}
+_K = {
+    "tree-2layer": {32: (26, 6), 48: (40, 8), 64: (53, 11), 80: (69, 11)},
+    "tree-2layer-6k": {8: (6, 2)},
+    "tree-2layer-49k": {64: (55, 9)},
+    "tree-4layer": {32: (21, 5, 4, 2), 48: (32, 7, 5, 4), 64: (44, 9, 6, 5), 80: (56, 11, 7, 6)},
+    "tree-4layer-6k": {8: (5, 1, 1, 1)},
+    "tree-4layer-49k": {64: (51, 4, 5, 4)},
+    "tree-4layer-6k-proportional": {8: (5, 1, 1, 1)},
+    "tree-4layer-49k-proportional": {64: (51, 4, 5, 4)},
+}
+_FLAT_L0 = {"": (32, 48, 64, 80), "-6k": (8,), "-49k": (64,)}
+_FLAT_SIZE = {"": (24_576,), "-6k": (6_144,), "-49k": (49_152,)}
+_ALLOCATION = AllocationConfig(first=3_000, cap=10_000, dead_after_tokens=10_000_000)
+_DEAD = 10_000_000
+
+
+def _gpt2(sae: SystemConfig, **optim: float | int) -> TrainConfig:
+    """GPT-2 small before block 5, every position included."""
     return TrainConfig(
         model="gpt2",
         site="blocks.5.hook_resid_pre",
@@ -36,15 +99,109 @@ def _paper(name: str, l0: int) -> TrainConfig:
         seed=42,
         text=TextConfig(context=1024, held_out=0.01),
         activations=ActivationConfig(exclude_first=False, exclude_special=False, max_norm=0),
-        sae=TreeConfig(
-            layer_sizes=_PAPER_SIZES[name],
-            k_per_layer=_PAPER_K[name][l0],
-            allocation=AllocationConfig(first=3_000, cap=10_000, dead_after_tokens=10_000_000),
-        ),
-        optim=OptimConfig(lr=1e-4, batch_size=5120),
+        sae=sae,
+        optim=replace(OptimConfig(lr=1e-4, batch_size=5120), **optim),  # pyright: ignore[reportArgumentType]
     )
 
 
-PRESETS: dict[str, TrainConfig] = {"demo": _DEMO}
-for _name, _levels in _PAPER_K.items():
-    PRESETS |= {_name if l0 == 32 else f"{_name}-l0-{l0}": _paper(_name, l0) for l0 in _levels}
+def _trees() -> dict[str, TrainConfig]:
+    presets = {}
+    for name, sizes in _SIZES.items():
+        for l0, k in _K[name].items():
+            sae = TreeConfig(layer_sizes=sizes, k_per_layer=k, allocation=_ALLOCATION)
+            # The text: SPEC 5.6, #3, #12, #14, #21 and #27.
+            text = replace(
+                _ALLOCATION, growth="add", capacity="per_instance", eligibility="rate", count="living"
+            )
+            readings = {
+                "": sae,
+                "-paper": replace(sae, activation_threshold=0.0, allocation=text),
+                "-reference": replace(sae, b_dec_init="raw"),
+            }
+            presets |= {_named(name, l0) + r: _gpt2(s) for r, s in readings.items()}
+    return presets
+
+
+def _named(name: str, l0: int) -> str:
+    """A name without its L0 where that is the paper's main or only one."""
+    return name if l0 == 32 or name.split("-")[-1] in ("6k", "49k", "proportional") else f"{name}-l0-{l0}"
+
+
+def _baselines() -> dict[str, TrainConfig]:
+    presets: dict[str, TrainConfig] = {}
+    for size, levels in _FLAT_L0.items():
+        for l0 in levels:
+            flat, k = _FLAT_SIZE[size], (l0,)
+            gao = AuxConfig(detach=True)
+            found: dict[str, TrainConfig] = {
+                "topk": _gpt2(TopKConfig(flat, k, dead_after_tokens=_DEAD)),
+                "topk-paper": _gpt2(TopKConfig(flat, k, encoder_bias=True, dead_after_tokens=_DEAD, aux=gao)),
+                "topk-reference": _gpt2(TopKConfig(flat, k, b_dec_init="raw", dead_after_tokens=_DEAD)),
+                "batchtopk": _gpt2(
+                    BatchTopKConfig(flat, k, dead_after_tokens=_DEAD, aux=gao), lr=3e-4, batch_size=4096
+                ),
+                "jumprelu": _gpt2(JumpReLUConfig(flat, k, dead_after_tokens=_DEAD), lr=2e-4, **_HSAE_BETAS),
+                "matching-pursuit": _gpt2(MatchingPursuitConfig(flat, k, dead_after_tokens=_DEAD)),
+            }
+            for layers in ("2layer", "4layer"):
+                sae = MatryoshkaConfig(_SIZES[f"tree-{layers}{size}"], k, dead_after_tokens=_DEAD)
+                found |= {
+                    f"matryoshka-{layers}": _gpt2(sae),
+                    f"matryoshka-{layers}-paper": _gpt2(
+                        replace(sae, selection="batch", aux=gao), lr=3e-4, batch_size=2048
+                    ),
+                    f"matryoshka-{layers}-reference": _gpt2(replace(sae, b_dec_init="raw")),
+                }
+            for name, config in found.items():
+                system, reading = name, ""
+                for suffix in ("-paper", "-reference"):
+                    if name.endswith(suffix):
+                        system, reading = name.removesuffix(suffix), suffix
+                presets[_named(system + size, l0) + reading] = config
+    return presets
+
+
+# -- HSAE's paper: Gemma-2-2b, 100M tokens of the MiniPile (SPEC 6.1, 9.3)
+
+
+def _gemma(sae: HSAEConfig) -> TrainConfig:
+    """After block 13, the first position left out; the paper gives no learning rate."""
+    optim = OptimConfig(lr=2e-4, batch_size=1024, warmup=0.1, decay="cosine", decay_from=0.1)
+    return TrainConfig(
+        model="google/gemma-2-2b",
+        site="blocks.13.hook_resid_post",
+        data="JeanKaddour/minipile",
+        tokens=100_000_000,
+        text=TextConfig(context=1024, held_out=0.01),
+        sae=sae,
+        optim=replace(optim, **_HSAE_BETAS),
+    )
+
+
+def _hsaes() -> dict[str, TrainConfig]:
+    hierarchy = HierarchyConfig(period=5_000)
+    presets = {}
+    for l0 in (50, 80, 100):
+        sae = HSAEConfig(k_per_layer=(l0,) * 4, threshold_init=0.048, hierarchy=hierarchy)
+        variants = {
+            "hsae": sae,
+            "hsae-baseline": replace(sae, **_BASELINE),
+            "hsae-no-constraint": replace(sae, constraint=0.0),
+            "hsae-no-perturbation": replace(sae, perturbation=0.0),
+            "hsae-fixed-tree": replace(sae, hierarchy=replace(hierarchy, updates="fixed")),
+            "hsae-full-tree": replace(sae, hierarchy=replace(hierarchy, unassigned=0.0)),
+            "hsae-binary-tree": replace(sae, hierarchy=replace(hierarchy, max_children=2)),
+        }
+        presets |= {name if l0 == 50 else f"{name}-l0-{l0}": _gemma(v) for name, v in variants.items()}
+    return presets
+
+
+PRESETS: dict[str, TrainConfig] = _DEMOS | _trees() | _baselines() | _hsaes()
+
+#: All of them in a few words.
+PRESET_NAMES = (
+    f"PRESET: {', '.join(_DEMOS)}; from the Tree SAE's paper tree-2layer, tree-4layer, topk, batchtopk, "
+    "matryoshka-2layer, matryoshka-4layer, jumprelu, matching-pursuit, each also with -l0-48, -l0-64, -l0-80, "
+    "-6k or -49k, and those whose text and code differ with -paper or -reference; from HSAE's hsae, hsae-baseline, hsae-no-constraint, "
+    "hsae-no-perturbation, hsae-fixed-tree, hsae-full-tree, hsae-binary-tree, each also with -l0-80 or -l0-100."
+)

@@ -56,7 +56,7 @@ def read_tokens(
         context=config.text.context,
         split=split,
         held_out=config.text.held_out,
-        seed=config.seed,
+        seed=config.data_seed,
     )
 
 
@@ -67,21 +67,41 @@ def settle_positions(config: TrainConfig, reader: ActivationReader, tokens: Toke
     return replace(config, activations=replace(config.activations, max_norm=reader.max_norm))
 
 
-def load_run(folder: Path, device: str | None = None) -> tuple[TrainConfig, SAE]:
-    """The configuration and the trained SAE of a run folder, for `device` or the one it was trained on.
+def within(folder: Path, name: str) -> Path:
+    """Where in a folder of a run the files of one of its SAEs are: the single SAE of a run has an empty name."""
+    return folder / name if name else folder
 
-    Raises UserError where either is missing.
-    """
+
+def sae_names(folder: Path) -> list[str]:
+    """The names of a run's SAEs; a single one's is empty. Raises UserError where the folder is no run."""
+    return list(_run_config(folder).members())
+
+
+def _run_config(folder: Path) -> TrainConfig:
     if not (folder / CONFIG).is_file():
         raise UserError(f"{folder}: no {CONFIG}; expected a run folder that `saeforest train` made")
-    config = load_config(folder / CONFIG)
+    return load_config(folder / CONFIG)
+
+
+def load_run(folder: Path, device: str | None = None, name: str = "") -> tuple[TrainConfig, SAE]:
+    """The configuration and a trained SAE of a run folder, for `device` or the one it was trained on.
+
+    `name`: which, where the run trained several. Raises UserError where there is no such SAE.
+    """
+    config = _run_config(folder)
     if device is not None:
         config = replace(config, device=device)
     if not (folder / SAE_FOLDER).is_dir():
         raise UserError(
             f"{folder}: no trained SAE yet; finish it with `saeforest train --resume --out {folder}`"
         )
-    return config, load_sae(folder / SAE_FOLDER).to(resolve_device(config.device))
+    members = config.members()
+    if name not in members:
+        if not config.saes:
+            raise UserError(f"{folder}: holds one SAE, none named '{name}'; leave out --sae")
+        raise UserError(f"{folder}: holds several SAEs; give --sae with one of {', '.join(members)}")
+    sae = load_sae(within(folder / SAE_FOLDER, name))
+    return members[name], sae.to(resolve_device(config.device))
 
 
 def check_width(sae: SAE, reader: ActivationReader) -> None:
@@ -103,7 +123,7 @@ def about_activations(config: TrainConfig, tokens: Tokens) -> dict[str, Any]:
         "tokens": tokens.n_tokens,
         "context": tokens.context,
         "held_out": config.text.held_out,
-        "seed": config.seed,
+        "seed": config.data_seed,
         "exclude_first": config.activations.exclude_first,
         "exclude_special": config.activations.exclude_special,
         "max_norm": config.activations.max_norm,

@@ -9,11 +9,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..activations import ActivationBatch
+from ..directions import RIDGE, Moments, nearness
 from ..errors import UserError
 from ..progress import progress
 from ..saes import SAE
 from ..text import Tokens
-from .directions import RIDGE, Moments, nearness
 from .index import About, Index, fingerprint
 from .strongest import Strongest, passages
 

@@ -9,7 +9,7 @@ from ..activations import ActivationReader
 from ..config import TrainConfig
 from ..saes import SAE
 from ..saes.files import SAE_FOLDER
-from ..session import read_tokens, text_source
+from ..session import read_tokens, text_source, within
 from .evaluate import Source, evaluate
 from .record import Record
 
@@ -25,14 +25,17 @@ def measure_run(
     tokens: int,
     ce_tokens: int,
     folder: Path,
+    name: str = "",
 ) -> list[Record]:
     """Measures the SAE of a run on up to `tokens` held-out tokens and writes `folder/eval/<measure>.json` for each.
+
+    `name`: which SAE it is of a run that trained several; its records go to `folder/eval/<name>/`.
 
     Raises UserError where the text or the activations are at fault (see `evaluate`).
     """
     text = read_tokens(config, reader, "held_out", tokens)
-    source = Source(text_source(config), "held_out", config.seed, str(folder / SAE_FOLDER))
+    source = Source(text_source(config), "held_out", config.seed, str(within(folder / SAE_FOLDER, name)))
     records = list(evaluate(sae, reader, text, names, source, ce_tokens=ce_tokens).values())
     for record in records:
-        record.write(folder / EVAL_FOLDER / f"{record.measure}.json")
+        record.write(within(folder / EVAL_FOLDER, name) / f"{record.measure}.json")
     return records

@@ -11,9 +11,9 @@ from rich.text import Text
 from .record import Interval, Record
 
 
-def table(records: Iterable[Record]) -> Table:
+def table(records: Iterable[Record], title: str | None = None) -> Table:
     """A block of rows for each record; an undefined value is a dash, with its reason."""
-    out = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    out = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=title, title_justify="left")
     out.add_column("measure", no_wrap=True)
     out.add_column("value", justify="right", no_wrap=True)
     out.add_column("95% interval", justify="right", no_wrap=True)

@@ -92,7 +92,7 @@ class Step:
 
 @dataclass
 class Event:
-    """Something a system did after a step: `log` goes to log.jsonl; `moves` (feature, from, to) to allocations.jsonl."""
+    """What a system did after a step: `log` goes to log.jsonl; `moves` (feature, from, to) to allocations.jsonl."""
 
     log: dict[str, Any]
     moves: list[tuple[int, int, int]] = field(default_factory=list)
@@ -113,6 +113,8 @@ class SAE(nn.Module):
     """A child fires only where its parent does."""
     cumulative: ClassVar[bool] = True
     """Layer l is reconstructed from the features of layers 0 to l; otherwise every layer stands alone."""
+    flat: ClassVar[bool] = False
+    """It has no forest of its own: every feature hangs from the root."""
     inference_keys: ClassVar[tuple[str, ...]] = (
         "layer_sizes",
         "k_per_layer",
@@ -134,6 +136,9 @@ class SAE(nn.Module):
         self.d_in = d_in
         self.d_sae = sum(config.layer_sizes)
         self.seed = seed
+        #: whether decoding undoes layer_norm to the last digit. SAELens, which reads the folders of flat SAEs, leaves
+        #: out the epsilon that it encodes with; the Tree SAE's authors do not.
+        self.exact_inverse = not self.flat
         self.metadata: dict[str, Any] = {}
         #: the dense encode that selects features runs in this type; the selected values are always float32
         self.compute_dtype = torch.float32
@@ -173,13 +178,18 @@ class SAE(nn.Module):
 
     def tensors(self) -> dict[str, Tensor]:
         """What is saved of the SAE, by the names of the file. Views: what is copied into them fills the SAE."""
-        return {
-            "W_enc": self.W_enc,
-            "W_dec": self.W_dec,
-            "b_enc": self.b_enc,
-            "b_dec": self.b_dec,
-            "parent": self.parent,
-        }
+        tensors = {"W_enc": self.W_enc, "W_dec": self.W_dec, "b_enc": self.b_enc, "b_dec": self.b_dec}
+        return tensors if self.flat else tensors | {"parent": self.parent}
+
+    @classmethod
+    def tensor_shapes(cls, d_in: int, d_sae: int) -> dict[str, list[int]]:
+        """Of the tensors that grow with the dictionary, to be checked before memory is taken for them."""
+        shapes = {"W_enc": [d_in, d_sae], "W_dec": [d_sae, d_in], "b_enc": [d_sae], "b_dec": [d_in]}
+        return shapes if cls.flat else shapes | {"parent": [d_sae]}
+
+    def saelens_keys(self) -> dict[str, Any]:
+        """What SAELens asks of cfg.json beside our own keys, where it knows the architecture."""
+        return {}
 
     # -- inference
 
@@ -227,7 +237,9 @@ class SAE(nn.Module):
             first = 0 if self.cumulative else starts[layer]
             values = torch.where((flat.ids >= first) & (flat.ids < starts[layer + 1]), values, 0)
         z = sparse_decode(values, flat.ids, self.decoder) + self.layer_bias(layer)
-        return z.reshape(*code.values.shape[:-1], self.d_in) * stats.std + stats.mean
+        inexact = self.config.normalize_activations == "layer_norm" and not self.exact_inverse
+        std = stats.std - _STD_EPS if inexact else stats.std
+        return z.reshape(*code.values.shape[:-1], self.d_in) * std + stats.mean
 
     def layer_bias(self, layer: int) -> Float[Tensor, "d_in"]:
         """The decoder's bias in the reconstruction that ends with `layer`."""

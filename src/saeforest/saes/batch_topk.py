@@ -7,7 +7,7 @@ features are never depends on the others beside it (SPEC 7.2).
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -70,6 +70,9 @@ class BatchTopKSAE(TopKSAE):
 
     def _in_input_units(self) -> list[Tensor]:
         return [*super()._in_input_units(), self.threshold]
+
+    def saelens_keys(self) -> dict[str, Any]:
+        return {} if self.by_batch else super().saelens_keys()
 
     def select(self, u: Float[Tensor, "n d_in"]) -> SparseCode:
         if not self.by_batch:

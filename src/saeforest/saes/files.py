@@ -22,6 +22,8 @@ from .systems import SYSTEMS
 FORMAT_VERSION = 1
 SAE_FOLDER = "sae"  # within a run
 CFG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
+# The SAELens whose layout this is; without a version it takes a folder for one of before 6.0.
+_SAELENS = "6.54.12"
 
 _T = TypeVar("_T")
 _Positive = Annotated[int, Field(gt=0, strict=True)]
@@ -34,6 +36,7 @@ class _Frame:
     d_in: _Positive
     d_sae: _Positive
     apply_b_dec_to_input: Literal[True] = True
+    exact_inverse: bool | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
 
 
@@ -66,6 +69,17 @@ def _cfg(sae: SAE) -> dict[str, Any]:
         # Beside the tensor of the same name: SAELens casts every tensor to the SAE's dtype, and bf16 loses ids.
         "parent": sae.parent.tolist(),
         "metadata": sae.metadata,
+        **(_for_saelens(sae) if sae.flat else {}),
+    }
+
+
+def _for_saelens(sae: SAE) -> dict[str, Any]:
+    """SAELens reads the folders of flat SAEs: what it asks for beside our own keys."""
+    return {
+        "sae_lens_version": _SAELENS,
+        "reshape_activations": "none",
+        "exact_inverse": sae.exact_inverse,
+        **sae.saelens_keys(),
     }
 
 
@@ -89,7 +103,7 @@ def load_sae(folder: str | Path) -> SAE:
         raise UserError(
             f"{folder / CFG}: key 'normalize_activations': dataset_scale stands for a number; write that number"
         )
-    optional = [key for key in ("apply_b_dec_to_input", "metadata") if key in cfg]
+    optional = [key for key in ("apply_b_dec_to_input", "exact_inverse", "metadata") if key in cfg]
     frame = _validated(_Frame, _picked(cfg, ("d_in", "d_sae", *optional), folder / CFG), folder / CFG)
     if frame.d_sae != sum(config.layer_sizes):
         raise UserError(
@@ -98,11 +112,13 @@ def load_sae(folder: str | Path) -> SAE:
         )
     weights = read_tensors(folder / WEIGHTS)
     # The largest come first: a file of other sizes is found out before memory is taken for them.
-    _check_weights(weights, _common_shapes(frame), folder / WEIGHTS)
+    _check_weights(weights, sae_class.tensor_shapes(frame.d_in, frame.d_sae), folder / WEIGHTS)
     sae = sae_class(_with_bias(config, weights, folder / WEIGHTS), frame.d_in)
     shapes = {name: list(tensor.shape) for name, tensor in sae.tensors().items()}
     _check_weights(weights, shapes, folder / WEIGHTS)
     sae.metadata = frame.metadata
+    if frame.exact_inverse is not None:
+        sae.exact_inverse = frame.exact_inverse
     for name, place in sae.tensors().items():
         place.data.copy_(weights[name])
     _check_parent(cfg, sae.parent, folder)
@@ -153,12 +169,6 @@ def _validated(kind: type[_T], values: dict[str, Any], path: Path) -> _T:
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     return valid
-
-
-def _common_shapes(frame: _Frame) -> dict[str, list[int]]:
-    d_in, d_sae = frame.d_in, frame.d_sae
-    shapes = {"W_enc": [d_in, d_sae], "W_dec": [d_sae, d_in]}
-    return shapes | {"b_enc": [d_sae], "b_dec": [d_in], "parent": [d_sae]}
 
 
 def _check_weights(weights: Mapping[str, Tensor], shapes: Mapping[str, list[int]], path: Path) -> None:

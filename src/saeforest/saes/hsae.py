@@ -89,6 +89,7 @@ class HSAEConfig(JumpReLUConfig):
 
 class HSAE(JumpReLUSAE):
     config_class = HSAEConfig
+    flat = False
 
     config: HSAEConfig  # pyright: ignore[reportIncompatibleVariableOverride]
     steps: Tensor

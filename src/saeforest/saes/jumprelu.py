@@ -131,6 +131,8 @@ class JumpReLUConfig:
             raise UserError(f"sae.threshold_init = {self.threshold_init}: expected 0 or more")
         if self.bandwidth is not None and self.bandwidth <= 0:
             raise UserError(f"sae.bandwidth = {self.bandwidth}: expected more than 0")
+        if self.dead_after_tokens is not None and self.dead_after_tokens < 1:
+            raise UserError(f"sae.dead_after_tokens = {self.dead_after_tokens}: expected 1 or more")
 
     def check_levels(self) -> None:
         check_one_layer(self.architecture, self.layer_sizes)
@@ -150,6 +152,7 @@ class Level:
 class JumpReLUSAE(SAE):
     config_class = JumpReLUConfig
     cumulative = False
+    flat = True
 
     config: JumpReLUConfig
     threshold: nn.Parameter
@@ -179,8 +182,9 @@ class JumpReLUSAE(SAE):
     def tensors(self) -> dict[str, Tensor]:
         tensors = super().tensors() | {"threshold": self.threshold}
         if self.b_dec.dim() == 2:
-            # One bias by that name for every SAE: of the finest level, which is the reconstruction.
-            tensors |= {"b_dec": self.b_dec[-1], "level_b_dec": self.b_dec}
+            # One bias by that name for every SAE: of the finest level, which is the reconstruction. The others
+            # go beside it, for no two tensors of a file may share memory.
+            tensors |= {"b_dec": self.b_dec[-1], "level_b_dec": self.b_dec[:-1]}
         return tensors
 
     def _in_input_units(self) -> list[Tensor]:

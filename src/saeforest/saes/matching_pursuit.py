@@ -6,8 +6,8 @@ takes it off; an activation stops early when nothing is left or nothing new is c
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -58,7 +58,7 @@ class MatchingPursuitConfig:
 
 class MatchingPursuitSAE(SAE):
     config_class = MatchingPursuitConfig
-    at_most_k = True
+    at_most_k = flat = True
     inference_keys = (*SAE.inference_keys, "residual_tolerance")
 
     config: MatchingPursuitConfig
@@ -67,6 +67,20 @@ class MatchingPursuitSAE(SAE):
         super().__init__(config, d_in, seed=seed)
         self.encoder = self.decoder  # one dictionary, under both names
         self.b_dec.requires_grad_(config.decoder_bias)
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {"W_dec": self.decoder, "b_dec": self.b_dec}
+
+    @classmethod
+    def tensor_shapes(cls, d_in: int, d_sae: int) -> dict[str, list[int]]:
+        return {"W_dec": [d_sae, d_in], "b_dec": [d_in]}
+
+    def saelens_keys(self) -> dict[str, Any]:
+        return {
+            "max_iterations": self.config.k_per_layer[0],
+            "residual_threshold": self.config.residual_tolerance,
+            "stop_on_duplicate_support": True,
+        }
 
     @torch.no_grad()
     def encode_normalized(self, u: Float[Tensor, "n d_in"]) -> SparseCode:
@@ -134,6 +148,12 @@ class MatchingPursuitSAE(SAE):
     def initialize(self, x: Float[Tensor, "n d_in"]) -> None:
         if self.config.decoder_bias:
             super().initialize(x)
+
+    def finish(self) -> None:
+        scale = self.config.normalize_activations
+        super().finish()
+        if not isinstance(scale, str):  # residuals shrink with the input
+            self.config = replace(self.config, residual_tolerance=self.config.residual_tolerance / scale)
 
     def training_step(self, x: Float[Tensor, "n d_in"]) -> Step:
         """The reconstruction error as a share of the batch's variance."""

@@ -38,13 +38,14 @@ def batch_top_k(h: Float[Tensor, "n F"], k: int) -> SparseCode:
 def above(h: Float[Tensor, "n F"], floor: Float[Tensor, "F"]) -> SparseCode:
     """Every feature whose pre-activation exceeds its floor; the values say by how much (SPEC 6.4, 7.2)."""
     excess = (h - floor).relu()
-    width = max(int((excess > 0).sum(1).max()), 1)
+    width = max(int((excess > 0).sum(1).max()), 1) if len(h) else 1
     return _positive(*excess.topk(width, dim=1))
 
 
 def _trimmed(values: Float[Tensor, "n k"], ids: Tensor) -> SparseCode:
-    """Without the slots at the end that no row uses; rows are in descending order."""
-    width = max(int((values > 0).sum(1).max()), 1)
+    """Without the slots at the end that no row uses. Among equals, a row may use a later slot and not an earlier."""
+    used = (values > 0).any(0).nonzero()
+    width = int(used[-1]) + 1 if len(used) else 1
     return _positive(values[:, :width], ids[:, :width])
 
 

@@ -6,7 +6,7 @@ BatchTopK and Matryoshka SAEs change one thing each: how features are chosen, an
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -48,13 +48,16 @@ class TopKConfig:
 
 class TopKSAE(SAE):
     config_class = TopKConfig
-    at_most_k = True
+    at_most_k = flat = True
 
     config: TopKConfig
 
     @property
     def k(self) -> int:
         return sum(self.config.k_per_layer)
+
+    def saelens_keys(self) -> dict[str, Any]:
+        return {"k": self.k, "rescale_acts_by_decoder_norm": True}
 
     def encode_normalized(self, u: Float[Tensor, "n d_in"]) -> SparseCode:
         u = u - self.b_dec

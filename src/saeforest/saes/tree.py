@@ -280,7 +280,7 @@ class TreeSAE(SAE):
         if self.config.allocation.eligibility == "rate":
             horizon = _RATE_WINDOWS * self.config.allocation.eligible_within_tokens
             kept = math.exp(-n_tokens / horizon)
-            self.rate.mul_(kept).add_((1 - kept) * fired / n_tokens)
+            self.rate.mul_(kept).add_((1 - kept) * fired.to(self.rate.dtype) / n_tokens)
             self.rate_weight.mul_(kept).add_(1 - kept)
 
     def _eligible(self, start: int) -> Bool[Tensor, "start"]:

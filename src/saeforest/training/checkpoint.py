@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,28 +16,37 @@ from ..files import atomic_folder, read_json, read_tensors, write_json, write_te
 from ..saes import SAE
 
 _TENSORS, _STATE = "state.safetensors", "state.json"
+#: What of an SAE in training a checkpoint keeps.
+Trained = tuple[SAE, torch.optim.Optimizer]
 
 
 def save_checkpoint(
     folder: Path,
     step: int,
-    sae: SAE,
-    optimizer: torch.optim.Optimizer,
+    trained: Mapping[str, Trained],
     stream: ActivationStream,
     fingerprint: str = "",
 ) -> None:
     """Writes `folder/step-NNNNNNNN` whole, then drops older ones. `fingerprint` is of the data."""
     target = folder / f"step-{step:08}"
-    tensors: dict[str, Tensor] = {f"sae.{k}": v for k, v in sae.state_dict().items()}
-    for i, state in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{i}.{k}": v for k, v in state.items()}
-    tensors["torch_rng"] = torch.get_rng_state()
     with atomic_folder(target) as temporary:
-        write_tensors(temporary / _TENSORS, tensors)
+        for name, (sae, optimizer) in trained.items():
+            write_tensors(_file(temporary, name), _tensors(sae, optimizer))
         write_json(temporary / _STATE, {"step": step, "data": stream.state(), "fingerprint": fingerprint})
     for old in folder.glob("step-*"):
         if old != target:
             shutil.rmtree(old)
+
+
+def _file(checkpoint: Path, name: str) -> Path:
+    return checkpoint / (f"{name}.safetensors" if name else _TENSORS)
+
+
+def _tensors(sae: SAE, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {f"sae.{k}": v for k, v in sae.state_dict().items()}
+    for i, state in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{i}.{k}": v for k, v in state.items()}
+    return tensors | {"torch_rng": torch.get_rng_state()}
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
@@ -45,8 +55,7 @@ def latest_checkpoint(folder: Path) -> Path | None:
 
 def load_checkpoint(
     checkpoint: Path,
-    sae: SAE,
-    optimizer: torch.optim.Optimizer,
+    trained: Mapping[str, Trained],
     stream: ActivationStream,
     fingerprint: str = "",
 ) -> int:
@@ -60,21 +69,26 @@ def load_checkpoint(
             f"{checkpoint}: the text or its activations are no longer those it was written with, so the run can't go "
             "on as it would have; bring them back, or start anew in another --out"
         )
-    tensors = read_tensors(checkpoint / _TENSORS)
+    tensors = {name: read_tensors(_file(checkpoint, name)) for name in trained}
     try:
-        sae.load_state_dict({k.removeprefix("sae."): v for k, v in tensors.items() if k.startswith("sae.")})
-        full = optimizer.state_dict()
-        full["state"] = _optimizer_state(tensors)
-        if len(full["state"]) != len(full["param_groups"][0]["params"]):
-            raise ValueError("the optimizer's state is missing")
-        optimizer.load_state_dict(full)
-        torch.set_rng_state(tensors["torch_rng"])
+        for name, (sae, optimizer) in trained.items():
+            _restore(sae, optimizer, tensors[name])
         stream.restore({key: int(state["data"][key]) for key in stream.state()})
         return int(state["step"])
     except (KeyError, RuntimeError, TypeError, ValueError) as error:
         raise UserError(
             f"{checkpoint}: does not fit this run ({str(error).splitlines()[0]}); start anew in another --out"
         ) from None
+
+
+def _restore(sae: SAE, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    sae.load_state_dict({k.removeprefix("sae."): v for k, v in tensors.items() if k.startswith("sae.")})
+    full = optimizer.state_dict()
+    full["state"] = _optimizer_state(tensors)
+    if len(full["state"]) != len(full["param_groups"][0]["params"]):
+        raise ValueError("the optimizer's state is missing")
+    optimizer.load_state_dict(full)
+    torch.set_rng_state(tensors["torch_rng"])
 
 
 def _optimizer_state(tensors: dict[str, Tensor]) -> dict[int, dict[str, Tensor]]:

@@ -75,7 +75,7 @@ def open_data(config: TrainConfig, reader: ActivationReader, d_in: int, out: Pat
     Raises UserError where the text is missing or too short, or the activations are of another width.
     """
     if is_store(Path(config.data)):
-        stored = open_store(Path(config.data), config.seed)
+        stored = open_store(Path(config.data), config.data_seed)
         if stored.d_in != d_in:
             raise UserError(
                 f"{config.data}: activations of width {stored.d_in}, but {config.site} has width {d_in}"
@@ -90,9 +90,9 @@ def open_data(config: TrainConfig, reader: ActivationReader, d_in: int, out: Pat
     config = replace(config, activations=replace(config.activations, store=store))
     if store == "live":
         n_rows = sum(int(reader.keep(ids).sum()) for ids in tokens.ids.split(4096))
-        return TrainingData(config, tokens, LiveActivations(reader, tokens, config.seed, d_in), n_rows)
+        return TrainingData(config, tokens, LiveActivations(reader, tokens, config.data_seed, d_in), n_rows)
     if store == "memory":
-        memory = harvest_memory(reader, tokens, config.seed)
+        memory = harvest_memory(reader, tokens, config.data_seed)
         return TrainingData(config, tokens, memory, len(memory.rows))
     disk = _on_disk(config, reader, tokens, out / ACTIVATIONS)
     return TrainingData(config, tokens, disk, disk.n_rows)
@@ -104,7 +104,7 @@ def _on_disk(
     if not is_store(folder):  # a resumed run may have them already
         shutil.rmtree(folder, ignore_errors=True)
         harvest_folder(reader, tokens, folder, about_activations(config, tokens))
-    return open_store(folder, config.seed)
+    return open_store(folder, config.data_seed)
 
 
 def choose_store(config: TrainConfig, n_tokens: int, d_in: int, itemsize: int) -> str:

@@ -23,6 +23,7 @@ class RunLog:
     """Appends to the logs of a run folder. On resuming, lines after the checkpoint's step are dropped first."""
 
     def __init__(self, folder: Path, resume_at: int = 0) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
         self._log, self._allocations = folder / LOG, folder / ALLOCATIONS
         for path in (self._log, self._allocations):
             if path.exists():
@@ -48,8 +49,13 @@ def _append(path: Path, line: dict[str, Any]) -> None:
         f.write(json.dumps(line) + "\n")
 
 
+def log_folder(run: Path, name: str) -> Path:
+    """Where the logs of one of a run's SAEs are: in the run's folder itself if it is the only one."""
+    return run / "logs" / name if name else run
+
+
 def read_log(folder: Path) -> list[dict[str, Any]]:
-    """All lines of a run's log.jsonl, steps and events, in order."""
+    """All lines of the log.jsonl in a folder, steps and events, in order."""
     return [json.loads(line) for line in (folder / LOG).read_text(encoding="utf-8").splitlines()]
 
 

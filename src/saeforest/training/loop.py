@@ -7,22 +7,27 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from ..activations import ActivationStream
 from ..config import OptimConfig, TrainConfig
 from ..errors import UserError
 from ..progress import progress
-from ..saes import SAE, save_sae
+from ..saes import SAE, Step, save_sae
+from ..saes.base import Event
 from ..saes.files import SAE_FOLDER
+from ..session import within
 from .checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
-from .log import RunLog, describe_step, peak_memory_mb
+from .log import RunLog, describe_step, log_folder, peak_memory_mb
 
 CHECKPOINTS = "checkpoints"
 
@@ -73,9 +78,38 @@ def _stop_signals() -> Iterator[Callable[[], bool]]:
             signal.signal(s, handler)
 
 
+@dataclass
+class Trainee:
+    """One SAE in training: its optimiser, its log, and the time its steps take."""
+
+    name: str
+    config: TrainConfig
+    sae: SAE
+    optimizer: torch.optim.Optimizer
+    seconds: float = 0.0
+
+    def step(self, x: Float[Tensor, "n d_in"], step: int, n_steps: int) -> tuple[Step, list[Event]]:
+        """One training step. Raises UserError where the loss stops being finite."""
+        begin = time.perf_counter()
+        optim = self.config.optim
+        if step == 1:
+            self.sae.initialize(x)
+        done = self.sae.training_step(x)
+        loss = float(done.loss.detach())
+        if not math.isfinite(loss):
+            of = f" of {self.name}" if self.name else ""
+            raise UserError(f"step {step}: the loss{of} is {loss}; lower optim.lr = {optim.lr}")
+        update(
+            self.sae, self.optimizer, done.loss, learning_rate(optim, step, n_steps), optim.project_gradient
+        )
+        events = self.sae.after_step(step, loss)
+        self.seconds += time.perf_counter() - begin
+        return done, events
+
+
 def train(
     config: TrainConfig,
-    sae: SAE,
+    saes: Mapping[str, SAE],
     stream: ActivationStream,
     n_steps: int,
     out: Path,
@@ -83,93 +117,104 @@ def train(
     fingerprint: str = "",
     lm_seconds: Callable[[], float] = lambda: 0.0,
 ) -> None:
-    """Trains to step `n_steps`, from the latest checkpoint in `out` if there is one, and saves the SAE in `out`.
+    """Trains the SAEs of `config.members()` to step `n_steps`, on the same batches, and saves each in `out`.
 
-    `lm_seconds` tells how long the language model has run so far, so that the log can say where the time went.
+    Goes on from the latest checkpoint in `out` if there is one. `lm_seconds` tells how long the language model has
+    run so far, so that the log can say where the time went.
 
-    Raises Interrupted after Ctrl-C, with a checkpoint saved; UserError where the loss stops being finite.
+    Raises Interrupted after Ctrl-C, with a checkpoint saved; UserError where a loss stops being finite.
     """
-    optimizer = make_optimizer(sae, config.optim)
+    trainees = [
+        Trainee(name, member, saes[name], make_optimizer(saes[name], member.optim))
+        for name, member in config.members().items()
+    ]
+    trained = {t.name: (t.sae, t.optimizer) for t in trainees}
+    batch_size, device = stream.batch_size, trainees[0].sae.device
     start = 0
     if checkpoint := latest_checkpoint(out / CHECKPOINTS):
-        start = load_checkpoint(checkpoint, sae, optimizer, stream, fingerprint)
-    log = RunLog(out, resume_at=start)
+        start = load_checkpoint(checkpoint, trained, stream, fingerprint)
+    logs = [RunLog(log_folder(out, t.name), resume_at=start) for t in trainees]
     if start == 0 and (harvest := lm_seconds()):
-        log.step({"event": "harvest", "step": 0, "seconds": {"lm": round(harvest, 3)}})
-    clock = _Clock(stream, lm_seconds)
+        for log in logs:
+            log.step({"event": "harvest", "step": 0, "seconds": {"lm": round(harvest, 3)}})
+    clock = _Clock(stream, lm_seconds, trainees)
     saved_at = time.monotonic()
-    batch_size = config.optim.batch_size
 
     with (
         _stop_signals() as stopped,
         progress("train", n_steps * batch_size, before=start * batch_size) as advance,
     ):
         for step in range(start + 1, n_steps + 1):
-            x = stream.next().x.to(sae.device).float()
-            if step == 1:
-                sae.initialize(x)
-            rate = learning_rate(config.optim, step, n_steps)
-            out_step = sae.training_step(x)
-            loss = float(out_step.loss.detach())
-            if not math.isfinite(loss):
-                raise UserError(f"step {step}: the loss is {loss}; lower optim.lr = {config.optim.lr}")
-            update(sae, optimizer, out_step.loss, rate)
-            for event in sae.after_step(step, loss):
-                log.event(event)
-
+            x = stream.next().x.to(device).float()
+            logged = step % config.log_every == 0 or step in (1, n_steps)
             clock.steps += 1
-            note = f"loss {loss:.4f}"
-            if step % config.log_every == 0 or step in (1, n_steps):
-                line = {"step": step, "tokens": step * batch_size, "lr": rate}
-                line |= describe_step(sae, x, out_step) | clock.lap(batch_size)
-                log.step(line)
-            advance(batch_size, note)
+            losses, lines = [], []
+            for trainee, log in zip(trainees, logs, strict=True):
+                done, events = trainee.step(x, step, n_steps)
+                for event in events:
+                    log.event(event)
+                losses.append(f"{float(done.loss.detach()):.4f}")
+                if logged:
+                    lines.append(describe_step(trainee.sae, x, done))
+            for trainee, log, line, lap in zip(
+                trainees, logs, lines, clock.lap() if logged else [], strict=False
+            ):
+                rate = learning_rate(trainee.config.optim, step, n_steps)
+                log.step({"step": step, "tokens": step * batch_size, "lr": rate} | line | lap)
+            advance(batch_size, "loss " + " ".join(losses[:4]) + (" ..." if len(losses) > 4 else ""))
 
             due = 0 < config.checkpoint_minutes * 60 < time.monotonic() - saved_at
             if stopped() or due or step == n_steps:
-                save_checkpoint(out / CHECKPOINTS, step, sae, optimizer, stream, fingerprint)
+                save_checkpoint(out / CHECKPOINTS, step, trained, stream, fingerprint)
                 saved_at = time.monotonic()
             if stopped() and step < n_steps:
                 raise Interrupted(
                     f"stopped after step {step:,} of {n_steps:,}; a checkpoint is saved in {out}"
                 )
-        sae.finish()
-        save_sae(sae, out / SAE_FOLDER)
+        for trainee in trainees:
+            trainee.sae.finish()
+            save_sae(trainee.sae, within(out / SAE_FOLDER, trainee.name))
         shutil.rmtree(out / CHECKPOINTS)
 
 
-def update(sae: SAE, optimizer: torch.optim.Optimizer, loss: torch.Tensor, rate: float) -> None:
+def update(
+    sae: SAE, optimizer: torch.optim.Optimizer, loss: Tensor, rate: float, project_gradient: bool = True
+) -> None:
     """One optimiser step on the loss of a training step."""
     optimizer.zero_grad()
     loss.backward()
-    sae.before_optimizer()
+    sae.before_optimizer(project=project_gradient)
     for group in optimizer.param_groups:
         group["lr"] = rate
     optimizer.step()
 
 
 class _Clock:
-    """Where the time between two logged steps went."""
+    """Where the time between two logged steps went: that of the language model, of the data, and of each SAE."""
 
-    def __init__(self, stream: ActivationStream, lm_seconds: Callable[[], float]) -> None:
-        self._stream, self._lm_seconds = stream, lm_seconds
+    def __init__(
+        self, stream: ActivationStream, lm_seconds: Callable[[], float], trainees: list[Trainee]
+    ) -> None:
+        self._stream, self._lm_seconds, self._trainees = stream, lm_seconds, trainees
         self.steps = 0
         self._mark = self._now()
 
-    def _now(self) -> tuple[float, float, float]:
-        return time.perf_counter(), self._stream.seconds, self._lm_seconds()
+    def _now(self) -> list[float]:
+        run = [time.perf_counter(), self._stream.seconds, self._lm_seconds()]
+        return run + [t.seconds for t in self._trainees]
 
-    def lap(self, batch_size: int) -> dict[str, Any]:
+    def lap(self) -> list[dict[str, Any]]:
+        """What to log of each SAE."""
         now = self._now()
-        total, fetch, lm = (b - a for a, b in zip(self._mark, now, strict=True))
-        line = {
-            "tokens_per_s": round(self.steps * batch_size / max(total, 1e-9), 1),
-            "seconds": {
-                "lm": round(lm, 3),
-                "data": round(fetch - lm, 3),
-                "sae": round(total - fetch, 3),
-            },
-            "peak_memory_mb": round(peak_memory_mb(), 1),
-        }
+        total, fetch, lm, *saes = (b - a for a, b in zip(self._mark, now, strict=True))
+        tokens_per_s = round(self.steps * self._stream.batch_size / max(total, 1e-9), 1)
+        memory = round(peak_memory_mb(), 1)
         self._mark, self.steps = now, 0
-        return line
+        return [
+            {
+                "tokens_per_s": tokens_per_s,
+                "seconds": {"lm": round(lm, 3), "data": round(fetch - lm, 3), "sae": round(sae, 3)},
+                "peak_memory_mb": memory,
+            }
+            for sae in saes
+        ]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -29,8 +30,7 @@ class Estimate:
     config: TrainConfig
     device: torch.device
     d_in: int
-    d_sae: int
-    n_parameters: int
+    n_parameters: dict[str, int]
     n_steps: int
     store: str
     bytes_sae: int
@@ -69,21 +69,26 @@ def estimate(config: TrainConfig) -> Estimate:
     lm_per_token = (reader.seconds - before) / ids.numel()
     lm_passes = 0 if harvested else config.epochs if store == "live" else 1
 
-    sae = new_sae(config, d_in, n_steps, reader)
-    n_parameters = sum(p.numel() for p in sae.parameters())
+    n_parameters, seconds_per_step = {}, 0.0
+    for name, member in config.members().items():
+        sae = new_sae(member, d_in, n_steps, reader)
+        n_parameters[name] = sum(p.numel() for p in sae.parameters())
+        if member.sae.normalize_activations == "dataset_scale":
+            scale = math.sqrt(d_in) / float(x.float().norm(dim=1).mean())
+            sae.config = replace(sae.config, normalize_activations=scale)  # pyright: ignore[reportArgumentType]
+        seconds_per_step += _seconds_per_step(member, sae, x)
     return Estimate(
         config=config,
         device=reader.lm.device,
         d_in=d_in,
-        d_sae=sae.d_sae,
         n_parameters=n_parameters,
         n_steps=n_steps,
         store=store,
-        bytes_sae=4 * 4 * n_parameters,  # weights, gradients and Adam's two moments, float32
+        bytes_sae=4 * 4 * sum(n_parameters.values()),  # weights, gradients and Adam's two moments, float32
         bytes_lm=sum(p.numel() * p.element_size() for p in reader.lm.model.parameters()),
         bytes_activations=0 if store == "live" else n_rows * d_in * reader.lm.dtype.itemsize,
         seconds_lm=lm_per_token * n_rows * lm_passes,
-        seconds_sae=_seconds_per_step(config, sae, x) * n_steps,
+        seconds_sae=seconds_per_step * n_steps,
     )
 
 
@@ -112,13 +117,9 @@ def describe(e: Estimate) -> Table:
     device = "this machine's" if e.device.type == "cpu" else "the GPU's"
     rows = [
         ("model, site", f"{config.model}, {config.site} (width {e.d_in})"),
-        (
-            "SAE",
-            f"{config.sae.architecture}, {e.d_sae:,} features in {len(config.sae.layer_sizes)} layers "
-            f"{list(config.sae.layer_sizes)}, k {list(config.sae.k_per_layer)}, {e.n_parameters / 1e6:.1f}M parameters",
-        ),
+        *((f"SAE {name}".strip(), _describe_sae(e, name)) for name in config.members()),
         ("text", f"{config.data}: {config.tokens:,} tokens (if it has so many), {config.epochs} epoch(s)"),
-        ("steps", f"{e.n_steps:,} of {config.optim.batch_size:,} activations"),
+        ("steps", f"{e.n_steps:,} of {config.batch_size:,} activations"),
         (
             "memory",
             f"SAE with gradients and optimiser {_size(e.bytes_sae)}, language model {_size(e.bytes_lm)}, "
@@ -137,6 +138,16 @@ def describe(e: Estimate) -> Table:
     for name, text in rows:
         table.add_row(name, text)
     return table
+
+
+def _describe_sae(e: Estimate, name: str) -> str:
+    sae = e.config.members()[name].sae
+    sizes, k = list(sae.layer_sizes), list(sae.k_per_layer)
+    layers = f"{len(sizes)} layer" + ("s" if len(sizes) > 1 else "")
+    return (
+        f"{sae.architecture}, {sum(sizes):,} features in {layers} {sizes}, k {k}, "
+        f"{e.n_parameters[name] / 1e6:.1f}M parameters"
+    )
 
 
 def _size(n: int) -> str:

@@ -30,12 +30,18 @@ class Run:
 
     folder: Path
     config: TrainConfig
-    sae: SAE
+    saes: dict[str, SAE]
+    """By name; the single SAE of a run has an empty one."""
     reader: ActivationReader
     tokens: Tokens
     blocks: Blocks
     seconds_harvest: float
     """In the language model before training began."""
+
+    @property
+    def sae(self) -> SAE:
+        """The first of them, and in most runs the only one."""
+        return next(iter(self.saes.values()))
 
     def drop_activations(self) -> None:
         """Deletes activations that waited on disk; `blocks` is of no use afterwards."""
@@ -45,9 +51,9 @@ class Run:
 def claim_folder(out: Path, *, resume: bool = False, hint: str = "choose another --out") -> None:
     """Raises UserError where a fresh run would land in a folder in use, or a resumed one finds nothing to resume."""
     if resume:
-        if (out / SAE_FOLDER).exists():
-            raise UserError(f"{out}: this run is complete; nothing to resume")
         if latest_checkpoint(out / CHECKPOINTS) is None:
+            if (out / SAE_FOLDER).exists():
+                raise UserError(f"{out}: this run is complete; nothing to resume")
             raise UserError(f"{out}: no checkpoint to resume from; expected {out / CHECKPOINTS}/step-*")
         return
     for folder in (out, *out.parents):
@@ -90,16 +96,16 @@ def resume_config(out: Path) -> TrainConfig:
 
 def count_steps(config: TrainConfig, n_rows: int) -> int:
     """Steps of a run over `n_rows` activations. Raises UserError where they fill no batch."""
-    if n_rows < config.optim.batch_size:
+    if n_rows < config.batch_size:
         raise UserError(
-            f"{n_rows:,} activations fill no batch of optim.batch_size = {config.optim.batch_size:,}; "
+            f"{n_rows:,} activations fill no batch of optim.batch_size = {config.batch_size:,}; "
             "give more --tokens or a smaller batch"
         )
-    return n_rows * config.epochs // config.optim.batch_size
+    return n_rows * config.epochs // config.batch_size
 
 
 def run_training(config: TrainConfig, out: Path, *, resume: bool = False) -> Run:
-    """Trains the SAE of `config` and saves it in `out`.
+    """Trains the SAE or the SAEs of `config` and saves them in `out`.
 
     Raises UserError for anything wrong with the configuration, the model, the text, the activations or the folder;
     unless a checkpoint was written by then, nothing is left of the run. Raises Interrupted after Ctrl-C.
@@ -111,38 +117,48 @@ def run_training(config: TrainConfig, out: Path, *, resume: bool = False) -> Run
         d_in = reader.lm.site_width(reader.site)
         data = open_data(config, reader, d_in, out)
         n_steps = count_steps(config, data.n_rows)
-        config = settle_scale(data.config, data.blocks)
-        sae = new_sae(config, d_in, n_steps, reader)
-        sae.metadata = metadata(config, n_steps)
+        config = settle_scales(data.config, data.blocks)
+        saes = {name: new_sae(member, d_in, n_steps, reader) for name, member in config.members().items()}
         save_config(config, out / CONFIG)
         harvested = reader.seconds
         train(
             config,
-            sae,
-            ActivationStream(data.blocks, config.optim.batch_size),
+            saes,
+            ActivationStream(data.blocks, config.batch_size),
             n_steps,
             out,
             fingerprint=data.fingerprint(),
             lm_seconds=lambda: reader.seconds,
         )
-    sae.compute_dtype = torch.float32
-    return Run(out, config, sae.eval(), reader, data.tokens, data.blocks, harvested)
+    for sae in saes.values():
+        sae.eval().compute_dtype = torch.float32
+    return Run(out, config, saes, reader, data.tokens, data.blocks, harvested)
 
 
-def settle_scale(config: TrainConfig, blocks: Blocks) -> TrainConfig:
-    """The configuration with the number that normalize_activations="dataset_scale" stands for.
-
-    It makes the mean norm of the activations sqrt(d_in) (SPEC 6.3, #8).
-    """
-    if config.sae.normalize_activations != "dataset_scale":
+def settle_scales(config: TrainConfig, blocks: Blocks) -> TrainConfig:
+    """The configuration with the number that normalize_activations="dataset_scale" stands for."""
+    members = config.members()
+    if all(member.sae.normalize_activations != "dataset_scale" for member in members.values()):
         return config
-    norm = blocks.block(0, 0).x.float().norm(dim=1).mean()
-    scale = math.sqrt(blocks.d_in) / float(norm)
-    return replace(config, sae=replace(config.sae, normalize_activations=scale))
+    scale = dataset_scale(blocks)
+    return config.with_members(
+        {
+            name: replace(member, sae=replace(member.sae, normalize_activations=scale))
+            if member.sae.normalize_activations == "dataset_scale"
+            else member
+            for name, member in members.items()
+        }
+    )
+
+
+def dataset_scale(blocks: Blocks) -> float:
+    """The factor that makes the mean norm of the activations sqrt(d_in) (SPEC 6.3, #8)."""
+    return math.sqrt(blocks.d_in) / float(blocks.block(0, 0).x.float().norm(dim=1).mean())
 
 
 def new_sae(config: TrainConfig, d_in: int, n_steps: int, reader: ActivationReader) -> SAE:
     sae = build(config.sae, d_in, seed=config.seed).to(reader.lm.device)
+    sae.metadata = metadata(config, n_steps)
     sae.compute_dtype = resolve_precision(config.optim.precision, sae.device)
     sae.prepare(TrainingPlan(n_steps, config.optim.batch_size))
     return sae
@@ -154,6 +170,7 @@ def metadata(config: TrainConfig, n_steps: int) -> dict[str, Any]:
         "hook_name": config.site,
         "context_size": config.text.context,
         "dataset": text_source(config),
+        "dataset_path": text_source(config),  # SAELens' name for it
         "tokens": n_steps * config.optim.batch_size,
         "seed": config.seed,
         "version": __version__,

@@ -16,12 +16,12 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float, Float32, Int
 from torch import Tensor
 
-from ..forest import ROOT
-from ..kernels import scatter_outer
-from ..progress import progress
+from .forest import ROOT
+from .kernels import scatter_outer
+from .progress import progress
 
 #: lambda, as a share of the mean variance. Against 32 probes trained as the paper's (a small Tree SAE on SmolLM2-135M,
 #: 59k tokens): S_res 0.31 on average, theirs 0.26, correlation 0.60, and the criterion agrees on 30 of the 32 edges.
@@ -54,6 +54,30 @@ class Moments:
         return self.product / self.n - mean[:, None] * mean
 
 
+class Directions:
+    """The LDA directions of the features that fired `min_count` times or more, but not on every token."""
+
+    def __init__(
+        self, moments: Moments, n_fired: Int[Tensor, "d_sae"], min_count: int, ridge: float = RIDGE
+    ) -> None:
+        self._moments, self._n_fired = moments, n_fired
+        self.features = ((n_fired >= min_count) & (n_fired < moments.n)).nonzero().flatten()
+        """Those that have a direction, ascending."""
+        if len(self.features):  # else the activations may all be alike, and nothing can be solved
+            covariance = moments.covariance()
+            identity = torch.eye(len(covariance), dtype=covariance.dtype, device=covariance.device)
+            mean_variance = covariance.diagonal().mean()
+            self._factor = torch.linalg.cholesky(covariance + ridge * mean_variance * identity)
+
+    def of(self, features: Int[Tensor, "b"]) -> Float32[Tensor, "b d_in"]:
+        """The unit directions of some of `self.features`."""
+        moments = self._moments
+        if not len(features):
+            return torch.zeros(0, len(moments.sum), device=moments.sum.device)
+        shift = moments.fired_sum[features] / self._n_fired[features, None] - moments.sum / moments.n
+        return F.normalize(torch.cholesky_solve(shift.T, self._factor).T).float()
+
+
 class Nearness(NamedTuple):
     """How near the decoder rows of a feature and of its parent lie to the feature's direction.
 
@@ -76,20 +100,15 @@ def nearness(
     ridge: float = RIDGE,
 ) -> Nearness:
     """Directions of the features that fired `min_count` times or more (but not on every token), and their cosines."""
-    d_sae, d_in = decoder.shape
+    d_sae = len(decoder)
     rows = F.normalize(decoder.float())
-    covariance = moments.covariance()
-    mean_variance = covariance.diagonal().mean()
-    identity = torch.eye(d_in, dtype=torch.float64, device=decoder.device)
-    factor = torch.linalg.cholesky(covariance + ridge * mean_variance * identity)
+    directions = Directions(moments, n_fired, min_count, ridge)
     cosines = torch.full((2, d_sae), torch.nan, device=decoder.device)
     ranks = torch.zeros(2, d_sae, dtype=torch.int64, device=decoder.device)
-    found = ((n_fired >= min_count) & (n_fired < moments.n)).nonzero().flatten()
+    found = directions.features
     with progress("directions", len(found), "features") as advance:
         for features in found.split(max(_BLOCK_ENTRIES // d_sae, 1)):
-            shift = moments.fired_sum[features] / n_fired[features, None] - moments.sum / moments.n
-            direction = F.normalize(torch.cholesky_solve(shift.T, factor).T).float()
-            cosine = direction @ rows.T
+            cosine = directions.of(features) @ rows.T
             for i, other in enumerate((features, parent[features])):
                 exists = other != ROOT
                 own = cosine.gather(1, other.clamp(min=0)[:, None])
