@@ -1,5 +1,5 @@
-import time
 from itertools import pairwise
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -48,26 +48,73 @@ def test_greedy_is_optimal(seed: int, min_last: int) -> None:
     assert oracle.min_payoff(capacity, children) == pytest.approx(best, rel=1e-12)
 
 
-def test_greedy_at_the_papers_size() -> None:
-    # The bound is generous (0.1 s here): it tells a quadratic algorithm, not a slow machine.
-    capacity = torch.rand(13_825, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    start = time.perf_counter()
-    children = greedy_allocation(capacity, torch.ones(13_825, dtype=torch.bool), 24_576)
-    assert time.perf_counter() - start < 5
-    assert int(children.sum()) == 24_576
+@pytest.mark.parametrize("seed", range(60))
+def test_greedy_is_optimal_with_ties_and_zeros(seed: int) -> None:
+    """Up to four parents, seven children: few different capacities, some of them 0, some parents not eligible."""
+    rng = np.random.default_rng(1000 + seed)
+    parents, n, min_last = int(rng.integers(1, 5)), int(rng.integers(0, 8)), int(rng.integers(0, 3))
+    capacity, eligible = rng.integers(0, 4, parents).astype(float), rng.random(parents) < 0.7
+    eligible[-1] = True
+    children = np.array(allocate(capacity.tolist(), n, eligible.tolist(), min_last))
+    assert children.tolist() == oracle.greedy_allocation(capacity, eligible, n, min_last).tolist()
+    assert children.sum() == n
+    assert not children[:-1][~eligible[:-1]].any()
+    best = oracle.brute_force_best_payoff(capacity, eligible, n, min_last)
+    assert oracle.min_payoff(capacity, children) == best
 
 
+@pytest.mark.parametrize("capacity", ["uniform", "heavy-tailed"])
+def test_greedy_is_optimal_at_the_papers_size(capacity: str) -> None:
+    """No allocation can do better: so few children fit in at any higher payoff. benchmarks/allocation.py times it."""
+    rng = np.random.default_rng(0)
+    parents, n = 13_825, 24_576
+    capacities = rng.random(parents) if capacity == "uniform" else rng.pareto(1, parents)
+    eligible = rng.random(parents) < 0.9
+    children = greedy_allocation(torch.tensor(capacities), torch.tensor(eligible), n).numpy()
+    assert children.sum() == n
+    assert not children[~eligible].any()
+    worst = (capacities[children > 0] / children[children > 0]).min()
+    fit = np.floor(capacities[eligible] / (worst * (1 + 1e-12)))
+    assert fit.sum() < n
+
+
+@pytest.mark.parametrize("count", ["all", "living"])
 @pytest.mark.parametrize("seed", range(30))
-def test_reassignment_equals_the_oracle(seed: int) -> None:
+def test_reassignment_equals_the_oracle(seed: int, count: Literal["all", "living"]) -> None:
     rng = np.random.default_rng(seed)
     start, size = 6, 14
     parent = np.concatenate([np.full(start, -1), rng.integers(-1, start, size)])
     dead = rng.random(start + size) < 0.6
     quota = rng.multinomial(size, rng.dirichlet(np.ones(start + 1)))
-    expected, _ = oracle.reallocate_layer(parent, start, size, quota, dead)
-    moved = reassign_dead(torch.tensor(parent[start:]), torch.tensor(dead[start:]), torch.tensor(quota))
+    expected, _ = oracle.reallocate_layer(parent, start, size, quota, dead, count)
+    moved = reassign_dead(
+        torch.tensor(parent[start:]), torch.tensor(dead[start:]), torch.tensor(quota), count=count
+    )
     assert moved.tolist() == expected[start:].tolist()
     assert (moved.numpy() == parent[start:])[~dead[start:]].all(), "a living child moved"
+
+
+def test_the_living_and_the_dead_counted() -> None:
+    """Parent 0 has two dead children and a living one, parents 1 and the root a living one, parent 2 a dead one."""
+    parent, quota = torch.tensor([0, 0, 0, 1, 2, -1]), torch.tensor([2, 2, 1, 1])
+    dead = torch.tensor([True, True, False, False, True, False])
+    # Of all children parent 0 has one too many, parent 1 one too few, and the others what they should have.
+    assert reassign_dead(parent, dead, quota, count="all").tolist() == [1, 0, 0, 1, 2, -1]
+    # Of living ones parents 0, 1 and 2 lack one each: the three dead, in the order of their parents, fill the places.
+    assert reassign_dead(parent, dead, quota, count="living").tolist() == [0, 1, 0, 1, 2, -1]
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_all_the_dead_find_a_place_when_the_living_count(seed: int) -> None:
+    """And then no parent has fewer living and moved children than its quota, but for those that are over theirs."""
+    rng = np.random.default_rng(seed)
+    parent, dead = torch.tensor(rng.integers(-1, 6, 20)), torch.tensor(rng.random(20) < 0.5)
+    quota = torch.tensor(rng.multinomial(20, rng.dirichlet(np.ones(7))))
+    moved = reassign_dead(parent, dead, quota, count="living")
+    living = torch.bincount(torch.where(parent == -1, 6, parent)[~dead], minlength=7)
+    after = torch.bincount(torch.where(moved == -1, 6, moved), minlength=7)
+    assert (after <= torch.maximum(quota, living)).all()
+    assert int((after - living).sum()) == int(dead.sum())
 
 
 def test_schedule() -> None:

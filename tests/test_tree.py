@@ -1,5 +1,5 @@
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ import torch
 from oracles.tree import TreeOptions, TreeOracle
 from saeforest import SparseCode, UserError
 from saeforest.config import OptimConfig
-from saeforest.saes import AllocationConfig, TreeAuxConfig, TrainingPlan, TreeConfig, TreeSAE
+from saeforest.saes import AllocationConfig, TrainingPlan, TreeAuxConfig, TreeConfig, TreeSAE
 from saeforest.training.loop import learning_rate, make_optimizer
 
 SIZES, K, D = (6, 8, 10), (2, 2, 2), 12
@@ -22,7 +22,11 @@ class Case:
     capacity: str = "per_batch"
     growth: str = "double"
     min_root_share: float = 0.0
-    normalize: str = "layer_norm"
+    normalize: str | float = "layer_norm"
+    eligibility: str = "window"
+    eligible_batches: float = 3
+    count: str = "all"
+    project: bool = True
 
 
 CASES = {
@@ -38,7 +42,33 @@ CASES = {
         min_root_share=0.3,
         normalize="none",
     ),
+    "eligible by rate": Case(
+        TreeAuxConfig(layers=(0,), coefficient=1 / 32, k=3), eligibility="rate", eligible_batches=0.5
+    ),
+    "living children count": Case(TreeAuxConfig(layers=(0,), coefficient=1 / 32, k=3), count="living"),
+    "living children, root share": Case(
+        TreeAuxConfig(layers=(0, 1, 2), coefficient=0.1, k=2, detach=True),
+        min_root_share=0.3,
+        capacity="per_instance",
+        count="living",
+        eligibility="rate",
+        eligible_batches=0.3,
+    ),
+    "a weight for each layer, scaled input": Case(
+        TreeAuxConfig(layers=(0, 1, 2), coefficient=(0.3, 0.0, 0.05), k=3, rescale=True), normalize=1.7
+    ),
+    "weights of some layers": Case(TreeAuxConfig(layers=(2, 1), coefficient=(0.3, 0.05), k=2, detach=True)),
+    "all layers by default": Case(
+        TreeAuxConfig(layers=None, coefficient=(0.3, 0.1, 0.05), k=2), normalize=0.2
+    ),
+    "no projection": Case(TreeAuxConfig(layers=(0,), coefficient=1 / 32, k=3), project=False),
 }
+
+
+def aux_weights(aux: TreeAuxConfig) -> dict[int, float]:
+    layers = range(len(SIZES)) if aux.layers is None else aux.layers
+    weights = aux.coefficient if isinstance(aux.coefficient, tuple) else [aux.coefficient] * len(layers)
+    return {layer: weight for layer, weight in zip(layers, weights, strict=True) if weight}
 
 
 def make_sae(case: Case, batch: int, n_steps: int, dtype: torch.dtype) -> TreeSAE:
@@ -54,7 +84,9 @@ def make_sae(case: Case, batch: int, n_steps: int, dtype: torch.dtype) -> TreeSA
             root_reset_at=0.8,
             capacity=case.capacity,  # pyright: ignore[reportArgumentType]
             dead_after_tokens=3 * batch,
-            eligible_within_tokens=3 * batch,
+            eligibility=case.eligibility,  # pyright: ignore[reportArgumentType]
+            eligible_within_tokens=int(case.eligible_batches * batch),
+            count=case.count,  # pyright: ignore[reportArgumentType]
             min_root_share=case.min_root_share,
         ),
     )
@@ -64,17 +96,21 @@ def make_sae(case: Case, batch: int, n_steps: int, dtype: torch.dtype) -> TreeSA
     return sae
 
 
-def make_oracle(sae: TreeSAE, case: Case, n_steps: int) -> TreeOracle:
+def make_oracle(sae: TreeSAE, case: Case, batch: int, n_steps: int) -> TreeOracle:
     options = TreeOptions(
-        normalise="token" if case.normalize == "layer_norm" else "none",
-        aux_coefs=dict.fromkeys(case.aux.layers or (), case.aux.coefficient),
+        normalise="token" if case.normalize == "layer_norm" else case.normalize,
+        aux_coefs=aux_weights(case.aux),
         k_aux=case.aux.k,
         aux_bias=case.aux.bias,
         aux_detach=case.aux.detach,
         aux_rescale=case.aux.rescale,
         dead_steps=3,
+        eligibility=case.eligibility,
         eligible_steps=3,
+        eligible_tokens=int(case.eligible_batches * batch),
         capacity_rule=case.capacity,
+        count=case.count,
+        project=case.project,
         min_root={i: int(np.ceil(case.min_root_share * size)) for i, size in enumerate(SIZES)},
         realloc_first=4,
         realloc_growth=case.growth,
@@ -85,20 +121,25 @@ def make_oracle(sae: TreeSAE, case: Case, n_steps: int) -> TreeOracle:
     return TreeOracle(encoder, decoder, b_dec, sae.parent.numpy().copy(), list(SIZES), list(K), options)
 
 
+def batches(batch: int, n_steps: int) -> Iterator[torch.Tensor]:
+    """Non-negative sums of five directions, and noise."""
+    data = torch.Generator().manual_seed(5)
+    directions = torch.randn(5, D, generator=data, dtype=torch.float64)
+    for _ in range(n_steps):
+        x = torch.randn(batch, 5, generator=data, dtype=torch.float64).relu() @ directions
+        yield x + 0.1 * torch.randn(batch, D, generator=data, dtype=torch.float64)
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_training_equals_the_oracle(name: str) -> None:
     """30 steps in float64 in which features die, the auxiliary loss acts, children move and the root reset comes."""
     case, batch, n_steps = CASES[name], 16, 30
     sae = make_sae(case, batch, n_steps, torch.float64)
-    oracle = make_oracle(sae, case, n_steps)
+    oracle = make_oracle(sae, case, batch, n_steps)
     config = OptimConfig(lr=0.02, batch_size=batch)
     optimizer = make_optimizer(sae, config)
-    data = torch.Generator().manual_seed(5)
-    directions = torch.randn(5, D, generator=data, dtype=torch.float64)
     seen = {"dead": 0, "aux": 0.0, "reallocation": 0, "root_reset": 0}
-    for step in range(1, n_steps + 1):
-        x = torch.randn(batch, 5, generator=data, dtype=torch.float64).relu() @ directions
-        x += 0.1 * torch.randn(batch, D, generator=data, dtype=torch.float64)
+    for step, x in enumerate(batches(batch, n_steps), 1):
         expected = oracle.step(x.numpy(), lr=config.lr)
 
         out = sae.training_step(x)
@@ -108,14 +149,14 @@ def test_training_equals_the_oracle(name: str) -> None:
         assert sae.decoder.grad is not None
         np.testing.assert_allclose(sae.encoder.grad, expected["grad_E"], atol=1e-9)
         np.testing.assert_allclose(sae.decoder.grad, expected["grad_D"], atol=1e-9)
-        sae.before_optimizer()
+        sae.before_optimizer(project=case.project)
         optimizer.step()
         loss = float(out.loss.detach())
         events = sae.after_step(step, loss)
 
         assert loss == pytest.approx(expected["loss"], rel=1e-9)
         assert out.terms["reconstruction"] == pytest.approx(expected["recon"], rel=1e-9)
-        aux = [expected["aux"][layer] for layer in case.aux.layers or ()]
+        aux = [expected["aux"][layer] for layer in sorted(aux_weights(case.aux))]
         logged = [t for t in out.terms["auxiliary"] if t is not None]
         assert logged == pytest.approx(aux, rel=1e-9)
         np.testing.assert_allclose(out.code.dense(sae.d_sae), expected["code"], atol=1e-9)
@@ -123,6 +164,8 @@ def test_training_equals_the_oracle(name: str) -> None:
         assert moves == sorted(expected["moved"])
         assert sae.parent.tolist() == oracle.parent.tolist()
         assert sae.steps_since_fired.tolist() == oracle.steps_since_fired.tolist()
+        for start, layer in ((6, 1), (14, 2)):
+            assert sae._eligible(start).tolist() == oracle.eligible_parents(layer)[:-1].tolist()
         for layer, capacity in oracle.capacity.items():
             np.testing.assert_allclose(sae.capacity[layer, : len(capacity)], capacity, rtol=1e-9)
         seen["dead"] += int(sae.dead.sum())
@@ -135,6 +178,42 @@ def test_training_equals_the_oracle(name: str) -> None:
     assert seen["aux"] > 0, "the run must meet the auxiliary loss"
     assert seen["reallocation"] > 0, "the run must move children"
     assert seen["root_reset"] > 0, "the run must reset dead children to the root"
+
+
+@pytest.mark.parametrize(
+    ("name", "switch"),
+    [
+        ("eligible by rate", {"eligibility": "window"}),
+        ("living children count", {"count": "all"}),
+        ("living children, root share", {"count": "all"}),
+        ("living children, root share", {"eligibility": "window"}),
+    ],
+)
+def test_the_comparison_meets_its_switches(name: str, switch: dict[str, str]) -> None:
+    """With the other reading, the same run would end with another forest."""
+    case, batch, n_steps = CASES[name], 16, 30
+    sae = make_sae(case, batch, n_steps, torch.float64)
+    oracles = [make_oracle(sae, c, batch, n_steps) for c in (case, replace(case, **switch))]
+    moved: list[list[object]] = [[], []]
+    for x in batches(batch, 20):
+        for oracle, moves in zip(oracles, moved, strict=True):
+            moves.append(oracle.step(x.numpy(), lr=0.02)["moved"])
+    assert moved[0] != moved[1]
+
+
+def test_the_rate_of_firing() -> None:
+    """Over steps of different sizes: each token counts by how far back it is, whatever step it was in."""
+    case = CASES["eligible by rate"]
+    sae = make_sae(case, 16, 30, torch.float64)
+    oracle = make_oracle(sae, case, 16, 30)
+    data = torch.Generator().manual_seed(6)
+    for batch in (16, 3, 40, 200, 7):
+        x = torch.randn(batch, D, generator=data, dtype=torch.float64)
+        sae.training_step(x)
+        oracle.update_counters(oracle.forward(x.numpy()).code)
+        rates = [oracle.firing_rate(i) for i in range(sae.d_sae)]
+        np.testing.assert_allclose(sae.rate / sae.rate_weight, rates, rtol=1e-12)
+    assert len({round(rate, 6) for rate in rates}) > 5
 
 
 def test_gate_comes_before_topk() -> None:
@@ -237,6 +316,7 @@ def test_paper_schedule() -> None:
     from saeforest.presets import PRESETS
 
     config = PRESETS["tree-4layer"]
+    assert isinstance(config.sae, TreeConfig)
     sae = TreeSAE(config.sae, 8)
     sae.prepare(TrainingPlan(97_657, config.optim.batch_size))
     assert (sae.dead_steps, sae._eligible_steps, sae._root_reset) == (1_953, 9, 50_000)

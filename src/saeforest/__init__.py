@@ -5,6 +5,6 @@ __version__ = "0.1.0"
 from .code import SparseCode
 from .errors import UserError
 from .forest import Forest
-from .saes import load_sae as load
+from .interop import load
 
 __all__ = ["Forest", "SparseCode", "UserError", "__version__", "load"]

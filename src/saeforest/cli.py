@@ -5,9 +5,9 @@ from __future__ import annotations
 import io
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import redirect_stderr
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
 from shutil import which
@@ -19,6 +19,7 @@ from . import __version__
 from .config import TrainConfig, load_config, resolve
 from .errors import UserError
 from .presets import PRESET_NAMES, PRESETS
+from .toys import SYSTEM_NAMES, SyntheticConfig
 
 # Imported where used: language models and their libraries take seconds that `--help` and a typing error should not.
 
@@ -114,8 +115,7 @@ def _presets(argv: Sequence[str]) -> tuple[str, TrainConfig, list[str]]:
         names.append(rest.pop(0))
     for name in names:
         if name not in PRESETS:
-            near = get_close_matches(name, PRESETS, n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
+            hint = _near(name, PRESETS)
             raise UserError(f"preset '{name}': no such preset{hint}; `saeforest train --help` lists them")
     if "--config" in rest:
         i = rest.index("--config")
@@ -385,6 +385,59 @@ def _say_next(run: Path, name: str = "") -> None:
     print("\nNext:", *(f"  {command:{width}}   {what}" for command, what in commands.items()), sep="\n")
 
 
+# -- synthetic
+
+
+@dataclass(frozen=True)
+class _Synthetic:
+    generator: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="GENERATOR")]
+    """A world whose tree is known."""
+    systems: str = "tree,topk,batchtopk,matryoshka"
+    """Names, separated by commas."""
+    seeds: int = 5
+    """How many."""
+    seed: int = 0
+    """The first of them; each makes a world and the weights of all systems."""
+    out: Path | None = None
+    """The folder for recovery.json, new or empty. Default: runs/synthetic-GENERATOR."""
+    training: Annotated[SyntheticConfig, tyro.conf.arg(name="")] = field(default_factory=SyntheticConfig)
+
+
+def synthetic(argv: Sequence[str]) -> None:
+    """Train systems on a world whose tree is known, and score how much of it they recover. Writes recovery.json."""
+    from .explore import output_console
+    from .files import write_json
+    from .synthetic import GENERATORS
+    from .synthetic.run import RECOVERY, compare, recovery_table
+    from .training.run import claim_folder
+
+    names = ", ".join(GENERATORS)
+    args = _parse(
+        _Synthetic,
+        argv,
+        "synthetic",
+        f"{_doc(synthetic)} GENERATOR: {names}. Systems: {', '.join(SYSTEM_NAMES)}.",
+    )
+    _positive(args, "seeds")
+    if args.generator not in GENERATORS:
+        raise UserError(
+            f"generator '{args.generator}': expected one of {names}{_near(args.generator, GENERATORS)}"
+        )
+    systems = [name for name in args.systems.split(",") if name]
+    if len(set(systems)) < len(systems) or not systems:
+        raise UserError(f"--systems {args.systems}: expected different names, separated by commas")
+    out = args.out or Path("runs") / f"synthetic-{args.generator}"
+    claim_folder(out)
+    worlds = {
+        seed: GENERATORS[args.generator](seed=seed) for seed in range(args.seed, args.seed + args.seeds)
+    }
+    found = compare(worlds, systems, args.training)
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / RECOVERY, found)
+    output_console().print(recovery_table(found, args.generator))
+    print(f"every score, for every seed: {out / RECOVERY}")
+
+
 # -- the frame
 
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
@@ -394,7 +447,13 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "index": index,
     "show": show,
     "harvest": harvest,
+    "synthetic": synthetic,
 }
+
+
+def _near(name: str, known: Iterable[str]) -> str:
+    near = get_close_matches(name, known, n=1)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 def _doc(function: Callable[..., Any]) -> str:
@@ -423,8 +482,7 @@ def run(argv: Sequence[str]) -> int:
         return 0
     try:
         if argv[0] not in COMMANDS:
-            near = get_close_matches(argv[0], COMMANDS, n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
+            hint = _near(argv[0], COMMANDS)
             raise UserError(f"command '{argv[0]}': expected one of {', '.join(COMMANDS)}{hint}")
         COMMANDS[argv[0]](argv[1:])
         return 0

@@ -202,6 +202,7 @@ PRESETS: dict[str, TrainConfig] = _DEMOS | _trees() | _baselines() | _hsaes()
 PRESET_NAMES = (
     f"PRESET: {', '.join(_DEMOS)}; from the Tree SAE's paper tree-2layer, tree-4layer, topk, batchtopk, "
     "matryoshka-2layer, matryoshka-4layer, jumprelu, matching-pursuit, each also with -l0-48, -l0-64, -l0-80, "
-    "-6k or -49k, and those whose text and code differ with -paper or -reference; from HSAE's hsae, hsae-baseline, hsae-no-constraint, "
-    "hsae-no-perturbation, hsae-fixed-tree, hsae-full-tree, hsae-binary-tree, each also with -l0-80 or -l0-100."
+    "-6k or -49k, and those whose text and code differ with -paper or -reference; from HSAE's hsae, hsae-baseline, "
+    "hsae-no-constraint, hsae-no-perturbation, hsae-fixed-tree, hsae-full-tree, hsae-binary-tree, each also with "
+    "-l0-80 or -l0-100."
 )

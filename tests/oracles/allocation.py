@@ -108,17 +108,26 @@ def brute_force_best_payoff(
 
 
 def reallocate_layer(
-    parent: IntArray, start: int, size: int, quota: IntArray | Sequence[int], dead: BoolArray | Sequence[bool]
+    parent: IntArray,
+    start: int,
+    size: int,
+    quota: IntArray | Sequence[int],
+    dead: BoolArray | Sequence[bool],
+    count: str = "all",
 ) -> tuple[IntArray, list[Move]]:
     """Move dead children of one layer from parents over their quota to parents under theirs.
 
     parent: [F], -1 for the root; the layer is the features ``start .. start + size - 1``;
-    quota: [start + 1], the root last; dead: [F].
+    quota: [start + 1], the root last; dead: [F]; count: which children a quota is compared with. With "all", a
+    parent gives away dead children only as far as it is over its quota. With "living" (5.6, 27), what a parent lacks
+    is living children, and every dead child of the layer is there to be moved, its own parent included.
     Returns the new parent vector [F] and the moves (feature, old parent, new parent), -1 for the root, in the
     order in which they were made. The vector given is left as it is.
     """
     if len(quota) != start + 1:
         raise ValueError("one quota per earlier feature, then the root's")
+    if count not in ("all", "living"):
+        raise ValueError("count must be 'all' or 'living'")
     new_parent = np.array(parent, dtype=np.int64)
     children: list[list[int]] = [[] for _ in range(start + 1)]
     for feature in range(start, start + size):
@@ -127,20 +136,24 @@ def reallocate_layer(
 
     movers: list[int] = []
     for place in range(start + 1):
+        dead_children = [feature for feature in children[place] if dead[feature]]
         excess = len(children[place]) - int(quota[place])
-        if excess > 0:
-            dead_children = [feature for feature in children[place] if dead[feature]]
+        if count == "living":
+            movers.extend(dead_children)
+        elif excess > 0:
             movers.extend(dead_children[:excess])
 
     slots: list[int] = []
     for place in range(start + 1):
-        shortage = int(quota[place]) - len(children[place])
+        counted = [feature for feature in children[place] if count == "all" or not dead[feature]]
+        shortage = int(quota[place]) - len(counted)
         if shortage > 0:
             slots.extend([ROOT if place == start else place] * shortage)
 
     moves: list[Move] = []
     for feature, new in zip(movers, slots, strict=False):
-        moves.append((feature, int(parent[feature]), new))
+        if new != int(parent[feature]):
+            moves.append((feature, int(parent[feature]), new))
         new_parent[feature] = new
     return new_parent, moves
 

@@ -17,7 +17,7 @@ from .allocation import ROOT, BoolArray, FloatArray, IntArray, Move, greedy_allo
 class TreeOptions:
     """What a Tree SAE is trained with besides its sizes; the authors' values, but no schedule."""
 
-    normalise: str = "token"  # "token" (mean and deviation of each token) or "none"
+    normalise: str | float = "token"  # mean and deviation of each token; "none"; or a factor for all tokens
     std_eps: float = 1e-5
     threshold: float = 1e-3  # a feature is active where its value is above this
     var_eps: float = 1e-8
@@ -29,15 +29,21 @@ class TreeOptions:
     aux_rescale: bool = False  # the reconstructed error is multiplied by the token's deviation
 
     dead_steps: int = 1953
-    eligible_steps: int = 9
+    eligibility: str = "window"  # or "rate"
+    eligible_steps: int = 9  # window: a parent must have fired within fewer steps than these
+    eligible_tokens: int = (
+        50_000  # rate: a parent must fire once in so many tokens, on average over tenfold as many
+    )
 
     capacity_rule: str = "per_batch"  # or "per_instance"
+    count: str = "all"  # or "living": the children that a quota is compared with
     min_root: dict[int, int] = field(default_factory=dict)  # layer -> least number of root children
     realloc_first: int | None = None  # step of the first reallocation; None for no reallocation
     realloc_growth: str = "double"  # or "add"
     realloc_cap: int = 10_000
     root_reset_step: int | None = None  # here all dead features go to the root, and reallocation ends
 
+    project: bool = True  # take the part of the decoder's gradient along its rows away
     beta1: float = 0.9
     beta2: float = 0.999
     adam_eps: float = 6.25e-10
@@ -123,6 +129,9 @@ class TreeOracle:
         self._check()
 
         self.steps_since_fired: IntArray = np.zeros(self.n_features, dtype=np.int64)
+        self.history: list[
+            tuple[int, IntArray]
+        ] = []  # of every step, tokens and on how many each feature fired
         self.capacity: dict[int, FloatArray] = {}
         self.reset_capacity()
         self.n_steps = 0
@@ -142,8 +151,10 @@ class TreeOracle:
             for feature in self.features_of(layer):
                 if not ROOT <= self.parent[feature] < self.starts[layer]:
                     raise ValueError(f"the parent of feature {feature} is in no earlier layer")
-        if self.options.normalise not in ("token", "none"):
-            raise ValueError("normalise must be 'token' or 'none'")
+        if isinstance(self.options.normalise, str) and self.options.normalise not in ("token", "none"):
+            raise ValueError("normalise must be 'token', 'none' or a number")
+        if self.options.eligibility not in ("window", "rate"):
+            raise ValueError("eligibility must be 'window' or 'rate'")
         if self.options.capacity_rule not in ("per_batch", "per_instance"):
             raise ValueError("capacity_rule must be 'per_batch' or 'per_instance'")
         if self.options.realloc_growth not in ("double", "add"):
@@ -159,10 +170,29 @@ class TreeOracle:
 
     def eligible_parents(self, layer: int) -> BoolArray:
         """[start + 1]: which candidate parents of the layer may have children; the root, last, always may."""
-        eligible = [
-            bool(self.steps_since_fired[p] < self.options.eligible_steps) for p in range(self.starts[layer])
-        ]
+        eligible: list[bool] = []
+        for p in range(self.starts[layer]):
+            if self.options.eligibility == "window":
+                eligible.append(bool(self.steps_since_fired[p] < self.options.eligible_steps))
+            else:
+                eligible.append(self.firing_rate(p) >= 1 / self.options.eligible_tokens)
         return np.array([*eligible, True], dtype=np.bool_)
+
+    def firing_rate(self, feature: int) -> float:
+        """The share of tokens on which the feature fired, tokens long past counting less.
+
+        A token that lies a tokens back counts exp(-a / horizon), the horizon being ten times eligible_tokens; the
+        firings of a step are spread evenly over its tokens, and a over the reals, so a step counts the integral.
+        """
+        horizon = 10.0 * self.options.eligible_tokens
+        back = 0
+        fired = total = 0.0
+        for n, counts in reversed(self.history):
+            weight = horizon * (np.exp(-back / horizon) - np.exp(-(back + n) / horizon))
+            fired += weight * counts[feature] / n
+            total += weight
+            back += n
+        return fired / total if total > 0 else 0.0
 
     def reset_capacity(self) -> None:
         """All capacities to zero; layer 0 has none."""
@@ -181,6 +211,8 @@ class TreeOracle:
             for t in range(n):
                 mean[t] = raw[t].mean()
                 std[t] = np.sqrt(((raw[t] - mean[t]) ** 2).sum() / (self.d - 1)) + self.options.std_eps
+        elif not isinstance(self.options.normalise, str):
+            std[:] = 1.0 / self.options.normalise
 
         u = np.zeros((n, self.d))
         h = np.zeros((n, self.n_features))
@@ -211,6 +243,7 @@ class TreeOracle:
 
     def update_counters(self, code: FloatArray) -> None:
         """One more step since each feature fired; 1 for those that fire in this batch. code [n,F]."""
+        self.history.append((code.shape[0], (code > self.options.threshold).sum(axis=0)))
         for i in range(self.n_features):
             self.steps_since_fired[i] += 1
             if np.any(code[:, i] > self.options.threshold):
@@ -322,11 +355,12 @@ class TreeOracle:
     def update_parameters(
         self, grad_E: FloatArray, grad_D: FloatArray, grad_b_dec: FloatArray, lr: float, step: int
     ) -> None:
-        """Decoder rows to unit norm, the part of their gradient along them removed, then Adam."""
+        """Decoder rows to unit norm, the part of their gradient along them removed (``project``), then Adam."""
         projected = grad_D.copy()
         for i in range(self.n_features):
             self.D[i] /= np.sqrt((self.D[i] ** 2).sum())
-            projected[i] -= (grad_D[i] @ self.D[i]) * self.D[i]
+            if self.options.project:
+                projected[i] -= (grad_D[i] @ self.D[i]) * self.D[i]
         constants = (step, lr, self.options.beta1, self.options.beta2, self.options.adam_eps)
         self.E = adam_step(self.E, grad_E, self.adam["E"], *constants)
         self.D = adam_step(self.D, projected, self.adam["D"], *constants)
@@ -354,7 +388,9 @@ class TreeOracle:
             size = self.layer_sizes[layer]
             min_root = self.options.min_root.get(layer, 0)
             quota = greedy_allocation(self.capacity[layer], self.eligible_parents(layer), size, min_root)
-            self.parent, moves = reallocate_layer(self.parent, self.starts[layer], size, quota, self.dead())
+            self.parent, moves = reallocate_layer(
+                self.parent, self.starts[layer], size, quota, self.dead(), self.options.count
+            )
             moved.extend(moves)
         self.reset_capacity()
         return moved

@@ -35,9 +35,10 @@ _SHARDS_MIXED = 8
 class Blocks(Protocol):
     """A source of activations, in blocks of shuffled rows."""
 
-    d_in: int
-    n_blocks: int
-
+    @property
+    def d_in(self) -> int: ...
+    @property
+    def n_blocks(self) -> int: ...
     def block(self, epoch: int, index: int) -> ActivationBatch: ...
 
 

@@ -57,7 +57,10 @@ class TopKSAE(SAE):
         return sum(self.config.k_per_layer)
 
     def saelens_keys(self) -> dict[str, Any]:
-        return {"k": self.k, "rescale_acts_by_decoder_norm": True}
+        # Its tools fold the norms of the decoder's rows into the encoder, and need to be told that this is allowed.
+        norms = self.decoder.norm(dim=1)
+        unit = bool(torch.allclose(norms, torch.ones_like(norms), atol=1e-5))
+        return {"k": self.k, "rescale_acts_by_decoder_norm": unit}
 
     def encode_normalized(self, u: Float[Tensor, "n d_in"]) -> SparseCode:
         u = u - self.b_dec

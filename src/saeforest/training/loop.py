@@ -177,6 +177,13 @@ def train(
         shutil.rmtree(out / CHECKPOINTS)
 
 
+def fit(sae: SAE, stream: ActivationStream, optim: OptimConfig, n_steps: int) -> Iterator[Step]:
+    """Trains one SAE without a folder or a log, for toys and tests: a step each time the next is asked for."""
+    trainee = Trainee("", TrainConfig(optim=optim), sae, make_optimizer(sae, optim))
+    for step in range(1, n_steps + 1):
+        yield trainee.step(stream.next().x.to(sae.device).float(), step, n_steps)[0]
+
+
 def update(
     sae: SAE, optimizer: torch.optim.Optimizer, loss: Tensor, rate: float, project_gradient: bool = True
 ) -> None:

@@ -1,0 +1,288 @@
+"""The SAEs that the authors of the Tree SAE released: a folder with `config.json` and `sae.safetensors`.
+
+Five types, all on standardised activations and without an encoder bias (SPEC 5.1, 7): tree, matryoshka and topk (one
+k for the whole dictionary), mp (matching pursuit; one dictionary and no bias at all) and relu. Weights are kept as
+stored, the decoder slightly off unit norm, so that codes and reconstructions are those of the authors' code.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from huggingface_hub import HfApi, snapshot_download
+from jaxtyping import Int
+from torch import Tensor
+
+from ..errors import UserError
+from ..files import read_json, read_tensors
+from ..forest import ROOT
+from ..saes import (
+    SAE,
+    JumpReLUConfig,
+    MatchingPursuitConfig,
+    MatryoshkaConfig,
+    SAEConfig,
+    TopKConfig,
+    TreeConfig,
+    build,
+)
+from ..saes.files import CFG
+
+CONFIG, WEIGHTS = "config.json", "sae.safetensors"
+_HUB_NAME = re.compile(r"(?P<repo>[\w-][\w.-]*/[\w-][\w.-]*)(:(?P<folder>[\w-][\w./-]*))?")
+_HUB_PATIENCE_S = 10.0
+_THRESHOLD = 1e-3
+
+
+def is_released(source: str | Path) -> bool:
+    """Whether `load_released` reads `source`: a folder in the authors' layout, or no folder here but a Hub name."""
+    path = Path(source)
+    if path.is_dir():
+        ours = (path / CFG).exists()
+        return not ours and ((path / CONFIG).exists() or (path / WEIGHTS).exists() or bool(_below(path)))
+    return isinstance(source, str) and not path.exists() and _HUB_NAME.fullmatch(source) is not None
+
+
+def load_released(source: str | Path) -> SAE:
+    """An SAE that the Tree SAE's authors released, as one of ours: it encodes and reconstructs as in their code.
+
+    `source` is a folder, or a name on the Hub: `tueminh/tree-sae`, and `tueminh/tree-sae:FOLDER` for one of several
+    in it. What has been downloaded before is used as it is, without asking the Hub. The whole of config.json is in
+    `metadata["released"]`.
+
+    Raises UserError where there is no such folder or name, or a file, a key, a tensor or a shape is missing or wrong.
+    """
+    folder = _folder(source)
+    config = _read_config(folder / CONFIG)
+    system = _system(config, folder / CONFIG)
+    tensors = _read_weights(folder / WEIGHTS, system)
+    sae = build(system, tensors.d_in)
+    sae.exact_inverse = True
+    with torch.no_grad():
+        for name, tensor in tensors.by_name.items():
+            getattr(sae, name).copy_(tensor)
+    sae.metadata = {
+        key: config[key] for key in ("model_name", "hook_name") if isinstance(config.get(key), str)
+    }
+    sae.metadata["released"] = config
+    return sae.eval()
+
+
+# -- config.json
+
+
+@dataclass(frozen=True)
+class _Type:
+    """How one of the authors' types is said in ours."""
+
+    config: type
+    layers: bool = False
+    """Whether its layers mean something; otherwise they are one dictionary."""
+    k: Literal["by_layer", "total", "none"] = "total"
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+_TYPES = {
+    "tree": _Type(TreeConfig, layers=True, k="by_layer"),
+    "matryoshka": _Type(MatryoshkaConfig, layers=True),
+    "topk": _Type(TopKConfig),
+    "mp": _Type(MatchingPursuitConfig),
+    # ReLU is JumpReLU with thresholds of 0; k, which only its training knows, is no limit.
+    "relu": _Type(JumpReLUConfig, k="none", options={"encoder_bias": False, "threshold_init": 0.0}),
+}
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    config = read_json(path)
+    if not isinstance(config, dict):
+        raise UserError(f"{path}: expected a JSON object with the SAE's configuration")
+    # Python writes, but JSON has no, Infinity: as a string it can be saved with the SAE.
+    return json.loads(json.dumps(config), parse_constant=str)
+
+
+def _system(config: dict[str, Any], path: Path) -> SAEConfig:
+    """The configuration in our terms."""
+    name = config.get("type")
+    if not isinstance(name, str) or name not in _TYPES:
+        raise UserError(f"{path}: key 'type' is {name!r}: expected one of {', '.join(_TYPES)}")
+    kind = _TYPES[name]
+    sizes = _numbers(config, "features_per_layer", path)
+    whole = (sum(sizes),)
+    k = whole if kind.k == "none" else _numbers(config, "k_per_layer", path)
+    if kind.k == "by_layer":
+        _check_k(k, sizes, path)
+    else:
+        k = (sum(k),)
+        _check_k(k, whole, path)
+    return kind.config(
+        layer_sizes=sizes if kind.layers else whole,
+        k_per_layer=k,
+        normalize_activations="layer_norm",
+        activation_threshold=_THRESHOLD,
+        **kind.options,
+    )
+
+
+def _check_k(k: tuple[int, ...], sizes: tuple[int, ...], path: Path) -> None:
+    if len(k) != len(sizes):
+        raise UserError(
+            f"{path}: key 'k_per_layer' has {len(k)} entries, but 'features_per_layer' has {len(sizes)}; "
+            "expected one k for each layer"
+        )
+    for active, size in zip(k, sizes, strict=True):
+        if active > size:
+            raise UserError(
+                f"{path}: key 'k_per_layer' asks for {active} active features of {size}, the features there are"
+            )
+
+
+def _numbers(config: dict[str, Any], key: str, path: Path) -> tuple[int, ...]:
+    """One number, or one for each layer, all positive."""
+    if key not in config:
+        raise UserError(f"{path}: key '{key}' is missing; the file is damaged or of another tool")
+    value = config[key]
+    numbers = value if isinstance(value, list) else [value]
+    if not numbers or not all(type(n) is int and n > 0 for n in numbers):
+        raise UserError(f"{path}: key '{key}' is {value!r}: expected whole numbers above 0")
+    return tuple(numbers)
+
+
+# -- sae.safetensors
+
+
+class _Weights(NamedTuple):
+    """What fills the SAE, by the names of its parameters and buffers."""
+
+    d_in: int
+    by_name: dict[str, Tensor]
+
+
+def _read_weights(path: Path, system: SAEConfig) -> _Weights:
+    tensors = read_tensors(path)
+    d_sae = sum(system.layer_sizes)
+    decoder = _checked(tensors, "decoder.weight", (None, d_sae), path)
+    d_in = len(decoder)
+    filled = {"decoder": decoder.T}
+    if system.architecture == "matching_pursuit":
+        return _Weights(d_in, filled)
+    filled["encoder"] = _checked(tensors, "encoder.weight", (d_sae, d_in), path)
+    filled["b_dec"] = _checked(tensors, "b_dec", (d_in,), path)
+    if "encoder.bias" in tensors and tensors["encoder.bias"].any():
+        raise UserError(f"{path}: tensor 'encoder.bias' is not zero, but the released SAEs have no such bias")
+    if system.architecture == "tree":
+        filled["parent"] = _parent(tensors, system.layer_sizes, path)
+    return _Weights(d_in, filled)
+
+
+def _checked(tensors: dict[str, Tensor], name: str, shape: tuple[int | None, ...], path: Path) -> Tensor:
+    """A tensor of numbers; None stands for any length."""
+    tensor = _present(tensors, name, shape, path)
+    if not tensor.is_floating_point():
+        raise UserError(f"{path}: tensor '{name}' has dtype {tensor.dtype}, expected floating-point numbers")
+    if not torch.isfinite(tensor).all():
+        raise UserError(f"{path}: tensor '{name}' holds NaN or infinite values")
+    return tensor
+
+
+def _present(tensors: dict[str, Tensor], name: str, shape: tuple[int | None, ...], path: Path) -> Tensor:
+    if name not in tensors:
+        raise UserError(f"{path}: tensor '{name}' is missing; it holds {', '.join(sorted(tensors))}")
+    found = list(tensors[name].shape)
+    fits = len(found) == len(shape) and all(b in (None, a) for a, b in zip(found, shape, strict=True))
+    if not fits or 0 in found:
+        wanted = ", ".join("d_in" if n is None else str(n) for n in shape)
+        raise UserError(f"{path}: tensor '{name}' has shape {found}, but {CONFIG} calls for [{wanted}]")
+    return tensors[name]
+
+
+def _parent(tensors: dict[str, Tensor], sizes: tuple[int, ...], path: Path) -> Int[Tensor, "d_sae"]:
+    """Theirs, layer by layer: the root is the number after the last feature before the layer."""
+    parents, start = [], 0
+    for layer, size in enumerate(sizes):
+        name = f"parent_index_{layer}"
+        if layer == 0 and name not in tensors:
+            parents.append(torch.full((size,), ROOT))
+        else:
+            index = _present(tensors, name, (size,), path)
+            if index.is_floating_point() or index.is_complex() or index.dtype == torch.bool:
+                raise UserError(f"{path}: tensor '{name}' has dtype {index.dtype}, expected integers")
+            index = index.to(torch.int64)
+            bad = index[(index < 0) | (index > start)]
+            if len(bad):
+                raise UserError(
+                    f"{path}: tensor '{name}' holds {int(bad[0])}: expected 0 to {start - 1}, the features of earlier "
+                    f"layers, or {start}, the root"
+                    if start
+                    else f"{path}: tensor '{name}' holds {int(bad[0])}: expected 0, the root, in the first layer"
+                )
+            parents.append(torch.where(index == start, ROOT, index))
+        start += size
+    return torch.cat(parents)
+
+
+# -- where they are
+
+
+def _folder(source: str | Path) -> Path:
+    path = Path(source)
+    if path.is_dir():
+        return _chosen(path, _below(path)) if not (path / CONFIG).exists() else path
+    name = _HUB_NAME.fullmatch(source) if isinstance(source, str) and not path.exists() else None
+    if name is None:
+        raise UserError(
+            f"{source}: no such folder; expected one with {CONFIG} and {WEIGHTS}, or a Hub name such as "
+            "tueminh/tree-sae"
+        )
+    return _on_hub(name["repo"], (name["folder"] or "").rstrip("/"))
+
+
+def _below(folder: Path) -> list[str]:
+    """The folders in `folder` that hold an SAE."""
+    return sorted(file.parent.name for file in folder.glob(f"*/{WEIGHTS}"))
+
+
+def _chosen(path: Path, several: list[str]) -> Path:
+    if several:
+        raise UserError(f"{path}: holds several SAEs; give one of its folders: {', '.join(several)}")
+    return path
+
+
+def _on_hub(repo: str, folder: str) -> Path:
+    """The local copy of one SAE on the Hub, downloaded unless it is there."""
+    files = [f"{folder}/{name}" if folder else name for name in (CONFIG, WEIGHTS)]
+    try:
+        copy = Path(snapshot_download(repo, allow_patterns=files, local_files_only=True))
+        if all((copy / file).exists() for file in files):
+            return copy / folder
+    except Exception:  # never downloaded
+        pass
+    _check_on_hub(repo, files)
+    try:
+        return Path(snapshot_download(repo, allow_patterns=files)) / folder
+    except Exception as error:  # the Hub's client has no common base of its many errors
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise UserError(f"{repo}: the download from the Hub failed ({reason}); try again") from error
+
+
+def _check_on_hub(repo: str, files: Iterable[str]) -> None:
+    # Asked once here, since the download itself would try again and again for half a minute.
+    try:
+        found = {file.rfilename for file in HfApi().model_info(repo, timeout=_HUB_PATIENCE_S).siblings or ()}
+    except Exception as error:
+        raise UserError(
+            f"{repo}: no such folder, and the Hub has no such model or cannot be reached; give a folder or a Hub name "
+            "such as tueminh/tree-sae"
+        ) from error
+    missing = next((file for file in files if file not in found), None)
+    if missing is not None:
+        others = sorted(
+            f"{repo}:{file.removesuffix('/' + WEIGHTS)}" for file in found if file.endswith("/" + WEIGHTS)
+        )
+        hint = f"; it holds {', '.join(others)}" if others else ""
+        raise UserError(f"{repo}: the Hub has no {missing} there{hint}")
