@@ -349,7 +349,7 @@ def geometric_median(
     return median
 
 
-def check_sizes(sizes: tuple[int, ...], k: tuple[int, ...]) -> None:
+def check_sizes(sizes: tuple[int, ...], k: tuple[int, ...], what: str = "layer {}") -> None:
     """Raises UserError unless every layer has a size of at least its k, and a k of at least 1."""
     if not sizes or min(sizes) < 1:
         raise UserError(
@@ -363,9 +363,15 @@ def check_sizes(sizes: tuple[int, ...], k: tuple[int, ...]) -> None:
     for layer, (size, active) in enumerate(zip(sizes, k, strict=True)):
         if not 1 <= active <= size:
             raise UserError(
-                f"sae.k_per_layer[{layer}] = {active}: expected 1 to {size}, the size of layer {layer}; "
-                "lower k or enlarge the layer"
+                f"sae.k_per_layer[{layer}] = {active}: expected 1 to {size}, the size of {what.format(layer)}; "
+                "lower k or enlarge it"
             )
+
+
+def check_dead_after(tokens: int | None) -> None:
+    """Raises UserError for a number of tokens after which nothing can be told dead."""
+    if tokens is not None and tokens < 1:
+        raise UserError(f"sae.dead_after_tokens = {tokens}: expected 1 or more")
 
 
 def check_one_layer(architecture: str, sizes: tuple[int, ...]) -> None:

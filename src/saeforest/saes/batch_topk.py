@@ -19,7 +19,9 @@ from .base import Event, Step, TrainingPlan
 from .select import above, batch_top_k
 from .topk import TopKConfig, TopKSAE
 
-_PAPER_THRESHOLD_FROM = 1_000 / 97_657
+_PAPER_STEPS = 97_657
+_PAPER_THRESHOLD_FROM = 1_000 / _PAPER_STEPS
+_LARGEST_UPDATE = 0.05
 
 
 @dataclass(frozen=True)
@@ -29,13 +31,13 @@ class ThresholdConfig:
     start: int | None = None
     """The step from which it follows the batches' smallest chosen value. None: 1,000 of 97,657 steps, in proportion
     to the run."""
-    momentum: float = 0.999
-    """Share of the threshold so far in every update."""
+    momentum: float | None = None
+    """Share of the threshold so far in every update. None: 0.999 in 97,657 steps, in proportion, 0.95 at least."""
 
     def __post_init__(self) -> None:
         if self.start is not None and self.start < 1:
             raise UserError(f"sae.threshold.start = {self.start}: expected step 1 or later")
-        if not 0 <= self.momentum < 1:
+        if self.momentum is not None and not 0 <= self.momentum < 1:
             raise UserError(f"sae.threshold.momentum = {self.momentum}: expected 0 or more, and less than 1")
 
 
@@ -58,7 +60,7 @@ class BatchTopKSAE(TopKSAE):
         super().__init__(config, d_in, seed=seed)
         # The same for every feature; 0 until the first batch that sets it.
         self.register_buffer("threshold", torch.zeros(self.d_sae))
-        self._threshold_start, self._least = 1, 0.0
+        self._threshold_start, self._momentum, self._least = 1, 0.0, 0.0
 
     @property
     def by_batch(self) -> bool:
@@ -86,6 +88,9 @@ class BatchTopKSAE(TopKSAE):
         start = self.config.threshold.start
         start = plan.share(_PAPER_THRESHOLD_FROM) if start is None else start
         self._threshold_start = min(start, plan.n_steps)  # a short run ends with a threshold too
+        in_proportion = 1 - min(1e-3 * _PAPER_STEPS / max(plan.n_steps, 1), _LARGEST_UPDATE)
+        momentum = self.config.threshold.momentum
+        self._momentum = in_proportion if momentum is None else momentum
 
     @torch.no_grad()
     def select_in_training(self, u: Float[Tensor, "n d_in"]) -> SparseCode:
@@ -106,6 +111,6 @@ class BatchTopKSAE(TopKSAE):
     def after_step(self, step: int, loss: float) -> list[Event]:
         """The threshold follows the smallest chosen value: its first sight of it, then a moving average."""
         if self.by_batch and step >= self._threshold_start and self._least > 0:
-            kept = self.config.threshold.momentum if bool(self.threshold[0] > 0) else 0.0
+            kept = self._momentum if bool(self.threshold[0] > 0) else 0.0
             self.threshold.mul_(kept).add_((1 - kept) * self._least)
         return []

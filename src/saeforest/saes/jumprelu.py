@@ -19,7 +19,16 @@ from torch import Tensor, nn
 from ..code import SparseCode, concat_slots
 from ..errors import UserError
 from ..kernels import sparse_decode
-from .base import SAE, Event, Normalization, Step, TrainingPlan, check_one_layer, check_sizes
+from .base import (
+    SAE,
+    Event,
+    Normalization,
+    Step,
+    TrainingPlan,
+    check_dead_after,
+    check_one_layer,
+    check_sizes,
+)
 from .select import above
 
 _PAPER_STEPS = 97_657
@@ -126,6 +135,7 @@ class JumpReLUConfig:
 
     def __post_init__(self) -> None:
         check_sizes(self.layer_sizes, self.k_per_layer)
+        check_dead_after(self.dead_after_tokens)
         self.check_levels()
         if self.threshold_init is not None and self.threshold_init < 0:
             raise UserError(f"sae.threshold_init = {self.threshold_init}: expected 0 or more")

@@ -16,7 +16,16 @@ from torch import Tensor
 
 from ..code import SparseCode
 from ..errors import UserError
-from .base import DENSE_ENTRIES, SAE, Normalization, Step, TrainingPlan, check_one_layer, check_sizes
+from .base import (
+    DENSE_ENTRIES,
+    SAE,
+    Normalization,
+    Step,
+    TrainingPlan,
+    check_dead_after,
+    check_one_layer,
+    check_sizes,
+)
 
 # Up to this many features the products of all atoms with each other are kept: no dense product in an iteration.
 _GRAM_FEATURES = 16_384
@@ -51,6 +60,7 @@ class MatchingPursuitConfig:
 
     def __post_init__(self) -> None:
         check_sizes(self.layer_sizes, self.k_per_layer)
+        check_dead_after(self.dead_after_tokens)
         check_one_layer(self.architecture, self.layer_sizes)
         if self.residual_tolerance < 0:
             raise UserError(f"sae.residual_tolerance = {self.residual_tolerance}: expected 0 or more")

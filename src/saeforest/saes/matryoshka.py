@@ -16,7 +16,7 @@ from torch import Tensor
 from ..code import SparseCode
 from ..errors import UserError
 from ..kernels import sparse_decode
-from .base import SAE, TokenStats, check_sizes
+from .base import SAE, TokenStats, check_dead_after, check_sizes
 from .batch_topk import BatchTopKConfig, BatchTopKSAE
 
 
@@ -42,7 +42,8 @@ class MatryoshkaConfig(BatchTopKConfig):
                 f"give one number, such as {sum(self.k_per_layer)}"
             )
         check_sizes(self.layer_sizes, (1,) * len(self.layer_sizes))
-        check_sizes((sum(self.layer_sizes),), self.k_per_layer)
+        check_sizes((sum(self.layer_sizes),), self.k_per_layer, what="the whole dictionary")
+        check_dead_after(self.dead_after_tokens)
         if isinstance(self.prefix_weights, tuple) and len(self.prefix_weights) != len(self.layer_sizes):
             raise UserError(
                 f"sae.prefix_weights {list(self.prefix_weights)}: expected {len(self.layer_sizes)} numbers, "

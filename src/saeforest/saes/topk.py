@@ -15,7 +15,16 @@ from torch import Tensor
 from ..code import SparseCode
 from ..kernels import sparse_decode
 from .auxiliary import AuxConfig, auxiliary_loss
-from .base import SAE, Normalization, Step, TokenStats, TrainingPlan, check_one_layer, check_sizes
+from .base import (
+    SAE,
+    Normalization,
+    Step,
+    TokenStats,
+    TrainingPlan,
+    check_dead_after,
+    check_one_layer,
+    check_sizes,
+)
 from .select import top_k
 
 
@@ -43,6 +52,7 @@ class TopKConfig:
 
     def __post_init__(self) -> None:
         check_sizes(self.layer_sizes, self.k_per_layer)
+        check_dead_after(self.dead_after_tokens)
         check_one_layer(self.architecture, self.layer_sizes)
 
 

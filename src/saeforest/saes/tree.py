@@ -87,6 +87,9 @@ class AllocationConfig:
     eligible_within_tokens: int = 50_000
     count: Literal["all", "living"] = "all"
     """A parent's number of children is that of all (the authors' code) or of those not dead (the text)."""
+    parents: Literal["any", "previous"] = "any"
+    """Which features may be parents of a layer's: those of any earlier layer (the paper), or of the one before it.
+    The root may always be."""
     min_root_share: float = 0.0
     """At least this share of every layer hangs from the root."""
 
@@ -153,14 +156,19 @@ class TreeSAE(SAE):
         self.prepare(TrainingPlan(n_steps=0, batch_size=1))
 
     def initial_parent(self, generator: torch.Generator) -> Int[Tensor, "d_sae"]:
-        """Uniform over all features of earlier layers and the root (SPEC 5.1)."""
+        """Uniform over the features that may be parents and the root (SPEC 5.1)."""
         parents, start = [], 0
-        for size in self.config.layer_sizes:
-            layer = torch.randint(0, start + 1, (size,), generator=generator)
+        for i, size in enumerate(self.config.layer_sizes):
+            layer = torch.randint(self._first_parent(i), start + 1, (size,), generator=generator)
             layer[: self.config.allocation.min_root_children(size)] = start
             parents.append(torch.where(layer == start, ROOT, layer))
             start += size
         return torch.cat(parents)
+
+    def _first_parent(self, layer: int) -> int:
+        """The lowest feature that may be a parent of a layer's."""
+        nearest = layer > 0 and self.config.allocation.parents == "previous"
+        return sum(self.config.layer_sizes[: layer - 1]) if nearest else 0
 
     # -- Eq. 6: gate by the active parent, then the k largest of each layer, then ReLU
 
@@ -317,6 +325,7 @@ class TreeSAE(SAE):
         start, size, _ = self._layers[layer]
         eligible = torch.ones(start + 1, dtype=torch.bool)
         eligible[:start] = self._eligible(start).cpu()
+        eligible[: self._first_parent(layer)] = False
         quota = greedy_allocation(
             self.capacity[layer, : start + 1].cpu(),
             eligible,

@@ -1,0 +1,54 @@
+"""Where true features point: unit vectors `[m, d]`, orthogonal or nearly so, or correlated on purpose (SPEC 8.1)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from ..errors import UserError
+from ..forest import ROOT, Forest
+
+
+def unit_vectors(
+    m: int, d: int, generator: torch.Generator, *, steps: int = 1000, lr: float = 0.01
+) -> Float[Tensor, "m d"]:
+    """Orthonormal where there is room (m <= d), otherwise as nearly orthogonal as the steps make them."""
+    if m < 1 or d < 1:
+        raise UserError(f"{m} features in {d} dimensions: expected 1 or more of both")
+    if m <= d:
+        return torch.linalg.qr(torch.randn(d, m, generator=generator))[0].T.contiguous()
+    return nearly_orthogonal(F.normalize(torch.randn(m, d, generator=generator)), steps, lr)
+
+
+def nearly_orthogonal(v: Float[Tensor, "m d"], steps: int, lr: float) -> Float[Tensor, "m d"]:
+    """Adam steps on `sum_{i != j} (v_i . v_j)^2 + m sum_i (|v_i|^2 - 1)^2`, then unit norm.
+
+    The sum over pairs is `|V'V|^2 - sum_i |v_i|^4`, so a step costs m d^2 and never sees an [m, m] matrix.
+    """
+    v = v.clone()
+    m = len(v)
+    adam = torch.optim.Adam([v], lr=lr)
+    for _ in range(steps):
+        square = v.square().sum(1, keepdim=True)
+        v.grad = 4 * (v @ (v.T @ v)) + (4 * m * (square - 1) - 4 * square) * v
+        adam.step()
+    return F.normalize(v)
+
+
+def lean_on_parents(v: Float[Tensor, "m d"], forest: Forest, offset: float) -> Float[Tensor, "m d"]:
+    """Every child's vector becomes `normalised(own direction + offset * its parent's vector)`, from the top down."""
+    if offset < 0:
+        raise UserError(f"parent_offset {offset:g}: expected 0 or more")
+    v = v.clone()
+    for level in range(1, int(forest.depth.max()) + 1):
+        at = (forest.depth == level) & (forest.parent != ROOT)
+        v[at] = F.normalize(v[at] + offset * v[forest.parent[at]])
+    return v
+
+
+def mix_group(v: Float[Tensor, "g d"], eps: float) -> Float[Tensor, "g d"]:
+    """`normalised((1 - eps) own + eps * mean of the others)`: one cosine between all pairs of orthonormal vectors."""
+    others = (v.sum(0) - v) / (len(v) - 1)
+    return F.normalize((1 - eps) * v + eps * others)

@@ -1,0 +1,153 @@
+"""Systems side by side on a world whose tree is known: trained on it, and scored by how much of it they recover."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+import torch
+from rich import box
+from rich.table import Table
+
+from ..activations import ActivationStream
+from ..config import OptimConfig
+from ..errors import UserError
+from ..infer import InferConfig, infer_forest
+from ..progress import progress
+from ..saes import SAE, SystemConfig, TrainingPlan, build
+from ..toys import SyntheticConfig, systems_for
+from ..training.loop import fit
+from .recovery import recover
+from .world import Sample, World
+
+RECOVERY = "recovery.json"
+#: How the forests of flat SAEs are inferred: each way of them is scored, and named behind the system.
+INFERRED = {
+    "coverage": InferConfig(method="coverage"),
+    "reconstruction": InferConfig(method="reconstruction"),
+}
+
+
+def compare(
+    worlds: Mapping[int, World], names: Sequence[str], config: SyntheticConfig
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """For every system (and way its forest is found) every score: its median and its value for each seed.
+
+    `worlds` by seed, which is also that of the weights. Raises UserError for a name that is no system.
+    """
+    found: dict[str, list[dict[str, float | None]]] = {}
+    for seed, world in worlds.items():
+        sample = world.held_out(config.held_out)
+        known = systems_for(world.forest.layer_sizes, layer_l0(world, config.l0), config)
+        for name in names:
+            if name not in known:
+                raise UserError(f"system '{name}': expected some of {', '.join(known)}")
+        for name in names:
+            sae = _trained(known[name], world, config, seed, f"{name} {seed}")
+            for label, scores in _scores(name, sae, world, sample):
+                found.setdefault(label, []).append(scores)
+    return {
+        label: {score: _summary([s[score] for s in seeds]) for score in seeds[0]}
+        for label, seeds in found.items()
+    }
+
+
+def layer_l0(world: World, l0: float | None) -> tuple[int, ...]:
+    """Active features of each layer: the true mean rounded up, or in proportion to it with `l0` in all."""
+    code = world.sample(20_000, torch.Generator().manual_seed(0)).code
+    fired = code.fired(world.m).double() / len(code.values)
+    layers = range(len(world.forest.layer_sizes))
+    true = torch.stack([fired[world.forest.layer == layer].sum() for layer in layers])
+    wanted = true if l0 is None else true * l0 / true.sum()
+    return tuple(max(int(k), 1) for k in (wanted - 1e-9).ceil().tolist())
+
+
+def _trained(system: SystemConfig, world: World, config: SyntheticConfig, seed: int, label: str) -> SAE:
+    sae = build(system, world.d_in, seed=seed)
+    sae.prepare(TrainingPlan(config.steps, config.batch_size))
+    optim = OptimConfig(
+        lr=config.lr, batch_size=config.batch_size, warmup=0.02, decay="linear", decay_from=0.6
+    )
+    with progress(label, config.steps * config.batch_size) as advance:
+        for _ in fit(sae, ActivationStream(world, config.batch_size), optim, config.steps):
+            advance(config.batch_size)
+    sae.finish()
+    return sae.eval()
+
+
+@torch.no_grad()
+def _scores(
+    name: str, sae: SAE, world: World, sample: Sample
+) -> Iterator[tuple[str, dict[str, float | None]]]:
+    code, stats = sae.encode_with_stats(sample.x)
+    residual = (sample.x - sae.decode(code, stats)).square().sum()
+    threshold = sae.config.activation_threshold
+    own = {
+        "fve": 1 - float(residual / (sample.x - sample.x.mean(0)).square().sum()),
+        "l0": float(code.active(threshold).sum() / len(sample)),
+    }
+    forests = (
+        {"": sae.forest}
+        if not sae.flat
+        else {way: infer_forest(sae, sample.x.split(8192), config).forest for way, config in INFERRED.items()}
+    )
+    for way, forest in forests.items():
+        recovery = recover(
+            world,
+            sample,
+            decoder=sae.decoder,
+            encoder=sae.encoder,
+            code=code,
+            forest=forest,
+            threshold=threshold,
+        )
+        yield f"{name}+{way}" if way else name, own | _plain(recovery)
+
+
+def _plain(record: Any, prefix: str = "") -> dict[str, float | None]:
+    """The scores of a record and of the records within it, by names joined with underscores."""
+    plain: dict[str, float | None] = {}
+    for f in fields(record):
+        value = getattr(record, f.name)
+        plain |= _plain(value, f"{f.name}_") if is_dataclass(value) else {prefix + f.name: value}
+    return plain
+
+
+def _summary(values: list[float | None]) -> dict[str, Any]:
+    known = [v for v in values if v is not None]
+    return {"median": statistics.median(known) if known else None, "values": values}
+
+
+#: What the table shows of all the scores.
+_COLUMNS = {
+    "fve": "FVE",
+    "l0": "L0",
+    "mcc_truth": "MCC",
+    "edges_f1": "edge F1",
+    "edges_precision": "precision",
+    "edges_recall": "recall",
+    "edges_ancestor_f1": "ancestor F1",
+    "absorption_silent_excess": "absorption",
+    "hierarchy": "hierarchy",
+}
+
+
+def recovery_table(found: Mapping[str, Mapping[str, Mapping[str, Any]]], generator: str) -> Table:
+    """The main scores as a table for the terminal: medians, and under each the lowest and highest of the seeds."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=f"Recovery of {generator}", title_justify="left")
+    table.add_column("system", no_wrap=True)
+    for title in _COLUMNS.values():
+        table.add_column(title, justify="right", no_wrap=True)
+    for label, scores in found.items():
+        table.add_row(label, *(_number(scores[score]["median"]) for score in _COLUMNS))
+        spread = [[v for v in scores[score]["values"] if v is not None] for score in _COLUMNS]
+        table.add_row(
+            "", *(f"{_number(min(v))}..{_number(max(v))}" if len(v) > 1 else "" for v in spread), style="dim"
+        )
+    return table
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}"

@@ -1,0 +1,236 @@
+"""Sampling from a known tree: which of its features fire, and how strongly (SPEC 8.1).
+
+A feature can fire only where its parent does. Samples are drawn a level at a time, for all rows at once and only
+for the children of parents that fired, so the cost follows the number of firings and not the number of features.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from ..code import SparseCode
+from ..errors import UserError
+from ..forest import ROOT, Forest
+
+Siblings = Literal["independent", "choice", "contest"]
+"""How the children of one parent share it. independent: each on its own. choice: one of them or none, with the given
+probabilities. contest: each tries on its own, and of those that would fire one, drawn evenly, does."""
+
+# Samples are drawn in slices, so that no array of candidates at the top of the trees exceeds this many entries.
+_CANDIDATES = 1 << 22
+# Ten times 0.1 in float32 is a little more than 1.
+_ROUNDING = 1e-6
+
+
+@dataclass(frozen=True, eq=False)
+class TreeSpec:
+    """What fires with what, over `m` features. Immutable.
+
+    p:      `[m]` probability that a feature fires (in a contest: tries to) where its parent fires.
+    mean:   `[m]` of its activation, folded: `|N(mean, std)|`, so that what fires is positive.
+    std:    `[m]` of its activation; 0 for always the same.
+    roots:  how the features without a parent share a sample.
+    children: how siblings share their parent.
+    scale_by_parent: an activation is multiplied by the parent's activation / the parent's mean.
+    factor: `[m, rank]` of a Gaussian copula that correlates trials: a feature fires where
+            `factor_i . a + sqrt(1 - |factor_i|^2) b_i` exceeds the `1 - p_i` quantile, with `a`, `b` standard
+            normal and `a` shared by all features of a sample. None: no correlation.
+
+    Raises UserError where the probabilities are not such.
+    """
+
+    forest: Forest
+    p: Float[Tensor, "m"]
+    mean: Float[Tensor, "m"]
+    std: Float[Tensor, "m"]
+    roots: Siblings = "independent"
+    children: Siblings = "choice"
+    scale_by_parent: bool = False
+    factor: Float[Tensor, "m rank"] | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "p", self.p.double())
+        if len(self.p) != self.m:
+            raise UserError(f"{len(self.p)} probabilities for {self.m} features; expected one each")
+        if not bool(((self.p >= 0) & (self.p <= 1)).all()):
+            bad = int(((self.p < 0) | (self.p > 1)).nonzero()[0])
+            raise UserError(f"probability {float(self.p[bad]):g} of feature {bad}: expected 0 to 1")
+        if bool((self.std < 0).any()):
+            raise UserError(f"magnitude deviation {float(self.std.min()):g}: expected 0 or more")
+        self._check_choices()
+        self._check_factor()
+
+    def _check_choices(self) -> None:
+        # Entry m is the root's.
+        above = torch.where(self.forest.parent == ROOT, self.m, self.forest.parent)
+        total = torch.zeros(self.m + 1, dtype=torch.float64).index_add_(0, above, self.p)
+        chosen = torch.full((self.m + 1,), self.children == "choice")
+        chosen[self.m] = self.roots == "choice"
+        over = (chosen & (total > 1 + _ROUNDING)).nonzero().flatten().tolist()
+        if over:
+            family = "the root" if over[0] == self.m else f"feature {over[0]}"
+            raise UserError(
+                f"the mutually exclusive children of {family} have probabilities that add up to "
+                f"{float(total[over[0]]):g}; expected 1 at most"
+            )
+
+    def _check_factor(self) -> None:
+        if self.factor is None:
+            return
+        if "choice" in (self.roots, self.children):
+            raise UserError("correlated features need siblings 'independent' or 'contest', not 'choice'")
+        if float(self.factor.square().sum(1).max()) >= 1:
+            raise UserError(
+                "correlation factors: expected rows of a norm below 1; lower the scale or the rank"
+            )
+
+    @property
+    def m(self) -> int:
+        """Number of features."""
+        return self.forest.d_sae
+
+    @cached_property
+    def top(self) -> Int[Tensor, "roots"]:
+        return torch.tensor(self.forest.roots)
+
+    @cached_property
+    def table(self) -> Int[Tensor, "m most"]:
+        """The children of each feature, in ascending order and filled up with `m`, which never fires."""
+        parent, child = self.forest.edges
+        order = parent.argsort(stable=True)
+        parent, child = parent[order], child[order]
+        n = self.forest.n_children
+        slot = torch.arange(len(child)) - (n.cumsum(0) - n)[parent]
+        table = torch.full((self.m, max(int(n.max()), 1)), self.m)
+        table[parent, slot] = child
+        return table
+
+    @cached_property
+    def padded_p(self) -> Float[Tensor, "m_plus_1"]:
+        """Probabilities, with that of the child that never fires last."""
+        return torch.cat([self.p, self.p.new_zeros(1)])
+
+    @cached_property
+    def copula(self) -> _Copula | None:
+        if self.factor is None:
+            return None
+        factor = torch.cat([self.factor, self.factor.new_zeros(1, self.factor.shape[1])])
+        threshold = torch.special.ndtri(1 - self.padded_p).float()
+        return _Copula(factor, (1 - factor.square().sum(1)).sqrt(), threshold)
+
+
+class _Copula(NamedTuple):
+    """A `TreeSpec`'s correlation; the last of the `m + 1` entries belongs to the child that never fires."""
+
+    factor: Float[Tensor, "m_plus_1 rank"]
+    own: Float[Tensor, "m_plus_1"]
+    threshold: Float[Tensor, "m_plus_1"]
+
+
+class _Fired(NamedTuple):
+    rows: Int[Tensor, "f"]
+    ids: Int[Tensor, "f"]
+    values: Float[Tensor, "f"]
+
+
+def sample_code(spec: TreeSpec, n: int, generator: torch.Generator) -> SparseCode:
+    """Activations of the true features on `n` samples, ids ascending in a row; as many slots as the fullest needs."""
+    rows = max(_CANDIDATES // max(len(spec.top), 1), 1)
+    parts = []
+    for start in range(0, n, rows):
+        part = _sample_slice(spec, min(rows, n - start), generator)
+        parts.append(part._replace(rows=part.rows + start))
+    return _as_code(_concatenated(parts), n, spec.m)
+
+
+def _concatenated(parts: list[_Fired]) -> _Fired:
+    return _Fired(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
+
+
+def _as_code(fired: _Fired, n: int, m: int) -> SparseCode:
+    order = (fired.rows * m + fired.ids).argsort()
+    rows, ids, values = (tensor[order] for tensor in fired)
+    count = torch.bincount(rows, minlength=n)
+    slot = torch.arange(len(rows)) - (count.cumsum(0) - count)[rows]
+    shape = (n, max(int(count.max()), 1))
+    code = SparseCode(torch.zeros(shape), torch.zeros(shape, dtype=torch.int64))
+    code.values[rows, slot], code.ids[rows, slot] = values, ids
+    return code
+
+
+def _sample_slice(spec: TreeSpec, n: int, generator: torch.Generator) -> _Fired:
+    copula = spec.copula
+    shared = None if copula is None else torch.randn(n, copula.factor.shape[1], generator=generator)
+    levels = [_top_level(spec, n, shared, generator)]
+    while len(levels[-1].rows):
+        levels.append(_next_level(spec, levels[-1], shared, generator))
+    return _concatenated(levels)
+
+
+def _top_level(spec: TreeSpec, n: int, shared: Tensor | None, generator: torch.Generator) -> _Fired:
+    ids = spec.top[None]
+    common = None if shared is None or spec.copula is None else shared @ spec.copula.factor[spec.top].T
+    rows, slot = _fires(spec, spec.roots, ids, n, common, generator).nonzero(as_tuple=True)
+    found = spec.top[slot]
+    return _Fired(rows, found, _magnitudes(spec, found, generator))
+
+
+def _next_level(spec: TreeSpec, above: _Fired, shared: Tensor | None, generator: torch.Generator) -> _Fired:
+    """Of the parents that fired, the children that do."""
+    above = _Fired(*(tensor[spec.forest.n_children[above.ids] > 0] for tensor in above))
+    ids = spec.table[above.ids]
+    common = None
+    if shared is not None and spec.copula is not None:
+        common = torch.einsum("fr,fcr->fc", shared[above.rows], spec.copula.factor[ids])
+    family, slot = _fires(spec, spec.children, ids, len(ids), common, generator).nonzero(as_tuple=True)
+    found = ids[family, slot]
+    values = _magnitudes(spec, found, generator)
+    if spec.scale_by_parent:
+        values *= above.values[family] / spec.mean[above.ids[family]]
+    return _Fired(above.rows[family], found, values)
+
+
+def _magnitudes(spec: TreeSpec, ids: Int[Tensor, "f"], generator: torch.Generator) -> Float[Tensor, "f"]:
+    return (spec.mean[ids] + spec.std[ids] * torch.randn(len(ids), generator=generator)).abs()
+
+
+def _fires(
+    spec: TreeSpec,
+    rule: Siblings,
+    ids: Int[Tensor, "#n c"],
+    n: int,
+    common: Float[Tensor, "n c"] | None,
+    generator: torch.Generator,
+) -> Bool[Tensor, "n c"]:
+    """Which of the siblings `ids` fire in each of `n` families whose parent does (one row: the same in all)."""
+    if rule == "choice":
+        return _chosen(spec.padded_p[ids], n, generator)
+    shape = (n, ids.shape[1])
+    if common is None or spec.copula is None:
+        fires = torch.rand(shape, generator=generator) < spec.padded_p[ids].float()
+    else:
+        own = torch.randn(shape, generator=generator) * spec.copula.own[ids]
+        fires = own + common > spec.copula.threshold[ids]
+    return _winners(fires, generator) if rule == "contest" else fires
+
+
+def _chosen(p: Float[Tensor, "#n c"], n: int, generator: torch.Generator) -> Bool[Tensor, "n c"]:
+    """One entry of each row or none, with the given probabilities."""
+    upto = p.cumsum(1)
+    # Where the probabilities add up to 1, rounding must not leave room for none.
+    upto[upto > 1 - _ROUNDING] = 1.0
+    u = torch.rand(n, 1, dtype=torch.float64, generator=generator)
+    return torch.arange(p.shape[1]) == (u >= upto).sum(1, keepdim=True)
+
+
+def _winners(fires: Bool[Tensor, "n c"], generator: torch.Generator) -> Bool[Tensor, "n c"]:
+    """Of those that would fire in each row, one drawn evenly."""
+    score = torch.rand(fires.shape, generator=generator).masked_fill_(~fires, -1.0)
+    first = torch.arange(fires.shape[1]) == score.argmax(1, keepdim=True)
+    return fires & first

@@ -1,0 +1,97 @@
+"""A World: true features whose tree is known, and the activations they make."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..activations import ActivationBatch
+from ..code import SparseCode
+from ..errors import UserError
+from ..forest import Forest
+from ..kernels import sparse_decode
+from ..seeds import seeded
+from .trees import TreeSpec, sample_code
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """Activations and the true features that made them: `x = sum_g code_g v_g`.
+
+    x:    `[n, d]` float32
+    code: the activations of the true features; `code.dense(world.m)` is the `[n, m]` matrix of a small world.
+    """
+
+    x: Float[Tensor, "n d"]
+    code: SparseCode
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+
+@dataclass(frozen=True, eq=False)
+class World:
+    """True features, their tree and their directions; a source of activations (`Blocks`). Immutable.
+
+    Every block of every epoch holds fresh samples, which follow from the seed, the epoch and the index alone. The
+    rows of a batch are sample numbers: no two blocks share one.
+    """
+
+    name: str
+    spec: TreeSpec
+    vectors: Float[Tensor, "m d"]
+    """The direction of each true feature, float32; of unit norm unless the generator says otherwise."""
+    seed: int
+    n_blocks: int = 16
+    """Blocks in an epoch."""
+    block_rows: int = 1 << 16
+    """Samples in a block."""
+
+    def __post_init__(self) -> None:
+        if len(self.vectors) != self.spec.m:
+            raise UserError(f"{len(self.vectors)} vectors for {self.spec.m} features; expected one each")
+        for name in ("n_blocks", "block_rows"):
+            if (value := getattr(self, name)) < 1:
+                raise UserError(f"{name} = {value}: expected 1 or more")
+
+    @property
+    def forest(self) -> Forest:
+        """The true tree over the features, layer by layer. What the toy does not read out is not a feature."""
+        return self.spec.forest
+
+    @property
+    def m(self) -> int:
+        """Number of true features."""
+        return self.spec.m
+
+    @property
+    def d_in(self) -> int:
+        return self.vectors.shape[1]
+
+    def sample(self, n: int, generator: torch.Generator) -> Sample:
+        """`n` fresh samples, of the generator's state alone."""
+        if n < 1:
+            raise UserError(f"{n} samples: expected 1 or more")
+        code = sample_code(self.spec, n, generator)
+        return Sample(sparse_decode(code.values, code.ids, self.vectors), code)
+
+    def block(self, epoch: int, index: int) -> ActivationBatch:
+        """Block `index` of an epoch. Raises IndexError where the epoch has no such block."""
+        return ActivationBatch(self.block_sample(epoch, index).x, self._rows(epoch, index))
+
+    def block_sample(self, epoch: int, index: int) -> Sample:
+        """The samples of a block, with the true features behind them."""
+        if not 0 <= index < self.n_blocks:
+            raise IndexError(f"block {index}: expected 0 to {self.n_blocks - 1}")
+        return self.sample(self.block_rows, seeded(self.seed, self.name, "block", epoch, index))
+
+    def held_out(self, n: int) -> Sample:
+        """`n` samples that no block ever draws."""
+        return self.sample(n, seeded(self.seed, self.name, "held out"))
+
+    def _rows(self, epoch: int, index: int) -> Tensor:
+        first = (epoch * self.n_blocks + index) * self.block_rows
+        return torch.arange(first, first + self.block_rows)
