@@ -6,7 +6,7 @@ OUT ?= runs/demo
 BIN := .venv/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint clean interop
 
 demo: .venv/run.stamp
 # A thread that waits for another should sleep: spinning takes the core that something else needs.
@@ -34,3 +34,11 @@ lint: .venv/dev.stamp
 
 clean:
 	rm -rf .venv
+
+# Whether SAELens, in an environment of its own, reads our folders as we do. Needs the network; not part of `make test`.
+interop: .venv/dev.stamp
+	test -x .venv-saelens/bin/python || python3 -m venv .venv-saelens
+	.venv-saelens/bin/pip install -q torch==2.13.0 sae-lens==6.54.12
+	rm -rf .venv-saelens/folders
+	.venv/bin/python tests/interop/make_folders.py .venv-saelens/folders
+	.venv-saelens/bin/python tests/interop/saelens_check.py .venv-saelens/folders

@@ -22,8 +22,12 @@ from .saes import (
     TreeConfig,
 )
 
+_THRESHOLD, _DEAD = 0.2, 10_000
+
+#: `tree` may hang a feature only below the layer before its own; `tree-any-parent`, as in the paper, below any.
 SYSTEM_NAMES = (
     "tree",
+    "tree-any-parent",
     "hsae",
     "hsae-baseline",
     "topk",
@@ -38,7 +42,7 @@ SYSTEM_NAMES = (
 class SyntheticConfig:
     """What every system is trained with on a world."""
 
-    steps: int = 10_000
+    steps: int = 5_000
     """Training steps."""
     batch_size: int = 1024
     """Samples in a step."""
@@ -47,7 +51,7 @@ class SyntheticConfig:
     size: float = 1.0
     """Features for each true one."""
     l0: float | None = None
-    """Active features to aim at. None: as many as the world's own, rounded up layer by layer."""
+    """Active features to aim at, in proportion to the world's own. None: as many as the world's own."""
     held_out: int = 50_000
     """Samples to score on."""
 
@@ -58,29 +62,37 @@ class SyntheticConfig:
 
 
 def systems_for(
-    layer_sizes: tuple[int, ...], k: tuple[int, ...], config: SyntheticConfig
+    layer_sizes: tuple[int, ...], most: tuple[int, ...], mean: tuple[float, ...], config: SyntheticConfig
 ) -> dict[str, SystemConfig]:
-    """A configuration of every system by name: of equal size and L0, in layers in proportion to the true ones.
+    """A configuration of every system by name: of equal size, in layers in proportion to the true ones.
 
-    `layer_sizes`: true features of each layer; `k`: active features to aim at in each.
+    `layer_sizes`: true features of each layer; `most`, `mean`: how many of each layer are active on most samples,
+    for systems with a k for every activation, and on average, for those that aim at a mean.
     """
     sizes = tuple(max(round(n * config.size), 1) for n in layer_sizes)
-    flat, total = (sum(sizes),), (sum(k),)
+    flat, total, average = (sum(sizes),), (sum(most),), (max(round(sum(mean)), 1),)
     aux = {"detach": True, "bias": False, "coefficient": 1 / 32}
-    common: dict[str, Any] = {"normalize_activations": "none", "dead_after_tokens": 20_000}
-    allocation = AllocationConfig(first=200, cap=200, dead_after_tokens=20_000, eligible_within_tokens=20_000)
+    # True activations are about 1: what is far below is noise, and neither fires nor opens a gate.
+    common: dict[str, Any] = {"normalize_activations": "none", "activation_threshold": _THRESHOLD}
+    # Nothing rarer than once in some thousand samples; a dead child may wait a hundred steps.
+    allocation = AllocationConfig(
+        first=100, cap=100, root_reset_at=0.8, dead_after_tokens=_DEAD, eligible_within_tokens=_DEAD
+    )
+    tree = TreeConfig(sizes, most, **common, aux=TreeAuxConfig(layers=None, **aux), allocation=allocation)
+    common["dead_after_tokens"] = _DEAD
     # An HSAE's levels reconstruct alone: each holds the features of all layers so far.
-    levels, level_k = tuple(accumulate(sizes)), tuple(accumulate(k))
+    levels, level_k = tuple(accumulate(sizes)), tuple(max(round(k), 1) for k in accumulate(mean))
     hsae = HSAEConfig(levels, level_k, bandwidth=0.05, **common) if len(levels) > 1 else None
     systems: dict[str, SystemConfig | None] = {
-        "tree": TreeConfig(sizes, k, "none", aux=TreeAuxConfig(layers=None, **aux), allocation=allocation),
+        "tree": replace(tree, allocation=replace(allocation, parents="previous")),
+        "tree-any-parent": tree,
         "hsae": hsae,
         "hsae-baseline": hsae
         and replace(hsae, constraint=0.0, perturbation=0.0, hierarchy=HierarchyConfig(updates="after")),
         "topk": TopKConfig(flat, total, aux=AuxConfig(**aux), **common),
-        "batchtopk": BatchTopKConfig(flat, total, aux=AuxConfig(**aux), **common),
+        "batchtopk": BatchTopKConfig(flat, average, aux=AuxConfig(**aux), **common),
         "matryoshka": MatryoshkaConfig(sizes, total, aux=AuxConfig(**aux), **common),
-        "jumprelu": JumpReLUConfig(flat, total, bandwidth=0.05, **common),
+        "jumprelu": JumpReLUConfig(flat, average, bandwidth=0.05, **common),
         "matching_pursuit": MatchingPursuitConfig(flat, total, **common),
     }
     return {name: system for name, system in systems.items() if system is not None}

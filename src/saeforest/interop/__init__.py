@@ -1,13 +1,14 @@
-"""SAEs that other tools wrote."""
+"""SAEs that other tools wrote, or are to read."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from ..saes import SAE, load_sae
+from .saelens import for_saelens
 from .tree_sae import is_released, load_released
 
-__all__ = ["is_released", "load", "load_released"]
+__all__ = ["for_saelens", "is_released", "load", "load_released"]
 
 
 def load(source: str | Path) -> SAE:

@@ -244,11 +244,13 @@ class JumpReLUSAE(SAE):
         u = self.normalize(x)[0]
         for level, features in enumerate(self._levels):
             share = self.config.k_per_layer[level] / self.config.layer_sizes[level]
-            kept = min(max(round(share * len(u)), 1), len(u))
+            kept = max(round(share * len(u)), 1)
             for part in range(features.start, features.stop, 1024):
                 rows = slice(part, min(part + 1024, features.stop))
                 h = (u - self.layer_bias(level)) @ self.encoder[rows].T
-                self.threshold[rows] = h.topk(kept, dim=0).values[-1].clamp(min=0)
+                # Between the last that fires and the first that does not.
+                largest = h.topk(min(kept + 1, len(u)), dim=0).values
+                self.threshold[rows] = largest[-2:].mean(0).clamp(min=0)
 
     def training_step(self, x: Float[Tensor, "n d_in"]) -> Step:
         """The sum of the levels' squared errors and weighted L0 losses, what links the levels, and ghost gradients."""

@@ -43,7 +43,12 @@ def _file(checkpoint: Path, name: str) -> Path:
 
 
 def _tensors(sae: SAE, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    tensors: dict[str, Tensor] = {f"sae.{k}": v for k, v in sae.state_dict().items()}
+    tensors: dict[str, Tensor] = {}
+    places: set[int] = set()
+    for name, tensor in sae.state_dict().items():
+        # One dictionary may have two names (Matching Pursuit); a file does not let tensors share memory.
+        tensors[f"sae.{name}"] = tensor.clone() if tensor.data_ptr() in places else tensor
+        places.add(tensor.data_ptr())
     for i, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{i}.{k}": v for k, v in state.items()}
     return tensors | {"torch_rng": torch.get_rng_state()}

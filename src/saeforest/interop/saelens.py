@@ -1,0 +1,49 @@
+"""SAELens reads the folders of TopK, JumpReLU and Matching Pursuit SAEs as they are; others it can read in that form.
+
+It knows no BatchTopK or Matryoshka SAE that is done training: one with a threshold is a JumpReLU SAE to it, one that
+takes the k largest is a TopK SAE. Forests and levels have no counterpart there.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from ..errors import UserError
+from ..saes import SAE, JumpReLUConfig, JumpReLUSAE, TopKConfig, TopKSAE
+from ..saes.batch_topk import BatchTopKSAE
+
+_DIRECT = ("topk", "jumprelu", "matching_pursuit")
+
+
+def for_saelens(sae: SAE) -> SAE:
+    """The same features and reconstructions as an SAE whose folder SAELens loads.
+
+    Raises UserError for a Tree SAE or HSAE: what makes them would be lost.
+    """
+    if sae.config.architecture in _DIRECT:
+        return sae
+    if not isinstance(sae, BatchTopKSAE):
+        raise UserError(
+            f"a {sae.config.architecture} SAE has no counterpart in SAELens, which knows no forest; "
+            f"expected one of {', '.join(_DIRECT)}, batchtopk or matryoshka"
+        )
+    shared = {
+        "layer_sizes": (sae.d_sae,),
+        "k_per_layer": sae.config.k_per_layer,
+        "normalize_activations": sae.config.normalize_activations,
+        "activation_threshold": sae.config.activation_threshold,
+        "encoder_bias": sae.config.encoder_bias,
+    }
+    same = _with_weights(sae, JumpReLUConfig(**shared) if sae.by_batch else TopKConfig(**shared))
+    same.metadata = sae.metadata | {"training_architecture": sae.config.architecture}
+    return same
+
+
+def _with_weights(sae: BatchTopKSAE, config: JumpReLUConfig | TopKConfig) -> SAE:
+    kind = JumpReLUSAE if isinstance(config, JumpReLUConfig) else TopKSAE
+    same = kind(config, sae.d_in)  # pyright: ignore[reportArgumentType]
+    with torch.no_grad():
+        for name, place in same.tensors().items():
+            place.copy_(sae.threshold if name == "threshold" else sae.tensors()[name])
+    same.exact_inverse = sae.exact_inverse
+    return same.eval()
