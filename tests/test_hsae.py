@@ -465,9 +465,9 @@ def test_what_is_far_below_its_threshold_changes_nothing(name: str, monkeypatch:
     within, widths = whole._within_reach, []
 
     def everything(u: torch.Tensor, level: int, reach: float) -> Any:
-        ids, h, used = within(u, level, reach=1e3)
-        widths.append((int(used.sum()), used.numel(), int(within(u, level, reach)[2].sum())))
-        return ids, h, used
+        rows, ids, h = within(u, level, reach=1e3)
+        widths.append((len(ids), len(u) * whole.config.layer_sizes[level], len(within(u, level, reach)[1])))
+        return rows, ids, h
 
     monkeypatch.setattr(whole, "_within_reach", everything)
     steps = [s.training_step(x) for s in (sae, whole)]

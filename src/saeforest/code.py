@@ -60,6 +60,19 @@ def concat_slots(codes: list[SparseCode]) -> SparseCode:
     return SparseCode(torch.cat([c.values for c in codes], dim=-1), torch.cat([c.ids for c in codes], dim=-1))
 
 
+def from_entries(
+    rows: Int[Tensor, "m"], ids: Int[Tensor, "m"], values: Float[Tensor, "m"], n: int
+) -> SparseCode:
+    """The code of `n` activations with the given entries, in ascending order of rows."""
+    count = torch.bincount(rows, minlength=n)
+    slot = torch.arange(len(rows), device=rows.device) - (count.cumsum(0) - count)[rows]
+    shape = (n, max(int(count.max()), 1) if n else 1)
+    return SparseCode(
+        values.new_zeros(shape).index_put_((rows, slot), values),
+        ids.new_zeros(shape).index_put_((rows, slot), ids),
+    )
+
+
 def concat_rows(codes: list[SparseCode]) -> SparseCode:
     """One flat code holding the activations of several, with as many slots as the widest of them."""
     k = max(c.values.shape[-1] for c in codes)

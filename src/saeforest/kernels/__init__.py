@@ -6,7 +6,8 @@ Everything an SAE does with its active features is one of three products, for ro
     gather_dot      out[t, j] = x[t] . W[ids[t, j]]                  encode the selected features
     scatter_outer   out[i] = sum over slots (t, j) with ids = i of values[t, j] x[t]     weight gradients
 
-and each is the other's gradient. `reference.py` spells them out; `embedding_bag.py` is the fast path.
+and each is the other's gradient. Where rows have very different numbers of active features, `jagged_` products take
+entries `(row, id, value)` instead of slots. `reference.py` spells them out; `embedding_bag.py` is the fast path.
 """
 
 from __future__ import annotations
@@ -58,6 +59,45 @@ class _SparseEncode(torch.autograd.Function):
         )
 
 
+class _JaggedDecode(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, ids: Tensor, rows: Tensor, n: int, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(values, ids, rows, weight)
+        return fast.weighted_rows_jagged(values, ids, rows, n, weight)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, None, None, Tensor | None]:
+        values, ids, rows, weight = ctx.saved_tensors
+        grad = grads[0].contiguous()
+        need_values, *_, need_weight = ctx.needs_input_grad
+        return (
+            fast.gather_dot_jagged(grad, ids, rows, weight) if need_values else None,
+            None,
+            None,
+            None,
+            fast.scatter_outer_jagged(values, ids, rows, grad, len(weight)) if need_weight else None,
+        )
+
+
+class _JaggedEncode(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, ids: Tensor, rows: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x, ids, rows, weight)
+        return fast.gather_dot_jagged(x, ids, rows, weight)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, None, Tensor | None]:
+        x, ids, rows, weight = ctx.saved_tensors
+        grad = grads[0].contiguous()
+        need_x, _, _, need_weight = ctx.needs_input_grad
+        return (
+            fast.weighted_rows_jagged(grad, ids, rows, len(x), weight) if need_x else None,
+            None,
+            None,
+            fast.scatter_outer_jagged(grad, ids, rows, x, len(weight)) if need_weight else None,
+        )
+
+
 def sparse_decode(
     values: Float[Tensor, "n k"], ids: Int[Tensor, "n k"], weight: Float[Tensor, "F d"]
 ) -> Float[Tensor, "n d"]:
@@ -78,4 +118,22 @@ def sparse_encode(
     return _SparseEncode.apply(x, ids, weight, known)  # pyright: ignore[reportReturnType]
 
 
-__all__ = ["scatter_outer", "sparse_decode", "sparse_encode"]
+def jagged_decode(
+    values: Float[Tensor, "m"],
+    ids: Int[Tensor, "m"],
+    rows: Int[Tensor, "m"],
+    n: int,
+    weight: Float[Tensor, "F d"],
+) -> Float[Tensor, "n d"]:
+    """`sparse_decode` of entries: row t sums over the entries with `rows[i] = t`, which come in ascending order."""
+    return _JaggedDecode.apply(values, ids, rows, n, weight)  # pyright: ignore[reportReturnType]
+
+
+def jagged_encode(
+    x: Float[Tensor, "n d"], ids: Int[Tensor, "m"], rows: Int[Tensor, "m"], weight: Float[Tensor, "F d"]
+) -> Float[Tensor, "m"]:
+    """`sparse_encode` of entries: `x[rows[i]] . weight[ids[i]]`, rows in ascending order."""
+    return _JaggedEncode.apply(x, ids, rows, weight)  # pyright: ignore[reportReturnType]
+
+
+__all__ = ["jagged_decode", "jagged_encode", "scatter_outer", "sparse_decode", "sparse_encode"]

@@ -23,19 +23,55 @@ def weighted_rows(
 def gather_dot(
     x: Float[Tensor, "n d"], ids: Int[Tensor, "n k"], weight: Float[Tensor, "F d"]
 ) -> Float[Tensor, "n k"]:
-    n, k = ids.shape
-    bags = torch.arange(n, device=ids.device)
-    # The gradient of a bag's sum with respect to its weights is exactly this product.
-    out = torch.ops.aten._embedding_bag_per_sample_weights_backward(
-        x.contiguous(), weight, ids.flatten(), bags * k, bags.repeat_interleave(k), _SUM
-    )
-    return out.view(n, k)
+    return gather_dot_jagged(x, ids.flatten(), _rows(ids), weight).view(ids.shape)
 
 
 def scatter_outer(
     values: Float[Tensor, "n k"], ids: Int[Tensor, "n k"], x: Float[Tensor, "n d"], n_rows: int
 ) -> Float[Tensor, "F d"]:
-    k = ids.shape[1]
-    sorted_ids, order = ids.flatten().sort(stable=True)
-    first = torch.searchsorted(sorted_ids, torch.arange(n_rows, device=ids.device))
-    return F.embedding_bag(order // k, x, first, per_sample_weights=values.flatten()[order], mode="sum")
+    return scatter_outer_jagged(values.flatten(), ids.flatten(), _rows(ids), x, n_rows)
+
+
+def _rows(ids: Int[Tensor, "n k"]) -> Int[Tensor, "m"]:
+    n, k = ids.shape
+    return torch.arange(n, device=ids.device).repeat_interleave(k)
+
+
+# -- the same for entries `(rows[i], ids[i])` in ascending order of rows, of which each row may have any number
+
+
+def weighted_rows_jagged(
+    values: Float[Tensor, "m"],
+    ids: Int[Tensor, "m"],
+    rows: Int[Tensor, "m"],
+    n: int,
+    weight: Float[Tensor, "F d"],
+) -> Float[Tensor, "n d"]:
+    return F.embedding_bag(ids, weight, _first(rows, n), per_sample_weights=values, mode="sum")
+
+
+def gather_dot_jagged(
+    x: Float[Tensor, "n d"], ids: Int[Tensor, "m"], rows: Int[Tensor, "m"], weight: Float[Tensor, "F d"]
+) -> Float[Tensor, "m"]:
+    # The gradient of a bag's sum with respect to its weights is exactly this product.
+    return torch.ops.aten._embedding_bag_per_sample_weights_backward(
+        x.contiguous(), weight, ids, _first(rows, len(x)), rows, _SUM
+    )
+
+
+def scatter_outer_jagged(
+    values: Float[Tensor, "m"],
+    ids: Int[Tensor, "m"],
+    rows: Int[Tensor, "m"],
+    x: Float[Tensor, "n d"],
+    n_rows: int,
+) -> Float[Tensor, "F d"]:
+    sorted_ids, order = ids.sort(stable=True)
+    return F.embedding_bag(
+        rows[order], x, _first(sorted_ids, n_rows), per_sample_weights=values[order], mode="sum"
+    )
+
+
+def _first(ascending: Int[Tensor, "m"], n: int) -> Int[Tensor, "n"]:
+    """Where the entries of each of `0..n-1` begin."""
+    return torch.searchsorted(ascending, torch.arange(n, device=ascending.device))

@@ -252,15 +252,11 @@ class SAE(nn.Module):
     # -- what the systems build their encoders from
 
     def _sliced(
-        self,
-        u: Float[Tensor, "n d_in"],
-        select: Callable[[Float[Tensor, "m f"]], SparseCode],
-        features: slice = slice(None),
+        self, u: Float[Tensor, "n d_in"], select: Callable[[Float[Tensor, "m F"]], SparseCode]
     ) -> SparseCode:
-        """What `select` chooses among `features` by their dense pre-activations, a slice of the rows at a time."""
-        encoder = self.encoder[features].to(self.compute_dtype)
-        bias = self.b_enc[features].to(self.compute_dtype)
-        rows = max(DENSE_ENTRIES // len(encoder), 1)
+        """What `select` chooses by the dense pre-activations, a slice of the rows at a time."""
+        encoder, bias = self.encoder.to(self.compute_dtype), self.b_enc.to(self.compute_dtype)
+        rows = max(DENSE_ENTRIES // self.d_sae, 1)
         return concat_rows(
             [select(torch.addmm(bias, part.to(encoder.dtype), encoder.T)) for part in u.split(rows)]
         )

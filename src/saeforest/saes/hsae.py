@@ -19,10 +19,10 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ..code import SparseCode, concat_slots
+from ..code import SparseCode
 from ..errors import UserError
 from ..forest import ROOT
-from ..kernels import sparse_decode
+from ..kernels import jagged_decode
 from ..seeds import seeded
 from .base import Event, Step, TrainingPlan
 from .jumprelu import JumpReLUConfig, JumpReLUSAE, Level
@@ -130,50 +130,43 @@ class HSAE(JumpReLUSAE):
     def _has_children(self) -> Bool[Tensor, "d_sae"]:
         return torch.bincount(self.parent[self.parent != ROOT], minlength=self.d_sae) > 0
 
-    def reconstructions(self, levels: list[Level]) -> list[Float[Tensor, "n d_in"]]:
+    def reconstructions(self, levels: list[Level], n: int) -> list[Float[Tensor, "n d_in"]]:
         """Of every level; a replaced feature's children stand in for it, and learn from its level's error too."""
         replaced = self._replaced
         found = []
         for i, level in enumerate(levels):
-            own = level.code
-            terms = [SparseCode(torch.where(replaced[own.ids], 0, own.values), own.ids)]
-            if i + 1 < len(levels):
-                below = levels[i + 1].code
+            own = torch.where(replaced[level.ids], 0, level.values)
+            u_hat = jagged_decode(own, level.ids, level.rows, n, self.decoder) + self.layer_bias(i)
+            if i + 1 < len(levels) and bool(replaced.any()):
+                below = levels[i + 1]
                 stands_in = replaced[self.parent[below.ids]]
-                terms.append(SparseCode(torch.where(stands_in, below.values, 0), below.ids))
-            whole = concat_slots(terms)
-            found.append(sparse_decode(whole.values, whole.ids, self.decoder) + self.layer_bias(i))
+                rows, ids, values = below.rows[stands_in], below.ids[stands_in], below.values[stands_in]
+                u_hat = u_hat + jagged_decode(values, ids, rows, n, self.decoder)
+            found.append(u_hat)
         return found
 
-    def links(self, levels: list[Level]) -> Float[Tensor, ""] | None:
+    def links(self, levels: list[Level], n: int) -> Float[Tensor, ""] | None:
         """rho sum_l sum_i ||f_i - sum of i's children||^2 over features with children, f_i the vector (SPEC 6.1)."""
         if not self.config.constraint:
             return None
         distances = [self._distance(a, b) for a, b in pairwise(levels)]
-        return self.config.constraint * torch.stack(distances).sum()
+        return self.config.constraint / n * torch.stack(distances).sum()
 
     def _distance(self, above: Level, below: Level) -> Float[Tensor, ""]:
-        """Mean over tokens of the squared distances between features and the sums of their children."""
-        both = concat_slots([above.code, SparseCode(-below.code.values, below.code.ids)])
-        # A family is a feature and its children on one token. A slot belongs to the family of its feature above, or
-        # of its feature's parent; those of childless features, orphans and unused slots belong to none.
-        own = torch.where(self._has_children()[above.code.ids], above.code.ids, ROOT)
-        head = torch.cat([own, self.parent[below.code.ids]], dim=1)
-        used = torch.cat([above.used, below.used], dim=1)
-        token, slot = (used & (head != ROOT)).nonzero(as_tuple=True)
-        if len(token) == 0:
-            return both.values.sum() * 0
-        family, order = (token * self.d_sae + head[token, slot]).sort(stable=True)
-        token, slot = token[order], slot[order]
-        starts = torch.cat([family.new_ones(1, dtype=torch.bool), family[1:] != family[:-1]])
-        sums = F.embedding_bag(
-            both.ids[token, slot],
-            self.decoder,
-            starts.nonzero().flatten(),
-            per_sample_weights=both.values[token, slot],
-            mode="sum",
-        )
-        return sums.square().sum() / len(both.values)
+        """Sum over tokens of the squared distances between features and the sums of their children."""
+        # A family is a feature and its children on one token. An entry belongs to the family of its feature above,
+        # or of its feature's parent; those of childless features and of orphans belong to none.
+        own = torch.where(self._has_children()[above.ids], above.ids, ROOT)
+        head = torch.cat([own, self.parent[below.ids]])
+        ids, values = torch.cat([above.ids, below.ids]), torch.cat([above.values, -below.values])
+        family = torch.where(head == ROOT, ROOT, torch.cat([above.rows, below.rows]) * self.d_sae + head)
+        family, order = family.sort(stable=True)
+        order = order[int((family == ROOT).sum()) :]
+        if len(order) == 0:
+            return values.sum() * 0
+        family = family[-len(order) :].unique_consecutive(return_inverse=True)[1]
+        n_families = int(family[-1]) + 1
+        return jagged_decode(values[order], ids[order], family, n_families, self.decoder).square().sum()
 
     # -- the forest
 

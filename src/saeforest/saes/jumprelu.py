@@ -13,13 +13,14 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ..code import SparseCode, concat_slots
+from ..code import SparseCode, concat_slots, from_entries
 from ..errors import UserError
-from ..kernels import sparse_decode
+from ..kernels import jagged_decode, jagged_encode
 from .base import (
+    DENSE_ENTRIES,
     SAE,
     Event,
     Normalization,
@@ -29,11 +30,11 @@ from .base import (
     check_one_layer,
     check_sizes,
 )
-from .select import above
 
 _PAPER_STEPS = 97_657
 _LEAST_WEIGHT, _LARGEST_WEIGHT = 1e-8, 1e2
-_MAX_RATE, _MAX_GAIN = 0.1, 0.02
+# In short runs, steering as fast as in proportion would outrun what a step of Adam can move.
+_FASTEST_RATE, _FASTEST_AVERAGE, _FASTEST_GAIN = 0.01, 0.05, 0.05
 _GHOST_EPS = 1e-6
 _MARGIN = 1 / 64
 
@@ -79,6 +80,11 @@ def heaviside(h: Float[Tensor, "*n"], theta: Float[Tensor, "*n"], bandwidth: flo
     return _Heaviside.apply(h, theta, bandwidth)  # pyright: ignore[reportReturnType]
 
 
+def _of(per_feature: Float[Tensor, "F"], ids: Int[Tensor, "m"]) -> Float[Tensor, "m"]:
+    """The numbers of the given features; the gradient sums in a fixed order."""
+    return F.embedding(ids, per_feature[:, None]).squeeze(-1)
+
+
 @dataclass(frozen=True)
 class SparsityConfig:
     """The weight of the L0 loss, steered so that L0 falls to its target at a set speed (HSAE, App. A.2; SPEC 6.5)."""
@@ -87,11 +93,11 @@ class SparsityConfig:
     """At the start; times d_in, for the losses are sums over coordinates."""
     rate: float | None = None
     """Share of its distance to the target by which L0 is to move in a step. None: 0.001 in the paper's 97,657 steps,
-    in proportion to the run."""
+    in proportion to the run, 0.01 at most."""
     momentum: float | None = None
-    """Of the moving average of L0. None: 0.999 in 97,657 steps, in proportion."""
+    """Of the moving average of L0. None: 0.999 in 97,657 steps, in proportion, 0.95 at least."""
     gain: float | None = None
-    """How far the logarithm of the weight moves in a step. None: 0.001 in 97,657 steps, in proportion, 0.02 at most."""
+    """How far the logarithm of the weight moves in a step. None: 0.001 in 97,657 steps, in proportion, 0.05 at most."""
 
     def __post_init__(self) -> None:
         if self.weight <= 0:
@@ -141,8 +147,6 @@ class JumpReLUConfig:
             raise UserError(f"sae.threshold_init = {self.threshold_init}: expected 0 or more")
         if self.bandwidth is not None and self.bandwidth <= 0:
             raise UserError(f"sae.bandwidth = {self.bandwidth}: expected more than 0")
-        if self.dead_after_tokens is not None and self.dead_after_tokens < 1:
-            raise UserError(f"sae.dead_after_tokens = {self.dead_after_tokens}: expected 1 or more")
 
     def check_levels(self) -> None:
         check_one_layer(self.architecture, self.layer_sizes)
@@ -150,11 +154,13 @@ class JumpReLUConfig:
 
 @dataclass
 class Level:
-    """What one level makes of a batch: its slots hold every feature that is active or within reach of its threshold."""
+    """What one level makes of a batch: an entry for every feature that is active or within reach of its threshold."""
 
-    code: SparseCode
-    """Values carry gradients to encoder and threshold; 0 where the feature is below its threshold."""
-    used: Bool[Tensor, "n k"]
+    rows: Int[Tensor, "m"]
+    """Of the batch, in ascending order."""
+    ids: Int[Tensor, "m"]
+    values: Float[Tensor, "m"]
+    """With gradients to encoder and threshold; 0 where the feature is below its threshold."""
     l0: Float[Tensor, ""]
     """Mean number of active features, with the straight-through gradient."""
 
@@ -204,27 +210,42 @@ class JumpReLUSAE(SAE):
 
     @torch.no_grad()
     def encode_normalized(self, u: Float[Tensor, "n d_in"]) -> SparseCode:
-        return concat_slots([self._active(u, level) for level in range(len(self._levels))])
-
-    def _active(self, u: Float[Tensor, "n d_in"], level: int) -> SparseCode:
-        ids, h, used = self._within_reach(u, level, reach=0.0)
-        active = used & (h > self.threshold[ids])
-        return SparseCode(torch.where(active, h, 0), torch.where(active, ids, 0))
+        found = [self._within_reach(u, level, reach=0.0) for level in range(len(self._levels))]
+        codes = []
+        for rows, ids, h in found:
+            active = h > self.threshold[ids]
+            codes.append(from_entries(rows[active], ids[active], h[active], len(u)))
+        return concat_slots(codes)
 
     def _within_reach(
         self, u: Float[Tensor, "n d_in"], level: int, reach: float
-    ) -> tuple[Int[Tensor, "n k"], Float[Tensor, "n k"], Bool[Tensor, "n k"]]:
-        """The features of a level no further than `reach` below their threshold: ids, pre-activations, and which
-        slots are used."""
+    ) -> tuple[Int[Tensor, "m"], Int[Tensor, "m"], Float[Tensor, "m"]]:
+        """The features of a level no further than `reach` below their threshold: rows, ids and pre-activations."""
         u = u - self.layer_bias(level)
         features = self._levels[level]
         with torch.no_grad():
-            # Chosen in the compute precision, whose rounding must not leave out what is just above its threshold.
-            floor = self.threshold[features] * (1 - _MARGIN) - reach
-            found = self._sliced(u, lambda h: above(h, floor.to(h.dtype)), features)
-        used = found.values > 0
-        ids = torch.where(used, found.ids + features.start, 0)
-        return ids, self._pre_activations(u, ids), used
+            rows, ids = self._candidates(u, features, reach)
+        h = jagged_encode(u, ids, rows, self.encoder)
+        return rows, ids, h + _of(self.b_enc, ids) if self.config.encoder_bias else h
+
+    def _candidates(
+        self, u: Float[Tensor, "n d_in"], features: slice, reach: float
+    ) -> tuple[Int[Tensor, "m"], Int[Tensor, "m"]]:
+        """Chosen in the compute precision, whose rounding must not leave out what is just above its threshold."""
+        encoder, bias = (
+            self.encoder[features].to(self.compute_dtype),
+            self.b_enc[features].to(self.compute_dtype),
+        )
+        floor = (self.threshold[features] * (1 - _MARGIN) - reach).to(self.compute_dtype)
+        rows, ids, first = [], [], 0
+        for part in u.split(max(DENSE_ENTRIES // len(encoder), 1)):
+            row, feature = (torch.addmm(bias, part.to(encoder.dtype), encoder.T) > floor).nonzero(
+                as_tuple=True
+            )
+            rows.append(row + first)
+            ids.append(feature + features.start)
+            first += len(part)
+        return torch.cat(rows), torch.cat(ids)
 
     # -- training
 
@@ -232,9 +253,11 @@ class JumpReLUSAE(SAE):
         self.dead_steps = plan.dead_steps(self.config.dead_after_tokens)
         sparsity = self.config.sparsity
         per_step = 1e-3 * _PAPER_STEPS / max(plan.n_steps, 1)
-        self._rate = min(per_step, _MAX_RATE) if sparsity.rate is None else sparsity.rate
-        self._momentum = 1 - min(per_step, _MAX_RATE) if sparsity.momentum is None else sparsity.momentum
-        self._gain = min(per_step, _MAX_GAIN) if sparsity.gain is None else sparsity.gain
+        self._rate = min(per_step, _FASTEST_RATE) if sparsity.rate is None else sparsity.rate
+        self._momentum = (
+            1 - min(per_step, _FASTEST_AVERAGE) if sparsity.momentum is None else sparsity.momentum
+        )
+        self._gain = min(per_step, _FASTEST_GAIN) if sparsity.gain is None else sparsity.gain
 
     @torch.no_grad()
     def initialize(self, x: Float[Tensor, "n d_in"]) -> None:
@@ -256,11 +279,11 @@ class JumpReLUSAE(SAE):
         """The sum of the levels' squared errors and weighted L0 losses, what links the levels, and ghost gradients."""
         u, stats = self.normalize(x)
         levels = [self._level(u, level) for level in range(len(self._levels))]
-        code = concat_slots([level.code for level in levels]).detach()
+        code = self._code(levels, len(u))
         fired = self.count_firing(code)
         self._l0_now = [float(fired[features].sum()) / len(u) for features in self._levels]
 
-        reconstructions = self.reconstructions(levels)
+        reconstructions = self.reconstructions(levels, len(u))
         errors = [(u_hat - u).square().sum(1).mean() for u_hat in reconstructions]
         sparsity = [float(w) * level.l0 for w, level in zip(self.weight, levels, strict=True)]
         loss = torch.stack([*errors, *sparsity]).sum()
@@ -269,7 +292,7 @@ class JumpReLUSAE(SAE):
             "sparsity": [float(t.detach()) for t in sparsity],
             "weight": self.weight.tolist(),
         }
-        links = self.links(levels)
+        links = self.links(levels, len(u))
         if links is not None:
             loss = loss + links
             terms["links"] = [float(links.detach())]
@@ -281,20 +304,27 @@ class JumpReLUSAE(SAE):
         return Step(loss, terms, code, x_hat)
 
     def _level(self, u: Float[Tensor, "n d_in"], level: int) -> Level:
-        ids, h, used = self._within_reach(u, level, reach=self.bandwidth / 2)
-        theta = F.embedding(ids, self.threshold[:, None]).squeeze(-1)
-        values = torch.where(used, jumprelu(h, theta, self.bandwidth), 0)
-        active = torch.where(used, heaviside(h, theta, self.bandwidth), 0)
-        return Level(SparseCode(values, ids), used, active.sum(1).mean())
+        rows, ids, h = self._within_reach(u, level, reach=self.bandwidth / 2)
+        theta = _of(self.threshold, ids)
+        active = heaviside(h, theta, self.bandwidth)
+        return Level(rows, ids, jumprelu(h, theta, self.bandwidth), active.sum() / len(u))
 
-    def reconstructions(self, levels: list[Level]) -> list[Float[Tensor, "n d_in"]]:
+    @torch.no_grad()
+    def _code(self, levels: list[Level], n: int) -> SparseCode:
+        codes = []
+        for level in levels:
+            active = level.values > 0
+            codes.append(from_entries(level.rows[active], level.ids[active], level.values[active], n))
+        return concat_slots(codes)
+
+    def reconstructions(self, levels: list[Level], n: int) -> list[Float[Tensor, "n d_in"]]:
         """Of every level, in normalised units."""
         return [
-            sparse_decode(level.code.values, level.code.ids, self.decoder) + self.layer_bias(i)
+            jagged_decode(level.values, level.ids, level.rows, n, self.decoder) + self.layer_bias(i)
             for i, level in enumerate(levels)
         ]
 
-    def links(self, levels: list[Level]) -> Float[Tensor, ""] | None:
+    def links(self, levels: list[Level], n: int) -> Float[Tensor, ""] | None:
         """A loss that ties the levels together; none where each stands alone."""
         return None
 
