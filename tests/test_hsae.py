@@ -43,6 +43,7 @@ class Case:
     normalize: float | str = "none"
     ghost: bool = True
     bandwidth: float | None = 0.1
+    threshold_rate: float | None = 1.0
     threshold_init: float | None = None
     sparsity: SparsityConfig = field(default_factory=SparsityConfig)
     constraint: float = 0.05
@@ -54,7 +55,7 @@ class Case:
 
 SLOW = SparsityConfig(weight=0.02, rate=0.01, momentum=0.7, gain=0.05)
 CASES = {
-    "paper": Case(normalize=1.7, perturbation=0.05, constraint=0.01),
+    "paper": Case(normalize=1.7, perturbation=0.05, constraint=0.01, threshold_rate=None),
     "wide kernel": Case(
         normalize="layer_norm",
         ghost=False,
@@ -66,6 +67,7 @@ CASES = {
     ),
     "co-activation": Case(
         bandwidth=0.7,
+        threshold_rate=0.3,
         threshold_init=0.02,
         constraint=0,
         perturbation=0.3,
@@ -103,6 +105,7 @@ def make_sae(case: Case, sizes: tuple[int, ...] = SIZES, k: tuple[int, ...] = K)
         "normalize_activations": case.normalize,
         "threshold_init": case.threshold_init,
         "bandwidth": case.bandwidth,
+        "threshold_rate": case.threshold_rate,
         "sparsity": case.sparsity,
         "ghost": case.ghost,
         "dead_after_tokens": DEAD_STEPS * BATCH,
@@ -136,6 +139,7 @@ def make_oracle(sae: JumpReLUSAE, case: Case, eps: float) -> HSAEOracle:
     options = HSAEOptions(
         normalise=how,
         bandwidth=case.bandwidth or 1e-3 * D**0.5,
+        theta_rate=case.threshold_rate or D**0.5,
         rho=case.constraint,
         ghost=case.ghost,
         dead_steps=DEAD_STEPS,
@@ -856,6 +860,7 @@ def test_hsae_is_more_of_a_hierarchy_than_the_baseline() -> None:
         (lambda: JumpReLUConfig((), ()), "at least one layer"),
         (lambda: JumpReLUConfig((4,), (1,), bandwidth=0), r"sae\.bandwidth = 0: expected more than 0"),
         (lambda: JumpReLUConfig((4,), (1,), bandwidth=-0.1), r"sae\.bandwidth = -0\.1"),
+        (lambda: JumpReLUConfig((4,), (1,), threshold_rate=0), r"sae\.threshold_rate = 0"),
         (lambda: JumpReLUConfig((4,), (1,), threshold_init=-1), r"sae\.threshold_init = -1"),
         (lambda: JumpReLUConfig((4,), (1,), dead_after_tokens=0), r"sae\.dead_after_tokens = 0"),
         (lambda: SparsityConfig(weight=0), r"sae\.sparsity\.weight = 0"),

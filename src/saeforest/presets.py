@@ -39,7 +39,11 @@ _DEMO_TREE = TreeConfig(
     aux=TreeAuxConfig(layers=None, detach=True, bias=False, rescale=True),
     allocation=_DEMO_ALLOCATION,
 )
-_DEMO_HSAE = HSAEConfig(layer_sizes=(384, 768, 1536, 3072), k_per_layer=(32, 32, 32, 32))
+# In small batches few activations come near a threshold: the kernel must be wider than the paper's.
+_DEMO_BANDWIDTH = 0.1
+_DEMO_HSAE = HSAEConfig(
+    layer_sizes=(384, 768, 1536, 3072), k_per_layer=(32, 32, 32, 32), bandwidth=_DEMO_BANDWIDTH
+)
 _HSAE_BETAS = {"beta1": 0.0, "beta2": 0.995, "eps": 1e-8}
 _BASELINE = {"constraint": 0.0, "perturbation": 0.0, "hierarchy": HierarchyConfig(updates="after")}
 
@@ -56,7 +60,9 @@ _DEMOS = {
     "demo-topk": _demo(TopKConfig(layer_sizes=_DEMO_FLAT, k_per_layer=_DEMO_L0, aux=_DEMO_AUX)),
     "demo-batchtopk": _demo(BatchTopKConfig(layer_sizes=_DEMO_FLAT, k_per_layer=_DEMO_L0, aux=_DEMO_AUX)),
     "demo-matryoshka": _demo(MatryoshkaConfig(layer_sizes=_DEMO_LAYERS, k_per_layer=_DEMO_L0, aux=_DEMO_AUX)),
-    "demo-jumprelu": _demo(JumpReLUConfig(layer_sizes=_DEMO_FLAT, k_per_layer=_DEMO_L0), **_HSAE_BETAS),
+    "demo-jumprelu": _demo(
+        JumpReLUConfig(layer_sizes=_DEMO_FLAT, k_per_layer=_DEMO_L0, bandwidth=_DEMO_BANDWIDTH), **_HSAE_BETAS
+    ),
     "demo-matching-pursuit": _demo(MatchingPursuitConfig(layer_sizes=_DEMO_FLAT, k_per_layer=_DEMO_L0)),
 }
 

@@ -27,6 +27,7 @@ class HSAEOptions:
     normalise: float | str = "none"  # a number s (u = s x), "none" (s = 1) or "token"
     std_eps: float = 1e-5
 
+    theta_rate: float = 1.0  # the thresholds' learning rate, as a multiple of the others'
     bandwidth: float = 0.05  # width of the rectangle kernel of the pseudo-derivatives
     rho: float = 0.01  # weight of the constraint between parents and children
     ghost: bool = False
@@ -420,10 +421,11 @@ class HSAEOracle:
         for i in range(self.n_features):
             self.D[i] /= math.sqrt((self.D[i] ** 2).sum())
             projected[i] -= (gradients["D"][i] @ self.D[i]) * self.D[i]
-        constants = (step, lr, self.options.beta1, self.options.beta2, self.options.adam_eps)
+        constants = (self.options.beta1, self.options.beta2, self.options.adam_eps)
         for name, value in self.parameters().items():
             gradient = projected if name == "D" else gradients[name]
-            value[...] = adam_step(value, gradient, self.adam[name], *constants)
+            rate = lr * (self.options.theta_rate if name == "theta" else 1)
+            value[...] = adam_step(value, gradient, self.adam[name], step, rate, *constants)
         for i in range(self.n_features):
             self.theta[i] = max(self.theta[i], 0.0)
 

@@ -11,6 +11,7 @@ from .cooccurrence import Cooccurrence
 from .coverage import Coverage
 from .cross_entropy import CrossEntropy
 from .dead import Dead
+from .hsae import HSAELinks
 from .measure import Measure
 from .reconstruction import Reconstruction
 from .sparsity import Sparsity
@@ -23,6 +24,7 @@ MEASURES: dict[str, Callable[[SAE, Forest], Measure]] = {
     "dead": Dead,
     "coverage": Coverage,
     "cooccurrence": Cooccurrence,
+    "hsae": HSAELinks,
 }
 
 SETS: dict[str, tuple[str, ...]] = {

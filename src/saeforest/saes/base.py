@@ -268,6 +268,10 @@ class SAE(nn.Module):
 
     # -- training: what the one loop calls
 
+    def rates(self) -> dict[nn.Parameter, float]:
+        """Trained parameters whose learning rate is a multiple of the run's."""
+        return {}
+
     def prepare(self, plan: TrainingPlan) -> None:
         """Called once before the first step (also of a resumed run)."""
 

@@ -10,6 +10,7 @@ independent SAEs of the same sizes, linked after the fact.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Literal
@@ -25,7 +26,7 @@ from ..forest import ROOT
 from ..kernels import jagged_decode
 from ..seeds import seeded
 from .base import Event, Step, TrainingPlan
-from .jumprelu import JumpReLUConfig, JumpReLUSAE, Level
+from .jumprelu import JumpReLUConfig, JumpReLUSAE, Level, of_features
 
 _PAPER_PERIOD = 5_000 / 97_657
 
@@ -153,20 +154,38 @@ class HSAE(JumpReLUSAE):
         return self.config.constraint / n * torch.stack(distances).sum()
 
     def _distance(self, above: Level, below: Level) -> Float[Tensor, ""]:
-        """Sum over tokens of the squared distances between features and the sums of their children."""
-        # A family is a feature and its children on one token. An entry belongs to the family of its feature above,
-        # or of its feature's parent; those of childless features and of orphans belong to none.
-        own = torch.where(self._has_children()[above.ids], above.ids, ROOT)
-        head = torch.cat([own, self.parent[below.ids]])
-        ids, values = torch.cat([above.ids, below.ids]), torch.cat([above.values, -below.values])
-        family = torch.where(head == ROOT, ROOT, torch.cat([above.rows, below.rows]) * self.d_sae + head)
-        family, order = family.sort(stable=True)
-        order = order[int((family == ROOT).sum()) :]
-        if len(order) == 0:
-            return values.sum() * 0
-        family = family[-len(order) :].unique_consecutive(return_inverse=True)[1]
-        n_families = int(family[-1]) + 1
-        return jagged_decode(values[order], ids[order], family, n_families, self.decoder).square().sum()
+        """Sum over tokens of the squared distances between features and the sums of their children.
+
+        Multiplied out: squares, products of child and parent, products of siblings. Which decoder rows meet is the
+        same on every token, so their products are taken once, and no vector is made for a family on a token.
+        """
+        parent = self.parent
+        own, child = self._has_children()[above.ids], parent[below.ids] != ROOT
+        squared = (self.decoder * self.decoder).sum(1)
+        a, b = above.values[own], below.values[child]
+        ids, rows = below.ids[child], below.rows[child]
+        total = (a * a * of_features(squared, above.ids[own])).sum() + (
+            b * b * of_features(squared, ids)
+        ).sum()
+
+        # Entries come by row and then by id: a child's parent is found by bisection.
+        at = above.rows[own] * self.d_sae + above.ids[own]
+        wanted = rows * self.d_sae + parent[ids]
+        place = torch.searchsorted(at, wanted).clamp(max=max(len(at) - 1, 0))
+        met = (at[place] == wanted).nonzero().flatten() if len(at) else place[:0]
+        total = total - 2 * (a[place[met]] * b[met] * self._products(parent[ids[met]], ids[met])).sum()
+
+        family, order = wanted.sort(stable=True)
+        for first, second in _pairs_within(family):
+            i, j = order[first], order[second]
+            total = total + 2 * (b[i] * b[j] * self._products(ids[i], ids[j])).sum()
+        return total
+
+    def _products(self, i: Int[Tensor, "m"], j: Int[Tensor, "m"]) -> Float[Tensor, "m"]:
+        """Of decoder rows, each different pair multiplied once."""
+        pairs, which = (i * self.d_sae + j).unique(return_inverse=True)
+        left, right = (F.embedding(part, self.decoder) for part in (pairs // self.d_sae, pairs % self.d_sae))
+        return of_features((left * right).sum(1), which)
 
     # -- the forest
 
@@ -227,6 +246,17 @@ class HSAE(JumpReLUSAE):
             new = (1 - kept) / len(active)
             getattr(self, f"together_{level}").mul_(kept).add_(above.T @ below, alpha=new)
             getattr(self, f"child_{level}").mul_(kept).add_(below.sum(0), alpha=new)
+
+
+def _pairs_within(family: Int[Tensor, "m"]) -> Iterator[tuple[Int[Tensor, "p"], Int[Tensor, "p"]]]:
+    """All pairs of places with the same family, which are side by side: neighbours first, then the next but one, ..."""
+    first = torch.arange(len(family), device=family.device)
+    for step in range(1, len(family)):
+        first = first[first + step < len(family)]
+        first = first[family[first] == family[first + step]]
+        if len(first) == 0:
+            return
+        yield first, first + step
 
 
 def choose_parents(

@@ -80,7 +80,7 @@ def heaviside(h: Float[Tensor, "*n"], theta: Float[Tensor, "*n"], bandwidth: flo
     return _Heaviside.apply(h, theta, bandwidth)  # pyright: ignore[reportReturnType]
 
 
-def _of(per_feature: Float[Tensor, "F"], ids: Int[Tensor, "m"]) -> Float[Tensor, "m"]:
+def of_features(per_feature: Float[Tensor, "F"], ids: Int[Tensor, "m"]) -> Float[Tensor, "m"]:
     """The numbers of the given features; the gradient sums in a fixed order."""
     return F.embedding(ids, per_feature[:, None]).squeeze(-1)
 
@@ -132,6 +132,9 @@ class JumpReLUConfig:
     the target L0 asks of the average one."""
     bandwidth: float | None = None
     """Width of the kernel by which thresholds get their gradient. None: 0.001 sqrt(d_in)."""
+    threshold_rate: float | None = None
+    """The thresholds' learning rate as a multiple of the other weights'. None: sqrt(d_in). Thresholds are in the
+    units of pre-activations, which a step on the encoder moves by as much as d_in steps on a threshold would."""
     sparsity: SparsityConfig = field(default_factory=SparsityConfig)
     ghost: bool = True
     """Dead features learn the residual by ghost gradients."""
@@ -145,8 +148,9 @@ class JumpReLUConfig:
         self.check_levels()
         if self.threshold_init is not None and self.threshold_init < 0:
             raise UserError(f"sae.threshold_init = {self.threshold_init}: expected 0 or more")
-        if self.bandwidth is not None and self.bandwidth <= 0:
-            raise UserError(f"sae.bandwidth = {self.bandwidth}: expected more than 0")
+        for name in ("bandwidth", "threshold_rate"):
+            if (value := getattr(self, name)) is not None and value <= 0:
+                raise UserError(f"sae.{name} = {value}: expected more than 0")
 
     def check_levels(self) -> None:
         check_one_layer(self.architecture, self.layer_sizes)
@@ -226,7 +230,7 @@ class JumpReLUSAE(SAE):
         with torch.no_grad():
             rows, ids = self._candidates(u, features, reach)
         h = jagged_encode(u, ids, rows, self.encoder)
-        return rows, ids, h + _of(self.b_enc, ids) if self.config.encoder_bias else h
+        return rows, ids, h + of_features(self.b_enc, ids) if self.config.encoder_bias else h
 
     def _candidates(
         self, u: Float[Tensor, "n d_in"], features: slice, reach: float
@@ -248,6 +252,10 @@ class JumpReLUSAE(SAE):
         return torch.cat(rows), torch.cat(ids)
 
     # -- training
+
+    def rates(self) -> dict[nn.Parameter, float]:
+        rate = self.config.threshold_rate
+        return {self.threshold: math.sqrt(self.d_in) if rate is None else rate}
 
     def prepare(self, plan: TrainingPlan) -> None:
         self.dead_steps = plan.dead_steps(self.config.dead_after_tokens)
@@ -305,7 +313,7 @@ class JumpReLUSAE(SAE):
 
     def _level(self, u: Float[Tensor, "n d_in"], level: int) -> Level:
         rows, ids, h = self._within_reach(u, level, reach=self.bandwidth / 2)
-        theta = _of(self.threshold, ids)
+        theta = of_features(self.threshold, ids)
         active = heaviside(h, theta, self.bandwidth)
         return Level(rows, ids, jumprelu(h, theta, self.bandwidth), active.sum() / len(u))
 

@@ -90,7 +90,7 @@ def _restore(sae: SAE, optimizer: torch.optim.Optimizer, tensors: dict[str, Tens
     sae.load_state_dict({k.removeprefix("sae."): v for k, v in tensors.items() if k.startswith("sae.")})
     full = optimizer.state_dict()
     full["state"] = _optimizer_state(tensors)
-    if len(full["state"]) != len(full["param_groups"][0]["params"]):
+    if len(full["state"]) != sum(len(group["params"]) for group in full["param_groups"]):
         raise ValueError("the optimizer's state is missing")
     optimizer.load_state_dict(full)
     torch.set_rng_state(tensors["torch_rng"])

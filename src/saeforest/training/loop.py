@@ -49,9 +49,12 @@ def learning_rate(config: OptimConfig, step: int, n_steps: int) -> float:
 
 
 def make_optimizer(sae: SAE, config: OptimConfig) -> torch.optim.Adam:
-    trained = [p for p in sae.parameters() if p.requires_grad]
+    rates = sae.rates()
+    plain = [p for p in sae.parameters() if p.requires_grad and p not in rates]
+    groups = [{"params": plain, "rate": 1.0, "lr": config.lr}]
+    groups += [{"params": [p], "rate": r, "lr": r * config.lr} for p, r in rates.items()]
     betas = (config.beta1, config.beta2)
-    return torch.optim.Adam(trained, lr=config.lr, betas=betas, eps=config.eps, fused=True)
+    return torch.optim.Adam(groups, lr=config.lr, betas=betas, eps=config.eps, fused=True)
 
 
 @contextmanager
@@ -192,7 +195,7 @@ def update(
     loss.backward()
     sae.before_optimizer(project=project_gradient)
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group["rate"]
     optimizer.step()
 
 

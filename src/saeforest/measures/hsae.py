@@ -1,0 +1,160 @@
+"""How well the levels of a forest agree, each with the next (HSAE paper; SPEC 6.2).
+
+Of level l with l+1, children being those of level l+1 whose parent lies in level l:
+
+    hamming         per token, the features of level l that differ from the OR of their children
+    p_parent_child  mean over pairs of n_pc / n_c; p_child_parent: of n_pc / n_p
+    fve_level_l     the fraction of variance that the reconstruction ending with level l explains
+
+The Hamming distance counts every feature of the level, one without children being predicted silent; the paper does not
+say. `hamming_with_children` counts those with children alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float64, Int
+from torch import Tensor
+
+from ..forest import ROOT, Forest
+from ..saes import SAE
+from .bootstrap import FloatArray, Formula, estimate, interval_method
+from .measure import EvalBatch, Measure, WindowTable
+from .record import Record, undefined
+
+_HAMMINGS = ("hamming", "hamming_with_children")
+
+
+class HSAELinks(Measure):
+    def __init__(self, sae: SAE, forest: Forest) -> None:
+        self.sae, self.forest = sae, forest
+        self.threshold = sae.config.activation_threshold
+        self.n_levels = len(forest.layer_sizes)
+        self.layer = forest.layer.to(sae.device)
+        linked = forest.parent != ROOT
+        linked &= forest.layer[forest.parent.clamp(min=0)] == forest.layer - 1
+        # Only edges between neighbouring levels count; every other feature is its own, without a parent here.
+        self.parent = torch.where(linked, forest.parent, ROOT).to(sae.device)
+        self.has_children = torch.zeros(forest.d_sae, dtype=torch.bool, device=sae.device)
+        self.has_children[self.parent[self.parent != ROOT]] = True
+        self.fired = torch.zeros(forest.d_sae, dtype=torch.int64)
+        self.with_parent = torch.zeros(forest.d_sae, dtype=torch.int64)
+        self.table = WindowTable()
+
+    def update(self, batch: EvalBatch) -> None:
+        d_sae = self.forest.d_sae
+        both = batch.code.ids[batch.code.with_parent(self.parent, self.threshold)]
+        self.with_parent += torch.bincount(both, minlength=d_sae).cpu()
+        self.fired += batch.code.fired(d_sae, self.threshold).cpu()
+        distances = self._distances(batch)
+        columns = {name: batch.sums(d) for name, d in zip(_HAMMINGS, distances, strict=True)}
+        x = batch.x.double()
+        residual = torch.stack([self._residual(batch, level) for level in range(self.n_levels)], dim=1)
+        self.table.add(
+            tokens=batch.sums(x.new_ones(len(x))),
+            square=batch.sums(x.square().sum(1)),
+            x=batch.sums(x),
+            residual=batch.sums(residual),
+            **columns,
+        )
+
+    def _residual(self, batch: EvalBatch, level: int) -> Float64[Tensor, "n"]:
+        x_hat = self.sae.decode(batch.code, self.sae.normalize(batch.x)[1], level)
+        return (batch.x - x_hat).double().square().sum(1)
+
+    def _distances(self, batch: EvalBatch) -> list[Float64[Tensor, "n pairs"]]:
+        """Of every row and pair of levels the Hamming distance: over all features, and over those with children."""
+        rows, slot = batch.code.active(self.threshold).nonzero(as_tuple=True)
+        ids = batch.code.ids[rows, slot]
+        child = self.parent[ids] != ROOT
+        d_sae = self.forest.d_sae
+        predicted = (rows[child] * d_sae + self.parent[ids[child]]).unique()
+        above = self.layer[ids] < self.n_levels - 1
+        active = rows[above] * d_sae + ids[above]
+        parental = active[self.has_children[active % d_sae]]
+        n = len(batch)
+        agreed = self._count(active[torch.isin(active, predicted)], n)
+        silent = self._count(predicted, n) - 2 * agreed
+        return [self._count(actual, n) + silent for actual in (active, parental)]
+
+    def _count(self, keys: Int[Tensor, "m"], n: int) -> Float64[Tensor, "n pairs"]:
+        """How many of the (row, feature) keys lie in each row and level."""
+        pairs = max(self.n_levels - 1, 1)
+        cell = keys // self.forest.d_sae * pairs + self.layer[keys % self.forest.d_sae]
+        return torch.bincount(cell, minlength=n * pairs).view(n, pairs).double()
+
+    def _by_window(self, weights: FloatArray) -> dict[str, FloatArray]:
+        table = self.table
+        tokens = weights @ table["tokens"]
+        variance = weights @ table["square"] - np.square(weights @ table["x"]).sum(1) / tokens
+        found: dict[str, FloatArray] = {}
+        for name in _HAMMINGS:
+            distance = weights @ table[name] / tokens[:, None]
+            found[name] = distance.mean(1)
+            found |= {f"{name}_{level}": distance[:, level] for level in range(self.n_levels - 1)}
+        fve = 1 - weights @ table["residual"] / variance[:, None]
+        return found | {f"fve_level_{level}": fve[:, level] for level in range(self.n_levels)}
+
+    def _by_parent(self) -> tuple[dict[str, float | None], dict[str, Any], dict[str, int]]:
+        child = (self.parent != ROOT).nonzero().flatten().cpu()
+        parent = self.parent.cpu()[child]
+        families, family = np.unique(parent.numpy(), return_inverse=True)
+        level = self.forest.layer[parent].numpy()
+        together = self.with_parent[child].double().numpy()
+        shares = {
+            "p_parent_child": (together, self.fired[child].double().numpy()),
+            "p_child_parent": (together, self.fired[parent].double().numpy()),
+        }
+        skipped = {name: int((n == 0).sum()) for name, (_, n) in shares.items()}
+        value: dict[str, float | None] = {}
+        interval: dict[str, Any] = {}
+        for name, (both, of) in shares.items():
+            levels = [("", level >= 0), *((f"_{i}", level == i) for i in range(self.n_levels - 1))]
+            for suffix, within in levels:
+                counted = within & (of > 0)
+                share = both[counted] / of[counted]
+                total, pairs = (
+                    np.bincount(family[counted], weights, minlength=len(families)).astype(np.float64)
+                    for weights in (share, np.ones_like(share))
+                )
+                found = estimate(_ratio(name + suffix, total, pairs), len(families))
+                value |= found.value
+                interval |= found.interval
+        return value, interval, skipped
+
+    def record(self, settings: Mapping[str, Any]) -> Record:
+        tokens = int(self.table["tokens"].sum())
+        value, interval = estimate(self._by_window, len(self.table))
+        if self.n_levels == 1:
+            value |= dict.fromkeys(_HAMMINGS)
+            interval |= dict.fromkeys(_HAMMINGS)
+        shares, intervals, skipped = self._by_parent()
+        value, interval = value | shares, interval | intervals
+        why = dict.fromkeys(shares, "no edge joins two neighbouring levels on the measured tokens")
+        why |= dict.fromkeys(_HAMMINGS, "the forest has one level")
+        method = f"{interval_method('context windows')}; p_...: over parents"
+        return Record(
+            "hsae",
+            value,
+            interval,
+            unit="features per token",
+            tokens=tokens,
+            settings={**settings, "interval_method": method},
+            detail={
+                "null": undefined(value, why, tokens),
+                "units": {n: "fraction" for n in value if not n.startswith("hamming")},
+                "pairs": int((self.parent != ROOT).sum()),
+                "pairs_skipped": skipped,
+            },
+        )
+
+
+def _ratio(name: str, total: FloatArray, pairs: FloatArray) -> Formula:
+    def formula(weights: FloatArray) -> dict[str, FloatArray]:
+        return {name: weights @ total / (weights @ pairs)}
+
+    return formula
