@@ -29,6 +29,7 @@ _ABSORPTION = {"edges": "absorption_edges", "silent": "absorption", "silent_exce
 #: How the forests of flat SAEs are inferred: each way of them is scored, and named behind the system.
 INFERRED = {
     "coverage": InferConfig(method="coverage"),
+    "mcs": InferConfig(method="mcs_correlation"),
     "reconstruction": InferConfig(method="reconstruction"),
 }
 
@@ -147,7 +148,6 @@ _COLUMNS = {
     "mcc_truth": "MCC",
     "edge_precision": "edge P",
     "edge_recall": "edge R",
-    "ancestor_f1": "anc. F1",
     "absorption_excess": "absorbed",
     "hierarchy": "hier.",
     "edge_f1": "edge F1",
@@ -164,8 +164,8 @@ def recovery_table(found: Mapping[str, Mapping[str, Mapping[str, Any]]], generat
     for label, scores in found.items():
         f1 = [v for v in scores["edge_f1"]["values"] if v is not None]
         spread = f"{min(f1):.2f} to {max(f1):.2f}" if len(f1) > 1 else ""
-        # A system's own line stands for the best way to infer its forest; the other ways follow it.
-        shown = label.replace("+", " by ") if "+" in label else label
+        # A system's own line is that of the best way to infer its forest; every way follows it.
+        shown = f"  by {label.split('+')[1]}" if "+" in label else label
         table.add_row(shown, *(_number(scores[score]["median"]) for score in _COLUMNS), spread)
     return table
 
