@@ -29,6 +29,7 @@ from .base import Event, Step, TrainingPlan
 from .jumprelu import JumpReLUConfig, JumpReLUSAE, Level, of_features
 
 _PAPER_PERIOD = 5_000 / 97_657
+_PAIRS_AT_ONCE = 1 << 20  # as Python's own numbers, which take much more memory
 
 
 @dataclass(frozen=True)
@@ -284,7 +285,8 @@ def _with_room(
     parent = torch.full((n_below,), ROOT)
     children = [0] * n_above
     left = min(n_below, n_above * max_children)
-    for pair in similarity.T.flatten().argsort(descending=True, stable=True).tolist():
+    order = similarity.T.flatten().argsort(descending=True, stable=True)
+    for pair in (pair for part in order.split(_PAIRS_AT_ONCE) for pair in part.tolist()):
         child, above = divmod(pair, n_above)
         if parent[child] == ROOT and children[above] < max_children:
             best[child], parent[child] = similarity[above, child], above
