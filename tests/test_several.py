@@ -146,19 +146,19 @@ def test_train_and_measure_several_by_the_command_line(
     args = ["train", "--config", str(tmp_path / "tiny.yaml"), "--seeds", "3", "7", "--out", str(out)]
     assert cli.run(args) == 0
     said = capsys.readouterr().out
-    assert "topk-seed-3: FVE" in said
-    assert "topk-seed-7: FVE" in said
-    a, b = (saeforest.load(out / "sae" / f"topk-seed-{seed}") for seed in (3, 7))
+    assert "tiny-seed-3: FVE" in said
+    assert "tiny-seed-7: FVE" in said
+    a, b = (saeforest.load(out / "sae" / f"tiny-seed-{seed}") for seed in (3, 7))
     assert not torch.equal(a.encoder, b.encoder)
     assert cli.run(["eval", str(out), "--tokens", "512", "--ce-tokens", "128"]) == 0
     capsys.readouterr()
-    record = json.loads((out / "eval" / "topk-seed-7" / "reconstruction.json").read_text())
+    record = json.loads((out / "eval" / "tiny-seed-7" / "reconstruction.json").read_text())
     assert record["settings"]["seed"] == 7
     assert cli.run(["show", str(out)]) == 2
-    assert "holds several SAEs; give --sae with one of topk-seed-3, topk-seed-7" in capsys.readouterr().err
-    assert cli.run(["show", str(out), "--sae", "topk-seed-3"]) == 0
-    assert (out / "index" / "topk-seed-3").is_dir()
-    assert cli.run(["show", str(out), "--sae", "topk-seed-4"]) == 2
+    assert "holds several SAEs; give --sae with one of tiny-seed-3, tiny-seed-7" in capsys.readouterr().err
+    assert cli.run(["show", str(out), "--sae", "tiny-seed-3"]) == 0
+    assert (out / "index" / "tiny-seed-3").is_dir()
+    assert cli.run(["show", str(out), "--sae", "tiny-seed-4"]) == 2
 
 
 # Mistakes

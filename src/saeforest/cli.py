@@ -18,7 +18,7 @@ import tyro
 from . import __version__
 from .config import TrainConfig, load_config, resolve
 from .errors import UserError
-from .presets import PRESET_NAMES, PRESETS
+from .presets import PRESET_NAMES, PRESETS, together, with_seeds
 from .toys import SYSTEM_NAMES, SyntheticConfig
 
 # Imported where used: language models and their libraries take seconds that `--help` and a typing error should not.
@@ -63,7 +63,7 @@ class _Train:
     dry_run: tyro.conf.FlagCreatePairsOff[bool] = False
     """Only tell sizes, memory, steps and an estimate of the time."""
     seeds: tuple[int, ...] = ()
-    """Train every SAE once with each of these seeds, on the same activations."""
+    """The seeds themselves, such as 0 1 2: every SAE is trained once with each, on the same activations."""
 
 
 def train(argv: Sequence[str]) -> None:
@@ -78,7 +78,10 @@ def train(argv: Sequence[str]) -> None:
         raise UserError(
             f"--resume goes on with the settings of {out / 'config.yaml'}; give only --out beside it"
         )
-    config = _with_seeds(_checked(args.config, base), args.seeds)
+    config = _checked(args.config, base)
+    if args.seeds and args.config.seed != base.seed:
+        raise UserError(f"--seed {args.config.seed} and --seeds: give one of them")
+    config = with_seeds(config, args.seeds, name)
     if args.dry_run:
         from .training.plan import describe, estimate
 
@@ -95,7 +98,8 @@ def train(argv: Sequence[str]) -> None:
     run.drop_activations()
     for name, sae in run.saes.items():
         _say_trained(run.folder, name, sae.d_sae)
-    _say_next(run.folder, next(iter(run.saes)))
+    name, sae = next(iter(run.saes.items()))
+    _say_next(run.folder, name, families=not sae.flat)
 
 
 def _say_trained(run: Path, name: str, d_sae: int) -> None:
@@ -129,48 +133,16 @@ def _presets(argv: Sequence[str]) -> tuple[str, TrainConfig, list[str]]:
         known_as = path.resolve().parent.name if path.name == "config.yaml" else path.stem
         return known_as, load_config(path), rest
     names = names or ["demo"]
-    return "+".join(names), _together(names), rest
-
-
-def _together(names: list[str]) -> TrainConfig:
-    """One configuration for several presets, which must read the same activations."""
-    if len(set(names)) < len(names):
-        raise UserError(f"presets {', '.join(names)}: each once; for several seeds give --seeds")
-    first = PRESETS[names[0]]
-    for name in names[1:]:
-        other = PRESETS[name]
-        for key in ("model", "site", "data", "tokens", "epochs", "text", "activations", "batch_size"):
-            if getattr(other, key) != getattr(first, key):
-                raise UserError(
-                    f"presets {names[0]} and {name}: {key} is {getattr(first, key)} for one and {getattr(other, key)} "
-                    "for the other, but the SAEs of a run read the same activations"
-                )
-    return first.with_members({"": first} if len(names) == 1 else {name: PRESETS[name] for name in names})
+    return "+".join(names), together(names), rest
 
 
 def _checked(config: TrainConfig, base: TrainConfig) -> TrainConfig:
     """Raises UserError where an option for one SAE was given beside several."""
     if config.saes and any(getattr(config, key) != getattr(base, key) for key in ("sae", "optim", "seed")):
         raise UserError(
-            "--sae, --optim and --seed set up one SAE, but there are several; set them for each in a file, "
-            "under saes (see --config)"
+            "--sae, --optim and --seed set up one SAE, but there are several; set up each with --saes.NAME..."
         )
     return config
-
-
-def _with_seeds(config: TrainConfig, seeds: tuple[int, ...]) -> TrainConfig:
-    """The configuration with every SAE once for each seed."""
-    if not seeds:
-        return config
-    if len(set(seeds)) < len(seeds):
-        raise UserError(f"--seeds {' '.join(map(str, seeds))}: expected different ones")
-    return config.with_members(
-        {
-            f"{name or config.sae.architecture}-seed-{seed}": replace(member, seed=seed)
-            for name, member in config.members().items()
-            for seed in seeds
-        }
-    )
 
 
 # -- eval
@@ -371,12 +343,14 @@ def _program() -> str:
     return "saeforest" if which("saeforest") else sys.argv[0]
 
 
-def _say_next(run: Path, name: str = "") -> None:
+def _say_next(run: Path, name: str = "", *, families: bool = True) -> None:
     program, which_sae = _program(), f" --sae {name}" if name else ""
     folder = f"{run}/sae/{name}" if name else f"{run}/sae"
-    commands = {
-        f"{program} show {run}{which_sae}": "the most telling families; -n 30 for more",
-        f"{program} show {run} FEATURE{which_sae}": "the tree under one feature",
+    commands = (
+        {f"{program} show {run}{which_sae}": "the most telling families; -n 30 for more"} if families else {}
+    )
+    commands |= {
+        f"{program} show {run} FEATURE{which_sae}": "what a feature fires on, and the tree under it",
         f"{program} eval {run}": "measure it on held-out text",
         f"{program} train --help": "your own model, site, text and sizes",
         f'In Python: saeforest.load("{folder}")': "the SAE: encode, decode, forest",
@@ -395,7 +369,7 @@ class _Synthetic:
     systems: str = "tree,topk,batchtopk,matryoshka"
     """Names, separated by commas."""
     seeds: int = 5
-    """How many."""
+    """How many of them."""
     seed: int = 0
     """The first of them; each makes a world and the weights of all systems."""
     out: Path | None = None
@@ -408,7 +382,7 @@ def synthetic(argv: Sequence[str]) -> None:
     from .explore import output_console
     from .files import write_json
     from .synthetic import GENERATORS
-    from .synthetic.run import RECOVERY, compare, recovery_table
+    from .synthetic.run import RECOVERY, Found, compare, recovery_table
     from .training.run import claim_folder
 
     names = ", ".join(GENERATORS)
@@ -426,14 +400,17 @@ def synthetic(argv: Sequence[str]) -> None:
     systems = [name for name in args.systems.split(",") if name]
     if len(set(systems)) < len(systems) or not systems:
         raise UserError(f"--systems {args.systems}: expected different names, separated by commas")
+    if unknown := [name for name in systems if name not in SYSTEM_NAMES]:
+        raise UserError(f"system '{unknown[0]}': expected some of {', '.join(SYSTEM_NAMES)}")
     out = args.out or Path("runs") / f"synthetic-{args.generator}"
     claim_folder(out)
-    worlds = {
-        seed: GENERATORS[args.generator](seed=seed) for seed in range(args.seed, args.seed + args.seeds)
-    }
-    found = compare(worlds, systems, args.training)
-    out.mkdir(parents=True, exist_ok=True)
-    write_json(out / RECOVERY, found)
+    seeds = range(args.seed, args.seed + args.seeds)
+
+    def write(found: Found) -> None:
+        out.mkdir(parents=True, exist_ok=True)
+        write_json(out / RECOVERY, found)
+
+    found = compare(lambda seed: GENERATORS[args.generator](seed=seed), seeds, systems, args.training, write)
     output_console().print(recovery_table(found, args.generator))
     print(f"every score, for every seed: {out / RECOVERY}")
 

@@ -1,6 +1,6 @@
 """Named configurations: the demo and its companions, and what the papers trained.
 
-A name says system, size and L0: `tree-4layer`, `tree-4layer-49k-l0-64`, `topk-l0-48`. Where a paper's text and its
+A name says system, size and L0: `tree-4layer`, `tree-4layer-49k`, `topk-l0-48`. Where a paper's text and its
 authors' code differ, `-paper` and `-reference` choose; the plain name is what we recommend (docs/presets.md).
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from .config import ActivationConfig, OptimConfig, TextConfig, TrainConfig
+from .errors import UserError
 from .saes import (
     AllocationConfig,
     AuxConfig,
@@ -146,7 +147,10 @@ def _baselines() -> dict[str, TrainConfig]:
                 "batchtopk": _gpt2(
                     BatchTopKConfig(flat, k, dead_after_tokens=_DEAD, aux=gao), lr=3e-4, batch_size=4096
                 ),
-                "jumprelu": _gpt2(JumpReLUConfig(flat, k, dead_after_tokens=_DEAD), lr=2e-4, **_HSAE_BETAS),
+                # A scale for the whole data set would leave the first position's huge norms to outweigh all others.
+                "jumprelu": _gpt2(
+                    JumpReLUConfig(flat, k, "layer_norm", dead_after_tokens=_DEAD), lr=2e-4, **_HSAE_BETAS
+                ),
                 "matching-pursuit": _gpt2(MatchingPursuitConfig(flat, k, dead_after_tokens=_DEAD)),
             }
             for layers in ("2layer", "4layer"):
@@ -188,7 +192,9 @@ def _hsaes() -> dict[str, TrainConfig]:
     hierarchy = HierarchyConfig(period=5_000)
     presets = {}
     for l0 in (50, 80, 100):
-        sae = HSAEConfig(k_per_layer=(l0,) * 4, threshold_init=0.048, hierarchy=hierarchy)
+        sae = HSAEConfig(
+            k_per_layer=(l0,) * 4, threshold_init=0.048, dead_after_tokens=_DEAD, hierarchy=hierarchy
+        )
         variants = {
             "hsae": sae,
             "hsae-baseline": replace(sae, **_BASELINE),
@@ -212,3 +218,34 @@ PRESET_NAMES = (
     "hsae-no-constraint, hsae-no-perturbation, hsae-fixed-tree, hsae-full-tree, hsae-binary-tree, each also with "
     "-l0-80 or -l0-100."
 )
+
+
+def together(names: list[str]) -> TrainConfig:
+    """One configuration for several presets, which must read the same activations."""
+    if len(set(names)) < len(names):
+        raise UserError(f"presets {', '.join(names)}: each once; for several seeds give --seeds")
+    first = PRESETS[names[0]]
+    for name in names[1:]:
+        other = PRESETS[name]
+        for key in ("model", "site", "data", "tokens", "epochs", "text", "activations", "batch_size"):
+            if getattr(other, key) != getattr(first, key):
+                raise UserError(
+                    f"presets {names[0]} and {name}: {key} is {getattr(first, key)} for one and {getattr(other, key)} "
+                    "for the other, but the SAEs of a run read the same activations"
+                )
+    return first.with_members({"": first} if len(names) == 1 else {name: PRESETS[name] for name in names})
+
+
+def with_seeds(config: TrainConfig, seeds: tuple[int, ...], alone: str) -> TrainConfig:
+    """The configuration with every SAE once for each seed; `alone` names a single one."""
+    if not seeds:
+        return config
+    if len(set(seeds)) < len(seeds):
+        raise UserError(f"--seeds {' '.join(map(str, seeds))}: expected different ones")
+    return config.with_members(
+        {
+            f"{name or alone}-seed-{seed}": replace(member, seed=seed)
+            for name, member in config.members().items()
+            for seed in seeds
+        }
+    )

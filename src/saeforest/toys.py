@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any
@@ -51,7 +52,7 @@ class SyntheticConfig:
     size: float = 1.0
     """Features for each true one."""
     l0: float | None = None
-    """Active features to aim at, in proportion to the world's own. None: as many as the world's own."""
+    """Active features to aim at on average, shared among the layers as in the world. None: as many as there are."""
     held_out: int = 50_000
     """Samples to score on."""
 
@@ -59,40 +60,62 @@ class SyntheticConfig:
         for name in ("steps", "batch_size", "lr", "size", "held_out"):
             if (value := getattr(self, name)) <= 0:
                 raise UserError(f"--{name.replace('_', '-')} {value}: expected more than 0")
+        if self.l0 is not None and self.l0 <= 0:
+            raise UserError(f"--l0 {self.l0}: expected more than 0")
 
 
-def systems_for(
-    layer_sizes: tuple[int, ...], most: tuple[int, ...], mean: tuple[float, ...], config: SyntheticConfig
-) -> dict[str, SystemConfig]:
-    """A configuration of every system by name: of equal size, in layers in proportion to the true ones.
+def system_for(
+    name: str,
+    layer_sizes: tuple[int, ...],
+    most: tuple[int, ...],
+    mean: tuple[float, ...],
+    config: SyntheticConfig,
+) -> SystemConfig:
+    """The configuration of a system by name: all of equal size, in layers in proportion to the true ones.
 
     `layer_sizes`: true features of each layer; `most`, `mean`: how many of each layer are active on most samples,
-    for systems with a k for every activation, and on average, for those that aim at a mean.
+    for systems with a k for every activation, and on average, for those that aim at a mean. Raises UserError where
+    such a system cannot be.
     """
     sizes = tuple(max(round(n * config.size), 1) for n in layer_sizes)
     flat, total, average = (sum(sizes),), (sum(most),), (max(round(sum(mean)), 1),)
-    aux = {"detach": True, "bias": False, "coefficient": 1 / 32}
+    aux: dict[str, Any] = {"detach": True, "bias": False, "coefficient": 1 / 32}
     # True activations are about 1: what is far below is noise, and neither fires nor opens a gate.
-    common: dict[str, Any] = {"normalize_activations": "none", "activation_threshold": _THRESHOLD}
+    plain: dict[str, Any] = {"normalize_activations": "none", "activation_threshold": _THRESHOLD}
     # Nothing rarer than once in some thousand samples; a dead child may wait a hundred steps.
     allocation = AllocationConfig(
         first=100, cap=100, root_reset_at=0.8, dead_after_tokens=_DEAD, eligible_within_tokens=_DEAD
     )
-    tree = TreeConfig(sizes, most, **common, aux=TreeAuxConfig(layers=None, **aux), allocation=allocation)
-    common["dead_after_tokens"] = _DEAD
+
+    def tree() -> TreeConfig:
+        auxiliary = TreeAuxConfig(layers=None, **aux)
+        return TreeConfig(sizes, most, **plain, aux=auxiliary, allocation=allocation)
+
+    common: dict[str, Any] = plain | {"dead_after_tokens": _DEAD}
     # An HSAE's levels reconstruct alone: each holds the features of all layers so far.
     levels, level_k = tuple(accumulate(sizes)), tuple(max(round(k), 1) for k in accumulate(mean))
-    hsae = HSAEConfig(levels, level_k, bandwidth=0.05, **common) if len(levels) > 1 else None
-    systems: dict[str, SystemConfig | None] = {
-        "tree": replace(tree, allocation=replace(allocation, parents="previous")),
+
+    def hsae() -> HSAEConfig:
+        return HSAEConfig(levels, level_k, bandwidth=0.05, **common)
+
+    unlinked: dict[str, Any] = {
+        "constraint": 0.0,
+        "perturbation": 0.0,
+        "hierarchy": HierarchyConfig(updates="after"),
+    }
+    # Made when asked for: not every system fits every world.
+    systems: dict[str, Callable[[], SystemConfig]] = {
+        "tree": lambda: replace(tree(), allocation=replace(allocation, parents="previous")),
         "tree-any-parent": tree,
         "hsae": hsae,
-        "hsae-baseline": hsae
-        and replace(hsae, constraint=0.0, perturbation=0.0, hierarchy=HierarchyConfig(updates="after")),
-        "topk": TopKConfig(flat, total, aux=AuxConfig(**aux), **common),
-        "batchtopk": BatchTopKConfig(flat, average, aux=AuxConfig(**aux), **common),
-        "matryoshka": MatryoshkaConfig(sizes, total, aux=AuxConfig(**aux), **common),
-        "jumprelu": JumpReLUConfig(flat, average, bandwidth=0.05, **common),
-        "matching_pursuit": MatchingPursuitConfig(flat, total, **common),
+        "hsae-baseline": lambda: replace(hsae(), **unlinked),
+        "topk": lambda: TopKConfig(flat, total, aux=AuxConfig(**aux), **common),
+        "batchtopk": lambda: BatchTopKConfig(flat, average, aux=AuxConfig(**aux), **common),
+        "matryoshka": lambda: MatryoshkaConfig(sizes, total, aux=AuxConfig(**aux), **common),
+        "jumprelu": lambda: JumpReLUConfig(flat, average, bandwidth=0.05, **common),
+        "matching_pursuit": lambda: MatchingPursuitConfig(flat, total, **common),
     }
-    return {name: system for name, system in systems.items() if system is not None}
+    try:
+        return systems[name]()
+    except UserError as error:
+        raise UserError(f"system {name} with --size {config.size} and --l0 {config.l0}: {error}") from None

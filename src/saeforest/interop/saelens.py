@@ -46,4 +46,4 @@ def _with_weights(sae: BatchTopKSAE, config: JumpReLUConfig | TopKConfig) -> SAE
         for name, place in same.tensors().items():
             place.copy_(sae.threshold if name == "threshold" else sae.tensors()[name])
     same.exact_inverse = sae.exact_inverse
-    return same.eval()
+    return same.to(sae.device).eval()

@@ -41,7 +41,8 @@ class Cooccurrence(Measure):
 
     def update(self, batch: EvalBatch) -> None:
         keys, counts = [self.pairs], [self.together]
-        for on, ids in pair_slices(batch.code, self.threshold):
+        slices = pair_slices(batch.code, self.threshold) if len(self.family_layer) else ()
+        for on, ids in slices:
             family = torch.where(on, self.family_of[ids], -1)
             siblings = (family[:, :, None] == family[:, None, :]) & (family >= 0)[:, :, None]
             token, a, b = siblings.triu(diagonal=1).nonzero(as_tuple=True)

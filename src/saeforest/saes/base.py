@@ -6,6 +6,7 @@ import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -20,7 +21,7 @@ from ..kernels import sparse_decode, sparse_encode
 
 Normalization = Literal["layer_norm", "none", "dataset_scale"] | float
 _STD_EPS = 1e-5
-# Rows are independent, so features are selected in slices: the dense pre-activations never exceed this many entries.
+# Rows are independent, so features are selected in slices of so many dense pre-activations.
 DENSE_ENTRIES = 1 << 25
 # After so long a silence a feature is dead: 10M tokens of the papers' 500M, and never in too short a run to tell.
 _DEAD_SHARE, _LEAST_DEAD_TOKENS = 1_953 / 97_657, 100_000
@@ -231,7 +232,7 @@ class SAE(nn.Module):
         last = len(self.config.layer_sizes) - 1
         layer = last if layer is None else layer
         flat = code.reshape(-1)
-        starts = (*self.forest.layer_starts, self.d_sae)
+        starts = (0, *accumulate(self.config.layer_sizes))
         values = flat.values
         if layer < last or not self.cumulative:
             first = 0 if self.cumulative else starts[layer]

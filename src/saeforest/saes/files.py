@@ -91,8 +91,10 @@ def load_sae(folder: str | Path) -> SAE:
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; expected a trained SAE ({CFG} and {WEIGHTS})")
-    if not (folder / CFG).exists() and (folder / SAE_FOLDER / CFG).exists():
+    if not (folder / CFG).exists() and (folder / SAE_FOLDER).is_dir():
         folder = folder / SAE_FOLDER
+    if several := sorted(path.parent.name for path in folder.glob(f"*/{CFG}")):
+        raise UserError(f"{folder}: holds several SAEs; load one of them: {', '.join(several)}")
     cfg = read_json(folder / CFG)
     _check_version(cfg, folder / CFG)
     sae_class = SYSTEMS[cfg["architecture"]]

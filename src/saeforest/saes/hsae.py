@@ -29,7 +29,8 @@ from .base import Event, Step, TrainingPlan
 from .jumprelu import JumpReLUConfig, JumpReLUSAE, Level, of_features
 
 _PAPER_PERIOD = 5_000 / 97_657
-_PAIRS_AT_ONCE = 1 << 20  # as Python's own numbers, which take much more memory
+# A family of more active siblings has too many pairs: their sum is formed instead.
+_CROWD = 8
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class HierarchyConfig:
 
 @dataclass(frozen=True)
 class HSAEConfig(JumpReLUConfig):
-    """An HSAE and its training. The defaults are the paper's."""
+    """An HSAE and its training. Sizes, L0, constraint and perturbation are the paper's by default."""
 
     layer_sizes: tuple[int, ...] = (2048, 4096, 8192, 16384)
     """Features of each level, growing."""
@@ -176,10 +177,27 @@ class HSAE(JumpReLUSAE):
         met = (at[place] == wanted).nonzero().flatten() if len(at) else place[:0]
         total = total - 2 * (a[place[met]] * b[met] * self._products(parent[ids[met]], ids[met])).sum()
 
-        family, order = wanted.sort(stable=True)
-        for first, second in _pairs_within(family):
-            i, j = order[first], order[second]
-            total = total + 2 * (b[i] * b[j] * self._products(ids[i], ids[j])).sum()
+        return total + self._siblings(b, ids, wanted)
+
+    def _siblings(
+        self, values: Float[Tensor, "m"], ids: Int[Tensor, "m"], family: Int[Tensor, "m"]
+    ) -> Float[Tensor, ""]:
+        """Sum over families of the products of all different siblings: pair by pair, but of crowded families whole."""
+        family, order = family.sort(stable=True)
+        values, ids = values[order], ids[order]
+        which, count = family.unique_consecutive(return_inverse=True, return_counts=True)[1:]
+        crowded = count[which] > _CROWD
+        total = values.sum() * 0
+        for i, j in _pairs_within(which[~crowded]):
+            one, other = ids[~crowded][i], ids[~crowded][j]
+            few = values[~crowded]
+            total = total + 2 * (few[i] * few[j] * self._products(one, other)).sum()
+        if bool(crowded.any()):
+            many, of = values[crowded], ids[crowded]
+            rows = which[crowded].unique_consecutive(return_inverse=True)[1]
+            sums = jagged_decode(many, of, rows, int(rows[-1]) + 1, self.decoder)
+            alone = many * many * of_features((self.decoder * self.decoder).sum(1), of)
+            total = total + sums.square().sum() - alone.sum()
         return total
 
     def _products(self, i: Int[Tensor, "m"], j: Int[Tensor, "m"]) -> Float[Tensor, "m"]:
@@ -280,18 +298,29 @@ def choose_parents(
 def _with_room(
     similarity: Float[Tensor, "above below"], max_children: int
 ) -> tuple[Float[Tensor, "below"], Int[Tensor, "below"]]:
+    """Pairs by descending similarity, as long as the parent has room.
+
+    Found by proposals: every child without a parent asks the most similar one that might still take it, and a parent
+    keeps the most similar `max_children` of those who asked. Both sides rank by one similarity, so it ends the same.
+    """
     n_above, n_below = similarity.shape
-    best = torch.full((n_below,), -math.inf, dtype=similarity.dtype)
     parent = torch.full((n_below,), ROOT)
-    children = [0] * n_above
-    left = min(n_below, n_above * max_children)
-    order = similarity.T.flatten().argsort(descending=True, stable=True)
-    for pair in (pair for part in order.split(_PAIRS_AT_ONCE) for pair in part.tolist()):
-        child, above = divmod(pair, n_above)
-        if parent[child] == ROOT and children[above] < max_children:
-            best[child], parent[child] = similarity[above, child], above
-            children[above] += 1
-            left -= 1
-            if left == 0:
-                break
-    return best, parent
+    refused = torch.zeros(n_above, n_below, dtype=torch.bool)
+    asking = torch.arange(n_below)
+    while len(asking):
+        open_to = similarity[:, asking].masked_fill(refused[:, asking], -math.inf)
+        best, wanted = open_to.max(0)
+        asking, wanted = asking[best > -math.inf], wanted[best > -math.inf]
+        parent[asking] = wanted
+        placed = (parent != ROOT).nonzero().flatten()
+        # By parent, then by descending similarity, then by child: the first of each parent stay.
+        placed = placed[similarity[parent[placed], placed].argsort(descending=True, stable=True)]
+        placed = placed[parent[placed].argsort(stable=True)]
+        of = parent[placed]
+        rank = torch.arange(len(placed)) - torch.searchsorted(of, of)
+        asking = placed[rank >= max_children]
+        refused[parent[asking], asking] = True
+        parent[asking] = ROOT
+    alone = parent == ROOT
+    best = similarity[parent.clamp(min=0), torch.arange(n_below)]
+    return torch.where(alone, -math.inf, best), parent

@@ -36,6 +36,7 @@ _LEAST_WEIGHT, _LARGEST_WEIGHT = 1e-8, 1e2
 # In short runs, steering as fast as in proportion would outrun what a step of Adam can move.
 _FASTEST_RATE, _FASTEST_AVERAGE, _FASTEST_GAIN = 0.01, 0.05, 0.05
 _GHOST_EPS = 1e-6
+_LARGEST_EXPONENT = 40.0
 _MARGIN = 1 / 64
 
 
@@ -90,7 +91,7 @@ class SparsityConfig:
     """The weight of the L0 loss, steered so that L0 falls to its target at a set speed (HSAE, App. A.2; SPEC 6.5)."""
 
     weight: float = 1e-3
-    """At the start; times d_in, for the losses are sums over coordinates."""
+    """At the start; times d_in, for the losses are sums over coordinates. It stays within 1e-8 and 1e2 of these."""
     rate: float | None = None
     """Share of its distance to the target by which L0 is to move in a step. None: 0.001 in the paper's 97,657 steps,
     in proportion to the run, 0.01 at most."""
@@ -346,6 +347,8 @@ class JumpReLUSAE(SAE):
             return u.new_zeros(())
         residual = (u - u_hat).detach()
         h = (u - self.layer_bias(level)).detach() @ self.encoder[dead].T + self.b_enc[dead]
+        # The norm is set below: a row whose exponentials would overflow may be scaled down first.
+        h = h - (h.detach().amax(1, keepdim=True) - _LARGEST_EXPONENT).clamp(min=0)
         out = h.exp() @ self.decoder[dead]
         norm = residual.norm(dim=1, keepdim=True)
         out = out * (norm / (2 * out.norm(dim=1, keepdim=True) + _GHOST_EPS)).detach()
@@ -370,4 +373,4 @@ class JumpReLUSAE(SAE):
         turn = -self._gain if after - before < wanted else self._gain
         self.l0[level] = after
         weight = float(self.weight[level]) * math.exp(turn)
-        self.weight[level] = min(max(weight, _LEAST_WEIGHT), _LARGEST_WEIGHT)
+        self.weight[level] = min(max(weight, _LEAST_WEIGHT * self.d_in), _LARGEST_WEIGHT * self.d_in)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ..code import SparseCode
+from ..code import SparseCode, concat_rows
 from ..errors import UserError
 from .base import (
     DENSE_ENTRIES,
@@ -95,13 +95,16 @@ class MatchingPursuitSAE(SAE):
     @torch.no_grad()
     def encode_normalized(self, u: Float[Tensor, "n d_in"]) -> SparseCode:
         u = u - self.b_dec
-        return self._pursue(u, *self._choose(u))[0]
+        rows = max(DENSE_ENTRIES // (self.d_in * self.config.k_per_layer[0]), 1)
+        return concat_rows([self._pursue(part, *self._choose(part))[0] for part in u.split(rows)])
 
     @torch.no_grad()
     def _choose(self, u: Float[Tensor, "n d_in"]) -> tuple[Int[Tensor, "n k"], Bool[Tensor, "n k"]]:
         """The atom each iteration takes, and whether it takes one: the residual's products with all atoms decide."""
         atoms = self.decoder
-        gram = atoms @ atoms.T if self.d_sae <= _GRAM_FEATURES else None
+        # The products of all atoms pay if there are more products to take, one an iteration, than atoms.
+        few = self.d_sae > min(_GRAM_FEATURES, len(u) * self.config.k_per_layer[0])
+        gram = None if few else atoms @ atoms.T
         parts = [self._choose_slice(part, gram) for part in u.split(max(DENSE_ENTRIES // self.d_sae, 1))]
         ids, taken = zip(*parts, strict=True)
         return torch.cat(ids), torch.cat(taken)
@@ -136,12 +139,12 @@ class MatchingPursuitSAE(SAE):
         self, u: Float[Tensor, "n d_in"], ids: Int[Tensor, "n k"], taken: Bool[Tensor, "n k"]
     ) -> tuple[SparseCode, Float[Tensor, "n d_in"]]:
         """The coefficients along the chosen atoms, and the residual at the end; gradients flow through all of them."""
-        atoms = F.embedding(ids, self.decoder)
+        atoms = F.embedding(ids, self.decoder).unbind(1)
         residual = u
         amounts = []
         for i in range(ids.shape[1]):
-            amount = torch.where(taken[:, i], (residual * atoms[:, i]).sum(1).relu(), 0)
-            residual = residual - amount[:, None] * atoms[:, i]
+            amount = torch.where(taken[:, i], (residual * atoms[i]).sum(1).relu(), 0)
+            residual = residual - amount[:, None] * atoms[i]
             amounts.append(amount)
         # An atom chosen again adds to what it had.
         same = (ids[:, :, None] == ids[:, None, :]) & taken[:, None, :]

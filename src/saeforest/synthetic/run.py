@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields
 from typing import Any
 
@@ -13,11 +13,10 @@ from rich.table import Table
 
 from ..activations import ActivationStream
 from ..config import OptimConfig
-from ..errors import UserError
 from ..infer import InferConfig, infer_forest
 from ..progress import progress
 from ..saes import SAE, SystemConfig, TrainingPlan, build
-from ..toys import SyntheticConfig, systems_for
+from ..toys import SyntheticConfig, system_for
 from ..training.loop import fit
 from .recovery import Recovery, recover
 from .world import Sample, World
@@ -26,6 +25,8 @@ RECOVERY = "recovery.json"
 _MOST = 0.97
 _OF_EDGES = ("precision", "precision_all", "recall", "f1", "cosine")
 _ABSORPTION = {"edges": "absorption_edges", "silent": "absorption", "silent_excess": "absorption_excess"}
+#: system -> score -> {"median": ..., "values": [of each seed]}
+Found = dict[str, dict[str, dict[str, Any]]]
 #: How the forests of flat SAEs are inferred: each way of them is scored, and named behind the system.
 INFERRED = {
     "coverage": InferConfig(method="coverage"),
@@ -35,28 +36,35 @@ INFERRED = {
 
 
 def compare(
-    worlds: Mapping[int, World], names: Sequence[str], config: SyntheticConfig
-) -> dict[str, dict[str, dict[str, Any]]]:
+    make: Callable[[int], World],
+    seeds: Sequence[int],
+    names: Sequence[str],
+    config: SyntheticConfig,
+    write: Callable[[Found], None] = lambda found: None,
+) -> Found:
     """For every system (and way its forest is found) every score: its median and its value for each seed.
 
-    `worlds` by seed, which is also that of the weights. Raises UserError for a name that is no system.
+    `make` makes the world of a seed, which is also that of the weights; `write` gets what is known after each seed.
+    Raises UserError for a system that cannot be for such a world.
     """
-    found: dict[str, list[dict[str, float | None]]] = {}
-    for seed, world in worlds.items():
+    scores: dict[str, list[dict[str, float | None]]] = {}
+    found: Found = {}
+    for seed in seeds:
+        world = make(seed)
+        sizes, (most, mean) = world.forest.layer_sizes, layer_l0(world, config.l0)
+        systems = {name: system_for(name, sizes, most, mean, config) for name in names}
         sample = world.held_out(config.held_out)
-        known = systems_for(world.forest.layer_sizes, *layer_l0(world, config.l0), config)
-        for name in names:
-            if name not in known:
-                raise UserError(f"system '{name}': expected some of {', '.join(known)}")
-        for name in names:
-            sae = _trained(known[name], world, config, seed, f"{name} {seed}")
-            for label, scores in _scores(name, sae, world, sample):
-                found.setdefault(label, []).append(scores)
-    summary = {
-        label: {score: _summary([s[score] for s in seeds]) for score in seeds[0]}
-        for label, seeds in found.items()
-    }
-    return {name: scores for system in names for name, scores in _best_first(system, summary).items()}
+        for name, system in systems.items():
+            sae = _trained(system, world, config, seed, f"{name} {seed}")
+            for label, own in _scores(name, sae, world, sample):
+                scores.setdefault(label, []).append(own)
+        summary = {
+            label: {score: _summary([s[score] for s in by_seed]) for score in by_seed[0]}
+            for label, by_seed in scores.items()
+        }
+        found = {name: s for system in names for name, s in _best_first(system, summary).items()}
+        write(found)
+    return found
 
 
 def _best_first(
@@ -149,7 +157,6 @@ _COLUMNS = {
     "edge_precision": "edge P",
     "edge_recall": "edge R",
     "absorption_excess": "absorbed",
-    "hierarchy": "hier.",
     "edge_f1": "edge F1",
 }
 

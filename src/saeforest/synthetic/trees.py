@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ..code import SparseCode
+from ..code import SparseCode, from_entries
 from ..errors import UserError
 from ..forest import ROOT, Forest
 
@@ -155,13 +155,7 @@ def _concatenated(parts: list[_Fired]) -> _Fired:
 
 def _as_code(fired: _Fired, n: int, m: int) -> SparseCode:
     order = (fired.rows * m + fired.ids).argsort()
-    rows, ids, values = (tensor[order] for tensor in fired)
-    count = torch.bincount(rows, minlength=n)
-    slot = torch.arange(len(rows)) - (count.cumsum(0) - count)[rows]
-    shape = (n, max(int(count.max()), 1))
-    code = SparseCode(torch.zeros(shape), torch.zeros(shape, dtype=torch.int64))
-    code.values[rows, slot], code.ids[rows, slot] = values, ids
-    return code
+    return from_entries(fired.rows[order], fired.ids[order], fired.values[order], n)
 
 
 def _sample_slice(spec: TreeSpec, n: int, generator: torch.Generator) -> _Fired:
