@@ -889,3 +889,40 @@ def test_bad_configuration(build: Callable[[], object], words: str) -> None:
     with pytest.raises(UserError, match=words) as error:
         build()
     assert "\n" not in str(error.value)
+
+
+# ---- extremes ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("crowd", [0, 1, 2])
+def test_crowded_families_are_summed_to_the_same(crowd: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = batches(1, batch=32)[0]
+    pairwise_sae, summed = stirred("wide"), stirred("wide")
+    steps = [pairwise_sae.training_step(x)]
+    monkeypatch.setattr("saeforest.saes.hsae._CROWD", crowd)
+    steps.append(summed.training_step(x))
+    for step in steps:
+        step.loss.backward()
+    assert steps[0].terms["links"][0]
+    same(steps[1].loss, steps[0].loss.detach().numpy())
+    for a, b in zip(summed.parameters(), pairwise_sae.parameters(), strict=True):
+        assert a.grad is not None
+        assert b.grad is not None
+        same(a.grad, b.grad.numpy())
+
+
+def test_ghosts_of_huge_activations_do_not_overflow() -> None:
+    """exp(h) is infinite in float32 from h = 89 on; an attention sink reaches hundreds."""
+    sae = make_sae(Case(normalize="none"), (13,), (3,)).to(torch.float32)
+    sae.compute_dtype = torch.float32
+    sae.steps_since_fired.fill_(100)
+    with torch.no_grad():
+        sae.threshold.fill_(1e6)
+    x = batches(1, torch.float32)[0]
+    x[0] *= 1e4
+    step = sae.training_step(x)
+    step.loss.backward()
+    assert step.terms["ghost"][0]
+    assert bool(torch.isfinite(step.loss))
+    assert sae.encoder.grad is not None
+    assert bool(torch.isfinite(sae.encoder.grad).all())

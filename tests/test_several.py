@@ -208,3 +208,9 @@ def test_presets_hold_what_the_papers_print() -> None:
             l0 = int(parts[parts.index("l0") + 1])
         assert sum(config.sae.layer_sizes) == size, name
         assert sum(config.sae.k_per_layer) == l0, name
+
+
+@pytest.mark.parametrize("place", ["", "sae"])
+def test_loading_a_run_of_several_names_them(place: str, run: Path) -> None:
+    with pytest.raises(UserError, match=r"holds several SAEs; load one of them: batchtopk, hsae"):
+        saeforest.load(run / place)
