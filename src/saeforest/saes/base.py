@@ -23,8 +23,10 @@ Normalization = Literal["layer_norm", "none", "dataset_scale"] | float
 _STD_EPS = 1e-5
 # Rows are independent, so features are selected in slices of so many dense pre-activations.
 DENSE_ENTRIES = 1 << 25
+#: The papers' schedules are for runs of so many steps (500M tokens of 5,120, or 100M of 1,024); here they are shares.
+PAPER_STEPS = 97_657
 # After so long a silence a feature is dead: 10M tokens of the papers' 500M, and never in too short a run to tell.
-_DEAD_SHARE, _LEAST_DEAD_TOKENS = 1_953 / 97_657, 100_000
+_DEAD_SHARE, _LEAST_DEAD_TOKENS = 1_953 / PAPER_STEPS, 100_000
 
 
 @runtime_checkable

@@ -15,12 +15,11 @@ from torch import Tensor
 
 from ..code import SparseCode
 from ..errors import UserError
-from .base import Event, Step, TrainingPlan
+from .base import PAPER_STEPS, Event, Step, TrainingPlan
 from .select import above, batch_top_k
 from .topk import TopKConfig, TopKSAE
 
-_PAPER_STEPS = 97_657
-_PAPER_THRESHOLD_FROM = 1_000 / _PAPER_STEPS
+_PAPER_THRESHOLD_FROM = 1_000 / PAPER_STEPS
 _LARGEST_UPDATE = 0.05
 
 
@@ -88,7 +87,7 @@ class BatchTopKSAE(TopKSAE):
         start = self.config.threshold.start
         start = plan.share(_PAPER_THRESHOLD_FROM) if start is None else start
         self._threshold_start = min(start, plan.n_steps)  # a short run ends with a threshold too
-        in_proportion = 1 - min(1e-3 * _PAPER_STEPS / max(plan.n_steps, 1), _LARGEST_UPDATE)
+        in_proportion = 1 - min(1e-3 * PAPER_STEPS / max(plan.n_steps, 1), _LARGEST_UPDATE)
         momentum = self.config.threshold.momentum
         self._momentum = in_proportion if momentum is None else momentum
 

@@ -25,10 +25,10 @@ from ..errors import UserError
 from ..forest import ROOT
 from ..kernels import jagged_decode
 from ..seeds import seeded
-from .base import Event, Step, TrainingPlan
+from .base import PAPER_STEPS, Event, Step, TrainingPlan
 from .jumprelu import JumpReLUConfig, JumpReLUSAE, Level, of_features
 
-_PAPER_PERIOD = 5_000 / 97_657
+_PAPER_PERIOD = 5_000 / PAPER_STEPS
 # A family of more active siblings has too many pairs: their sum is formed instead.
 _CROWD = 8
 

@@ -21,6 +21,7 @@ from ..errors import UserError
 from ..kernels import jagged_decode, jagged_encode
 from .base import (
     DENSE_ENTRIES,
+    PAPER_STEPS,
     SAE,
     Event,
     Normalization,
@@ -31,7 +32,6 @@ from .base import (
     check_sizes,
 )
 
-_PAPER_STEPS = 97_657
 _LEAST_WEIGHT, _LARGEST_WEIGHT = 1e-8, 1e2
 # In short runs, steering as fast as in proportion would outrun what a step of Adam can move.
 _FASTEST_RATE, _FASTEST_AVERAGE, _FASTEST_GAIN = 0.01, 0.05, 0.05
@@ -195,7 +195,7 @@ class JumpReLUSAE(SAE):
         )
         self.register_buffer("l0", torch.full((n_levels,), -1.0, dtype=torch.float64))
         self._l0_now = [0.0] * n_levels
-        self.prepare(TrainingPlan(n_steps=_PAPER_STEPS, batch_size=1024))
+        self.prepare(TrainingPlan(n_steps=PAPER_STEPS, batch_size=1024))
 
     def layer_bias(self, layer: int) -> Float[Tensor, "d_in"]:
         return self.b_dec[layer] if self.b_dec.dim() == 2 else self.b_dec
@@ -261,7 +261,7 @@ class JumpReLUSAE(SAE):
     def prepare(self, plan: TrainingPlan) -> None:
         self.dead_steps = plan.dead_steps(self.config.dead_after_tokens)
         sparsity = self.config.sparsity
-        per_step = 1e-3 * _PAPER_STEPS / max(plan.n_steps, 1)
+        per_step = 1e-3 * PAPER_STEPS / max(plan.n_steps, 1)
         self._rate = min(per_step, _FASTEST_RATE) if sparsity.rate is None else sparsity.rate
         self._momentum = (
             1 - min(per_step, _FASTEST_AVERAGE) if sparsity.momentum is None else sparsity.momentum

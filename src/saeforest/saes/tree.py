@@ -21,10 +21,20 @@ from ..errors import UserError
 from ..forest import ROOT
 from ..kernels import sparse_decode, sparse_encode
 from .auxiliary import AuxConfig, auxiliary_loss
-from .base import DENSE_ENTRIES, SAE, Event, Normalization, Step, TokenStats, TrainingPlan, check_sizes
+from .base import (
+    DENSE_ENTRIES,
+    PAPER_STEPS,
+    SAE,
+    Event,
+    Normalization,
+    Step,
+    TokenStats,
+    TrainingPlan,
+    check_sizes,
+)
 
 # The paper's schedule as shares of its run of 97,657 steps.
-_PAPER_FIRST, _PAPER_CAP = 3_000 / 97_657, 10_000 / 97_657
+_PAPER_FIRST, _PAPER_CAP = 3_000 / PAPER_STEPS, 10_000 / PAPER_STEPS
 # The rate at which a feature fires is averaged over so many of the tokens within which a parent must fire once.
 _RATE_WINDOWS = 10
 
