@@ -142,7 +142,7 @@ def make_oracle(sae: TopKSAE) -> FlatOracle:
         aux_rescale=aux.rescale,
         dead_steps=3,
         threshold_start=threshold.start or 1,
-        threshold_momentum=threshold.momentum,
+        threshold_momentum=getattr(sae, "_momentum", 0.0),
     )
     encoder, decoder, b_dec = (w.detach().numpy().copy() for w in (sae.encoder, sae.decoder, sae.b_dec))
     b_enc = sae.b_enc.detach().numpy().copy()

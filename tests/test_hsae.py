@@ -157,11 +157,13 @@ def make_oracle(sae: JumpReLUSAE, case: Case, eps: float) -> HSAEOracle:
         max_children=hierarchy.max_children,
         adam_eps=eps,
     )
-    weights = [w.detach().numpy().copy() for w in (sae.encoder, sae.decoder, sae.b_enc, sae.threshold)]
-    b_dec = sae.b_dec.detach().numpy().copy().reshape(len(sae.config.layer_sizes), D)
-    return HSAEOracle(
-        *weights, b_dec, sae.config.layer_sizes, case.sparsity.weight * D, options, sae.parent.numpy().copy()
+    encoder, decoder, b_enc, threshold = (
+        w.detach().numpy().copy() for w in (sae.encoder, sae.decoder, sae.b_enc, sae.threshold)
     )
+    b_dec = sae.b_dec.detach().numpy().copy().reshape(len(sae.config.layer_sizes), D)
+    sizes, weight = sae.config.layer_sizes, case.sparsity.weight * D
+    parent = sae.parent.numpy().copy()
+    return HSAEOracle(encoder, decoder, b_enc, threshold, b_dec, sizes, weight, options, parent)
 
 
 def batches(n: int, dtype: torch.dtype = torch.float64, batch: int = BATCH) -> list[torch.Tensor]:
@@ -206,7 +208,7 @@ def follow(sae: JumpReLUSAE, case: Case) -> dict[str, float]:
         "theta": sae.threshold,
         "B": sae.b_dec,
     }
-    seen = dict.fromkeys(
+    seen: dict[str, float] = dict.fromkeys(
         ("dead", "ghost", "links", "replaced", "moved", "updates", "negative", "near", "zero"), 0.0
     )
     for step, x in enumerate(data, 1):

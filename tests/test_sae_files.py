@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 import saeforest
 from saeforest import UserError, files
-from saeforest.saes import AllocationConfig, TreeConfig, TreeSAE, load_sae, save_sae
+from saeforest.saes import AllocationConfig, TreeAuxConfig, TreeConfig, TreeSAE, load_sae, save_sae
 
 SIZES, K, D = (5, 7, 9), (2, 2, 1), 6
 D_SAE = sum(SIZES)
@@ -34,7 +34,7 @@ def make_sae(normalize: Any = "layer_norm", seed: int = 3) -> TreeSAE:
         k_per_layer=K,
         normalize_activations=normalize,
         activation_threshold=0.002,
-        aux=saeforest.saes.TreeAuxConfig(layers=(0,)),
+        aux=TreeAuxConfig(layers=(0,)),
         allocation=AllocationConfig(first=5),
     )
     sae = TreeSAE(config, D, seed=seed)
