@@ -357,3 +357,31 @@ def test_bad_configuration(build: Callable[[], object], words: str) -> None:
     with pytest.raises(UserError, match=words) as error:
         build()
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("parents", ["any", "previous"])
+def test_which_layers_parents_come_from(parents: str) -> None:
+    """Of the last layer's features: from the first moment and through all reallocations."""
+    case = CASES["all layers, detached"]
+    sae = make_sae(case, batch=16, n_steps=40, dtype=torch.float64)
+    allocation = replace(sae.config.allocation, parents=parents)  # pyright: ignore[reportArgumentType]
+    sae = TreeSAE(replace(sae.config, allocation=allocation), D, seed=1).to(torch.float64)
+    sae.compute_dtype = torch.float64
+    sae.prepare(TrainingPlan(40, 16))
+    optimizer = make_optimizer(sae, OptimConfig(lr=0.02, batch_size=16))
+    generator = torch.Generator().manual_seed(0)
+    start, moved, seen = SIZES[0] + SIZES[1], 0, set[int]()
+    for step in range(1, 41):
+        seen |= set(sae.parent[start:].tolist())
+        x = torch.randn(16, D, generator=generator, dtype=torch.float64)
+        out = sae.training_step(x)
+        optimizer.zero_grad()
+        out.loss.backward()
+        sae.before_optimizer()
+        optimizer.step()
+        moved += sum(len(event.moves) for event in sae.after_step(step, float(out.loss.detach())))
+    seen |= set(sae.parent[start:].tolist())
+    assert moved > 0
+    assert -1 in seen
+    assert any(SIZES[0] <= p < start for p in seen)
+    assert any(0 <= p < SIZES[0] for p in seen) == (parents == "any")
