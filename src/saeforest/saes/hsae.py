@@ -188,10 +188,9 @@ class HSAE(JumpReLUSAE):
         which, count = family.unique_consecutive(return_inverse=True, return_counts=True)[1:]
         crowded = count[which] > _CROWD
         total = values.sum() * 0
+        few, of = values[~crowded], ids[~crowded]
         for i, j in _pairs_within(which[~crowded]):
-            one, other = ids[~crowded][i], ids[~crowded][j]
-            few = values[~crowded]
-            total = total + 2 * (few[i] * few[j] * self._products(one, other)).sum()
+            total = total + 2 * (few[i] * few[j] * self._products(of[i], of[j])).sum()
         if bool(crowded.any()):
             many, of = values[crowded], ids[crowded]
             rows = which[crowded].unique_consecutive(return_inverse=True)[1]
