@@ -78,7 +78,6 @@ def follow(sae: JumpReLUSAE, case: Case) -> dict[str, float]:
         for name, weight in pairs.items():
             assert weight.grad is not None
             same(weight.grad.reshape(expected[f"grad_{name}"].shape), expected[f"grad_{name}"], name)
-        sae.before_optimizer()
         optimizer.step()
         loss = float(out.loss.detach())
         events = sae.after_step(step, loss)

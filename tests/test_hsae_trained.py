@@ -44,7 +44,7 @@ def trained_on(sae: JumpReLUSAE, data: list[torch.Tensor], start: int = 0, lr: f
     if start == 0:
         sae.initialize(data[0])
     for step, x in enumerate(data, start + 1):
-        update(sae, optimizer, sae.training_step(x).loss, lr)
+        update(optimizer, sae.training_step(x).loss, lr)
         sae.after_step(step, 0.0)
     return sae
 
@@ -198,7 +198,7 @@ def test_two_runs_and_a_resumed_one_are_bit_identical(similarity: Any) -> None:
             half.load_state_dict(states[0])
             optimizer = make_optimizer(half, OptimConfig(lr=0.01, beta1=0.0, beta2=0.995))
             optimizer.load_state_dict(states[1])
-        update(half, optimizer, half.training_step(x).loss, 0.01)
+        update(optimizer, half.training_step(x).loss, 0.01)
         half.after_step(step, 0.0)
     for name, tensor in first.state_dict().items():
         assert torch.equal(tensor, half.state_dict()[name]), name

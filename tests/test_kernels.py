@@ -1,35 +1,85 @@
+"""Every implementation of the kernels against the slow reference, the dense formula or the plain one."""
+
+import importlib.util
+import math
+from types import ModuleType
+
 import pytest
 import torch
 
-from saeforest.kernels import embedding_bag, reference, sparse_decode, sparse_encode
+from saeforest.kernels import (
+    AdamStep,
+    backend,
+    compiled,
+    layer_errors,
+    plain,
+    reference,
+    sparse_decode,
+    sparse_encode,
+)
+from saeforest.kernels.backend import VARIABLE
 
-N, K, F, D = 7, 3, 11, 5
+N, K, F, D = 41, 5, 67, 13
+STARTS = (0, 8, 30, F)
+BACKENDS = [plain, compiled]
+DTYPES = [torch.float64, torch.float32]
 
 
-def inputs(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+def rand(*shape: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+def code(seed: int = 0, dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, torch.Tensor]:
+    """Values and ids: a row without features, and one with unused slots."""
     g = torch.Generator().manual_seed(seed)
     ids = torch.stack([torch.randperm(F, generator=g)[:K] for _ in range(N)])
-    ids[0] = 0  # unused slots share an id
-    values = torch.rand(N, K, generator=g, dtype=torch.float64)
-    x = torch.randn(N, D, generator=g, dtype=torch.float64)
-    return values, ids, x, torch.randn(F, D, generator=g, dtype=torch.float64)
+    values = torch.rand(N, K, generator=g, dtype=torch.float64) + 0.1
+    ids[0], values[0] = 0, 0
+    ids[1, 2:], values[1, 2:] = 0, 0
+    return values.to(dtype), ids
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_fast_equals_reference(dtype: torch.dtype) -> None:
-    values, ids, x, weight = inputs()
-    values, x, weight = values.to(dtype), x.to(dtype), weight.to(dtype)
-    for name, args in {
-        "weighted_rows": (values, ids, weight),
-        "gather_dot": (x, ids, weight),
-        "scatter_outer": (values, ids, x, F),
-    }.items():
-        torch.testing.assert_close(getattr(embedding_bag, name)(*args), getattr(reference, name)(*args))
+def entries(ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.arange(len(ids)).repeat_interleave(ids.shape[1]), torch.arange(len(ids) + 1) * ids.shape[1]
+
+
+@pytest.mark.parametrize("kernels", BACKENDS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_products_equal_the_reference(kernels: ModuleType, dtype: torch.dtype) -> None:
+    values, ids = code(dtype=dtype)
+    x, weight = rand(N, D, dtype=dtype), rand(F, D, dtype=dtype, seed=1)
+    rows, first = entries(ids)
+    flat, which = values.flatten(), ids.flatten()
+    torch.testing.assert_close(
+        kernels.weighted_rows(flat, which, first, weight), reference.weighted_rows(values, ids, weight)
+    )
+    torch.testing.assert_close(
+        kernels.gather_dot(x, rows, which, weight).view(N, K), reference.gather_dot(x, ids, weight)
+    )
+    torch.testing.assert_close(
+        kernels.scatter_outer(flat, rows, which, x, F), reference.scatter_outer(values, ids, x, F)
+    )
+
+
+@pytest.mark.parametrize("kernels", BACKENDS)
+def test_products_of_rows_of_any_length(kernels: ModuleType) -> None:
+    rows = torch.tensor([1, 1, 1, 1, 1, 1, 3])
+    first = torch.tensor([0, 0, 6, 6, 7, 7])
+    ids = torch.tensor([4, 0, 2, 3, 1, 5, 2])
+    values, x, weight = rand(7), rand(5, D, seed=1), rand(6, D, seed=2)
+    dense = torch.zeros(5, 6, dtype=torch.float64).index_put((rows, ids), values)
+    torch.testing.assert_close(kernels.weighted_rows(values, ids, first, weight), dense @ weight)
+    torch.testing.assert_close(kernels.scatter_outer(values, rows, ids, x, 6), dense.T @ x)
+    torch.testing.assert_close(kernels.gather_dot(x, rows, ids, weight), (x @ weight.T)[rows, ids])
+    none = torch.zeros(0, dtype=torch.int64)
+    assert not kernels.weighted_rows(values[:0], none, torch.zeros(4, dtype=torch.int64), weight).any()
+    assert not kernels.scatter_outer(values[:0], none, none, x, 6).any()
 
 
 def test_gradients_equal_the_dense_formula() -> None:
-    values, ids, x, weight = inputs()
-    for leaf in (values, x, weight):
+    values, ids = code()
+    x, weight, center = rand(N, D), rand(F, D, seed=1), rand(D, seed=2)
+    for leaf in (values, x, weight, center):
         leaf.requires_grad_()
     assert torch.autograd.gradcheck(lambda v, w: sparse_decode(v, ids, w), (values, weight))
     assert torch.autograd.gradcheck(lambda u, w: sparse_encode(u, ids, w), (x, weight))
@@ -38,18 +88,275 @@ def test_gradients_equal_the_dense_formula() -> None:
     torch.testing.assert_close(sparse_encode(x, ids, weight), (x @ weight.T).gather(1, ids))
 
 
-def test_known_values_keep_the_gradient() -> None:
-    _, ids, x, weight = inputs()
+def test_what_was_taken_off_gets_its_gradient() -> None:
+    _, ids = code()
+    x, weight, center, pull = rand(N, D), rand(F, D, seed=1), rand(D, seed=2), rand(N, K, seed=3)
+    center.requires_grad_()
     weight.requires_grad_()
-    known = embedding_bag.gather_dot(x, ids, weight).detach()
+    ((x - center) @ weight.T).gather(1, ids).backward(pull)
+    expected = center.grad, weight.grad
+    center.grad = weight.grad = None
+    sparse_encode(x - center.detach(), ids, weight, center).backward(pull)
+    torch.testing.assert_close((center.grad, weight.grad), expected)
+
+
+def test_known_values_keep_the_gradient() -> None:
+    _, ids = code()
+    x, weight = rand(N, D), rand(F, D, seed=1).requires_grad_()
+    known = reference.gather_dot(x, ids, weight).detach()
+    expected = reference.scatter_outer(torch.ones(N, K).double(), ids, x, F)
     for given in (None, known):
-        (grad,) = torch.autograd.grad(sparse_encode(x, ids, weight, given).sum(), weight)
-        torch.testing.assert_close(grad, reference.scatter_outer(torch.ones(N, K).double(), ids, x, F))
+        h = sparse_encode(x, ids, weight, known=given)
+        torch.testing.assert_close(h, known)
+        torch.testing.assert_close(torch.autograd.grad(h.sum(), weight)[0], expected)
 
 
-def test_products_repeat_bit_for_bit() -> None:
+def test_an_empty_code_is_a_zero_without_gradient() -> None:
+    values, ids, weight = torch.zeros(3, 0), torch.zeros(3, 0, dtype=torch.int64), torch.ones(F, D)
+    assert torch.equal(sparse_decode(values, ids, weight.requires_grad_()), torch.zeros(3, D))
+    assert sparse_encode(torch.ones(3, D), ids, weight).shape == (3, 0)
+
+
+# -- selection
+
+
+@pytest.mark.parametrize("kernels", BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("width", "k"), [(1, 1), (7, 7), (40, 3), (500, 32), (5000, 1), (5000, 20), (900, 256)]
+)
+def test_top_positive_equals_sorting(kernels: ModuleType, dtype: torch.dtype, width: int, k: int) -> None:
+    h = rand(N, width, dtype=dtype)
+    h[3], h[4], h[5, 1:] = -1, 0, -2  # none positive, and at most one
+    values, ids = kernels.top_positive(h, k)
+    expected = h.sort(dim=1, descending=True).values[:, :k].relu()
+    torch.testing.assert_close(values.sort(dim=1, descending=True).values, expected)
+    torch.testing.assert_close(torch.where(values > 0, h.gather(1, ids), 0), values)
+    assert (ids[values == 0] == 0).all()
+    assert all(len(i[v > 0].unique()) == int((v > 0).sum()) for i, v in zip(ids, values, strict=True))
+    assert ((values > 0).int().diff(dim=1) <= 0).all(), "unused slots come last"
+
+
+@pytest.mark.parametrize("kernels", BACKENDS)
+def test_top_positive_of_equals_takes_no_more_than_k(kernels: ModuleType) -> None:
+    h = torch.ones(2, 1000)
+    h[1, 700:703] = 2
+    values, ids = kernels.top_positive(h, 5)
+    assert values[0].tolist() == [1] * 5
+    assert sorted(values[1].tolist()) == [1, 1, 2, 2, 2]
+    assert len(ids[0].unique()) == len(ids[1].unique()) == 5
+
+
+def families(n_parents: int, n_children: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Children of features 0 to n_parents, the first of which has most and the last none."""
+    g = torch.Generator().manual_seed(seed)
+    parent = (torch.rand(n_children, generator=g) ** 2 * (n_parents - 1)).long()
+    order = parent.argsort(stable=True)
+    first = torch.searchsorted(parent[order], torch.arange(n_parents + n_children + 1))
+    return first, n_parents + order
+
+
+@pytest.mark.parametrize("kernels", BACKENDS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("parents", "children", "k"), [(6, 60, 4), (30, 37, 2), (2, 5, 9), (9, 200, 40)])
+def test_top_children_equals_the_dense_gate(
+    kernels: ModuleType, dtype: torch.dtype, parents: int, children: int, k: int
+) -> None:
+    first, below = families(parents, children)
+    u, encoder = rand(N, D, dtype=dtype), rand(parents + children, D, dtype=dtype, seed=1)
+    g = torch.Generator().manual_seed(2)
+    slots = min(parents, 5)
+    active = torch.stack([torch.randperm(parents, generator=g)[:slots] for _ in range(N)])
+    active[::4, 1] = -1
+    active[7] = -1
+    values, ids = kernels.top_children(u, encoder, active, first, below, k, dtype)
+
+    parent = torch.repeat_interleave(torch.arange(parents + children), first.diff())
+    slots = torch.where(active < 0, parents + children, active)
+    on = torch.zeros(N, parents + children + 1, dtype=torch.bool).scatter_(1, slots, True)[:, :-1]
+    h = (u.double() @ encoder[below].T.double() * on[:, parent]).relu()
+    expected = h.sort(dim=1, descending=True).values[:, :k]
+    got = values.sort(dim=1, descending=True).values
+    torch.testing.assert_close(got[:, : expected.shape[1]].double(), expected, atol=1e-5, rtol=1e-5)
+    assert not got[:, expected.shape[1] :].any()
+    used = values > 0
+    assert used.any()
+    own = torch.einsum("nd,nkd->nk", u, encoder[ids])
+    torch.testing.assert_close(values[used], own[used])
+    assert (ids[~used] == 0).all()
+
+
+def test_children_of_nobody() -> None:
+    first, below = torch.zeros(4, dtype=torch.int64), torch.zeros(0, dtype=torch.int64)
+    for kernels in BACKENDS:
+        values, _ = kernels.top_children(
+            rand(2, D), rand(3, D), torch.tensor([[0], [-1]]), first, below, 2, torch.float64
+        )
+        assert torch.equal(values, torch.zeros(2, 2, dtype=torch.float64))
+
+
+# -- the errors of all layers
+
+
+def dense_errors(
+    values: torch.Tensor,
+    ids: torch.Tensor,
+    decoder: torch.Tensor,
+    bias: torch.Tensor,
+    x: torch.Tensor,
+    mean: torch.Tensor,
+    std: torch.Tensor,
+) -> list[torch.Tensor]:
+    every = torch.zeros(N, F, dtype=values.dtype).scatter_add(1, ids, values)
+    return [std * (every[:, :end] @ decoder[:end] + bias) + mean - x for end in STARTS[1:]]
+
+
+@pytest.mark.parametrize("name", ["plain", "auto"])
+@pytest.mark.parametrize("pulled", [(), (1,), (0, 2)])
+def test_layer_errors_equal_the_dense_formula(
+    name: str, pulled: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With gradients through the squares alone, and through some of the errors too."""
+    monkeypatch.setenv(VARIABLE, name)
+    values, ids = code()
+    decoder, bias, x = rand(F, D, seed=1), rand(D, seed=2), rand(N, D, seed=3)
+    mean, std = rand(N, 1, seed=4), rand(N, 1, seed=5).abs() + 0.1
+    weights = torch.tensor([0.3, 1.0, 0.2], dtype=torch.float64)
+    leaves = [t.requires_grad_() for t in (values, decoder, bias)]
+
+    def loss(squared: torch.Tensor, errors: list[torch.Tensor]) -> torch.Tensor:
+        pull = sum(((errors[i] * rand(N, D, seed=9 + i)).sum() for i in pulled), torch.zeros(()).double())
+        return (weights * squared).sum() + pull
+
+    errors = dense_errors(values, ids, decoder, bias, x, mean, std)
+    squared = torch.stack([e.square().sum() for e in errors])
+    expected = torch.autograd.grad(loss(squared, errors), leaves)
+    got_squared, got = layer_errors(values, ids, decoder, bias, x, mean, std, STARTS)
+    torch.testing.assert_close(got_squared, squared)
+    torch.testing.assert_close(torch.stack(got), torch.stack(errors))
+    gradients = torch.autograd.grad(loss(got_squared, got), leaves)
+    used = values.detach() > 0
+    torch.testing.assert_close(gradients[0][used], expected[0][used])
+    torch.testing.assert_close(gradients[1:], expected[1:])
+
+
+# -- Adam
+
+
+def adam_by_hand(
+    weight: torch.Tensor, grads: list[torch.Tensor], lr: float, eps: float, unit: bool
+) -> torch.Tensor:
+    w, m, v = weight.clone(), torch.zeros_like(weight), torch.zeros_like(weight)
+    for t, g in enumerate(grads, 1):
+        if unit:
+            w = w / w.norm(dim=1, keepdim=True)
+            g = g - (g * w).sum(1, keepdim=True) * w
+        m, v = 0.9 * m + 0.1 * g, 0.99 * v + 0.01 * g * g
+        w = w - lr * (m / (1 - 0.9**t)) / ((v / (1 - 0.99**t)).sqrt() + eps)
+    return w
+
+
+@pytest.mark.parametrize("kernels", BACKENDS)
+@pytest.mark.parametrize("unit", [True, False])
+@pytest.mark.parametrize("shape", [(F, D), (D,)])
+def test_adam_equals_its_formula(kernels: ModuleType, unit: bool, shape: tuple[int, ...]) -> None:
+    if unit and len(shape) == 1:
+        return
+    weight = rand(*shape)
+    grads = [rand(*shape, seed=1 + i) for i in range(5)]
+    expected = adam_by_hand(weight, grads, 0.01, 1e-3, unit)
+    m, v = torch.zeros_like(weight), torch.zeros_like(weight)
+    for t, grad in enumerate(grads, 1):
+        kernels.adam(weight, grad, m, v, AdamStep(0.01, 0.9, 0.99, 1e-3, t, unit, unit))
+    torch.testing.assert_close(weight, expected)
+
+
+def test_without_projection_rows_are_only_normalised() -> None:
+    for kernels in BACKENDS:
+        weight, grad = 3 * rand(F, D), rand(F, D, seed=1)
+        expected = adam_by_hand(weight / weight.norm(dim=1, keepdim=True), [grad], 0.01, 1e-3, unit=False)
+        kernels.adam(
+            weight,
+            grad,
+            torch.zeros(F, D).double(),
+            torch.zeros(F, D).double(),
+            AdamStep(0.01, 0.9, 0.99, 1e-3, 1, unit_rows=True, project=False),
+        )
+        torch.testing.assert_close(weight, expected)
+
+
+def test_rounding_is_right_on_average() -> None:
+    """A number between two bfloat16 becomes the nearer one more often, in proportion; others stay as they are."""
+    x = torch.full((40_000,), 1 + 0.25 / 128)
+    halves = plain.rounded(x, seed=1)
+    assert set(halves.float().unique().tolist()) == {1.0, 1 + 1 / 128}
+    share = float((halves > 1).float().mean())
+    assert abs(share - 0.25) < 4 * math.sqrt(0.25 * 0.75 / len(x))
+    assert not torch.equal(halves, plain.rounded(x, seed=2))
+    exact = rand(100).bfloat16()
+    assert torch.equal(plain.rounded(exact.float(), seed=3), exact)
+
+
+def test_half_precision_state_rounds_alike_everywhere() -> None:
+    states = []
+    for kernels in BACKENDS:
+        weight, m, v = (
+            rand(F, D, dtype=torch.float32),
+            *(torch.zeros(F, D, dtype=torch.bfloat16) for _ in "mv"),
+        )
+        for t in range(1, 4):
+            grad = rand(F, D, dtype=torch.float32, seed=t)
+            kernels.adam(weight, grad, m, v, AdamStep(0.01, 0.9, 0.999, 1e-8, t))
+        states.append((weight, m.float(), v.float()))
+    (weight, *averages), (weight2, *averages2) = states
+    torch.testing.assert_close(weight, weight2, rtol=0, atol=1e-3)
+    for a, b in zip(averages, averages2, strict=True):
+        # Arithmetic differs in the last bit of float32, which now and then tips a rounding.
+        assert (a != b).float().mean() < 0.02
+
+
+def test_a_slow_average_moves_in_half_precision() -> None:
+    """By a thousandth of the difference a step: rounded to the nearest, 1 would never come to 0.5."""
+    weight, m, v = torch.zeros(1, 2000), torch.zeros(1, 2000), torch.ones(1, 2000, dtype=torch.bfloat16)
+    m = m.bfloat16()
+    grad = torch.full((1, 2000), math.sqrt(0.5))
+    for t in range(1, 1501):
+        compiled.adam(weight, grad, m, v, AdamStep(0.0, 0.9, 0.999, 1e-8, t))
+    assert float(v.float().mean()) == pytest.approx(0.5 + 0.5 * 0.999**1500, abs=0.01)
+
+
+# -- which kernels serve
+
+
+def test_the_compiled_kernels_serve_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert importlib.util.find_spec("numba"), "Numba belongs to the development environment"
+    assert backend(torch.zeros(1)) is compiled
+    assert backend(torch.zeros(1, dtype=torch.bfloat16)) is plain
+    monkeypatch.setenv(VARIABLE, "plain")
+    assert backend(torch.zeros(1)) is plain
+
+
+@pytest.mark.parametrize("kernels", BACKENDS)
+def test_products_repeat_bit_for_bit(kernels: ModuleType) -> None:
     g = torch.Generator().manual_seed(0)
     ids = torch.randint(0, 50, (4096, 16), generator=g)
     values, x = torch.rand(4096, 16, generator=g), torch.randn(4096, 32, generator=g)
-    first, second = (embedding_bag.scatter_outer(values, ids, x, 50) for _ in range(2))
-    assert torch.equal(first, second)
+    rows, first = entries(ids)
+    weight = torch.randn(50, 32, generator=g)
+
+    def everything() -> list[torch.Tensor]:
+        flat, which = values.flatten(), ids.flatten()
+        return [
+            kernels.scatter_outer(flat, rows, which, x, 50),
+            kernels.weighted_rows(flat, which, first, weight),
+            kernels.gather_dot(x, rows, which, weight),
+        ]
+
+    threads = torch.get_num_threads()
+    first_time = everything()
+    try:
+        torch.set_num_threads(1 if threads > 1 else 2)
+        second_time = everything()
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(a, b) for a, b in zip(first_time, second_time, strict=True))

@@ -136,7 +136,7 @@ def test_training_equals_the_oracle(name: str) -> None:
     case, batch, n_steps = CASES[name], 16, 30
     sae = make_sae(case, batch, n_steps, torch.float64)
     oracle = make_oracle(sae, case, batch, n_steps)
-    config = OptimConfig(lr=0.02, batch_size=batch)
+    config = OptimConfig(lr=0.02, batch_size=batch, project_gradient=case.project)
     optimizer = make_optimizer(sae, config)
     seen = {"dead": 0, "aux": 0.0, "reallocation": 0, "root_reset": 0}
     for step, x in enumerate(batches(batch, n_steps), 1):
@@ -149,7 +149,6 @@ def test_training_equals_the_oracle(name: str) -> None:
         assert sae.decoder.grad is not None
         np.testing.assert_allclose(sae.encoder.grad, expected["grad_E"], atol=1e-9)
         np.testing.assert_allclose(sae.decoder.grad, expected["grad_D"], atol=1e-9)
-        sae.before_optimizer(project=case.project)
         optimizer.step()
         loss = float(out.loss.detach())
         events = sae.after_step(step, loss)
@@ -281,7 +280,7 @@ def test_slices_give_the_same_code(
 ) -> None:
     sae, x = trained
     whole = sae.encode(x)
-    monkeypatch.setattr("saeforest.saes.tree.DENSE_ENTRIES", 5 * sae.d_sae)
+    monkeypatch.setattr("saeforest.saes.tree._ROWS", 5)
     parts = sae.encode(x)
     assert torch.equal(whole.ids, parts.ids)
     torch.testing.assert_close(whole.values, parts.values)
@@ -377,7 +376,6 @@ def test_which_layers_parents_come_from(parents: str) -> None:
         out = sae.training_step(x)
         optimizer.zero_grad()
         out.loss.backward()
-        sae.before_optimizer()
         optimizer.step()
         moved += sum(len(event.moves) for event in sae.after_step(step, float(out.loss.detach())))
     seen |= set(sae.parent[start:].tolist())

@@ -2,6 +2,7 @@
 
 __version__ = "0.1.0"
 
+from . import _environment as _environment  # before PyTorch
 from .code import SparseCode
 from .errors import UserError
 from .forest import Forest

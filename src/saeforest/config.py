@@ -76,6 +76,8 @@ class OptimConfig:
     """Of the dense encode that selects features; weights, values and gradients are float32."""
     project_gradient: bool = True
     """Take from every decoder row's gradient its part along the row, which would only change the row's norm."""
+    state: Literal["float32", "bfloat16"] = "float32"
+    """Of Adam's moving averages. bfloat16 halves their memory; they are rounded at random, right on average."""
 
 
 @dataclass(frozen=True)

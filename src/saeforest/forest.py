@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Int
@@ -164,6 +165,25 @@ class Forest:
         """All (parent, child) pairs without the root, by ascending child."""
         child = (self.parent != ROOT).nonzero().flatten()
         return torch.stack([self.parent[child], child])
+
+
+class Families(NamedTuple):
+    """Some features by the parent they have."""
+
+    roots: Int[Tensor, "r"]
+    """Those that hang from the root."""
+    first: Int[Tensor, "d_sae_and_1"]
+    """The children of feature p are `children[first[p]:first[p + 1]]`."""
+    children: Int[Tensor, "c"]
+
+
+def families(parent: Int[Tensor, "d_sae"], features: Int[Tensor, "m"]) -> Families:
+    """The given features by their parents, in their order."""
+    above = parent[features]
+    below = features[above != ROOT]
+    by_parent, order = parent[below].sort(stable=True)
+    first = torch.searchsorted(by_parent, torch.arange(len(parent) + 1, device=parent.device))
+    return Families(features[above == ROOT], first, below[order])
 
 
 def flat_forest(layer_sizes: tuple[int, ...]) -> Forest:

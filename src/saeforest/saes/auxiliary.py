@@ -8,7 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..code import SparseCode
 from ..errors import UserError
+from ..kernels import sparse_decode
 from .base import TokenStats
 
 
@@ -38,25 +40,19 @@ class AuxConfig:
 
 
 def auxiliary_loss(
-    h: Float[Tensor, "n dead"],
-    decoder: Float[Tensor, "dead d_in"],
+    code: SparseCode,
+    decoder: Float[Tensor, "d_sae d_in"],
     b_dec: Float[Tensor, "d_in"],
     residual: Float[Tensor, "n d_in"],
     stats: TokenStats,
     aux: AuxConfig,
 ) -> Float[Tensor, ""]:
-    """How badly the `k` dead features of largest pre-activation reconstruct the residual, relative to its spread.
-
-    `h` are the pre-activations of the dead features, `decoder` their rows.
-    """
-    if h.shape[1] == 0 and not aux.bias:
+    """How badly a code of dead features reconstructs the residual, relative to the residual's spread."""
+    if code.values.shape[1] == 0 and not aux.bias:
         return residual.new_zeros(())
     if aux.detach:
         residual = residual.detach()
-    if h.shape[1] > aux.k:
-        kept = h.detach().topk(aux.k, dim=1)
-        h = h * torch.zeros_like(h).scatter_(1, kept.indices, 1.0)
-    e_hat = h.relu() @ decoder
+    e_hat = sparse_decode(code.values, code.ids, decoder)
     if aux.bias:
         e_hat = e_hat + b_dec
     if aux.rescale:

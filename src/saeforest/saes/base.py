@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..code import SparseCode, concat_rows
 from ..errors import UserError
 from ..forest import Forest
-from ..kernels import sparse_decode, sparse_encode
+from ..kernels import layer_errors, sparse_decode, sparse_encode
 
 Normalization = Literal["layer_norm", "none", "dataset_scale"] | float
 _STD_EPS = 1e-5
@@ -201,8 +201,12 @@ class SAE(nn.Module):
         how = self.config.normalize_activations
         x = x.to(self.encoder.dtype)
         if how == "layer_norm":
-            mean, std = x.mean(-1, keepdim=True), x.std(-1, keepdim=True) + _STD_EPS
-            return (x - mean) / std, TokenStats(mean, std)
+            mean = x.mean(-1, keepdim=True)
+            centred = x - mean
+            # Several times faster than Tensor.std.
+            variance = centred.square().sum(-1, keepdim=True) / (x.shape[-1] - 1)
+            std = variance.sqrt() + _STD_EPS
+            return centred / std, TokenStats(mean, std)
         if how == "dataset_scale":
             raise ValueError("normalize_activations='dataset_scale' must be resolved to a number before use")
         scale = 1.0 if how == "none" else float(how)
@@ -254,26 +258,68 @@ class SAE(nn.Module):
 
     # -- what the systems build their encoders from
 
+    @torch.no_grad()
     def _sliced(
-        self, u: Float[Tensor, "n d_in"], select: Callable[[Float[Tensor, "m F"]], SparseCode]
+        self,
+        u: Float[Tensor, "n d_in"],
+        select: Callable[[Float[Tensor, "m F"]], SparseCode],
+        features: Int[Tensor, "F"] | None = None,
     ) -> SparseCode:
-        """What `select` chooses by the dense pre-activations, a slice of the rows at a time."""
-        encoder, bias = self.encoder.to(self.compute_dtype), self.b_enc.to(self.compute_dtype)
-        rows = max(DENSE_ENTRIES // self.d_sae, 1)
-        return concat_rows(
-            [select(torch.addmm(bias, part.to(encoder.dtype), encoder.T)) for part in u.split(rows)]
-        )
+        """What `select` chooses by the dense pre-activations of all features or the given, some rows at a time."""
+        encoder, bias = self.encoder, self.b_enc
+        if features is not None:
+            encoder, bias = encoder[features], bias[features]
+        encoder, bias = encoder.to(self.compute_dtype), bias.to(self.compute_dtype)
 
-    def _pre_activations(self, u: Float[Tensor, "n d_in"], ids: Int[Tensor, "n k"]) -> Float[Tensor, "n k"]:
-        """Of the chosen features, in full precision and with gradients."""
-        h = sparse_encode(u, ids, self.encoder)
-        return h + F.embedding(ids, self.b_enc[:, None]).squeeze(-1) if self.config.encoder_bias else h
+        def products(part: Tensor) -> Tensor:
+            part = part.to(encoder.dtype)
+            return torch.addmm(bias, part, encoder.T) if self.config.encoder_bias else part @ encoder.T
+
+        code = concat_rows(
+            [select(products(part)) for part in u.split(max(DENSE_ENTRIES // len(encoder), 1))]
+        )
+        if features is None:
+            return code
+        return SparseCode(code.values, torch.where(code.values > 0, features[code.ids], 0))
+
+    def _exact(self, u: Float[Tensor, "n d_in"], chosen: SparseCode, *, known: bool = False) -> SparseCode:
+        """The chosen features of `u`, `b_dec` taken off, with values in full precision and gradients where wanted.
+
+        `known`: the values are that already.
+        """
+        h = sparse_encode(
+            u, chosen.ids, self.encoder, center=self.b_dec, known=chosen.values if known else None
+        )
+        if self.config.encoder_bias:
+            h = h + F.embedding(chosen.ids, self.b_enc[:, None]).squeeze(-1)
+        return SparseCode(torch.where(chosen.values > 0, h.relu(), 0), chosen.ids)
+
+    # -- what their training steps are built from
+
+    def _layer_losses(
+        self,
+        x: Float[Tensor, "n d_in"],
+        code: SparseCode,
+        stats: TokenStats,
+        starts: tuple[int, ...],
+    ) -> tuple[Float[Tensor, "L"], list[Float[Tensor, "n d_in"]]]:
+        """Of every layer the error of the reconstruction that ends with it, as a share of the batch's variance.
+
+        And the residuals, reconstruction less `x`.
+        """
+        squared, errors = layer_errors(code.values, code.ids, self.decoder, self.b_dec, x, *stats, starts)
+        return squared / (x.numel() * (x.var() + 1e-8)), errors
 
     # -- training: what the one loop calls
 
     def rates(self) -> dict[nn.Parameter, float]:
         """Trained parameters whose learning rate is a multiple of the run's."""
         return {}
+
+    @property
+    def unit_rows(self) -> nn.Parameter:
+        """The weights whose rows the optimiser keeps at unit norm."""
+        return self.decoder
 
     def prepare(self, plan: TrainingPlan) -> None:
         """Called once before the first step (also of a resumed run)."""
@@ -286,15 +332,6 @@ class SAE(nn.Module):
 
     def training_step(self, x: Float[Tensor, "n d_in"]) -> Step:
         raise NotImplementedError
-
-    @torch.no_grad()
-    def before_optimizer(self, *, project: bool = True) -> None:
-        """Unit-norm decoder rows and, to `project`, no gradient along them: it would only change their norm."""
-        self.decoder.copy_(F.normalize(self.decoder))
-        grad = self.decoder.grad
-        if project and grad is not None:
-            along = (grad * self.decoder).sum(-1, keepdim=True)
-            grad.addcmul_(along, self.decoder, value=-1)
 
     def after_step(self, step: int, loss: float) -> list[Event]:
         """Called after optimiser step `step` (counted from 1)."""

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..code import SparseCode
 from ..errors import UserError
 from .base import PAPER_STEPS, Event, Step, TrainingPlan
-from .select import above, batch_top_k
+from .select import above, batch_top_k, top_k
 from .topk import TopKConfig, TopKSAE
 
 _PAPER_THRESHOLD_FROM = 1_000 / PAPER_STEPS
@@ -95,10 +95,9 @@ class BatchTopKSAE(TopKSAE):
     def select_in_training(self, u: Float[Tensor, "n d_in"]) -> SparseCode:
         if not self.by_batch:
             return super().select(u)
-        h = torch.addmm(
-            self.b_enc.to(self.compute_dtype), u.to(self.compute_dtype), self.encoder.to(self.compute_dtype).T
+        return batch_top_k(
+            lambda width: self._sliced(u, lambda h: top_k(h, width)), len(u), self.d_sae, self.k
         )
-        return batch_top_k(h, self.k)
 
     def training_step(self, x: Float[Tensor, "n d_in"]) -> Step:
         step = super().training_step(x)

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from ..code import SparseCode
 from ..errors import UserError
-from ..kernels import sparse_decode
 from .base import SAE, TokenStats, check_dead_after, check_sizes
 from .batch_topk import BatchTopKConfig, BatchTopKSAE
 
@@ -71,7 +70,7 @@ class MatryoshkaSAE(BatchTopKSAE):
 
     def __init__(self, config: MatryoshkaConfig, d_in: int, *, seed: int = 0) -> None:
         super().__init__(config, d_in, seed=seed)
-        self._starts = self.forest.layer_starts
+        self._starts = (*self.forest.layer_starts, self.d_sae)
         self.at_most_k = not self.by_batch  # pyright: ignore[reportAttributeAccessIssue]
 
     @property
@@ -80,16 +79,12 @@ class MatryoshkaSAE(BatchTopKSAE):
 
     def reconstruct(
         self, x: Float[Tensor, "n d_in"], code: SparseCode, stats: TokenStats
-    ) -> tuple[list[Float[Tensor, ""]], Float[Tensor, "n d_in"]]:
-        """The weighted losses of the prefixes (and of b_dec alone, where it counts), and the whole reconstruction."""
+    ) -> tuple[Float[Tensor, "terms"], Float[Tensor, "n d_in"]]:
+        """The weighted losses of the prefixes (and of b_dec alone, where it counts), and the whole error."""
         weights, bias_weight = self.config.weights
-        variance = x.var() + 1e-8
-        z = self.b_dec
-        x_hat = stats.std * z + stats.mean
-        losses = [bias_weight * (x_hat - x).square().mean() / variance] if bias_weight else []
-        for start, size, weight in zip(self._starts, self.config.layer_sizes, weights, strict=True):
-            own = (code.ids >= start) & (code.ids < start + size)
-            z = z + sparse_decode(torch.where(own, code.values, 0), code.ids, self.decoder)
-            x_hat = stats.std * z + stats.mean
-            losses.append(weight * (x_hat - x).square().mean() / variance)
-        return losses, x_hat
+        losses, errors = self._layer_losses(x, code, stats, self._starts)
+        losses = losses * losses.new_tensor(weights)
+        if bias_weight:
+            alone = (stats.std * self.b_dec + stats.mean - x).square().mean() / (x.var() + 1e-8)
+            losses = torch.cat([bias_weight * alone[None], losses])
+        return losses, errors[-1]

@@ -13,7 +13,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..code import SparseCode
-from ..kernels import sparse_decode
 from .auxiliary import AuxConfig, auxiliary_loss
 from .base import (
     SAE,
@@ -81,11 +80,6 @@ class TopKSAE(SAE):
         """The features that act on activations, `b_dec` taken off; chosen in the compute precision."""
         return self._sliced(u, lambda h: top_k(h, self.k))
 
-    def _exact(self, u: Float[Tensor, "n d_in"], chosen: SparseCode) -> SparseCode:
-        """The chosen features with their values in full precision and, in training, their gradients."""
-        h = self._pre_activations(u, chosen.ids)
-        return SparseCode(torch.where(chosen.values > 0, h.relu(), 0), chosen.ids)
-
     # -- training
 
     def prepare(self, plan: TrainingPlan) -> None:
@@ -95,27 +89,33 @@ class TopKSAE(SAE):
         """The reconstruction error as a share of the batch's variance, and the auxiliary loss."""
         x = x.to(self.encoder.dtype)
         normalized, stats = self.normalize(x)
-        u = normalized - self.b_dec
+        u = normalized - self.b_dec.detach()
         code = self._exact(u, self.select_in_training(u))
         self.count_firing(code.detach())
-        losses, x_hat = self.reconstruct(x, code, stats)
-        loss = torch.stack(losses).sum()
-        terms: dict[str, list[float | None]] = {"reconstruction": [float(t.detach()) for t in losses]}
+        losses, error = self.reconstruct(x, code, stats)
+        loss = losses.sum()
+        terms: dict[str, list[float | None]] = {"reconstruction": losses.tolist()}
         aux = self.config.aux
         if aux.coefficient:
-            dead = self.dead.nonzero().flatten()
-            h = u @ self.encoder[dead].T + self.b_enc[dead]
-            auxiliary = auxiliary_loss(h, self.decoder[dead], self.b_dec, x - x_hat, stats, aux)
+            dead = self._exact(u, self._select_dead(u))
+            auxiliary = auxiliary_loss(dead, self.decoder, self.b_dec, -error, stats, aux)
             loss = loss + aux.coefficient * auxiliary
             terms["auxiliary"] = [float(auxiliary.detach())]
-        return Step(loss, terms, code.detach(), x_hat.detach())
+        return Step(loss, terms, code.detach(), x + error.detach())
+
+    def _select_dead(self, u: Float[Tensor, "n d_in"]) -> SparseCode:
+        """Of every activation the dead features of largest pre-activation."""
+        dead = self.dead.nonzero().flatten()
+        if len(dead) == 0:
+            return SparseCode(u.new_zeros(len(u), 0), dead.new_zeros(len(u), 0))
+        return self._sliced(u, lambda h: top_k(h, self.config.aux.k), dead)
 
     def select_in_training(self, u: Float[Tensor, "n d_in"]) -> SparseCode:
         return self.select(u)
 
     def reconstruct(
         self, x: Float[Tensor, "n d_in"], code: SparseCode, stats: TokenStats
-    ) -> tuple[list[Float[Tensor, ""]], Float[Tensor, "n d_in"]]:
-        """The terms of the reconstruction loss, and the reconstruction."""
-        x_hat = stats.std * (sparse_decode(code.values, code.ids, self.decoder) + self.b_dec) + stats.mean
-        return [(x_hat - x).square().mean() / (x.var() + 1e-8)], x_hat
+    ) -> tuple[Float[Tensor, "terms"], Float[Tensor, "n d_in"]]:
+        """The terms of the reconstruction loss, and the reconstruction less `x`."""
+        losses, (error,) = self._layer_losses(x, code, stats, (0, self.d_sae))
+        return losses, error

@@ -16,13 +16,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..allocation import Growth, greedy_allocation, reallocation_steps, reassign_dead
-from ..code import SparseCode, concat_slots
+from ..code import SparseCode, concat_rows, concat_slots
 from ..errors import UserError
-from ..forest import ROOT
-from ..kernels import sparse_decode, sparse_encode
+from ..forest import ROOT, Families, families
+from ..kernels import top_children
 from .auxiliary import AuxConfig, auxiliary_loss
 from .base import (
-    DENSE_ENTRIES,
     PAPER_STEPS,
     SAE,
     Event,
@@ -32,11 +31,14 @@ from .base import (
     TrainingPlan,
     check_sizes,
 )
+from .select import largest, top_k
 
 # The paper's schedule as shares of its run of 97,657 steps.
 _PAPER_FIRST, _PAPER_CAP = 3_000 / PAPER_STEPS, 10_000 / PAPER_STEPS
 # The rate at which a feature fires is averaged over so many of the tokens within which a parent must fire once.
 _RATE_WINDOWS = 10
+# Rows are independent: so many at a time bound what their features' children take.
+_ROWS = 1 << 14
 
 
 @dataclass(frozen=True)
@@ -155,8 +157,9 @@ class TreeSAE(SAE):
 
     def __init__(self, config: TreeConfig, d_in: int, *, seed: int = 0) -> None:
         super().__init__(config, d_in, seed=seed)
-        starts = self.forest.layer_starts
-        self._layers = list(zip(starts, config.layer_sizes, config.k_per_layer, strict=True))
+        self._starts = (*self.forest.layer_starts, self.d_sae)
+        self._layers = list(zip(self._starts, config.layer_sizes, config.k_per_layer, strict=False))
+        self._grouped: tuple[Tensor, list[Families]] | None = None
         # Row l: what each candidate parent of layer l has collected; entry start(l) is the root's.
         self.register_buffer("capacity", torch.zeros(len(self._layers), self.d_sae + 1, dtype=torch.float64))
         # Of each feature the share of tokens on which it fires: a moving average, and the weight it has so far.
@@ -184,40 +187,47 @@ class TreeSAE(SAE):
 
     @torch.no_grad()
     def _select(self, u: Float[Tensor, "n d_in"]) -> list[SparseCode]:
-        rows = max(DENSE_ENTRIES // self.d_sae, 1)
-        encoder = self.encoder.to(self.compute_dtype)
-        slices = [self._select_slice(part, encoder) for part in u.split(rows)]
-        return [
-            SparseCode(torch.cat([c.values for c in layer]), torch.cat([c.ids for c in layer]))
-            for layer in zip(*slices, strict=True)
-        ]
+        """Of every layer, with exact values: a layer's decide what may be active in those that follow."""
+        parts = [self._select_slice(part) for part in u.split(_ROWS)]
+        return [concat_rows(list(layer)) for layer in zip(*parts, strict=True)]
 
-    def _select_slice(
-        self, u: Float[Tensor, "n d_in"], encoder: Float[Tensor, "d_sae d_in"]
-    ) -> list[SparseCode]:
-        h = u.to(encoder.dtype) @ encoder.T
-        active = torch.zeros(len(u), self.d_sae + 1, dtype=torch.bool, device=u.device)
-        active[:, ROOT] = True  # the last column: parent -1 finds the root
+    def _select_slice(self, u: Float[Tensor, "n d_in"]) -> list[SparseCode]:
+        active = torch.empty(len(u), 0, dtype=torch.int64, device=u.device)
         codes = []
-        for start, size, k in self._layers:
-            scores = h[:, start : start + size]
-            if start:
-                scores = torch.where(active[:, self.parent[start : start + size]], scores, 0)
-            top, local = scores.topk(k, dim=1)
-            code = self._values(u, torch.where(top > 0, local + start, 0), top > 0)
-            active[:, start : start + size].scatter_(1, local, code.active(self.config.activation_threshold))
+        for layer, k in zip(self._families(), self.config.k_per_layer, strict=True):
+            code = self._exact(u, self._eligible_top(u, active, layer, k))
+            active = torch.cat([active, self._active(code)], dim=1)
             codes.append(code)
         return codes
 
-    def _values(
-        self,
-        u: Float[Tensor, "n d_in"],
-        ids: Int[Tensor, "n k"],
-        used: Bool[Tensor, "n k"],
-        known: Float[Tensor, "n k"] | None = None,
+    def _eligible_top(
+        self, u: Float[Tensor, "n d_in"], active: Int[Tensor, "n a"], features: Families, k: int
     ) -> SparseCode:
-        h = sparse_encode(u, ids, self.encoder, known)
-        return SparseCode(torch.where(used, h.relu(), 0), ids)
+        """The `k` of largest pre-activation among those features that hang from the root or from an active one.
+
+        Nothing is computed for the others, which are most.
+        """
+        k = min(k, len(features.roots) + len(features.children))
+        found = [SparseCode(u.new_zeros(len(u), k), active.new_zeros(len(u), k))]
+        if len(features.roots):
+            found.append(self._sliced(u, lambda h: top_k(h, k), features.roots))
+        if len(features.children) and active.shape[1]:
+            first, children = features.first, features.children
+            chosen = top_children(u, self.encoder, active, first, children, k, self.compute_dtype)
+            found.append(SparseCode(*chosen))
+        return largest(found, k)
+
+    def _active(self, code: SparseCode) -> Int[Tensor, "n k"]:
+        """The active features, -1 in slots without."""
+        return torch.where(code.active(self.config.activation_threshold), code.ids, ROOT)
+
+    def _families(self) -> list[Families]:
+        """Of every layer; kept until a parent changes."""
+        if self._grouped is None or not torch.equal(self._grouped[0], self.parent):
+            every = torch.arange(self.d_sae, device=self.parent.device)
+            layers = every.split(list(self.config.layer_sizes))
+            self._grouped = self.parent.clone(), [families(self.parent, layer) for layer in layers]
+        return self._grouped[1]
 
     def encode_normalized(self, u: Float[Tensor, "n d_in"]) -> SparseCode:
         return concat_slots(self._select(u - self.b_dec))
@@ -237,33 +247,24 @@ class TreeSAE(SAE):
         """Eq. 9: the sum of the layers' cumulative reconstruction losses and the auxiliary losses."""
         x = x.to(self.encoder.dtype)
         normalized, stats = self.normalize(x)
-        u = normalized - self.b_dec
-        codes = [self._values(u, c.ids, c.values > 0, known=c.values) for c in self._select(u)]
-        code = concat_slots(codes).detach()
-        self._count(self.count_firing(code), len(x))
+        u = normalized - self.b_dec.detach()
+        code = self._exact(u, concat_slots(self._select(u)), known=True)
+        active = code.detach()
+        self._count(self.count_firing(active), len(x))
 
-        variance = x.var() + 1e-8
-        aux = self.config.aux.weights(len(codes))
-        z = self.b_dec
-        reconstruction: list[Tensor] = []
-        auxiliary: dict[int, Tensor] = {}
-        x_hat = x
-        for layer, c in enumerate(codes):
-            z = z + sparse_decode(c.values, c.ids, self.decoder)
-            x_hat = stats.std * z + stats.mean
-            reconstruction.append((x_hat - x).square().mean() / variance)
-            if layer in aux:
-                auxiliary[layer] = self._auxiliary(layer, u, code, x - x_hat, stats)
-        loss = torch.stack(reconstruction).sum()
+        reconstruction, errors = self._layer_losses(x, code, stats, self._starts)
+        aux = self.config.aux.weights(len(errors))
+        auxiliary = {i: self._auxiliary(i, u, active, -errors[i], stats) for i in aux}
+        loss = reconstruction.sum()
         for layer, weight in aux.items():
             loss = loss + weight * auxiliary[layer]
         terms = {
-            "reconstruction": [float(t.detach()) for t in reconstruction],
+            "reconstruction": reconstruction.tolist(),
             "auxiliary": [
-                float(auxiliary[i].detach()) if i in auxiliary else None for i in range(len(codes))
+                float(auxiliary[i].detach()) if i in auxiliary else None for i in range(len(errors))
             ],
         }
-        return Step(loss, terms, code, x_hat.detach())
+        return Step(loss, terms, active, x + errors[-1].detach())
 
     def _auxiliary(
         self,
@@ -275,21 +276,9 @@ class TreeSAE(SAE):
     ) -> Float[Tensor, ""]:
         """Eq. 8: the best `k` dead features of a layer, under their active parents, reconstruct the residual."""
         start, size, _ = self._layers[layer]
-        dead = start + self.dead[start : start + size].nonzero().flatten()
-        h = u @ self.encoder[dead].T * self._parent_active(code, dead)
-        return auxiliary_loss(h, self.decoder[dead], self.b_dec, residual, stats, self.config.aux)
-
-    def _parent_active(self, code: SparseCode, features: Int[Tensor, "m"]) -> Bool[Tensor, "n m"]:
-        """On which tokens the parents of the given features are active."""
-        parents, which = self.parent[features].unique(return_inverse=True)
-        # A column for each parent; every other feature shares the last. Inactive slots go to the root's, always on.
-        column = torch.full((self.d_sae + 1,), len(parents), device=parents.device)
-        column[parents] = torch.arange(len(parents), device=parents.device)
-        slots = column[torch.where(code.active(self.config.activation_threshold), code.ids, ROOT)]
-        active = torch.zeros(len(slots), len(parents) + 1, dtype=torch.bool, device=slots.device)
-        active.scatter_(1, slots, True)
-        active[:, column[ROOT]] = True
-        return active[:, which]
+        dead = families(self.parent, start + self.dead[start : start + size].nonzero().flatten())
+        chosen = self._exact(u, self._eligible_top(u, self._active(code), dead, self.config.aux.k))
+        return auxiliary_loss(chosen, self.decoder, self.b_dec, residual, stats, self.config.aux)
 
     # -- Eq. 10: capacities and reallocation
 

@@ -26,6 +26,7 @@ from ..saes import SAE, Step, save_sae
 from ..saes.base import Event
 from ..saes.files import SAE_FOLDER
 from ..session import within
+from .adam import Adam
 from .checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from .log import RunLog, describe_step, log_folder, peak_memory_mb
 
@@ -48,13 +49,21 @@ def learning_rate(config: OptimConfig, step: int, n_steps: int) -> float:
     return rate
 
 
-def make_optimizer(sae: SAE, config: OptimConfig) -> torch.optim.Adam:
-    rates = sae.rates()
-    plain = [p for p in sae.parameters() if p.requires_grad and p not in rates]
-    groups = [{"params": plain, "rate": 1.0, "lr": config.lr}]
-    groups += [{"params": [p], "rate": r, "lr": r * config.lr} for p, r in rates.items()]
-    betas = (config.beta1, config.beta2)
-    return torch.optim.Adam(groups, lr=config.lr, betas=betas, eps=config.eps, fused=True)
+def make_optimizer(sae: SAE, config: OptimConfig) -> Adam:
+    rates, unit_rows = sae.rates(), sae.unit_rows
+    groups = [
+        {
+            "params": [p],
+            "rate": (rate := rates.get(p, 1.0)),
+            "lr": rate * config.lr,
+            "unit_rows": p is unit_rows,
+            "project": config.project_gradient,
+        }
+        for p in sae.parameters()
+        if p.requires_grad
+    ]
+    state = torch.bfloat16 if config.state == "bfloat16" else None
+    return Adam(groups, lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps, state=state)
 
 
 @contextmanager
@@ -88,7 +97,7 @@ class Trainee:
     name: str
     config: TrainConfig
     sae: SAE
-    optimizer: torch.optim.Optimizer
+    optimizer: Adam
     seconds: float = 0.0
 
     def step(self, x: Float[Tensor, "n d_in"], step: int, n_steps: int) -> tuple[Step, list[Event]]:
@@ -102,9 +111,7 @@ class Trainee:
         if not math.isfinite(loss):
             of = f" of {self.name}" if self.name else ""
             raise UserError(f"step {step}: the loss{of} is {loss}; lower optim.lr = {optim.lr}")
-        update(
-            self.sae, self.optimizer, done.loss, learning_rate(optim, step, n_steps), optim.project_gradient
-        )
+        update(self.optimizer, done.loss, learning_rate(optim, step, n_steps))
         events = self.sae.after_step(step, loss)
         self.seconds += time.perf_counter() - begin
         return done, events
@@ -187,13 +194,10 @@ def fit(sae: SAE, stream: ActivationStream, optim: OptimConfig, n_steps: int) ->
         yield trainee.step(stream.next().x.to(sae.device).float(), step, n_steps)[0]
 
 
-def update(
-    sae: SAE, optimizer: torch.optim.Optimizer, loss: Tensor, rate: float, project_gradient: bool = True
-) -> None:
+def update(optimizer: Adam, loss: Tensor, rate: float) -> None:
     """One optimiser step on the loss of a training step."""
     optimizer.zero_grad()
     loss.backward()
-    sae.before_optimizer(project=project_gradient)
     for group in optimizer.param_groups:
         group["lr"] = rate * group["rate"]
     optimizer.step()

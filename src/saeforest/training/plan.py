@@ -104,7 +104,7 @@ def _seconds_per_step(config: TrainConfig, sae: SAE, x: torch.Tensor) -> float:
     for _ in range(_PROBE_STEPS):
         start = time.perf_counter()
         step = sae.training_step(batch)
-        update(sae, optimizer, step.loss, config.optim.lr)
+        update(optimizer, step.loss, config.optim.lr)
         float(step.loss.detach())  # waits for a GPU
         seconds.append(time.perf_counter() - start)
     return min(seconds)

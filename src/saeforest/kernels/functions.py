@@ -1,0 +1,207 @@
+"""The kernels as differentiable functions: gradients over active features only."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from .backend import backend
+from .plain import layer_rows
+
+Grad = Tensor | None
+
+
+class _Decode(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, ids: Tensor, rows: Tensor, first: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(values, ids, rows, weight)
+        return backend(weight).weighted_rows(values, ids, first, weight)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Grad, None, None, None, Grad]:
+        values, ids, rows, weight = ctx.saved_tensors
+        grad, kernels = grads[0].contiguous(), backend(weight)
+        need_values, *_, need_weight = ctx.needs_input_grad
+        to_values = kernels.gather_dot(grad, rows, ids, weight) if need_values else None
+        to_weight = kernels.scatter_outer(values, rows, ids, grad, len(weight)) if need_weight else None
+        return to_values, None, None, None, to_weight
+
+
+class _Encode(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        ids: Tensor,
+        rows: Tensor,
+        first: Tensor,
+        weight: Tensor,
+        center: Tensor | None,
+        known: Tensor | None,
+    ) -> Tensor:
+        ctx.save_for_backward(x, ids, rows, first, weight)
+        return backend(weight).gather_dot(x, rows, ids, weight) if known is None else known.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Grad, None, None, None, Grad, Grad, None]:
+        x, ids, rows, first, weight = ctx.saved_tensors
+        grad, kernels = grads[0].contiguous(), backend(weight)
+        need_x, _, _, _, need_weight, need_center, _ = ctx.needs_input_grad
+        to_center = None
+        if need_center:  # over all rows at once: no gradient of each row is made
+            to_center = -torch.bincount(ids, grad, minlength=len(weight)).to(grad.dtype) @ weight
+        return (
+            kernels.weighted_rows(grad, ids, first, weight) if need_x else None,
+            None,
+            None,
+            None,
+            kernels.scatter_outer(grad, rows, ids, x, len(weight)) if need_weight else None,
+            to_center,
+            None,
+        )
+
+
+class _LayerErrors(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        values: Tensor,
+        ids: Tensor,
+        decoder: Tensor,
+        bias: Tensor,
+        x: Tensor,
+        mean: Tensor,
+        std: Tensor,
+        starts: tuple[int, ...],
+    ) -> tuple[Tensor, ...]:
+        errors, squared = backend(decoder).layer_errors(values, ids, starts, decoder, bias, x, mean, std)
+        ctx.save_for_backward(values, ids, decoder, std, errors)
+        ctx.starts = starts
+        ctx.set_materialize_grads(False)
+        return squared, *errors.unbind()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Grad, None, Grad, Grad, None, None, None, None]:
+        values, ids, decoder, std, errors = ctx.saved_tensors
+        to_squared, *extra = grads
+        factors = errors.new_zeros(len(errors)) if to_squared is None else 2 * to_squared
+        kernels = backend(decoder)
+        sums, to_values = kernels.layer_gradients(errors, factors, extra, std, ids, ctx.starts, decoder)
+        rows = layer_rows(ids, ctx.starts)
+        to_decoder = kernels.scatter_outer(
+            values.flatten(), rows, ids.flatten(), sums.flatten(0, 1), len(decoder)
+        )
+        return to_values, None, to_decoder, sums[0].sum(0), None, None, None, None
+
+
+def jagged_decode(
+    values: Float[Tensor, "m"],
+    ids: Int[Tensor, "m"],
+    rows: Int[Tensor, "m"],
+    n: int,
+    weight: Float[Tensor, "F d"],
+) -> Float[Tensor, "n d"]:
+    """`out[t]` sums `values[i] weight[ids[i]]` over the entries with `rows[i] = t`, which come in ascending order.
+
+    Gradients for `values` and `weight`.
+    """
+    return _Decode.apply(values, ids, rows, _first(rows, n), weight)  # pyright: ignore[reportReturnType]
+
+
+def jagged_encode(
+    x: Float[Tensor, "n d"], ids: Int[Tensor, "m"], rows: Int[Tensor, "m"], weight: Float[Tensor, "F d"]
+) -> Float[Tensor, "m"]:
+    """`x[rows[i]] . weight[ids[i]]`, rows in ascending order; gradients for `x` and `weight`."""
+    return _Encode.apply(x, ids, rows, _first(rows, len(x)), weight, None, None)  # pyright: ignore[reportReturnType]
+
+
+def sparse_decode(
+    values: Float[Tensor, "n k"], ids: Int[Tensor, "n k"], weight: Float[Tensor, "F d"]
+) -> Float[Tensor, "n d"]:
+    """`sum_j values[t, j] weight[ids[t, j]]`; gradients for `values` and `weight`."""
+    if ids.numel() == 0:
+        return weight.new_zeros(len(ids), weight.shape[1])
+    rows, first = _slots(ids)
+    return _Decode.apply(values.flatten(), ids.flatten(), rows, first, weight)  # pyright: ignore[reportReturnType]
+
+
+def sparse_encode(
+    x: Float[Tensor, "n d"],
+    ids: Int[Tensor, "n k"],
+    weight: Float[Tensor, "F d"],
+    center: Float[Tensor, "d"] | None = None,
+    known: Float[Tensor, "n k"] | None = None,
+) -> Float[Tensor, "n k"]:
+    """`x[t] . weight[ids[t, j]]`, the pre-activations of chosen features; gradients for `x` and `weight`.
+
+    `center`: what has been taken off every row of `x`, and gets a gradient for that; `known`: the result, where
+    choosing the features has computed it already.
+    """
+    if ids.numel() == 0:
+        return x.new_zeros(ids.shape)
+    rows, first = _slots(ids)
+    flat = None if known is None else known.flatten()
+    h = _Encode.apply(x, ids.flatten(), rows, first, weight, center, flat)
+    return h.view(ids.shape)  # pyright: ignore[reportOptionalMemberAccess]
+
+
+def layer_errors(
+    values: Float[Tensor, "n k"],
+    ids: Int[Tensor, "n k"],
+    decoder: Float[Tensor, "F d"],
+    bias: Float[Tensor, "d"],
+    x: Float[Tensor, "n d"],
+    mean: Float[Tensor, "n 1"],
+    std: Float[Tensor, "n 1"],
+    starts: tuple[int, ...],
+) -> tuple[Float[Tensor, "L"], list[Float[Tensor, "n d"]]]:
+    """The summed squares of what the reconstruction from layers 0 to l misses `x` by, for every l, and the errors.
+
+    The reconstruction is `std (sum values decoder[ids] + bias) + mean`; layer l are the features from `starts[l]` up
+    to `starts[l + 1]`. Gradients for `values`, `decoder` and `bias`.
+    """
+    squared, *errors = _LayerErrors.apply(values, ids, decoder, bias, x, mean, std, starts)  # pyright: ignore[reportGeneralTypeIssues]
+    return squared, errors
+
+
+@torch.no_grad()
+def scatter_outer(
+    values: Float[Tensor, "n k"], ids: Int[Tensor, "n k"], x: Float[Tensor, "n d"], n_rows: int
+) -> Float[Tensor, "F d"]:
+    """`out[f]` sums `values[t, j] x[t]` over the slots with `ids[t, j] = f`."""
+    return backend(x).scatter_outer(values.flatten(), _slots(ids)[0], ids.flatten(), x, n_rows)
+
+
+@torch.no_grad()
+def top_positive(h: Float[Tensor, "n m"], k: int) -> tuple[Float[Tensor, "n k"], Int[Tensor, "n k"]]:
+    """The `k` largest positive entries of every row, in any order; unused slots come last, with value and id 0."""
+    return backend(h.new_empty(0, dtype=torch.float32)).top_positive(h, k)
+
+
+@torch.no_grad()
+def top_children(
+    u: Float[Tensor, "n d"],
+    encoder: Float[Tensor, "F d"],
+    active: Int[Tensor, "n a"],
+    first: Int[Tensor, "F_and_1"],
+    children: Int[Tensor, "c"],
+    k: int,
+    precision: torch.dtype,
+) -> tuple[Float[Tensor, "n k"], Int[Tensor, "n k"]]:
+    """See `plain.top_children`."""
+    return backend(encoder).top_children(u, encoder, active, first, children, k, precision)
+
+
+def _slots(ids: Int[Tensor, "n k"]) -> tuple[Int[Tensor, "m"], Int[Tensor, "n_and_1"]]:
+    """Of a code's slots, laid flat: the row of each, and where each row's begin."""
+    n, k = ids.shape
+    rows = torch.arange(n, device=ids.device)
+    return rows.repeat_interleave(k), torch.arange(n + 1, device=ids.device) * k
+
+
+def _first(ascending: Int[Tensor, "m"], n: int) -> Int[Tensor, "n_and_1"]:
+    """Where the entries of each of `0..n-1` begin, and the last ends."""
+    return torch.searchsorted(ascending, torch.arange(n + 1, device=ascending.device))

@@ -1,0 +1,70 @@
+"""Adam for SAEs: rows of unit norm stay so, and the state may be kept in half the memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..kernels import AdamStep, backend
+
+
+class Adam(torch.optim.Optimizer):
+    """Adam (Kingma & Ba, arXiv 1412.6980), one pass over the memory of each weight.
+
+    A group with `unit_rows` holds matrices whose rows are brought to unit norm before each step and, with `project`,
+    lose the part of their gradient along themselves, which would only change their norm (SPEC 5.6 #29, #30).
+
+    With `state=torch.bfloat16` the moving averages take half the memory. They are rounded up or down at random, right
+    on average: rounded to the nearest, an average that moves by a thousandth a step would never move.
+    """
+
+    def __init__(
+        self,
+        groups: list[dict[str, Any]],
+        *,
+        lr: float,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        state: torch.dtype | None = None,
+    ) -> None:
+        self._state_dtype = state
+        defaults = {"lr": lr, "betas": betas, "eps": eps, "unit_rows": False, "project": False}
+        super().__init__(groups, defaults)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        for group in self.param_groups:
+            for weight in group["params"]:
+                if weight.grad is not None:
+                    self._step(weight, group)
+
+    def _step(self, weight: Tensor, group: dict[str, Any]) -> None:
+        state = self.state[weight]
+        if not state:
+            state["step"] = torch.zeros(())
+            for name in ("exp_avg", "exp_avg_sq"):
+                state[name] = torch.zeros_like(weight, dtype=self._kept(weight))
+        state["step"] += 1
+        step = AdamStep(
+            group["lr"],
+            group["betas"][0],
+            group["betas"][1],
+            group["eps"],
+            int(state["step"]),
+            unit_rows=group["unit_rows"],
+            project=group["project"],
+        )
+        backend(weight).adam(weight, weight.grad, state["exp_avg"], state["exp_avg_sq"], step)
+
+    def _kept(self, weight: Tensor) -> torch.dtype:
+        """What the state of a weight is kept in: a vector's, which is little, like the vector itself."""
+        return weight.dtype if self._state_dtype is None or weight.dim() < 2 else self._state_dtype
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)  # which makes it of the weights' type
+        for weight, state in self.state.items():
+            for name in ("exp_avg", "exp_avg_sq"):
+                state[name] = state[name].to(self._kept(weight))
