@@ -40,7 +40,7 @@ from saeforest.saes import (
     load_sae,
     save_sae,
 )
-from saeforest.saes.select import above, batch_top_k, top_k
+from saeforest.saes.select import above, batch_top_k, exceeding, top_k
 from saeforest.training.loop import make_optimizer, update
 
 D, D_SAE, K, GROUPS = 12, 24, 3, (6, 8, 10)
@@ -480,7 +480,9 @@ def chosen_by_batch(h: np.ndarray, k: int) -> np.ndarray:
 
 
 def of_batch(h: torch.Tensor, k: int) -> SparseCode:
-    return batch_top_k(lambda width: top_k(h, width), len(h), h.shape[1], k)
+    return batch_top_k(
+        lambda width: top_k(h, width), lambda rows, bound: exceeding(h[rows], bound), len(h), h.shape[1], k
+    )
 
 
 def pre_activations(kind: str) -> torch.Tensor:

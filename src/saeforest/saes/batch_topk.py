@@ -16,7 +16,7 @@ from torch import Tensor
 from ..code import SparseCode
 from ..errors import UserError
 from .base import PAPER_STEPS, Event, Step, TrainingPlan
-from .select import above, batch_top_k, top_k
+from .select import above, batch_top_k, exceeding, top_k
 from .topk import TopKConfig, TopKSAE
 
 _PAPER_THRESHOLD_FROM = 1_000 / PAPER_STEPS
@@ -96,7 +96,11 @@ class BatchTopKSAE(TopKSAE):
         if not self.by_batch:
             return super().select(u)
         return batch_top_k(
-            lambda width: self._sliced(u, lambda h: top_k(h, width)), len(u), self.d_sae, self.k
+            lambda width: self._sliced(u, lambda h: top_k(h, width)),
+            lambda rows, bound: self._sliced(u[rows], lambda h: exceeding(h, bound)),
+            len(u),
+            self.d_sae,
+            self.k,
         )
 
     def training_step(self, x: Float[Tensor, "n d_in"]) -> Step:

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ..code import SparseCode, concat_slots
+from ..code import SparseCode, concat_rows, concat_slots
 from ..kernels import top_positive
 
 
@@ -28,25 +28,42 @@ def largest(codes: list[SparseCode], k: int) -> SparseCode:
     return SparseCode(values, torch.where(values > 0, every.ids.gather(1, slots), 0))
 
 
-def batch_top_k(best: Callable[[int], SparseCode], n: int, d_sae: int, k: int) -> SparseCode:
+def batch_top_k(
+    best: Callable[[int], SparseCode],
+    beyond: Callable[[Bool[Tensor, "n"], float], SparseCode],
+    n: int,
+    d_sae: int,
+    k: int,
+) -> SparseCode:
     """The `k * n` largest positive pre-activations of a batch of `n` rows, wherever they are (SPEC 7.2).
 
-    `best(width)` gives the `width` largest of each row.
+    `best(width)` gives the `width` largest of every row, `beyond(rows, bound)` all that exceed the bound of some.
     """
-    wanted, width = k * n, min(4 * k, d_sae)
-    while True:
-        # Rows rarely hold more than a few times k of the batch's largest: look at the best of each, and look
-        # again, wider, if a row was cut off above the value that decides.
-        rows = best(width)
-        values, ids = rows.values, rows.ids
-        chosen = values.flatten().topk(wanted)
-        if width == d_sae or bool((values.amin(1) <= chosen.values[-1]).all()):
-            break
-        width = min(2 * width, d_sae)
-    kept = torch.zeros_like(values).flatten().scatter_(0, chosen.indices, 1).view_as(values) > 0
-    kept &= values > 0
+    rows = best(min(4 * k, d_sae))
+    bound = _kth_largest(rows.values, k * n)
+    # Few rows hold more than a few times k of the batch's largest. Of those that were cut off above the value that
+    # decides, take all that may count.
+    cut = rows.values.amin(1) > bound
+    if bool(cut.any()) and rows.values.shape[1] < d_sae:
+        more = beyond(cut, bound)
+        whole = concat_rows([SparseCode(rows.values[~cut], rows.ids[~cut]), more])
+        order = torch.cat([(~cut).nonzero(), cut.nonzero()]).flatten().argsort()
+        rows = SparseCode(whole.values[order], whole.ids[order])
+        bound = _kth_largest(rows.values, k * n)
+    kept, equal = rows.values > bound, (rows.values == bound) & (rows.values > 0)
+    room = k * n - int(kept.sum())
+    kept |= equal & (equal.flatten().cumsum(0) <= room).view_as(equal)
     widest = max(int(kept.sum(1).max()), 1)
-    return largest([SparseCode(torch.where(kept, values, 0), ids)], widest)
+    return largest([SparseCode(torch.where(kept, rows.values, 0), rows.ids)], widest)
+
+
+def _kth_largest(values: Float[Tensor, "n m"], k: int) -> float:
+    return float(values.flatten().double().kthvalue(values.numel() - k + 1).values)
+
+
+def exceeding(h: Float[Tensor, "n F"], bound: float) -> SparseCode:
+    """Every feature whose pre-activation exceeds a positive bound."""
+    return top_k(h, max(int((h > bound).sum(1).max()), 1))
 
 
 def above(h: Float[Tensor, "n F"], floor: Float[Tensor, "F"]) -> SparseCode:
