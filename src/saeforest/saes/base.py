@@ -21,8 +21,11 @@ from ..kernels import layer_errors, sparse_decode, sparse_encode
 
 Normalization = Literal["layer_norm", "none", "dataset_scale"] | float
 _STD_EPS = 1e-5
-# Rows are independent, so features are selected in slices of so many dense pre-activations.
-DENSE_ENTRIES = 1 << 25
+# Rows are independent, so features are selected in slices of so many dense pre-activations: few enough to stay in a
+# processor's cache, many enough to keep a GPU busy. Fewer rows than the least would read the weights too often.
+DENSE_ENTRIES = 1 << 23
+_DENSE_ENTRIES_GPU = 1 << 28
+_LEAST_ROWS = 256
 #: The papers' schedules are for runs of so many steps (500M tokens of 5,120, or 100M of 1,024); here they are shares.
 PAPER_STEPS = 97_657
 # After so long a silence a feature is dead: 10M tokens of the papers' 500M, and never in too short a run to tell.
@@ -275,9 +278,9 @@ class SAE(nn.Module):
             part = part.to(encoder.dtype)
             return torch.addmm(bias, part, encoder.T) if self.config.encoder_bias else part @ encoder.T
 
-        code = concat_rows(
-            [select(products(part)) for part in u.split(max(DENSE_ENTRIES // len(encoder), 1))]
-        )
+        entries = _DENSE_ENTRIES_GPU if u.is_cuda else DENSE_ENTRIES
+        rows = max(entries // len(encoder), _LEAST_ROWS)
+        code = concat_rows([select(products(part)) for part in u.split(rows)])
         if features is None:
             return code
         return SparseCode(code.values, torch.where(code.values > 0, features[code.ids], 0))
