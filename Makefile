@@ -9,8 +9,7 @@ INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint c
 .PHONY: demo test lint clean interop
 
 demo: .venv/run.stamp
-# A thread that waits for another should sleep: spinning takes the core that something else needs.
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/saeforest demo --out $(OUT)
+	$(BIN)/saeforest demo --out $(OUT)
 
 test: lint
 	$(BIN)/pytest

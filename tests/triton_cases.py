@@ -127,7 +127,7 @@ class Tree:
     """Parents of very different numbers of children: none, few, and more than a tile holds."""
 
     def __init__(self, d: int) -> None:
-        sizes = torch.tensor([0, 45, 1, 7, 0, 33, 2, 32])
+        sizes = torch.tensor([3, 45, 0, 7, 0, 33, 1, 32])
         self.first = torch.nn.functional.pad(sizes.cumsum(0), (1, 0))
         self.children = torch.randperm(130)[: int(sizes.sum())]
         self.encoder = torch.randn(130, d)
@@ -142,7 +142,7 @@ class Tree:
 @pytest.mark.parametrize(("d", "k"), [(37, 1), (37, 12), (200, 5), (37, 200)])
 def test_top_children(d: int, k: int, precision: torch.dtype) -> None:
     tree = Tree(d)
-    active = torch.cat([tree.rows(45, 3), torch.tensor([[-1, -1, -1], [0, 4, -1], [-1, 2, -1]])])
+    active = torch.cat([tree.rows(45, 3), torch.tensor([[-1, -1, -1], [2, 4, -1], [-1, 0, -1]])])
     active[:40, 0] = torch.where((active[:40] == 1).any(1), active[:40, 0], 1)  # more rows than a tile holds
     u = torch.randn(len(active), d)
     check_top_children(u, tree, active, k, precision)
@@ -169,7 +169,7 @@ def test_rows_with_many_candidates(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_no_candidates_at_all() -> None:
     tree = Tree(37)
     for active in (
-        torch.tensor([[0, -1], [4, 0]]),
+        torch.tensor([[2, -1], [4, 2]]),
         torch.tensor([[-1, -1]]),
         tree.rows(2, 0),
         tree.rows(2, 3)[:0],

@@ -84,12 +84,17 @@ def estimate(config: TrainConfig) -> Estimate:
         n_parameters=n_parameters,
         n_steps=n_steps,
         store=store,
-        bytes_sae=4 * 4 * sum(n_parameters.values()),  # weights, gradients and Adam's two moments, float32
+        bytes_sae=sum(_bytes(m) * n_parameters[name] for name, m in config.members().items()),
         bytes_lm=sum(p.numel() * p.element_size() for p in reader.lm.model.parameters()),
         bytes_activations=0 if store == "live" else n_rows * d_in * reader.lm.dtype.itemsize,
         seconds_lm=lm_per_token * n_rows * lm_passes,
         seconds_sae=seconds_per_step * n_steps,
     )
+
+
+def _bytes(config: TrainConfig) -> int:
+    """Of a parameter: itself and its gradient, in float32, and Adam's two moments."""
+    return 2 * 4 + 2 * (2 if config.optim.state == "bfloat16" else 4)
 
 
 def _seconds_per_step(config: TrainConfig, sae: SAE, x: torch.Tensor) -> float:

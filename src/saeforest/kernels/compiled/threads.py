@@ -20,7 +20,6 @@ import torch
 # Sums may be reordered to fit the processor's vectors, the same way every time.
 _OPTIONS = {
     "nogil": True,
-    "cache": True,
     "fastmath": {"reassoc", "contract", "nsz", "arcp"},
     "error_model": "numpy",
 }
@@ -31,7 +30,11 @@ _FEW_ROWS = 8
 
 def jit(loop: Callable[..., Any]) -> Callable[..., Any]:
     """Compiles a loop, freed of the checks that tests wrap every function in."""
-    return numba.njit(**_OPTIONS)(inspect.unwrap(loop))
+    loop = inspect.unwrap(loop)
+    try:
+        return numba.njit(cache=True, **_OPTIONS)(loop)
+    except RuntimeError:  # nowhere to keep what is compiled: compile it again every time
+        return numba.njit(**_OPTIONS)(loop)
 
 
 @cache
