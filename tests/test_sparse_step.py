@@ -137,7 +137,8 @@ def test_half_precision_chooses_nearly_the_same(tree: TreeSAE) -> None:
     tree.compute_dtype = torch.float32
     both = (exact > 0) & (rough > 0)
     assert both.sum() / (exact > 0).sum() > 0.97
-    torch.testing.assert_close(exact[both], rough[both]), "values are exact whatever chose them"
+    # Values are exact, whatever chose them.
+    torch.testing.assert_close(exact[both], rough[both])
 
 
 def trained_fve(change: Callable[[dict[str, Any]], None]) -> tuple[float, float]:

@@ -156,7 +156,10 @@ def layer_gradients(
 
 
 def layer_of(ids: Int[Tensor, "n k"], starts: tuple[int, ...]) -> Int[Tensor, "n k"]:
-    return torch.bucketize(ids, torch.tensor(starts[1:-1], dtype=ids.dtype, device=ids.device), right=True)
+    layer = torch.zeros_like(ids)
+    for start in starts[1:-1]:  # no tensor of them: bringing one to a GPU would wait for it
+        layer += ids >= start
+    return layer
 
 
 def layer_rows(ids: Int[Tensor, "n k"], starts: tuple[int, ...]) -> Int[Tensor, "n_times_k"]:
@@ -183,10 +186,10 @@ def adam(
     m, v = exp_avg.to(weight.dtype), exp_avg_sq.to(weight.dtype)
     m = torch.lerp(m, grad, 1 - step.beta1)
     v = step.beta2 * v + (1 - step.beta2) * grad * grad
-    size = step.lr / (1 - step.beta1**step.count)
-    weight.addcdiv_(m, v.sqrt() / math.sqrt(1 - step.beta2**step.count) + step.eps, value=-size)
+    size = step.lr / (1 - step.beta1**step.steps)
+    weight.addcdiv_(m, v.sqrt() / math.sqrt(1 - step.beta2**step.steps) + step.eps, value=-size)
     for i, (state, new) in enumerate(((exp_avg, m), (exp_avg_sq, v))):
-        state.copy_(new if state.dtype == weight.dtype else rounded(new, 2 * step.count + i))
+        state.copy_(new if state.dtype == weight.dtype else rounded(new, 2 * step.steps + i))
 
 
 def rounded(x: Float[Tensor, "*shape"], seed: int) -> Float[Tensor, "*shape"]:

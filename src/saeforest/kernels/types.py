@@ -12,7 +12,7 @@ class AdamStep(NamedTuple):
     beta1: float
     beta2: float
     eps: float
-    count: int
+    steps: int
     """Steps so far, this one included."""
     unit_rows: bool = False
     """Rows are brought to unit norm first."""

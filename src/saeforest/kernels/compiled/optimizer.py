@@ -89,8 +89,8 @@ def adam(weight: Tensor, grad: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, step
         weight, grad, exp_avg, exp_avg_sq = (t[None] for t in (weight, grad, exp_avg, exp_avg_sq))
     weight_, grad_ = arrays(weight, grad)
     number = weight_.dtype.type
-    size = number(step.lr / (1 - step.beta1**step.count))
-    root = number(1 / math.sqrt(1 - step.beta2**step.count))
+    size = number(step.lr / (1 - step.beta1**step.steps))
+    root = number(1 / math.sqrt(1 - step.beta2**step.steps))
     numbers = (number(step.beta1), number(step.beta2), size, root, number(step.eps))
     flags = (step.unit_rows, step.project)
     if exp_avg.dtype == weight.dtype:
@@ -99,5 +99,5 @@ def adam(weight: Tensor, grad: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, step
     if exp_avg.dtype != torch.bfloat16 or weight.dtype != torch.float32:
         raise TypeError(f"Adam's state in {exp_avg.dtype} for weights in {weight.dtype}")
     m, v = (as_bits(t).view(np.uint16) for t in (exp_avg, exp_avg_sq))
-    seeds = [np.uint32((2 * step.count + i) * 0x9E3779B9 & 0xFFFFFFFF) for i in (0, 1)]
+    seeds = [np.uint32((2 * step.steps + i) * 0x9E3779B9 & 0xFFFFFFFF) for i in (0, 1)]
     over_rows(_adam_rounded, len(weight), weight_, grad_, m, v, *flags, *numbers, *seeds)

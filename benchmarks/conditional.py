@@ -1,0 +1,86 @@
+"""What encoding costs in a tree as its dictionary grows, beside the dense encode of as many features.
+
+    python -m benchmarks.conditional [--widths 24576 98304 393216] [--rounds 5]
+
+Two forests: `uniform`, as a fresh tree has, and `by firing`, where features have children in proportion to how often
+they fire, which is the most that reallocation could ask of an encoder. Rounds are interleaved; median, and the range
+from the first to the third quartile.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from benchmarks.peers.data import synthetic
+from benchmarks.peers.plan import tree_shape
+from saeforest.saes import TopKConfig, TreeConfig, TreeSAE, build
+
+
+def by_firing(sae: TreeSAE, x: Tensor) -> None:
+    """Draws every feature's parent in proportion to how often the earlier ones fire, one layer after another."""
+    generator, start = torch.Generator().manual_seed(1), sae.config.layer_sizes[0]
+    for size in sae.config.layer_sizes[1:]:
+        fired = sae.encode(x).fired(sae.d_sae, sae.config.activation_threshold)[:start].double()
+        # Of more than 2^24 choices torch draws none.
+        drawn = torch.searchsorted(
+            fired.cumsum(0) / fired.sum(), torch.rand(size, generator=generator).double()
+        )
+        sae.parent[start : start + size] = drawn.clamp(max=start - 1)
+        start += size
+
+
+def eligible(sae: TreeSAE, x: Tensor) -> float:
+    """How many features' parents are active, on an average activation."""
+    fired = sae.encode(x).fired(sae.d_sae, sae.config.activation_threshold).double()
+    children = sae.forest.n_children.double()
+    roots = int((sae.parent < 0).sum())
+    return roots + float((fired * children).sum()) / len(x)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Encode in a tree against the dense encode.")
+    parser.add_argument("--widths", type=int, nargs="+", default=[24_576, 98_304, 393_216])
+    parser.add_argument("--d", type=int, default=576)
+    parser.add_argument("--batch", type=int, default=4096)
+    parser.add_argument("--rounds", type=int, default=5)
+    args = parser.parse_args()
+    x = synthetic(args.batch, args.d, seed=0)
+    print(f"{'encoder':10} {'width':>9} {'met':>9} {'ms':>9} {'quartiles':>15} {'dense/this':>10}")
+    for width in args.widths:
+        sizes, k = tree_shape(width)
+        dense = build(TopKConfig(layer_sizes=(width,)), args.d)
+        uniform = build(TreeConfig(layer_sizes=sizes, k_per_layer=k), args.d)
+        frequent = build(TreeConfig(layer_sizes=sizes, k_per_layer=k), args.d)
+        assert isinstance(uniform, TreeSAE)
+        assert isinstance(frequent, TreeSAE)
+        by_firing(frequent, x)
+        ways: dict[str, Callable[[], object]] = {}
+        met = {"dense": float(width), "uniform": eligible(uniform, x), "by firing": eligible(frequent, x)}
+        for name, sae in (("dense", dense), ("uniform", uniform), ("by firing", frequent)):
+            sae.compute_dtype = torch.bfloat16
+            ways[name] = lambda sae=sae: sae.encode(x)
+        seconds: dict[str, list[float]] = {name: [] for name in ways}
+        for round_ in range(args.rounds + 1):  # the first warms up
+            for name, encode in ways.items():
+                start = time.perf_counter()
+                encode()
+                if round_:
+                    seconds[name].append(time.perf_counter() - start)
+        base = statistics.median(seconds["dense"])
+        for name, taken in seconds.items():
+            low, middle, high = (1e3 * q for q in statistics.quantiles(taken, n=4))
+            ratio = 1e3 * base / middle
+            print(
+                f"{name:10} {width:9,} {met[name]:9,.0f} {middle:9.1f} {low:7.1f}{high:8.1f} {ratio:10.1f}",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,137 @@
+"""The optimiser's step, in one pass over weights, gradients and state."""
+
+from __future__ import annotations
+
+import math
+from typing import no_type_check
+
+import triton
+import triton.language as tl
+from jaxtyping import Float
+from torch import Tensor
+
+from ..types import AdamStep
+from .launch import launch
+
+_BLOCK = 1024
+
+
+@triton.jit
+@no_type_check
+def _rounded(x, place, shift):
+    """bfloat16 by `plain.rounded`; `shift` is what the seed adds to every place."""
+    h = place.to(tl.uint32) + shift.to(tl.uint32)
+    h = (h ^ (h >> 16)) * 0x85EBCA6B
+    h = (h ^ (h >> 13)) * 0xC2B2AE35
+    h = h ^ (h >> 16)
+    bits = x.to(tl.uint32, bitcast=True) + (h & 0xFFFF)
+    return (bits >> 16).to(tl.uint16).to(tl.bfloat16, bitcast=True)
+
+
+@triton.jit(do_not_specialize=["shift_m", "shift_v"])
+@no_type_check
+def _adam(
+    weight,
+    grad,
+    exp_avg,
+    exp_avg_sq,
+    size,
+    d,
+    take_m,
+    keep_v,
+    take_v,
+    rate,
+    root,
+    eps,
+    shift_m,
+    shift_v,
+    UNIT_ROWS: tl.constexpr,
+    PROJECT: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """One row of length `d`; the last may be shorter, for `size` is the number of elements of all."""
+    begin = tl.program_id(0).to(tl.int64) * d
+    end = tl.minimum(begin + d, size)
+    shrink = 1.0
+    along = 0.0
+    if UNIT_ROWS:
+        squares = tl.zeros([BLOCK], tl.float32)
+        products = tl.zeros([BLOCK], tl.float32)
+        for start in range(begin, end, BLOCK):
+            at = start + tl.arange(0, BLOCK)
+            w = tl.load(weight + at, mask=at < end, other=0.0)
+            squares += w * w
+            if PROJECT:
+                products += w * tl.load(grad + at, mask=at < end, other=0.0)
+        shrink = 1.0 / tl.maximum(tl.sqrt_rn(tl.sum(squares)), 1e-12)
+        along = tl.sum(products) * shrink
+
+    for start in range(begin, end, BLOCK):
+        at = start + tl.arange(0, BLOCK)
+        mine = at < end
+        w = tl.load(weight + at, mask=mine, other=0.0)
+        g = tl.load(grad + at, mask=mine, other=0.0)
+        if UNIT_ROWS:
+            w *= shrink
+        if PROJECT:
+            g -= along * w
+        m = tl.load(exp_avg + at, mask=mine, other=0.0).to(tl.float32)
+        v = tl.load(exp_avg_sq + at, mask=mine, other=0.0).to(tl.float32)
+        m += take_m * (g - m)
+        v = keep_v * v + take_v * g * g
+        w -= rate * m / (tl.sqrt_rn(v) * root + eps)
+        tl.store(weight + at, w, mask=mine)
+        if exp_avg.dtype.element_ty == tl.bfloat16:
+            tl.store(exp_avg + at, _rounded(m, at, shift_m), mask=mine)
+        else:
+            tl.store(exp_avg + at, m, mask=mine)
+        if exp_avg_sq.dtype.element_ty == tl.bfloat16:
+            tl.store(exp_avg_sq + at, _rounded(v, at, shift_v), mask=mine)
+        else:
+            tl.store(exp_avg_sq + at, v, mask=mine)
+
+
+def adam(
+    weight: Float[Tensor, "*shape"],
+    grad: Float[Tensor, "*shape"],
+    exp_avg: Float[Tensor, "*shape"],
+    exp_avg_sq: Float[Tensor, "*shape"],
+    step: AdamStep,
+) -> None:
+    """A program per row where rows are brought to unit norm, else per block of elements, whatever the shape.
+
+    `weight` is float32; what is updated is contiguous.
+    """
+    for t in (weight, exp_avg, exp_avg_sq):
+        assert t.is_contiguous()
+    d = weight.shape[-1] if step.unit_rows else _BLOCK
+    options = {
+        "UNIT_ROWS": step.unit_rows,
+        "PROJECT": step.unit_rows and step.project,
+        "BLOCK": min(triton.next_power_of_2(d), _BLOCK),
+        "num_warps": 4,
+    }
+    launch(
+        _adam,
+        (triton.cdiv(weight.numel(), d),),
+        weight,
+        grad.contiguous(),
+        exp_avg,
+        exp_avg_sq,
+        weight.numel(),
+        d,
+        1 - step.beta1,
+        step.beta2,
+        1 - step.beta2,
+        step.lr / (1 - step.beta1**step.steps),
+        1 / math.sqrt(1 - step.beta2**step.steps),
+        step.eps,
+        _shift(2 * step.steps),
+        _shift(2 * step.steps + 1),
+        **options,
+    )
+
+
+def _shift(seed: int) -> int:
+    """`seed` times the constant of `plain.rounded`, as a signed number of 32 bits: of one type whatever the step."""
+    return (seed * 0x9E3779B9 + 2**31) % 2**32 - 2**31
