@@ -16,8 +16,9 @@ _FLOAT, _HALF = 4, 2
 _MATRICES, _STATES = 2, 4
 #: Adam reads weight, gradient and both moments, and writes all but the gradient.
 _ADAM_MOVES = 7
-#: Products over active features: values, reconstruction, gradients of values, encoder, decoder and input.
-_SPARSE_TRAINING, _SPARSE_ENCODE = 6, 1
+#: Products over active features: ours are values, reconstruction, gradients of values, encoder and decoder; sparsify's
+#: have the gradient of the input too, and keep the values of the dense encode.
+_SPARSE_TRAINING, _SPARSE_ENCODE = 5, 1
 #: [batch, width] matrices that are alive at once, at most, as measured; Matryoshka SAEs have more, an encode fewer.
 _DENSE_ALIVE = {"sae-lens": 9, "dictionary-learning": 6, "overcomplete": 7, "eai-sparsify": 2}
 _DENSE_ALIVE_MATRYOSHKA, _DENSE_ALIVE_ENCODE = 3, 3
@@ -58,7 +59,7 @@ def counted(case: Case) -> Cost:
     elif encode:
         macs = dense
     elif case.library == "eai-sparsify":
-        macs = dense + sparse * (_SPARSE_TRAINING - 1)  # it keeps the values of the dense encode
+        macs = dense + sparse * _SPARSE_TRAINING
     elif case.library == "overcomplete":
         macs = 5 * dense  # no gradient of its input, for it has no bias before the encoder
     elif (case.library, case.system) == ("sae-lens", "matryoshka"):
@@ -91,8 +92,7 @@ def memory(case: Case) -> int:
     weights = _MATRICES * case.d * case.width * _FLOAT * (1 if encode else _STATES)
     matrix = case.batch * case.width * _FLOAT
     if case.library == "saeforest":
-        selection = _DENSE_ALIVE_MATRYOSHKA * matrix if matryoshka and not encode else 4 * _SLICE
-        return _PROCESS + weights + selection
+        return _PROCESS + weights + 4 * _SLICE
     alive = _DENSE_ALIVE[case.library] + (_DENSE_ALIVE_MATRYOSHKA if matryoshka else 0)
     if encode:
         return _PROCESS + weights + min(alive, _DENSE_ALIVE_ENCODE) * matrix
