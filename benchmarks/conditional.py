@@ -15,10 +15,10 @@ import time
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
-
 from benchmarks.peers.data import synthetic
 from benchmarks.peers.plan import tree_shape
+from torch import Tensor
+
 from saeforest.saes import TopKConfig, TreeConfig, TreeSAE, build
 
 

@@ -13,8 +13,8 @@ import gc
 from pathlib import Path
 
 import torch
-
 from benchmarks.peers.plan import tree_shape
+
 from saeforest.config import OptimConfig, TrainConfig
 from saeforest.saes import SAEConfig, TopKConfig, TrainingPlan, TreeConfig, build
 from saeforest.training.loop import Trainee, make_optimizer
@@ -66,7 +66,9 @@ def main() -> None:
         }.items():
             extra = step_memory(config, args.d, args.batch)
             dense = args.batch * width * 4 / 2**20
-            print(f"{name:8} {width:9,} {extra:8.0f} {extra / batch_mb:8.1f} {extra / dense:16.2f}", flush=True)
+            print(
+                f"{name:8} {width:9,} {extra:8.0f} {extra / batch_mb:8.1f} {extra / dense:16.2f}", flush=True
+            )
 
 
 if __name__ == "__main__":

@@ -35,8 +35,16 @@ ABOUT: dict[str, Any] = {
     "model": "tiny", "site": SITE, "data": "text", "tokens": 1280, "context": 32, "held_out": 0.2,
     "exclude_first": True, "exclude_special": True, "max_norm": 0.0,
 }  # fmt: skip
-KINDS = ["memory", "disk", "live"]
+KINDS = ["memory", "disk", "live", "ahead"]
 Open = Callable[..., Blocks]
+
+
+class Ahead(LiveActivations):
+    """Read from the language model in the background, as where it has a GPU to itself."""
+
+    @property
+    def in_background(self) -> bool:
+        return True
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +74,7 @@ def open_source(
             if not is_store(folder):
                 harvest_folder(reader, tokens, folder, ABOUT)
             return open_store(folder, seed)
-        return LiveActivations(reader, tokens, seed, WIDTH)
+        return (Ahead if kind == "ahead" else LiveActivations)(reader, tokens, seed, WIDTH)
 
     return open_kind
 
@@ -304,26 +312,6 @@ def test_an_interrupted_harvest_is_no_store(store: Path) -> None:
     (store / "activations.json").unlink()
     assert not is_store(store)
     assert "no activations.json" in told(store, "harvest")
-
-
-def test_a_harvest_stopped_by_ctrl_c_leaves_no_manifest(
-    reader: ActivationReader, tokens: Tokens, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sources, "_SHARD_ROWS", 100)
-    read = ActivationReader.read
-    calls = 0
-
-    def interrupted(self: ActivationReader, *args: Any) -> ActivationBatch:
-        nonlocal calls
-        calls += 1
-        if calls == 4:
-            raise KeyboardInterrupt
-        return read(self, *args)
-
-    monkeypatch.setattr(ActivationReader, "read", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        harvest_folder(reader, tokens, tmp_path / "half", ABOUT)
-    assert not (tmp_path / "half").exists()
 
 
 def test_a_missing_shard(store: Path) -> None:

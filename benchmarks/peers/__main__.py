@@ -85,6 +85,7 @@ def run(options: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory() as folder:
         for group in groups:
             wanted = [case for case in group if case.library in pythons and worth_starting(case, limits)]
+            wanted.sort(key=memory)  # the fastest, which need least, stay together if not all fit
             if not wanted:
                 continue
             print_now(f"{wanted[0].group}")

@@ -306,9 +306,10 @@ def harvest(argv: Sequence[str]) -> None:
     reader = open_reader(config)
     tokens = read_tokens(config, reader, "train", config.tokens)
     config = settle_positions(config, reader, tokens)
-    n_rows = harvest_folder(reader, tokens, args.out, about_activations(config, tokens))
+    done = harvest_folder(reader, tokens, args.out, about_activations(config, tokens))
     place = f"--data {args.out} --model {config.model} --site {config.site}"
-    print(f"{n_rows:,} activations in {args.out}; train on them with {place}")
+    print(f"{done.n_rows:,} activations in {args.out}; train on them with {place}")
+    print(done)
 
 
 # -- demo

@@ -91,8 +91,13 @@ def read_json(path: Path) -> Any:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    with atomic_file(path) as temporary:
-        save_file({k: t.detach().contiguous().cpu() for k, t in tensors.items()}, temporary, metadata)
+    """Raises UserError where the disk is full or the file cannot be written for another reason."""
+    try:
+        with atomic_file(path) as temporary:
+            save_file({k: t.detach().contiguous().cpu() for k, t in tensors.items()}, temporary, metadata)
+    except SafetensorError as error:  # its name for an OSError
+        why = str(error).splitlines()[0]
+        raise UserError(f"{path}: cannot be written ({why}); nothing already saved is lost") from None
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

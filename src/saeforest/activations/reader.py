@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Float32, Int
 from torch import Tensor
 
 from ..errors import UserError
 from ..lm import LanguageModel, Site
 from ..text import Tokens
+
+_CHECKED_ROWS = 512
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +32,28 @@ class ActivationBatch:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+
+def row_norms(x: Float[Tensor, "*rows d_in"]) -> Float32[Tensor, "*rows"]:
+    return x.float().norm(dim=-1)
+
+
+def all_finite(x: Float[Tensor, "n d_in"]) -> bool:
+    """Whether all entries are finite."""
+    # Many times as fast as isfinite over all entries, whose temporaries are as large as x. A sum of squares may
+    # overflow though no entry does, so a norm that is not finite is looked at again.
+    return all(
+        bool(row_norms(part).isfinite().all()) or bool(part.isfinite().all())
+        for part in x.split(_CHECKED_ROWS)
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Arriving:
+    """Activations that are there as soon as `arrived` says so; at once where it is None."""
+
+    x: Float[Tensor, "w ctx d_in"]
+    arrived: torch.cuda.Event | None
 
 
 @dataclass
@@ -49,19 +74,26 @@ class ActivationReader:
     """Windows in one forward pass of the language model."""
     seconds: float = field(default=0.0, init=False)
     """Time spent in the language model so far."""
+    seconds_checks: float = field(default=0.0, init=False)
+    """Time spent choosing and checking what it gave."""
+    _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False, compare=False)
 
     def keep(
         self, ids: Int[Tensor, "batch ctx"], x: Float[Tensor, "batch ctx d_in"] | None = None
     ) -> Bool[Tensor, "batch ctx"]:
         """Which positions count: by place and token alone, or with the activations by their norm too."""
+        return self._keep(ids, None if x is None or not self.max_norm else row_norms(x))
+
+    def _keep(
+        self, ids: Int[Tensor, "batch ctx"], norms: Float32[Tensor, "batch ctx"] | None
+    ) -> Bool[Tensor, "batch ctx"]:
         keep = torch.ones_like(ids, dtype=torch.bool)
         if self.exclude_first:
             keep[:, 0] = False
         if self.exclude_special:
             keep &= ~torch.isin(ids, self.lm.special_ids.to(ids))
-        if x is not None and self.max_norm:
-            norm = x.float().norm(dim=-1)
-            keep &= ~((norm > self.max_norm) & norm.isfinite()).to(keep.device)
+        if norms is not None and self.max_norm:
+            keep &= ~((norms > self.max_norm) & norms.isfinite()).to(keep.device)
         return keep
 
     def settle_max_norm(self, tokens: Tokens, ratio: float = 10.0) -> None:
@@ -74,10 +106,33 @@ class ActivationReader:
 
         Raises UserError where an activation is NaN or infinite.
         """
+        return self._finish(tokens, windows, self._begin(tokens, windows))
+
+    def _begin(self, tokens: Tokens, windows: Int[Tensor, "w"]) -> _Arriving:
+        # A site is read by hooking the model, so two threads must not do it at once.
+        with self._lock:
+            start = time.perf_counter()
+            ids = tokens.ids[windows].long().to(self.lm.device, non_blocking=True)
+            x, arrived = self.lm.activations(ids, self.site), None
+            if x.is_cuda:
+                # Into pinned memory, and without waiting: the GPU can go on with the next windows meanwhile.
+                x = x.to("cpu", non_blocking=True)
+                arrived = torch.cuda.Event()
+                arrived.record(torch.cuda.current_stream(self.lm.device))
+            else:
+                x = x.cpu()
+            self.seconds += time.perf_counter() - start
+        return _Arriving(x, arrived)
+
+    def _finish(self, tokens: Tokens, windows: Int[Tensor, "w"], coming: _Arriving) -> ActivationBatch:
         start = time.perf_counter()
-        x = self.lm.activations(tokens.ids[windows].long().to(self.lm.device), self.site).cpu()
-        self.seconds += time.perf_counter() - start
-        return self.kept(tokens, windows, x)
+        if coming.arrived is not None:
+            coming.arrived.synchronize()
+        there = time.perf_counter()
+        batch = self.kept(tokens, windows, coming.x)
+        self.seconds += there - start
+        self.seconds_checks += time.perf_counter() - there
+        return batch
 
     def kept(
         self, tokens: Tokens, windows: Int[Tensor, "w"], x: Float[Tensor, "w ctx d_in"]
@@ -86,10 +141,14 @@ class ActivationReader:
 
         Raises UserError where one is NaN or infinite.
         """
-        keep = self.keep(tokens.ids[windows], x)
+        # The norm of a row tells in one pass whether it is too large and whether all of it is finite.
+        norms = row_norms(x)
+        keep = self._keep(tokens.ids[windows], norms)
         rows = (windows[:, None] * tokens.context + torch.arange(tokens.context))[keep]
-        batch = ActivationBatch(x[keep.to(x.device)], rows)
-        self._check_finite(batch, tokens)
+        places = keep.flatten().nonzero().flatten().to(x.device)
+        batch = ActivationBatch(x.flatten(0, 1).index_select(0, places), rows)
+        if not bool(norms.flatten().index_select(0, places).isfinite().all()):
+            self._check_finite(batch, tokens)
         return batch
 
     def batches(
@@ -98,8 +157,15 @@ class ActivationReader:
         """Activations of all (or the given) windows in order, with the number of tokens read for each batch."""
         if windows is None:
             windows = torch.arange(len(tokens.ids))
+        before: tuple[Tensor, _Arriving] | None = None
         for part in windows.split(self.batch_size):
-            yield self.read(tokens, part), part.numel() * tokens.context
+            # The language model's next windows are under way before those it has read are handed out.
+            coming = self._begin(tokens, part)
+            if before is not None:
+                yield self._finish(tokens, *before), before[0].numel() * tokens.context
+            before = part, coming
+        if before is not None:
+            yield self._finish(tokens, *before), before[0].numel() * tokens.context
 
     def _check_finite(self, batch: ActivationBatch, tokens: Tokens) -> None:
         if bool(torch.isfinite(batch.x).all()):

@@ -6,7 +6,8 @@ seed and the epoch alone, so a position in the data is three numbers and can be 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -15,14 +16,17 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..errors import UserError
-from ..files import atomic_folder, read_json, read_tensors, write_json, write_tensors
+from ..files import atomic_folder, read_json, read_tensors, write_json
 from ..progress import progress
 from ..seeds import seeded
 from ..text import Tokens
-from .reader import ActivationBatch, ActivationReader
+from .reader import ActivationBatch, ActivationReader, all_finite
+from .writer import Harvest, HarvestClock, ShardWriter
 
 STORE_VERSION = 1
 MANIFEST, TOKENS = "activations.json", "tokens.safetensors"
+# What the harvest took. Not in the manifest: two harvests of one text have the same manifest and shards.
+HARVEST = "harvest.json"
 # What a manifest says beside its version: the shards, and how to read the same positions again.
 _ABOUT = ("d_in", "shards", "model", "site", "data", "tokens", "context", "held_out")
 _ABOUT += ("exclude_first", "exclude_special", "max_norm")
@@ -42,13 +46,47 @@ class Blocks(Protocol):
     def block(self, epoch: int, index: int) -> ActivationBatch: ...
 
 
-def _shuffled(batch: ActivationBatch, generator: torch.Generator) -> ActivationBatch:
-    order = torch.randperm(len(batch), generator=generator)
-    return ActivationBatch(batch.x[order], batch.rows[order])
+@runtime_checkable
+class SlowBlocks(Protocol):
+    """A source that has to read a block before it can hand it out, and may be told to stop reading."""
+
+    @property
+    def in_background(self) -> bool:
+        """Whether it pays to read a block while the one before it is trained on."""
+        ...
+
+    def block(self, epoch: int, index: int, stop: Callable[[], bool] = ...) -> ActivationBatch:
+        """Raises Stopped soon after `stop` says so."""
+        ...
 
 
-def _concatenated(batches: list[ActivationBatch]) -> ActivationBatch:
-    return ActivationBatch(torch.cat([b.x for b in batches]), torch.cat([b.rows for b in batches]))
+class Stopped(Exception):
+    """Nobody wants the block any more."""
+
+
+def _never() -> bool:
+    return False
+
+
+def _until(stop: Callable[[], bool], parts: Iterator[ActivationBatch]) -> Iterator[ActivationBatch]:
+    for part in parts:
+        if stop():
+            raise Stopped
+        yield part
+
+
+def _mixed(parts: list[ActivationBatch], generator: torch.Generator) -> ActivationBatch:
+    """The rows of all parts in a random order. Empties the list."""
+    order = torch.randperm(sum(map(len, parts)), generator=generator)
+    place = torch.empty_like(order)
+    place[order] = torch.arange(len(order))
+    x, rows = parts[0].x.new_empty(len(order), parts[0].x.shape[1]), torch.empty_like(order)
+    # Every row is copied once, straight to its place, and a part is given back before the next is copied.
+    for to in place.split([len(part) for part in parts]):
+        part = parts.pop(0)
+        x.index_copy_(0, to, part.x)
+        rows[to] = part.rows
+    return ActivationBatch(x, rows)
 
 
 @dataclass
@@ -58,6 +96,8 @@ class MemoryActivations:
     x: Float[Tensor, "n d_in"]
     rows: Int[Tensor, "n"]
     seed: int
+    harvest: dict[str, Any] = field(default_factory=dict)
+    """What reading them took, if known (`Harvest.record`)."""
 
     def __post_init__(self) -> None:
         self.d_in = self.x.shape[1]
@@ -69,7 +109,7 @@ class MemoryActivations:
             self._epoch = epoch
             self._order = torch.randperm(len(self.x), generator=seeded(self.seed, "rows", epoch))
         order = self._order[index * _BLOCK_ROWS : (index + 1) * _BLOCK_ROWS]
-        return ActivationBatch(self.x[order], self.rows[order])
+        return ActivationBatch(self.x.index_select(0, order), self.rows[order])
 
 
 @dataclass
@@ -85,11 +125,18 @@ class LiveActivations:
         self._windows = max(_BLOCK_ROWS * 4 // self.tokens.context, self.reader.batch_size)
         self.n_blocks = -(-len(self.tokens.ids) // self._windows)
 
-    def block(self, epoch: int, index: int) -> ActivationBatch:
+    @property
+    def in_background(self) -> bool:
+        # On a CPU language model and training would share the cores. On two of them, SmolLM2 beside a tree of 24,576
+        # features came to 1,270 and 1,880 tokens/s in the background, 1,550 and 1,750 in turn: nothing to win for
+        # twice the memory.
+        return self.reader.lm.device.type == "cuda"
+
+    def block(self, epoch: int, index: int, stop: Callable[[], bool] = _never) -> ActivationBatch:
         order = torch.randperm(len(self.tokens.ids), generator=seeded(self.seed, "windows", epoch))
         windows = order[index * self._windows : (index + 1) * self._windows]
-        batches = [batch for batch, _ in self.reader.batches(self.tokens, windows)]
-        return _shuffled(_concatenated(batches), seeded(self.seed, "rows", epoch, index))
+        batches = (batch for batch, _ in self.reader.batches(self.tokens, windows))
+        return _mixed(list(_until(stop, batches)), seeded(self.seed, "rows", epoch, index))
 
 
 @dataclass
@@ -109,11 +156,21 @@ class StoredActivations:
     def n_rows(self) -> int:
         return sum(s["rows"] for s in self.shards)
 
-    def block(self, epoch: int, index: int) -> ActivationBatch:
+    @property
+    def in_background(self) -> bool:
+        return True
+
+    @property
+    def harvest(self) -> dict[str, Any]:
+        """What reading them took, if known (`Harvest.record`)."""
+        path = self.folder / HARVEST
+        return read_json(path) if path.exists() else {}
+
+    def block(self, epoch: int, index: int, stop: Callable[[], bool] = _never) -> ActivationBatch:
         order = torch.randperm(len(self.shards), generator=seeded(self.seed, "shards", epoch))
         mixed = order[index * _SHARDS_MIXED : (index + 1) * _SHARDS_MIXED].tolist()
-        batch = _concatenated([self._shard(i) for i in mixed])
-        return _shuffled(batch, seeded(self.seed, "rows", epoch, index))
+        shards = (self._shard(i) for i in mixed)
+        return _mixed(list(_until(stop, shards)), seeded(self.seed, "rows", epoch, index))
 
     def _shard(self, index: int) -> ActivationBatch:
         shard = self.shards[index]
@@ -125,7 +182,7 @@ class StoredActivations:
                 f"{path}: expected x [{shard['rows']}, {self.d_in}] and rows [{shard['rows']}] as {MANIFEST} says; "
                 "harvest again"
             )
-        if not bool(torch.isfinite(x).all()):
+        if not all_finite(x):
             raise UserError(f"{path}: activations hold NaN or infinite values; harvest again")
         return ActivationBatch(x, rows)
 
@@ -137,7 +194,7 @@ def harvest_memory(reader: ActivationReader, tokens: Tokens, seed: int) -> Memor
     """Reads all activations of `tokens` into memory."""
     x: Tensor | None = None
     rows = torch.empty(tokens.n_tokens, dtype=torch.int64)
-    n = 0
+    n, clock = 0, HarvestClock(reader)
     with progress("harvest", tokens.n_tokens) as advance:
         for batch, n_read in reader.batches(tokens):
             if x is None:
@@ -148,42 +205,41 @@ def harvest_memory(reader: ActivationReader, tokens: Tokens, seed: int) -> Memor
             advance(n_read)
     if x is None or n == 0:
         raise UserError("no activations: every position of the text is excluded; give longer text")
-    return MemoryActivations(x[:n], rows[:n], seed)
+    return MemoryActivations(x[:n], rows[:n], seed, clock.harvest(n, tokens.n_tokens).record())
 
 
-def harvest_folder(reader: ActivationReader, tokens: Tokens, folder: Path, about: dict[str, Any]) -> int:
-    """Reads all activations of `tokens` into shards in `folder`, which appears when whole; returns their number."""
+def harvest_folder(reader: ActivationReader, tokens: Tokens, folder: Path, about: dict[str, Any]) -> Harvest:
+    """Reads all activations of `tokens` into shards in `folder`, which appears when whole.
+
+    Raises UserError where there is none, one is NaN or infinite, or the disk is full.
+    """
     with atomic_folder(folder) as temporary:
         return _write_store(reader, tokens, temporary, about)
 
 
-def _write_store(reader: ActivationReader, tokens: Tokens, folder: Path, about: dict[str, Any]) -> int:
+def _write_store(reader: ActivationReader, tokens: Tokens, folder: Path, about: dict[str, Any]) -> Harvest:
     tokens.save(folder / TOKENS)
-    shards: list[dict[str, Any]] = []
     waiting: list[ActivationBatch] = []
-    d_in = 0
-
-    def write() -> None:
-        batch = _concatenated(waiting)
-        name = f"shard-{len(shards):05}.safetensors"
-        write_tensors(folder / name, {"x": batch.x, "rows": batch.rows})
-        shards.append({"file": name, "rows": len(batch)})
-        waiting.clear()
-
-    with progress("harvest", tokens.n_tokens) as advance:
+    d_in, clock = 0, HarvestClock(reader)
+    with ShardWriter(folder) as writer, progress("harvest", tokens.n_tokens) as advance:
         for batch, n_read in reader.batches(tokens):
+            writer.check()
             waiting.append(batch)
             d_in = batch.x.shape[1]
             if sum(map(len, waiting)) >= _SHARD_ROWS:
-                write()
+                writer.put(waiting)
             advance(n_read)
         if waiting:
-            write()
-    n_rows = sum(shard["rows"] for shard in shards)
+            writer.put(waiting)
+        writer.wait()
+    n_rows = sum(shard["rows"] for shard in writer.shards)
     if n_rows == 0:
         raise UserError("no activations: every position of the text is excluded; give longer text")
-    write_json(folder / MANIFEST, {"format_version": STORE_VERSION, "d_in": d_in, **about, "shards": shards})
-    return n_rows
+    harvest = clock.harvest(n_rows, tokens.n_tokens, writer.seconds_waited)
+    write_json(folder / HARVEST, harvest.record())
+    manifest = {"format_version": STORE_VERSION, "d_in": d_in, **about, "shards": writer.shards}
+    write_json(folder / MANIFEST, manifest)
+    return harvest
 
 
 def is_store(path: Path) -> bool:

@@ -8,7 +8,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -146,11 +146,12 @@ def train(
     logs = [RunLog(log_folder(out, t.name), resume_at=start) for t in trainees]
     if start == 0 and (harvest := lm_seconds()):
         for log in logs:
-            log.step({"event": "harvest", "step": 0, "seconds": {"lm": round(harvest, 3)}})
+            log.step({"event": "harvest", "step": 0, "seconds": {"lm": round(harvest, 3)}} | stream.harvest)
     clock = _Clock(stream, lm_seconds, trainees)
     saved_at = time.monotonic()
 
     with (
+        closing(stream),
         _stop_signals() as stopped,
         progress("train", n_steps * batch_size, before=start * batch_size) as advance,
     ):
@@ -204,7 +205,11 @@ def update(optimizer: Adam, loss: Tensor, rate: float) -> None:
 
 
 class _Clock:
-    """Where the time between two logged steps went: that of the language model, of the data, and of each SAE."""
+    """Where the time between two logged steps went: that of the language model, of the data, and of each SAE.
+
+    `data` is what the training waited for data other than the language model. Where the language model reads in the
+    background, its time runs beside that of the SAEs, and the waiting may be less than it: then `data` is 0.
+    """
 
     def __init__(
         self, stream: ActivationStream, lm_seconds: Callable[[], float], trainees: list[Trainee]
@@ -227,7 +232,7 @@ class _Clock:
         return [
             {
                 "tokens_per_s": tokens_per_s,
-                "seconds": {"lm": round(lm, 3), "data": round(fetch - lm, 3), "sae": round(sae, 3)},
+                "seconds": {"lm": round(lm, 3), "data": round(max(fetch - lm, 0.0), 3), "sae": round(sae, 3)},
                 "peak_memory_mb": memory,
             }
             for sae in saes
