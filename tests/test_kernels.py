@@ -2,6 +2,8 @@
 
 import importlib.util
 import math
+import subprocess
+import sys
 from types import ModuleType
 
 import pytest
@@ -11,9 +13,12 @@ from saeforest.kernels import (
     AdamStep,
     backend,
     compiled,
+    jagged_decode,
+    jagged_encode,
     layer_errors,
     plain,
     reference,
+    scatter_outer,
     sparse_decode,
     sparse_encode,
 )
@@ -323,6 +328,86 @@ def test_a_slow_average_moves_in_half_precision() -> None:
     for t in range(1, 1501):
         compiled.adam(weight, grad, m, v, AdamStep(0.0, 0.9, 0.999, 1e-8, t))
     assert float(v.float().mean()) == pytest.approx(0.5 + 0.5 * 0.999**1500, abs=0.01)
+
+
+@pytest.mark.parametrize("kernels", BACKENDS)
+@pytest.mark.parametrize("state", [torch.float64, torch.bfloat16])
+def test_adam_moves_weights_however_they_lie(kernels: ModuleType, state: torch.dtype) -> None:
+    """A transposed matrix is stepped in place, not in a copy."""
+    grad, start = rand(F, D, seed=1), rand(D, F)
+    moved = []
+    for weight in (start.clone().T, start.clone().T.contiguous()):
+        m, v = torch.zeros_like(weight, dtype=state), torch.zeros_like(weight, dtype=state)
+        for t in (1, 2):
+            kernels.adam(weight, grad, m, v, AdamStep(0.01, 0.9, 0.99, 1e-3, t))
+        assert m.any()
+        moved.append(weight)
+    assert not torch.equal(moved[0], start.T)
+    torch.testing.assert_close(moved[0], moved[1], rtol=0, atol=1e-12 if state == torch.float64 else 1e-3)
+
+
+# -- bad input
+
+
+@pytest.mark.parametrize("wrong", [-1, F, 10**9])
+def test_an_id_that_is_no_feature_is_an_error(wrong: int) -> None:
+    values, ids = torch.ones(2, 3), torch.tensor([[0, 1, 2], [3, wrong, 4]])
+    weight, x, rows = torch.ones(F, D), torch.ones(2, D), torch.tensor([0, 0, 0, 1, 1, 1])
+    ones = torch.ones(2, 1)
+    for call in (
+        lambda: sparse_decode(values, ids, weight),
+        lambda: sparse_encode(x, ids, weight),
+        lambda: scatter_outer(values, ids, x, F),
+        lambda: jagged_decode(values.flatten(), ids.flatten(), rows, 2, weight),
+        lambda: jagged_encode(x, ids.flatten(), rows, weight),
+        lambda: layer_errors(values, ids, weight, x[0], x, ones, ones, STARTS),
+    ):
+        with pytest.raises(IndexError, match=f"feature id {wrong}: expected 0 to {F - 1}"):
+            call()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_nan_is_never_chosen(dtype: torch.dtype) -> None:
+    """Nor does it take the place of a number, whatever its bits."""
+    h = rand(N, 300, dtype=dtype)
+    expected = compiled.top_positive(torch.where(torch.arange(300) % 3 == 0, 0, h), 8)
+    bits = h.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[h.element_size()])
+    bits[:, ::3] = torch.iinfo(bits.dtype).max
+    assert h.isnan().any()
+    got = compiled.top_positive(h, 8)
+    assert torch.equal(got[0], expected[0])
+    assert torch.equal(got[1], expected[1])
+    h[0, 1] = torch.inf
+    assert torch.isinf(compiled.top_positive(h, 8)[0][0]).sum() == 1
+
+
+def test_crowds_of_children_are_met_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, below = families(9, 200)
+    u, encoder = rand(N, D), rand(209, D, seed=1)
+    active = torch.arange(N)[:, None] % 9
+    whole = compiled.top_children(u, encoder, active, first, below, 7, torch.float64)
+    monkeypatch.setattr(compiled, "_SCORES", 40)
+    parts = compiled.top_children(u, encoder, active, first, below, 7, torch.float64)
+    torch.testing.assert_close(whole[0], parts[0])
+    assert torch.equal(whole[1], parts[1])
+
+
+def test_a_forked_process_has_threads_of_its_own() -> None:
+    script = """
+import os, signal, torch
+from saeforest.kernels import compiled
+torch.set_num_threads(2)
+h = torch.rand(64, 64)
+expected = compiled.top_positive(h, 3)
+child = os.fork()
+if child == 0:
+    signal.alarm(20)  # instead of waiting for ever
+    torch.set_num_threads(2)
+    os._exit(0 if torch.equal(compiled.top_positive(h, 3)[0], expected[0]) else 1)
+raise SystemExit(os.waitpid(child, 0)[1])
+"""
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", script], check=False, timeout=120)
+    assert done.returncode == 0
 
 
 # -- which kernels serve

@@ -13,6 +13,7 @@ from saeforest.config import OptimConfig, TrainConfig
 from saeforest.kernels.backend import VARIABLE
 from saeforest.saes import (
     BatchTopKConfig,
+    BatchTopKSAE,
     MatryoshkaConfig,
     SAEConfig,
     TopKConfig,
@@ -178,3 +179,23 @@ def test_half_precision_state_survives_a_checkpoint() -> None:
         each.step(x, 2, 40)
     assert torch.equal(one.sae.decoder, again.sae.decoder)
     assert torch.equal(one.sae.encoder, again.sae.encoder)
+
+
+def test_a_copied_optimiser_goes_on() -> None:
+    one = trainee(SYSTEMS["topk"], state="bfloat16")
+    one.step(data(BATCH), 1, 40)
+    again = deepcopy(one.optimizer)
+    again.load_state_dict(deepcopy(one.optimizer.state_dict()))
+    assert again.param_groups[0]["state"] == torch.bfloat16
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_half_precision_models_read_large_activations(name: str) -> None:
+    """The squares of a row would add up to more than float16 can hold."""
+    sae = build(SYSTEMS[name], D, seed=1)
+    if isinstance(sae, BatchTopKSAE):
+        sae.threshold += 0.5
+    x = 120 * data(100)
+    expected = sae.encode(x).active().sum()
+    found = sae.half().encode(x.half()).active().sum()
+    assert abs(int(found) - int(expected)) < 0.1 * int(expected)

@@ -1,4 +1,7 @@
-"""Settings that PyTorch and OpenMP read from the environment when they are first loaded; yours come first."""
+"""Settings that PyTorch and OpenMP read from the environment when they are first loaded; yours come first.
+
+They do nothing where torch was imported before saeforest, and processes that this one starts inherit them.
+"""
 
 import os
 

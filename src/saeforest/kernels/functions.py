@@ -52,7 +52,8 @@ class _Encode(torch.autograd.Function):
         need_x, _, _, _, need_weight, need_center, _ = ctx.needs_input_grad
         to_center = None
         if need_center:  # over all rows at once: no gradient of each row is made
-            to_center = -torch.bincount(ids, grad, minlength=len(weight)).to(grad.dtype) @ weight
+            sums = kernels.scatter_outer(grad, torch.zeros_like(ids), ids, grad.new_ones(1, 1), len(weight))
+            to_center = -sums.flatten() @ weight
         return (
             kernels.weighted_rows(grad, ids, first, weight) if need_x else None,
             None,
@@ -108,6 +109,7 @@ def jagged_decode(
 
     Gradients for `values` and `weight`.
     """
+    _check(ids, len(weight))
     return _Decode.apply(values, ids, rows, _first(rows, n), weight)  # pyright: ignore[reportReturnType]
 
 
@@ -115,15 +117,21 @@ def jagged_encode(
     x: Float[Tensor, "n d"], ids: Int[Tensor, "m"], rows: Int[Tensor, "m"], weight: Float[Tensor, "F d"]
 ) -> Float[Tensor, "m"]:
     """`x[rows[i]] . weight[ids[i]]`, rows in ascending order; gradients for `x` and `weight`."""
+    _check(ids, len(weight))
     return _Encode.apply(x, ids, rows, _first(rows, len(x)), weight, None, None)  # pyright: ignore[reportReturnType]
 
 
 def sparse_decode(
     values: Float[Tensor, "n k"], ids: Int[Tensor, "n k"], weight: Float[Tensor, "F d"]
 ) -> Float[Tensor, "n d"]:
-    """`sum_j values[t, j] weight[ids[t, j]]`; gradients for `values` and `weight`."""
+    """`sum_j values[t, j] weight[ids[t, j]]`; gradients for `values` and `weight`.
+
+    Raises IndexError for an id that is no row of `weight`, as the other functions of codes do (on a CPU; a GPU would
+    have to be waited for).
+    """
     if ids.numel() == 0:
         return weight.new_zeros(len(ids), weight.shape[1])
+    _check(ids, len(weight))
     rows, first = _slots(ids)
     return _Decode.apply(values.flatten(), ids.flatten(), rows, first, weight)  # pyright: ignore[reportReturnType]
 
@@ -142,6 +150,7 @@ def sparse_encode(
     """
     if ids.numel() == 0:
         return x.new_zeros(ids.shape)
+    _check(ids, len(weight))
     rows, first = _slots(ids)
     flat = None if known is None else known.flatten()
     h = _Encode.apply(x, ids.flatten(), rows, first, weight, center, flat)
@@ -163,6 +172,7 @@ def layer_errors(
     The reconstruction is `std (sum values decoder[ids] + bias) + mean`; layer l are the features from `starts[l]` up
     to `starts[l + 1]`. Gradients for `values`, `decoder` and `bias`.
     """
+    _check(ids, len(decoder))
     squared, *errors = _LayerErrors.apply(values, ids, decoder, bias, x, mean, std, starts)  # pyright: ignore[reportGeneralTypeIssues]
     return squared, errors
 
@@ -172,6 +182,7 @@ def scatter_outer(
     values: Float[Tensor, "n k"], ids: Int[Tensor, "n k"], x: Float[Tensor, "n d"], n_rows: int
 ) -> Float[Tensor, "F d"]:
     """`out[f]` sums `values[t, j] x[t]` over the slots with `ids[t, j] = f`."""
+    _check(ids, n_rows)
     return backend(x).scatter_outer(values.flatten(), _slots(ids)[0], ids.flatten(), x, n_rows)
 
 
@@ -193,6 +204,14 @@ def top_children(
 ) -> tuple[Float[Tensor, "n k"], Int[Tensor, "n k"]]:
     """See `plain.top_children`."""
     return backend(encoder).top_children(u, encoder, active, first, children, k, precision)
+
+
+def _check(ids: Int[Tensor, "*m"], n_rows: int) -> None:
+    """Compiled loops check nothing: a wrong id would reach foreign memory."""
+    if ids.device.type == "cpu" and ids.numel():
+        low, high = (int(i) for i in ids.aminmax())
+        if low < 0 or high >= n_rows:
+            raise IndexError(f"feature id {low if low < 0 else high}: expected 0 to {n_rows - 1}")
 
 
 def _slots(ids: Int[Tensor, "n k"]) -> tuple[Int[Tensor, "m"], Int[Tensor, "n_and_1"]]:

@@ -206,9 +206,10 @@ class SAE(nn.Module):
         if how == "layer_norm":
             mean = x.mean(-1, keepdim=True)
             centred = x - mean
-            # Several times faster than Tensor.std.
-            variance = centred.square().sum(-1, keepdim=True) / (x.shape[-1] - 1)
-            std = variance.sqrt() + _STD_EPS
+            # Several times faster than Tensor.std; in float16 the sum would overflow.
+            wide = centred.to(torch.promote_types(x.dtype, torch.float32))
+            variance = wide.square().sum(-1, keepdim=True) / (x.shape[-1] - 1)
+            std = variance.sqrt().to(x.dtype) + _STD_EPS
             return centred / std, TokenStats(mean, std)
         if how == "dataset_scale":
             raise ValueError("normalize_activations='dataset_scale' must be resolved to a number before use")

@@ -1,7 +1,7 @@
 """Which features act on an activation, chosen by their pre-activations: the rules the systems share.
 
-Each takes dense pre-activations `[n, F]` and returns the chosen as a SparseCode with positive values: their
-pre-activations, or how far these exceed a threshold. Unused slots have value and id 0.
+From pre-activations `[n, F]`, or what gives the largest of them, to the chosen as a SparseCode with positive values:
+their pre-activations, or how far these exceed a threshold. Unused slots have value and id 0.
 """
 
 from __future__ import annotations

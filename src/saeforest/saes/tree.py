@@ -223,11 +223,12 @@ class TreeSAE(SAE):
 
     def _families(self) -> list[Families]:
         """Of every layer; kept until a parent changes."""
-        if self._grouped is None or not torch.equal(self._grouped[0], self.parent):
+        kept = self._grouped
+        if kept is None or kept[0].device != self.parent.device or not torch.equal(kept[0], self.parent):
             every = torch.arange(self.d_sae, device=self.parent.device)
             layers = every.split(list(self.config.layer_sizes))
-            self._grouped = self.parent.clone(), [families(self.parent, layer) for layer in layers]
-        return self._grouped[1]
+            kept = self._grouped = self.parent.clone(), [families(self.parent, layer) for layer in layers]
+        return kept[1]
 
     def encode_normalized(self, u: Float[Tensor, "n d_in"]) -> SparseCode:
         return concat_slots(self._select(u - self.b_dec))

@@ -30,23 +30,34 @@ class Adam(torch.optim.Optimizer):
         eps: float = 1e-8,
         state: torch.dtype | None = None,
     ) -> None:
-        self._state_dtype = state
-        defaults = {"lr": lr, "betas": betas, "eps": eps, "unit_rows": False, "project": False}
+        defaults = {
+            "lr": lr,
+            "betas": betas,
+            "eps": eps,
+            "unit_rows": False,
+            "project": False,
+            "state": state,
+        }
         super().__init__(groups, defaults)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
         for group in self.param_groups:
             for weight in group["params"]:
                 if weight.grad is not None:
                     self._step(weight, group)
+        return loss
 
     def _step(self, weight: Tensor, group: dict[str, Any]) -> None:
         state = self.state[weight]
         if not state:
             state["step"] = torch.zeros(())
             for name in ("exp_avg", "exp_avg_sq"):
-                state[name] = torch.zeros_like(weight, dtype=self._kept(weight))
+                state[name] = torch.zeros_like(weight, dtype=_kept(weight, group))
         state["step"] += 1
         step = AdamStep(
             group["lr"],
@@ -59,12 +70,15 @@ class Adam(torch.optim.Optimizer):
         )
         backend(weight).adam(weight, weight.grad, state["exp_avg"], state["exp_avg_sq"], step)
 
-    def _kept(self, weight: Tensor) -> torch.dtype:
-        """What the state of a weight is kept in: a vector's, which is little, like the vector itself."""
-        return weight.dtype if self._state_dtype is None or weight.dim() < 2 else self._state_dtype
-
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)  # which makes it of the weights' type
-        for weight, state in self.state.items():
-            for name in ("exp_avg", "exp_avg_sq"):
-                state[name] = state[name].to(self._kept(weight))
+        for group in self.param_groups:
+            for weight in group["params"]:
+                for name in ("exp_avg", "exp_avg_sq"):
+                    if name in (state := self.state[weight]):
+                        state[name] = state[name].to(_kept(weight, group))
+
+
+def _kept(weight: Tensor, group: dict[str, Any]) -> torch.dtype:
+    """What the state of a weight is kept in: a vector's, which is little, like the vector itself."""
+    return weight.dtype if group["state"] is None or weight.dim() < 2 else group["state"]

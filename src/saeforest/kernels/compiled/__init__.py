@@ -1,18 +1,177 @@
-"""The kernels for CPUs, compiled by Numba. `plain.py` says what each does."""
+"""The kernels for CPUs, compiled by Numba: tensors in, `loops.py`, tensors out. `plain.py` says what each does."""
 
-from .children import top_children
-from .errors import layer_errors, layer_gradients
-from .optimizer import adam
-from .select import top_positive
-from .sparse import gather_dot, scatter_outer, weighted_rows
+from __future__ import annotations
 
-__all__ = [
-    "adam",
-    "gather_dot",
-    "layer_errors",
-    "layer_gradients",
-    "scatter_outer",
-    "top_children",
-    "top_positive",
-    "weighted_rows",
-]
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .. import plain
+from ..types import AdamStep
+from . import loops
+from .threads import over_rows, over_work
+
+_BLOCK = 64
+# The scores of children are made for so many tokens and features at a time.
+_SCORES = 1 << 25
+
+
+def weighted_rows(values: Tensor, ids: Tensor, first: Tensor, weight: Tensor) -> Tensor:
+    out = weight.new_empty(len(first) - 1, weight.shape[1])
+    over_work(loops.weighted_rows, first.numpy(), *arrays(out, values, ids, first, weight))
+    return out
+
+
+def gather_dot(x: Tensor, rows: Tensor, ids: Tensor, weight: Tensor) -> Tensor:
+    out = x.new_empty(len(ids))
+    over_rows(loops.gather_dot, len(ids), *arrays(out, x, rows, ids, weight))
+    return out
+
+
+def scatter_outer(values: Tensor, rows: Tensor, ids: Tensor, x: Tensor, n_rows: int) -> Tensor:
+    out = x.new_empty(n_rows, x.shape[1])
+    out_, values_, rows_, ids_, x_ = arrays(out, values, rows, ids, x)
+    order, first = loops.by_id(ids_, values_ != 0, n_rows)
+    values_, rows_ = loops.take(values_, rows_, order)
+    # The weighted sums of the rows of x, of each feature's entries; a row to be written is work even without any.
+    over_work(loops.weighted_rows, first + np.arange(n_rows + 1), out_, values_, rows_, first, x_)
+    return out
+
+
+def top_positive(h: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    n, width = h.shape
+    ids, used = torch.empty(n, k, dtype=torch.int64), torch.empty(n, dtype=torch.int64)
+    block = _BLOCK
+    while block > 1 and width < 4 * k * block:
+        block //= 2
+    bits, infinity = as_bits(h), as_bits(h.new_tensor([torch.inf]))[0]
+    over_rows(loops.top_positive, n, ids.numpy(), used.numpy(), bits, k, block, infinity)
+    return torch.where(torch.arange(k) < used[:, None], h.gather(1, ids), 0), ids
+
+
+def top_children(
+    u: Tensor,
+    encoder: Tensor,
+    active: Tensor,
+    first: Tensor,
+    children: Tensor,
+    k: int,
+    precision: torch.dtype,  # nothing is gained by less than the weights' own
+) -> tuple[Tensor, Tensor]:
+    u_, encoder_, active_, first_, children_ = arrays(u, encoder, active, first, children)
+    features, tokens, offsets, begin, total = loops.active_pairs(active_, first_)
+    if total > _SCORES and len(u) > 1:
+        halves = zip(u.chunk(2), active.chunk(2), strict=True)
+        found = [top_children(a, encoder, b, first, children, k, precision) for a, b in halves]
+        best, which = zip(*found, strict=True)
+        return torch.cat(best), torch.cat(which)
+    order, group = loops.by_id(features, np.ones(len(features), np.bool_), len(first) - 1)
+    values, ids = u.new_empty(len(u), k), children.new_empty(len(u), k)
+    scores = np.empty(total, u_.dtype)
+    work = np.concatenate([[0], np.cumsum(np.diff(group) * np.diff(first_) + 1)])
+    over_work(
+        loops.child_scores,
+        work,
+        scores,
+        u_,
+        encoder_,
+        tokens[order],
+        offsets[order],
+        group,
+        first_,
+        children_,
+    )
+    over_rows(loops.best_children, len(u), *arrays(values, ids), scores, begin, active_, first_, children_)
+    return values, ids
+
+
+def layer_errors(
+    values: Tensor,
+    ids: Tensor,
+    starts: tuple[int, ...],
+    decoder: Tensor,
+    bias: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    std: Tensor,
+) -> tuple[Tensor, Tensor]:
+    errors = x.new_empty(len(starts) - 1, *x.shape)
+    squared = x.new_empty(errors.shape[:2])
+    errors_, squared_, values_, ids_ = arrays(errors, squared, values, ids)
+    rest = arrays(decoder, bias, x, mean, std)
+    over_rows(loops.layer_errors, len(x), errors_, squared_, values_, ids_, np.array(starts), *rest)
+    return errors, squared.sum(1)
+
+
+def layer_gradients(
+    errors: Tensor,
+    factors: Tensor,
+    extra: list[Tensor | None],
+    std: Tensor,
+    ids: Tensor,
+    starts: tuple[int, ...],
+    decoder: Tensor,
+) -> tuple[Tensor, Tensor]:
+    grads, to_values = torch.empty_like(errors), torch.zeros_like(ids, dtype=errors.dtype)
+    given = [e for e in extra if e is not None]
+    # Of every layer its place among those given, or -1.
+    which = np.array(
+        [sum(x is not None for x in extra[:i]) if e is not None else -1 for i, e in enumerate(extra)]
+    )
+    stacked = given[0][None] if len(given) == 1 else torch.stack(given) if given else errors[:0]
+    grads_, to_values_, errors_, factors_, stacked_ = arrays(grads, to_values, errors, factors, stacked)
+    std_, ids_, decoder_ = arrays(std, ids, decoder)
+    over_rows(
+        loops.layer_gradients,
+        len(ids),
+        grads_,
+        to_values_,
+        errors_,
+        factors_,
+        stacked_,
+        which,
+        std_,
+        ids_,
+        np.array(starts),
+        decoder_,
+    )
+    return grads, to_values
+
+
+def adam(weight: Tensor, grad: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, step: AdamStep) -> None:
+    written = (weight, exp_avg, exp_avg_sq)
+    halved = exp_avg.dtype == torch.bfloat16 and weight.dtype == torch.float32
+    if (
+        weight.dim() not in (1, 2)
+        or not all(t.is_contiguous() for t in written)
+        or not (halved or exp_avg.dtype == weight.dtype)
+    ):
+        plain.adam(weight, grad, exp_avg, exp_avg_sq, step)
+        return
+    if weight.dim() == 1:
+        weight, grad, exp_avg, exp_avg_sq = (t[None] for t in (weight, grad, exp_avg, exp_avg_sq))
+    weight_, grad_ = arrays(weight, grad)
+    number = weight_.dtype.type
+    size = number(step.lr / (1 - step.beta1**step.steps))
+    root = number(1 / math.sqrt(1 - step.beta2**step.steps))
+    numbers = (number(step.beta1), number(step.beta2), size, root, number(step.eps))
+    flags = (step.unit_rows, step.project)
+    if not halved:
+        over_rows(loops.adam, len(weight), weight_, grad_, *arrays(exp_avg, exp_avg_sq), *flags, *numbers)
+        return
+    m, v = (as_bits(t).view(np.uint16) for t in (exp_avg, exp_avg_sq))
+    seeds = [np.uint32((2 * step.steps + i) * 0x9E3779B9 & 0xFFFFFFFF) for i in (0, 1)]
+    over_rows(loops.adam_rounded, len(weight), weight_, grad_, m, v, *flags, *numbers, *seeds)
+
+
+def arrays(*tensors: Tensor) -> list[np.ndarray]:
+    """The same memory for NumPy; of a tensor that is not contiguous a copy, so nothing may be written into it."""
+    return [t.detach().contiguous().numpy() for t in tensors]
+
+
+def as_bits(x: Tensor) -> np.ndarray:
+    """Floating-point numbers as integers, which for positive numbers are ordered alike; negative ones are negative."""
+    integers = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+    return x.detach().contiguous().view(integers[x.element_size()]).numpy()

@@ -1,12 +1,13 @@
 """Compiled loops over ranges of rows, on as many threads as PyTorch uses.
 
 Numba lets go of Python's lock while a loop runs, so plain threads do. Every row is one thread's work from beginning
-to end: results do not depend on how the rows were shared out.
+to end, so results do not depend on how the rows were shared out.
 """
 
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -40,6 +41,9 @@ def jit(loop: Callable[..., Any]) -> Callable[..., Any]:
 @cache
 def _pool(n_threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(n_threads, thread_name_prefix="saeforest")
+
+
+os.register_at_fork(after_in_child=_pool.cache_clear)  # a child has no threads but its own
 
 
 def over_rows(loop: Callable[..., None], n: int, *args: Any) -> None:

@@ -1,0 +1,435 @@
+"""The loops that Numba compiles, for all kernels.
+
+They stand in one file because what is compiled is kept until the file changes, and they use each other. `threads.py`
+says how they are compiled and run; every loop that ends in `low, high` does a range of the rows. None of them checks
+what it is given.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .threads import jit
+
+# -- sparse products: four rows at a time, so that what they share is read once
+
+
+@jit
+def add_rows(out, weight, ids, values, n):
+    """`out += sum of values[i] weight[ids[i]]` over the first n."""
+    i = 0
+    while i + 4 <= n:
+        a, b, c, d = values[i], values[i + 1], values[i + 2], values[i + 3]
+        p, q, r, s = weight[ids[i]], weight[ids[i + 1]], weight[ids[i + 2]], weight[ids[i + 3]]
+        for x in range(len(out)):
+            out[x] += a * p[x] + b * q[x] + c * r[x] + d * s[x]
+        i += 4
+    while i < n:
+        a, p = values[i], weight[ids[i]]
+        for x in range(len(out)):
+            out[x] += a * p[x]
+        i += 1
+
+
+@jit
+def dot_rows(out, x, weight, ids, n):
+    """`out[i] = x . weight[ids[i]]` for the first n."""
+    i = 0
+    while i + 4 <= n:
+        a = b = c = d = x.dtype.type(0)
+        p, q, r, s = weight[ids[i]], weight[ids[i + 1]], weight[ids[i + 2]], weight[ids[i + 3]]
+        for j in range(len(x)):
+            y = x[j]
+            a += y * p[j]
+            b += y * q[j]
+            c += y * r[j]
+            d += y * s[j]
+        out[i], out[i + 1], out[i + 2], out[i + 3] = a, b, c, d
+        i += 4
+    while i < n:
+        a, p = x.dtype.type(0), weight[ids[i]]
+        for j in range(len(x)):
+            a += x[j] * p[j]
+        out[i] = a
+        i += 1
+
+
+@jit
+def by_id(ids, used, n_ids):
+    """The places of entries in use ordered by id, those of one id in their old order, and where each id's begin."""
+    first = np.zeros(n_ids + 1, np.int64)
+    for i in range(len(ids)):
+        if used[i]:
+            first[ids[i] + 1] += 1
+    for i in range(n_ids):
+        first[i + 1] += first[i]
+    place = first[:-1].copy()
+    order = np.empty(first[-1], np.int64)
+    for i in range(len(ids)):
+        if used[i]:
+            order[place[ids[i]]] = i
+            place[ids[i]] += 1
+    return order, first
+
+
+@jit
+def weighted_rows(out, values, ids, first, weight, low, high):
+    for t in range(low, high):
+        begin, end = first[t], first[t + 1]
+        row = out[t]
+        for j in range(len(row)):
+            row[j] = 0
+        add_rows(row, weight, ids[begin:end], values[begin:end], end - begin)
+
+
+@jit
+def gather_dot(out, x, rows, ids, weight, low, high):
+    # Entries of one row stay together, whatever the range, so that each is summed the same way.
+    while 0 < low < high and rows[low] == rows[low - 1]:
+        low += 1
+    while low < high:
+        end = low + 1
+        while end < len(rows) and rows[end] == rows[low]:
+            end += 1
+        dot_rows(out[low:end], x[rows[low]], weight, ids[low:end], end - low)
+        low = end
+
+
+@jit
+def take(values, rows, order):
+    chosen_values, chosen_rows = np.empty(len(order), values.dtype), np.empty(len(order), rows.dtype)
+    for i in range(len(order)):
+        chosen_values[i], chosen_rows[i] = values[order[i]], rows[order[i]]
+    return chosen_values, chosen_rows
+
+
+# -- the k largest entries of rows, without sorting them
+#
+# A row is cut into blocks. The k-th largest of the blocks' maxima is a bound that at least k entries reach, so only
+# blocks that reach it are looked into, and few entries of these are above it. Numbers are compared as the integers
+# their bits spell, which order positive numbers alike, and bounds are found by bisection: nothing branches on data.
+# NaN, above the bits of infinity, is never chosen.
+
+
+@jit
+def _kth_largest(entries, n, k):
+    """Of the first n entries, none negative; 0 where there are fewer than k."""
+    low, high = np.int64(0), np.int64(0)
+    for i in range(n):
+        high = max(high, np.int64(entries[i]))
+    high += 1
+    while high - low > 1:
+        middle = low + (high - low) // 2
+        bound = entries.dtype.type(middle)
+        count = 0
+        for i in range(n):
+            count += entries[i] >= bound
+        if count >= k:
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+@jit
+def _reaching(row, begin, end, bound, infinity, found, n):
+    """Appends the places of entries that reach the bound to the n found so far."""
+    for i in range(begin, end):
+        found[n] = i  # stays if it reaches it, and is overwritten otherwise
+        n += (row[i] >= bound) & (row[i] <= infinity)
+    return n
+
+
+@jit
+def top_positive(ids, used, h, k, block, infinity, low, high):
+    width = h.shape[1]
+    n_blocks = (width + block - 1) // block
+    maxima = np.empty(n_blocks, h.dtype)
+    found, entries = np.empty(width + 1, np.int64), np.empty(width, h.dtype)
+    for t in range(low, high):
+        row = h[t]
+        for b in range(n_blocks):
+            part = row[b * block : (b + 1) * block]
+            largest = h.dtype.type(0)
+            for i in range(len(part)):
+                entry = part[i] if part[i] <= infinity else h.dtype.type(0)
+                largest = entry if entry > largest else largest
+            maxima[b] = largest
+        bound = h.dtype.type(max(_kth_largest(maxima, n_blocks, k), 1))
+        n = 0
+        for b in range(n_blocks):
+            if maxima[b] >= bound:
+                n = _reaching(row, b * block, min((b + 1) * block, width), bound, infinity, found, n)
+        for i in range(n):
+            entries[i] = row[found[i]]
+        least = h.dtype.type(max(_kth_largest(entries, n, k), 1))
+        room = k  # for entries that equal the last
+        for i in range(n):
+            room -= entries[i] > least
+        size = 0
+        for i in range(n):
+            if entries[i] > least or (entries[i] == least and room > 0):
+                room -= entries[i] == least
+                ids[t, size] = found[i]
+                size += 1
+        ids[t, size:] = 0
+        used[t] = size
+
+
+# -- the grouped encode of active features' children: for every parent, its tokens times its children
+#
+# A child's pre-activation matters only where its parent is active, which is a few in a hundred of all. The tokens on
+# which a parent is active and the children it has are a small dense product, done four by four from rows that stay
+# where they are; every score is written where its token will look for it.
+
+
+@jit
+def active_pairs(active, first):
+    """The slots of active features with children, as (token, feature), and where each one's scores begin."""
+    n, slots = active.shape
+    begin = np.empty((n, slots + 1), np.int64)
+    features, tokens, offsets = np.empty((3, n * slots), np.int64)
+    n_pairs = total = 0
+    for t in range(n):
+        for j in range(slots):
+            begin[t, j] = total
+            p = active[t, j]
+            if p >= 0 and first[p + 1] > first[p]:
+                features[n_pairs], tokens[n_pairs], offsets[n_pairs] = p, t, total
+                n_pairs += 1
+                total += first[p + 1] - first[p]
+        begin[t, slots] = total
+    return features[:n_pairs], tokens[:n_pairs], offsets[:n_pairs], begin, total
+
+
+@jit
+def _four_by_four(u, encoder, tokens, children, scores, offsets):
+    a = b = c = d = e = f = g = h = u.dtype.type(0)
+    i = j = k = m = n = o = p = q = u.dtype.type(0)
+    u0, u1, u2, u3 = u[tokens[0]], u[tokens[1]], u[tokens[2]], u[tokens[3]]
+    w0, w1, w2, w3 = encoder[children[0]], encoder[children[1]], encoder[children[2]], encoder[children[3]]
+    for x in range(u.shape[1]):
+        r, s, t, v = u0[x], u1[x], u2[x], u3[x]
+        y0, y1, y2, y3 = w0[x], w1[x], w2[x], w3[x]
+        a += r * y0
+        b += r * y1
+        c += r * y2
+        d += r * y3
+        e += s * y0
+        f += s * y1
+        g += s * y2
+        h += s * y3
+        i += t * y0
+        j += t * y1
+        k += t * y2
+        m += t * y3
+        n += v * y0
+        o += v * y1
+        p += v * y2
+        q += v * y3
+    at = offsets[0]
+    scores[at], scores[at + 1], scores[at + 2], scores[at + 3] = a, b, c, d
+    at = offsets[1]
+    scores[at], scores[at + 1], scores[at + 2], scores[at + 3] = e, f, g, h
+    at = offsets[2]
+    scores[at], scores[at + 1], scores[at + 2], scores[at + 3] = i, j, k, m
+    at = offsets[3]
+    scores[at], scores[at + 1], scores[at + 2], scores[at + 3] = n, o, p, q
+
+
+@jit
+def child_scores(scores, u, encoder, tokens, offsets, group, first, children, low, high):
+    column = np.empty(4, scores.dtype)
+    for p in range(low, high):
+        mine = children[first[p] : first[p + 1]]
+        whole = len(mine) - len(mine) % 4
+        t, last = group[p], group[p + 1]
+        if len(mine) == 0:
+            continue
+        while t + 4 <= last:
+            for c in range(0, whole, 4):
+                _four_by_four(u, encoder, tokens[t : t + 4], mine[c:], scores, offsets[t : t + 4] + c)
+            for c in range(whole, len(mine)):
+                dot_rows(column, encoder[mine[c]], u, tokens[t : t + 4], 4)
+                for i in range(4):
+                    scores[offsets[t + i] + c] = column[i]
+            t += 4
+        while t < last:
+            dot_rows(scores[offsets[t] :], u[tokens[t]], encoder, mine, len(mine))
+            t += 1
+
+
+@jit
+def _offer(values, ids, size, value, i):
+    """Keeps the largest offered, in a heap with the smallest on top; among equals, those offered first.
+
+    Returns how many are kept now. `values` and `ids` have room for as many as shall be kept.
+    """
+    at = size
+    if len(values) == 0:
+        return 0
+    if size < len(values):
+        while at and values[(at - 1) >> 1] > value:
+            values[at], ids[at] = values[(at - 1) >> 1], ids[(at - 1) >> 1]
+            at = (at - 1) >> 1
+        values[at], ids[at] = value, i
+        return size + 1
+    if value <= values[0]:
+        return size
+    at, below = 0, 1
+    while below < size:
+        if below + 1 < size and values[below + 1] < values[below]:
+            below += 1
+        if values[below] >= value:
+            break
+        values[at], ids[at] = values[below], ids[below]
+        at, below = below, 2 * below + 1
+    values[at], ids[at] = value, i
+    return size
+
+
+@jit
+def best_children(values, ids, scores, begin, active, first, children, low, high):
+    for t in range(low, high):
+        size = 0
+        for j in range(active.shape[1]):
+            start = begin[t, j]
+            for i in range(start, begin[t, j + 1]):
+                if scores[i] > 0:
+                    child = children[first[active[t, j]] + i - start]
+                    size = _offer(values[t], ids[t], size, scores[i], child)
+        values[t, size:] = 0
+        ids[t, size:] = 0
+
+
+# -- the reconstruction errors of all layers and their gradients, one token at a time while its rows are at hand
+
+
+@jit
+def _of_layer(ids, values, begin, end, its_slots, its_ids, its_values):
+    """The slots in use whose features lie from `begin` up to `end`; returns how many."""
+    n = 0
+    for j in range(len(ids)):
+        if begin <= ids[j] < end:
+            its_slots[n], its_ids[n], its_values[n] = j, ids[j], values[j]
+            n += 1
+    return n
+
+
+@jit
+def layer_errors(errors, squared, values, ids, starts, decoder, bias, x, mean, std, low, high):
+    k = ids.shape[1]
+    slots, mine, amounts = np.empty(k, np.int64), np.empty(k, np.int64), np.empty(k, values.dtype)
+    z = np.empty_like(bias)
+    for t in range(low, high):
+        z[:] = bias
+        row = x[t]
+        for layer in range(len(errors)):
+            n = _of_layer(ids[t], values[t], starts[layer], starts[layer + 1], slots, mine, amounts)
+            add_rows(z, decoder, mine, amounts, n)
+            error, m, s = errors[layer, t], mean[t, 0], std[t, 0]
+            total = x.dtype.type(0)
+            for i in range(len(z)):
+                e = s * z[i] + (m - row[i])
+                error[i] = e
+                total += e * e
+            squared[layer, t] = total
+
+
+@jit
+def layer_gradients(grads, to_values, errors, factors, extra, which, std, ids, starts, decoder, low, high):
+    k = ids.shape[1]
+    slots, mine = np.empty(k, np.int64), np.empty(k, np.int64)
+    dots = np.empty(k, errors.dtype)
+    total = np.empty_like(decoder[0])
+    for t in range(low, high):
+        total[:] = 0
+        for layer in range(len(errors) - 1, -1, -1):
+            error, grad, factor, s = errors[layer, t], grads[layer, t], factors[layer], std[t, 0]
+            if which[layer] >= 0:
+                more = extra[which[layer], t]
+                for i in range(len(total)):
+                    total[i] += factor * error[i] + more[i]
+                    grad[i] = s * total[i]
+            else:
+                for i in range(len(total)):
+                    total[i] += factor * error[i]
+                    grad[i] = s * total[i]
+            n = _of_layer(ids[t], to_values[t], starts[layer], starts[layer + 1], slots, mine, dots)
+            dot_rows(dots, grad, decoder, mine, n)
+            for j in range(n):
+                to_values[t, slots[j]] = dots[j]
+
+
+# -- Adam, in one pass over weights, gradient and state
+
+
+@jit
+def _direction(weight, grad, out, unit_rows, project):
+    """Brings the row to unit norm and writes its gradient, without the part along the row, where that is asked."""
+    if not unit_rows:
+        out[:] = grad
+        return
+    norm = along = weight.dtype.type(0)
+    for i in range(len(weight)):
+        norm += weight[i] * weight[i]
+        along += weight[i] * grad[i]
+    scale = 1 / max(np.sqrt(norm), weight.dtype.type(1e-12))
+    along = along * scale if project else weight.dtype.type(0)
+    for i in range(len(weight)):
+        weight[i] *= scale
+        out[i] = grad[i] - along * weight[i]
+
+
+@jit
+def _update(weight, grad, m, v, beta1, beta2, size, root, eps):
+    one = weight.dtype.type(1)
+    for i in range(len(weight)):
+        g = grad[i]
+        a = m[i] + (one - beta1) * (g - m[i])
+        b = beta2 * v[i] + (one - beta2) * g * g
+        m[i], v[i] = a, b
+        weight[i] -= size * a / (np.sqrt(b) * root + eps)
+
+
+@jit
+def adam(weight, grad, m, v, unit_rows, project, beta1, beta2, size, root, eps, low, high):
+    direction = np.empty_like(weight[0])
+    for f in range(low, high):
+        _direction(weight[f], grad[f], direction, unit_rows, project)
+        _update(weight[f], direction, m[f], v[f], beta1, beta2, size, root, eps)
+
+
+@jit
+def _widen(bits, half):
+    """bfloat16 to float32, as integers."""
+    for i in range(len(half)):
+        bits[i] = np.uint32(half[i]) << np.uint32(16)
+
+
+@jit
+def _round(half, bits, place, seed):
+    """float32 to bfloat16 as integers, up or down by the hash of `plain.rounded`."""
+    for i in range(len(half)):
+        # Numba would go on in 64 bits.
+        h = np.uint32(np.uint32(place + i) + seed)
+        h = np.uint32((h ^ (h >> np.uint32(16))) * np.uint32(0x85EBCA6B))
+        h = np.uint32((h ^ (h >> np.uint32(13))) * np.uint32(0xC2B2AE35))
+        h = np.uint32(h ^ (h >> np.uint32(16)))
+        half[i] = np.uint32(bits[i] + (h & np.uint32(0xFFFF))) >> np.uint32(16)
+
+
+@jit
+def adam_rounded(
+    weight, grad, m, v, unit_rows, project, beta1, beta2, size, root, eps, seed_m, seed_v, low, high
+):
+    d = weight.shape[1]
+    direction, a, b = np.empty(d, np.float32), np.empty(d, np.float32), np.empty(d, np.float32)
+    a_bits, b_bits = a.view(np.uint32), b.view(np.uint32)
+    for f in range(low, high):
+        _direction(weight[f], grad[f], direction, unit_rows, project)
+        _widen(a_bits, m[f])
+        _widen(b_bits, v[f])
+        _update(weight[f], direction, a, b, beta1, beta2, size, root, eps)
+        _round(m[f], a_bits, f * d, seed_m)
+        _round(v[f], b_bits, f * d, seed_v)
