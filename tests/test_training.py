@@ -253,6 +253,18 @@ def test_a_run_stopped_by_ctrl_c_and_resumed_is_as_if_never_stopped(
     assert_same_run(whole_runs[store], out)
 
 
+def test_adams_state_in_half_precision_resumes_exactly(tiny_config: MakeConfig, tmp_path: Path) -> None:
+    config = tiny_config(optim={"state": "bfloat16"})
+    whole, out = tmp_path / "whole", tmp_path / "run"
+    run_training(config, whole)
+    with pytest.MonkeyPatch.context() as patch:
+        at_step(patch, 20, ctrl_c)
+        with pytest.raises(Interrupted):
+            run_training(config, out)
+    run_training(resume_config(out), out, resume=True)
+    assert_same_run(whole, out)
+
+
 @pytest.fixture(scope="module")
 def whole_runs(tiny_config: MakeConfig, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """An uninterrupted run from each kind of store, with the small blocks."""
