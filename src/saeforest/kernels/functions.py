@@ -189,6 +189,7 @@ def scatter_outer(
 @torch.no_grad()
 def top_positive(h: Float[Tensor, "n m"], k: int) -> tuple[Float[Tensor, "n k"], Int[Tensor, "n k"]]:
     """The `k` largest positive entries of every row, in any order; unused slots come last, with value and id 0."""
+    # Pre-activations may be of any type; float32 stands for their device.
     return backend(h.new_empty(0, dtype=torch.float32)).top_positive(h, k)
 
 

@@ -54,8 +54,8 @@ def make_optimizer(sae: SAE, config: OptimConfig) -> Adam:
     groups = [
         {
             "params": [p],
-            "rate": (rate := rates.get(p, 1.0)),
-            "lr": rate * config.lr,
+            "rate": rates.get(p, 1.0),
+            "lr": rates.get(p, 1.0) * config.lr,
             "unit_rows": p is unit_rows,
             "project": config.project_gradient,
         }
