@@ -12,6 +12,7 @@ Numba for CPUs and `triton_gpu` Triton for GPUs; `backend.py` chooses among them
 
 from .backend import backend
 from .functions import (
+    choose_atoms,
     jagged_decode,
     jagged_encode,
     layer_errors,
@@ -26,6 +27,7 @@ from .types import AdamStep
 __all__ = [
     "AdamStep",
     "backend",
+    "choose_atoms",
     "jagged_decode",
     "jagged_encode",
     "layer_errors",

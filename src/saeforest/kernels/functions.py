@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from . import plain
 from .backend import backend
 from .plain import layer_rows
 
@@ -205,6 +206,19 @@ def top_children(
 ) -> tuple[Float[Tensor, "n k"], Int[Tensor, "n k"]]:
     """See `plain.top_children`."""
     return backend(encoder).top_children(u, encoder, active, first, children, k, precision)
+
+
+def choose_atoms(
+    u: Float[Tensor, "n d"],
+    atoms: Float[Tensor, "F d"],
+    gram: Float[Tensor, "F F"] | None,
+    k: int,
+    tolerance: float,
+) -> tuple[Int[Tensor, "n k"], Bool[Tensor, "n k"]]:
+    """What matching pursuit takes: `plain.choose_atoms`. No gradients."""
+    if gram is None:
+        return plain.choose_atoms(u, atoms, None, k, tolerance)
+    return backend(atoms).choose_atoms(u, atoms, gram, k, tolerance)
 
 
 def _check(ids: Int[Tensor, "*m"], n_rows: int) -> None:

@@ -10,7 +10,7 @@ import math
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from .types import AdamStep
@@ -209,3 +209,41 @@ def rounded(x: Float[Tensor, "*shape"], seed: int) -> Float[Tensor, "*shape"]:
     # The upper half of a float32 is a bfloat16.
     half = (bits >> 16).to(torch.int32)
     return torch.where(half >= 1 << 15, half - (1 << 16), half).to(torch.int16).view(torch.bfloat16)
+
+
+# -- matching pursuit
+
+
+def choose_atoms(
+    u: Float[Tensor, "n d"],
+    atoms: Float[Tensor, "F d"],
+    gram: Float[Tensor, "F F"] | None,
+    k: int,
+    tolerance: float,
+) -> tuple[Int[Tensor, "n k"], Bool[Tensor, "n k"]]:
+    """The atom that each iteration takes of what is left of `u`, and whether it takes one.
+
+    Always the one with the largest product with the residual, as long as that is positive. A row stops after an atom
+    it had taken before, and where the norm of its residual falls below `tolerance`. `gram = atoms @ atoms.T` saves a
+    dense product in every iteration.
+    """
+    n = len(u)
+    products, residual = u @ atoms.T, u
+    ids = torch.zeros(n, k, dtype=torch.int64, device=u.device)
+    taken = torch.zeros(n, k, dtype=torch.bool, device=u.device)
+    going = torch.ones(n, dtype=torch.bool, device=u.device)
+    for i in range(k):
+        amount, atom = products.max(1)
+        amount = torch.where(going, amount.relu(), 0)
+        going = amount > 0
+        again = ((ids == atom[:, None]) & taken).any(1)
+        ids[:, i], taken[:, i] = torch.where(going, atom, 0), going
+        residual = torch.addcmul(residual, amount[:, None], atoms[atom], value=-1)
+        going = going & ~again & (residual.norm(dim=1) >= tolerance)
+        if i + 1 == k or not going.any():
+            break
+        if gram is None:
+            products = residual @ atoms.T
+        else:
+            products.addcmul_(amount[:, None], gram[atom], value=-1)
+    return ids, taken

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..code import SparseCode, concat_rows
 from ..errors import UserError
+from ..kernels import choose_atoms
 from .base import (
     DENSE_ENTRIES,
     SAE,
@@ -105,35 +106,10 @@ class MatchingPursuitSAE(SAE):
         # The products of all atoms pay if there are more products to take, one an iteration, than atoms.
         few = self.d_sae > min(_GRAM_FEATURES, len(u) * self.config.k_per_layer[0])
         gram = None if few else atoms @ atoms.T
-        parts = [self._choose_slice(part, gram) for part in u.split(max(DENSE_ENTRIES // self.d_sae, 1))]
-        ids, taken = zip(*parts, strict=True)
+        k, tolerance = self.config.k_per_layer[0], self.config.residual_tolerance
+        slices = u.split(max(DENSE_ENTRIES // self.d_sae, 1))
+        ids, taken = zip(*(choose_atoms(part, atoms, gram, k, tolerance) for part in slices), strict=True)
         return torch.cat(ids), torch.cat(taken)
-
-    def _choose_slice(
-        self, u: Float[Tensor, "n d_in"], gram: Float[Tensor, "F F"] | None
-    ) -> tuple[Int[Tensor, "n k"], Bool[Tensor, "n k"]]:
-        n, k = len(u), self.config.k_per_layer[0]
-        atoms = self.decoder
-        products = u @ atoms.T
-        residual = u
-        ids = torch.zeros(n, k, dtype=torch.int64, device=u.device)
-        taken = torch.zeros(n, k, dtype=torch.bool, device=u.device)
-        going = torch.ones(n, dtype=torch.bool, device=u.device)
-        for i in range(k):
-            amount, atom = products.max(1)
-            amount = torch.where(going, amount.relu(), 0)
-            going = amount > 0
-            again = ((ids == atom[:, None]) & taken).any(1)
-            ids[:, i], taken[:, i] = torch.where(going, atom, 0), going
-            residual = torch.addcmul(residual, amount[:, None], atoms[atom], value=-1)
-            going = going & ~again & (residual.norm(dim=1) >= self.config.residual_tolerance)
-            if i + 1 == k or not going.any():
-                break
-            if gram is None:
-                products = residual @ atoms.T
-            else:
-                products.addcmul_(amount[:, None], gram[atom], value=-1)
-        return ids, taken
 
     def _pursue(
         self, u: Float[Tensor, "n d_in"], ids: Int[Tensor, "n k"], taken: Bool[Tensor, "n k"]

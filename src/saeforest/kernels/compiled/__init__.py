@@ -14,6 +14,8 @@ from . import loops
 from .threads import over_rows, over_work
 
 _BLOCK = 64
+# Products that are changed and looked through together.
+_PRODUCTS = 256
 # The scores of children are made for so many tokens and features at a time.
 _SCORES = 1 << 25
 
@@ -164,6 +166,22 @@ def adam(weight: Tensor, grad: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, step
     m, v = (as_bits(t).view(np.uint16) for t in (exp_avg, exp_avg_sq))
     seeds = [np.uint32((2 * step.steps + i) * 0x9E3779B9 & 0xFFFFFFFF) for i in (0, 1)]
     over_rows(loops.adam_rounded, len(weight), weight_, grad_, m, v, *flags, *numbers, *seeds)
+
+
+def choose_atoms(u: Tensor, atoms: Tensor, gram: Tensor, k: int, tolerance: float) -> tuple[Tensor, Tensor]:
+    ids = torch.zeros(len(u), k, dtype=torch.int64)
+    taken = torch.zeros(len(u), k, dtype=torch.bool)
+    products, residual = u @ atoms.T, u.clone()
+    over_rows(
+        loops.choose_atoms,
+        len(u),
+        *arrays(ids, taken, products),
+        as_bits(products),
+        *arrays(residual, atoms, gram),
+        atoms.detach().numpy().dtype.type(tolerance),
+        _PRODUCTS,
+    )
+    return ids, taken
 
 
 def arrays(*tensors: Tensor) -> list[np.ndarray]:

@@ -433,3 +433,46 @@ def adam_rounded(
         _update(weight[f], direction, a, b, beta1, beta2, size, root, eps)
         _round(m[f], a_bits, f * d, seed_m)
         _round(v[f], b_bits, f * d, seed_v)
+
+
+# -- matching pursuit
+
+
+@jit
+def choose_atoms(ids, taken, products, bits, residual, atoms, gram, tolerance, block, low, high):
+    """`bits` is the memory of `products` read as integers: of those a compiler finds the largest with vectors."""
+    n, k = products.shape[1], ids.shape[1]
+    n_blocks = (n + block - 1) // block
+    best = np.empty(n_blocks, bits.dtype)
+    for t in range(low, high):
+        p, b, r = products[t], bits[t], residual[t]
+        amount, g = p.dtype.type(0), gram[0]
+        for i in range(k):
+            for c in range(n_blocks):
+                first, last = c * block, min((c + 1) * block, n)
+                for j in range(first, last):
+                    p[j] -= amount * g[j]
+                m = b[first]
+                for j in range(first, last):
+                    m = max(m, b[j])
+                best[c] = m
+            where = 0
+            for c in range(n_blocks):
+                if best[c] > best[where]:
+                    where = c
+            if best[where] <= 0:  # nothing points its way
+                break
+            atom = where * block
+            while b[atom] != best[where]:
+                atom += 1
+            amount, g = p[atom], gram[atom]
+            again = False
+            for j in range(i):
+                again |= ids[t, j] == atom
+            ids[t, i], taken[t, i] = atom, True
+            row, left = atoms[atom], r.dtype.type(0)
+            for x in range(len(r)):
+                r[x] -= amount * row[x]
+                left += r[x] * r[x]
+            if again or np.sqrt(left) < tolerance:
+                break

@@ -14,6 +14,7 @@ Without a GPU, `TRITON_INTERPRET=1` (set before the import) runs all of it in Tr
 CPU: that is how `tests/test_triton.py` checks it.
 """
 
+from ..plain import choose_atoms  # dense products and rows of them: nothing to win
 from .adam import adam
 from .errors import layer_errors, layer_gradients
 from .select import top_children, top_positive
@@ -21,6 +22,7 @@ from .sparse import gather_dot, scatter_outer, weighted_rows
 
 __all__ = [
     "adam",
+    "choose_atoms",
     "gather_dot",
     "layer_errors",
     "layer_gradients",
