@@ -19,6 +19,7 @@ from .functions import (
     scatter_outer,
     sparse_decode,
     sparse_encode,
+    take_atoms,
     top_children,
     top_positive,
 )
@@ -34,6 +35,7 @@ __all__ = [
     "scatter_outer",
     "sparse_decode",
     "sparse_encode",
+    "take_atoms",
     "top_children",
     "top_positive",
 ]

@@ -221,6 +221,36 @@ def choose_atoms(
     return backend(atoms).choose_atoms(u, atoms, gram, k, tolerance)
 
 
+class _Pursue(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, u: Tensor, ids: Tensor, taken: Tensor, atoms: Tensor) -> tuple[Tensor, Tensor]:
+        amounts, residual = backend(atoms).take_atoms(u, ids, taken, atoms)
+        ctx.save_for_backward(ids, atoms, amounts, residual)
+        ctx.mark_non_differentiable(amounts)
+        return amounts, residual
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Grad, None, None, Tensor]:
+        ids, atoms, amounts, residual = ctx.saved_tensors
+        kernels = backend(atoms)
+        grad, shares = kernels.put_back_atoms(grads[1].contiguous(), residual, amounts, ids, atoms)
+        used, every = (amounts > 0).to(atoms.dtype).flatten(), torch.arange(ids.numel(), device=ids.device)
+        return (
+            grad,
+            None,
+            None,
+            kernels.scatter_outer(used, every, ids.flatten(), shares.flatten(0, 1), len(atoms)),
+        )
+
+
+def take_atoms(
+    u: Float[Tensor, "n d"], ids: Int[Tensor, "n k"], taken: Bool[Tensor, "n k"], atoms: Float[Tensor, "F d"]
+) -> tuple[Float[Tensor, "n k"], Float[Tensor, "n d"]]:
+    """Amounts of the taken atoms, one after another, and what they leave of `u`; gradients through the latter alone."""
+    _check(ids, len(atoms))
+    return _Pursue.apply(u, ids, taken, atoms)  # pyright: ignore[reportReturnType]
+
+
 def _check(ids: Int[Tensor, "*m"], n_rows: int) -> None:
     """Compiled loops check nothing: a wrong id would reach foreign memory."""
     if ids.device.type == "cpu" and ids.numel():

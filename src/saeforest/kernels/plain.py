@@ -247,3 +247,36 @@ def choose_atoms(
         else:
             products.addcmul_(amount[:, None], gram[atom], value=-1)
     return ids, taken
+
+
+def take_atoms(
+    u: Float[Tensor, "n d"], ids: Int[Tensor, "n k"], taken: Bool[Tensor, "n k"], atoms: Float[Tensor, "F d"]
+) -> tuple[Float[Tensor, "n k"], Float[Tensor, "n d"]]:
+    """How much of each taken atom is in what is left when its turn comes, if positive; and what is left at the end."""
+    residual, amounts = u.detach(), []
+    for i in range(ids.shape[1]):
+        row = atoms[ids[:, i]]
+        amounts.append(torch.where(taken[:, i], (residual * row).sum(1).relu(), 0))
+        residual = residual - amounts[-1][:, None] * row
+    return torch.stack(amounts, dim=1), residual
+
+
+def put_back_atoms(
+    grad: Float[Tensor, "n d"],
+    residual: Float[Tensor, "n d"],
+    amounts: Float[Tensor, "n k"],
+    ids: Int[Tensor, "n k"],
+    atoms: Float[Tensor, "F d"],
+) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n k d"]]:
+    """Given the gradient of what is left: that of `u`, and every taken atom's share of its own.
+
+    With a = r . w and r' = r - a w, the gradient g of r' makes g - (g . w) w of r, and -a g - (g . w) r of w.
+    """
+    shares = []
+    for i in reversed(range(ids.shape[1])):
+        amount, row = amounts[:, i, None], atoms[ids[:, i]]
+        residual = residual + amount * row
+        along = (grad * row).sum(1, keepdim=True)
+        shares.append(torch.where(amount > 0, -amount * grad - along * residual, 0))
+        grad = torch.where(amount > 0, grad - along * row, grad)
+    return grad, torch.stack(shares[::-1], dim=1)

@@ -10,13 +10,12 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..code import SparseCode, concat_rows
 from ..errors import UserError
-from ..kernels import choose_atoms
+from ..kernels import choose_atoms, take_atoms
 from .base import (
     DENSE_ENTRIES,
     SAE,
@@ -114,19 +113,12 @@ class MatchingPursuitSAE(SAE):
     def _pursue(
         self, u: Float[Tensor, "n d_in"], ids: Int[Tensor, "n k"], taken: Bool[Tensor, "n k"]
     ) -> tuple[SparseCode, Float[Tensor, "n d_in"]]:
-        """The coefficients along the chosen atoms, and the residual at the end; gradients flow through all of them."""
-        atoms = F.embedding(ids, self.decoder).unbind(1)
-        residual = u
-        amounts = []
-        for i in range(ids.shape[1]):
-            amount = torch.where(taken[:, i], (residual * atoms[i]).sum(1).relu(), 0)
-            residual = residual - amount[:, None] * atoms[i]
-            amounts.append(amount)
+        """The coefficients along the chosen atoms, and the residual at the end, which alone carries gradients."""
+        amounts, residual = take_atoms(u, ids, taken, self.decoder)
         # An atom chosen again adds to what it had.
         same = (ids[:, :, None] == ids[:, None, :]) & taken[:, None, :]
         first = same.int().argmax(2)
-        stacked = torch.stack(amounts, dim=1)
-        values = torch.zeros_like(stacked).scatter_add(1, first, stacked)
+        values = torch.zeros_like(amounts).scatter_add(1, first, amounts)
         return SparseCode(values, torch.where(values > 0, ids, 0)), residual
 
     # -- training

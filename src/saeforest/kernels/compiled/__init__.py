@@ -184,6 +184,21 @@ def choose_atoms(u: Tensor, atoms: Tensor, gram: Tensor, k: int, tolerance: floa
     return ids, taken
 
 
+def take_atoms(u: Tensor, ids: Tensor, taken: Tensor, atoms: Tensor) -> tuple[Tensor, Tensor]:
+    amounts, residual = u.new_zeros(ids.shape), u.detach().clone()
+    over_rows(loops.take_atoms, len(u), *arrays(amounts, residual, ids, taken, atoms))
+    return amounts, residual
+
+
+def put_back_atoms(
+    grad: Tensor, residual: Tensor, amounts: Tensor, ids: Tensor, atoms: Tensor
+) -> tuple[Tensor, Tensor]:
+    grad, residual = grad.clone(), residual.clone()
+    shares = grad.new_empty(*ids.shape, grad.shape[1])
+    over_rows(loops.put_back_atoms, len(ids), *arrays(grad, shares, residual, amounts, ids, atoms))
+    return grad, shares
+
+
 def arrays(*tensors: Tensor) -> list[np.ndarray]:
     """The same memory for NumPy; of a tensor that is not contiguous a copy, so nothing may be written into it."""
     return [t.detach().contiguous().numpy() for t in tensors]

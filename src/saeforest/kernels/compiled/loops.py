@@ -476,3 +476,36 @@ def choose_atoms(ids, taken, products, bits, residual, atoms, gram, tolerance, b
                 left += r[x] * r[x]
             if again or np.sqrt(left) < tolerance:
                 break
+
+
+@jit
+def take_atoms(amounts, residual, ids, taken, atoms, low, high):
+    zero = residual.dtype.type(0)
+    for t in range(low, high):
+        r = residual[t]
+        for i in range(ids.shape[1]):
+            if not taken[t, i]:
+                continue
+            row, amount = atoms[ids[t, i]], zero
+            for x in range(len(r)):
+                amount += r[x] * row[x]
+            amounts[t, i] = amount = max(amount, zero)
+            for x in range(len(r)):
+                r[x] -= amount * row[x]
+
+
+@jit
+def put_back_atoms(grad, shares, residual, amounts, ids, atoms, low, high):
+    for t in range(low, high):
+        r, g = residual[t], grad[t]
+        for i in range(ids.shape[1] - 1, -1, -1):
+            a = amounts[t, i]
+            if a == 0:
+                continue
+            row, share, along = atoms[ids[t, i]], shares[t, i], g.dtype.type(0)
+            for x in range(len(r)):
+                r[x] += a * row[x]
+                along += g[x] * row[x]
+            for x in range(len(r)):
+                share[x] = -(a * g[x] + along * r[x])
+                g[x] -= along * row[x]

@@ -14,7 +14,7 @@ Without a GPU, `TRITON_INTERPRET=1` (set before the import) runs all of it in Tr
 CPU: that is how `tests/test_triton.py` checks it.
 """
 
-from ..plain import choose_atoms  # dense products and rows of them: nothing to win
+from ..plain import choose_atoms, put_back_atoms, take_atoms  # of rows that PyTorch reads well itself
 from .adam import adam
 from .errors import layer_errors, layer_gradients
 from .select import top_children, top_positive
@@ -26,7 +26,9 @@ __all__ = [
     "gather_dot",
     "layer_errors",
     "layer_gradients",
+    "put_back_atoms",
     "scatter_outer",
+    "take_atoms",
     "top_children",
     "top_positive",
     "weighted_rows",
