@@ -15,8 +15,8 @@ from saeforest import UserError
 from saeforest.code import SparseCode
 from saeforest.directions import RIDGE
 from saeforest.infer import METHODS, InferConfig, InferredForest, infer_forest
-from saeforest.measures import pairs as pairs_module
-from saeforest.measures.pairs import SCORES, PairStatistics, Score, first_best
+from saeforest import pairs as pairs_module
+from saeforest.pairs import SCORES, PairStatistics, Score, first_best
 from saeforest.saes import TreeConfig, TreeSAE
 
 THRESHOLD = 1e-3

@@ -30,16 +30,18 @@ from saeforest.measures import (
     MEASURES,
     SETS,
     EvalBatch,
+    MeasureOptions,
     Record,
     Source,
     WindowLosses,
     evaluate,
     measure_names,
     measure_run,
-    read_batch,
+    read_windows,
     table,
 )
 from saeforest.measures import measure as measure_module
+from saeforest.measures.registry import Streaming
 from saeforest.saes import SAE, TreeConfig, TreeSAE
 from saeforest.text import Tokens
 
@@ -47,6 +49,11 @@ VOCAB, D, CONTEXT, N_WINDOWS, EOS, LAYER = 30, 16, 12, 22, 2, 1
 SIZES, K = (6, 12, 16), (4, 3, 3)
 SITE = f"blocks.{LAYER}.hook_resid_post"
 SOURCE = Source("test text", "held_out", 0, "the sae")
+
+
+def ce(n_tokens: int) -> MeasureOptions:
+    """The cross-entropy taken on so many tokens."""
+    return MeasureOptions(ce_tokens=n_tokens)
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +140,9 @@ def eval_batch(
 
 
 def measured(name: str, sae: SAE, batches: list[EvalBatch], forest: Forest | None = None) -> Record:
-    measure = MEASURES[name](sae, forest or sae.forest)
+    spec = MEASURES[name]
+    assert isinstance(spec, Streaming)
+    measure = spec.make(sae, forest or sae.forest)
     for batch in batches:
         measure.update(batch)
     return measure.record({})
@@ -227,8 +236,8 @@ def test_undefined_reconstruction_is_null_with_a_reason(sae: TreeSAE) -> None:
 
 
 def test_sparsity_and_dead_equal_the_oracle(sae: TreeSAE, reader: ActivationReader, tokens: Tokens) -> None:
-    records = evaluate(sae, reader, tokens, ["sparsity", "dead"], SOURCE, ce_tokens=0)
-    batch = read_batch(sae, reader, tokens, torch.arange(N_WINDOWS))
+    records = evaluate(sae, reader, tokens, ["sparsity", "dead"], SOURCE, ce(0))
+    batch = read_windows(reader, tokens, torch.arange(N_WINDOWS)).through(sae)
     on = (batch.code.dense(sae.d_sae) > 1e-3).numpy()
     starts = np.cumsum([0, *SIZES])
     sparsity, dead = records["sparsity"].value, records["dead"].value
@@ -271,7 +280,7 @@ def test_coverage_vector() -> None:
 def test_coverage_of_a_tree_is_one_and_of_another_forest_is_not(
     sae: TreeSAE, reader: ActivationReader, tokens: Tokens
 ) -> None:
-    own = evaluate(sae, reader, tokens, ["coverage"], SOURCE, ce_tokens=0)["coverage"]
+    own = evaluate(sae, reader, tokens, ["coverage"], SOURCE, ce(0))["coverage"]
     assert own.value["min"] == own.value["mean"] == 1
     assert own.interval["mean"] == (1, 1)
     edges = int((sae.parent >= 0).sum())
@@ -282,8 +291,8 @@ def test_coverage_of_a_tree_is_one_and_of_another_forest_is_not(
     assert measured_edges + others == edges
 
     forest = shuffled(sae.forest)
-    other = evaluate(sae, reader, tokens, ["coverage"], SOURCE, ce_tokens=0, forest=forest)["coverage"]
-    batch = read_batch(sae, reader, tokens, torch.arange(N_WINDOWS))
+    other = evaluate(sae, reader, tokens, ["coverage"], SOURCE, ce(0), forest=forest)["coverage"]
+    batch = read_windows(reader, tokens, torch.arange(N_WINDOWS)).through(sae)
     on = (batch.code.dense(sae.d_sae) > 1e-3).numpy()
     expected = oracle.coverage(on, forest.parent.tolist())
     assert other.value["edges_measured"] == len(expected)
@@ -383,33 +392,42 @@ def replaced(lm: LanguageModel, change: Any) -> Iterator[None]:
         handle.remove()
 
 
-def mean_loss(lm: LanguageModel, tokens: Tokens, change: Any) -> float:
-    """The mean over the kept positions that have a next token."""
+def means(lm: LanguageModel, tokens: Tokens, change: Any) -> tuple[float, float]:
+    """Of loss and divergence, over the kept positions that have a next token."""
     keep, ids = keep_by_hand(tokens).numpy(), tokens.ids.long()
     with torch.no_grad(), replaced(lm, change):
-        logits = lm.model(input_ids=ids).logits.double().numpy()
-    rows = zip(logits, ids.numpy(), keep, strict=True)
-    return float(np.concatenate([oracle.next_token_losses(lo, i)[k[:-1]] for lo, i, k in rows]).mean())
+        changed = lm.model(input_ids=ids).logits.double().numpy()
+    with torch.no_grad():
+        clean = lm.model(input_ids=ids).logits.double().numpy()
+    rows = list(zip(clean, changed, ids.numpy(), keep, strict=True))
+    losses = [oracle.next_token_losses(new, i)[k[:-1]] for _, new, i, k in rows]
+    divergences = [oracle.divergences(old, new)[k[:-1]] for old, new, _, k in rows]
+    return float(np.concatenate(losses).mean()), float(np.concatenate(divergences).mean())
 
 
 def test_cross_entropy_equals_the_oracle(
     sae: TreeSAE, lm: LanguageModel, reader: ActivationReader, tokens: Tokens
 ) -> None:
     keep = keep_by_hand(tokens)[..., None]
-    found = evaluate(sae, reader, tokens, ["cross_entropy"], SOURCE, ce_tokens=10**6)["cross_entropy"]
-    clean = mean_loss(lm, tokens, lambda x: x)
-    spliced = mean_loss(lm, tokens, lambda x: torch.where(keep, sae(x), x))
-    ablated = mean_loss(lm, tokens, torch.zeros_like)
+    found = evaluate(sae, reader, tokens, ["cross_entropy"], SOURCE, ce(10**6))["cross_entropy"]
+    clean, _ = means(lm, tokens, lambda x: x)
+    spliced, kl_spliced = means(lm, tokens, lambda x: torch.where(keep, sae(x), x))
+    ablated, kl_ablated = means(lm, tokens, torch.zeros_like)
     assert len({round(loss, 3) for loss in (clean, spliced, ablated)}) == 3
     assert found.tokens == int(keep[:, :-1].sum())
     assert close(found.value["clean"], clean, 1e-5)
     assert close(found.value["spliced"], spliced, 1e-5)
     assert close(found.value["ablated"], ablated, 1e-5)
+    assert close(found.value["kl_spliced"], kl_spliced, 1e-5)
+    assert close(found.value["kl_ablated"], kl_ablated, 1e-5)
+    assert close(found.value["kl_div_score"], 1 - kl_spliced / kl_ablated, 1e-3)
     assert close(found.value["ce_loss_score"], oracle.ce_loss_score(clean, spliced, ablated), 1e-3)
 
 
-def losses(clean: float, spliced: float, ablated: float, n_windows: int = 3) -> EvalBatch:
-    sums = (torch.full((n_windows,), 4 * v, dtype=torch.float64) for v in (clean, spliced, ablated))
+def losses(
+    clean: float, spliced: float, ablated: float, kl: tuple[float, float] = (0.1, 1.0), n_windows: int = 3
+) -> EvalBatch:
+    sums = (torch.full((n_windows,), 4 * v, dtype=torch.float64) for v in (clean, spliced, ablated, *kl))
     found = WindowLosses(torch.full((n_windows,), 4), *sums)
     return replace(eval_batch(torch.ones(n_windows, 2), None, None, n_windows), losses=found)
 
@@ -418,11 +436,13 @@ def test_ce_loss_score_vector(sae: TreeSAE) -> None:
     """Vector 10."""
     found = measured("cross_entropy", sae, [losses(3.0, 3.2, 10.0)])
     assert close(found.value["ce_loss_score"], 6.8 / 7)
+    assert close(found.value["kl_div_score"], 0.9)
     assert found.tokens == 12
 
 
 def test_ce_loss_score_is_null_where_ablation_costs_nothing(sae: TreeSAE) -> None:
-    found = measured("cross_entropy", sae, [losses(3.0, 3.2, 3.0)])
+    found = measured("cross_entropy", sae, [losses(3.0, 3.2, 3.0, kl=(0.0, 0.0))])
+    assert found.value["kl_div_score"] is None
     assert found.value["ce_loss_score"] is None
     assert "ablated equals clean" in found.null["ce_loss_score"]
     assert close(found.value["spliced"], 3.2)
@@ -436,15 +456,15 @@ def test_losses_are_taken_on_whole_windows_of_the_first_tokens_only(
     n = 6 * CONTEXT + 1
     records = []
     for reader.batch_size in (4, 5, 7):
-        records.append(evaluate(sae, reader, tokens, SETS["fast"], SOURCE, ce_tokens=n))
+        records.append(evaluate(sae, reader, tokens, SETS["fast"], SOURCE, ce(n)))
         assert records[-1]["cross_entropy"].tokens == int(keep.sum())
         assert records[-1]["reconstruction"].tokens == int(keep_by_hand(tokens).sum())
     first = replace(tokens, ids=tokens.ids[:7])
-    expected = evaluate(sae, reader, first, ["cross_entropy"], SOURCE, ce_tokens=n)["cross_entropy"].value
+    expected = evaluate(sae, reader, first, ["cross_entropy"], SOURCE, ce(n))["cross_entropy"].value
     for record in records:
         for name, value in record["cross_entropy"].value.items():
             assert close(value, expected[name] or 0, 1e-4)
-    none = evaluate(sae, reader, tokens, ["cross_entropy"], SOURCE, ce_tokens=0)["cross_entropy"]
+    none = evaluate(sae, reader, tokens, ["cross_entropy"], SOURCE, ce(0))["cross_entropy"]
     assert none.tokens == 0
     assert set(none.null.values()) == {"no token was measured"}
 
@@ -459,7 +479,7 @@ def test_clean_windows_cost_no_pass_of_their_own(
         calls += 1
 
     with lm.model.get_submodule("model.layers.0").register_forward_hook(count):
-        evaluate(sae, reader, tokens, SETS["fast"], SOURCE, ce_tokens=5 * CONTEXT)
+        evaluate(sae, reader, tokens, SETS["fast"], SOURCE, ce(5 * CONTEXT))
     assert calls == math.ceil(N_WINDOWS / 5) + 2  # spliced and ablated, of the one batch with losses
 
 
@@ -470,7 +490,7 @@ def test_batch_holds_the_kept_rows(
     sae: TreeSAE, lm: LanguageModel, reader: ActivationReader, tokens: Tokens
 ) -> None:
     windows = torch.tensor([3, 4, 6])
-    batch = read_batch(sae, reader, tokens, windows, n_losses=2)
+    batch = read_windows(reader, tokens, windows, n_losses=2).through(sae)
     expected = reader.read(tokens, windows)
     assert torch.equal(batch.rows, expected.rows)
     torch.testing.assert_close(batch.x, expected.x)
@@ -485,7 +505,7 @@ def test_excluded_positions_are_neither_measured_nor_replaced(
     sae: TreeSAE, lm: LanguageModel, reader: ActivationReader, tokens: Tokens, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first position of every window is made huge: no measure moves, and the splice leaves it as it is."""
-    plain = evaluate(sae, reader, tokens, SETS["fast"], SOURCE, ce_tokens=0)
+    plain = evaluate(sae, reader, tokens, SETS["fast"], SOURCE, ce(0))
     site, module = reader.site, lm.model.get_submodule(f"model.layers.{LAYER}")
     spliced = []
 
@@ -494,9 +514,12 @@ def test_excluded_positions_are_neither_measured_nor_replaced(
         x[:, 0] = 1e6
         return (x, *output[1:]) if isinstance(output, tuple) else x
 
-    original = LanguageModel.token_losses
+    original = LanguageModel.logits
 
     def spy(self: LanguageModel, ids: Tensor, at: Any = None, change: Any = None) -> Tensor:
+        if change is None:
+            return original(self, ids)
+
         def watched(x: Tensor) -> Tensor:
             new = change(x)
             spliced.append((x.clone(), new.clone()))
@@ -504,14 +527,14 @@ def test_excluded_positions_are_neither_measured_nor_replaced(
 
         return original(self, ids, at, watched)
 
-    monkeypatch.setattr(LanguageModel, "token_losses", spy)
+    monkeypatch.setattr(LanguageModel, "logits", spy)
     with module.register_forward_hook(huge):
-        batch = read_batch(sae, reader, tokens, torch.arange(N_WINDOWS), n_losses=N_WINDOWS)
-        found = evaluate(sae, reader, tokens, ["reconstruction", "sparsity"], SOURCE, ce_tokens=0)
+        batch = read_windows(reader, tokens, torch.arange(N_WINDOWS), n_losses=N_WINDOWS).through(sae)
+        found = evaluate(sae, reader, tokens, ["reconstruction", "sparsity"], SOURCE, ce(0))
     assert reader.site == site
     for name, record in found.items():
         assert record.value == plain[name].value
-    (x, looked), (_, new), (_, ablated) = spliced
+    (x, looked), (_, ablated), (_, new) = spliced
     keep = keep_by_hand(tokens)
     assert torch.equal(x, looked)
     assert bool((x[:, 0] == 1e6).all())
@@ -526,7 +549,7 @@ def test_measures_do_not_depend_on_the_batches(
     """But for the two definitions that say so."""
     found = []
     for reader.batch_size in (3, N_WINDOWS):
-        found.append(evaluate(sae, reader, tokens, SETS["fast"], SOURCE, ce_tokens=4 * CONTEXT))
+        found.append(evaluate(sae, reader, tokens, SETS["fast"], SOURCE, ce(4 * CONTEXT)))
     by_batch = {"fve_legacy", "fve_tree"}
     for name, first in found[0].items():
         second = found[1][name]
@@ -544,9 +567,7 @@ def test_two_runs_are_identical(sae: TreeSAE, reader: ActivationReader, tokens: 
     first, second = (
         {
             name: record.to_json()
-            for name, record in evaluate(
-                sae, reader, tokens, SETS["fast"], SOURCE, ce_tokens=9 * CONTEXT
-            ).items()
+            for name, record in evaluate(sae, reader, tokens, SETS["fast"], SOURCE, ce(9 * CONTEXT)).items()
         }
         for _ in range(2)
     )
@@ -557,7 +578,7 @@ def test_no_token_measured_gives_reasons_not_numbers(
     sae: TreeSAE, reader: ActivationReader, tokens: Tokens
 ) -> None:
     nothing = replace(tokens, ids=torch.full((3, CONTEXT), EOS, dtype=torch.int32))
-    for record in evaluate(sae, reader, nothing, SETS["fast"], SOURCE, ce_tokens=CONTEXT).values():
+    for record in evaluate(sae, reader, nothing, SETS["fast"], SOURCE, ce(CONTEXT)).values():
         assert record.tokens == 0
         for name, value in record.value.items():
             assert value is None or name.startswith("edges"), (record.measure, name)
@@ -573,7 +594,7 @@ def test_activation_that_is_not_a_number_is_the_users_error(
         lm.model.get_submodule("model.layers.0").register_forward_hook(spoil),
         pytest.raises(UserError, match="NaN or infinite at document 'document'"),
     ):
-        evaluate(sae, reader, tokens, ["reconstruction"], SOURCE, ce_tokens=0)
+        evaluate(sae, reader, tokens, ["reconstruction"], SOURCE, ce(0))
 
 
 # -- intervals
@@ -618,7 +639,7 @@ def test_interval_equals_resampling_by_hand(sae: TreeSAE) -> None:
 
 def test_one_window_has_no_interval(sae: TreeSAE, reader: ActivationReader, tokens: Tokens) -> None:
     one = replace(tokens, ids=tokens.ids[:1])
-    records = evaluate(sae, reader, one, SETS["fast"], SOURCE, ce_tokens=CONTEXT)
+    records = evaluate(sae, reader, one, SETS["fast"], SOURCE, ce(CONTEXT))
     for name in ("reconstruction", "cross_entropy", "sparsity", "dead"):
         assert set(records[name].interval.values()) == {None}
         assert None not in records[name].value.values()
@@ -630,7 +651,7 @@ def test_one_window_has_no_interval(sae: TreeSAE, reader: ActivationReader, toke
 def test_records_say_what_was_measured_and_come_back_from_their_files(
     sae: TreeSAE, reader: ActivationReader, tokens: Tokens, tmp_path: Path
 ) -> None:
-    records = evaluate(sae, reader, tokens, SETS["fast"], SOURCE, ce_tokens=9 * CONTEXT)
+    records = evaluate(sae, reader, tokens, SETS["fast"], SOURCE, ce(9 * CONTEXT))
     assert list(records) == list(SETS["fast"])
     for name, record in records.items():
         path = tmp_path / "eval" / f"{name}.json"
@@ -658,7 +679,9 @@ def test_measure_run_writes_a_file_for_each_measure_of_held_out_text(
     config = TrainConfig(data=str(text), site=SITE, text=TextConfig(context=CONTEXT, held_out=0.5), seed=5)
     folder = tmp_path / "run"
     names = ["dead", "cross_entropy"]
-    records = measure_run(sae, config, reader, names, tokens=240, ce_tokens=24, folder=folder)
+    records = measure_run(
+        {"": (config, sae)}, reader, names, MeasureOptions(tokens=240, ce_tokens=24), folder
+    )[""]
     assert [record.measure for record in records] == names
     assert sorted(path.name for path in (folder / "eval").iterdir()) == ["cross_entropy.json", "dead.json"]
     for record in records:
@@ -689,14 +712,15 @@ def test_measure_names() -> None:
     assert measure_names("dead,fast")[0] == "dead"
     for text in ("fats", "dead,", ""):
         with pytest.raises(
-            UserError, match="no such measure; expected fast, or any of reconstruction, cross_"
+            UserError,
+            match="no such measure; expected fast, paper, saebench, or any of reconstruction, cross_",
         ) as e:
             measure_names(text)
         assert "\n" not in str(e.value)
 
 
 def test_table_fits_a_terminal(sae: TreeSAE, reader: ActivationReader, tokens: Tokens) -> None:
-    records = list(evaluate(sae, reader, tokens, SETS["fast"], SOURCE, ce_tokens=9 * CONTEXT).values())
+    records = list(evaluate(sae, reader, tokens, SETS["fast"], SOURCE, ce(9 * CONTEXT)).values())
     records.append(measured("cross_entropy", sae, [losses(3.0, 3.2, 3.0)]))
     console = Console(file=io.StringIO(), width=100)
     console.print(table(records))

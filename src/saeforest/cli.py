@@ -25,7 +25,7 @@ from .toys import SYSTEM_NAMES, SyntheticConfig
 
 T = TypeVar("T")
 _Run = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
-INDEX_TOKENS, EVAL_TOKENS, CE_TOKENS = 600_000, 100_000, 16_384
+INDEX_TOKENS, DEMO_EVAL_TOKENS = 600_000, 50_000
 
 
 def _parse(args: type[T], argv: Sequence[str], command: str, description: str, default: Any = None) -> T:
@@ -148,48 +148,50 @@ def _checked(config: TrainConfig, base: TrainConfig) -> TrainConfig:
 # -- eval
 
 
-@dataclass(frozen=True)
-class _Eval:
-    run: _Run
-    """A run's folder."""
-    measures: str = "fast"
-    """A set (fast) or names, separated by commas."""
-    tokens: int = EVAL_TOKENS
-    """Held-out tokens to measure on."""
-    ce_tokens: int = CE_TOKENS
-    """Of these, tokens for the cross-entropy, which takes three full passes of the language model."""
-    sae: str = ""
-    """Which SAE, of a run that trained several; all of them by default."""
-    device: str | None = None
-    """Of language model and SAE; by default the one the run was trained on."""
-
-
 def evaluate(argv: Sequence[str]) -> None:
-    """Measure a trained SAE on text it has not seen. Writes RUN/eval/MEASURE.json."""
-    args = _parse(_Eval, argv, "eval", _doc(evaluate))
-    _positive(args, "tokens", "ce_tokens")
+    """Measure trained SAEs on text they have not seen. Writes RUN/eval/MEASURE.json; goes on where it was stopped."""
     from .explore import output_console
-    from .measures import measure_names, table
-    from .measures.run import measure_run
+    from .measures import measure_names, measure_run, table
+    from .measures.arguments import EvalArguments
+    from .measures.options import preset_options
     from .session import check_width, load_run, open_reader, sae_names
 
+    options, rest = preset_options(argv)
+    args = _parse(EvalArguments, rest, "eval", _doc(evaluate), default=EvalArguments(tyro.MISSING, options))
     names = measure_names(args.measures)
-    reader = None
-    for name in [args.sae] if args.sae else sae_names(args.run):
-        config, sae = load_run(args.run, args.device, name)
-        reader = reader or open_reader(config)
+    saes = {
+        name: load_run(args.run, args.device, name)
+        for name in ([args.sae] if args.sae else sae_names(args.run))
+    }
+    reader = open_reader(next(iter(saes.values()))[0])
+    for _, sae in saes.values():
         check_width(sae, reader)
-        records = measure_run(
-            sae,
-            config,
-            reader,
-            names,
-            tokens=args.tokens,
-            ce_tokens=args.ce_tokens,
-            folder=args.run,
-            name=name,
-        )
+    for name, records in measure_run(saes, reader, names, args.options, args.run, again=args.again).items():
         output_console().print(table(records, title=name or None))
+
+
+# -- compare
+
+
+@dataclass(frozen=True)
+class _Compare:
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN [RUN ...]")]
+    """Folders of runs that `saeforest eval` has measured."""
+    out: Path
+    """The folder for the report, new or empty."""
+
+
+def compare(argv: Sequence[str]) -> None:
+    """Set measured SAEs side by side. Writes report.html, report.md, report.json and figures into --out."""
+    args = _parse(_Compare, argv, "compare", _doc(compare))
+    if not args.runs:
+        raise UserError("compare: expected the folder of at least one run (see `saeforest compare --help`)")
+    from .report import compare as compare_runs
+    from .training.run import claim_folder
+
+    claim_folder(args.out)
+    compare_runs(args.runs, args.out)
+    print(f"the report: {args.out / 'report.html'} (also report.md, report.json, figures/)")
 
 
 # -- index and show
@@ -321,7 +323,7 @@ class _Demo:
     """The run's folder, new or empty."""
     tokens: int = PRESETS["demo"].tokens
     """Different tokens to train on."""
-    eval_tokens: int = EVAL_TOKENS // 2
+    eval_tokens: int = DEMO_EVAL_TOKENS
     """Held-out tokens to measure on."""
 
 
@@ -333,7 +335,7 @@ def demo(argv: Sequence[str]) -> None:
     from .training import Interrupted
 
     try:
-        run_demo(replace(PRESETS["demo"], tokens=args.tokens), args.out, args.eval_tokens, CE_TOKENS)
+        run_demo(replace(PRESETS["demo"], tokens=args.tokens), args.out, args.eval_tokens)
     except Interrupted as stop:
         raise KeyboardInterrupt(f"{stop}; go on with: {_program()} demo --out {args.out}") from None
     _say_next(args.out)
@@ -422,6 +424,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "demo": demo,
     "train": train,
     "eval": evaluate,
+    "compare": compare,
     "index": index,
     "show": show,
     "harvest": harvest,

@@ -8,7 +8,7 @@ from pathlib import Path
 from .config import TrainConfig
 from .errors import UserError
 from .explore import build_index, output_console, show_families
-from .measures import SETS, measure_run, table
+from .measures import SETS, MeasureOptions, measure_run, table
 from .progress import console
 from .saes.files import SAE_FOLDER
 from .training import run_training
@@ -17,7 +17,7 @@ from .training.loop import CHECKPOINTS
 from .training.run import resume_config
 
 
-def run_demo(config: TrainConfig, out: Path, eval_tokens: int, ce_tokens: int) -> None:
+def run_demo(config: TrainConfig, out: Path, eval_tokens: int) -> None:
     """Runs the demo into `out`, or goes on with one that was stopped there.
 
     Prints the measures, the families, and where the time went.
@@ -33,9 +33,8 @@ def run_demo(config: TrainConfig, out: Path, eval_tokens: int, ce_tokens: int) -
     trained = time.monotonic()
 
     console.print("[bold]Measuring[/] it on held-out text")
-    records = measure_run(
-        run.sae, run.config, run.reader, SETS["fast"], tokens=eval_tokens, ce_tokens=ce_tokens, folder=out
-    )
+    options = MeasureOptions(tokens=eval_tokens)
+    records = measure_run({"": (run.config, run.sae)}, run.reader, SETS["fast"], options, out)[""]
     measured = time.monotonic()
 
     console.print("[bold]Indexing[/] what its features fire on")

@@ -1,4 +1,4 @@
-"""The one exception that a user is meant to read."""
+"""Errors: the one exception that a user is meant to read, and the check of what holds by definition."""
 
 
 class UserError(Exception):
@@ -7,3 +7,9 @@ class UserError(Exception):
     The message is one line: it names the file, key or value, says what was expected, and what to do.
     The command line prints it without a traceback and exits with status 2.
     """
+
+
+def require(holds: bool, where: str, identity: str) -> None:
+    """Raises RuntimeError where something that holds by definition does not: an error of ours, not the user's."""
+    if not holds:
+        raise RuntimeError(f"{where}: {identity} must hold by definition but does not; please report this")

@@ -3,7 +3,7 @@
 Every feature gets at most one parent: of the features that may be its parent (`order`) and score enough, the one
 that scores best. Two kinds of methods:
 
-- One of the scores of `measures.pairs` alone: activation coverage (Eq. 4 of the Tree SAE paper), masked cosine
+- One of the scores of `pairs` alone: activation coverage (Eq. 4 of the Tree SAE paper), masked cosine
   similarity (MCS) in its variants, or Pearson's correlation.
 - `reconstruction`, the paper's definition (section 3): coverage, and the reconstruction condition
 
@@ -23,13 +23,13 @@ from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float32, Int
+from jaxtyping import Bool, Float, Float32, Int
 from torch import Tensor
 
 from .directions import Directions, Moments
 from .errors import UserError
 from .forest import ROOT, Forest, flat_forest
-from .measures.pairs import SCORES, PairStatistics, Score, first_best
+from .pairs import SCORES, PairStatistics, Score, first_best
 from .progress import progress
 from .saes import SAE
 
@@ -118,7 +118,6 @@ class InferredForest:
     config: InferConfig
 
 
-@torch.no_grad()
 def infer_forest(sae: SAE, batches: Iterable[Tensor], config: InferConfig | None = None) -> InferredForest:
     """A forest over the features of `sae`; a forest that the SAE was trained with is not looked at.
 
@@ -131,43 +130,54 @@ def infer_forest(sae: SAE, batches: Iterable[Tensor], config: InferConfig | None
     Raises UserError where there are no activations, where they have another width or are not finite, or where the
     order is by layers and the SAE has one only.
     """
-    config = config or InferConfig()
-    if config.order == "layers" and len(sae.config.layer_sizes) == 1:
-        raise UserError("infer.order = 'layers': this SAE has one layer only; use order 'frequency'")
-    pairs, moments = _observe(sae, batches, config)
-    if pairs.n_tokens == 0:
-        raise UserError("no activations to infer a forest from; give at least one batch with rows")
-    concepts = None
-    if moments is not None:
-        concepts = _Concepts(sae, moments, pairs.marginals.n, config.min_count)
-    layer = flat_forest(sae.config.layer_sizes).layer
-    parent, score, s_res = _parents(pairs, concepts, layer, config)
-    return InferredForest(
-        forest=Forest(parent, sae.config.layer_sizes, layered=config.order == "layers"),
-        score=score,
-        s_res=None if concepts is None else s_res,
-        n_fired=pairs.marginals.n,
-        n_tokens=pairs.n_tokens,
-        config=config,
-    )
-
-
-def _observe(
-    sae: SAE, batches: Iterable[Tensor], config: InferConfig
-) -> tuple[PairStatistics, Moments | None]:
-    """The one pass over the activations."""
-    threshold = sae.config.activation_threshold
-    pairs = PairStatistics(sae.d_sae, threshold)
-    moments = Moments(sae.d_sae, sae.d_in, sae.device) if config.method == "reconstruction" else None
+    inference = ForestInference(sae, config)
     for batch in batches:
-        _check(batch, sae.d_in)
+        inference.add(batch)
+    return inference.forest()
+
+
+class ForestInference:
+    """`infer_forest` in two steps, for one reading of the activations that several SAEs share."""
+
+    def __init__(self, sae: SAE, config: InferConfig | None = None) -> None:
+        self.sae, self.config = sae, config or InferConfig()
+        if self.config.order == "layers" and len(sae.config.layer_sizes) == 1:
+            raise UserError("infer.order = 'layers': this SAE has one layer only; use order 'frequency'")
+        self._pairs = PairStatistics(sae.d_sae, sae.config.activation_threshold)
+        with_moments = self.config.method == "reconstruction"
+        self._moments = Moments(sae.d_sae, sae.d_in, sae.device) if with_moments else None
+
+    @torch.no_grad()
+    def add(self, batch: Float[Tensor, "n d_in"]) -> None:
+        """Takes in more activations."""
+        _check(batch, self.sae.d_in)
+        threshold = self.sae.config.activation_threshold
         for rows in batch.split(_SLICE):
-            x = rows.to(sae.device).float()
-            code = sae.encode(x)
-            pairs.add(code)
-            if moments is not None:
-                moments.add(sae.normalize(x)[0], code.ids, code.active(threshold).double())
-    return pairs, moments
+            x = rows.to(self.sae.device).float()
+            code = self.sae.encode(x)
+            self._pairs.add(code)
+            if self._moments is not None:
+                self._moments.add(self.sae.normalize(x)[0], code.ids, code.active(threshold).double())
+
+    @torch.no_grad()
+    def forest(self) -> InferredForest:
+        """The forest that all activations so far speak for."""
+        pairs, sae, config = self._pairs, self.sae, self.config
+        if pairs.n_tokens == 0:
+            raise UserError("no activations to infer a forest from; give at least one batch with rows")
+        concepts = None
+        if self._moments is not None:
+            concepts = _Concepts(sae, self._moments, pairs.marginals.n, config.min_count)
+        layer = flat_forest(sae.config.layer_sizes).layer
+        parent, score, s_res = _parents(pairs, concepts, layer, config)
+        return InferredForest(
+            forest=Forest(parent, sae.config.layer_sizes, layered=config.order == "layers"),
+            score=score,
+            s_res=None if concepts is None else s_res,
+            n_fired=pairs.marginals.n,
+            n_tokens=pairs.n_tokens,
+            config=config,
+        )
 
 
 def _check(batch: Tensor, d_in: int) -> None:

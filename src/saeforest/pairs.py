@@ -19,16 +19,15 @@ each, and 8 more to find those of a feature), and the pairs of a feature are cou
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple, get_args
 
 import torch
 from jaxtyping import Bool, Float, Float32, Float64, Int, Int32
 from torch import Tensor
 
-from ..code import SparseCode
-from ..errors import UserError
-from .record import require
+from .code import SparseCode
+from .errors import UserError, require
 
 Score = Literal[
     "coverage", "mcs_binary", "mcs_binary_scaled", "mcs_correlation", "mcs_correlation_scaled", "pearson"
@@ -139,6 +138,12 @@ class PairStatistics:
         """Of all features."""
         return self._sorted.marginals
 
+    def firings(self, feature: int) -> tuple[Int32[Tensor, "n_c"], Float32[Tensor, "n_c"]]:
+        """The tokens on which a feature fires, ascending and counted in the order they were added, and its values."""
+        begin = int(self._sorted.begin[feature])
+        mine = slice(begin, begin + int(self.marginals.n[feature]))
+        return self._sorted.token[mine], self._sorted.own[mine]
+
     def scores(
         self, kind: Score, features: Int[Tensor, "f"], role: Literal["child", "parent"] = "child"
     ) -> Iterator[tuple[Int[Tensor, "b"], Float64[Tensor, "b d_sae"]]]:
@@ -146,13 +151,26 @@ class PairStatistics:
 
         A pair that never fires together scores 0; what stands where a feature meets itself means nothing.
         """
+        for block, found in self.scores_of((kind,), features, role):
+            yield block, found[kind]
+
+    def scores_of(
+        self,
+        kinds: Sequence[Score],
+        features: Int[Tensor, "f"],
+        role: Literal["child", "parent"] = "child",
+    ) -> Iterator[tuple[Int[Tensor, "b"], dict[Score, Float64[Tensor, "b d_sae"]]]]:
+        """`scores` of several kinds, the pairs being counted once."""
         for block in features.split(max(_BLOCK_ENTRIES // max(self.d_sae, 1), 1)):
-            pair = self._sorted.pairs(block, role, values=kind not in _BINARY)
+            pair = self._sorted.pairs(block, role, values=not set(kinds).issubset(_BINARY))
             own = Marginals(*(m[block, None] for m in self.marginals))
             parent, child = (self.marginals, own) if role == "child" else (own, self.marginals)
-            score = pair_score(kind, pair, parent, child)
-            require(bool(torch.isfinite(score).all()), kind, "finite scores")
-            yield block, torch.where(pair.n > 0, score, 0)
+            found: dict[Score, Float64[Tensor, "b d_sae"]] = {}
+            for kind in kinds:
+                score = pair_score(kind, pair, parent, child)
+                require(bool(torch.isfinite(score).all()), kind, "finite scores")
+                found[kind] = torch.where(pair.n > 0, score, 0)
+            yield block, found
 
     def top_parents(self, kind: Score, children: Int[Tensor, "b"], top: int) -> TopPairs:
         """The best parents of each child, of all features that fire with it.

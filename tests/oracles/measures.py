@@ -90,5 +90,14 @@ def next_token_losses(logits: FloatArray, ids: NDArray[np.int64]) -> FloatArray:
     return np.array(losses)
 
 
+def divergences(clean: FloatArray, logits: FloatArray) -> FloatArray:
+    """sum_v p_clean log(p_clean / p) at each position but the last, of logits [ctx, vocab]: [ctx - 1], in nats."""
+    found = []
+    for a, b in zip(clean[:-1], logits[:-1], strict=True):
+        p, q = np.exp(a) / np.exp(a).sum(), np.exp(b) / np.exp(b).sum()
+        found.append(float((p * np.log(p / q)).sum()))
+    return np.array(found)
+
+
 def ce_loss_score(clean: float, spliced: float, ablated: float) -> float:
     return (ablated - spliced) / (ablated - clean)

@@ -97,21 +97,16 @@ class LanguageModel:
         raise UserError(f"site {site.name!r}: {site.module_path} takes no part in the forward pass")
 
     @torch.no_grad()
-    def logits(self, ids: Int[Tensor, "batch ctx"]) -> Float[Tensor, "batch ctx vocab"]:
-        """The scores of the next token, in the model's dtype and on its device."""
-        return self.model(input_ids=ids.to(self.device), use_cache=False).logits
-
-    @torch.no_grad()
-    def token_losses(
+    def logits(
         self, ids: Int[Tensor, "batch ctx"], site: Site | None = None, replace: Replace | None = None
-    ) -> Float32[Tensor, "batch ctx-1"]:
-        """Cross-entropy, in nats, of each token but the first given those before it.
+    ) -> Float[Tensor, "batch ctx vocab"]:
+        """The scores of the next token, in the model's dtype and on its device.
 
         With `site` and `replace`, the activation x: [batch, ctx, d] at the site becomes `replace(x)`, of the
         same shape, which is cast to x's dtype and device. Raises UserError as `activations` does.
         """
         if replace is None:
-            return _cross_entropy(self.logits(ids), ids)
+            return self.model(input_ids=ids.to(self.device), use_cache=False).logits
         if site is None:
             raise ValueError("replace needs a site")
         calls = 0
@@ -128,7 +123,13 @@ class LanguageModel:
             logits = self.logits(ids)
         if calls == 0:
             raise UserError(f"site {site.name!r}: {site.module_path} takes no part in the forward pass")
-        return _cross_entropy(logits, ids)
+        return logits
+
+    def token_losses(
+        self, ids: Int[Tensor, "batch ctx"], site: Site | None = None, replace: Replace | None = None
+    ) -> Float32[Tensor, "batch ctx-1"]:
+        """Cross-entropy, in nats, of each token but the first given those before it; `site`, `replace` as `logits`."""
+        return next_token_losses(self.logits(ids, site, replace), ids)[0]
 
     @contextmanager
     def _hooked(self, site: Site, ids: Tensor, change: Replace) -> Iterator[None]:
@@ -178,13 +179,24 @@ def _describe(x: Any) -> str:
     return f"a {type(x).__name__}"
 
 
-def _cross_entropy(
-    logits: Float[Tensor, "batch ctx vocab"], ids: Int[Tensor, "batch ctx"]
-) -> Float32[Tensor, "batch ctx-1"]:
+def next_token_losses(
+    logits: Float[Tensor, "batch ctx vocab"],
+    ids: Int[Tensor, "batch ctx"],
+    clean: Float[Tensor, "batch ctx vocab"] | None = None,
+) -> tuple[Float32[Tensor, "batch ctx-1"], Float32[Tensor, "batch ctx-1"]]:
+    """Of each token but the first, given those before it: its cross-entropy, and KL(clean || logits), both in nats.
+
+    Without `clean` the divergence is zero.
+    """
     # Text by text: a float32 copy of all the logits may not fit in memory.
     ids = ids.to(logits.device, torch.int64)
-    losses = [
-        F.cross_entropy(row[:-1].float(), target[1:], reduction="none")
-        for row, target in zip(logits, ids, strict=True)
-    ]
-    return torch.stack(losses)
+    losses, divergences = [], []
+    for i, target in enumerate(ids):
+        log_p = logits[i, :-1].float().log_softmax(-1)
+        losses.append(F.nll_loss(log_p, target[1:], reduction="none"))
+        if clean is None:
+            divergences.append(torch.zeros_like(losses[-1]))
+        else:
+            log_clean = clean[i, :-1].float().log_softmax(-1)
+            divergences.append((log_clean.exp() * (log_clean - log_p)).sum(-1))
+    return torch.stack(losses), torch.stack(divergences)

@@ -5,6 +5,7 @@
 A family is the children of one parent within one layer; children of the root and families of one are left out. The
 value of a layer is the mean over all ordered pairs of siblings of all its families, so that big families weigh more.
 A family with two children that never fired (0/0) is left out whole. `iou` is the mean over the layers from 1 on.
+A forest without layers, as inferred for a flat SAE, has all its families in one group.
 
 A live child beside a dead one has IoU 0 and lowers the mean; `iou_alive` is over pairs of which both fired.
 """
@@ -57,7 +58,8 @@ class Cooccurrence(Measure):
         self.tokens += len(batch)
 
     def record(self, settings: Mapping[str, Any]) -> Record:
-        n_families, n_layers = len(self.family_layer), len(self.forest.layer_sizes)
+        n_families = len(self.family_layer)
+        n_layers = len(self.forest.layer_sizes) if self.forest.layered else 2
         iou = self._iou_by_family()
         member = self.family >= 0
         size = np.bincount(self.family[member], minlength=n_families)
@@ -112,7 +114,8 @@ class Cooccurrence(Measure):
 def _families(forest: Forest) -> tuple[Int[Tensor, "d_sae"], Int[np.ndarray, "families"]]:
     """The family of each feature, -1 for one without siblings or below the root; and the layer of each family."""
     # Layer 0 has only the root above it.
-    key = torch.where(forest.parent == ROOT, -1, forest.layer * forest.d_sae + forest.parent)
+    layer = forest.layer if forest.layered else torch.ones_like(forest.parent)
+    key = torch.where(forest.parent == ROOT, -1, layer * forest.d_sae + forest.parent)
     keys, place, size = key.unique(return_inverse=True, return_counts=True)
     real = (keys >= 0) & (size > 1)
     number = torch.where(real, real.cumsum(0) - 1, -1)

@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..errors import require
 from ..forest import Forest
 from ..saes import SAE
 from .bootstrap import FloatArray, estimate, interval_method
 from .measure import EvalBatch, Measure
-from .record import Record, require, undefined
+from .record import Record, undefined
 
 _WORST = 10
 

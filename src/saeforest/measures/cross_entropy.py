@@ -1,6 +1,7 @@
 """What the reconstruction costs the language model: its loss with the SAE spliced in (SPEC 1.1.2).
 
     ce_loss_score = (ablated - spliced) / (ablated - clean)
+    kl_div_score = (kl_ablated - kl_spliced) / kl_ablated        kl_...: sum_v p_clean log(p_clean / p_...)
 
 1: as good as untouched; 0: no better than zeros at the site. Means over all measured predictions, in nats.
 """
@@ -16,6 +17,7 @@ from .bootstrap import FloatArray, estimate, interval_method
 from .measure import EvalBatch, Measure, WindowTable
 from .record import Record, undefined
 
+_MEANS = ("clean", "spliced", "ablated", "kl_spliced", "kl_ablated")
 _POSITIONS = "the loss of predicting the next token, at every kept position but the last of its window"
 _SPLICED = (
     "kept positions hold the reconstruction in the model's dtype, excluded positions their own activation"
@@ -31,23 +33,23 @@ class CrossEntropy(Measure):
 
     def update(self, batch: EvalBatch) -> None:
         if (losses := batch.losses) is not None:
-            self.table.add(
-                count=losses.count, clean=losses.clean, spliced=losses.spliced, ablated=losses.ablated
-            )
+            self.table.add(count=losses.count, **{name: getattr(losses, name) for name in _MEANS})
 
     def _values(self, weights: FloatArray) -> dict[str, FloatArray]:
         count = weights @ self.table["count"]
-        clean, spliced, ablated = (weights @ self.table[n] / count for n in ("clean", "spliced", "ablated"))
-        score = (ablated - spliced) / (ablated - clean)
-        return {"clean": clean, "spliced": spliced, "ablated": ablated, "ce_loss_score": score}
+        mean = {name: weights @ self.table[name] / count for name in _MEANS}
+        score = (mean["ablated"] - mean["spliced"]) / (mean["ablated"] - mean["clean"])
+        kl_score = (mean["kl_ablated"] - mean["kl_spliced"]) / mean["kl_ablated"]
+        return {**mean, "ce_loss_score": score, "kl_div_score": kl_score}
 
     def record(self, settings: Mapping[str, Any]) -> Record:
         value, interval = estimate(self._values, len(self.table))
         tokens = int(self.table["count"].sum())
         why = {"ce_loss_score": "zeros at the site cost the model nothing: ablated equals clean"}
+        why["kl_div_score"] = "zeros at the site change no prediction"
         detail: dict[str, Any] = {
             "null": undefined(value, why, tokens),
-            "units": {"ce_loss_score": "fraction"},
+            "units": {"ce_loss_score": "fraction", "kl_div_score": "fraction"},
         }
         clean, spliced = value["clean"], value["spliced"]
         if clean is not None and spliced is not None and spliced < clean:

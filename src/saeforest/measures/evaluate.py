@@ -1,10 +1,11 @@
-"""One pass over held-out text that feeds every measure."""
+"""One pass over held-out text that feeds every measure of every SAE; then the measures that look at all of it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Float32, Float64, Int
@@ -14,12 +15,17 @@ from .. import __version__
 from ..activations import ActivationReader
 from ..code import SparseCode
 from ..forest import Forest
+from ..lm.model import next_token_losses
+from ..pairs import PairStatistics
 from ..progress import progress
 from ..saes import SAE
 from ..text import Tokens
-from .measure import EvalBatch, WindowLosses
+from .measure import EvalBatch, Measure, WindowLosses
+from .options import MeasureOptions
+from .probes import Probes
 from .record import Record
-from .registry import MEASURES
+from .registry import MEASURES, Streaming, Study
+from .subject import Seen, Subject
 
 
 @dataclass(frozen=True)
@@ -33,6 +39,39 @@ class Source:
     """Of the run: its text, its weights."""
     sae: str
     """Path or name."""
+    forest: str = "its own"
+    """Where the forest comes from."""
+
+
+@dataclass(eq=False)
+class Task:
+    """The measures to take of one SAE."""
+
+    subject: Subject
+    names: Sequence[str]
+    streaming: dict[str, Measure] = field(default_factory=dict, init=False)
+    pairs: PairStatistics = field(init=False)
+
+    def __post_init__(self) -> None:
+        sae, forest = self.subject.sae, self.subject.forest
+        for name in self.names:
+            spec = MEASURES[name]
+            if isinstance(spec, Streaming):
+                self.streaming[name] = spec.make(sae, forest)
+        self.pairs = PairStatistics(sae.d_sae, sae.config.activation_threshold)
+
+    @property
+    def studies(self) -> dict[str, Study]:
+        return {n: spec for n in self.names if isinstance(spec := MEASURES[n], Study)}
+
+    @property
+    def needs_losses(self) -> bool:
+        return any(measure.needs_losses for measure in self.streaming.values())
+
+    @property
+    def sees(self) -> bool:
+        """Whether a study needs to see what the pass showed."""
+        return any(study.sees for study in self.studies.values())
 
 
 def evaluate(
@@ -41,34 +80,32 @@ def evaluate(
     tokens: Tokens,
     names: Iterable[str],
     source: Source,
+    options: MeasureOptions | None = None,
     *,
-    ce_tokens: int,
     forest: Forest | None = None,
+    folder: Path | None = None,
 ) -> dict[str, Record]:
-    """The records of the named measures (see `measure_names`), by name.
+    """The records of the named measures (see `measure_names`) of one SAE, by name.
 
-    Excluded positions (`reader.keep`) are neither measured nor replaced. Losses take three forward passes of the
-    language model, so they are taken on the first `ce_tokens` tokens only, rounded up to whole windows.
-    `forest` stands in for the SAE's own.
-
-    Raises UserError where an activation is NaN or infinite, RuntimeError where an identity is broken.
+    `forest` stands in for the SAE's own. See `evaluate_all`.
     """
-    forest = sae.forest if forest is None else forest
-    measures = {name: MEASURES[name](sae, forest) for name in names}
-    losses = any(measure.needs_losses for measure in measures.values())
-    n_loss_windows = -(-ce_tokens // tokens.context) if losses else 0
-    with progress("measure", tokens.n_tokens, "tokens") as advance:
-        for windows in torch.arange(len(tokens.ids)).split(reader.batch_size):
-            batch = read_batch(sae, reader, tokens, windows, int((windows < n_loss_windows).sum()))
-            for measure in measures.values():
-                measure.update(batch)
-            advance(windows.numel() * tokens.context)
-    settings = _settings(sae, reader, tokens, source)
-    return {name: measure.record(settings) for name, measure in measures.items()}
+    own = sae.forest if forest is None else forest
+    task = Task(subject_of(sae, own, reader, tokens, source, folder=folder), tuple(names))
+    found = {record.measure: record for _, record in evaluate_all([task], options or MeasureOptions())}
+    return {name: found[name] for name in task.names}
 
 
-def _settings(sae: SAE, reader: ActivationReader, tokens: Tokens, source: Source) -> dict[str, Any]:
-    return {
+def subject_of(
+    sae: SAE,
+    forest: Forest,
+    reader: ActivationReader,
+    tokens: Tokens,
+    source: Source,
+    *,
+    folder: Path | None = None,
+    log: Path | None = None,
+) -> Subject:
+    settings = {
         **asdict(source),
         "model": reader.lm.name,
         "site": reader.site.name,
@@ -87,50 +124,167 @@ def _settings(sae: SAE, reader: ActivationReader, tokens: Tokens, source: Source
         "reading": "recommended",
         "version": __version__,
     }
+    return Subject(sae, forest, reader, tokens, settings, folder, log)
+
+
+def evaluate_all(tasks: Sequence[Task], options: MeasureOptions) -> Iterator[tuple[Task, Record]]:
+    """The records of all tasks as they come; the language model reads the text once for all SAEs.
+
+    The tasks share reader and tokens. Excluded positions (`reader.keep`) are neither measured nor replaced. Losses take
+    two forward passes of the language model, and one more for every SAE, so they are taken on the first
+    `options.ce_tokens` tokens only, rounded up to whole windows.
+
+    Raises UserError where an activation is NaN or infinite, RuntimeError where an identity is broken.
+    """
+    reading = [task for task in tasks if task.streaming or task.sees]
+    kept = _read(reading, options.ce_tokens) if reading else None
+    for task in tasks:
+        settings = {**task.subject.settings, "reading": options.preset}
+        for measure in task.streaming.values():
+            yield task, measure.record(settings)
+        task.streaming.clear()
+    for task in tasks:
+        subject = replace(task.subject, settings={**task.subject.settings, "reading": options.preset})
+        if task.sees and kept is not None:
+            rows, x = kept
+            probes = Probes(x, task.pairs, options.probes, device=subject.sae.device)
+            subject = Seen(**_fields(subject), rows=rows, x=x, pairs=task.pairs, probes=probes)
+        for name, study in task.studies.items():
+            yield task, study.function(subject, options.config_of(name))
+        del task.pairs  # the firings of an SAE take more memory than the SAE
+
+
+def _fields(subject: Subject) -> dict[str, Any]:
+    return {name: getattr(subject, name) for name in Subject.__dataclass_fields__}
+
+
+def _read(tasks: Sequence[Task], ce_tokens: int) -> tuple[Int[Tensor, "n"], Float[Tensor, "n d_in"]]:
+    """The pass. Returns rows and activations, if a study wants to see them."""
+    reader, tokens = tasks[0].subject.reader, tasks[0].subject.tokens
+    losses = any(task.needs_losses for task in tasks)
+    n_loss_windows = -(-ce_tokens // tokens.context) if losses else 0
+    width = tasks[0].subject.sae.d_in
+    rows = [torch.zeros(0, dtype=torch.int64)]
+    seen = [torch.zeros(0, width, dtype=reader.lm.dtype)]
+    with progress("measure", tokens.n_tokens, "tokens") as advance:
+        for windows in torch.arange(len(tokens.ids)).split(reader.batch_size):
+            view = read_windows(reader, tokens, windows, int((windows < n_loss_windows).sum()))
+            if any(task.sees for task in tasks):
+                rows.append(view.rows)
+                seen.append(view.kept.cpu())
+            for task in tasks:
+                batch = view.through(task.subject.sae, losses=task.needs_losses)
+                for measure in task.streaming.values():
+                    measure.update(batch)
+                if task.sees:
+                    task.pairs.add(batch.code)
+            advance(windows.numel() * tokens.context)
+    return torch.cat(rows), torch.cat(seen)
+
+
+class Predictions(NamedTuple):
+    """Of windows: the logits as they are; losses and divergences (`next_token_losses`) with zeros at the site."""
+
+    clean: Float[Tensor, "m ctx vocab"]
+    ablated: tuple[Float32[Tensor, "m next"], Float32[Tensor, "m next"]]
+
+
+@dataclass(frozen=True, eq=False)
+class WindowView:
+    """What the language model makes of some windows; `through` an SAE it becomes what measures are shown.
+
+    x: `[w, ctx, d]`; kept, rows: `[n, d]`, `[n]` of the positions that count; predictions: of the first windows.
+    """
+
+    reader: ActivationReader
+    tokens: Tokens
+    windows: Int[Tensor, "w"]
+    ids: Int[Tensor, "w ctx"]
+    x: Float[Tensor, "w ctx d"]
+    keep: Bool[Tensor, "w ctx"]
+    kept: Float[Tensor, "n d"]
+    rows: Int[Tensor, "n"]
+    predictions: Predictions | None
+
+    @torch.no_grad()
+    def through(self, sae: SAE, *, losses: bool = True) -> EvalBatch:
+        """What measures of `sae` are shown, on its device."""
+        kept = self.kept.to(sae.device).float()
+        if len(kept):
+            code, stats = sae.encode_with_stats(kept)
+            x_hat = sae.decode(code, stats)
+        else:
+            code = SparseCode(kept.new_zeros(0, 1), kept.new_zeros(0, 1, dtype=torch.int64))
+            x_hat = kept
+        return EvalBatch(
+            x=kept,
+            rows=self.rows,
+            window=(self.rows // self.tokens.context).to(sae.device),
+            windows=self.windows.to(sae.device),
+            code=code,
+            x_hat=x_hat,
+            losses=self._losses(x_hat, self.predictions) if losses and self.predictions else None,
+        )
+
+    def _losses(self, x_hat: Float32[Tensor, "n d"], predictions: Predictions) -> WindowLosses:
+        """Sums over the kept positions, each of which predicts the next token."""
+        first = slice(len(predictions.clean))
+        ids, keep = self.ids[first], self.keep[first]
+        spliced = self.x[first].clone()
+        spliced[keep] = x_hat[: int(keep.sum())].to(spliced)
+        logits = self.reader.lm.logits(ids, self.reader.site, lambda _: spliced)
+        counts = keep[:, :-1]
+
+        def total(losses: Float32[Tensor, "w next"]) -> Float64[Tensor, "w"]:
+            return torch.where(counts, losses.double(), 0).sum(1).cpu()
+
+        clean, _ = next_token_losses(predictions.clean, ids)
+        with_sae, divergence = next_token_losses(logits, ids, predictions.clean)
+        without, most = predictions.ablated
+        return WindowLosses(
+            count=counts.sum(1).cpu(),
+            clean=total(clean),
+            spliced=total(with_sae),
+            ablated=total(without),
+            kl_spliced=total(divergence),
+            kl_ablated=total(most),
+        )
 
 
 @torch.no_grad()
-def read_batch(
-    sae: SAE, reader: ActivationReader, tokens: Tokens, windows: Int[Tensor, "w"], n_losses: int = 0
-) -> EvalBatch:
-    """What the measures see of some windows, on the SAE's device; with losses of the first `n_losses` of them.
+def read_windows(
+    reader: ActivationReader, tokens: Tokens, windows: Int[Tensor, "w"], n_losses: int = 0
+) -> WindowView:
+    """Reads some windows, with the logits of the first `n_losses` of them.
 
     Raises UserError where an activation is NaN or infinite.
     """
     ids = tokens.ids[windows].long().to(reader.lm.device)
+    predictions = None
     if n_losses:
-        x, clean = _activations_and_losses(reader, ids)
+        x, logits = _activations_and_logits(reader, ids)
+        clean, first = logits[:n_losses], ids[:n_losses]
+        zeros = reader.lm.logits(first, reader.site, torch.zeros_like)
+        predictions = Predictions(clean, next_token_losses(zeros, first, clean))
     else:
-        x, clean = reader.lm.activations(ids, reader.site), None
-    keep = reader.keep(ids, x)
+        x = reader.lm.activations(ids, reader.site)
     batch = reader.kept(tokens, windows, x)
-    kept = batch.x.to(sae.device).float()
-    if len(kept):
-        code, stats = sae.encode_with_stats(kept)
-        x_hat = sae.decode(code, stats)
-    else:
-        code, x_hat = SparseCode(kept.new_zeros(0, 1), kept.new_zeros(0, 1, dtype=torch.int64)), kept
-    losses = None
-    if clean is not None:
-        first = slice(n_losses)
-        spliced = x[first].clone()
-        n_rows = int(keep[first].sum())
-        spliced[keep[first]] = x_hat[:n_rows].to(spliced)
-        losses = _losses(reader, ids[first], keep[first], clean[first], spliced)
-    return EvalBatch(
-        x=kept,
+    return WindowView(
+        reader=reader,
+        tokens=tokens,
+        windows=windows,
+        ids=ids,
+        x=x,
+        keep=reader.keep(ids, x),
+        kept=batch.x,
         rows=batch.rows,
-        window=(batch.rows // tokens.context).to(sae.device),
-        windows=windows.to(sae.device),
-        code=code,
-        x_hat=x_hat,
-        losses=losses,
+        predictions=predictions,
     )
 
 
-def _activations_and_losses(
+def _activations_and_logits(
     reader: ActivationReader, ids: Int[Tensor, "w ctx"]
-) -> tuple[Float[Tensor, "w ctx d"], Float32[Tensor, "w next"]]:
+) -> tuple[Float[Tensor, "w ctx d"], Float[Tensor, "w ctx vocab"]]:
     """Both from one forward pass."""
     seen: list[Tensor] = []
 
@@ -138,26 +292,5 @@ def _activations_and_losses(
         seen.append(x.clone())  # what follows might work in place
         return x
 
-    losses = reader.lm.token_losses(ids, reader.site, look)
-    return seen[0], losses
-
-
-def _losses(
-    reader: ActivationReader,
-    ids: Int[Tensor, "w ctx"],
-    keep: Bool[Tensor, "w ctx"],
-    clean: Float32[Tensor, "w next"],
-    spliced: Float[Tensor, "w ctx d"],
-) -> WindowLosses:
-    """Sums over the kept positions, each of which predicts the next token."""
-    counts = keep[:, :-1]
-
-    def total(losses: Float32[Tensor, "w next"]) -> Float64[Tensor, "w"]:
-        return torch.where(counts, losses.double(), 0).sum(1).cpu()
-
-    return WindowLosses(
-        count=counts.sum(1).cpu(),
-        clean=total(clean),
-        spliced=total(reader.lm.token_losses(ids, reader.site, lambda _: spliced)),
-        ablated=total(reader.lm.token_losses(ids, reader.site, torch.zeros_like)),
-    )
+    logits = reader.lm.logits(ids, reader.site, look)
+    return seen[0], logits

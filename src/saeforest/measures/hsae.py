@@ -7,7 +7,8 @@ Of level l with l+1, children being those of level l+1 whose parent lies in leve
     fve_level_l     the fraction of variance that the reconstruction ending with level l explains
 
 The Hamming distance counts every feature of the level, one without children being predicted silent; the paper does not
-say. `hamming_with_children` counts those with children alone.
+say. `hamming_with_children` counts those with children alone. In a forest without layers, as inferred for a flat SAE,
+a feature's level is its depth, and levels have no reconstruction of their own.
 """
 
 from __future__ import annotations
@@ -33,10 +34,12 @@ class HSAELinks(Measure):
     def __init__(self, sae: SAE, forest: Forest) -> None:
         self.sae, self.forest = sae, forest
         self.threshold = sae.config.activation_threshold
-        self.n_levels = len(forest.layer_sizes)
-        self.layer = forest.layer.to(sae.device)
+        level = forest.layer if forest.layered else forest.depth
+        self.n_levels = int(level.max()) + 1
+        self.n_parts = self.n_levels if forest.layered else 0
+        self.level, self.layer = level, level.to(sae.device)
         linked = forest.parent != ROOT
-        linked &= forest.layer[forest.parent.clamp(min=0)] == forest.layer - 1
+        linked &= level[forest.parent.clamp(min=0)] == level - 1
         # Only edges between neighbouring levels count; every other feature is its own, without a parent here.
         self.parent = torch.where(linked, forest.parent, ROOT).to(sae.device)
         self.has_children = torch.zeros(forest.d_sae, dtype=torch.bool, device=sae.device)
@@ -53,12 +56,12 @@ class HSAELinks(Measure):
         distances = self._distances(batch)
         columns = {name: batch.sums(d) for name, d in zip(_HAMMINGS, distances, strict=True)}
         x = batch.x.double()
-        residual = torch.stack([self._residual(batch, level) for level in range(self.n_levels)], dim=1)
+        residual = [self._residual(batch, level) for level in range(self.n_parts)]
         self.table.add(
             tokens=batch.sums(x.new_ones(len(x))),
             square=batch.sums(x.square().sum(1)),
             x=batch.sums(x),
-            residual=batch.sums(residual),
+            residual=batch.sums(torch.stack(residual, dim=1) if residual else x[:, :0]),
             **columns,
         )
 
@@ -97,13 +100,13 @@ class HSAELinks(Measure):
             found[name] = distance.mean(1)
             found |= {f"{name}_{level}": distance[:, level] for level in range(self.n_levels - 1)}
         fve = 1 - weights @ table["residual"] / variance[:, None]
-        return found | {f"fve_level_{level}": fve[:, level] for level in range(self.n_levels)}
+        return found | {f"fve_level_{level}": fve[:, level] for level in range(self.n_parts)}
 
     def _by_parent(self) -> tuple[dict[str, float | None], dict[str, Any], dict[str, int]]:
         child = (self.parent != ROOT).nonzero().flatten().cpu()
         parent = self.parent.cpu()[child]
         families, family = np.unique(parent.numpy(), return_inverse=True)
-        level = self.forest.layer[parent].numpy()
+        level = self.level[parent].numpy()
         together = self.with_parent[child].double().numpy()
         shares = {
             "p_parent_child": (together, self.fired[child].double().numpy()),

@@ -18,11 +18,12 @@ from typing import Any
 import numpy as np
 import torch.nn.functional as F
 
+from ..errors import require
 from ..forest import Forest
 from ..saes import SAE
 from .bootstrap import FloatArray, estimate, interval_method
 from .measure import EvalBatch, Measure, WindowTable
-from .record import Record, require, undefined
+from .record import Record, undefined
 
 _SMALL_NORM = 1e-4  # SAEBench takes a smaller norm of x for 1
 _TREE_EPS = 1e-10

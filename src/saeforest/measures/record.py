@@ -76,9 +76,3 @@ def undefined(value: Mapping[str, float | None], why: Mapping[str, str], tokens:
     """The reason of each undefined value: `why`, unless nothing was measured at all."""
     nothing = "no token was measured"
     return {n: nothing if tokens == 0 else why.get(n, "undefined") for n, v in value.items() if v is None}
-
-
-def require(holds: bool, measure: str, identity: str) -> None:
-    """Raises RuntimeError where something that holds by definition does not: an error of ours, not the user's."""
-    if not holds:
-        raise RuntimeError(f"{measure}: {identity} must hold by definition but does not; please report this")

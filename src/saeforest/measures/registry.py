@@ -1,34 +1,84 @@
-"""The measures by name. A new one is one file and one line here."""
+"""The measures by name. A new one is one file and one line here; with settings, a line in `options` too."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from ..errors import UserError
 from ..forest import Forest
 from ..saes import SAE
+from .absorption import absorption
+from .autointerp import autointerp
+from .composition import composition
 from .cooccurrence import Cooccurrence
 from .coverage import Coverage
 from .cross_entropy import CrossEntropy
 from .dead import Dead
+from .dead_training import dead_training
+from .geometry import geometry
+from .hierarchy import hierarchy
 from .hsae import HSAELinks
+from .mcs import mcs
 from .measure import Measure
+from .pair_judge import pair_judge
 from .reconstruction import Reconstruction
+from .reconstruction_score import reconstruction_score
+from .record import Record
+from .sparse_probing import sparse_probing
 from .sparsity import Sparsity
+from .tpp import tpp
 
-#: name -> what makes the measure of an SAE and a forest of its features (its own, or one inferred for it)
-MEASURES: dict[str, Callable[[SAE, Forest], Measure]] = {
-    "reconstruction": Reconstruction,
-    "cross_entropy": CrossEntropy,
-    "sparsity": Sparsity,
-    "dead": Dead,
-    "coverage": Coverage,
-    "cooccurrence": Cooccurrence,
-    "hsae": HSAELinks,
+
+class Streaming(NamedTuple):
+    """A measure that is fed batch by batch: `make(sae, forest)`."""
+
+    make: Callable[[SAE, Forest], Measure]
+    forest: bool = False
+    """Whether it measures the forest."""
+
+
+class Study(NamedTuple):
+    """A measure of an SAE as a whole: `function(subject, config)`."""
+
+    function: Callable[[Any, Any], Record]
+    sees: bool = False
+    """Whether it is given a `Seen`: a subject with all that a pass over the measured text has shown."""
+    forest: bool = False
+
+
+MEASURES: dict[str, Streaming | Study] = {
+    "reconstruction": Streaming(Reconstruction),
+    "cross_entropy": Streaming(CrossEntropy),
+    "sparsity": Streaming(Sparsity),
+    "dead": Streaming(Dead),
+    "dead_training": Study(dead_training),
+    "composition": Study(composition),
+    "coverage": Streaming(Coverage, forest=True),
+    "cooccurrence": Streaming(Cooccurrence, forest=True),
+    "hsae": Streaming(HSAELinks, forest=True),
+    "mcs": Study(mcs, sees=True, forest=True),
+    "hierarchy": Study(hierarchy, sees=True, forest=True),
+    "reconstruction_score": Study(reconstruction_score, sees=True, forest=True),
+    "geometry": Study(geometry, sees=True, forest=True),
+    "absorption": Study(absorption),
+    "sparse_probing": Study(sparse_probing),
+    "tpp": Study(tpp),
+    "autointerp": Study(autointerp, sees=True, forest=True),
+    "pair_judge": Study(pair_judge, sees=True, forest=True),
 }
 
+_FAST = ("reconstruction", "cross_entropy", "sparsity", "dead", "coverage", "cooccurrence")
 SETS: dict[str, tuple[str, ...]] = {
-    "fast": ("reconstruction", "cross_entropy", "sparsity", "dead", "coverage", "cooccurrence"),
+    "fast": _FAST,
+    "paper": (
+        *(*_FAST, "dead_training", "composition", "hsae", "mcs", "hierarchy", "reconstruction_score"),
+        *("geometry", "absorption", "autointerp", "pair_judge"),
+    ),
+    "saebench": (
+        *("reconstruction", "cross_entropy", "sparsity", "composition"),
+        *("absorption", "sparse_probing", "tpp", "autointerp"),
+    ),
 }
 
 

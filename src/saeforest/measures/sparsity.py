@@ -7,11 +7,12 @@ from typing import Any
 
 import torch
 
+from ..errors import require
 from ..forest import Forest
 from ..saes import SAE
 from .bootstrap import FloatArray, estimate, interval_method
 from .measure import EvalBatch, Measure, WindowTable
-from .record import Record, require, undefined
+from .record import Record, undefined
 
 
 class Sparsity(Measure):

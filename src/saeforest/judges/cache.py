@@ -1,0 +1,96 @@
+"""Answers that are kept: a measurement that was stopped goes on where it was, and nothing is asked twice."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from concurrent.futures import Future
+from pathlib import Path
+from threading import Lock
+
+from ..errors import UserError
+from .judge import Judge
+
+FILE = "judge.jsonl"
+_QUESTION = ("judge", "system", "user", "max_tokens")
+
+
+class CachedJudge:
+    """A judge whose questions and replies are written to `folder/judge.jsonl`, one line each, synced one by one.
+
+    What was answered there is not asked again. A damaged line, such as one that was being written when the power
+    went, is passed over. folder: None keeps nothing beyond this object.
+
+    Raises UserError where the file cannot be read or written.
+    """
+
+    def __init__(self, judge: Judge, folder: Path | None) -> None:
+        self.name, self.workers = judge.name, judge.workers
+        self._judge = judge
+        self._path = None if folder is None else folder / FILE
+        self._lock = Lock()
+        self._answers: dict[str, Future[str]] = {}
+        self._torn = False
+        if self._path is not None:
+            for key, reply in self._read(self._path):
+                self._answers[key] = Future()
+                self._answers[key].set_result(reply)
+
+    def ask(self, system: str, user: str, *, max_tokens: int) -> str:
+        question = (self.name, system, user, max_tokens)
+        key = _key(question)
+        with self._lock:
+            first = key not in self._answers
+            answer = self._answers.setdefault(key, Future())
+        if not first:
+            return answer.result()
+        try:
+            reply = self._judge.ask(system, user, max_tokens=max_tokens)
+            self._keep(question, reply)
+        except BaseException as error:
+            with self._lock:
+                del self._answers[key]
+            answer.set_exception(error)
+            raise
+        answer.set_result(reply)
+        return reply
+
+    def _read(self, path: Path) -> Iterator[tuple[str, str]]:
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+        self._torn = bool(data) and not data.endswith(b"\n")
+        for line in data.splitlines():
+            try:
+                kept = json.loads(line)
+                question, reply = tuple(kept[name] for name in _QUESTION), kept["reply"]
+            except (ValueError, KeyError, TypeError):
+                continue
+            if isinstance(reply, str):
+                yield _key(question), reply
+
+    def _keep(self, question: tuple[str, str, str, int], reply: str) -> None:
+        if self._path is None:
+            return
+        line = json.dumps({**dict(zip(_QUESTION, question, strict=True)), "reply": reply})
+        with self._lock:
+            try:
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+                with self._path.open("ab") as file:
+                    # Whatever was being written when an earlier run ended stays a line of its own.
+                    file.write(("\n" if self._torn else "").encode() + line.encode() + b"\n")
+                    file.flush()
+                    os.fsync(file.fileno())
+            except OSError as error:
+                self._torn = True
+                raise UserError(f"{self._path}: cannot be written ({error.strerror})") from None
+            self._torn = False
+
+
+def _key(question: tuple[object, ...]) -> str:
+    return hashlib.sha256(json.dumps(question).encode()).hexdigest()

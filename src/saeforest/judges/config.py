@@ -1,0 +1,101 @@
+"""Which judge is asked."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from ..errors import UserError
+from ..lm import LanguageModel, load_lm
+from .cache import CachedJudge
+from .endpoint import EndpointJudge
+from .judge import Judge
+from .local import LocalJudge
+
+NO_JUDGE = (
+    "no judge: set --judge.model to smollm2-135m, a folder, a .gguf file or a Hub name for a local model, or "
+    "--judge.endpoint URL and --judge.model NAME for an OpenAI-compatible endpoint, with its key in OPENAI_API_KEY"
+)
+
+
+@dataclass(frozen=True)
+class JudgeConfig:
+    """The language model that judges. Without `model` there is none."""
+
+    endpoint: str = ""
+    """URL of an OpenAI-compatible endpoint with its version, such as https://host/v1; empty: a local model."""
+    model: str = ""
+    """The model's name at the endpoint or, for a local one, smollm2-135m, a folder, a .gguf file or a Hub name."""
+    key_env: str = "OPENAI_API_KEY"
+    """The environment variable that holds the endpoint's key; unset: no key is sent. It is written nowhere."""
+    timeout: float = 60.0
+    """Seconds without a sign of life after which a request is tried again."""
+    retries: int = 5
+    """Times that a failed request is tried again."""
+    workers: int = 4
+    """Requests to an endpoint at once."""
+
+    def __post_init__(self) -> None:
+        expected = "http(s)://HOST/v1, without a user, a query or a fragment"
+        if self.endpoint and not _is_plain_url(self.endpoint):
+            raise UserError(f"judge.endpoint: expected {expected}")  # not shown: it may hold a password
+        ranges = [
+            ("model", self.model, bool(self.model) or not self.endpoint, "the model's name at the endpoint"),
+            ("timeout", self.timeout, 0 < self.timeout < float("inf"), "more than 0 seconds"),
+            ("retries", self.retries, self.retries >= 0, "0 or more"),
+            ("workers", self.workers, self.workers >= 1, "1 or more"),
+        ]
+        for name, value, holds, wanted in ranges:
+            if not holds:
+                raise UserError(f"judge.{name} = {value!r}: expected {wanted}")
+
+
+def _is_plain_url(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        port_is_valid = parts.port is None or parts.port > 0
+    except ValueError:
+        return False
+    plain = (
+        not (parts.query or parts.fragment or "@" in parts.netloc) and url.isprintable() and " " not in url
+    )
+    return parts.scheme in ("http", "https") and bool(parts.hostname) and port_is_valid and plain
+
+
+@contextmanager
+def open_judge(config: JudgeConfig, lm: LanguageModel, folder: Path | None) -> Iterator[Judge | None]:
+    """The configured judge, None where there is none. It keeps its answers in `folder`, where that is given.
+
+    A local judge runs where `lm` does, in the same dtype; it is `lm` itself where it has the same name.
+    Raises UserError where the model cannot be loaded or the key cannot be a key.
+    """
+    if not config.model:
+        yield None
+    elif config.endpoint:
+        judge = EndpointJudge(
+            config.endpoint,
+            config.model,
+            key=_key(config.key_env),
+            timeout=config.timeout,
+            retries=config.retries,
+            workers=config.workers,
+        )
+        try:
+            yield CachedJudge(judge, folder)
+        finally:
+            judge.close()
+    else:
+        if config.model != lm.name:
+            lm = load_lm(config.model, device=str(lm.device), dtype=lm.dtype)
+        yield CachedJudge(LocalJudge(lm), folder)
+
+
+def _key(variable: str) -> str:
+    key = os.environ.get(variable, "").strip()
+    if not (key.isascii() and key.isprintable() and " " not in key):
+        raise UserError(f"environment variable {variable}: expected a key of plain letters, digits and signs")
+    return key

@@ -1,0 +1,63 @@
+"""What a judge is: a language model that answers one question at a time, as well as it can be made to repeat itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from importlib.resources import files
+from string import Template
+from typing import NamedTuple, Protocol, runtime_checkable
+
+from ..progress import progress
+
+
+@runtime_checkable
+class Judge(Protocol):
+    """Answers questions, from several threads at once where `workers` is more than 1."""
+
+    @property
+    def name(self) -> str:
+        """Tells this judge from all others, in records and among kept answers."""
+        ...
+
+    @property
+    def workers(self) -> int:
+        """Questions that may be asked at once."""
+        ...
+
+    def ask(self, system: str, user: str, *, max_tokens: int) -> str:
+        """The reply, of at most `max_tokens` tokens. Raises UserError where there is none to be had."""
+        ...
+
+
+class Question(NamedTuple):
+    system: str
+    user: str
+    max_tokens: int
+
+
+def ask_all(judge: Judge, questions: Sequence[Question], description: str) -> list[str]:
+    """The replies, in the order of the questions. Raises what the judge raises; what is under way is waited for."""
+    with progress(description, len(questions), "questions") as advance:
+        if judge.workers == 1:
+            replies: list[str] = []
+            for system, user, max_tokens in questions:
+                replies.append(judge.ask(system, user, max_tokens=max_tokens))
+                advance(1)
+            return replies
+        with ThreadPoolExecutor(judge.workers) as pool:
+            asked = [pool.submit(judge.ask, q.system, q.user, max_tokens=q.max_tokens) for q in questions]
+            try:
+                for done in as_completed(asked):
+                    done.result()
+                    advance(1)
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+            return [done.result() for done in asked]
+
+
+def prompt(name: str, **fields: object) -> str:
+    """The text of `prompts/NAME.txt` with its `$fields` filled in."""
+    text = (files("saeforest.judges") / "prompts" / f"{name}.txt").read_text(encoding="utf-8")
+    return Template(text).substitute(fields).strip()

@@ -1,0 +1,431 @@
+"""Feature absorption and splitting on first letters: SAEBench 0.6.0 and the Tree SAE paper (SPEC 1.2, 2).
+
+A feature says "begins with S", but is silent on a few words that do: more specific features have absorbed it. Let w be
+the unit direction of the letter's ground-truth probe, f_i the activations on one of its words x, and
+
+    P = x . w    c_i = cos(w, d_i)    p_i = f_i c_i    M = sum of p_i over the letter's main features
+    A = sum of the 3 largest p_i > 0 with c_i >= 0.1 that are not main    a = min(A, P - M)
+
+    absorption fraction   0 where M >= P or A / P < 0.4, else 1 where M <= 0, else a / (a + M)
+    full absorption       every main feature is silent, and the feature j of the largest p_j has c_j >= 0.025 and
+                          p_j / P >= 0.4
+
+both 0 where P <= 0. The words are those held out of training whose letter the ground-truth probe sees. A letter's main
+features are found by k-sparse probing: one L1 probe on all features orders them by weight, logistic regressions on
+the first k = 1, 2, ... follow, and k grows for as long as the F1 on held-out words jumps by more than 0.03. How many
+features that takes is the letter's splitting.
+
+The projections p_i are to be compared with P, so f_i is taken in the units of x: std_t f_i |d_i| for an SAE that
+normalises each token. The authors of the Tree SAE take f_i as it is, and read x in this last stage at
+`blocks.L.hook_resid_post` of the site's block L whatever the site is (SPEC 0.3, traps 2 and 5). Both are here.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Float64, Int
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..code import SparseCode, concat_rows
+from ..errors import require
+from ..saes import SAE
+from .bootstrap import Estimate, FloatArray, estimate, interval_method
+from .first_letters import (
+    LETTERS,
+    FirstLetterConfig,
+    FirstLetters,
+    f1_scores,
+    first_letters,
+    resid_post,
+    train_probe,
+    vocabulary,
+)
+from .record import Record
+from .subject import Subject
+
+Units = Literal["effective", "raw"]
+# Of the L1 probe.
+_L1, _WEIGHT_DECAY = 0.01, 1e-6
+_SILENT = 1e-8
+_ENCODED_ROWS = 4096
+_ABSORBERS = 5
+_ABSORBED = ("mean_absorption_fraction", "full_absorption")
+_ABSORBED_RESID_POST = tuple(f"{name}_resid_post" for name in _ABSORBED)
+_SPLIT = ("splitting", "splitting_spelling")
+
+
+@dataclass(frozen=True)
+class AbsorptionConfig(FirstLetterConfig):
+    """SAEBench's values, but for a vocabulary that is cut to some minutes' reading on a CPU."""
+
+    sparse_batch: int = 512
+    """Words in a training step of the L1 probe. SAEBench's 4096 of ten times the words make about as many steps."""
+    max_k: int = 10
+    """Features that a letter may split into."""
+    f1_jump: float = 0.03
+    """By how much F1 must grow for one feature more to count."""
+    min_probe_f1: float = 0.6
+    """Letters count whose ground-truth probe has a larger F1."""
+    min_letters: int = 20
+    """With fewer letters that count there is no result."""
+    full_cosine: float = 0.025
+    """Least cosine of the feature that absorbs in full with the letter's direction."""
+    fraction_cosine: float = 0.1
+    """Least cosine of the features of the absorption fraction with the letter's direction."""
+    projection: float = 0.4
+    """Least share of a word's projection that absorbing features explain."""
+    max_absorbing: int = 3
+    """Features of the absorption fraction."""
+    units: Units = "effective"
+    """Of activations: "effective" in those of the language model's activations, "raw" as the SAE has them."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("sparse_batch", "max_k", "max_absorbing"):
+            self._check(name, getattr(self, name) >= 1, "1 or more")
+        for name in ("f1_jump", "min_probe_f1"):
+            self._check(name, 0 <= getattr(self, name) < 1, "at least 0 and below 1")
+        for name in ("full_cosine", "fraction_cosine", "projection"):
+            self._check(name, 0 < getattr(self, name) <= 1, "above 0 and at most 1")
+        self._check("min_letters", 1 <= self.min_letters <= len(LETTERS), f"1 to {len(LETTERS)}")
+
+    @classmethod
+    def saebench(cls) -> AbsorptionConfig:
+        """SAEBench 0.6.0, with a seed: all words."""
+        return cls(words=None, sparse_batch=4096)
+
+    @classmethod
+    def reference(cls) -> AbsorptionConfig:
+        """The Tree SAE's authors; their numbers are to be compared with those whose names end in `_resid_post`."""
+        return cls(words=None, sparse_batch=4096, min_probe_f1=0.4, units="raw")
+
+
+# -- the calculus
+
+
+class WordScores(NamedTuple):
+    """Of each word; `absorbers` are the features of A, the largest first, and -1 where there are fewer."""
+
+    fraction: Float64[Tensor, "n"]
+    full: Bool[Tensor, "n"]
+    absorbers: Int[Tensor, "n max_absorbing"]
+
+
+class KSparse(NamedTuple):
+    """The features of a letter, the largest weight first, and the F1 of the probes on the first 1, 2, ... of them."""
+
+    features: list[int]
+    f1: list[float]
+
+
+def split_features(f1: Sequence[float], jump: float = 0.03) -> int:
+    """How many features are main, by the F1 of the probes on the first k = 1, 2, ...: as long as it keeps jumping."""
+    count, before = 0, -100.0
+    for score in f1:
+        if not score > before + jump:
+            break
+        count, before = count + 1, score
+    return count
+
+
+def absorption_of(
+    values: Float[Tensor, "n k"],
+    cosine: Float[Tensor, "n k"],
+    main: Bool[Tensor, "n k"],
+    ids: Int[Tensor, "n k"],
+    projection: Float[Tensor, "n"],
+    config: AbsorptionConfig,
+) -> WordScores:
+    """The formulas above for the active features of `n` words: their `values` f_i and `cosine` c_i, whether they are
+    `main` features of the word's letter, and the word's `projection` P. An unused slot has value 0.
+    """
+    values, cosine, projection = values.double(), cosine.double(), projection.double()
+    p = values * cosine
+    main_sum = torch.where(main, p, 0).sum(1)
+    absorbing = torch.where(~main & (cosine >= config.fraction_cosine), p.clamp(min=0), 0)
+    best = absorbing.topk(min(config.max_absorbing, p.shape[1]))
+    absorbed = best.values.sum(1)
+
+    def enough(share: Tensor) -> Tensor:
+        # P > 0 first: the papers' quotient is infinite or undefined at P = 0.
+        return (projection > 0) & (share / torch.where(projection > 0, projection, 1) >= config.projection)
+
+    used = torch.minimum(absorbed, projection - main_sum)
+    fraction = torch.where(main_sum <= 0, 1.0, used / (used + main_sum)).clamp(0, 1)
+    fraction = torch.where((main_sum < projection) & enough(absorbed), fraction, 0.0)
+
+    silent = torch.where(main, values, 0).amax(1) < _SILENT
+    top, slot = p.max(1)
+    aligned = cosine.gather(1, slot[:, None])[:, 0] >= config.full_cosine
+    absorbers = torch.where(best.values > 0, ids.gather(1, best.indices), -1)
+    absorbers = F.pad(absorbers, (0, config.max_absorbing - absorbers.shape[1]), value=-1)
+    return WordScores(fraction, silent & aligned & enough(top), absorbers)
+
+
+def absorption_scores(
+    code: SparseCode,
+    x: Float[Tensor, "n d_in"],
+    letter: Int[Tensor, "n"],
+    directions: Float[Tensor, "26 d_in"],
+    decoder: Float[Tensor, "d_sae d_in"],
+    mains: dict[int, list[int]],
+    config: AbsorptionConfig,
+) -> WordScores:
+    """Absorption on words `x` that begin with `letter` (0 to 25), all on the CPU.
+
+    code:       of the words, in the units of `x` for rows of unit length (see `encode_words`).
+    directions: of the letters' ground-truth probes, of any length.
+    mains:      of every letter among the words its main features.
+    """
+    directions = F.normalize(directions.double())
+    cosine = directions.float() @ F.normalize(decoder.float()).T
+    is_main = torch.zeros(cosine.shape, dtype=torch.bool)
+    for own, features in mains.items():
+        is_main[own, features] = True
+    own = letter[:, None]
+    return absorption_of(
+        code.values,
+        cosine[own, code.ids],
+        is_main[own, code.ids],
+        code.ids,
+        (x.double() * directions[letter]).sum(1),
+        config,
+    )
+
+
+def encode_words(sae: SAE, x: Float[Tensor, "n d_in"], units: Units) -> SparseCode:
+    """The code of words, on the CPU. "effective": std_t f_i |d_i|, the lengths of what `x_hat` is the sum of."""
+    norms = sae.W_dec.detach().norm(dim=1)
+    codes: list[SparseCode] = []
+    for part in x.split(_ENCODED_ROWS):
+        code, stats = sae.encode_with_stats(part.float().to(sae.device))
+        values = code.values * stats.std * norms[code.ids] if units == "effective" else code.values
+        codes.append(SparseCode(values.detach().cpu(), code.ids.cpu()))
+    return concat_rows(codes)
+
+
+def k_sparse(
+    train: SparseCode,
+    train_letter: Int[Tensor, "n"],
+    test: SparseCode,
+    test_letter: Int[Tensor, "m"],
+    weight: Float[Tensor, "d_sae 26"],
+    letters: Iterable[int],
+    max_k: int,
+) -> dict[int, KSparse]:
+    """Of each of the given letters the features of the largest `weight`, and how well the first 1, 2, ..., `max_k` of
+    them tell the letter: F1 on `test` of logistic regressions on `train`. The letters occur in both.
+    """
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+
+    found: dict[int, KSparse] = {}
+    for letter in letters:
+        features = weight[:, letter].topk(min(max_k, len(weight))).indices
+        inputs, held_out = _columns(train, features), _columns(test, features)
+        f1: list[float] = []
+        for k in range(1, len(features) + 1):
+            model = LogisticRegression(max_iter=500, class_weight="balanced")
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ConvergenceWarning)
+                model.fit(inputs[:, :k], (train_letter == letter).numpy())
+            predicted = torch.from_numpy(model.decision_function(held_out[:, :k]) > 0)
+            f1.append(float(f1_scores(predicted[:, None], (test_letter == letter)[:, None])))
+        found[letter] = KSparse(features.tolist(), f1)
+    return found
+
+
+def _columns(code: SparseCode, features: Int[Tensor, "k"]) -> FloatArray:
+    columns = [torch.where(code.ids == feature, code.values, 0).sum(1) for feature in features]
+    return torch.stack(columns, 1).double().numpy()
+
+
+# -- the measure
+
+
+def absorption(subject: Subject, config: AbsorptionConfig) -> Record:
+    """The record "absorption". Values are means over the letters that count: those whose ground-truth probe has an F1
+    above `min_probe_f1`. Names that end in `_resid_post` are read there, the others at the SAE's own site.
+
+    They are null where fewer than `min_letters` letters count, or the tokenizer has too few words. The language model
+    reads the words once for all SAEs of a site. `detail["letters"]` lists the letters that have words to score.
+    """
+    reader = subject.reader
+    site, behind = reader.site.name, resid_post(reader.site)
+    method = interval_method("letters, 26 at most, the words of each held fixed") + "; letters: none"
+    settings = {
+        **subject.settings,
+        "config": asdict(config),
+        "readings": {"site": site, "resid_post": behind},
+        "interval_method": method,
+    }
+    n_words = len(vocabulary(reader.lm.tokenizer))
+    if n_words < config.least_words:
+        why = f"the tokenizer has {n_words} words of English letters; {config.least_words} are needed"
+        names = (*_ABSORBED, *_ABSORBED_RESID_POST, *_SPLIT, "probe_f1")
+        nothing = Estimate(dict.fromkeys(names), dict.fromkeys(names))
+        return _record(nothing, 0, dict.fromkeys(names, why), 0, settings, {})
+
+    data = first_letters(reader, config)
+    splits = split_letters(subject.sae, data, config)
+    at_site = _scores(subject.sae, data.positives.x, data, splits, config)
+    table = _by_letter(at_site, data, _ABSORBED)
+    null: dict[str, str] = {}
+    if data.resid_post is not None:
+        table |= _by_letter(
+            _scores(subject.sae, data.resid_post, data, splits, config), data, _ABSORBED_RESID_POST
+        )
+    elif behind is None:
+        null = dict.fromkeys(_ABSORBED_RESID_POST, f"the site {site} names no block")
+    else:
+        same = "the site is resid_post itself: see {}"
+        null = {f"{name}_resid_post": same.format(name) for name in _ABSORBED}
+    require(all(((c >= 0) & (c <= 1)).all() for c in table.values()), "absorption", "scores from 0 to 1")
+    n_main = [len(splits[own].main) if own in splits else 0 for own in range(len(LETTERS))]
+    table["splitting"] = np.array(n_main, dtype=np.float64)
+    table["splitting_spelling"] = table["splitting"] - 1
+
+    counts = data.f1.numpy() > config.min_probe_f1
+    n_letters = int(counts.sum())
+    if n_letters < config.min_letters:
+        why = f"{n_letters} letters have a probe of F1 above {config.min_probe_f1}; {config.min_letters} are needed"
+        null |= dict.fromkeys(table, why)
+    found = _letter_means(table, counts, data)
+    n_words = sum(len(part.words) for part in (data.train, data.test, data.positives))
+    detail = {
+        "letters": _letter_rows(at_site, table, data, splits),
+        "words": {
+            "train": len(data.train.words),
+            "test": len(data.test.words),
+            "scored": len(data.positives.words),
+        },
+    }
+    return _record(found, n_letters, null, n_words, settings, detail)
+
+
+class Split(NamedTuple):
+    """What k-sparse probing found for a letter, and those of its features that are main."""
+
+    probes: KSparse
+    main: list[int]
+
+
+def split_letters(sae: SAE, data: FirstLetters, config: AbsorptionConfig) -> dict[int, Split]:
+    """The main features of each letter that has words to score."""
+    train, test = (encode_words(sae, part.x, config.units) for part in (data.train, data.test))
+    probe = train_probe(
+        train,
+        data.train.letter,
+        width=sae.d_sae,
+        batch=config.sparse_batch,
+        epochs=config.epochs,
+        weight_decay=_WEIGHT_DECAY,
+        l1=_L1,
+        seed=config.seed,
+    )
+    letters = data.positives.letter.unique().tolist()
+    probes = k_sparse(train, data.train.letter, test, data.test.letter, probe.weight, letters, config.max_k)
+    return {
+        own: Split(found, found.features[: split_features(found.f1, config.f1_jump)])
+        for own, found in probes.items()
+    }
+
+
+def _scores(
+    sae: SAE,
+    x: Float[Tensor, "n d_in"],
+    data: FirstLetters,
+    splits: dict[int, Split],
+    config: AbsorptionConfig,
+) -> WordScores:
+    return absorption_scores(
+        encode_words(sae, x, config.units),
+        x,
+        data.positives.letter,
+        data.probe.directions,
+        sae.W_dec.detach().cpu(),
+        {own: split.main for own, split in splits.items()},
+        config,
+    )
+
+
+def _by_letter(scores: WordScores, data: FirstLetters, names: tuple[str, ...]) -> dict[str, FloatArray]:
+    """The mean fraction, and the rate of full absorption, on the words of each letter; 0 where it has none."""
+    letter = data.positives.letter.numpy()
+    n = np.bincount(letter, minlength=len(LETTERS)).clip(min=1)
+    columns = (scores.fraction.numpy(), scores.full.double().numpy())
+    return {
+        name: np.bincount(letter, column, minlength=len(LETTERS)) / n
+        for name, column in zip(names, columns, strict=True)
+    }
+
+
+def _letter_means(table: dict[str, FloatArray], counts: NDArray[np.bool_], data: FirstLetters) -> Estimate:
+    """Means of the table over the letters that count, and of the probe's F1 over all letters that occur."""
+    occur = data.test.letter.unique().numpy()
+    f1 = data.f1.numpy()[occur]
+
+    def means(weights: FloatArray) -> dict[str, FloatArray]:
+        counted = weights * counts[occur]
+        found = {name: counted @ column[occur] / counted.sum(1) for name, column in table.items()}
+        return {**found, "probe_f1": weights @ f1 / weights.sum(1)}
+
+    return estimate(means, len(occur))
+
+
+def _letter_rows(
+    scores: WordScores, table: dict[str, FloatArray], data: FirstLetters, splits: dict[int, Split]
+) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    for own, split in splits.items():
+        words = data.positives.letter == own
+        absorbed = words & ((scores.fraction > 0) | scores.full)
+        absorbers = Counter(scores.absorbers[absorbed].flatten().tolist())
+        absorbers.pop(-1, None)
+        rows.append(
+            {
+                "letter": LETTERS[own],
+                "f1_probe": float(data.f1[own]),
+                "n_split": len(split.main),
+                "split_features": split.main,
+                "f1_by_k": split.probes.f1,
+                "true_positives": int(words.sum()),
+                "mean_fraction": float(table["mean_absorption_fraction"][own]),
+                "full_rate": float(table["full_absorption"][own]),
+                "absorbers": [{"feature": i, "count": n} for i, n in absorbers.most_common(_ABSORBERS)],
+            }
+        )
+    return rows
+
+
+def _record(
+    found: Estimate,
+    letters: int,
+    null: dict[str, str],
+    n_words: int,
+    settings: dict[str, Any],
+    detail: dict[str, Any],
+) -> Record:
+    value = {**found.value, "letters": letters, **dict.fromkeys(null)}
+    return Record(
+        "absorption",
+        value,
+        {name: None if value[name] is None else found.interval.get(name) for name in value},
+        unit="fraction",
+        tokens=n_words,
+        settings=settings,
+        detail={
+            "null": null,
+            "units": {**dict.fromkeys(_SPLIT, "features"), "letters": "letters", "probe_f1": "F1"},
+            **detail,
+        },
+    )

@@ -1,0 +1,284 @@
+"""Automated interpretability: can a judge that read some windows of a feature tell in which others it fires?
+
+SAEBench's detection score (SPEC 1.4), with which the Tree SAE paper (5.6 #38) and the HSAE paper (9.3) measure. For
+each feature, of windows of text round a token (`examples`):
+
+    12 top windows                       10 are shown to the judge, 2 are asked about
+     7 sampled, value^2, below the top    5 are shown, 2 are asked about
+    10 random                            10 are asked about, as windows in which it is not active
+
+The judge explains the 15 shown, which carry marks, in a sentence. Then, given that sentence, it names those of the 14
+others, unmarked and in random order, in which the feature is active: where a token is above 0.01 of the largest value
+in the top windows. The feature's score is the fraction of the 14 that it is right about. A judge that always answers
+None scores 10/14.
+
+SAEBench takes it for granted that a feature does not fire in the random windows; here that is checked, unless
+`random` says otherwise. The scores of features with two or more children in the forest stand beside those of the
+others (HSAE: features that branch are the more interpretable ones).
+"""
+
+from __future__ import annotations
+
+import re
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Int64
+from numpy import ndarray as Array
+
+from ..errors import UserError
+from ..judges import NO_JUDGE, Judge, JudgeConfig, Question, ask_all, open_judge, prompt
+from .bootstrap import FloatArray, estimate, interval_method
+from .examples import FeatureWindows, fires_enough, numbered
+from .record import Record, undefined
+from .subject import Seen
+
+_TOP, _TOP_SHOWN = 12, 10
+_SAMPLED, _SAMPLED_SHOWN = 7, 5
+_RANDOM = 10
+_ASKED = _TOP - _TOP_SHOWN + _SAMPLED - _SAMPLED_SHOWN + _RANDOM
+_EXPLANATION_TOKENS = 30
+_PREDICTION_TOKENS = 2 * _ASKED + 5
+_INDICES = re.compile(r"[0-9]{1,4}(\s*,\s*[0-9]{1,4})*")
+
+
+@dataclass(frozen=True)
+class AutoInterpConfig:
+    """How features are explained and their explanations tried."""
+
+    features: int = 200
+    """Features drawn at random; SAEBench has 1000."""
+    min_fired: int = 15
+    """Only features that fire on more of the measured tokens than this are drawn."""
+    buffer: int = 10
+    """Tokens on either side of a window's centre."""
+    random: Literal["checked", "unchecked"] = "checked"
+    """checked: the feature fires in none of the random windows; unchecked: it is taken for granted (SAEBench)."""
+    seed: int = 0
+    """Of the features and of their windows."""
+    judge: JudgeConfig = field(default_factory=JudgeConfig)
+
+    def __post_init__(self) -> None:
+        for name, least in (("features", 1), ("min_fired", 0), ("buffer", 1), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise UserError(f"autointerp.{name} = {getattr(self, name)}: expected {least} or more")
+
+
+class Trial(NamedTuple):
+    """What the judge is given for a feature."""
+
+    feature: int
+    shown: list[str]
+    """With marks, strongest first."""
+    asked: list[str]
+    truth: Bool[Array, "asked"]
+    """In which of `asked` the feature is active."""
+    sample_reply: str
+    """Indices drawn at random, to show the form."""
+
+
+@dataclass
+class _Result:
+    trial: Trial
+    explanation: str | None = None
+    predicted: set[int] | None = None
+
+    @property
+    def score(self) -> float:
+        assert self.predicted is not None
+        named = np.isin(np.arange(1, len(self.trial.truth) + 1), list(self.predicted))
+        return float((named == self.trial.truth).mean())
+
+
+def autointerp(seen: Seen, config: AutoInterpConfig, judge: Judge | None = None) -> Record:
+    """The detection scores of features drawn at random. `judge` stands in for the configured one.
+
+    Features with too few windows are passed over for the next in the random order; those to which a reply of the
+    judge makes no sense are dropped, and counted. Raises UserError where the judge cannot be asked.
+    """
+    trials, skipped = _draw(seen, config)
+    # None is opened where there is nothing to ask: it may be large.
+    given = judge is not None or not trials
+    with nullcontext(judge) if given else open_judge(config.judge, seen.reader.lm, seen.folder) as judge:
+        results = [] if judge is None else _ask(judge, trials)
+    scored = [r for r in results if r.predicted is not None]
+    score = np.array([r.score for r in scored])
+    n_children = seen.forest.n_children.numpy()[[r.trial.feature for r in scored]]
+    negatives = np.array([(~r.trial.truth).mean() for r in scored])
+
+    def means(weights: FloatArray) -> dict[str, FloatArray]:
+        many = weights * (n_children >= 2)
+        few = weights - many
+        return {
+            "autointerp_score": weights @ score / weights.sum(1),
+            "chance_none": weights @ negatives / weights.sum(1),
+            "multi_child": many @ score / many.sum(1),
+            "other": few @ score / few.sum(1),
+        }
+
+    found = estimate(means, len(scored))
+    counts = {"scored": len(scored), "unparsable": len(results) - len(scored), "skipped": skipped}
+    value = {**found.value, **counts}
+    why = _why_undefined(seen, config, trials, judge, scored)
+    return Record(
+        "autointerp",
+        value,
+        {**found.interval, **dict.fromkeys(counts)},
+        unit="fraction",
+        tokens=len(seen.rows),
+        settings={
+            **seen.settings,
+            "config": asdict(config),
+            "judge": None if judge is None else judge.name,
+            "interval_method": interval_method("features") + "; scored, unparsable, skipped: none",
+        },
+        detail={
+            "null": undefined(value, why, len(seen.rows)),
+            "units": dict.fromkeys(counts, "features"),
+            "branching": _by_children(n_children, score),
+            "features": [_in_detail(r, seen) for r in results],
+        },
+    )
+
+
+def _draw(seen: Seen, config: AutoInterpConfig) -> tuple[list[Trial], int]:
+    """Up to `features` trials, and the number of features passed over for too few windows."""
+    trials: list[Trial] = []
+    skipped = 0
+    if seen.tokens.context <= 2 * config.buffer:
+        return trials, skipped
+    candidates = np.flatnonzero(fires_enough(seen, config.min_fired))
+    for feature in np.random.default_rng(config.seed).permutation(candidates).tolist():
+        if len(trials) == config.features:
+            break
+        trial = make_trial(seen, feature, config)
+        if trial is None:
+            skipped += 1
+        else:
+            trials.append(trial)
+    return trials, skipped
+
+
+def make_trial(seen: Seen, feature: int, config: AutoInterpConfig) -> Trial | None:
+    """The windows of a feature, None where there are too few."""
+    rng = np.random.default_rng([config.seed, feature])
+    windows = FeatureWindows(seen, feature, config.buffer)
+    top = windows.top(_TOP)
+    if len(top) < _TOP:
+        return None
+    sampled = windows.sampled(_SAMPLED, below=windows.values[top].min(), power=2, rng=rng)
+    if len(sampled) < _SAMPLED:
+        return None
+    draw_random = windows.silent if config.random == "checked" else windows.anywhere
+    others = draw_random(_RANDOM, rng)
+    if len(others) < _RANDOM:
+        return None
+
+    level = windows.level(top)
+    top, sampled = rng.permutation(top), rng.permutation(sampled)
+    shown = np.concatenate([top[:_TOP_SHOWN], sampled[:_SAMPLED_SHOWN]])
+    shown = shown[np.argsort(-windows.around(shown).max(1), kind="stable")]
+    positives = np.concatenate([top[_TOP_SHOWN:], sampled[_SAMPLED_SHOWN:]])
+    active = windows.around(positives).max(1) > level
+    asked = np.concatenate([positives, others])
+    truth = np.concatenate([active, np.zeros(_RANDOM, dtype=bool)])
+    order = rng.permutation(_ASKED)
+    sample = np.sort(rng.choice(_ASKED, 4, replace=False)) + 1
+    return Trial(
+        feature,
+        windows.texts(shown, mark_above=level),
+        windows.texts(asked[order]),
+        truth[order],
+        ", ".join(map(str, sample.tolist())),
+    )
+
+
+def _ask(judge: Judge, trials: list[Trial]) -> list[_Result]:
+    results = [_Result(trial) for trial in trials]
+    system = prompt("explain")
+    questions = [Question(system, numbered(r.trial.shown), _EXPLANATION_TOKENS) for r in results]
+    for result, reply in zip(results, ask_all(judge, questions, "explain features"), strict=True):
+        result.explanation = parse_explanation(reply)
+    explained = [r for r in results if r.explanation is not None]
+    questions = [
+        Question(
+            prompt("detect", n=_ASKED, example=r.trial.sample_reply),
+            f"This unit activates on {r.explanation}\n\nPassages:\n{numbered(r.trial.asked)}",
+            _PREDICTION_TOKENS,
+        )
+        for r in explained
+    ]
+    for result, reply in zip(explained, ask_all(judge, questions, "try explanations"), strict=True):
+        result.predicted = parse_indices(reply, _ASKED)
+    return results
+
+
+def parse_explanation(reply: str) -> str | None:
+    """What follows "activates on", or all of it where that is missing; None where nothing is left."""
+    after = re.split("activates on", reply, maxsplit=1, flags=re.IGNORECASE)[-1]
+    return " ".join(after.split()).rstrip(". ") or None
+
+
+def parse_indices(reply: str, n: int) -> set[int] | None:
+    """Indices from 1 to `n`, or "None" for none; None for a reply of any other form.
+
+    A full stop at the end is let pass. An index that comes twice, or is out of range, spoils the reply.
+    """
+    reply = reply.strip().removesuffix(".").rstrip()
+    if reply.lower() == "none":
+        return set()
+    if not _INDICES.fullmatch(reply):
+        return None
+    indices = [int(i) for i in reply.split(",")]
+    sound = len(set(indices)) == len(indices) and min(indices) >= 1 and max(indices) <= n
+    return set(indices) if sound else None
+
+
+def _by_children(n_children: Int64[Array, "f"], score: FloatArray) -> list[dict[str, Any]]:
+    """The mean score of the features with each number of children."""
+    return [
+        {
+            "children": int(children),
+            "score": float(score[n_children == children].mean()),
+            "features": int((n_children == children).sum()),
+        }
+        for children in np.unique(n_children)
+    ]
+
+
+def _in_detail(result: _Result, seen: Seen) -> dict[str, Any]:
+    feature, predicted = result.trial.feature, result.predicted
+    return {
+        "feature": feature,
+        "layer": int(seen.forest.layer[feature]),
+        "children": int(seen.forest.n_children[feature]),
+        "explanation": result.explanation,
+        "score": None if predicted is None else result.score,
+        "predicted": None if predicted is None else sorted(predicted),
+        "truth": (np.flatnonzero(result.trial.truth) + 1).tolist(),
+    }
+
+
+def _why_undefined(
+    seen: Seen, config: AutoInterpConfig, trials: list[Trial], judge: Judge | None, scored: list[_Result]
+) -> dict[str, str]:
+    width = 2 * config.buffer + 1
+    if seen.tokens.context < width:
+        nothing = f"no window of {width} tokens fits in a context of {seen.tokens.context}"
+    elif not trials:
+        nothing = (
+            f"no feature fires on more than {config.min_fired} tokens and has {_TOP} top windows, {_SAMPLED} others "
+            f"and {_RANDOM} in which it does not fire"
+        )
+    elif judge is None:
+        nothing = NO_JUDGE
+    else:
+        nothing = "no reply of the judge could be read"
+    if not scored:
+        return dict.fromkeys(("autointerp_score", "chance_none", "multi_child", "other"), nothing)
+    return {
+        "multi_child": "no scored feature has two children or more",
+        "other": "every scored feature has two children or more",
+    }

@@ -1,0 +1,110 @@
+"""Feature composition: how near to another feature each feature's decoder row lies (SPEC 3).
+
+    composition = mean over features i of  max over j != i of  cos(d_i, d_j)
+
+Features that are built from one another share directions, so less is better. A decoder of n independent random
+directions does not reach 0: its expected maximum, exact here, is the floor
+
+    E max = 1 - integral over t from -1 to 1 of P(cos <= t)^(n-1),    (1 + cos) / 2 ~ Beta((d-1)/2, (d-1)/2)
+
+which sqrt(2 ln n / d) approximates from above. The papers average over all features, dead ones among them: those lie
+near the floor and lower the average, so the mean over features that fired is given too (of the same maxima).
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Float64
+from scipy.stats import beta
+from torch import Tensor
+
+from ..errors import require
+from .bootstrap import FloatArray, estimate, interval_method
+from .record import Record
+from .subject import Seen, Subject
+
+# Cosines are taken in blocks of rows, with all rows each, of this many entries.
+_BLOCK_ENTRIES = 1 << 24
+_FLOOR_POINTS = 1 << 15
+
+
+@dataclass(frozen=True)
+class CompositionConfig:
+    """There is nothing to choose."""
+
+
+@torch.no_grad()
+def max_cosines(rows: Float[Tensor, "n d"]) -> Float64[Tensor, "n"]:
+    """The largest cosine of each row, of any length, with another row; on the CPU. Two rows or more."""
+    unit = F.normalize(rows.float())
+    found: list[Tensor] = []
+    for own in torch.arange(len(unit), device=unit.device).split(max(_BLOCK_ENTRIES // len(unit), 1)):
+        cosines = unit[own] @ unit.T
+        cosines[torch.arange(len(own), device=unit.device), own] = -torch.inf
+        found.append(cosines.amax(1))
+    return torch.cat(found).clamp(-1, 1).double().cpu()
+
+
+def random_floor(n: int, d: int) -> float:
+    """The expected largest cosine of one of `n` independent directions in `d >= 2` dimensions with the others."""
+    t = np.linspace(-1, 1, _FLOOR_POINTS)
+    below = beta.cdf((1 + t) / 2, (d - 1) / 2, (d - 1) / 2)
+    return float(1 - np.trapezoid(below ** (n - 1), t))
+
+
+def composition(subject: Subject, config: CompositionConfig) -> Record:
+    """The record "composition" of the SAE's decoder: `mean` over all features, `alive` over those that fired on the
+    measured text, `median`, `random_floor` and, for an SAE of several layers, `by_layer_<l>`.
+
+    An SAE of a single feature, or of width 1, has nulls.
+    """
+    sae = subject.sae
+    alive = subject.pairs.marginals.n.cpu().numpy() > 0 if isinstance(subject, Seen) else np.zeros(sae.d_sae)
+    groups = {"mean": np.ones(sae.d_sae), "alive": alive.astype(np.float64)}
+    if len(sae.config.layer_sizes) > 1:
+        layer = np.repeat(np.arange(len(sae.config.layer_sizes)), sae.config.layer_sizes)
+        groups |= {f"by_layer_{i}": (layer == i).astype(np.float64) for i in np.unique(layer)}
+    null: dict[str, str] = {}
+    if sae.d_sae == 1:
+        value = dict.fromkeys((*groups, "median", "random_floor"))
+        null = dict.fromkeys(value, "the SAE has a single feature, and no other to compare it with")
+        interval = dict.fromkeys(value)
+    else:
+        cosines = max_cosines(sae.W_dec).numpy()
+        require(bool(np.isfinite(cosines).all()), "composition", "a largest cosine for every feature")
+        found = estimate(lambda weights: _means(cosines, groups, weights), sae.d_sae)
+        value = {**found.value, "random_floor": random_floor(sae.d_sae, sae.d_in) if sae.d_in > 1 else None}
+        interval = {**found.interval, "random_floor": None}
+        if value["alive"] is None:
+            fired = "no feature fired on the measured text"
+            null["alive"] = fired if isinstance(subject, Seen) else "no text was read"
+        if value["random_floor"] is None:
+            null["random_floor"] = "in one dimension all directions are the same or opposite"
+    return Record(
+        "composition",
+        value,
+        interval,
+        unit="cosine",
+        tokens=len(subject.rows) if isinstance(subject, Seen) else 0,
+        settings={
+            **subject.settings,
+            "config": asdict(config),
+            "interval_method": interval_method("features, their largest cosines held fixed")
+            + "; random_floor: exact for independent uniform directions, none",
+        },
+        detail={"null": null, "features": sae.d_sae, "alive_features": int(alive.sum())},
+    )
+
+
+def _means(cosines: FloatArray, groups: dict[str, FloatArray], weights: FloatArray) -> dict[str, FloatArray]:
+    means = {name: weights @ (group * cosines) / (weights @ group) for name, group in groups.items()}
+    order = np.argsort(cosines)
+    # The median of a resample: both middle values, found where half of it lies below.
+    drawn = 2 * np.cumsum(weights[:, order], axis=1)
+    n = drawn[:, -1:] / 2
+    low, high = (drawn >= n).argmax(1), (drawn > n).argmax(1)
+    return {**means, "median": (cosines[order[low]] + cosines[order[high]]) / 2}

@@ -1,0 +1,158 @@
+"""Dead features over training (Tree SAE paper, App. G and Figure 14), from the log that training kept.
+
+    rate_l(t) = dead features of layer l at step t / features of layer l
+
+A feature is dead that has been silent for as many steps as the run's settings say. Reallocations are the steps at which
+dead children of a Tree SAE moved to other parents. `almost_zero_from` is the paper's "almost zero from 40k steps": the
+tokens of training after which no layer's rate is above `almost_zero` any more.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ..errors import UserError
+from ..training.log import LOG
+from .record import Record
+from .subject import Subject
+
+# Events of the log in which children move to other parents.
+_MOVES = ("reallocation", "root_reset")
+
+
+@dataclass(frozen=True)
+class DeadTrainingConfig:
+    """How the log of training is read."""
+
+    almost_zero: float = 0.01
+    """A layer's rate of dead features counts as almost zero up to this share."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.almost_zero < 1:
+            raise UserError(
+                f"almost_zero = {self.almost_zero}: expected a share of 0 or more and less than 1"
+            )
+
+
+class DeadRates(NamedTuple):
+    """What a log says of dead features: one entry a logged step, ascending.
+
+    rate: of each layer the share of its features that were dead. all: the share of all features.
+    """
+
+    steps: list[int]
+    tokens: list[int]
+    rate: list[list[float]]
+    all: list[float]
+    reallocations: list[int]
+
+
+def read_dead_rates(folder: Path, layer_sizes: Sequence[int]) -> DeadRates:
+    """From the log.jsonl in a folder. Raises UserError where it is missing, damaged, or of another SAE."""
+    path = folder / LOG
+    found = DeadRates([], [], [[] for _ in layer_sizes], [], [])
+    moves: set[int] = set()
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; expected the log that training wrote") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text ({error}); the file is damaged") from None
+    for number, text in enumerate(lines, 1):
+        line = _parse(path, number, text)
+        if "event" in line:
+            if line["event"] in _MOVES and line.get("moved"):
+                moves.add(line["step"])
+            continue
+        try:
+            step, tokens, dead = int(line["step"]), int(line["tokens"]), [int(n) for n in line["dead"]]
+        except (KeyError, TypeError, ValueError):
+            raise UserError(
+                f"{path}, line {number}: expected step, tokens and dead features by layer; the file is damaged"
+            ) from None
+        if len(dead) != len(layer_sizes) or not all(
+            0 <= n <= size for n, size in zip(dead, layer_sizes, strict=True)
+        ):
+            raise UserError(
+                f"{path}, line {number}: dead features {dead}, but the layers have {list(layer_sizes)}; "
+                "the log is of another SAE"
+            )
+        found.steps.append(step)
+        found.tokens.append(tokens)
+        found.all.append(sum(dead) / sum(layer_sizes))
+        for rates, n, size in zip(found.rate, dead, layer_sizes, strict=True):
+            rates.append(n / size)
+    return found._replace(reallocations=sorted(moves))
+
+
+def _parse(path: Path, number: int, text: str) -> dict[str, Any]:
+    try:
+        line = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}, line {number}: not valid JSON ({error}); the file is damaged") from None
+    if not isinstance(line, dict) or ("event" in line and not isinstance(line.get("step"), int)):
+        raise UserError(f"{path}, line {number}: not a line that training wrote; the file is damaged")
+    return line
+
+
+def dead_training(subject: Subject, config: DeadTrainingConfig) -> Record:
+    """The record of dead features over the training of the subject's SAE; all undefined where it has no log.
+
+    Raises UserError where the log is damaged or of another SAE.
+    """
+    sizes = subject.sae.forest.layer_sizes
+    why = "the SAE was loaded without the log of its training"
+    found = DeadRates([], [], [[] for _ in sizes], [], [])
+    if subject.log is not None and (subject.log / LOG).is_file():
+        found = read_dead_rates(subject.log, sizes)
+        why = "training logged no step"
+    value: dict[str, float | None] = {
+        "end": found.all[-1] if found.all else None,
+        "peak": max(found.all, default=None),
+        "almost_zero_from": _almost_zero_from(found, config.almost_zero),
+    }
+    for layer, rates in enumerate(found.rate):
+        value[f"end_layer_{layer}"] = rates[-1] if rates else None
+        value[f"peak_layer_{layer}"] = max(rates, default=None)
+    null = {name: why for name, found_value in value.items() if found_value is None}
+    if found.steps and "almost_zero_from" in null:
+        null["almost_zero_from"] = (
+            f"a layer ends with more than {config.almost_zero:.2%} of its features dead"
+        )
+    return Record(
+        "dead_training",
+        value,
+        dict.fromkeys(value),
+        unit="fraction",
+        tokens=found.tokens[-1] if found.tokens else 0,
+        settings={
+            **subject.settings,
+            "config": asdict(config),
+            "interval_method": "none: counts over all features, as training logged them",
+            "tokens": "of training; a token counts anew in every epoch",
+        },
+        detail={
+            "null": null,
+            "units": {"almost_zero_from": "tokens of training"},
+            "steps": found.steps,
+            "tokens": found.tokens,
+            "rate": found.rate,
+            "rate_all": found.all,
+            "reallocations": found.reallocations,
+        },
+    )
+
+
+def _almost_zero_from(found: DeadRates, limit: float) -> int | None:
+    """Tokens of the first logged step from which on no layer's rate exceeds the limit."""
+    settled = None
+    worst = [max(rates) for rates in zip(*found.rate, strict=True)]
+    for tokens, rate in zip(reversed(found.tokens), reversed(worst), strict=True):
+        if rate > limit:
+            break
+        settled = tokens
+    return settled

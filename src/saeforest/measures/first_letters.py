@@ -1,0 +1,309 @@
+"""Words, their first letters, and what a language model makes of them: the data of the measure `absorption` (SPEC 1.2).
+
+A word is any entry of the tokenizer's vocabulary that is made of English letters, perhaps behind a space. It is read
+at its last token, in a prompt that asks for its first letter as ten examples before it did:
+
+    \\n{example} has the first letter: X \\n ... \\n{word}
+
+The question itself, " has the first letter:", would follow the word and so cannot change what is read at it: it is
+left out. The ground-truth probe knows which letter a word begins with, by its score s = x W + b,
+
+    loss = mean over words and letters of BCE(s, y), the positives weighted by n_neg / n_pos
+
+trained with Adam, whose rate falls from 1e-2 to 1e-5 by the same factor every epoch. Everything random follows from
+the seed. The words of one language model and site are read once, and shared by all SAEs that are measured there.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import re
+import string
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import NamedTuple
+from weakref import WeakKeyDictionary
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Float32, Float64, Int
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from ..activations import ActivationReader
+from ..activations.reader import all_finite
+from ..code import SparseCode
+from ..errors import UserError
+from ..kernels import sparse_decode
+from ..lm import LanguageModel, Site
+from ..progress import progress
+from ..seeds import seeded
+
+LETTERS = string.ascii_lowercase
+_QUESTION = " has the first letter:"
+_TEST_SHARE = 0.2
+_LR, _LAST_LR = 1e-2, 1e-5
+_WEIGHT_DECAY = 1e-4
+
+
+@dataclass(frozen=True)
+class FirstLetterConfig:
+    """Which words are read, in which prompts, and how the ground-truth probe is trained."""
+
+    seed: int = 42
+    """Of everything random."""
+    words: int | None = 5000
+    """At most so many words, as many of each letter where it has them; None for all."""
+    icl: int = 10
+    """Examples before each word."""
+    epochs: int = 50
+    """Of the training of probes."""
+    batch: int = 64
+    """Words in a training step of the ground-truth probe."""
+
+    def __post_init__(self) -> None:
+        for name in ("icl", "epochs", "batch"):
+            self._check(name, getattr(self, name) >= 1, "1 or more")
+        least = self.least_words
+        self._check("words", self.words is None or self.words >= least, f"{least} or more, or None for all")
+
+    def _check(self, name: str, holds: bool, expected: str) -> None:
+        if not holds:
+            raise UserError(f"absorption.{name} = {getattr(self, name)}: expected {expected}")
+
+    @property
+    def least_words(self) -> int:
+        """With fewer, the words that are held out would not do for one prompt's examples."""
+        return math.ceil((self.icl + 1) / _TEST_SHARE)
+
+
+@dataclass(frozen=True, eq=False)
+class Words:
+    """Words, the letters they begin with (0 to 25), and the activations at their last tokens, on the CPU."""
+
+    words: list[str]
+    letter: Int[Tensor, "n"]
+    x: Float[Tensor, "n d_in"]
+
+
+class LetterProbe(NamedTuple):
+    """A linear probe for each of the 26 letters: a word begins with the letter where its score is above 0."""
+
+    weight: Float32[Tensor, "width 26"]
+    bias: Float32[Tensor, "26"]
+
+    def scores(self, inputs: Float[Tensor, "n width"] | SparseCode) -> Float32[Tensor, "n 26"]:
+        if isinstance(inputs, SparseCode):
+            return sparse_decode(inputs.values, inputs.ids, self.weight) + self.bias
+        return inputs.float() @ self.weight + self.bias
+
+    @property
+    def directions(self) -> Float64[Tensor, "26 width"]:
+        """The letters' unit directions in the space of the inputs."""
+        return F.normalize(self.weight.T.double())
+
+
+@dataclass(frozen=True, eq=False)
+class FirstLetters:
+    """What the measure needs of a language model, whatever the SAE.
+
+    probe:      the ground truth, trained on `train`; `f1 [26]` are its scores on `test`.
+    positives:  the words of `test` whose letter the probe sees, read anew behind examples from the whole vocabulary.
+    resid_post: the same tokens as `positives.x`, at the residual stream behind the site's block; None where the site
+                itself is that, or names no block.
+    """
+
+    train: Words
+    test: Words
+    probe: LetterProbe
+    f1: Float64[Tensor, "26"]
+    positives: Words
+    resid_post: Float[Tensor, "n d_in"] | None
+
+
+def vocabulary(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """The words of a tokenizer in the order of their ids, with the space before them where they have one."""
+    entries = tokenizer.batch_decode([[i] for i in range(len(tokenizer))])
+    return list(dict.fromkeys(w for w in entries if w.isascii() and w.removeprefix(" ").isalpha()))
+
+
+def letters_of(words: Sequence[str]) -> Int[Tensor, "n"]:
+    """The first letter of each word, 0 for A to 25 for Z."""
+    return torch.tensor([LETTERS.index(word.lstrip()[0].lower()) for word in words], dtype=torch.int64)
+
+
+def draw(words: Sequence[str], n: int | None, rng: random.Random) -> list[str]:
+    """`n` or all of the words in random order: as many of each letter, or all it has where others have more.
+
+    Drawn blindly, a few thousand words hold out one or two of X and Z, and their probes' F1 would mean little.
+    """
+    found = rng.sample(words, len(words))
+    if n is None or n >= len(found):
+        return found
+    seen: Counter[int] = Counter()
+    rank: dict[str, int] = {}
+    for word, letter in zip(found, letters_of(found).tolist(), strict=True):
+        rank[word] = seen[letter]
+        seen[letter] += 1
+    found = sorted(found, key=rank.__getitem__)[:n]
+    rng.shuffle(found)
+    return found
+
+
+def prompts(words: Sequence[str], pool: Sequence[str], icl: int, rng: random.Random) -> list[str]:
+    """Each word behind `icl` other words of the pool with their letters. The pool holds more than `icl` words."""
+
+    def prompt(word: str) -> str:
+        # One more than needed, for the word itself may be among them.
+        examples = [other for other in rng.sample(pool, icl + 1) if other != word][:icl]
+        lines = [f"{example}{_QUESTION} {example.lstrip()[0].upper()}" for example in examples]
+        return "\n".join(["", *lines, word])
+
+    return [prompt(word) for word in words]
+
+
+def read_last(
+    lm: LanguageModel, site: Site, texts: Sequence[str], batch_size: int
+) -> Float[Tensor, "n d_in"]:
+    """The activations at the last token of each text, on the CPU, in the language model's dtype.
+
+    The tokenizer's BOS comes first where it puts one before any text. Raises UserError for one that is not finite.
+    """
+    bos = [i for i in lm.tokenizer.encode("")[:1] if i == lm.tokenizer.bos_token_id]
+    ids = [bos + text for text in lm.tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
+    # Texts of a length go together, for there is no padding.
+    by_length: dict[int, list[int]] = defaultdict(list)
+    for i, text in enumerate(ids):
+        by_length[len(text)].append(i)
+    found: dict[int, Tensor] = {}
+    with progress(f"words at {site.name}", sum(map(len, ids))) as advance:
+        for length, same in by_length.items():
+            for start in range(0, len(same), batch_size):
+                batch = same[start : start + batch_size]
+                x = lm.activations(torch.tensor([ids[i] for i in batch]), site)
+                found |= zip(batch, x[:, -1].cpu(), strict=True)
+                advance(length * len(batch))
+    x = torch.stack([found[i] for i in range(len(ids))])
+    if not all_finite(x):
+        raise UserError(
+            f"activations at {site.name} of {lm.name}: NaN or infinite; read the model in float32 (--lm.dtype float32)"
+        )
+    return x
+
+
+def train_probe(
+    inputs: Float[Tensor, "n width"] | SparseCode,
+    letter: Int[Tensor, "n"],
+    *,
+    width: int,
+    batch: int,
+    epochs: int,
+    weight_decay: float = _WEIGHT_DECAY,
+    l1: float = 0.0,
+    seed: int,
+) -> LetterProbe:
+    """26 logistic probes on activations, or on a code of `width` features, on the CPU.
+
+    `weight_decay` is L2 in Adam's gradient; `l1` weighs the mean over letters of the weights' absolute sum.
+    """
+    generator = seeded(seed, "letter probe")
+    y = F.one_hot(letter, len(LETTERS)).float()
+    positive = y.sum(0)
+    pos_weight = (len(y) - positive) / positive.clamp(min=1)
+    bound = 1 / math.sqrt(width)
+    weight = torch.empty(width, len(LETTERS)).uniform_(-bound, bound, generator=generator).requires_grad_()
+    bias = torch.empty(len(LETTERS)).uniform_(-bound, bound, generator=generator).requires_grad_()
+    probe = LetterProbe(weight, bias)
+    optimizer = torch.optim.Adam(probe, lr=_LR, weight_decay=weight_decay)
+    schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, (_LAST_LR / _LR) ** (1 / epochs))
+    for _ in range(epochs):
+        for rows in torch.randperm(len(y), generator=generator).split(batch):
+            some = inputs[rows] if isinstance(inputs, Tensor) else _rows(inputs, rows)
+            loss = F.binary_cross_entropy_with_logits(probe.scores(some), y[rows], pos_weight=pos_weight)
+            if l1:
+                loss = loss + l1 * weight.abs().sum(0).mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        schedule.step()
+    return LetterProbe(weight.detach(), bias.detach())
+
+
+def _rows(code: SparseCode, rows: Int[Tensor, "m"]) -> SparseCode:
+    return SparseCode(code.values[rows], code.ids[rows])
+
+
+def f1_scores(
+    predicted: Bool[Tensor, "n classes"], truth: Bool[Tensor, "n classes"]
+) -> Float64[Tensor, "classes"]:
+    """2 TP / (2 TP + FP + FN) of each class; 0 where that is 0/0."""
+    both, either = (predicted & truth).sum(0), predicted.sum(0) + truth.sum(0)
+    return 2 * both.double() / either.clamp(min=1)
+
+
+def resid_post(site: Site) -> str | None:
+    """The hook name of the residual stream behind the block that a hook name speaks of; None for a module path."""
+    match = re.fullmatch(r"(blocks\.\d+\.hook_)\w+", site.name)
+    return match and f"{match[1]}resid_post"
+
+
+# Weak keys: the words go with the language model that read them.
+_read: WeakKeyDictionary[LanguageModel, dict[tuple[str, FirstLetterConfig], FirstLetters]] = (
+    WeakKeyDictionary()
+)
+
+
+def first_letters(reader: ActivationReader, config: FirstLetterConfig) -> FirstLetters:
+    """The words, their activations at the reader's site and the ground-truth probe, read and trained on first use.
+
+    Nothing is left out of what is read. Raises UserError for a vocabulary of fewer than `config.least_words`.
+    """
+    config = FirstLetterConfig(**{f.name: getattr(config, f.name) for f in fields(FirstLetterConfig)})
+    known = _read.setdefault(reader.lm, {})
+    key = (reader.site.name, config)
+    if key not in known:
+        known[key] = _first_letters(reader, config)
+    return known[key]
+
+
+def _first_letters(reader: ActivationReader, config: FirstLetterConfig) -> FirstLetters:
+    lm, site = reader.lm, reader.site
+    words = vocabulary(lm.tokenizer)
+    if len(words) < config.least_words:
+        raise UserError(
+            f"the tokenizer of {lm.name} has {len(words)} words of English letters: "
+            f"expected {config.least_words} or more"
+        )
+    rng = random.Random(f"first letters {config.seed}")
+    words = draw(words, config.words, rng)
+    n_test = round(_TEST_SHARE * len(words))
+
+    def read(some: list[str], pool: list[str], *sites: Site) -> list[Tensor]:
+        texts = prompts(some, pool, config.icl, rng)
+        return [read_last(lm, at, texts, reader.batch_size) for at in sites]
+
+    test, train = (Words(w, letters_of(w), *read(w, w, site)) for w in (words[:n_test], words[n_test:]))
+    probe = train_probe(
+        train.x.float(),
+        train.letter,
+        width=train.x.shape[1],
+        batch=config.batch,
+        epochs=config.epochs,
+        seed=config.seed,
+    )
+    predicted, truth = probe.scores(test.x) > 0, F.one_hot(test.letter, len(LETTERS)).bool()
+    seen = (predicted & truth).any(1).nonzero().flatten()
+    positive, letter = [test.words[i] for i in seen.tolist()], test.letter[seen]
+    behind = resid_post(site)
+    sites = [site] if behind in (None, site.name) else [site, lm.site(behind)]
+    x = read(positive, words, *sites) if positive else [test.x[:0]] * len(sites)
+    return FirstLetters(
+        train=train,
+        test=test,
+        probe=probe,
+        f1=f1_scores(predicted, truth),
+        positives=Words(positive, letter, x[0]),
+        resid_post=x[1] if len(x) > 1 else None,
+    )

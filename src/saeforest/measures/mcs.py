@@ -1,0 +1,225 @@
+"""Masked cosine similarity (MCS): how strongly each feature has a parent by its firings alone (Tree SAE, App. I).
+
+The scores of a parent p and a child c are those of `pairs` (SPEC 4.2): the activation coverage and MCS in four
+variants, binary or on values, scaled or not. Of every child that fired `min_count` times or more,
+
+    coverage, mcs_...              mean over children of the score of the best parent, any other feature
+    edges_coverage, edges_mcs_...  mean over the forest's edges of the score of the parent it names
+
+The paper's App. H argues that the decoder rows of a pair end up near orthogonal. Its table 4 is the mean of
+|k| = |cos(d_p, d_c)| over all ordered pairs of coverage 1, that is n_pc = n_c (SPEC 5.4):
+
+    k_all_pairs      n_c >= min_count;  k_all_pairs_any: n_c >= 1;  k_edges: the forest's edges, n_c >= min_count
+    k_random         of two random directions in d dimensions: Gamma(d/2) / (sqrt(pi) Gamma((d+1)/2))
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, NamedTuple, get_args
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Float64, Int
+from torch import Tensor
+
+from ..errors import UserError, require
+from ..forest import ROOT
+from ..pairs import Score
+from ..progress import progress
+from .bootstrap import FloatArray, Formula, estimate, interval_method
+from .record import Interval, Record, undefined
+from .subject import Seen
+
+Variant = Literal["mcs_binary", "mcs_binary_scaled", "mcs_correlation", "mcs_correlation_scaled"]
+VARIANTS: tuple[Variant, ...] = get_args(Variant)
+
+_KINDS: tuple[Score, ...] = ("coverage", *VARIANTS)
+# Pairs whose decoder rows are looked at together.
+_PAIRS = 1 << 12
+
+
+@dataclass(frozen=True)
+class MCSConfig:
+    """Which children are measured, and whose children are listed.
+
+    Raises UserError for a value out of its range.
+    """
+
+    min_count: int = 100
+    """A child that fired on fewer tokens is left out: it scores 1 under any feature that fired with it by chance."""
+    parents: tuple[int, ...] = ()
+    """Features whose best children are listed."""
+    children: int = 5
+    """Children listed of each."""
+
+    def __post_init__(self) -> None:
+        for name in ("min_count", "children"):
+            if (value := getattr(self, name)) < 1:
+                raise UserError(f"mcs.{name} = {value}: expected 1 or more")
+
+
+def mcs(seen: Seen, config: MCSConfig) -> Record:
+    """Raises UserError where `config.parents` names a feature that the SAE has not."""
+    for parent in config.parents:
+        if not 0 <= parent < seen.sae.d_sae:
+            raise UserError(f"mcs.parents: feature {parent}: expected 0 to {seen.sae.d_sae - 1}")
+    decoder = F.normalize(seen.sae.W_dec.detach().float().cpu())
+    found = _scores(seen, decoder)
+    n = seen.pairs.marginals.n
+    frequent = n >= config.min_count
+    linked = frequent & (seen.forest.parent != ROOT)
+    certain = linked & (found.edge[0] == 1)
+    if seen.sae.gated and torch.equal(seen.sae.forest.parent, seen.forest.parent):
+        require(torch.equal(certain, linked), "mcs", "coverage 1 on every edge of a Tree SAE")
+    k_edge = _abs_cosine(decoder, seen.forest.parent[certain], certain.nonzero().flatten())
+
+    value: dict[str, float | None] = {}
+    interval: dict[str, Interval] = {}
+    by_parent = {f"edges_{kind}": (linked, found.edge[i, linked]) for i, kind in enumerate(_KINDS)}
+    by_parent["k_edges"] = (certain, k_edge)
+    for name, formula, units in (
+        *((kind, *_mean_best(found.best[i, frequent])) for i, kind in enumerate(_KINDS)),
+        *((name, *_mean_by_parent(seen.forest.parent[of], s)) for name, (of, s) in by_parent.items()),
+        ("k_all_pairs", *_mean_of_pairs(found.k_sum[frequent], found.k_pairs[frequent])),
+        ("k_all_pairs_any", *_mean_of_pairs(found.k_sum[n > 0], found.k_pairs[n > 0])),
+    ):
+        one = estimate(formula, units)
+        value[name], interval[name] = one.value["mean"], one.interval["mean"]
+    for name, mean in value.items():
+        require(mean is None or 0 <= mean <= 1 + 1e-6, "mcs", f"0 <= {name} <= 1")
+    value["k_random"], interval["k_random"] = _k_random(seen.sae.d_in), None
+
+    tokens = len(seen.rows)
+    return Record(
+        "mcs",
+        value,
+        interval,
+        unit="score",
+        tokens=tokens,
+        settings={
+            **seen.settings,
+            "config": asdict(config),
+            "interval_method": f"{interval_method('children')}; edges_..., k_edges: over parents; k_random: none",
+        },
+        detail={
+            "null": undefined(value, _why(seen, config, frequent), tokens),
+            "units": {n: "fraction" if n.endswith("coverage") else "cosine" for n in value if "mcs" not in n},
+            "children": int(frequent.sum()),
+            "edges": int(linked.sum()),
+            "pairs": {
+                "k_all_pairs": int(found.k_pairs[frequent].sum()),
+                "k_all_pairs_any": int(found.k_pairs.sum()),
+                "k_edges": int(certain.sum()),
+            },
+            "top_children": _top_children(seen, config),
+        },
+    )
+
+
+class _Scores(NamedTuple):
+    """Of every feature as a child, by kind of score: of its best parent, and of the forest's. 0 where it has none.
+
+    k_sum, k_pairs: sum of |k| over the features that fire whenever it does, and their number.
+    """
+
+    best: Float64[Tensor, "kinds d_sae"]
+    edge: Float64[Tensor, "kinds d_sae"]
+    k_sum: Float64[Tensor, "d_sae"]
+    k_pairs: Int[Tensor, "d_sae"]
+
+
+def _scores(seen: Seen, decoder: Float[Tensor, "d_sae d_in"]) -> _Scores:
+    best, edge = torch.zeros(2, len(_KINDS), len(decoder), dtype=torch.float64)
+    k_sum, k_pairs = (
+        torch.zeros(len(decoder), dtype=torch.float64),
+        torch.zeros(len(decoder), dtype=torch.int64),
+    )
+    fired = (seen.pairs.marginals.n > 0).nonzero().flatten()
+    with progress("scores of parents", len(fired), "features") as advance:
+        for block, scores in seen.pairs.scores_of(_KINDS, fired):
+            parent, row = seen.forest.parent[block], torch.arange(len(block))
+            for i, kind in enumerate(_KINDS):
+                score = scores[kind]
+                score[row, block] = 0  # no feature is its own parent
+                best[i, block] = score.amax(1)
+                edge[i, block] = torch.where(parent == ROOT, 0, score[row, parent.clamp(min=0)])
+            child, above = (scores["coverage"] == 1).nonzero(as_tuple=True)
+            k = _abs_cosine(decoder, above, block[child])
+            k_sum[block] = torch.bincount(child, k, minlength=len(block)).double()  # of none it is int64
+            k_pairs[block] = torch.bincount(child, minlength=len(block))
+            advance(len(block))
+    return _Scores(best, edge, k_sum, k_pairs)
+
+
+def _abs_cosine(
+    decoder: Float[Tensor, "d_sae d_in"], parent: Int[Tensor, "m"], child: Int[Tensor, "m"]
+) -> Float64[Tensor, "m"]:
+    parts = zip(parent.split(_PAIRS), child.split(_PAIRS), strict=True)
+    cosines = [(decoder[p] * decoder[c]).sum(1).abs().double() for p, c in parts]
+    return torch.cat([torch.zeros(0, dtype=torch.float64), *cosines])
+
+
+def _mean_best(score: Float64[Tensor, "children"]) -> tuple[Formula, int]:
+    return _mean_of_pairs(score, torch.ones_like(score))
+
+
+def _mean_by_parent(parent: Int[Tensor, "edges"], score: Float64[Tensor, "edges"]) -> tuple[Formula, int]:
+    """Children of one parent share its firings, so parents are resampled, each with all its children."""
+    families, family = parent.unique(return_inverse=True)
+    total = torch.bincount(family, score, minlength=len(families)).double()
+    return _mean_of_pairs(total, torch.bincount(family, minlength=len(families)))
+
+
+def _mean_of_pairs(total: Float64[Tensor, "units"], pairs: Tensor) -> tuple[Formula, int]:
+    """The mean over all pairs, given the sum over those of each unit and their number."""
+
+    def mean(weights: FloatArray) -> dict[str, FloatArray]:
+        return {"mean": weights @ total.numpy() / (weights @ pairs.double().numpy())}
+
+    return mean, len(total)
+
+
+def _k_random(d: int) -> float:
+    return math.exp(math.lgamma(d / 2) - math.lgamma((d + 1) / 2)) / math.sqrt(math.pi)
+
+
+def _why(seen: Seen, config: MCSConfig, frequent: Tensor) -> dict[str, str]:
+    measured = f"{config.min_count} or more of the {len(seen.rows):,} measured tokens"
+    few = f"no feature fired on {measured}: measure more text, or lower min_count"
+    no_pair = "no feature fires whenever another does"
+    if not bool((seen.forest.parent != ROOT).any()):
+        no_edge = no_certain = "the forest has no edges"
+    else:
+        no_edge = f"the forest has no edge whose child fired on {measured}"
+        no_certain = f"{no_edge}, and whose parent fired on all of these"
+    if not bool(frequent.any()):
+        return {**dict.fromkeys(_all_names(), few), "k_all_pairs_any": no_pair}
+    return {
+        **dict.fromkeys(_all_names(), no_edge),
+        "k_all_pairs": f"{no_pair}, of those that fired on {measured}",
+        "k_all_pairs_any": no_pair,
+        "k_edges": no_certain,
+    }
+
+
+def _all_names() -> list[str]:
+    return [*_KINDS, *(f"edges_{kind}" for kind in _KINDS), "k_all_pairs", "k_all_pairs_any", "k_edges"]
+
+
+def _top_children(seen: Seen, config: MCSConfig) -> list[dict[str, Any]]:
+    """By binary MCS, which ranks the children of a parent as their coverage does."""
+    parents = torch.tensor(config.parents, dtype=torch.int64)
+    n = seen.pairs.marginals.n
+    top = seen.pairs.top_children("mcs_binary", parents, config.children, config.min_count).ids
+    listed = []
+    for block, scores in seen.pairs.scores_of(_KINDS, parents, "parent"):
+        for row, parent in enumerate(block.tolist()):
+            children = [
+                {"child": c, "n": int(n[c]), **{kind: float(scores[kind][row, c]) for kind in _KINDS}}
+                for c in top[len(listed)].tolist()
+                if c != -1
+            ]
+            listed.append({"parent": parent, "n": int(n[parent]), "children": children})
+    return listed

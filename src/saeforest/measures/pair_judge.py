@@ -1,0 +1,238 @@
+"""Does a judge see that a child is a special case of its parent? HSAE's measure of a forest's edges (SPEC 6.2).
+
+For each edge the judge reads up to 10 top windows and 5 sampled ones of both features (`examples`), with marks, and
+answers whether the concept of one is contained in that of the other:
+
+    yes         = edges that the judge affirms / edges with a reply that can be read
+    yes_random  = the same of unrelated pairs
+
+The paper has no control, and a judge that says Yes to everything would score 1. Here an edge (p, c) goes with a pair
+(p, c'): c' is the child of another judged edge between the same levels, and neither is an ancestor of the other.
+"""
+
+from __future__ import annotations
+
+import re
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..errors import UserError
+from ..forest import Forest
+from ..judges import NO_JUDGE, Judge, JudgeConfig, Question, ask_all, open_judge, prompt
+from .bootstrap import FloatArray, estimate, interval_method
+from .examples import FeatureWindows, fires_enough, numbered
+from .record import Record, undefined
+from .subject import Seen
+
+_TOP, _SAMPLED = 10, 5
+_REPLY_TOKENS = 24
+_REPLY = re.compile(r"HaveRelationship:[ \t]*(Yes|No)[ \t]*\r?\n[ \t]*Confidence:[ \t]*(High|Medium|Low)")
+
+
+@dataclass(frozen=True)
+class PairJudgeConfig:
+    """Which pairs are judged, by what."""
+
+    pairs: int = 500
+    """Edges drawn at random; the HSAE paper has 5000."""
+    min_fired: int = 15
+    """Only edges whose two features fire on more of the measured tokens than this are drawn."""
+    buffer: int = 10
+    """Tokens on either side of a window's centre."""
+    power: float = 1.0
+    """Windows are sampled in proportion to the feature's value to this power: 1 in the paper, 2 in SAEBench."""
+    seed: int = 0
+    """Of the pairs and of the windows."""
+    judge: JudgeConfig = field(default_factory=JudgeConfig)
+
+    def __post_init__(self) -> None:
+        for name, least in (("pairs", 1), ("min_fired", 0), ("buffer", 1), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise UserError(f"pair_judge.{name} = {getattr(self, name)}: expected {least} or more")
+        if not 0 <= self.power <= 4:
+            raise UserError(f"pair_judge.power = {self.power}: expected 0 to 4")
+
+
+class Verdict(NamedTuple):
+    related: bool
+    confidence: str
+
+
+Pair = tuple[int, int]
+
+
+def pair_judge(seen: Seen, config: PairJudgeConfig, judge: Judge | None = None) -> Record:
+    """How many edges of the forest, drawn at random, a judge affirms. `judge` stands in for the configured one.
+
+    Raises UserError where the judge cannot be asked.
+    """
+    texts = _Texts(seen, config)
+    rng = np.random.default_rng(config.seed)
+    edges = _draw_edges(seen, config, texts, rng)
+    controls = draw_controls(seen.forest, edges, rng)
+    # The control of edge i, where it has one, is asked after all edges.
+    pairs = [*edges, *(c for c in controls if c is not None)]
+    given = judge is not None or not pairs  # None is opened where there is nothing to ask: it may be large
+    with nullcontext(judge) if given else open_judge(config.judge, seen.reader.lm, seen.folder) as judge:
+        verdicts = [] if judge is None else _ask(judge, pairs, texts)
+    if judge is None:
+        edges, controls = [], []
+    of_edges, of_controls = verdicts[: len(edges)], iter(verdicts[len(edges) :])
+    beside = [None if c is None else next(of_controls) for c in controls]
+
+    affirmed, read = _counts(of_edges)
+    affirmed_random, read_random = _counts(beside)
+
+    def fractions(weights: FloatArray) -> dict[str, FloatArray]:
+        return {
+            "yes": weights @ affirmed / (weights @ read),
+            "yes_random": weights @ affirmed_random / (weights @ read_random),
+        }
+
+    found = estimate(fractions, len(edges))
+    asked_random = sum(c is not None for c in controls)
+    counts = {
+        "asked": len(edges),
+        "asked_random": asked_random,
+        "unparsable": len(edges) - int(read.sum()),
+        "unparsable_random": asked_random - int(read_random.sum()),
+    }
+    value = {**found.value, **counts}
+    return Record(
+        "pair_judge",
+        value,
+        {**found.interval, **dict.fromkeys(counts)},
+        unit="fraction",
+        tokens=len(seen.rows),
+        settings={
+            **seen.settings,
+            "config": asdict(config),
+            "judge": None if judge is None else judge.name,
+            "interval_method": interval_method("edges, each with its random pair") + "; counts: none",
+        },
+        detail={
+            "null": undefined(value, _why_undefined(seen, config, pairs, judge, counts), len(seen.rows)),
+            "units": dict.fromkeys(counts, "pairs"),
+            "pairs": [
+                _in_detail(pair, verdict, kind="edge" if i < len(edges) else "random")
+                for i, (pair, verdict) in enumerate(zip(pairs, verdicts, strict=False))
+            ],
+        },
+    )
+
+
+class _Texts:
+    """The windows of features as text, made when they are first asked for."""
+
+    def __init__(self, seen: Seen, config: PairJudgeConfig) -> None:
+        self._seen, self._config = seen, config
+        self._made: dict[int, list[str]] = {}
+
+    def of(self, feature: int) -> list[str]:
+        """Top windows, then sampled ones; empty where the feature never fires inside a whole window."""
+        if feature not in self._made:
+            self._made[feature] = self._make(feature)
+        return self._made[feature]
+
+    def _make(self, feature: int) -> list[str]:
+        config = self._config
+        windows = FeatureWindows(self._seen, feature, config.buffer)
+        top = windows.top(_TOP)
+        if len(top) == 0:
+            return []
+        rng = np.random.default_rng([config.seed, feature])
+        sampled = windows.sampled(_SAMPLED, windows.values[top].min(), config.power, rng)
+        return windows.texts(np.concatenate([top, sampled]), mark_above=windows.level(top))
+
+
+def _draw_edges(seen: Seen, config: PairJudgeConfig, texts: _Texts, rng: np.random.Generator) -> list[Pair]:
+    """Up to `pairs` edges between features that have windows to be shown."""
+    parent, child = seen.forest.edges.numpy()
+    enough = fires_enough(seen, config.min_fired)
+    candidates = np.flatnonzero(enough[parent] & enough[child])
+    edges: list[Pair] = []
+    for e in rng.permutation(candidates).tolist():
+        if len(edges) == config.pairs:
+            break
+        pair = int(parent[e]), int(child[e])
+        if all(texts.of(feature) for feature in pair):
+            edges.append(pair)
+    return edges
+
+
+def draw_controls(forest: Forest, edges: list[Pair], rng: np.random.Generator) -> list[Pair | None]:
+    """For each edge its parent with the child of another edge between the same levels; None where all are related.
+
+    Levels are layers or, in a forest that has none, numbers of ancestors.
+    """
+    level = (forest.layer if forest.layered else forest.depth).tolist()
+    children: dict[tuple[int, int], list[int]] = {}
+    for p, c in edges:
+        children.setdefault((level[p], level[c]), []).append(c)
+
+    controls: list[Pair | None] = []
+    for p, c in edges:
+        candidates = rng.permutation(children[level[p], level[c]]).tolist()
+        # The other lies on a deeper level than p, so it is no ancestor of p either.
+        unrelated = (other for other in candidates if p not in forest.ancestors(other))
+        other = next(unrelated, None)
+        controls.append(None if other is None else (p, other))
+    return controls
+
+
+def _ask(judge: Judge, pairs: list[Pair], texts: _Texts) -> list[Verdict | None]:
+    system = prompt("related")
+    questions = [
+        Question(
+            system,
+            f"Passages of unit A:\n{numbered(texts.of(p))}\n\nPassages of unit B:\n{numbered(texts.of(c))}",
+            _REPLY_TOKENS,
+        )
+        for p, c in pairs
+    ]
+    return [parse_verdict(reply) for reply in ask_all(judge, questions, "judge pairs")]
+
+
+def parse_verdict(reply: str) -> Verdict | None:
+    """The two lines of a reply; None for a reply of any other form."""
+    match = _REPLY.fullmatch(reply.strip())
+    return match and Verdict(match[1] == "Yes", match[2])
+
+
+def _counts(verdicts: list[Verdict | None]) -> tuple[FloatArray, FloatArray]:
+    """Of each pair 1 where it is affirmed, and 1 where its reply could be read."""
+    affirmed = np.array([v is not None and v.related for v in verdicts], dtype=np.float64)
+    return affirmed, np.array([v is not None for v in verdicts], dtype=np.float64)
+
+
+def _in_detail(pair: Pair, verdict: Verdict | None, kind: str) -> dict[str, Any]:
+    return {
+        "parent": pair[0],
+        "child": pair[1],
+        "kind": kind,
+        "related": None if verdict is None else verdict.related,
+        "confidence": None if verdict is None else verdict.confidence,
+    }
+
+
+def _why_undefined(
+    seen: Seen, config: PairJudgeConfig, pairs: list[Pair], judge: Judge | None, counts: dict[str, int]
+) -> dict[str, str]:
+    unread = "no reply of the judge could be read"
+    if not seen.forest.edges.shape[1]:
+        nothing = "the forest has no edges: every feature hangs from the root"
+    elif not pairs:
+        nothing = (
+            f"no edge joins two features that fire on more than {config.min_fired} tokens, "
+            f"at least once {config.buffer} tokens or more from either end of a context window"
+        )
+    elif judge is None:
+        nothing = NO_JUDGE
+    else:
+        nothing = unread
+    no_random = "no edge has another between the same levels with an unrelated child"
+    has_random = counts["asked_random"] or not pairs or judge is None
+    return {"yes": nothing, "yes_random": nothing if has_random else no_random}

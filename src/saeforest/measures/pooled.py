@@ -1,0 +1,319 @@
+"""Labelled texts as sparse probing and TPP see them: one vector a text (SPEC 1.3, 1.5).
+
+With T the measured tokens of a text, x_t an activation, f_t its code and s_t what normalisation divided it by,
+
+    pooled(x) = mean over T of x_t     pooled(f) = mean over T of f_t     effective(f) = mean over T of s_t f_t
+
+The effective code is in the units of x: without the features of a set S, the text would lose the vector
+sum_{i in S} effective(f)_i d_i of its pooled(x). There is no padding: texts of one length are read together.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import groupby
+from typing import NamedTuple
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float64, Int
+from numpy.typing import NDArray
+from scipy.sparse import coo_array, csr_array, vstack
+from torch import Tensor
+
+from ..activations import ActivationReader
+from ..errors import UserError
+from ..lm import LanguageModel
+from ..progress import progress
+from ..text import Tokens
+from ..text.labelled import LabelledText, labelled
+from .bootstrap import FloatArray
+from .subject import Subject
+
+IntArray = NDArray[np.int64]
+BoolArray = NDArray[np.bool_]
+
+#: of a class
+MIN_TEXTS = 10
+# Texts are pooled together until they have so many tokens: bounds what is held of single tokens.
+_SLICE_TOKENS = 8192
+
+
+@dataclass(frozen=True)
+class LabelledTextConfig:
+    """Which labelled texts are read."""
+
+    source: str = "packaged:topics"
+    """packaged:topics (Wikipedia introductions by topic), a .jsonl or .csv file with text and label, or a folder with
+    a subfolder of .txt files for each label."""
+    classes: tuple[str, ...] = ()
+    """Labels to tell apart. None given: the `n_classes` that have the most texts."""
+    n_classes: int = 5
+    """How many labels, where none are named; fewer where the source has fewer."""
+    train: int = 2000
+    """Texts that probes are trained on, in equal parts of all classes. Where a class has too few, all get fewer."""
+    test: int = 500
+    """Texts that probes are tested on, likewise."""
+    context: int = 128
+    """Tokens read of each text, from its start."""
+    seed: int = 42
+    """Chooses and divides the texts."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("n_classes", 2), ("train", 1), ("test", 1), ("context", 2), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise UserError(f"texts.{name} = {getattr(self, name)}: expected {least} or more")
+        if len(self.classes) == 1 or len(set(self.classes)) < len(self.classes):
+            raise UserError(f"texts.classes = {list(self.classes)}: expected two or more different labels")
+
+
+@dataclass(frozen=True, eq=False)
+class ReadTexts:
+    """Texts of C classes, and their activations at a reader's site.
+
+    config:   what they were chosen by.
+    classes:  C labels, the most frequent in the source first, or as they were named.
+    x:        `[m, d]` the activations of the measured tokens, text by text, on the CPU in the model's dtype.
+    count:    `[n]` measured tokens of each text, 1 or more.
+    train:    `[C, a]` the texts of each class that probes are trained on.
+    test:     `[C, b]` those they are tested on.
+    n_tokens: that the model read, measured or not.
+    """
+
+    config: LabelledTextConfig
+    classes: tuple[str, ...]
+    x: Float[Tensor, "m d"]
+    count: IntArray
+    train: IntArray
+    test: IntArray
+    n_tokens: int
+
+    @cached_property
+    def pooled(self) -> FloatArray:
+        """`[n, d]` the mean of each text's activations."""
+        sums = [np.add.reduceat(x.double().numpy(), np.cumsum(n) - n) for x, n in self.batches()]
+        return np.concatenate(sums) / self.count[:, None]
+
+    def batches(self) -> Iterator[tuple[Float[Tensor, "b d"], IntArray]]:
+        """Activations of whole texts, with the number of tokens of each."""
+        ends = np.cumsum(self.count)
+        first = 0
+        while first < len(ends):
+            start = ends[first] - self.count[first]
+            last = max(int(np.searchsorted(ends, start + _SLICE_TOKENS, side="right")), first + 1)
+            yield self.x[start : ends[last - 1]], self.count[first:last]
+            first = last
+
+    @property
+    def settings(self) -> dict[str, object]:
+        """For records."""
+        return {
+            "data": self.config.source,
+            "context": self.config.context,
+            "batch": "texts of one length",
+            "split": "all texts of the source, also those that the SAE was trained on: it has not seen the labels",
+            "classes": list(self.classes),
+            "train_texts": self.train.size,
+            "test_texts": self.test.size,
+            "pooling": "mean over the measured tokens of a text",
+            "tokens_read": self.n_tokens,
+        }
+
+
+class PooledCode(NamedTuple):
+    """`[n, d_sae]` both: the mean code of each text, and the mean of its values times their token's scale."""
+
+    raw: csr_array
+    effective: csr_array
+
+
+# The language model's reading serves all its SAEs, an SAE's codes all measures. Only the last of each is kept.
+_texts: WeakKeyDictionary[LanguageModel, tuple[object, ReadTexts]] = WeakKeyDictionary()
+_codes: WeakKeyDictionary[Subject, tuple[ReadTexts, PooledCode]] = WeakKeyDictionary()
+
+
+def read_texts(reader: ActivationReader, config: LabelledTextConfig) -> ReadTexts:
+    """The texts of a configuration, read at the reader's site, at positions that the reader keeps.
+
+    Memory: m * d numbers in the model's dtype (for 2,500 texts at d = 576 in bfloat16, 0.3 GB), kept while the
+    language model lives or until other texts are read.
+
+    Raises UserError where the source is at fault, or has too few texts of a class.
+    """
+    positions = (reader.site.name, reader.exclude_first, reader.exclude_special, reader.max_norm)
+    key = (positions, config)
+    known = _texts.get(reader.lm)
+    if known is None or known[0] != key:
+        known = _texts[reader.lm] = key, _read(reader, config)
+    return known[1]
+
+
+def pooled_code(subject: Subject, texts: ReadTexts) -> PooledCode:
+    """The codes of the subject's SAE, pooled over each text. Every positive value counts, as in decoding."""
+    known = _codes.get(subject)
+    if known is None or known[0] is not texts:
+        known = _codes[subject] = texts, _encode(subject, texts)
+    return known[1]
+
+
+# Choosing, reading and dividing texts
+
+
+def choose(
+    found: list[LabelledText], config: LabelledTextConfig
+) -> tuple[tuple[str, ...], list[LabelledText]]:
+    """The classes, and up to as many random texts of each as they are to have.
+
+    Raises UserError for a class with fewer than 10 texts.
+    """
+    # The same text twice could be both trained and tested on.
+    texts = list({(text.text, text.label): text for text in found}.values())
+    count = Counter(text.label for text in texts)
+    ranked = sorted(count, key=lambda label: (-count[label], label))
+    classes = config.classes or tuple(c for c in ranked if count[c] >= MIN_TEXTS)[: config.n_classes]
+    if len(classes) < 2:
+        most = ", ".join(f"{label} ({count[label]})" for label in ranked[:3])
+        raise UserError(
+            f"labelled texts '{config.source}': expected two or more labels with {MIN_TEXTS} or more texts each; "
+            f"the most frequent are {most}"
+        )
+    _check_enough(classes, [text.label for text in texts], config)
+    generator = np.random.default_rng(config.seed)
+    wanted = max(-(-(config.train + config.test) // len(classes)), MIN_TEXTS)
+    wanted = min(wanted, *(count[label] for label in classes))
+    chosen: list[LabelledText] = []
+    for label in classes:
+        mine = [text for text in texts if text.label == label]
+        chosen += [mine[i] for i in generator.permutation(len(mine))[:wanted]]
+    return classes, chosen
+
+
+def _check_enough(classes: tuple[str, ...], labels: list[str], config: LabelledTextConfig) -> None:
+    count = Counter(labels)
+    for label in classes:
+        if count[label] < MIN_TEXTS:
+            raise UserError(
+                f"labelled texts '{config.source}': {count[label]} different texts with tokens to measure have the "
+                f"label '{label}'; expected {MIN_TEXTS} or more"
+            )
+
+
+def _read(reader: ActivationReader, config: LabelledTextConfig) -> ReadTexts:
+    longest = getattr(reader.lm.model.config, "max_position_embeddings", None)
+    if longest is not None and config.context > longest:
+        raise UserError(f"texts.context = {config.context}: {reader.lm.name} reads at most {longest} tokens")
+    classes, texts = choose(labelled(config.source), config)
+    encoding = reader.lm.tokenizer(
+        [text.text for text in texts],
+        add_special_tokens=False,
+        split_special_tokens=True,
+        return_attention_mask=False,
+        return_token_type_ids=False,
+        verbose=False,
+    )
+    tokenized = [
+        (ids[: config.context], text) for ids, text in zip(encoding["input_ids"], texts, strict=True) if ids
+    ]
+    tokenized.sort(key=lambda pair: len(pair[0]))
+    _check_enough(classes, [text.label for _, text in tokenized], config)
+    parts: list[Tensor] = []
+    text: list[Tensor] = []
+    read = 0
+    n_tokens = sum(len(ids) for ids, _ in tokenized)
+    with progress("read labelled texts", n_tokens, "tokens") as advance:
+        for length, group in groupby(tokenized, key=lambda pair: len(pair[0])):
+            rows, same = zip(*group, strict=True)
+            starts, names = torch.arange(len(rows)) * length, tuple(one.name for one in same)
+            for batch, n in reader.batches(Tokens(torch.tensor(rows, dtype=torch.int32), starts, names)):
+                parts.append(batch.x)
+                text.append(read + batch.rows // length)
+                advance(n)
+            read += len(rows)
+    count = np.bincount(torch.cat(text).numpy(), minlength=read)
+    measured = count > 0
+    labels = [one.label for (_, one), some in zip(tokenized, measured, strict=True) if some]
+    _check_enough(classes, labels, config)
+    train, test = divide(np.array([classes.index(label) for label in labels]), config)
+    return ReadTexts(config, classes, torch.cat(parts), count[measured], train, test, n_tokens)
+
+
+def divide(label: IntArray, config: LabelledTextConfig) -> tuple[IntArray, IntArray]:
+    """Of every class equally many texts to train and to test on: `[C, a]` and `[C, b]` indices into `label`."""
+    generator = np.random.default_rng((config.seed, 1))
+    mine = [generator.permutation(np.flatnonzero(label == c)) for c in range(label.max() + 1)]
+    n = min(len(texts) for texts in mine)
+    # Validation takes one text of a class that is trained on, and leaves one.
+    n_test = min(max(round(n * config.test / (config.train + config.test)), 1), n - 2)
+    same = np.stack([texts[:n] for texts in mine])
+    return same[:, n_test:], same[:, :n_test]
+
+
+def check_share(key: str, share: float) -> None:
+    """Raises UserError for a share of the training texts that leaves nothing to validate or to train on."""
+    if not 0 < share < 1:
+        raise UserError(f"{key} = {share}: expected a share of the training texts, above 0 and below 1")
+
+
+def apart(texts: IntArray, share: float) -> tuple[IntArray, IntArray]:
+    """The texts of each class `[C, n]` without a share of them, and that share: of neither fewer than one."""
+    n = min(max(round(share * texts.shape[1]), 1), texts.shape[1] - 1)
+    return texts[:, n:], texts[:, :n]
+
+
+def one_vs_rest(texts: IntArray, seed: int) -> tuple[IntArray, BoolArray]:
+    """For each class its `n` texts and as many others, drawn evenly from the other classes: `[C, 2n]`, and `[2n]`
+    which are of the class."""
+    n_classes, n = texts.shape
+    generator = np.random.default_rng((seed, 2))
+    rows = []
+    for own in range(n_classes):
+        others = generator.permuted(np.delete(texts, own, axis=0), axis=1)
+        # Column by column, so that each class gives its first before any gives its second.
+        rows.append(np.concatenate([texts[own], generator.permutation(others).T.ravel()[:n]]))
+    return np.stack(rows), np.arange(2 * n) < n
+
+
+def mean_difference(x: FloatArray | csr_array, own: BoolArray) -> FloatArray:
+    """`[d]`: the mean of the rows of `x [n, d]` that are of the class, less that of the others."""
+    return np.where(own, 1 / own.sum(), -1 / (~own).sum()) @ x
+
+
+def by_text(rows: IntArray, values: FloatArray, test: IntArray) -> FloatArray:
+    """`values [..., C, m]` of the texts `rows [C, m]` as `[..., C, test texts]`; 0 for a text not among the rows."""
+    place = np.zeros(test.max() + 1, dtype=np.int64)
+    place[test.ravel()] = np.arange(test.size)
+    out = np.zeros((*values.shape[:-1], test.size))
+    np.put_along_axis(out, np.broadcast_to(place[rows], values.shape), values, axis=-1)
+    return out
+
+
+# Encoding
+
+
+def _encode(subject: Subject, texts: ReadTexts) -> PooledCode:
+    sae = subject.sae
+    raw: list[csr_array] = []
+    effective: list[csr_array] = []
+    with progress("encode labelled texts", len(texts.x), "tokens") as advance:
+        for x, count in texts.batches():
+            code, stats = sae.encode_with_stats(x.to(sae.device).float())
+            values = code.values.double()
+            raw.append(_means(values.cpu(), code.ids.cpu(), count, sae.d_sae))
+            effective.append(_means((values * stats.std.double()).cpu(), code.ids.cpu(), count, sae.d_sae))
+            advance(len(x))
+    return PooledCode(csr_array(vstack(raw, format="csr")), csr_array(vstack(effective, format="csr")))
+
+
+def _means(values: Float64[Tensor, "b k"], ids: Int[Tensor, "b k"], count: IntArray, d_sae: int) -> csr_array:
+    """`[texts, d_sae]`: the mean code of each text, which has `count` of the tokens."""
+    text = torch.from_numpy(np.repeat(np.arange(len(count)), count))[:, None].expand_as(ids)
+    on = values > 0
+    rows = text[on].numpy()
+    entries = (values[on].numpy() / count[rows], (rows, ids[on].numpy()))
+    # Entries of one place add up, here in float64.
+    summed = coo_array(entries, shape=(len(count), d_sae)).tocsr()
+    return csr_array((summed.data.astype(np.float32), summed.indices, summed.indptr), shape=summed.shape)

@@ -1,0 +1,275 @@
+"""The reconstruction score of the forest's edges: whether parent and child both point where the child's concept lies.
+
+    S_res(p, c) = min(d*_c . d_c, d*_c . d_p)          Tree SAE, Eq. 5
+
+d*_c is the unit direction of the child's concept (probes.py), d_c and d_p are the unit decoder rows of child and
+parent. Coverage alone is not enough: a feature that fires nearly everywhere covers every other, and has nothing to do
+with it (the paper's "PCA feature"); then d*_c . d_p is near 0, however high the coverage. Beside the score stand the
+ranks of the two rows among all decoder rows by their cosine with d*_c; an edge is a hit where both are among the first
+5 (SPEC 5.2, steps 9 and 10). The LDA direction, which no training touches, gives the score a second time.
+
+For some parents, `focus` holds what figures 1 and 10 to 12 of the paper show: of their children of highest coverage,
+in the forest or not, the cosines of all decoder rows with the child's direction, and where child and parent stand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Float32, Float64, Int
+from torch import Tensor
+
+from ..errors import UserError
+from .bootstrap import Estimate, FloatArray, estimate, interval_method
+from .probes import Probes
+from .record import Record, undefined
+from .subject import Seen
+
+#: Both rows must be among so many of the highest cosine for a hit.
+TOP = 5
+# Cosines are taken in blocks of directions, with all decoder rows each, of this many entries.
+_BLOCK_ENTRIES = 1 << 24
+_BINS = 100
+# A dense feature to look at is sought among so many of the densest.
+_DENSEST = 32
+
+
+@dataclass(frozen=True)
+class ReconstructionScoreConfig:
+    """Which edges are scored, and which parents are shown in full."""
+
+    min_count: int = 100
+    """Children that fire less often are left out: their directions are noise."""
+    max_pairs: int = 500
+    """Edges to score; of more, so many are drawn."""
+    seed: int = 0
+    """Fixes which edges are drawn."""
+    parents: tuple[int, ...] = ()
+    """Parents to show in full. None given: the one with most children that are scored, and the densest feature that
+    covers another."""
+    children: int = 10
+    """Children shown of each of these parents, those of highest coverage."""
+    min_coverage: float = 0.9
+    """Children of these parents that are covered less are not shown."""
+
+    def __post_init__(self) -> None:
+        ranges = [
+            ("min_count", self.min_count, self.min_count >= 1, "1 or more"),
+            ("max_pairs", self.max_pairs, self.max_pairs >= 1, "1 or more"),
+            ("seed", self.seed, 0 <= self.seed < 2**63, "0 to 2**63 - 1"),
+            ("children", self.children, self.children >= 1, "1 or more"),
+            ("min_coverage", self.min_coverage, 0 < self.min_coverage <= 1, "more than 0, and 1 or less"),
+        ]
+        for name, value, holds, expected in ranges:
+            if not holds:
+                raise UserError(f"reconstruction_score.{name} = {value}: expected {expected}")
+
+
+class PairNearness(NamedTuple):
+    """How near the decoder rows of child and parent lie to the direction of the child's concept, pair by pair.
+
+    The rank of a row is 1 plus the number of decoder rows, dead ones included, with a larger cosine.
+    """
+
+    cos_child: Float32[Tensor, "b"]
+    cos_parent: Float32[Tensor, "b"]
+    rank_child: Int[Tensor, "b"]
+    rank_parent: Int[Tensor, "b"]
+
+    @property
+    def score(self) -> Float32[Tensor, "b"]:
+        """S_res (Eq. 5)."""
+        return torch.minimum(self.cos_child, self.cos_parent)
+
+    @property
+    def hit(self) -> Bool[Tensor, "b"]:
+        """Whether child and parent are both among the TOP nearest of all decoder rows."""
+        return (self.rank_child <= TOP) & (self.rank_parent <= TOP)
+
+
+def pair_nearness(
+    directions: Float[Tensor, "b d_in"],
+    decoder: Float[Tensor, "d_sae d_in"],
+    parents: Int[Tensor, "b"],
+    children: Int[Tensor, "b"],
+) -> PairNearness:
+    """Of pairs of a parent and a child, with the unit direction of each child; decoder rows have norm 1.
+
+    On the decoder's device; what is returned is on the CPU.
+    """
+    found: list[tuple[Tensor, ...]] = []
+    for part in torch.arange(len(children)).split(max(_BLOCK_ENTRIES // max(len(decoder), 1), 1)):
+        cosine = directions[part].to(decoder.device, torch.float32) @ decoder.float().T
+        of_child, of_parent = (cosine.gather(1, i[part, None].to(cosine.device)) for i in (children, parents))
+        ranks = (1 + (cosine > own).sum(1) for own in (of_child, of_parent))
+        found.append((of_child[:, 0].cpu(), of_parent[:, 0].cpu(), *(rank.cpu() for rank in ranks)))
+    return PairNearness(*(torch.cat(column) for column in zip(*found, strict=True)))
+
+
+def reconstruction_score(seen: Seen, config: ReconstructionScoreConfig) -> Record:
+    """S_res of the forest's edges whose child fires `min_count` times or more, and what figures 1 and 10 to 12 show.
+
+    Raises UserError for a parent that is no feature of the SAE.
+    """
+    d_sae = seen.forest.d_sae
+    for p in config.parents:
+        if not 0 <= p < d_sae:
+            raise UserError(f"reconstruction_score.parents: {p} is no feature; expected 0 to {d_sae - 1}")
+    edges = seen.forest.edges
+    measurable = seen.probes.defined(edges[1]) & (seen.pairs.marginals.n[edges[1]] >= config.min_count)
+    measurable = edges[:, measurable]
+    drawn = torch.randperm(measurable.shape[1], generator=torch.Generator().manual_seed(config.seed))
+    parents, children = measurable[:, drawn[: config.max_pairs].sort().values]
+    focus = [_focus(p, seen, config) for p in config.parents or _automatic(measurable[0], seen, config)]
+    # All at once: probes that are trained together share the passes over the activations.
+    seen.probes.directions(torch.cat([children, *(f.children for f in focus)]))
+    pairs, found = _scored(parents, children, seen)
+    if edges.shape[1]:
+        why = f"no child of an edge fires {config.min_count} times or more and not on all activations"
+    else:
+        why = "the forest has no edges: every feature hangs from the root"
+    return Record(
+        "reconstruction_score",
+        found.value,
+        found.interval,
+        unit="cosine",
+        tokens=len(seen.rows),
+        settings={
+            **seen.settings,
+            "config": asdict(config),
+            "probe": asdict(seen.probes.config),
+            "interval_method": interval_method("parents"),
+        },
+        detail={
+            "null": undefined(found.value, dict.fromkeys(found.value, why), len(seen.rows)),
+            "units": {"hits": "fraction", "coverage": "fraction"},
+            "edges": {"all": edges.shape[1], "measurable": measurable.shape[1], "measured": len(children)},
+            "pairs": pairs,
+            "focus": [_shown(f, seen, config) for f in focus],
+        },
+    )
+
+
+def _scored(
+    parents: Int[Tensor, "b"], children: Int[Tensor, "b"], seen: Seen
+) -> tuple[list[dict[str, Any]], Estimate]:
+    """The edges one by one, and the means over them."""
+    decoder = seen.sae.W_dec.detach()
+    trained = seen.probes.directions(children)
+    computed = trained
+    if len(children) and seen.probes.config.method != "lda":
+        config = replace(seen.probes.config, method="lda")
+        computed = Probes(seen.x, seen.pairs, config).directions(children)
+    near, near_lda = (pair_nearness(d, decoder, parents, children) for d in (trained, computed))
+    coverage = [
+        score.gather(1, parents[rows, None])[:, 0]
+        for rows, score in _with_rows(seen.pairs.scores("coverage", children))
+    ]
+    columns = {
+        "parent": parents,
+        "child": children,
+        "n": seen.pairs.marginals.n[children],
+        "coverage": torch.cat([torch.zeros(0, dtype=torch.float64), *coverage]),
+        **near._asdict(),
+        "s_res": near.score,
+        "s_res_lda": near_lda.score,
+        "auroc": seen.probes.quality(children).auroc,
+    }
+    means = {
+        **{name: columns[name] for name in ("s_res", "cos_child", "cos_parent")},
+        "hits": near.hit,
+        "coverage": columns["coverage"],
+        "lda_s_res": near_lda.score,
+        "lda_cosine": (trained * computed).sum(1),
+    }
+    return _entries(columns), _means(parents, means)
+
+
+def _with_rows(
+    blocks: Iterator[tuple[Int[Tensor, "b"], Float64[Tensor, "b d_sae"]]],
+) -> Iterator[tuple[slice, Float64[Tensor, "b d_sae"]]]:
+    """Blocks of scores with the rows of the whole that each holds."""
+    first = 0
+    for features, score in blocks:
+        yield slice(first, first + len(features)), score
+        first += len(features)
+
+
+def _entries(columns: Mapping[str, Tensor]) -> list[dict[str, Any]]:
+    rows = zip(*(column.tolist() for column in columns.values()), strict=True)
+    return [dict(zip(columns, row, strict=True)) for row in rows]
+
+
+def _means(parents: Int[Tensor, "b"], columns: Mapping[str, Tensor]) -> Estimate:
+    """Over edges. Children of one parent share its firings: parents are resampled, each with all its children."""
+    families, family = np.unique(parents.numpy(), return_inverse=True)
+    edges = np.bincount(family)
+    totals = {name: np.bincount(family, column.double().numpy()) for name, column in columns.items()}
+
+    def formula(weights: FloatArray) -> dict[str, FloatArray]:
+        return {name: weights @ total / (weights @ edges) for name, total in totals.items()}
+
+    return estimate(formula, len(families))
+
+
+# ---- parents shown in full
+
+
+class _Focus(NamedTuple):
+    parent: int
+    children: Int[Tensor, "b"]
+    coverage: Float64[Tensor, "b"]
+
+
+def _focus(parent: int, seen: Seen, config: ReconstructionScoreConfig) -> _Focus:
+    """The children of highest coverage, in the forest or not."""
+    top = seen.pairs.top_children("coverage", torch.tensor([parent]), config.children, config.min_count)
+    ids, coverage = top.ids[0], top.score[0]
+    shown = (coverage >= config.min_coverage) & seen.probes.defined(ids)
+    return _Focus(parent, ids[shown], coverage[shown])
+
+
+def _automatic(
+    edge_parents: Int[Tensor, "e"], seen: Seen, config: ReconstructionScoreConfig
+) -> tuple[int, ...]:
+    """The parent with most children that can be measured, and the densest feature with a child to show."""
+    largest = [int(edge_parents.bincount().argmax())] if len(edge_parents) else []
+    n = seen.pairs.marginals.n
+    densest = n.sort(descending=True, stable=True).indices[:_DENSEST]
+    for p in densest[n[densest] > 0].tolist():
+        if len(_focus(p, seen, config).children):
+            return tuple(dict.fromkeys([*largest, p]))
+    return tuple(largest)
+
+
+def _shown(focus: _Focus, seen: Seen, config: ReconstructionScoreConfig) -> dict[str, Any]:
+    """One entry of `detail["focus"]`."""
+    parent, children, coverage = focus
+    decoder = seen.sae.W_dec.detach()
+    directions = seen.probes.directions(children)
+    near = pair_nearness(directions, decoder, torch.full_like(children, parent), children)
+    entries = _entries(
+        {
+            "child": children,
+            "n": seen.pairs.marginals.n[children],
+            "coverage": coverage,
+            **near._asdict(),
+            "s_res": near.score,
+        }
+    )
+    for entry, direction in zip(entries, directions, strict=True):
+        cosine = (decoder.float() @ direction.to(decoder.device)).cpu().numpy()
+        counts, edges = np.histogram(cosine.clip(-1, 1), bins=_BINS, range=(-1, 1))
+        entry["histogram"] = {"edges": edges.tolist(), "counts": counts.tolist()}
+    n = int(seen.pairs.marginals.n[parent])
+    shown = {"parent": parent, "density": n / max(len(seen.rows), 1), "children": entries}
+    if not entries:
+        shown["why"] = (
+            f"no feature that fires {config.min_count} times or more, and not on all activations, "
+            f"is covered to {config.min_coverage:g} or more"
+        )
+    return shown

@@ -1,0 +1,159 @@
+"""How well a few features tell the topic of a text (SAEBench's sparse probing: SPEC 1.3).
+
+Every class against the rest, as many texts of the class as of all others together. For each class and each k:
+
+    features   the k largest |mean pooled(f)_i of the class - mean pooled(f)_i of the rest| on the training texts
+    sae_top_k  accuracy, on the test texts, of a logistic regression on those features; mean over the classes
+    llm_top_k  likewise with coordinates of the language model's activations
+    llm_all    likewise with all coordinates, standardised; how much to regularise is chosen on validation texts
+
+The probes are scikit-learn's `LogisticRegression(C=1, max_iter=1000)`. SAEBench chooses the epoch of its probe on all
+coordinates by test accuracy (SPEC 0.3, trap 15); nothing is chosen on test texts here. 0.5 is chance.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+from scipy.sparse import csr_array
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+
+from ..errors import UserError
+from ..progress import progress
+from .bootstrap import FloatArray, estimate, interval_method
+from .pooled import (
+    BoolArray,
+    IntArray,
+    LabelledTextConfig,
+    apart,
+    by_text,
+    check_share,
+    mean_difference,
+    one_vs_rest,
+    pooled_code,
+    read_texts,
+)
+from .record import Record, undefined
+from .subject import Subject
+
+#: of the probe on all coordinates: scikit-learn's C, from strong regularisation to weak
+STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+
+
+@dataclass(frozen=True)
+class SparseProbingConfig:
+    """What is probed, and with how many features."""
+
+    texts: LabelledTextConfig = field(default_factory=LabelledTextConfig)
+    """Labelled texts."""
+    k: tuple[int, ...] = (1, 2, 5)
+    """Numbers of features."""
+    validation: float = 0.2
+    """Share of the training texts on which the regularisation of llm_all is chosen."""
+
+    def __post_init__(self) -> None:
+        if not self.k or min(self.k) < 1 or len(set(self.k)) < len(self.k):
+            raise UserError(f"sparse_probing.k = {list(self.k)}: expected different numbers of 1 or more")
+        check_share("sparse_probing.validation", self.validation)
+
+
+def top_dimensions(difference: FloatArray, k: int) -> IntArray:
+    """The k dimensions of the largest absolute difference, largest first; of equals the lower one."""
+    return np.argsort(-np.abs(difference), kind="stable")[:k]
+
+
+def sparse_probing(subject: Subject, config: SparseProbingConfig) -> Record:
+    """Values `sae_top_<k>`, `llm_top_<k>` and `llm_all`: test accuracy, averaged over the classes.
+
+    `detail["classes"]` has an entry for each class: its `label`, the accuracy of each value by its name, under
+    `features` those of the largest k, first come first taken, and under `strength` what was chosen for llm_all.
+
+    Raises UserError where the texts are at fault (see `read_texts`).
+    """
+    texts = read_texts(subject.reader, config.texts)
+    pooled = {"sae": pooled_code(subject, texts).raw, "llm": texts.pooled}
+    seed = config.texts.seed
+    train, train_own = one_vs_rest(texts.train, seed)
+    test, test_own = one_vs_rest(texts.test, seed)
+    (fit, fit_own), (check, check_own) = (
+        one_vs_rest(part, seed) for part in apart(texts.train, config.validation)
+    )
+    names = [f"{of}_top_{k}" for of in pooled for k in config.k] + ["llm_all"]
+    right: dict[str, list[BoolArray]] = {name: [] for name in names}
+    classes: list[dict[str, Any]] = []
+    with progress("sparse probing", len(texts.classes), "classes") as advance:
+        for c, label in enumerate(texts.classes):
+            entry: dict[str, Any] = {"label": label}
+            for of, x in pooled.items():
+                ranked = top_dimensions(mean_difference(x[train[c]], train_own), max(config.k))
+                few = _dense(x[:, ranked])
+                for k in config.k:
+                    if k <= x.shape[1]:
+                        said = _probe(few[train[c], :k], train_own, few[test[c], :k])
+                        right[f"{of}_top_{k}"].append(said == test_own)
+                if of == "sae":
+                    entry["features"] = ranked.tolist()
+            tuning = _standardized(texts.pooled, fit[c], fit_own, check[c])
+            tried = [float((_probe(*tuning, strength) == check_own).mean()) for strength in STRENGTHS]
+            entry["strength"] = STRENGTHS[tried.index(max(tried))]
+            said = _probe(*_standardized(texts.pooled, train[c], train_own, test[c]), entry["strength"])
+            right["llm_all"].append(said == test_own)
+            classes.append(entry | {name: float(found[c].mean()) for name, found in right.items() if found})
+            advance(1)
+    asked = by_text(test, np.ones(test.shape), texts.test)
+    answered = {
+        name: by_text(test, np.stack(found).astype(np.float64), texts.test)
+        for name, found in right.items()
+        if found
+    }
+
+    def accuracy(weights: FloatArray) -> dict[str, FloatArray]:
+        return {name: (weights @ found.T / (weights @ asked.T)).mean(1) for name, found in answered.items()}
+
+    found = estimate(accuracy, texts.test.size)
+    value = {name: found.value.get(name) for name in names}
+    why = {
+        f"{of}_top_{k}": f"there are only {x.shape[1]} dimensions"
+        for of, x in pooled.items()
+        for k in config.k
+    }
+    return Record(
+        "sparse_probing",
+        value,
+        {name: found.interval.get(name) for name in names},
+        unit="fraction",
+        tokens=int(texts.count.sum()),
+        settings={
+            **subject.settings,
+            **texts.settings,
+            "config": asdict(config),
+            "code": "as the SAE gives it",
+            "interval_method": interval_method("test texts") + "; probes held fixed",
+        },
+        detail={"null": undefined(value, why, len(texts.x)), "classes": classes},
+    )
+
+
+def _dense(x: FloatArray | csr_array) -> FloatArray:
+    return np.asarray(x.todense() if isinstance(x, csr_array) else x, dtype=np.float64)
+
+
+def _standardized(
+    x: FloatArray, train: IntArray, own: BoolArray, test: IntArray
+) -> tuple[FloatArray, BoolArray, FloatArray]:
+    """What `_probe` takes, every coordinate of mean 0 and variance 1 on the training rows."""
+    mean, std = x[train].mean(0), x[train].std(0)
+    std[std == 0] = 1
+    return (x[train] - mean) / std, own, (x[test] - mean) / std
+
+
+def _probe(x: FloatArray, own: BoolArray, x_test: FloatArray, strength: float = 1.0) -> BoolArray:
+    """What a logistic regression trained on `x` says of the test texts: are they of the class?"""
+    with warnings.catch_warnings():
+        # After so many iterations a probe is used as it is, as in SAEBench.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return LogisticRegression(C=strength, max_iter=1000).fit(x, own).predict(x_test)

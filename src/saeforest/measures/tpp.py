@@ -1,0 +1,243 @@
+"""Targeted probe perturbation: do the features of a class carry that class alone (SAEBench's TPP: SPEC 1.5)?
+
+A linear probe w_c of every class against the rest is trained on the mean-pooled activations. Then
+
+    effect_i(c)  = max(0, (mean effective(f)_i of the class - of the rest) * (d_i . w_c))    on the training texts
+    S_n(c)       = the n features of the largest effect
+    drop(c, c')  = accuracy of probe c' on the test texts - the same without the features S_n(c)
+    tpp_n        = mean over c of drop(c, c) - mean over c' != c of drop(c, c')
+
+Without S each activation becomes x_t - decode(f_t) + decode(f_t without S) = x_t - s_t sum_{i in S} f_ti d_i: the
+error of the reconstruction stays. Pooling is linear, so the text's vector loses sum_{i in S} effective(f)_i d_i
+(see `pooled`), and no activation has to be decoded.
+
+Read as recommended, a feature without effect is never ablated, and the epoch of the probes is chosen on validation
+texts. SAEBench 0.6 fills S_n with features of effect 0, and chooses the epoch on the test texts (SPEC 0.3, trap 15).
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, NamedTuple, get_args
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from ..errors import UserError
+from ..progress import progress
+from ..saes import SAE
+from .bootstrap import FloatArray, estimate, interval_method
+from .pooled import (
+    BoolArray,
+    IntArray,
+    LabelledTextConfig,
+    apart,
+    by_text,
+    check_share,
+    mean_difference,
+    one_vs_rest,
+    pooled_code,
+    read_texts,
+)
+from .record import Record, undefined
+from .subject import Subject
+
+SelectOn = Literal["validation", "test"]
+_SHOWN = 20
+
+
+@dataclass(frozen=True)
+class TPPConfig:
+    """Whose features are ablated, how many, and how the probes are trained."""
+
+    texts: LabelledTextConfig = field(default_factory=LabelledTextConfig)
+    """Labelled texts."""
+    n: tuple[int, ...] = (2, 5, 10, 20, 50, 100, 500)
+    """Numbers of features to ablate."""
+    select_on: SelectOn = "validation"
+    """Where the best epoch of a probe is looked for: on a part of the training texts, or, as SAEBench does, on the
+    test texts themselves."""
+    validation: float = 0.2
+    """That part, a share."""
+    epochs: int = 20
+    """Passes over the training texts."""
+    batch_size: int = 16
+    """Texts in a step."""
+    lr: float = 1e-3
+    """Of AdamW."""
+    l1: float = 1e-3
+    """Penalty on the sum of a probe's absolute weights."""
+
+    def __post_init__(self) -> None:
+        if not self.n or min(self.n) < 1 or len(set(self.n)) < len(self.n):
+            raise UserError(f"tpp.n = {list(self.n)}: expected different numbers of 1 or more")
+        if self.select_on not in get_args(SelectOn):
+            raise UserError(f"tpp.select_on = {self.select_on!r}: expected validation or test")
+        check_share("tpp.validation", self.validation)
+        for name in ("epochs", "batch_size"):
+            if getattr(self, name) < 1:
+                raise UserError(f"tpp.{name} = {getattr(self, name)}: expected 1 or more")
+        if not self.lr > 0:
+            raise UserError(f"tpp.lr = {self.lr}: expected a number above 0")
+        if not self.l1 >= 0:
+            raise UserError(f"tpp.l1 = {self.l1}: expected 0 or more")
+
+
+class LinearProbes(NamedTuple):
+    """One probe for each class; it says yes where `x @ weight + bias > 0`."""
+
+    weight: FloatArray
+    """`[C, d]`"""
+    bias: FloatArray
+    """`[C]`"""
+
+    def logits(self, x: FloatArray) -> FloatArray:
+        """`[n, C]`"""
+        return x @ self.weight.T + self.bias
+
+
+def tpp_score(drop: FloatArray) -> FloatArray:
+    """`[...]` of `drop [..., C, C]`: how much accuracy probe c' (last) loses without the features of class c."""
+    n_classes = drop.shape[-1]
+    own = np.trace(drop, axis1=-2, axis2=-1)
+    others = drop.sum((-2, -1)) - own
+    return own / n_classes - others / (n_classes * (n_classes - 1))
+
+
+def effects(difference: FloatArray, along: FloatArray) -> FloatArray:
+    """Of every feature `[F]`: its mean difference between the class and the rest, times d_i . w; 0 where negative."""
+    return np.maximum(difference * along, 0)
+
+
+def ablated(effect: FloatArray, n: int) -> IntArray:
+    """The n features of the largest effect, largest first, of equals the lower; none of effect 0."""
+    ranked = np.argsort(-effect, kind="stable")[:n]
+    return ranked[effect[ranked] > 0]
+
+
+def train_probes(
+    x: FloatArray, train: IntArray, check: IntArray, config: TPPConfig, seed: int
+) -> LinearProbes:
+    """A probe for each class, trained on the texts `train [C, a]` of `x [n, d]`, its epoch chosen on `check [C, b]`."""
+    (rows, own), (check_rows, check_own) = one_vs_rest(train, seed), one_vs_rest(check, seed)
+    data, of, target = torch.from_numpy(x).float(), torch.from_numpy(rows), torch.from_numpy(own).float()
+    generator = torch.Generator().manual_seed(seed)
+    # Losses and penalties are summed over the probes: each is trained as if it were alone.
+    weight = torch.zeros(len(rows), x.shape[1], requires_grad=True)
+    bias = torch.zeros(len(rows), requires_grad=True)
+    optimizer = torch.optim.AdamW([weight, bias], lr=config.lr)
+    epochs: list[LinearProbes] = []
+    with progress("train probes", config.epochs, "epochs") as advance:
+        for _ in range(config.epochs):
+            for batch in torch.randperm(len(own), generator=generator).split(config.batch_size):
+                logits = (data[of[:, batch]] @ weight[:, :, None])[..., 0] + bias[:, None]
+                losses = F.binary_cross_entropy_with_logits(
+                    logits, target[batch].expand_as(logits), reduction="none"
+                )
+                optimizer.zero_grad()
+                (losses.mean(1).sum() + config.l1 * weight.abs().sum()).backward()
+                optimizer.step()
+            epochs.append(LinearProbes(*(t.detach().double().numpy().copy() for t in (weight, bias))))
+            advance(1)
+    accuracy = [(asked(probes.logits(x), check_rows) > 0) == check_own for probes in epochs]
+    best = np.argmax([right.mean(1) for right in accuracy], axis=0)
+    return LinearProbes(
+        np.stack([epochs[e].weight[c] for c, e in enumerate(best)]),
+        np.array([epochs[e].bias[c] for c, e in enumerate(best)]),
+    )
+
+
+def asked(logits: FloatArray, rows: IntArray) -> FloatArray:
+    """`[C, b]` of `logits [n, C]`: what each probe says of its own texts, `rows [C, b]`."""
+    return np.take_along_axis(logits.T, rows, axis=1)
+
+
+def tpp(subject: Subject, config: TPPConfig) -> Record:
+    """Values `tpp_<n>`: how much more accuracy a class loses by its n features than the other classes do.
+
+    `detail["classes"]` has an entry for each class: its `label`, the `accuracy` of its probe, the `features` of the
+    largest effects (at most 20) with their `effects`, and `helpful`, the number of features with any effect.
+    `detail["drop"]["<n>"]` is the C x C table of drop(c, c'), one row for each ablated class c.
+
+    Of an SAE whose layers reconstruct alone (HSAE) only features of the last layer can be ablated: the
+    reconstruction is theirs. Raises UserError where the texts are at fault (see `read_texts`).
+    """
+    texts = read_texts(subject.reader, config.texts)
+    effective = pooled_code(subject, texts).effective
+    seed = config.texts.seed
+    train, check = apart(texts.train, config.validation)
+    if config.select_on == "test":
+        train, check = texts.train, texts.test
+    probes = train_probes(texts.pooled, train, check, config, seed)
+    train_rows, train_own = one_vs_rest(texts.train, seed)
+    test_rows, test_own = one_vs_rest(texts.test, seed)
+    candidates = in_reconstruction(subject.sae)
+    along = subject.sae.W_dec.detach().double().cpu().numpy() @ probes.weight.T
+    along[~candidates] = 0
+    logits = probes.logits(texts.pooled)
+    right = (asked(logits, test_rows) > 0) == test_own
+    ns = [n for n in config.n if n <= candidates.sum()]
+    kept = np.zeros((len(ns), len(right), *right.shape), dtype=bool)
+    classes: list[dict[str, Any]] = []
+    for c, label in enumerate(texts.classes):
+        effect = effects(mean_difference(effective[train_rows[c]], train_own), along[:, c])
+        ranked = ablated(effect, len(effect))
+        for i, n in enumerate(ns):
+            lost = effective[:, ranked[:n]] @ along[ranked[:n]]
+            kept[i, c] = (asked(logits - lost, test_rows) > 0) == test_own
+        classes.append(
+            {
+                "label": label,
+                "accuracy": float(right[c].mean()),
+                "features": ranked[:_SHOWN].tolist(),
+                "effects": effect[ranked[:_SHOWN]].tolist(),
+                "helpful": len(ranked),
+            }
+        )
+    n_classes, n_texts = len(right), texts.test.size
+    lost = by_text(test_rows, right.astype(np.float64) - kept, texts.test)
+    weight_of = by_text(test_rows, np.ones(right.shape), texts.test)
+
+    def drops(weights: FloatArray) -> FloatArray:
+        """`[b, n, C, C]`"""
+        total = (weights @ lost.reshape(-1, n_texts).T).reshape(len(weights), len(ns), n_classes, n_classes)
+        return total / (weights @ weight_of.T)[:, None, None, :]
+
+    def scores(weights: FloatArray) -> dict[str, FloatArray]:
+        score = tpp_score(drops(weights))
+        return {f"tpp_{n}": score[:, i] for i, n in enumerate(ns)}
+
+    found = estimate(scores, n_texts)
+    names = [f"tpp_{n}" for n in config.n]
+    value = {name: found.value.get(name) for name in names}
+    why = dict.fromkeys(names, f"only {int(candidates.sum())} features take part in the reconstruction")
+    measured = drops(np.ones((1, n_texts)))[0]
+    return Record(
+        "tpp",
+        value,
+        {name: found.interval.get(name) for name in names},
+        unit="accuracy",
+        tokens=int(texts.count.sum()),
+        settings={
+            **subject.settings,
+            **texts.settings,
+            "config": asdict(config),
+            "code": "times the scale of its token, in the units of the activations",
+            "ablation": "features to zero, the error of the reconstruction kept",
+            "interval_method": interval_method("test texts") + "; probes and features held fixed",
+        },
+        detail={
+            "null": undefined(value, why, len(texts.x)),
+            "classes": classes,
+            "drop": {str(n): table.tolist() for n, table in zip(ns, measured, strict=True)},
+        },
+    )
+
+
+def in_reconstruction(sae: SAE) -> BoolArray:
+    """`[d_sae]`: which features take part in the reconstruction."""
+    on = np.ones(sae.d_sae, dtype=bool)
+    if not sae.cumulative:
+        on[: -sae.config.layer_sizes[-1]] = False
+    return on

@@ -1,0 +1,222 @@
+"""Figures 13, 14 and 16 of the Tree SAE paper, and two of our own: precision against n, and MCS with and without the
+tree's parents."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import PercentFormatter
+
+from . import paper
+from .figures import bars, dots, having, measured, paper_dots, paper_title, short
+from .load import VARIANTS, Entry, Setting, Value
+from .panel import Panel
+from .style import color, marker, new_figure, note
+
+_MOST_PANELS = 8
+_LINESTYLES = ("-", "--", ":", "-.")
+
+
+def rank_curve(settings: Sequence[Setting]) -> Panel | str:
+    """Figure 13: how near the parent lies to a child's direction, by the child's rank."""
+    found: list[tuple[Setting, np.ndarray, int, Value]] = []
+    for setting in settings:
+        rows = [(e, e.records["hierarchy"].detail.get("rank_curve") or {}) for e in _measured(setting)]
+        rows = [(e, row) for e, row in rows if row.get("cos_parent")]
+        if rows:
+            length = min(len(row["cos_parent"]) for _, row in rows)
+            curve = np.mean([row["cos_parent"][:length] for _, row in rows], axis=0)
+            parents = min(int(row.get("parents", 0)) for _, row in rows)
+            found.append((setting, curve, parents, setting.value("hierarchy", "rank_trend")))
+    if not found:
+        return "not measured in any run"
+    figure = new_figure(3.4)
+    axes = figure.subplots()
+    for (setting, curve, parents, _), style in zip(found, _styles([s for s, *_ in found]), strict=True):
+        look: dict[str, Any] = {"color": color(setting.system), "marker": marker(setting.system), "ls": style}
+        label = short(f"{_name(setting, settings)} ({parents} parents)", 70)
+        axes.plot(range(1, len(curve) + 1), curve, ms=4, label=label, **look)
+    axes.set(xlabel="rank of the child by coverage", ylabel="cosine of parent and child's direction")
+    axes.set_xticks([1, *range(5, max(len(c) for _, c, *_ in found) + 1, 5)])
+    axes.legend(fontsize=8, handlelength=3)
+    trends = ", ".join(
+        f"{_name(s, settings)} {trend.value:+.2f}" for s, *_, trend in found if trend.value is not None
+    )
+    caption = (
+        "The paper's Figure 13 shows, of 100 parents in TopK SAEs, the mean cosine of the parent with the probe "
+        "of its first to twentieth child by coverage: the better covered, the nearer. Here the same, of those "
+        f"parents that have so many children, {measured(v for *_, v in found)}; no interval. Rank correlation: "
+        f"{trends or 'none'}. The paper gives no numbers."
+    )
+    return Panel("figure-13", "Parents lie near children they cover (Figure 13)", caption, figure)
+
+
+def dead_over_training(settings: Sequence[Setting]) -> Panel | str:
+    """Figure 14: the rate of dead features by layer, with and without reallocation."""
+    entries = [e for s in settings if s.system.kind.startswith("tree") for e in s.entries]
+    entries = entries or [e for s in settings for e in s.entries]
+    entries = [e for e in entries if e.dead_rates is not None]
+    if not entries:
+        return "no run holds the log of its training"
+    shown, columns = entries[:_MOST_PANELS], min(len(entries), 2)
+    n_rows = -(-len(shown) // columns)
+    figure = new_figure(0.5 + 2.6 * n_rows)
+    grid = figure.subplots(n_rows, columns, squeeze=False, sharey=True)
+    for axes, entry in zip(grid.flat, shown, strict=False):
+        _dead(axes, entry)
+    for axes in grid.flat[len(shown) :]:
+        axes.set_visible(False)
+    for axes in grid[:, 0]:
+        axes.set_ylabel("dead features")
+    left_out = f" {len(entries) - len(shown)} more SAEs are not drawn." if len(entries) > len(shown) else ""
+    caption = (
+        "The paper's Figure 14 shows a Tree SAE with 4 layers and L0 32 over 97,657 steps: with reallocation "
+        "almost no feature is dead in any layer from step 40,000, without it 8 % of layer 3 are. Here the runs' "
+        "own logs: what share of each layer's features training counted as dead. Thin vertical lines: steps at "
+        f"which dead children moved to other parents. Counts, without an interval.{left_out}"
+    )
+    return Panel("figure-14", "Dead features over training (Figure 14)", caption, figure)
+
+
+def _dead(axes: Axes, entry: Entry) -> None:
+    rates = entry.dead_rates
+    if rates is None:
+        return
+    for step in rates.reallocations:
+        axes.axvline(step, color="#D0D0D0", lw=0.7, zorder=0)
+    shades = matplotlib.colormaps["viridis"](np.linspace(0.0, 0.85, len(rates.rate)))
+    for layer, (rate, shade) in enumerate(zip(rates.rate, shades, strict=True)):
+        axes.plot(rates.steps, rate, color=shade, ls=_LINESTYLES[layer % 4], label=f"layer {layer}")
+    axes.set_title(short(f"{entry.system.title}: {entry.label}", 58), fontsize=8.5)
+    axes.set_xlabel("step", fontsize=8.5, labelpad=1)
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axes.set_ylim(bottom=0)
+    axes.grid(visible=False, axis="x")
+    axes.legend(fontsize=8, loc="upper right")
+
+
+def variants(settings: Sequence[Setting]) -> Panel | str:
+    """Figure 16: the hierarchy score of Tree SAEs by each variant of MCS."""
+    found = [
+        (s, [s.value("hierarchy", f"variant_{key}") for key, _ in VARIANTS])
+        for s in settings
+        if s.system.learns_forest
+    ]
+    found = [(s, values) for s, values in found if any(v.value is not None for v in values)]
+    if not found:
+        return "the hierarchy record of no Tree SAE or HSAE compares the variants of MCS"
+    height = 0.75 + 0.25 * max(len(found), 2)
+    figure = new_figure(height * len(VARIANTS) + 0.2)
+    grid = figure.subplots(len(VARIANTS), 2, width_ratios=(3, 2), sharex="col", squeeze=False)
+    for i, ((ours, theirs), (key, name)) in enumerate(zip(grid, VARIANTS, strict=True)):
+        rows = [(s, values[i]) for s, values in found if values[i].value is not None]
+        ours.set_title(f"{name.capitalize()} MCS", fontsize=9.5)
+        if rows:
+            dots(ours, rows)
+        else:
+            note(ours, "not measured")
+        paper_title(theirs, "24,576 features")
+        paper_dots(theirs, paper.BY_L0[("hierarchy", f"variant_{key}")])
+    values = [v for _, row in found for v in row if v.value is not None]
+    caption = (
+        "The paper's Figure 16 shows the hierarchy score of Tree SAEs with four variants of MCS: plain binary is "
+        f"best, scaled correlation worst. Left: measured here, {measured(values)}. {bars(values)}. Grey on the "
+        "right: the paper's own numbers (one mark for each L0 of 32, 48, 64 and 80), of another model and on an "
+        "axis of their own."
+    )
+    return Panel("figure-16", "Variants of MCS (Figure 16)", caption, figure)
+
+
+def precision(settings: Sequence[Setting]) -> Panel | str:
+    """Ours: of the n best pairs of each SAE, the share that are hierarchical."""
+    found = [(s, way, curve) for s in settings for way, curve in _curves(s)]
+    if not found:
+        return "not measured in any run"
+    figure = new_figure(3.6)
+    axes = figure.subplots()
+    for setting, way, curve in found:
+        name = short(f"{_name(setting, settings)}, {'by its tree' if way == 'tree' else 'by MCS'}", 70)
+        axes.plot(
+            curve[:, 0], curve[:, 1], color=color(setting.system), ls="-" if way == "tree" else "--",
+            marker=marker(setting.system), markevery=max(len(curve) // 6, 1), ms=4.5, label=name,
+        )  # fmt: skip
+    if max(curve[-1, 0] for *_, curve in found) > 20 * min(curve[0, 0] for *_, curve in found):
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.set(xlabel="pairs counted, best first", ylabel="share that are hierarchical")
+    axes.set_ylim(bottom=0)
+    figure.legend(loc="outside right upper", fontsize=8, handlelength=3.5)
+    values = [v for s, *_ in found if (v := s.value("hierarchy", "matched_tree")).value is not None]
+    values += [v for s, *_ in found if (v := s.value("hierarchy", "matched_mcs")).value is not None]
+    on = f", {measured(values)}" if values else ""
+    caption = (
+        "Not in the paper, which counts as many pairs of each SAE as its tree has children, or 5 a parent. Here "
+        "equally many pairs of every SAE are counted, the best first: solid lines by its own tree, dashed lines "
+        f"by MCS. A higher line finds more hierarchical pairs at the same number{on}. No interval; that of "
+        "matched_tree and matched_mcs is in the tables."
+    )
+    return Panel("precision", "Precision against the number of pairs (ours)", caption, figure)
+
+
+def _curves(setting: Setting) -> Iterator[tuple[str, np.ndarray]]:
+    """tree and mcs: of the first seed that has it, `[n, 2]` of pairs counted and precision."""
+    for way in ("tree", "mcs") if setting.system.learns_forest else ("mcs",):
+        for entry in _measured(setting):
+            if curve := (entry.records["hierarchy"].detail.get("curve") or {}).get(way):
+                yield way, np.asarray(curve, dtype=float)
+                break
+
+
+def unconditional(settings: Sequence[Setting]) -> Panel | str:
+    """Ours: what choosing only parents with children in the tree does to the hierarchy score."""
+    names = (
+        ("tree", "By the tree's edges"),
+        ("tree_unconditional", "By the tree's edges, any parents"),
+        ("mcs", "By MCS, the paper's protocol"),
+        ("mcs_unconditional", "By MCS, any parents"),
+    )
+    rows = [(title, found) for name, title in names if (found := having(settings, "hierarchy", name))]
+    if not any(title.endswith("any parents") for title, _ in rows):
+        return "not measured in any run"
+    heights = [0.65 + 0.25 * len(found) for _, found in rows]
+    figure = new_figure(sum(heights) + 0.4)
+    grid = figure.subplots(len(rows), 1, squeeze=False, height_ratios=heights, sharex=True)
+    for axes, (title, found) in zip(grid.flat, rows, strict=True):
+        axes.set_title(title, fontsize=9.5)
+        dots(axes, found)
+    values = [v for _, found in rows for _, v in found]
+    caption = (
+        "Not in the paper. Of a Tree SAE its protocol counts only parents with children in the tree, and by MCS "
+        "only as many pairs as the tree has; of flat SAEs it counts all sampled parents. That favours Tree SAEs, "
+        f"so here both ways, {measured(values)}. {bars(values)}."
+    )
+    return Panel("unconditional", "With and without the tree's parents (ours)", caption, figure)
+
+
+def _measured(setting: Setting) -> list[Entry]:
+    return [entry for entry in setting.entries if "hierarchy" in entry.records]
+
+
+def _name(setting: Setting, settings: Sequence[Setting]) -> str:
+    """The system; or the SAE, where there are several of its system."""
+    same = [s for s in settings if s.system == setting.system]
+    return setting.system.title if len(same) == 1 else setting.label
+
+
+def _styles(settings: Sequence[Setting]) -> list[str]:
+    """Lines of one system, and so of one colour, differ in their dashes."""
+    systems = [s.system for s in settings]
+    return [_LINESTYLES[systems[:i].count(s) % 4] for i, s in enumerate(systems)]
+
+
+FIGURES: tuple[tuple[str, Callable[[Sequence[Setting]], Panel | str]], ...] = (
+    ("Parents lie near children they cover (Figure 13)", rank_curve),
+    ("Dead features over training (Figure 14)", dead_over_training),
+    ("Variants of MCS (Figure 16)", variants),
+    ("Precision against the number of pairs (ours)", precision),
+    ("With and without the tree's parents (ours)", unconditional),
+)

@@ -1,0 +1,270 @@
+"""The figures of the Tree SAE paper that the runs fill, and two of our own.
+
+Whatever the paper reports stands in a panel of its own, in hollow grey or thin lines and under its model's name: it is
+of another model, other text and a larger dictionary, and never shares an axis with what was measured here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from . import paper
+from .load import Setting, System, Value
+from .panel import Panel
+from .style import GREY, color, marker, new_figure, note
+
+_INTERVAL = "Bars are 95 % intervals"
+_SEEDS = "small dots single seeds, whose mean is the large one"
+
+
+class Metric(NamedTuple):
+    measure: str
+    value: str
+    title: str
+    better: str = ""
+
+
+_PATHOLOGIES = (
+    Metric("absorption", "splitting", "Feature splitting", "lower is better"),
+    Metric("absorption", "mean_absorption_fraction", "Absorption", "lower is better"),
+    Metric("autointerp", "autointerp_score", "AutoInterp", "higher is better"),
+    Metric("composition", "mean", "Composition", "lower is better"),
+)
+_HIERARCHY = (
+    Metric("hierarchy", "tree", "Hierarchy, by tree structure", "higher is better"),
+    Metric("hierarchy", "mcs", "Hierarchy, by MCS", "higher is better"),
+)
+_FIDELITY = (
+    Metric("reconstruction", "fve_tree", "Variance explained", "the paper's definition; higher is better"),
+    Metric("cross_entropy", "spliced", "Downstream loss", "nats; lower is better"),
+)
+
+
+class Spec(NamedTuple):
+    key: str
+    title: str
+    metrics: tuple[Metric, ...]
+    by: str
+    """What runs along the paper's horizontal axis: l0 or size."""
+    paper: str
+
+
+SPECS = (
+    Spec("figure-3", "Splitting, absorption, AutoInterp, composition (Figure 3)", _PATHOLOGIES, "l0",
+         "The paper's Figure 3 shows that Tree and Matryoshka SAEs split and absorb less than TopK, Matching Pursuit "
+         "more."),
+    Spec("figure-4", "Hierarchy (Figure 4)", _HIERARCHY, "l0",
+         "The paper's Figure 4 shows the share of parent-child pairs of which both lie among the 5 features nearest to "
+         "the direction of the child's concept: Tree SAEs far above the others, by their tree and by MCS."),
+    Spec("figure-5", "Hierarchy by size (Figure 5)", _HIERARCHY, "size",
+         "The paper's Figure 5 shows the same for 6,144, 24,576 and 49,152 features at L0 8, 32 and 64."),
+    Spec("figure-6", "Reconstruction (Figure 6)", _FIDELITY, "l0",
+         "The paper's Figure 6 shows Matching Pursuit best and Tree SAEs clearly ahead of TopK and Matryoshka."),
+    Spec("figure-7", "Reconstruction by size (Figure 7)", _FIDELITY, "size",
+         "The paper's Figure 7 shows the same for three sizes of Tree and Matryoshka SAEs."),
+    Spec("figure-8", "Splitting, absorption, AutoInterp, composition by size (Figure 8)", _PATHOLOGIES, "size",
+         "The paper's Figure 8 shows Tree and Matryoshka SAEs of three sizes."),
+)  # fmt: skip
+
+
+def compared(spec: Spec, settings: Sequence[Setting]) -> Panel | str:
+    """A row for each metric: what was measured here on the left, the paper's numbers on the right."""
+    rows = [(metric, having(settings, metric.measure, metric.value)) for metric in spec.metrics]
+    missing = [metric.title for metric, found in rows if not found]
+    rows = [(metric, found) for metric, found in rows if found]
+    if not rows:
+        return "not measured in any run"
+    as_lines = _varies((s for _, found in rows for s, _ in found), spec.by)
+    if spec.by == "size" and not as_lines:
+        return "no system was trained in more than one size"
+    heights = [2.3 if as_lines else 0.75 + 0.25 * max(len(found), 4) for _, found in rows]
+    figure = new_figure(sum(heights) + (0.6 if as_lines else 0.25))
+    grid = figure.subplots(len(rows), 2, squeeze=False, height_ratios=heights, width_ratios=(3, 2))
+    series = paper.BY_L0 if spec.by == "l0" else paper.BY_SIZE
+    for (ours, theirs), (metric, found) in zip(grid, rows, strict=True):
+        title = f"{metric.title} ({metric.better})"
+        ours.set_title(title, fontsize=9.5)
+        paper_title(theirs, "24,576 features" if spec.by == "l0" else "6k to 49k features")
+        reported = series.get((metric.measure, metric.value), {})
+        if as_lines:
+            lines(ours, found, spec.by)
+            _paper_lines(theirs, reported, spec.by)
+        else:
+            dots(ours, found)
+            paper_dots(theirs, reported)
+    if as_lines:
+        legend(figure, [s.system for _, found in rows for s, _ in found])
+    told = f"Not measured: {', '.join(missing)}. " if missing else ""
+    shown = "Grey" if not as_lines else "Thin lines with hollow marks"
+    right = (
+        "one mark for each L0 of 32, 48, 64 and 80" if spec.by == "l0" else "6,144, 24,576, 49,152 features"
+    )
+    average = ""
+    if as_lines:
+        other = "of the size with most of them" if spec.by == "l0" else "of the L0 nearest to the largest's"
+        average = f" The marks at the right end are means. A line holds the SAEs {other}."
+    caption = (
+        f"{spec.paper} Left: measured here, {measured(v for _, found in rows for _, v in found)}. "
+        f"{bars(v for _, found in rows for _, v in found)}.{average} {told}"
+        f"{shown} on the right: the paper's own numbers ({right}), of another model and on an axis of their own."
+    )
+    return Panel(spec.key, spec.title, caption, figure)
+
+
+def having(settings: Iterable[Setting], measure: str, value: str) -> list[tuple[Setting, Value]]:
+    """The SAEs that have the value; of a forest's edges, those that learned it: others were given theirs by a rule."""
+    of_forest = measure == "hierarchy" and "tree" in value
+    able = [s for s in settings if s.system.learns_forest or not of_forest]
+    return [(s, found) for s in able if (found := s.value(measure, value)).value is not None]
+
+
+def paper_title(axes: Axes, size: str) -> None:
+    axes.set_title(f"paper: GPT-2 small, {size}", loc="right", fontsize=8.5, color=GREY, fontweight="normal")
+
+
+def measured(values: Iterable[Value]) -> str:
+    """On how many tokens, for a caption."""
+    tokens = sorted({v.tokens for v in values})
+    if not tokens:
+        return "on no tokens"
+    return f"on {tokens[0]:,} tokens" if len(tokens) == 1 else f"on {tokens[0]:,} to {tokens[-1]:,} tokens"
+
+
+def bars(values: Iterable[Value]) -> str:
+    return f"{_INTERVAL}; {_SEEDS}" if any(v.each for v in values) else _INTERVAL
+
+
+def _varies(settings: Iterable[Setting], by: str) -> bool:
+    """Whether some system was trained at two values of L0 or in two sizes that differ."""
+    seen: dict[System, set[int]] = {}
+    for s in settings:
+        seen.setdefault(s.system, set()).add(round(s.l0) if by == "l0" else s.d_sae)
+    return any(len(places) > 1 for places in seen.values())
+
+
+def error(value: Value) -> list[list[float]] | None:
+    """The interval as matplotlib wants it: distances below and above."""
+    if value.interval is None or value.value is None:
+        return None
+    low, high = value.interval
+    return [[max(value.value - low, 0.0)], [max(high - value.value, 0.0)]]
+
+
+def dots(axes: Axes, points: Sequence[tuple[Setting, Value]]) -> None:
+    """A row for each SAE, top down: its value with its interval."""
+    for row, (setting, value) in enumerate(points):
+        look: dict[str, Any] = {"color": color(setting.system), "marker": marker(setting.system)}
+        if value.value is None:
+            continue
+        if value.each:
+            axes.plot(value.each, [row] * len(value.each), ls="", ms=3, alpha=0.55, **look)
+        axes.errorbar([value.value], [row], xerr=error(value), capsize=2.5, elinewidth=1.3, **look)
+    axes.set_yticks(range(len(points)), _row_names([s for s, _ in points]))
+    axes.set_ylim(len(points) - 0.4, -0.6)
+    axes.grid(visible=False, axis="y")
+    axes.margins(x=0.08)
+
+
+def _row_names(settings: Sequence[Setting]) -> list[str]:
+    """The systems; where one stands in several rows, its SAEs."""
+    systems = [s.system for s in settings]
+    return [
+        s.system.title if systems.count(s.system) == 1 else short(f"{s.system.title}: {s.label}")
+        for s in settings
+    ]
+
+
+def short(text: str, limit: int = 42) -> str:
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def paper_dots(axes: Axes, reported: paper.Series) -> None:
+    if not reported:
+        note(axes, "no numbers")
+        return
+    keys = sorted(reported, key=lambda key: System(*key).rank)
+    for row, key in enumerate(keys):
+        axes.plot(reported[key], [row] * len(reported[key]), ls="", marker="o", mfc="none", mec=GREY, ms=5)
+    axes.set_yticks(range(len(keys)), [System(*key).title for key in keys], color=GREY, fontsize=8)
+    axes.set_ylim(len(reported) - 0.4, -0.6)
+    axes.tick_params(axis="x", labelcolor=GREY, labelsize=8)
+    axes.grid(visible=False, axis="y")
+    axes.margins(x=0.08)
+
+
+def lines(axes: Axes, points: Sequence[tuple[Setting, Value]], by: str) -> None:
+    """A line for each system along L0 or size; the mark behind its end is the average of its points."""
+    of: dict[System, list[tuple[float, Value]]] = {}
+    for setting, value in one_line(points, by):
+        of.setdefault(setting.system, []).append((setting.l0 if by == "l0" else setting.d_sae, value))
+    places = sorted({x for line in of.values() for x, _ in line})
+    end = places[-1] * 1.25 if by == "size" else places[-1] + 0.12 * max(places[-1] - places[0], 1.0)
+    for system, line in of.items():
+        line.sort(key=lambda point: point[0])
+        x, y = [p for p, _ in line], [v.value for _, v in line if v.value is not None]
+        look: dict[str, Any] = {"color": color(system), "marker": marker(system)}
+        axes.plot(x, y, label=system.title, **look)
+        for place, value in line:
+            if value.value is None:
+                continue
+            axes.errorbar([place], [value.value], yerr=error(value), capsize=2.5, elinewidth=1.1, ls="",
+                          ecolor=color(system))  # fmt: skip
+            axes.plot([place] * len(value.each), value.each, ls="", ms=2.5, alpha=0.55, **look)
+        if len(y) > 1:
+            axes.plot([end], [sum(y) / len(y)], ls="", ms=7, mec="white", **look)
+    _along(axes, by, places, end)
+
+
+def one_line(points: Sequence[tuple[Setting, Value]], by: str) -> list[tuple[Setting, Value]]:
+    """Of each system the points in which nothing but L0, or nothing but size, need differ.
+
+    Along L0 those of the size that has most points, the smallest of several; along size those whose L0 is nearest to
+    that of its largest SAE.
+    """
+    chosen: list[tuple[Setting, Value]] = []
+    for system in dict.fromkeys(s.system for s, _ in points):
+        mine = [(s, v) for s, v in points if s.system == system]
+        sizes = sorted({s.d_sae for s, _ in mine})
+        of_size = {size: [(s, v) for s, v in mine if s.d_sae == size] for size in sizes}
+        if by == "l0":
+            chosen += max(of_size.values(), key=len)
+        else:
+            l0 = min(s.l0 for s, _ in of_size[sizes[-1]])
+            chosen += [min(same, key=lambda point: abs(point[0].l0 - l0)) for same in of_size.values()]
+    return chosen
+
+
+def _along(axes: Axes, by: str, places: Sequence[float], mean_at: float | None = None) -> None:
+    if by == "size":
+        axes.set_xscale("log")
+    ticks = {place: f"{place:,.0f}" for place in places} | ({} if mean_at is None else {mean_at: "mean"})
+    axes.set_xticks(list(ticks), list(ticks.values()), fontsize=8)
+    axes.set_xticks([], minor=True)
+    axes.set_xlabel("L0" if by == "l0" else "features", fontsize=8.5, labelpad=1)
+
+
+def _paper_lines(axes: Axes, reported: paper.Series, by: str) -> None:
+    if not reported:
+        note(axes, "no numbers")
+        return
+    places = paper.L0 if by == "l0" else paper.SIZES
+    for key, numbers in reported.items():
+        system = System(*key)
+        x = paper.L0_MATCHING_PURSUIT if key == paper.MP and by == "l0" else places
+        axes.plot(
+            x, numbers, color=color(system), marker=marker(system), mfc="white", lw=0.8, ms=4.5, alpha=0.8
+        )
+    _along(axes, by, places)
+    axes.tick_params(labelcolor=GREY, labelsize=8)
+
+
+def legend(figure: Figure, systems: Iterable[System]) -> None:
+    handles = [
+        Line2D([], [], color=color(s), marker=marker(s), label=s.title) for s in dict.fromkeys(systems)
+    ]
+    figure.legend(handles=handles, loc="outside upper center", ncols=min(len(handles), 4), fontsize=8.5)

@@ -1,0 +1,83 @@
+"""All figures of the report: those that compare SAEs, and closer looks at single ones."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import NamedTuple
+
+from ..errors import UserError
+from ..measures.record import Record
+from .curves import FIGURES
+from .figures import SPECS, compared
+from .load import Entry, Setting
+from .panel import Panel
+from .style import styled
+
+
+class Gallery(NamedTuple):
+    """The panels, and one line for each figure that has no data."""
+
+    panels: list[Panel]
+    skipped: list[str]
+
+
+def compare_figures(settings: Sequence[Setting]) -> Gallery:
+    """The papers' figures that compare SAEs, and ours, as far as the settings fill them."""
+    makers: list[tuple[str, Callable[[Sequence[Setting]], Panel | str]]] = [
+        *((spec.title, partial(compared, spec)) for spec in SPECS),
+        *FIGURES,
+    ]
+    gallery = Gallery([], [])
+    with styled():
+        for title, make in makers:
+            made = make(settings)
+            if isinstance(made, str):
+                gallery.skipped.append(f"{title}: {made}")
+            else:
+                gallery.panels.append(made)
+    return gallery
+
+
+def closer_looks(entries: Sequence[Entry]) -> list[Panel]:
+    """What the records of single SAEs hold to look at; keys and titles say of which SAE.
+
+    Raises UserError where a record lacks what its figures need.
+    """
+    from .feature_figures import geometry_panels, landscape_panels, probe_panels
+
+    panels: list[Panel] = []
+    makers: dict[str, Callable[[Record], list[Panel]]] = {
+        "reconstruction_score": probe_panels,
+        "geometry": geometry_panels,
+    }
+    with styled():
+        for number, entry in enumerate(entries, 1):
+            for measure, make in makers.items():
+                if measure in entry.records:
+                    panels += _of(entry, number, measure, make)
+        if any(entry.system.kind.startswith("tree") for entry in entries):
+            panels += landscape_panels()
+    return list(_distinct(panels))
+
+
+def _of(entry: Entry, number: int, measure: str, make: Callable[[Record], list[Panel]]) -> Iterator[Panel]:
+    try:
+        made = make(entry.records[measure])
+    except (KeyError, TypeError, IndexError) as error:
+        raise UserError(
+            f"the record {measure} of {entry.label} lacks what its figures show ({error!r}); "
+            f"run `{entry.eval_command(measure)}` again"
+        ) from None
+    for panel in made:
+        yield panel._replace(key=f"sae-{number}-{panel.key}", title=f"{entry.label}: {panel.title}")
+
+
+def _distinct(panels: Sequence[Panel]) -> Iterator[Panel]:
+    """Keys name files: plain ones, each once."""
+    seen: dict[str, int] = {}
+    for panel in panels:
+        key = re.sub(r"[^a-z0-9]+", "-", panel.key.lower()).strip("-")
+        seen[key] = seen.get(key, 0) + 1
+        yield panel._replace(key=key if seen[key] == 1 else f"{key}-{seen[key]}")

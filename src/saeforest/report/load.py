@@ -1,0 +1,293 @@
+"""What the report compares: the SAEs of some runs, read from their folders alone."""
+
+from __future__ import annotations
+
+import math
+import re
+import shlex
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy.stats import t as student
+
+from ..config import TrainConfig, load_config
+from ..errors import UserError
+from ..measures.dead_training import DeadRates, read_dead_rates
+from ..measures.record import Interval, Record
+from ..measures.run import EVAL_FOLDER
+from ..session import CONFIG, sae_names, within
+from ..training.log import LOG, log_folder
+
+_TITLES = {
+    "tree": "Tree SAE",
+    "tree-fixed": "Tree SAE without reallocation",
+    "hsae": "HSAE",
+    "hsae-baseline": "HSAE baseline",
+    "topk": "TopK",
+    "batchtopk": "BatchTopK",
+    "matryoshka": "Matryoshka",
+    "jumprelu": "JumpReLU",
+    "matching_pursuit": "Matching Pursuit",
+}
+#: the variants of MCS as the hierarchy record names them, the papers' choice first
+VARIANTS = (
+    ("mcs_binary", "binary"),
+    ("mcs_binary_scaled", "scaled binary"),
+    ("mcs_correlation", "correlation"),
+    ("mcs_correlation_scaled", "scaled correlation"),
+)
+
+
+class System(NamedTuple):
+    """A kind of SAE; two that differ in their number of layers are different systems, as in the papers' figures."""
+
+    kind: str
+    layers: int
+
+    @property
+    def title(self) -> str:
+        name = _TITLES.get(self.kind, self.kind)
+        return name if self.layers == 1 else f"{name}, {self.layers} layers"
+
+    @property
+    def rank(self) -> tuple[int, int]:
+        """Its place among the systems."""
+        kinds = list(_TITLES)
+        return kinds.index(self.kind) if self.kind in kinds else len(kinds), self.layers
+
+    @property
+    def learns_forest(self) -> bool:
+        return self.kind.startswith(("tree", "hsae"))
+
+
+def kind_title(kind: str) -> str:
+    return _TITLES.get(kind, kind)
+
+
+class Value(NamedTuple):
+    """A value of a record, or why there is none.
+
+    each: the values of the SAEs that `value` is the mean of, where it is one.
+    """
+
+    value: float | None
+    interval: Interval = None
+    unit: str = ""
+    tokens: int = 0
+    why: str = ""
+    each: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Entry:
+    """One SAE of a run.
+
+    label:   names it in the report, and no other.
+    config:  of its training, as if it had been alone.
+    records: of its measures, by name.
+    """
+
+    label: str
+    run: Path
+    name: str
+    config: TrainConfig
+    records: dict[str, Record]
+
+    @cached_property
+    def system(self) -> System:
+        return System(_kind(self.config), len(self.config.sae.layer_sizes))
+
+    @property
+    def d_sae(self) -> int:
+        return sum(self.config.sae.layer_sizes)
+
+    @property
+    def l0(self) -> float:
+        """As measured, or else the L0 that training aimed at."""
+        measured = self.value("sparsity", "l0").value
+        return float(sum(self.config.sae.k_per_layer)) if measured is None else measured
+
+    def eval_command(self, measure: str) -> str:
+        return f"saeforest eval {shlex.quote(str(self.run))} --measures {measure}" + (
+            f" --sae {self.name}" if self.name else ""
+        )
+
+    def value(self, measure: str, name: str) -> Value:
+        record = self.records.get(measure)
+        if record is None:
+            return Value(None, why=f"{measure} was not measured")
+        if name not in record.value:
+            return _from_detail(record, name)
+        unit, why = record.unit_of(name), record.null.get(name, "")
+        return Value(record.value[name], record.interval[name], unit, record.tokens, why)
+
+    @cached_property
+    def dead_rates(self) -> DeadRates | None:
+        """Over training: of the record, or else of the log itself. None where there is neither."""
+        record = self.records.get("dead_training")
+        if record is not None:
+            keys = ("steps", "tokens", "rate", "rate_all", "reallocations")
+            if not all(key in record.detail for key in keys):
+                return None
+            found = DeadRates(*(record.detail[key] for key in keys))
+        else:
+            folder = log_folder(self.run, self.name)
+            if not (folder / LOG).is_file():
+                return None
+            found = read_dead_rates(folder, self.config.sae.layer_sizes)
+        return found if found.steps else None
+
+
+def _from_detail(record: Record, name: str) -> Value:
+    """What figures show of a record but its values do not: a variant of MCS, or the trend of a rank curve."""
+    tokens = record.tokens
+    if name.startswith("variant_") and isinstance(variants := record.detail.get("variants"), dict):
+        found = variants.get(name.removeprefix("variant_"))
+        if isinstance(found, dict) and isinstance(found.get("value"), int | float):
+            interval = found.get("interval")
+            return Value(found["value"], interval and (interval[0], interval[1]), "fraction", tokens)
+    if name == "rank_trend":
+        return _trend((record.detail.get("rank_curve") or {}).get("cos_parent") or [], tokens)
+    return Value(None, why=f"the record of {record.measure} has no {name}")
+
+
+def _trend(curve: Sequence[float], tokens: int) -> Value:
+    """Spearman's correlation of a curve with its ranks, with Fisher's interval."""
+    if len(curve) < 5:
+        return Value(None, why="no parent has enough children by coverage for a curve")
+    ranks = np.argsort(np.argsort(curve))
+    rho = float(np.corrcoef(np.arange(len(curve)), ranks)[0, 1])
+    z, half = math.atanh(min(max(rho, -0.999999), 0.999999)), 1.96 / math.sqrt(len(curve) - 3)
+    return Value(rho, (math.tanh(z - half), math.tanh(z + half)), "rank correlation", tokens)
+
+
+@dataclass(frozen=True, eq=False)
+class Setting:
+    """SAEs that differ in their seeds alone. Their values are averaged."""
+
+    entries: tuple[Entry, ...]
+
+    @property
+    def first(self) -> Entry:
+        return self.entries[0]
+
+    @property
+    def system(self) -> System:
+        return self.first.system
+
+    @property
+    def d_sae(self) -> int:
+        return self.first.d_sae
+
+    @property
+    def l0(self) -> float:
+        return sum(entry.l0 for entry in self.entries) / len(self.entries)
+
+    @property
+    def label(self) -> str:
+        if len(self.entries) == 1:
+            return self.first.label
+        shared = re.sub(r"-seed-\d+$", "", self.first.label)
+        return f"{shared} ({len(self.entries)} seeds)"
+
+    def value(self, measure: str, name: str) -> Value:
+        """The mean over the seeds that have the value. With several, the interval covers both the error of measuring
+        one (the same text is measured for all: it does not shrink) and, by Student's t, the spread between them."""
+        found = [entry.value(measure, name) for entry in self.entries]
+        known = [(v, v.value) for v in found if v.value is not None]
+        if len(known) < 2:
+            return known[0][0] if known else found[0]
+        each = tuple(value for _, value in known)
+        mean = sum(each) / len(each)
+        spread = float(student.ppf(0.975, len(each) - 1) * np.std(each, ddof=1) / math.sqrt(len(each)))
+        below, above = (
+            sum(abs(v.interval[side] - value) if v.interval else 0.0 for v, value in known) / len(known)
+            for side in (0, 1)
+        )
+        interval = (mean - math.hypot(below, spread), mean + math.hypot(above, spread))
+        return Value(mean, interval, known[0][0].unit, min(v.tokens for v, _ in known), each=each)
+
+
+def _kind(config: TrainConfig) -> str:
+    sae = config.sae
+    if sae.architecture == "tree" and sae.allocation.first == 0:
+        return "tree-fixed"
+    if sae.architecture == "hsae" and not sae.constraint and not sae.perturbation:
+        return "hsae-baseline"
+    return sae.architecture
+
+
+def load_runs(runs: Sequence[Path]) -> list[Entry]:
+    """The SAEs of the runs, in the order given; a run may be named twice but is read once.
+
+    Raises UserError where a folder is no run, a record is damaged, or nothing at all was measured.
+    """
+    if not runs:
+        raise UserError("compare: expected one run folder or more")
+    folders = list({run.resolve(): run for run in runs}.values())
+    found: list[Entry] = []
+    for run, run_label in zip(folders, _distinct(folders), strict=True):
+        names = sae_names(run)
+        members = load_config(run / CONFIG).members()
+        for name in names:
+            records = _records(within(run / EVAL_FOLDER, name))
+            label = f"{run_label}/{name}" if name else run_label
+            found.append(Entry(_printable(label), run, name, members[name], records))
+    unmeasured = [entry.run for entry in found if not entry.records]
+    if len(unmeasured) == len(found):
+        raise UserError(
+            f"{unmeasured[0]}: nothing was measured yet; first run `saeforest eval {unmeasured[0]}`"
+        )
+    if len(folders) == 1 and all(entry.name for entry in found):
+        found = [replace(entry, label=_printable(entry.name)) for entry in found]
+    return found
+
+
+def _records(folder: Path) -> dict[str, Record]:
+    records = (Record.read(path) for path in sorted(folder.glob("*.json")))
+    return {record.measure: record for record in records}
+
+
+def _distinct(folders: Sequence[Path]) -> list[str]:
+    """As many of the last parts of each path as it takes to tell them apart."""
+    parts = [folder.resolve().parts for folder in folders]
+    for n in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(part[-n:]) for part in parts]
+        if len(set(names)) == len(names):
+            return names
+    return [str(folder) for folder in folders]
+
+
+def _printable(text: str) -> str:
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def settings_of(entries: Iterable[Entry]) -> list[Setting]:
+    """The SAEs grouped by everything but their seeds, in the order of systems, sizes and L0."""
+    groups: dict[str, list[Entry]] = {}
+    for entry in entries:
+        groups.setdefault(_but_for_seed(entry.config), []).append(entry)
+    found = (Setting(tuple(group)) for group in groups.values())
+    return sorted(found, key=lambda s: (s.system.rank, s.d_sae, s.l0, s.label))
+
+
+def _but_for_seed(config: TrainConfig) -> str:
+    """A text that is equal for two configurations that differ in nothing that matters but the seed."""
+    return repr(replace(config, seed=0, device="", log_every=1, checkpoint_minutes=0.0, saes={}))
+
+
+def flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested settings as lines of text."""
+    flat: dict[str, str] = {}
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        elif isinstance(value, list | tuple):
+            flat[prefix + key] = ", ".join(map(str, value))
+        else:
+            flat[prefix + key] = str(value)
+    return flat

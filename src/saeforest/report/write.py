@@ -1,0 +1,106 @@
+"""Writes the report: a page that needs nothing beside it, the same in Markdown, its figures, and all values as JSON."""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from ..files import atomic_file, atomic_folder, write_json
+from ..training.run import claim_folder
+from . import paper
+from .gallery import closer_looks, compare_figures
+from .load import load_runs, settings_of
+from .page import build_page, to_json
+from .panel import Panel
+from .style import render
+
+PAGE, MARKDOWN, VALUES, FIGURES = "report.html", "report.md", "report.json", "figures"
+
+
+class Shown(NamedTuple):
+    """A panel as the templates show it. svg: as a data URI."""
+
+    key: str
+    title: str
+    caption: str
+    svg: str
+
+
+def compare(runs: Sequence[Path], out: Path) -> None:
+    """Writes `out`/report.html, report.md, report.json and figures/. All of it or nothing.
+
+    Raises UserError where a folder is no run, nothing was measured, a record is damaged, or `out` is in use.
+    """
+    claim_folder(out)
+    entries = load_runs(runs)
+    gallery = compare_figures(settings_of(entries))
+    closer = closer_looks(entries)
+    page, results = build_page(entries, runs, out)
+    with atomic_folder(out) as folder:
+        figures = [_save(panel, folder / FIGURES) for panel in gallery.panels]
+        looks = [_save(panel, folder / FIGURES) for panel in closer]
+        about: dict[str, Any] = {
+            "page": page,
+            "figures": figures,
+            "skipped": gallery.skipped,
+            "looks": looks,
+            "links": paper.LINKS,
+        }
+        for name, escape in ((PAGE, True), (MARKDOWN, False)):
+            text = _environment(escape).get_template(f"{name}.j2").render(about)
+            with atomic_file(folder / name) as temporary:
+                temporary.write_text(text, encoding="utf-8")
+        files = [f"{FIGURES}/{shown.key}.{kind}" for shown in (*figures, *looks) for kind in ("png", "svg")]
+        write_json(folder / VALUES, to_json(entries, results, files))
+
+
+def _save(panel: Panel, folder: Path) -> Shown:
+    images = {kind: render(panel.figure, kind) for kind in ("png", "svg")}
+    for kind, image in images.items():
+        with atomic_file(folder / f"{panel.key}.{kind}") as temporary:
+            temporary.write_bytes(image)
+    svg = "data:image/svg+xml;base64," + base64.b64encode(images["svg"]).decode("ascii")
+    return Shown(panel.key, panel.title, panel.caption, svg)
+
+
+def _environment(escape: bool) -> Environment:
+    environment = Environment(
+        loader=PackageLoader("saeforest.report"),
+        autoescape=escape,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["md"] = markdown
+    environment.filters["code"] = code
+    environment.filters["breakable"] = breakable
+    return environment
+
+
+def markdown(text: str) -> str:
+    """Text that Markdown shows as it is, in a table or out of one."""
+    line = " ".join(text.split())
+    line = line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"([\\`*_\[\]|~#$!@])", _entity, line)
+
+
+def _entity(sign: re.Match[str]) -> str:
+    # An entity is never markup, wherever it stands; a backslash is shown in code and in some tables.
+    return f"&#{ord(sign[1])};"
+
+
+def code(text: str) -> str:
+    """A line within a fenced block of Markdown, which it can't end."""
+    return " ".join(text.split()).replace("```", "'''")
+
+
+def breakable(text: str) -> Markup:
+    """Of a long name, where a line of HTML may break: behind each of its parts."""
+    return Markup(re.sub(r"([/_.])", r"\1<wbr>", str(Markup.escape(text))))

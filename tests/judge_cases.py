@@ -1,0 +1,84 @@
+"""A text in which every feature is a set of capital letters, and a judge that is a function: shared by tests."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from oracles.autointerp import FloatArray
+from saeforest.activations import ActivationReader
+from saeforest.code import SparseCode
+from saeforest.forest import Forest
+from saeforest.lm import load_lm
+from saeforest.measures.probes import ProbeConfig, Probes
+from saeforest.measures.subject import Seen
+from saeforest.pairs import PairStatistics
+from saeforest.saes import TreeConfig, TreeSAE
+from saeforest.text import Tokens
+
+CONTEXT, BUFFER = 32, 4
+#: The letters on which each feature fires; the last is never written.
+LETTERS = ("AB", "CD", "EF", "A", "B", "C", "E", "Z")
+PARENT = (-1, -1, -1, 0, 0, 1, 2, 2)
+
+
+def world(
+    model: Path, folder: Path | None = None, windows: int = 60, share: float = 0.2, seed: int = 0
+) -> Seen:
+    """Small letters with capitals between them, `share` of the text; the first position of a window is left out."""
+    rng = np.random.default_rng(seed)
+    capital = rng.random((windows, CONTEXT)) < share
+    small = rng.integers(ord("a"), ord("z") + 1, (windows, CONTEXT))
+    ids = np.where(capital, rng.integers(ord("A"), ord("F") + 1, (windows, CONTEXT)), small)
+    measured = np.arange(windows * CONTEXT).reshape(windows, CONTEXT)[:, 1:].flatten()
+    on = np.array([[chr(i) in letters for letters in LETTERS] for i in ids.flatten()[measured]])
+    values = np.where(on, rng.uniform(0.5, 2, on.shape), 0).astype(np.float32)
+
+    lm = load_lm(str(model))
+    pairs = PairStatistics(len(LETTERS))
+    pairs.add(SparseCode(torch.tensor(values), torch.arange(len(LETTERS)).expand(len(values), -1)))
+    x = torch.zeros(len(measured), 16)
+    return Seen(
+        sae=TreeSAE(TreeConfig(layer_sizes=(3, 5), k_per_layer=(1, 1)), 16, seed=0),
+        forest=Forest(torch.tensor(PARENT), (3, 5)),
+        reader=ActivationReader(lm, lm.site("blocks.1.hook_resid_post")),
+        tokens=Tokens(torch.tensor(ids).int(), torch.tensor([0]), ("document",)),
+        settings={"sae": "the sae"},
+        folder=folder,
+        log=None,
+        rows=torch.tensor(measured),
+        x=x,
+        pairs=pairs,
+        probes=Probes(x, pairs, ProbeConfig()),
+    )
+
+
+def dense(seen: Seen) -> FloatArray:
+    """The features on every token, `[windows, context, features]`; 0 where nothing was measured."""
+    a = np.zeros((seen.tokens.n_tokens, seen.pairs.d_sae))
+    for feature in range(seen.pairs.d_sae):
+        token, value = seen.pairs.firings(feature)
+        a[seen.rows[token.long()].numpy(), feature] = value.numpy()
+    return a.reshape(*seen.tokens.ids.shape, -1)
+
+
+class Fake:
+    """A judge that is a function."""
+
+    name, workers = "fake", 1
+
+    def __init__(self, reply: Callable[[str, str], str]) -> None:
+        self.reply = reply
+        self.asked: list[tuple[str, str, int]] = []
+
+    def ask(self, system: str, user: str, *, max_tokens: int) -> str:
+        self.asked.append((system, user, max_tokens))
+        return self.reply(system, user)
+
+
+def marked(text: str) -> set[str]:
+    return {letter for run in re.findall("<<(.*?)>>", text) for letter in run}

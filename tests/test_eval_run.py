@@ -1,0 +1,172 @@
+"""Measuring whole runs: one reading of the text for all SAEs, forests for flat ones, going on where it was stopped."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from saeforest import UserError
+from saeforest.config import MemberConfig, TrainConfig
+from saeforest.infer import InferConfig
+from saeforest.lm import LanguageModel
+from saeforest.measures import MeasureOptions, Record, evaluate, measure_run
+from saeforest.measures import run as run_module
+from saeforest.measures.evaluate import Source
+from saeforest.measures.forests import forests_of
+from saeforest.measures.options import PRESETS, PositionOptions, preset_options
+from saeforest.saes import HSAEConfig, MatchingPursuitConfig, MatryoshkaConfig, TopKConfig
+from saeforest.session import load_run, open_reader, read_tokens, sae_names
+from saeforest.training import run_training
+
+MakeConfig = Callable[..., TrainConfig]
+
+NAMES = ("reconstruction", "cross_entropy", "coverage", "cooccurrence", "hsae")
+OPTIONS = MeasureOptions(
+    tokens=1600,
+    ce_tokens=320,
+    infer_tokens=2000,
+    infer=InferConfig(method="coverage", min_score=0.5, min_count=2),
+)
+
+
+@pytest.fixture(scope="module")
+def run(tiny_config: MakeConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    config = tiny_config()
+    systems = {
+        "tree": config.sae,
+        "topk": TopKConfig((48,), (5,), dead_after_tokens=512),
+        "matryoshka": MatryoshkaConfig((8, 40), (5,), dead_after_tokens=512),
+        "pursuit": MatchingPursuitConfig((48,), (5,)),
+        "hsae": HSAEConfig((8, 16), (4, 4)),
+    }
+    members = {name: MemberConfig(sae, config.optim) for name, sae in systems.items()}
+    out = tmp_path_factory.mktemp("measured") / "run"
+    run_training(replace(config, saes=members), out)
+    return out
+
+
+def measured(
+    run: Path, names: tuple[str, ...] = NAMES, options: MeasureOptions = OPTIONS, *, again: bool = False
+) -> dict[str, list[Record]]:
+    saes = {name: load_run(run, name=name) for name in sae_names(run)}
+    reader = open_reader(saes["tree"][0])
+    return measure_run(saes, reader, names, options, run, again=again)
+
+
+def count_forwards(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    calls = []
+    original = LanguageModel.logits
+
+    def counted(self: LanguageModel, ids: Tensor, site: Any = None, replace: Any = None) -> Tensor:
+        if site is None:  # the innermost call
+            calls.append(len(ids))
+        return original(self, ids, site, replace)
+
+    monkeypatch.setattr(LanguageModel, "logits", counted)
+    return calls
+
+
+def test_all_saes_are_measured_in_one_reading(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And each as if it were alone."""
+    calls = count_forwards(monkeypatch)
+    records = measured(run, ("reconstruction", "cross_entropy"), again=True)
+    # One at loading; 50 windows of 32 tokens in batches of 8; of the 2 batches that hold the first 10 windows one more
+    # with the site ablated, and one an SAE.
+    assert len(calls) == 1 + 7 + 2 * (1 + len(records))
+    for name, found in records.items():
+        config, sae = load_run(run, name=name)
+        reader = open_reader(config)
+        text = read_tokens(config, reader, "held_out", OPTIONS.tokens)
+        source = Source(config.data, "held_out", 0, name)
+        alone = evaluate(sae, reader, text, ["reconstruction", "cross_entropy"], source, OPTIONS)
+        assert [record.value for record in found] == [record.value for record in alone.values()]
+
+
+def test_flat_saes_are_measured_with_an_inferred_forest(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    records = {name: {r.measure: r for r in found} for name, found in measured(run).items()}
+    for name in ("topk", "matryoshka", "pursuit"):
+        found = records[name]
+        assert found["coverage"].settings["forest"].startswith("inferred by coverage, parents by frequency")
+        assert (found["coverage"].value["edges_measured"] or 0) > 0
+        assert found["cooccurrence"].value["iou"] is not None
+        assert found["hsae"].value["p_parent_child"] is not None
+    assert records["tree"]["coverage"].settings["forest"] == "its own"
+    assert records["tree"]["coverage"].value["min"] == 1
+
+    saes = {name: load_run(run, name=name) for name in ("topk", "tree")}
+    reader = open_reader(saes["tree"][0])
+    kept = forests_of(saes, reader, OPTIONS, run)
+    with monkeypatch.context() as patch:
+        patch.setattr(LanguageModel, "activations", None)  # nothing is read for a forest that is kept
+        again = forests_of(saes, reader, OPTIONS, run)
+    assert torch.equal(kept["topk"][0].parent, again["topk"][0].parent)
+    assert kept["topk"][1] == again["topk"][1]
+    assert torch.equal(kept["tree"][0].parent, saes["tree"][1].forest.parent)
+    other = forests_of(
+        saes, reader, replace(OPTIONS, infer=InferConfig(method="coverage", min_score=0.9)), run
+    )
+    assert not torch.equal(other["topk"][0].parent, kept["topk"][0].parent)
+    (run / "forest" / "topk" / "forest.json").write_text("{")
+    assert torch.equal(forests_of(saes, reader, OPTIONS, run)["topk"][0].parent, kept["topk"][0].parent)
+
+
+def test_a_stopped_measurement_goes_on(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = measured(run, again=True)
+    stamp = {path: path.stat().st_mtime_ns for path in (run / "eval").rglob("*.json")}
+    (run / "eval" / "topk" / "coverage.json").unlink()
+    (run / "eval" / "hsae" / "hsae.json").write_text("cut sh")
+    asked = []
+    original = run_module.evaluate_all
+
+    def spy(tasks: Any, options: MeasureOptions) -> Any:
+        asked.extend(
+            (task.subject.settings["sae"].split("/")[-1], tuple(task.names)) for task in tasks if task.names
+        )
+        return original(tasks, options)
+
+    monkeypatch.setattr(run_module, "evaluate_all", spy)
+    assert measured(run) == before
+    assert sorted(asked) == [("hsae", ("hsae",)), ("topk", ("coverage",))]
+    fresh = {p.relative_to(run / "eval").as_posix() for p, t in stamp.items() if p.stat().st_mtime_ns != t}
+    assert fresh == {"topk/coverage.json", "hsae/hsae.json"}
+    asked.clear()
+    measured(run, options=replace(OPTIONS, ce_tokens=64))  # another question
+    assert {names for _, names in asked} == {
+        ("reconstruction", "cross_entropy", "coverage", "cooccurrence", "hsae")
+    }
+
+
+def test_presets_are_readings(run: Path) -> None:
+    assert preset_options(["runs/x", "--tokens", "5"]) == (
+        PRESETS["recommended"],
+        ["runs/x", "--tokens", "5"],
+    )
+    options, rest = preset_options(["--preset=saebench_0.6", "runs/x"])
+    assert (options.preset, rest) == ("saebench_0.6", ["runs/x"])
+    with pytest.raises(
+        UserError, match=r"--preset saebench: expected one of recommended, saebench_0\.6, ref_tree_sae"
+    ):
+        preset_options(["runs/x", "--preset", "saebench"])
+    for name, options in PRESETS.items():
+        assert options.preset == name
+    few = replace(PRESETS["ref_tree_sae"], tokens=1600, ce_tokens=320)
+    everything = measured(run, ("reconstruction",), few)["tree"][0]
+    assert everything.tokens == 1600
+    assert everything.settings["reading"] == "ref_tree_sae"
+    positions = json.loads((run / "eval" / "tree" / "reconstruction.json").read_text())["settings"][
+        "positions"
+    ]
+    assert positions == {"exclude_first": False, "exclude_special": False, "max_norm": 0}
+
+
+def test_positions_default_to_the_runs(run: Path) -> None:
+    reader = open_reader(load_run(run, name="tree")[0])
+    assert PositionOptions().applied(reader).exclude_first == reader.exclude_first
+    assert not PositionOptions(exclude_first=False).applied(reader).exclude_first
