@@ -12,10 +12,10 @@ from torch import Tensor
 
 from oracles import pairs as oracle
 from saeforest import UserError
+from saeforest import pairs as pairs_module
 from saeforest.code import SparseCode
 from saeforest.directions import RIDGE
 from saeforest.infer import METHODS, InferConfig, InferredForest, infer_forest
-from saeforest import pairs as pairs_module
 from saeforest.pairs import SCORES, PairStatistics, Score, first_best
 from saeforest.saes import TreeConfig, TreeSAE
 

@@ -190,6 +190,7 @@ def test_reconstruction_equals_the_oracle(sae: TreeSAE) -> None:
     assert close(found.value["fve_legacy"], oracle.fve_legacy(pairs))
     assert close(found.value["fve_tree"], oracle.fve_tree(pairs))
     assert close(found.value["fvu_uncentred"], oracle.fvu_uncentred(x, x_hat))
+    assert close(found.value["saebench_explained_variance"], oracle.saebench_explained_variance(pairs))
     assert close(found.value["cosine"], oracle.cosine(x, x_hat))
     assert close(found.value["norm_ratio"], oracle.norm_ratio(x, x_hat))
 
@@ -203,6 +204,15 @@ def test_definitions_of_fve_order_as_in_the_specification(sae: TreeSAE) -> None:
     assert tree is not None
     assert fvu is not None
     assert legacy < fve < tree < 1 - fvu < 1
+
+
+def test_saebench_explains_more_than_everything(sae: TreeSAE) -> None:
+    """Where the mean square of an activation's entries exceeds its width (SPEC 1.1.3)."""
+    batches = [replace(b, x=40 * b.x, x_hat=40 * b.x_hat) for b in random_batches(2, 4)]
+    value = measured("reconstruction", sae, batches).value["saebench_explained_variance"]
+    assert close(value, oracle.saebench_explained_variance(doubles(batches)))
+    assert value is not None
+    assert value > 1
 
 
 def test_fve_of_a_perfect_and_of_a_constant_reconstruction(sae: TreeSAE) -> None:
@@ -229,7 +239,9 @@ def test_undefined_reconstruction_is_null_with_a_reason(sae: TreeSAE) -> None:
     assert "variance" in found.null["fve"]
     assert "mean of its batch" in found.null["fve_legacy"]
     zero = torch.zeros(4, 3)
-    assert "zero" in measured("reconstruction", sae, [eval_batch(zero, zero, None)]).null["fvu_uncentred"]
+    nothing = measured("reconstruction", sae, [eval_batch(zero, zero, None)])
+    assert "zero" in nothing.null["fvu_uncentred"]
+    assert "zero" in nothing.null["saebench_explained_variance"]
 
 
 # -- sparsity and dead features
@@ -401,7 +413,7 @@ def means(lm: LanguageModel, tokens: Tokens, change: Any) -> tuple[float, float]
         clean = lm.model(input_ids=ids).logits.double().numpy()
     rows = list(zip(clean, changed, ids.numpy(), keep, strict=True))
     losses = [oracle.next_token_losses(new, i)[k[:-1]] for _, new, i, k in rows]
-    divergences = [oracle.divergences(old, new)[k[:-1]] for old, new, _, k in rows]
+    divergences = [oracle.divergences(old, new)[k] for old, new, _, k in rows]
     return float(np.concatenate(losses).mean()), float(np.concatenate(divergences).mean())
 
 
@@ -427,8 +439,11 @@ def test_cross_entropy_equals_the_oracle(
 def losses(
     clean: float, spliced: float, ablated: float, kl: tuple[float, float] = (0.1, 1.0), n_windows: int = 3
 ) -> EvalBatch:
-    sums = (torch.full((n_windows,), 4 * v, dtype=torch.float64) for v in (clean, spliced, ablated, *kl))
-    found = WindowLosses(torch.full((n_windows,), 4), *sums)
+    def sums(*means: float) -> list[Tensor]:
+        return [torch.full((n_windows,), 4 * mean, dtype=torch.float64) for mean in means]
+
+    four = torch.full((n_windows,), 4)
+    found = WindowLosses(four, *sums(clean, spliced, ablated), four, *sums(*kl))
     return replace(eval_batch(torch.ones(n_windows, 2), None, None, n_windows), losses=found)
 
 
@@ -546,11 +561,11 @@ def test_excluded_positions_are_neither_measured_nor_replaced(
 def test_measures_do_not_depend_on_the_batches(
     sae: TreeSAE, reader: ActivationReader, tokens: Tokens
 ) -> None:
-    """But for the two definitions that say so."""
+    """But for the definitions that say so."""
     found = []
     for reader.batch_size in (3, N_WINDOWS):
         found.append(evaluate(sae, reader, tokens, SETS["fast"], SOURCE, ce(4 * CONTEXT)))
-    by_batch = {"fve_legacy", "fve_tree"}
+    by_batch = {"fve_legacy", "fve_tree", "saebench_explained_variance"}
     for name, first in found[0].items():
         second = found[1][name]
         for key, value in first.value.items():

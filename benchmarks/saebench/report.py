@@ -19,8 +19,7 @@ WHY = {
     ),
     **dict.fromkeys(("kl_div_with_sae", "kl_div_with_ablation", "kl_div_score"), _POSITION_0),
     "explained_variance": "trap 3: its variance is nearly the second moment; and trap 4",
-    "mean_absorption_fraction": "trap 2: activations in units of the normalised token",
-    "full_absorption_rate": "trap 2: activations in units of the normalised token",
+    **dict.fromkeys(_LETTERS, "trap 2: activations in units of the normalised token"),
 }
 
 
@@ -90,11 +89,13 @@ def _absorption(found: Mapping[str, Any]) -> list[str]:
         "|---|---|---|---|---|---|",
     ]
     for name in _LETTERS:
+        splits = name == "num_split_features"
         cells = (
             name,
             f"{_largest(found, 'theirs', 'preset', name):.1e}",
-            f"{_largest(found, 'theirs_effective', 'default', name):.1e}",
-            f"{mean['theirs_effective'][name]:.4f}",
+            # SAEBench's main features are those of the codes as they are, whatever its last stage is given.
+            "-" if splits else f"{_largest(found, 'theirs_effective', 'default', name):.1e}",
+            "-" if splits else f"{mean['theirs_effective'][name]:.4f}",
             f"{_largest(found, 'theirs', 'own_probes', name):.4f}",
             f"{mean['own_probes'][name]:.4f}",
         )

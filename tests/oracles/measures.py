@@ -32,6 +32,14 @@ def fve_tree(batches: list[tuple[FloatArray, FloatArray]]) -> float:
     return float(np.mean(values))
 
 
+def saebench_explained_variance(batches: list[tuple[FloatArray, FloatArray]]) -> float:
+    """As SAEBench 0.6.0 computes it: the square of a scalar mean over batches and dimensions, not of a vector's."""
+    square = np.mean([(x**2).sum(1).mean() for x, _ in batches])
+    entry = np.concatenate([(x**2).mean(0) for x, _ in batches]).mean()
+    residual = np.mean([((x - x_hat) ** 2).sum(1).mean() for x, x_hat in batches])
+    return float(1 - residual / (square - entry**2))
+
+
 def fvu_uncentred(x: FloatArray, x_hat: FloatArray) -> float:
     return float(((x - x_hat) ** 2).sum() / (x**2).sum())
 
@@ -91,9 +99,9 @@ def next_token_losses(logits: FloatArray, ids: NDArray[np.int64]) -> FloatArray:
 
 
 def divergences(clean: FloatArray, logits: FloatArray) -> FloatArray:
-    """sum_v p_clean log(p_clean / p) at each position but the last, of logits [ctx, vocab]: [ctx - 1], in nats."""
+    """sum_v p_clean log(p_clean / p) at each position, of logits [ctx, vocab]: [ctx], in nats."""
     found = []
-    for a, b in zip(clean[:-1], logits[:-1], strict=True):
+    for a, b in zip(clean, logits, strict=True):
         p, q = np.exp(a) / np.exp(a).sum(), np.exp(b) / np.exp(b).sum()
         found.append(float((p * np.log(p / q)).sum()))
     return np.array(found)

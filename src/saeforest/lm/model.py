@@ -129,7 +129,7 @@ class LanguageModel:
         self, ids: Int[Tensor, "batch ctx"], site: Site | None = None, replace: Replace | None = None
     ) -> Float32[Tensor, "batch ctx-1"]:
         """Cross-entropy, in nats, of each token but the first given those before it; `site`, `replace` as `logits`."""
-        return next_token_losses(self.logits(ids, site, replace), ids)[0]
+        return next_token_losses(self.logits(ids, site, replace), ids)
 
     @contextmanager
     def _hooked(self, site: Site, ids: Tensor, change: Replace) -> Iterator[None]:
@@ -180,23 +180,24 @@ def _describe(x: Any) -> str:
 
 
 def next_token_losses(
-    logits: Float[Tensor, "batch ctx vocab"],
-    ids: Int[Tensor, "batch ctx"],
-    clean: Float[Tensor, "batch ctx vocab"] | None = None,
-) -> tuple[Float32[Tensor, "batch ctx-1"], Float32[Tensor, "batch ctx-1"]]:
-    """Of each token but the first, given those before it: its cross-entropy, and KL(clean || logits), both in nats.
-
-    Without `clean` the divergence is zero.
-    """
+    logits: Float[Tensor, "batch ctx vocab"], ids: Int[Tensor, "batch ctx"]
+) -> Float32[Tensor, "batch ctx-1"]:
+    """Cross-entropy, in nats, of each token but the first given those before it."""
     # Text by text: a float32 copy of all the logits may not fit in memory.
     ids = ids.to(logits.device, torch.int64)
-    losses, divergences = [], []
-    for i, target in enumerate(ids):
-        log_p = logits[i, :-1].float().log_softmax(-1)
-        losses.append(F.nll_loss(log_p, target[1:], reduction="none"))
-        if clean is None:
-            divergences.append(torch.zeros_like(losses[-1]))
-        else:
-            log_clean = clean[i, :-1].float().log_softmax(-1)
-            divergences.append((log_clean.exp() * (log_clean - log_p)).sum(-1))
-    return torch.stack(losses), torch.stack(divergences)
+    losses = [
+        F.cross_entropy(row[:-1].float(), target[1:], reduction="none")
+        for row, target in zip(logits, ids, strict=True)
+    ]
+    return torch.stack(losses)
+
+
+def divergences(
+    clean: Float[Tensor, "batch ctx vocab"], logits: Float[Tensor, "batch ctx vocab"]
+) -> Float32[Tensor, "batch ctx"]:
+    """KL(clean || logits), in nats, of the prediction at each position."""
+    found = []
+    for a, b in zip(clean, logits, strict=True):
+        log_p = a.float().log_softmax(-1)
+        found.append((log_p.exp() * (log_p - b.float().log_softmax(-1))).sum(-1))
+    return torch.stack(found)

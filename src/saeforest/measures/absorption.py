@@ -100,8 +100,8 @@ class AbsorptionConfig(FirstLetterConfig):
 
     @classmethod
     def saebench(cls) -> AbsorptionConfig:
-        """SAEBench 0.6.0, with a seed: all words."""
-        return cls(words=None, sparse_batch=4096)
+        """SAEBench 0.6.0, with a seed: all words, codes as they are, BOS before every prompt."""
+        return cls(words=None, sparse_batch=4096, units="raw", bos="always")
 
     @classmethod
     def reference(cls) -> AbsorptionConfig:

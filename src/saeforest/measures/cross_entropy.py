@@ -18,7 +18,7 @@ from .measure import EvalBatch, Measure, WindowTable
 from .record import Record, undefined
 
 _MEANS = ("clean", "spliced", "ablated", "kl_spliced", "kl_ablated")
-_POSITIONS = "the loss of predicting the next token, at every kept position but the last of its window"
+_POSITIONS = "the loss of predicting the next token, at every kept position but the last of its window; divergences there too"
 _SPLICED = (
     "kept positions hold the reconstruction in the model's dtype, excluded positions their own activation"
 )
@@ -33,11 +33,13 @@ class CrossEntropy(Measure):
 
     def update(self, batch: EvalBatch) -> None:
         if (losses := batch.losses) is not None:
-            self.table.add(count=losses.count, **{name: getattr(losses, name) for name in _MEANS})
+            self.table.add(**vars(losses))
 
     def _values(self, weights: FloatArray) -> dict[str, FloatArray]:
-        count = weights @ self.table["count"]
-        mean = {name: weights @ self.table[name] / count for name in _MEANS}
+        mean = {
+            name: weights @ self.table[name] / (weights @ self.table["kl_count" if "kl" in name else "count"])
+            for name in _MEANS
+        }
         score = (mean["ablated"] - mean["spliced"]) / (mean["ablated"] - mean["clean"])
         kl_score = (mean["kl_ablated"] - mean["kl_spliced"]) / mean["kl_ablated"]
         return {**mean, "ce_loss_score": score, "kl_div_score": kl_score}

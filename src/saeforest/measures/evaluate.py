@@ -15,7 +15,7 @@ from .. import __version__
 from ..activations import ActivationReader
 from ..code import SparseCode
 from ..forest import Forest
-from ..lm.model import next_token_losses
+from ..lm.model import divergences, next_token_losses
 from ..pairs import PairStatistics
 from ..progress import progress
 from ..saes import SAE
@@ -183,10 +183,11 @@ def _read(tasks: Sequence[Task], ce_tokens: int) -> tuple[Int[Tensor, "n"], Floa
 
 
 class Predictions(NamedTuple):
-    """Of windows: the logits as they are; losses and divergences (`next_token_losses`) with zeros at the site."""
+    """Of windows: the logits as they are; with zeros at the site, the losses and how far predictions move."""
 
     clean: Float[Tensor, "m ctx vocab"]
-    ablated: tuple[Float32[Tensor, "m next"], Float32[Tensor, "m next"]]
+    ablated: Float32[Tensor, "m next"]
+    kl_ablated: Float32[Tensor, "m ctx"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -233,21 +234,18 @@ class WindowView:
         spliced = self.x[first].clone()
         spliced[keep] = x_hat[: int(keep.sum())].to(spliced)
         logits = self.reader.lm.logits(ids, self.reader.site, lambda _: spliced)
-        counts = keep[:, :-1]
 
-        def total(losses: Float32[Tensor, "w next"]) -> Float64[Tensor, "w"]:
-            return torch.where(counts, losses.double(), 0).sum(1).cpu()
+        def total(losses: Float32[Tensor, "w some"]) -> Float64[Tensor, "w"]:
+            return torch.where(keep[:, : losses.shape[1]], losses.double(), 0).sum(1).cpu()
 
-        clean, _ = next_token_losses(predictions.clean, ids)
-        with_sae, divergence = next_token_losses(logits, ids, predictions.clean)
-        without, most = predictions.ablated
         return WindowLosses(
-            count=counts.sum(1).cpu(),
-            clean=total(clean),
-            spliced=total(with_sae),
-            ablated=total(without),
-            kl_spliced=total(divergence),
-            kl_ablated=total(most),
+            count=keep[:, :-1].sum(1).cpu(),
+            clean=total(next_token_losses(predictions.clean, ids)),
+            spliced=total(next_token_losses(logits, ids)),
+            ablated=total(predictions.ablated),
+            kl_count=keep.sum(1).cpu(),
+            kl_spliced=total(divergences(predictions.clean, logits)),
+            kl_ablated=total(predictions.kl_ablated),
         )
 
 
@@ -265,7 +263,7 @@ def read_windows(
         x, logits = _activations_and_logits(reader, ids)
         clean, first = logits[:n_losses], ids[:n_losses]
         zeros = reader.lm.logits(first, reader.site, torch.zeros_like)
-        predictions = Predictions(clean, next_token_losses(zeros, first, clean))
+        predictions = Predictions(clean, next_token_losses(zeros, first), divergences(clean, zeros))
     else:
         x = reader.lm.activations(ids, reader.site)
     batch = reader.kept(tokens, windows, x)

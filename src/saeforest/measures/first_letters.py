@@ -23,7 +23,7 @@ import string
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
@@ -62,6 +62,9 @@ class FirstLetterConfig:
     """Of the training of probes."""
     batch: int = 64
     """Words in a training step of the ground-truth probe."""
+    bos: Literal["as_tokenizer", "always"] = "as_tokenizer"
+    """Whether BOS comes before every prompt: where the tokenizer puts one itself, or wherever there is one, as
+    TransformerLens does."""
 
     def __post_init__(self) -> None:
         for name in ("icl", "epochs", "batch"):
@@ -165,13 +168,16 @@ def prompts(words: Sequence[str], pool: Sequence[str], icl: int, rng: random.Ran
 
 
 def read_last(
-    lm: LanguageModel, site: Site, texts: Sequence[str], batch_size: int
+    lm: LanguageModel, site: Site, texts: Sequence[str], batch_size: int, *, always_bos: bool = False
 ) -> Float[Tensor, "n d_in"]:
     """The activations at the last token of each text, on the CPU, in the language model's dtype.
 
-    The tokenizer's BOS comes first where it puts one before any text. Raises UserError for one that is not finite.
+    The tokenizer's BOS comes first where it puts one before any text, or always if it has one. Raises UserError for
+    one that is not finite.
     """
-    bos = [i for i in lm.tokenizer.encode("")[:1] if i == lm.tokenizer.bos_token_id]
+    bos_id = lm.tokenizer.bos_token_id
+    starts = always_bos or lm.tokenizer.encode("")[:1] == [bos_id]
+    bos = [bos_id] if starts and bos_id is not None else []
     ids = [bos + text for text in lm.tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
     # Texts of a length go together, for there is no padding.
     by_length: dict[int, list[int]] = defaultdict(list)
@@ -282,7 +288,8 @@ def _first_letters(reader: ActivationReader, config: FirstLetterConfig) -> First
 
     def read(some: list[str], pool: list[str], *sites: Site) -> list[Tensor]:
         texts = prompts(some, pool, config.icl, rng)
-        return [read_last(lm, at, texts, reader.batch_size) for at in sites]
+        bos = config.bos == "always"
+        return [read_last(lm, at, texts, reader.batch_size, always_bos=bos) for at in sites]
 
     test, train = (Words(w, letters_of(w), *read(w, w, site)) for w in (words[:n_test], words[n_test:]))
     probe = train_probe(

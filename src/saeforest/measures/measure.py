@@ -24,15 +24,16 @@ _COMPARISONS = 1 << 24
 class WindowLosses:
     """Summed next-token losses of some windows, in nats, over the positions that count.
 
-    count: predictions summed. clean: of the model as it is; spliced: with the SAE's reconstruction at the site;
-    ablated: with zeros at the site. kl_...: the divergence of the same predictions from the clean ones,
-    sum_v p_clean log(p_clean / p).
+    count: predictions summed, those of a token that is there: not the last of a window. clean: of the model as it is;
+    spliced: with the SAE's reconstruction at the site; ablated: with zeros at the site.
+    kl_count: all predictions. kl_...: their divergence from the clean ones, sum_v p_clean log(p_clean / p).
     """
 
     count: Int[Tensor, "w"]
     clean: Float64[Tensor, "w"]
     spliced: Float64[Tensor, "w"]
     ablated: Float64[Tensor, "w"]
+    kl_count: Int[Tensor, "w"]
     kl_spliced: Float64[Tensor, "w"]
     kl_ablated: Float64[Tensor, "w"]
 

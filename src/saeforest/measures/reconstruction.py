@@ -7,12 +7,14 @@ With r = x - x_hat, over T tokens:
     fve_tree      mean over batches of 1 - mean ||r||^2 / (mean ||x - mean of x over its coordinates||^2 + 1e-10)
     fvu_uncentred sum ||r||^2 / sum ||x||^2                             what is NOT explained
 
-The two per-batch definitions depend on the size of the batch, which the record's settings name.
+and SAEBench 0.6.0's `explained_variance`, a slip kept for comparison: with R and S the means over batches of each batch's
+mean ||r||^2 and ||x||^2, saebench_explained_variance = 1 - R / (S - (S/d)^2), which may exceed 1. The per-batch
+definitions depend on the size of the batch, which the record's settings name.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -60,22 +62,36 @@ class Reconstruction(Measure):
             "fve_legacy": weights @ table["legacy"] / tokens,
             "fve_tree": self._fve_tree(weights),
             "fvu_uncentred": residual / square,
+            "saebench_explained_variance": self._saebench(weights),
             "cosine": weights @ table["cosine"] / tokens,
             "norm_ratio": weights @ table["norm_ratio"] / tokens,
         }
 
     def _fve_tree(self, weights: FloatArray) -> FloatArray:
-        """The mean over batches; in a resample a batch weighs as much as windows of it were drawn."""
+        return self._mean_over_batches(
+            weights, lambda mean: 1 - mean("residual") / (mean("own_variance") + _TREE_EPS)
+        )
+
+    def _saebench(self, weights: FloatArray) -> FloatArray:
+        residual, square = (
+            self._mean_over_batches(weights, lambda mean, n=n: mean(n)) for n in ("residual", "square")
+        )
+        return 1 - residual / (square - np.square(square / self.table["x"].shape[-1]))
+
+    def _mean_over_batches(
+        self, weights: FloatArray, of_batch: Callable[[Callable[[str], FloatArray]], FloatArray]
+    ) -> FloatArray:
+        """Of a formula of each batch's means over its tokens. A batch weighs as much as windows of it were drawn."""
         starts = self.table.batch_starts
 
         def by_batch(name: str) -> FloatArray:
             return np.add.reduceat(weights * self.table[name], starts, axis=1)
 
         tokens = by_batch("tokens")
-        fve = 1 - by_batch("residual") / tokens / (by_batch("own_variance") / tokens + _TREE_EPS)
+        value = of_batch(lambda name: by_batch(name) / tokens)
         drawn = np.add.reduceat(weights, starts, axis=1) / np.diff([*starts, len(self.table)])
         drawn = np.where(tokens > 0, drawn, 0)
-        return (drawn * np.where(tokens > 0, fve, 0)).sum(1) / drawn.sum(1)
+        return (drawn * np.where(tokens > 0, value, 0)).sum(1) / drawn.sum(1)
 
     def record(self, settings: Mapping[str, Any]) -> Record:
         value, interval = estimate(self._values, len(self.table))
@@ -86,9 +102,11 @@ class Reconstruction(Measure):
             "fve": "the activations have no variance: all measured tokens are equal",
             "fve_legacy": "a token equals the mean of its batch: its ratio divides by zero",
             "fvu_uncentred": "all measured activations are zero",
+            "saebench_explained_variance": "all measured activations are zero",
         }
         method = interval_method("context windows") + (
-            "; fve_legacy: the batches' means held fixed; fve_tree: batches weighted by their drawn windows"
+            "; fve_legacy: the batches' means held fixed; fve_tree and saebench_explained_variance: batches weighted by "
+            "their drawn windows"
         )
         return Record(
             "reconstruction",

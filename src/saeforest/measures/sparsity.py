@@ -1,4 +1,7 @@
-"""How many features are active on a token: `l0 = mean_t #{i: f_i(t) > threshold}`, in all and layer by layer."""
+"""How many features are active on a token: `l0 = mean_t #{i: f_i(t) > threshold}`, in all and layer by layer.
+
+`l0_nonzero` counts whatever is above 0, as SAEBench does (SPEC 1.1.3).
+"""
 
 from __future__ import annotations
 
@@ -26,12 +29,17 @@ class Sparsity(Measure):
         active = batch.code.active(self.config.activation_threshold).double()
         by_layer = torch.zeros(len(batch), self.n_layers, dtype=torch.float64, device=active.device)
         by_layer.scatter_add_(1, self.layer[batch.code.ids], active)
-        self.table.add(tokens=batch.sums(torch.ones_like(by_layer[:, 0])), active=batch.sums(by_layer))
+        self.table.add(
+            tokens=batch.sums(torch.ones_like(by_layer[:, 0])),
+            active=batch.sums(by_layer),
+            nonzero=batch.sums(batch.code.active().sum(1)),
+        )
 
     def _values(self, weights: FloatArray) -> dict[str, FloatArray]:
-        by_layer = weights @ self.table["active"] / (weights @ self.table["tokens"])[:, None]
+        tokens = weights @ self.table["tokens"]
+        by_layer = weights @ self.table["active"] / tokens[:, None]
         layers = {f"l0_layer_{layer}": by_layer[:, layer] for layer in range(self.n_layers)}
-        return {"l0": by_layer.sum(1), **layers}
+        return {"l0": by_layer.sum(1), **layers, "l0_nonzero": weights @ self.table["nonzero"] / tokens}
 
     def record(self, settings: Mapping[str, Any]) -> Record:
         value, interval = estimate(self._values, len(self.table))

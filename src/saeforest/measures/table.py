@@ -12,13 +12,14 @@ from .record import Interval, Record
 
 
 def table(records: Iterable[Record], title: str | None = None) -> Table:
-    """A block of rows for each record; an undefined value is a dash, with its reason."""
+    """A block of rows for each record; an undefined value is a dash, and its reason a note below."""
     out = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=title, title_justify="left")
     out.add_column("measure", no_wrap=True)
     out.add_column("value", justify="right", no_wrap=True)
     out.add_column("95% interval", justify="right", no_wrap=True)
     out.add_column("tokens", justify="right", no_wrap=True)
-    out.add_column("unit", style="dim", max_width=28)
+    out.add_column("unit", style="dim", no_wrap=True)
+    reasons: dict[str, str] = {}
     for record in records:
         if out.row_count:
             out.add_row()
@@ -26,8 +27,12 @@ def table(records: Iterable[Record], title: str | None = None) -> Table:
         for name, value in record.value.items():
             unit = record.unit_of(name)
             shown = "–" if value is None else _number(value, unit)
-            note = record.null.get(name, "" if unit == "fraction" else unit)
+            note = "" if unit == "fraction" else unit
+            if (why := record.null.get(name)) is not None:
+                note = reasons.setdefault(why, f"({len(reasons) + 1})")
             out.add_row(f"  {name}", shown, _interval(record.interval[name], unit), "", note)
+    out.caption = Text("\n".join(f"{number} {why}" for why, number in reasons.items()))
+    out.caption_justify = "left"
     return out
 
 

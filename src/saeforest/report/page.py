@@ -279,12 +279,12 @@ def finding_text(finding: Finding, several: bool = False) -> str:
     d = finding.difference
     compared = f"{number(finding.left_value.value)} against {number(finding.right_value.value)}"
     measured = finding.left_value.interval or finding.right_value.interval
-    bounds = f"{number(d.lower)} to {number(d.upper)}" if measured else "exact for these SAEs"
+    bounds = f", {number(d.lower)} to {number(d.upper)}" if measured else ""
     who = finding.left.label
     if finding.right is not None and finding.right is not finding.left:
         who += f" and {finding.right.label}"
     verdict = f" {finding.note or finding.verdict.value}." if several or finding.note else ""
-    return f"{who}: {compared} (difference {number(d.value)}, {bounds}).{verdict}"
+    return f"{who}: {compared} (difference {number(d.value)}{bounds}).{verdict}"
 
 
 # -- the papers' tables

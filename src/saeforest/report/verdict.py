@@ -22,6 +22,8 @@ from .paper import numbers
 
 # SAEs whose L0 or training differ by more than this share are not compared.
 _COMPARABLE = 0.25
+# Counts over everything there is to count. Any other value without an interval has too few units to have one.
+_EXACT = ("dead", "dead_training")
 
 
 Relation = Literal[">", "<", "="]
@@ -102,7 +104,7 @@ class Result:
 
 
 def difference(a: Value, b: Value) -> Difference:
-    """a - b with its interval; a value without an interval counts as exact."""
+    """a - b with its interval; a value without one is taken as it is."""
     if a.value is None or b.value is None:
         raise ValueError("a difference of undefined values")
     a_lo, a_hi = a.interval or (a.value, a.value)
@@ -165,6 +167,10 @@ def not_comparable(a: Setting, b: Setting) -> str:
     return ""
 
 
+def _too_few(side: Side | float, value: Value) -> bool:
+    return isinstance(side, Side) and value.interval is None and side.measure not in _EXACT
+
+
 def check(claim: Claim, settings: Sequence[Setting]) -> Result:
     """Judges a claim by every SAE, or pair of SAEs nearest in L0, that it speaks of."""
     findings: list[Finding] = []
@@ -194,6 +200,8 @@ def check(claim: Claim, settings: Sequence[Setting]) -> Result:
             continue
         d = difference(a, b)
         note = not_comparable(left, right) if right is not None and right is not left else ""
+        if not note and any(_too_few(side, value) for side, value in ((claim.left, a), (claim.right, b))):
+            note = "too little was measured for an interval"
         verdict = Verdict.UNDECIDED if note else judge(d, claim.relation, claim.margin)
         findings.append(Finding(left, right, a, b, d, verdict, note))
     verdict = together([finding.verdict for finding in findings])
