@@ -7,8 +7,8 @@ With r = x - x_hat, over T tokens:
     fve_tree      mean over batches of 1 - mean ||r||^2 / (mean ||x - mean of x over its coordinates||^2 + 1e-10)
     fvu_uncentred sum ||r||^2 / sum ||x||^2                             what is NOT explained
 
-and SAEBench 0.6.0's `explained_variance`, a slip kept for comparison: with R and S the means over batches of each batch's
-mean ||r||^2 and ||x||^2, saebench_explained_variance = 1 - R / (S - (S/d)^2), which may exceed 1. The per-batch
+and SAEBench 0.6.0's `explained_variance`, a slip kept for comparison: with R and S the means over batches of each
+batch's mean ||r||^2 and ||x||^2, saebench_explained_variance = 1 - R / (S - (S/d)^2), which may exceed 1. The per-batch
 definitions depend on the size of the batch, which the record's settings name.
 """
 
@@ -105,8 +105,8 @@ class Reconstruction(Measure):
             "saebench_explained_variance": "all measured activations are zero",
         }
         method = interval_method("context windows") + (
-            "; fve_legacy: the batches' means held fixed; fve_tree and saebench_explained_variance: batches weighted by "
-            "their drawn windows"
+            "; fve_legacy: the batches' means held fixed; fve_tree, saebench_explained_variance: batches weighted by their "
+            "drawn windows"
         )
         return Record(
             "reconstruction",
