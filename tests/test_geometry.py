@@ -126,7 +126,7 @@ def families(record: Record) -> list[Mapping[str, Any]]:
 def test_children_that_point_toward_their_clusters_or_past_them(turn: int, agreement: float) -> None:
     record = measured(planted(turn))
     assert record.value["agreement"] == agreement
-    assert record.interval["agreement"] == (agreement, agreement)
+    assert record.interval["agreement"] is None  # of one family
     toward = record.value["toward"]
     assert toward == pytest.approx(math.cos(turn * math.pi / 2), abs=0.1)
     explained = record.value["explained_2"]

@@ -106,7 +106,7 @@ class AbsorptionConfig(FirstLetterConfig):
     @classmethod
     def reference(cls) -> AbsorptionConfig:
         """The Tree SAE's authors; their numbers are to be compared with those whose names end in `_resid_post`."""
-        return cls(words=None, sparse_batch=4096, min_probe_f1=0.4, units="raw")
+        return cls(words=None, sparse_batch=4096, min_probe_f1=0.4, units="raw", bos="always")
 
 
 # -- the calculus
@@ -203,12 +203,17 @@ def absorption_scores(
 
 
 def encode_words(sae: SAE, x: Float[Tensor, "n d_in"], units: Units) -> SparseCode:
-    """The code of words, on the CPU. "effective": std_t f_i |d_i|, the lengths of what `x_hat` is the sum of."""
+    """The code of words, on the CPU. "effective": std_t f_i |d_i|, the lengths of what `x_hat` is the sum of.
+
+    Of an SAE whose levels each stand alone only the last has values: several would add up to several times x.
+    """
     norms = sae.W_dec.detach().norm(dim=1)
     codes: list[SparseCode] = []
     for part in x.split(_ENCODED_ROWS):
         code, stats = sae.encode_with_stats(part.float().to(sae.device))
-        values = code.values * stats.std * norms[code.ids] if units == "effective" else code.values
+        values = torch.where(sae.in_reconstruction[code.ids], code.values, 0)
+        if units == "effective":
+            values = values * stats.std * norms[code.ids]
         codes.append(SparseCode(values.detach().cpu(), code.ids.cpu()))
     return concat_rows(codes)
 
@@ -223,13 +228,13 @@ def k_sparse(
     max_k: int,
 ) -> dict[int, KSparse]:
     """Of each of the given letters the features of the largest `weight`, and how well the first 1, 2, ..., `max_k` of
-    them tell the letter: F1 on `test` of logistic regressions on `train`. The letters occur in both.
+    them tell the letter: F1 on `test` of logistic regressions on `train`. A letter that `train` lacks has none.
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
     found: dict[int, KSparse] = {}
-    for letter in letters:
+    for letter in set(letters) & set(train_letter.tolist()):
         features = weight[:, letter].topk(min(max_k, len(weight))).indices
         inputs, held_out = _columns(train, features), _columns(test, features)
         f1: list[float] = []

@@ -69,12 +69,14 @@ def composition(subject: Subject, config: CompositionConfig) -> Record:
         layer = np.repeat(np.arange(len(sae.config.layer_sizes)), sae.config.layer_sizes)
         groups |= {f"by_layer_{i}": (layer == i).astype(np.float64) for i in np.unique(layer)}
     null: dict[str, str] = {}
-    if sae.d_sae == 1:
+    if min(sae.config.layer_sizes if not sae.cumulative else (sae.d_sae,)) == 1:
         value = dict.fromkeys((*groups, "median", "random_floor"))
         null = dict.fromkeys(value, "the SAE has a single feature, and no other to compare it with")
         interval = dict.fromkeys(value)
     else:
-        cosines = max_cosines(sae.W_dec).numpy()
+        # Levels that each stand alone are dictionaries of their own: a copy in the next level is no composition.
+        parts = (sae.d_sae,) if sae.cumulative else sae.config.layer_sizes
+        cosines = torch.cat([max_cosines(rows) for rows in sae.W_dec.detach().split(list(parts))]).numpy()
         require(bool(np.isfinite(cosines).all()), "composition", "a largest cosine for every feature")
         found = estimate(lambda weights: _means(cosines, groups, weights), sae.d_sae)
         value = {**found.value, "random_floor": random_floor(sae.d_sae, sae.d_in) if sae.d_in > 1 else None}

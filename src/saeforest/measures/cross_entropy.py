@@ -18,7 +18,9 @@ from .measure import EvalBatch, Measure, WindowTable
 from .record import Record, undefined
 
 _MEANS = ("clean", "spliced", "ablated", "kl_spliced", "kl_ablated")
-_POSITIONS = "the loss of predicting the next token, at every kept position but the last of its window; divergences there too"
+_POSITIONS = (
+    "losses of the next token at every kept position but the last of its window; divergences there too"
+)
 _SPLICED = (
     "kept positions hold the reconstruction in the model's dtype, excluded positions their own activation"
 )

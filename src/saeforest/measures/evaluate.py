@@ -150,6 +150,11 @@ def evaluate_all(tasks: Sequence[Task], options: MeasureOptions) -> Iterator[tup
             probes = Probes(x, task.pairs, options.probes, device=subject.sae.device)
             subject = Seen(**_fields(subject), rows=rows, x=x, pairs=task.pairs, probes=probes)
         for name, study in task.studies.items():
+            if isinstance(subject, Seen) and options.probes.reduction == "mean_all":
+                # These depend on which others are trained with them: every measure trains its own.
+                subject = replace(
+                    subject, probes=Probes(subject.x, task.pairs, options.probes, subject.probes.device)
+                )
             yield task, study.function(subject, options.config_of(name))
         del task.pairs  # the firings of an SAE take more memory than the SAE
 
@@ -164,14 +169,16 @@ def _read(tasks: Sequence[Task], ce_tokens: int) -> tuple[Int[Tensor, "n"], Floa
     losses = any(task.needs_losses for task in tasks)
     n_loss_windows = -(-ce_tokens // tokens.context) if losses else 0
     width = tasks[0].subject.sae.d_in
-    rows = [torch.zeros(0, dtype=torch.int64)]
-    seen = [torch.zeros(0, width, dtype=reader.lm.dtype)]
+    sees = any(task.sees for task in tasks)
+    # As much as there can be; what the excluded positions leave over is never touched.
+    x = torch.empty(tokens.n_tokens if sees else 0, width, dtype=reader.lm.dtype)
+    rows, n = torch.empty(len(x), dtype=torch.int64), 0
     with progress("measure", tokens.n_tokens, "tokens") as advance:
         for windows in torch.arange(len(tokens.ids)).split(reader.batch_size):
             view = read_windows(reader, tokens, windows, int((windows < n_loss_windows).sum()))
-            if any(task.sees for task in tasks):
-                rows.append(view.rows)
-                seen.append(view.kept.cpu())
+            if sees:
+                part = slice(n, n := n + len(view.rows))
+                rows[part], x[part] = view.rows, view.kept.cpu()
             for task in tasks:
                 batch = view.through(task.subject.sae, losses=task.needs_losses)
                 for measure in task.streaming.values():
@@ -179,7 +186,7 @@ def _read(tasks: Sequence[Task], ce_tokens: int) -> tuple[Int[Tensor, "n"], Floa
                 if task.sees:
                     task.pairs.add(batch.code)
             advance(windows.numel() * tokens.context)
-    return torch.cat(rows), torch.cat(seen)
+    return rows[:n], x[:n]
 
 
 class Predictions(NamedTuple):

@@ -128,7 +128,11 @@ class FirstLetters:
 
 def vocabulary(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """The words of a tokenizer in the order of their ids, with the space before them where they have one."""
-    entries = tokenizer.batch_decode([[i] for i in range(len(tokenizer))])
+    ids = list(range(len(tokenizer)))
+    # SentencePiece decoders drop the space before the first word of a text, but the token says it.
+    spaced = [str(token).startswith("▁") for token in tokenizer.convert_ids_to_tokens(ids)]
+    decoded = tokenizer.batch_decode([[i] for i in ids])
+    entries = [f" {w}" if s and w[:1] != " " else w for w, s in zip(decoded, spaced, strict=True)]
     return list(dict.fromkeys(w for w in entries if w.isascii() and w.removeprefix(" ").isalpha()))
 
 

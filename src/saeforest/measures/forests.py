@@ -5,6 +5,7 @@ What was inferred is kept in RUN/forest/, so that every measurement of a run is 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -36,15 +37,18 @@ def forests_of(
     options: MeasureOptions,
     folder: Path,
 ) -> dict[str, tuple[Forest, str]]:
-    """Forest and its origin in a few words, for each SAE; flat ones share one reading of the training text."""
+    """Forest and its origin in a few words, for each SAE; flat ones share one reading of the training text.
+
+    `reader` leaves out the positions that training did, whatever is left out of what is measured.
+    """
     found: dict[str, tuple[Forest, str]] = {}
     missing: dict[str, ForestInference] = {}
     for name, (config, sae) in saes.items():
         if not sae.flat:
             found[name] = sae.forest, "its own"
-        elif (
-            kept := _read(within(folder / FOREST_FOLDER, name), sae, _about(config, sae, options))
-        ) is not None:
+            continue
+        place = within(folder / FOREST_FOLDER, name)
+        if (kept := _read(place, sae, _about(config, sae, options), options)) is not None:
             found[name] = kept
         else:
             missing[name] = ForestInference(sae, options.infer)
@@ -59,10 +63,20 @@ def forests_of(
     for name, inference in missing.items():
         config, sae = saes[name]
         place = within(folder / FOREST_FOLDER, name)
-        inferred, about = inference.forest(), _about(config, sae, options)
-        _write(place, inferred, about)
-        found[name] = inferred.forest, _origin(about)
+        inferred = inference.forest()
+        _write(place, inferred, _about(config, sae, options))
+        found[name] = inferred.forest, _origin(options, inferred.n_tokens)
     return found
+
+
+def digest(sae: SAE) -> str:
+    """Tells SAEs apart: weights, forest, and what else decides what they compute."""
+    found = hashlib.blake2b(digest_size=8)
+    for name, tensor in sorted(sae.tensors().items()):
+        found.update(name.encode())
+        found.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    found.update(repr([(key, getattr(sae.config, key)) for key in sae.inference_keys]).encode())
+    return found.hexdigest()
 
 
 def _training_activations(
@@ -87,16 +101,16 @@ def _about(config: TrainConfig, sae: SAE, options: MeasureOptions) -> dict[str, 
     """What a kept forest must agree with to stand for the SAE again."""
     return {
         "d_sae": sae.d_sae,
-        "weights": float(sae.W_dec.detach().double().abs().sum()),
+        "sae": digest(sae),
         "data": config.data,
         "tokens": min(options.infer_tokens, config.tokens),
         "infer": asdict(options.infer),
     }
 
 
-def _origin(about: Mapping[str, Any]) -> str:
-    infer = about["infer"]
-    return f"inferred by {infer['method']}, parents by {infer['order']}, from {about['tokens']:,} training activations"
+def _origin(options: MeasureOptions, n: int) -> str:
+    infer = options.infer
+    return f"inferred by {infer.method}, parents by {infer.order}, from {n:,} training activations"
 
 
 def _write(folder: Path, inferred: InferredForest, about: dict[str, Any]) -> None:
@@ -105,17 +119,21 @@ def _write(folder: Path, inferred: InferredForest, about: dict[str, Any]) -> Non
         tensors["s_res"] = inferred.s_res
     with atomic_folder(folder) as temporary:
         write_tensors(temporary / _TENSORS, tensors)
-        write_json(temporary / _ABOUT, {**about, "layered": inferred.forest.layered})
+        found = {"layered": inferred.forest.layered, "activations": inferred.n_tokens}
+        write_json(temporary / _ABOUT, about | found)
 
 
-def _read(folder: Path, sae: SAE, about: dict[str, Any]) -> tuple[Forest, str] | None:
+def _read(
+    folder: Path, sae: SAE, about: dict[str, Any], options: MeasureOptions
+) -> tuple[Forest, str] | None:
     """A forest kept for this SAE and these settings, if there is one."""
     try:
         kept = read_json(folder / _ABOUT)
         parent = read_tensors(folder / _TENSORS)["parent"]
-        layered = bool(kept.pop("layered"))
+        layered, n = bool(kept.pop("layered")), int(kept.pop("activations"))
         if kept != about:
             return None
-        return Forest(parent.to(torch.int64), sae.config.layer_sizes, layered=layered), _origin(about)
+        forest = Forest(parent.to(torch.int64), sae.config.layer_sizes, layered=layered)
+        return forest, _origin(options, n)
     except (UserError, KeyError, AttributeError):  # none, or a damaged one
         return None

@@ -121,8 +121,7 @@ def geometry(seen: Seen, config: GeometryConfig) -> Record:
         settings={
             **seen.settings,
             "config": asdict(config),
-            "interval_method": interval_method("children")
-            + "; explained_2, sibling_cosine, unrelated_cosine: over families",
+            "interval_method": interval_method("families"),
         },
         detail={
             "null": undefined(value, _reasons(forest, entries, config), tokens),
@@ -281,7 +280,9 @@ def _agreement(entries: Sequence[dict[str, Any]]) -> tuple[Estimate, float | Non
         "toward": np.array([child["cosine"] for child in children], dtype=np.float64),
     }
     explained = np.array([sum(entry["explained"]) for entry in seen], dtype=np.float64)
-    of_children = estimate(lambda w: _means(columns, w), len(children))
+    # The children of a family share its plane, so families are resampled, each with all its children.
+    family = np.repeat(np.arange(len(families)), [len(f) for f in families])
+    of_children = estimate(lambda w: _means(columns, w[:, family]), len(families))
     of_families = estimate(lambda w: _means({"explained_2": explained}, w), len(seen))
     # The k children of a family agree with chance 1/k each: every family adds 1.
     chance = len(families) / len(children) if children else None

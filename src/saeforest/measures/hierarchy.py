@@ -18,7 +18,8 @@ also what `error_rate` is 1 minus (figure 2c), elsewhere `tree`.
 
 In a tree, `tree` and `mcs` leave out all parents without children, so they are not to be compared with what a flat SAE
 has. `mcs_unconditional` is, and so is the precision of equally many best pairs (by coverage, then n_c): `matched_tree`
-of tree_unconditional and `matched_mcs` of mcs_unconditional, of both as many as the smaller has; `curve` of any number.
+of tree_unconditional and `matched_mcs` of mcs_unconditional, of both as many as the smaller has; `curve` of any number,
+over the distinct pairs of all seeds.
 `lda_...` is the score by directions that need no training. `HierarchyConfig.reference()` is the authors' own reading.
 """
 
@@ -113,7 +114,16 @@ class HierarchyConfig:
     @classmethod
     def reference(cls) -> HierarchyConfig:
         """The authors' published reading: SPEC 5.2, column "Ref code". They drew once, and fixed no seed."""
-        return cls(parents=2000, seeds=(0,), sampling="with", filter_before_topk=False, order="index")
+        return cls(
+            parents=2000,
+            seeds=(0,),
+            sampling="with",
+            filter_before_topk=False,
+            order="index",
+            # Their probes share an L2 that grows with their number: none are trained beside those that are scored.
+            rank_curve=0,
+            variants=(),
+        )
 
 
 def hierarchy(seen: Seen, config: HierarchyConfig) -> Record:

@@ -3,6 +3,7 @@
 Of level l with l+1, children being those of level l+1 whose parent lies in level l:
 
     hamming         per token, the features of level l that differ from the OR of their children
+    hamming_per_feature, hamming_per_active: the same over the features of level l, and over those active on a token
     p_parent_child  mean over pairs of n_pc / n_c; p_child_parent: of n_pc / n_p
     fve_level_l     the fraction of variance that the reconstruction ending with level l explains
 
@@ -28,6 +29,8 @@ from .measure import EvalBatch, Measure, WindowTable
 from .record import Record, undefined
 
 _HAMMINGS = ("hamming", "hamming_with_children")
+_ACTIVE = "active_above"
+_DISTANCES = (*_HAMMINGS, "hamming_per_feature", "hamming_per_active")
 
 
 class HSAELinks(Measure):
@@ -54,7 +57,7 @@ class HSAELinks(Measure):
         self.with_parent += torch.bincount(both, minlength=d_sae).cpu()
         self.fired += batch.code.fired(d_sae, self.threshold).cpu()
         distances = self._distances(batch)
-        columns = {name: batch.sums(d) for name, d in zip(_HAMMINGS, distances, strict=True)}
+        columns = {name: batch.sums(d) for name, d in zip((*_HAMMINGS, _ACTIVE), distances, strict=True)}
         x = batch.x.double()
         residual = [self._residual(batch, level) for level in range(self.n_parts)]
         self.table.add(
@@ -70,7 +73,8 @@ class HSAELinks(Measure):
         return (batch.x - x_hat).double().square().sum(1)
 
     def _distances(self, batch: EvalBatch) -> list[Float64[Tensor, "n pairs"]]:
-        """Of every row and pair of levels the Hamming distance: over all features, and over those with children."""
+        """Of every row and pair of levels the Hamming distance, over all features and over those with children, and how
+        many features of the level above are active."""
         rows, slot = batch.code.active(self.threshold).nonzero(as_tuple=True)
         ids = batch.code.ids[rows, slot]
         child = self.parent[ids] != ROOT
@@ -82,7 +86,7 @@ class HSAELinks(Measure):
         n = len(batch)
         agreed = self._count(active[torch.isin(active, predicted)], n)
         silent = self._count(predicted, n) - 2 * agreed
-        return [self._count(actual, n) + silent for actual in (active, parental)]
+        return [*(self._count(actual, n) + silent for actual in (active, parental)), self._count(active, n)]
 
     def _count(self, keys: Int[Tensor, "m"], n: int) -> Float64[Tensor, "n pairs"]:
         """How many of the (row, feature) keys lie in each row and level."""
@@ -99,6 +103,10 @@ class HSAELinks(Measure):
             distance = weights @ table[name] / tokens[:, None]
             found[name] = distance.mean(1)
             found |= {f"{name}_{level}": distance[:, level] for level in range(self.n_levels - 1)}
+        distance, active = (weights @ table[name] for name in (_HAMMINGS[0], _ACTIVE))
+        size = torch.bincount(self.level).numpy()[: distance.shape[1]]
+        found["hamming_per_feature"] = (distance / tokens[:, None] / size).mean(1)
+        found["hamming_per_active"] = (distance / active).mean(1)
         fve = 1 - weights @ table["residual"] / variance[:, None]
         return found | {f"fve_level_{level}": fve[:, level] for level in range(self.n_parts)}
 
@@ -133,12 +141,12 @@ class HSAELinks(Measure):
         tokens = int(self.table["tokens"].sum())
         value, interval = estimate(self._by_window, len(self.table))
         if self.n_levels == 1:
-            value |= dict.fromkeys(_HAMMINGS)
-            interval |= dict.fromkeys(_HAMMINGS)
+            value |= dict.fromkeys(_DISTANCES)
+            interval |= dict.fromkeys(_DISTANCES)
         shares, intervals, skipped = self._by_parent()
         value, interval = value | shares, interval | intervals
         why = dict.fromkeys(shares, "no edge joins two neighbouring levels on the measured tokens")
-        why |= dict.fromkeys(_HAMMINGS, "the forest has one level")
+        why |= dict.fromkeys(_DISTANCES, "the forest has one level")
         method = f"{interval_method('context windows')}; p_...: over parents"
         return Record(
             "hsae",
@@ -149,7 +157,9 @@ class HSAELinks(Measure):
             settings={**settings, "interval_method": method},
             detail={
                 "null": undefined(value, why, tokens),
-                "units": {n: "fraction" for n in value if not n.startswith("hamming")},
+                "units": {
+                    n: "fraction" for n in value if not n.startswith("hamming") or n.startswith("hamming_per")
+                },
                 "pairs": int((self.parent != ROOT).sum()),
                 "pairs_skipped": skipped,
             },

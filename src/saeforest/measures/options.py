@@ -18,6 +18,7 @@ from .geometry import GeometryConfig
 from .hierarchy import HierarchyConfig
 from .mcs import MCSConfig
 from .pair_judge import PairJudgeConfig
+from .pooled import LabelledTextConfig
 from .probes import ProbeConfig
 from .reconstruction_score import ReconstructionScoreConfig
 from .sparse_probing import SparseProbingConfig
@@ -91,6 +92,9 @@ PRESETS: dict[str, MeasureOptions] = {
         preset="saebench_0.6",
         positions=PositionOptions(exclude_first=False, exclude_special=True, max_norm=0),
         absorption=AbsorptionConfig.saebench(),
+        autointerp=AutoInterpConfig(features=1000, random="unchecked"),
+        sparse_probing=SparseProbingConfig(texts=LabelledTextConfig(train=4000, test=1000)),
+        tpp=TPPConfig(texts=LabelledTextConfig(train=4000, test=1000), select_on="test"),
     ),
     # Nothing is left out (SPEC 0.3, trap 4).
     "ref_tree_sae": MeasureOptions(
@@ -99,6 +103,7 @@ PRESETS: dict[str, MeasureOptions] = {
         probes=ProbeConfig(reduction="mean_all"),
         hierarchy=HierarchyConfig.reference(),
         absorption=AbsorptionConfig.reference(),
+        autointerp=AutoInterpConfig(random="unchecked"),
     ),
 }
 

@@ -86,13 +86,17 @@ def pair_judge(seen: Seen, config: PairJudgeConfig, judge: Judge | None = None) 
     affirmed, read = _counts(of_edges)
     affirmed_random, read_random = _counts(beside)
 
+    # Edges of one parent share its passages, so parents are resampled, each with all its edges.
+    parents, family = np.unique([parent for parent, _ in edges], return_inverse=True)
+
     def fractions(weights: FloatArray) -> dict[str, FloatArray]:
+        weights = weights[:, family]
         return {
             "yes": weights @ affirmed / (weights @ read),
             "yes_random": weights @ affirmed_random / (weights @ read_random),
         }
 
-    found = estimate(fractions, len(edges))
+    found = estimate(fractions, len(parents))
     asked_random = sum(c is not None for c in controls)
     counts = {
         "asked": len(edges),
@@ -111,7 +115,7 @@ def pair_judge(seen: Seen, config: PairJudgeConfig, judge: Judge | None = None) 
             **seen.settings,
             "config": asdict(config),
             "judge": None if judge is None else judge.name,
-            "interval_method": interval_method("edges, each with its random pair") + "; counts: none",
+            "interval_method": interval_method("parents, each edge with its random pair") + "; counts: none",
         },
         detail={
             "null": undefined(value, _why_undefined(seen, config, pairs, judge, counts), len(seen.rows)),

@@ -105,8 +105,8 @@ class Reconstruction(Measure):
             "saebench_explained_variance": "all measured activations are zero",
         }
         method = interval_method("context windows") + (
-            "; fve_legacy: the batches' means held fixed; fve_tree, saebench_explained_variance: batches weighted by their "
-            "drawn windows"
+            "; fve_legacy: the batches' means held fixed; fve_tree, saebench_explained_variance: batches weighted by "
+            "their drawn windows"
         )
         return Record(
             "reconstruction",

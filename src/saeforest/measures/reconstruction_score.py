@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Float32, Float64, Int
 from torch import Tensor
 
@@ -158,7 +159,7 @@ def _scored(
     parents: Int[Tensor, "b"], children: Int[Tensor, "b"], seen: Seen
 ) -> tuple[list[dict[str, Any]], Estimate]:
     """The edges one by one, and the means over them."""
-    decoder = seen.sae.W_dec.detach()
+    decoder = F.normalize(seen.sae.W_dec.detach().float())
     trained = seen.probes.directions(children)
     computed = trained
     if len(children) and seen.probes.config.method != "lda":
@@ -249,7 +250,7 @@ def _automatic(
 def _shown(focus: _Focus, seen: Seen, config: ReconstructionScoreConfig) -> dict[str, Any]:
     """One entry of `detail["focus"]`."""
     parent, children, coverage = focus
-    decoder = seen.sae.W_dec.detach()
+    decoder = F.normalize(seen.sae.W_dec.detach().float())
     directions = seen.probes.directions(children)
     near = pair_nearness(directions, decoder, torch.full_like(children, parent), children)
     entries = _entries(

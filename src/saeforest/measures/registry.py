@@ -45,6 +45,8 @@ class Study(NamedTuple):
     sees: bool = False
     """Whether it is given a `Seen`: a subject with all that a pass over the measured text has shown."""
     forest: bool = False
+    probes: bool = False
+    """Whether it takes directions from the probes."""
 
 
 MEASURES: dict[str, Streaming | Study] = {
@@ -53,13 +55,13 @@ MEASURES: dict[str, Streaming | Study] = {
     "sparsity": Streaming(Sparsity),
     "dead": Streaming(Dead),
     "dead_training": Study(dead_training),
-    "composition": Study(composition),
+    "composition": Study(composition, sees=True),
     "coverage": Streaming(Coverage, forest=True),
     "cooccurrence": Streaming(Cooccurrence, forest=True),
     "hsae": Streaming(HSAELinks, forest=True),
     "mcs": Study(mcs, sees=True, forest=True),
-    "hierarchy": Study(hierarchy, sees=True, forest=True),
-    "reconstruction_score": Study(reconstruction_score, sees=True, forest=True),
+    "hierarchy": Study(hierarchy, sees=True, forest=True, probes=True),
+    "reconstruction_score": Study(reconstruction_score, sees=True, forest=True, probes=True),
     "geometry": Study(geometry, sees=True, forest=True),
     "absorption": Study(absorption),
     "sparse_probing": Study(sparse_probing),

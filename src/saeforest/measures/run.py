@@ -9,6 +9,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from ..activations import ActivationReader
 from ..config import TrainConfig
 from ..errors import UserError
@@ -18,12 +20,15 @@ from ..saes.files import SAE_FOLDER
 from ..session import read_tokens, text_source, within
 from ..training.log import LOG, log_folder
 from .evaluate import Source, Task, evaluate_all, subject_of
-from .forests import forests_of
+from .forests import digest, forests_of
 from .options import MeasureOptions
 from .record import Record
 from .registry import MEASURES, Streaming
+from .subject import Subject
 
 EVAL_FOLDER = "eval"
+# Raised when a measure comes to mean something else, so that older records are taken anew.
+_FORMAT = 1
 
 
 def measure_run(
@@ -46,22 +51,15 @@ def measure_run(
     Raises UserError where the text or the activations are at fault (see `evaluate_all`).
     """
     config = next(iter(saes.values()))[0]
+    forests = (
+        forests_of(saes, reader, options, folder) if any(MEASURES[name].forest for name in names) else {}
+    )
     reader = options.positions.applied(reader)
     text = read_tokens(config, reader, "held_out", options.tokens)
-    digests = {name: _digest(sae) for name, (_, sae) in saes.items()}
-    asked = (
-        dict.fromkeys(saes, tuple(names))
-        if again
-        else {
-            n: _missing(within(folder / EVAL_FOLDER, n), names, options, digests[n], text.ids) for n in saes
-        }
-    )
-    wanted = {n: any(MEASURES[m].forest for m in missing) for n, missing in asked.items()}
-    forests = forests_of({n: saes[n] for n in saes if wanted[n]}, reader, options, folder)
-    tasks = {}
-    for name, missing in asked.items():
-        member, sae = saes[name]
+    tasks, keys = {}, {}
+    for name, (member, sae) in saes.items():
         forest, origin = forests.get(name, (sae.forest, "its own"))
+        log = log_folder(folder, name)
         subject = subject_of(
             sae,
             forest,
@@ -71,13 +69,15 @@ def measure_run(
                 text_source(config), "held_out", member.seed, str(within(folder / SAE_FOLDER, name)), origin
             ),
             folder=within(folder / EVAL_FOLDER, name),
-            log=log_folder(folder, name) if (log_folder(folder, name) / LOG).is_file() else None,
+            log=log if (log / LOG).is_file() else None,
         )
+        keys[name] = {measure: _key(measure, subject, options) for measure in names}
+        missing = names if again else [m for m in names if not _there(subject.folder, m, keys[name][m])]
         tasks[name] = Task(subject, missing)
     name_of = {id(task): name for name, task in tasks.items()}
     for task, record in evaluate_all(list(tasks.values()), options):
         name = name_of[id(task)]
-        key = _key(record.measure, options, digests[name], text.ids)
+        key = keys[name][record.measure]
         place = within(folder / EVAL_FOLDER, name) / f"{record.measure}.json"
         replace(record, settings={**record.settings, "key": key}).write(place)
         console.print(f"measured  {name} {record.measure}".rstrip(), style="dim")
@@ -87,42 +87,38 @@ def measure_run(
     }
 
 
-def _missing(
-    folder: Path, names: Sequence[str], options: MeasureOptions, digest: str, ids: Any
-) -> tuple[str, ...]:
-    """The measures of which `folder` has no record, or one of other settings, weights or text."""
-
-    def there(name: str) -> bool:
-        try:
-            record = Record.read(folder / f"{name}.json")
-        except UserError:  # none, or a damaged one
-            return False
-        return record.settings.get("key") == _key(name, options, digest, ids)
-
-    return tuple(name for name in names if not there(name))
+def _there(folder: Path | None, measure: str, key: str) -> bool:
+    """Whether there is a record that answers the same question."""
+    try:
+        return folder is not None and Record.read(folder / f"{measure}.json").settings.get("key") == key
+    except UserError:  # none, or a damaged one
+        return False
 
 
-def _key(name: str, options: MeasureOptions, digest: str, ids: Any) -> str:
-    """Tells whether a record answers the same question: of these weights, on this text, with these settings."""
-    spec, config = MEASURES[name], options.config_of(name)
-    settings: dict[str, Any] = {
-        "preset": options.preset,
+def _key(name: str, subject: Subject, options: MeasureOptions) -> str:
+    """Tells whether a record answers the same question: of this SAE and forest, on this text, with these settings."""
+    spec, config, reader = MEASURES[name], options.config_of(name), subject.reader
+    asked: dict[str, Any] = {
+        "measure": name,
+        "format": _FORMAT,
+        "sae": digest(subject.sae),
+        "model": (reader.lm.name, reader.site.name, str(reader.lm.dtype), reader.lm.device.type),
         "config": None if config is None else asdict(config),
     }
-    if isinstance(spec, Streaming):
-        settings["ce_tokens"] = options.ce_tokens
-    elif spec.sees:
-        settings["probes"] = asdict(options.probes)
+    if judge := getattr(config, "judge", None):
+        asked["config"]["judge"] = (judge.endpoint, judge.model)
     if spec.forest:
-        settings |= {"infer_tokens": options.infer_tokens, "infer": asdict(options.infer)}
-    text = hashlib.blake2b(ids.numpy().tobytes(), digest_size=8).hexdigest()
-    said = json.dumps([name, settings, digest, text], sort_keys=True, default=str)
-    return hashlib.blake2b(said.encode(), digest_size=8).hexdigest()
+        asked["forest"] = _hash(subject.forest.parent)
+    if isinstance(spec, Streaming) or spec.sees:
+        asked["text"] = (subject.tokens.context, _hash(subject.tokens.ids))
+        asked["positions"] = (reader.exclude_first, reader.exclude_special, reader.max_norm)
+    if isinstance(spec, Streaming):
+        asked["batch"] = reader.batch_size
+        asked["ce_tokens"] = options.ce_tokens if name == "cross_entropy" else None
+    elif spec.probes:
+        asked["probes"] = asdict(options.probes)
+    return hashlib.blake2b(json.dumps(asked, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
-def _digest(sae: SAE) -> str:
-    digest = hashlib.blake2b(digest_size=8)
-    for name, tensor in sorted(sae.tensors().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
+def _hash(tensor: Tensor) -> str:
+    return hashlib.blake2b(tensor.contiguous().numpy().tobytes(), digest_size=8).hexdigest()

@@ -26,10 +26,8 @@ import torch.nn.functional as F
 
 from ..errors import UserError
 from ..progress import progress
-from ..saes import SAE
 from .bootstrap import FloatArray, estimate, interval_method
 from .pooled import (
-    BoolArray,
     IntArray,
     LabelledTextConfig,
     apart,
@@ -172,7 +170,7 @@ def tpp(subject: Subject, config: TPPConfig) -> Record:
     probes = train_probes(texts.pooled, train, check, config, seed)
     train_rows, train_own = one_vs_rest(texts.train, seed)
     test_rows, test_own = one_vs_rest(texts.test, seed)
-    candidates = in_reconstruction(subject.sae)
+    candidates = subject.sae.in_reconstruction.cpu().numpy()
     along = subject.sae.W_dec.detach().double().cpu().numpy() @ probes.weight.T
     along[~candidates] = 0
     logits = probes.logits(texts.pooled)
@@ -233,11 +231,3 @@ def tpp(subject: Subject, config: TPPConfig) -> Record:
             "drop": {str(n): table.tolist() for n, table in zip(ns, measured, strict=True)},
         },
     )
-
-
-def in_reconstruction(sae: SAE) -> BoolArray:
-    """`[d_sae]`: which features take part in the reconstruction."""
-    on = np.ones(sae.d_sae, dtype=bool)
-    if not sae.cumulative:
-        on[: -sae.config.layer_sizes[-1]] = False
-    return on

@@ -182,6 +182,12 @@ class SAE(nn.Module):
     def device(self) -> torch.device:
         return self.encoder.device
 
+    @property
+    def in_reconstruction(self) -> Bool[Tensor, "d_sae"]:
+        """Which features `decode` adds up by default: of levels that each stand alone, those of the last."""
+        first = 0 if self.cumulative else self.d_sae - self.config.layer_sizes[-1]
+        return torch.arange(self.d_sae, device=self.device) >= first
+
     def tensors(self) -> dict[str, Tensor]:
         """What is saved of the SAE, by the names of the file. Views: what is copied into them fills the SAE."""
         tensors = {"W_enc": self.W_enc, "W_dec": self.W_dec, "b_enc": self.b_enc, "b_dec": self.b_dec}

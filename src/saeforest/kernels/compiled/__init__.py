@@ -171,7 +171,7 @@ def adam(weight: Tensor, grad: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, step
 def choose_atoms(u: Tensor, atoms: Tensor, gram: Tensor, k: int, tolerance: float) -> tuple[Tensor, Tensor]:
     ids = torch.zeros(len(u), k, dtype=torch.int64)
     taken = torch.zeros(len(u), k, dtype=torch.bool)
-    products, residual = u @ atoms.T, u.clone()
+    products, residual = u @ atoms.T, u.clone(memory_format=torch.contiguous_format)
     over_rows(
         loops.choose_atoms,
         len(u),
@@ -185,7 +185,7 @@ def choose_atoms(u: Tensor, atoms: Tensor, gram: Tensor, k: int, tolerance: floa
 
 
 def take_atoms(u: Tensor, ids: Tensor, taken: Tensor, atoms: Tensor) -> tuple[Tensor, Tensor]:
-    amounts, residual = u.new_zeros(ids.shape), u.detach().clone()
+    amounts, residual = u.new_zeros(ids.shape), u.detach().clone(memory_format=torch.contiguous_format)
     over_rows(loops.take_atoms, len(u), *arrays(amounts, residual, ids, taken, atoms))
     return amounts, residual
 
@@ -193,7 +193,7 @@ def take_atoms(u: Tensor, ids: Tensor, taken: Tensor, atoms: Tensor) -> tuple[Te
 def put_back_atoms(
     grad: Tensor, residual: Tensor, amounts: Tensor, ids: Tensor, atoms: Tensor
 ) -> tuple[Tensor, Tensor]:
-    grad, residual = grad.clone(), residual.clone()
+    grad, residual = (t.clone(memory_format=torch.contiguous_format) for t in (grad, residual))
     shares = grad.new_empty(*ids.shape, grad.shape[1])
     over_rows(loops.put_back_atoms, len(ids), *arrays(grad, shares, residual, amounts, ids, atoms))
     return grad, shares

@@ -2,10 +2,10 @@
 
 What the kernels do is nearly all reading rows that are scattered over a large matrix. So each program owns one piece
 of the output, reads the rows that this needs straight into registers, sums in float32 and writes once: nothing of
-shape `[n, k, d]` is stored, no two programs write to the same place, and every sum has a fixed order, so results
-repeat bit for bit. Selection (`select.py`) reads the scores once and narrows down to a few thousand candidates a row,
-which fit into the registers of one program. The children's pre-activations are small matrix products, one tile a
-program, after sorting the activations by active parent.
+shape `[n, k, d]` is stored (but by matching pursuit, whose kernels are PyTorch's), no two programs write to the same
+place, and every sum has a fixed order, so results repeat bit for bit. Selection (`select.py`) reads the scores once
+and narrows down to a few thousand candidates a row, which fit into the registers of one program. The children's pre-
+activations are small matrix products, one tile a program, after sorting the activations by active parent.
 
 The host is waited for once, in `top_children`: how many scores there are decides how much memory they need. Weights
 are float32; `top_positive` takes bfloat16 too. Every matrix but the ones Adam updates may have any strides.

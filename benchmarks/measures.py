@@ -1,0 +1,112 @@
+"""What measuring costs beside encoding, and what coverage and MCS of all pairs cost, at the size of the paper's SAEs.
+
+    python -m benchmarks.measures [--tokens 1000000] [--d 576] [--features 24576] [--k 32]
+
+Activations are synthetic (a few hundred directions of falling strength, and noise), the SAE is a TopK of random
+weights, and its forest random too: none of that changes the work. The fast set is fed by batches of 16 windows of 128
+tokens, as `saeforest eval` feeds it; `cross_entropy`, whose work is the language model's, is left out. Then the firings
+of the same codes go through the measure `mcs`: coverage and all variants of all pairs. Linux only, for the peak of the
+memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import torch
+from benchmarks.memory import resident
+from torch import Tensor
+
+from saeforest.forest import Forest
+from saeforest.measures import SETS, EvalBatch
+from saeforest.measures.mcs import MCSConfig, mcs
+from saeforest.measures.registry import MEASURES, Streaming
+from saeforest.pairs import PairStatistics
+from saeforest.saes import TopKConfig, build
+
+WINDOW, WINDOWS = 128, 16
+_DIRECTIONS = 400
+
+
+def activations(n: int, d: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Flat positions and activations, batch by batch."""
+    rng = torch.Generator().manual_seed(0)
+    directions = torch.randn(_DIRECTIONS, d, generator=rng) * torch.linspace(2, 0.2, _DIRECTIONS)[:, None]
+    for start in range(0, n, WINDOW * WINDOWS):
+        m = min(WINDOW * WINDOWS, n - start)
+        on = (torch.rand(m, _DIRECTIONS, generator=rng) < 0.05) * torch.rand(m, _DIRECTIONS, generator=rng)
+        yield torch.arange(start, start + m), on @ directions + 0.3 * torch.randn(m, d, generator=rng)
+
+
+def random_forest(features: int) -> Forest:
+    rng = torch.Generator().manual_seed(1)
+    parent = (torch.rand(features, generator=rng) * torch.arange(features)).long()
+    parent[: features // 4] = -1
+    return Forest(parent, (features,), layered=False)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="What measuring costs.")
+    parser.add_argument("--tokens", type=int, default=1_000_000)
+    parser.add_argument("--d", type=int, default=576)
+    parser.add_argument("--features", type=int, default=24_576)
+    parser.add_argument("--k", type=int, default=32)
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    sae = build(TopKConfig((args.features,), (args.k,)), args.d)
+    sae.requires_grad_(False)
+    forest = random_forest(args.features)
+    names = [n for n in SETS["fast"] if n != "cross_entropy"]
+    measures = [spec.make(sae, forest) for n in names if isinstance(spec := MEASURES[n], Streaming)]
+    seconds = {"encode": 0.0, "decode": 0.0, "fast set": 0.0, "firings": 0.0}
+    before = resident("VmRSS")
+    pairs = PairStatistics(args.features, sae.config.activation_threshold)
+    for rows, x in activations(args.tokens, args.d):
+        clock = time.perf_counter()
+        code, stats = sae.encode_with_stats(x)
+        seconds["encode"] += -clock + (clock := time.perf_counter())
+        x_hat = sae.decode(code, stats)
+        seconds["decode"] += -clock + (clock := time.perf_counter())
+        window = rows // WINDOW
+        batch = EvalBatch(x, rows, window, window.unique(), code, x_hat)
+        for measure in measures:
+            measure.update(batch)
+        seconds["fast set"] += -clock + (clock := time.perf_counter())
+        pairs.add(code)
+        seconds["firings"] += time.perf_counter() - clock
+    clock = time.perf_counter()
+    for measure in measures:
+        measure.record({})
+    seconds["fast set"] += time.perf_counter() - clock
+
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    clock = time.perf_counter()
+    seen = SimpleNamespace(sae=sae, forest=forest, pairs=pairs, rows=range(args.tokens), settings={})
+    record = mcs(cast(Any, seen), MCSConfig())
+    seconds["coverage and MCS"] = time.perf_counter() - clock
+    found = {
+        "tokens": args.tokens,
+        "d": args.d,
+        "features": args.features,
+        "k": args.k,
+        "threads": torch.get_num_threads(),
+        "seconds": {name: round(s, 1) for name, s in seconds.items()},
+        "fast set with encoding and decoding, in encodings": round(
+            (seconds["encode"] + seconds["decode"] + seconds["fast set"]) / seconds["encode"], 2
+        ),
+        "MB beyond what was there before the firings": round(resident("VmHWM") - before),
+        "children": record.detail["children"],
+    }
+    print(json.dumps(found, indent=1))
+    if args.out:
+        args.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
