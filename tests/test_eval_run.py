@@ -21,6 +21,7 @@ from saeforest.measures import run as run_module
 from saeforest.measures.evaluate import Source
 from saeforest.measures.forests import forests_of
 from saeforest.measures.options import PRESETS, PositionOptions, preset_options
+from saeforest.measures.probes import ProbeConfig
 from saeforest.saes import HSAEConfig, MatchingPursuitConfig, MatryoshkaConfig, TopKConfig
 from saeforest.session import load_run, open_reader, read_tokens, sae_names
 from saeforest.training import run_training
@@ -138,9 +139,7 @@ def test_a_stopped_measurement_goes_on(run: Path, monkeypatch: pytest.MonkeyPatc
     assert fresh == {"topk/coverage.json", "hsae/hsae.json"}
     asked.clear()
     measured(run, options=replace(OPTIONS, ce_tokens=64))  # another question
-    assert {names for _, names in asked} == {
-        ("reconstruction", "cross_entropy", "coverage", "cooccurrence", "hsae")
-    }
+    assert {names for _, names in asked} == {("cross_entropy",)}
 
 
 def test_presets_are_readings(run: Path) -> None:
@@ -170,3 +169,38 @@ def test_positions_default_to_the_runs(run: Path) -> None:
     reader = open_reader(load_run(run, name="tree")[0])
     assert PositionOptions().applied(reader).exclude_first == reader.exclude_first
     assert not PositionOptions(exclude_first=False).applied(reader).exclude_first
+
+
+def test_a_record_of_another_question_is_not_kept(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Positions, probes and forests belong to the question where a measure depends on them, and nowhere else."""
+    names = ("reconstruction", "coverage", "composition", "dead_training")
+    measured(run, names, again=True)
+    asked: dict[str, tuple[str, ...]] = {}
+
+    def spy(tasks: Any, options: MeasureOptions) -> Any:
+        for task in tasks:
+            asked[Path(task.subject.settings["sae"]).name] = tuple(task.names)
+        return iter(())
+
+    monkeypatch.setattr(run_module, "evaluate_all", spy)
+    for other, expected in [
+        (OPTIONS, ()),
+        (replace(OPTIONS, positions=PositionOptions(exclude_first=False)), names[:3]),
+        (replace(OPTIONS, tokens=800), names[:3]),
+        (replace(OPTIONS, ce_tokens=64), ()),
+        (replace(OPTIONS, probes=ProbeConfig(epochs=3)), ()),
+    ]:
+        measured(run, names, other)
+        assert asked["tree"] == expected
+    measured(run, names, replace(OPTIONS, infer=InferConfig(method="coverage", min_score=0.9)))
+    assert asked["tree"] == ()
+    assert asked["topk"] == ("coverage",)
+
+
+def test_forests_are_inferred_where_training_looked(run: Path) -> None:
+    """Whatever positions a reading measures."""
+    wide = replace(OPTIONS, positions=PositionOptions(exclude_first=False, exclude_special=False, max_norm=0))
+    (first,) = measured(run, ("coverage",), wide, again=True)["topk"]
+    (second,) = measured(run, ("coverage",), again=True)["topk"]
+    assert first.settings["forest"] == second.settings["forest"]
+    assert first.tokens > second.tokens
