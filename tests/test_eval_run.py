@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +24,7 @@ from saeforest.measures.forests import forests_of
 from saeforest.measures.options import PRESETS, PositionOptions, preset_options
 from saeforest.measures.probes import ProbeConfig
 from saeforest.saes import HSAEConfig, MatchingPursuitConfig, MatryoshkaConfig, TopKConfig
-from saeforest.session import load_run, open_reader, read_tokens, sae_names
+from saeforest.session import check_width, load_run, open_reader, read_tokens, sae_names
 from saeforest.training import run_training
 
 MakeConfig = Callable[..., TrainConfig]
@@ -204,3 +205,16 @@ def test_forests_are_inferred_where_training_looked(run: Path) -> None:
     (second,) = measured(run, ("coverage",), again=True)["topk"]
     assert first.settings["forest"] == second.settings["forest"]
     assert first.tokens > second.tokens
+
+
+def test_an_sae_of_another_model_is_not_measured(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    cfg = tmp_path / "run" / "sae" / "tree" / "cfg.json"
+    about = json.loads(cfg.read_text())
+    about["metadata"]["hook_name"] = "blocks.0.hook_resid_post"
+    cfg.write_text(json.dumps(about))
+    config, sae = load_run(tmp_path / "run", name="tree")
+    with pytest.raises(
+        UserError, match=r"trained on blocks\.0\.hook_resid_post, but the run's hook is blocks\.1"
+    ):
+        check_width(sae, open_reader(config))

@@ -38,7 +38,7 @@ from saeforest.text import Tokens
 
 #: SAEBench's name -> our measure and value.
 CORE = {
-    "l0": ("sparsity", "l0"),
+    "l0": ("sparsity", "l0_nonzero"),
     "cossim": ("reconstruction", "cosine"),
     "l2_ratio": ("reconstruction", "norm_ratio"),
     "explained_variance_legacy": ("reconstruction", "fve_legacy"),

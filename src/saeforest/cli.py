@@ -152,12 +152,12 @@ def evaluate(argv: Sequence[str]) -> None:
     """Measure trained SAEs on text they have not seen. Writes RUN/eval/MEASURE.json; goes on where it was stopped."""
     from .explore import output_console
     from .measures import measure_names, measure_run, table
-    from .measures.arguments import EvalArguments
+    from .measures.arguments import eval_arguments
     from .measures.options import preset_options
     from .session import check_width, load_run, open_reader, sae_names
 
     options, rest = preset_options(argv)
-    args = _parse(EvalArguments, rest, "eval", _doc(evaluate), default=EvalArguments(tyro.MISSING, options))
+    args = _parse(eval_arguments(options), rest, "eval", _doc(evaluate))
     names = measure_names(args.measures)
     saes = {
         name: load_run(args.run, args.device, name)

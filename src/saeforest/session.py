@@ -105,13 +105,20 @@ def load_run(folder: Path, device: str | None = None, name: str = "") -> tuple[T
 
 
 def check_width(sae: SAE, reader: ActivationReader) -> None:
-    """Raises UserError unless the SAE reads activations of the site's width."""
+    """Raises UserError unless the SAE reads activations of the site's width, and, if it says where it was trained, there."""
     width = reader.lm.site_width(reader.site)
     if width != sae.d_in:
         raise UserError(
             f"site {reader.site.name} of {reader.lm.name} has width {width}, but the SAE reads width {sae.d_in}; "
             "use the model and site it was trained on"
         )
+    here = {"model_name": reader.lm.name, "hook_name": reader.site.name}
+    for key, name in here.items():
+        if (trained := sae.metadata.get(key, name)) != name:
+            raise UserError(
+                f"the SAE was trained on {trained}, but the run's {key.split('_')[0]} is {name}; "
+                "use the SAE of this run, or the model and site it was trained on"
+            )
 
 
 def about_activations(config: TrainConfig, tokens: Tokens) -> dict[str, Any]:
