@@ -24,7 +24,7 @@ from saeforest.measures.forests import forests_of
 from saeforest.measures.options import PRESETS, PositionOptions, preset_options
 from saeforest.measures.probes import ProbeConfig
 from saeforest.saes import HSAEConfig, MatchingPursuitConfig, MatryoshkaConfig, TopKConfig
-from saeforest.session import check_width, load_run, open_reader, read_tokens, sae_names
+from saeforest.session import check_site, load_run, open_reader, read_tokens, sae_names
 from saeforest.training import run_training
 
 MakeConfig = Callable[..., TrainConfig]
@@ -215,6 +215,6 @@ def test_an_sae_of_another_model_is_not_measured(run: Path, tmp_path: Path) -> N
     cfg.write_text(json.dumps(about))
     config, sae = load_run(tmp_path / "run", name="tree")
     with pytest.raises(
-        UserError, match=r"trained on blocks\.0\.hook_resid_post, but the run's hook is blocks\.1"
+        UserError, match=r"trained on site blocks\.0\.hook_resid_post, but the run's is blocks\.1"
     ):
-        check_width(sae, open_reader(config))
+        check_site(sae, open_reader(config))

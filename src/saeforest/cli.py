@@ -154,7 +154,7 @@ def evaluate(argv: Sequence[str]) -> None:
     from .measures import measure_names, measure_run, table
     from .measures.arguments import eval_arguments
     from .measures.options import preset_options
-    from .session import check_width, load_run, open_reader, sae_names
+    from .session import check_site, load_run, open_reader, sae_names
 
     options, rest = preset_options(argv)
     args = _parse(eval_arguments(options), rest, "eval", _doc(evaluate))
@@ -165,7 +165,7 @@ def evaluate(argv: Sequence[str]) -> None:
     }
     reader = open_reader(next(iter(saes.values()))[0])
     for _, sae in saes.values():
-        check_width(sae, reader)
+        check_site(sae, reader)
     for name, records in measure_run(saes, reader, names, args.options, args.run, again=args.again).items():
         output_console().print(table(records, title=name or None))
 
@@ -214,11 +214,11 @@ def index(argv: Sequence[str]) -> None:
     args = _parse(_Index, argv, "index", _doc(index))
     if args.tokens is not None:
         _positive(args, "tokens")
-    from .session import check_width, load_run, open_reader, within
+    from .session import check_site, load_run, open_reader, within
 
     config, sae = load_run(args.run, args.device, args.sae)
     reader = open_reader(config)
-    check_width(sae, reader)
+    check_site(sae, reader)
     _make_index(
         within(args.run / "index", args.sae),
         config,
@@ -259,7 +259,7 @@ def show(argv: Sequence[str]) -> None:
     _positive(args, "families")
     from .explore import Index, output_console, show_families, show_feature
     from .lm import load_tokenizer
-    from .session import check_width, load_run, open_reader, within
+    from .session import check_site, load_run, open_reader, within
 
     config, sae = load_run(args.run, args.device, args.sae)
     folder = within(args.run / "index", args.sae)
@@ -268,7 +268,7 @@ def show(argv: Sequence[str]) -> None:
         found = Index.load(folder, sae)
     else:
         reader = open_reader(config)
-        check_width(sae, reader)
+        check_site(sae, reader)
         print(f"{args.run} has no index yet; making it, once", file=sys.stderr)
         found = _make_index(folder, config, sae, reader, min(INDEX_TOKENS, config.tokens))
     console, tokenizer = output_console(), load_tokenizer(config.model)

@@ -104,19 +104,21 @@ def load_run(folder: Path, device: str | None = None, name: str = "") -> tuple[T
     return members[name], sae.to(resolve_device(config.device))
 
 
-def check_width(sae: SAE, reader: ActivationReader) -> None:
-    """Raises UserError unless the SAE reads activations of the site's width, and, if it says where it was trained, there."""
+def check_site(sae: SAE, reader: ActivationReader) -> None:
+    """Raises UserError unless the SAE reads activations of the site's width, and was trained there, if it says where."""
     width = reader.lm.site_width(reader.site)
     if width != sae.d_in:
         raise UserError(
             f"site {reader.site.name} of {reader.lm.name} has width {width}, but the SAE reads width {sae.d_in}; "
             "use the model and site it was trained on"
         )
-    here = {"model_name": reader.lm.name, "hook_name": reader.site.name}
-    for key, name in here.items():
+    for what, key, name in (
+        ("model", "model_name", reader.lm.name),
+        ("site", "hook_name", reader.site.name),
+    ):
         if (trained := sae.metadata.get(key, name)) != name:
             raise UserError(
-                f"the SAE was trained on {trained}, but the run's {key.split('_')[0]} is {name}; "
+                f"the SAE was trained on {what} {trained}, but the run's is {name}; "
                 "use the SAE of this run, or the model and site it was trained on"
             )
 
