@@ -105,7 +105,7 @@ def load_run(folder: Path, device: str | None = None, name: str = "") -> tuple[T
 
 
 def check_site(sae: SAE, reader: ActivationReader) -> None:
-    """Raises UserError unless the SAE reads activations of the site's width, and was trained there, if it says where."""
+    """Raises UserError unless the SAE reads the site's width and, if it says where, was trained there."""
     width = reader.lm.site_width(reader.site)
     if width != sae.d_in:
         raise UserError(
