@@ -147,6 +147,7 @@ def precision(settings: Sequence[Setting]) -> Panel | str:
     if max(curve[-1, 0] for *_, curve in found) > 20 * min(curve[0, 0] for *_, curve in found):
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter("{x:,.0f}")
+        axes.xaxis.set_minor_formatter("")
     axes.set(xlabel="pairs counted, best first", ylabel="share that are hierarchical")
     axes.set_ylim(bottom=0)
     figure.legend(loc="outside right upper", fontsize=8, handlelength=3.5)

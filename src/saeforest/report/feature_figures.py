@@ -194,9 +194,10 @@ def _cosines(children: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
 
 def _probe(axis: Axes, child: Mapping[str, Any]) -> None:
     axis.set_title(
-        f"child {child['child']}   n {child['n']:,}   coverage {child['coverage']:.2f}", fontsize=9, pad=18
+        f"{child['child']}   n {child['n']:,}   coverage {child['coverage']:.2f}", fontsize=8.5, pad=16
     )
     axis.set_yscale("log")
+    axis.yaxis.set_major_formatter("{x:,.0f}")
     axis.stairs(child["histogram"]["counts"], child["histogram"]["edges"], fill=True, color=_BARS)
     axis.set_ylim(bottom=0.7)
     for role, colour, dash, place in (("child", _CHILD, "-", 0.0), ("parent", _PARENT, "--", 1.0)):
@@ -206,7 +207,7 @@ def _probe(axis: Axes, child: Mapping[str, Any]) -> None:
             axis.axvline(cosine, color=colour, linestyle=dash, linewidth=2)
             text = f"{role} {cosine:.2f}, rank {rank:,}".replace("-", "−")
         axis.text(
-            place, 1.03, text, color=colour, fontsize=8.5, transform=axis.transAxes,
+            place, 1.03, text, color=colour, fontsize=7.5, transform=axis.transAxes,
             ha="left" if place == 0 else "right",
         )  # fmt: skip
 
