@@ -19,12 +19,15 @@ from saeforest.infer import InferConfig
 from saeforest.lm import LanguageModel
 from saeforest.measures import MeasureOptions, Record, evaluate, measure_run
 from saeforest.measures import run as run_module
-from saeforest.measures.evaluate import Source
+from saeforest.measures.evaluate import Source, subject_of
 from saeforest.measures.forests import forests_of
 from saeforest.measures.options import PRESETS, PositionOptions, preset_options
+from saeforest.measures.pooled import LabelledTextConfig
 from saeforest.measures.probes import ProbeConfig
+from saeforest.measures.sparse_probing import SparseProbingConfig
 from saeforest.saes import HSAEConfig, MatchingPursuitConfig, MatryoshkaConfig, TopKConfig
 from saeforest.session import check_site, load_run, open_reader, read_tokens, sae_names
+from saeforest.text import Tokens
 from saeforest.training import run_training
 
 MakeConfig = Callable[..., TrainConfig]
@@ -186,7 +189,7 @@ def test_a_record_of_another_question_is_not_kept(run: Path, monkeypatch: pytest
     monkeypatch.setattr(run_module, "evaluate_all", spy)
     for other, expected in [
         (OPTIONS, ()),
-        (replace(OPTIONS, positions=PositionOptions(exclude_first=False)), names[:3]),
+        (replace(OPTIONS, positions=PositionOptions(exclude_first=False)), names),
         (replace(OPTIONS, tokens=800), names[:3]),
         (replace(OPTIONS, ce_tokens=64), ()),
         (replace(OPTIONS, probes=ProbeConfig(epochs=3)), ()),
@@ -196,6 +199,25 @@ def test_a_record_of_another_question_is_not_kept(run: Path, monkeypatch: pytest
     measured(run, names, replace(OPTIONS, infer=InferConfig(method="coverage", min_score=0.9)))
     assert asked["tree"] == ()
     assert asked["topk"] == ("coverage",)
+
+
+def test_labels_belong_to_the_question(run: Path, tmp_path: Path) -> None:
+    source = tmp_path / "labels.csv"
+    subject = subject_of(
+        load_run(run, name="tree")[1],
+        load_run(run, name="tree")[1].forest,
+        open_reader(load_run(run, name="tree")[0]),
+        Tokens(torch.zeros(1, 32, dtype=torch.int32), torch.zeros(1, dtype=torch.int64), ("a",)),
+        Source("text", "held_out", 0, "tree"),
+    )
+    options = replace(
+        OPTIONS, sparse_probing=SparseProbingConfig(texts=LabelledTextConfig(source=str(source)))
+    )
+    source.write_text("text,label\na,b\n")
+    first = run_module._key("sparse_probing", subject, options)
+    assert run_module._key("sparse_probing", subject, options) == first
+    source.write_text("text,label\na,c\n")
+    assert run_module._key("sparse_probing", subject, options) != first
 
 
 def test_forests_are_inferred_where_training_looked(run: Path) -> None:

@@ -104,14 +104,16 @@ def _key(name: str, subject: Subject, options: MeasureOptions) -> str:
         "sae": digest(subject.sae),
         "model": (reader.lm.name, reader.site.name, str(reader.lm.dtype), reader.lm.device.type),
         "config": None if config is None else asdict(config),
+        "positions": (reader.exclude_first, reader.exclude_special, reader.max_norm),
     }
     if judge := getattr(config, "judge", None):
         asked["config"]["judge"] = (judge.endpoint, judge.model)
+    if texts := getattr(config, "texts", None):
+        asked["labelled"] = _files(Path(texts.source))
     if spec.forest:
         asked["forest"] = _hash(subject.forest.parent)
     if isinstance(spec, Streaming) or spec.sees:
         asked["text"] = (subject.tokens.context, _hash(subject.tokens.ids))
-        asked["positions"] = (reader.exclude_first, reader.exclude_special, reader.max_norm)
     if isinstance(spec, Streaming):
         asked["batch"] = reader.batch_size
         asked["ce_tokens"] = options.ce_tokens if name == "cross_entropy" else None
@@ -122,3 +124,9 @@ def _key(name: str, subject: Subject, options: MeasureOptions) -> str:
 
 def _hash(tensor: Tensor) -> str:
     return hashlib.blake2b(tensor.contiguous().numpy().tobytes(), digest_size=8).hexdigest()
+
+
+def _files(source: Path) -> list[tuple[str, str]]:
+    """What is in a file, or in the files of a folder."""
+    files = [source] if source.is_file() else sorted(path for path in source.rglob("*") if path.is_file())
+    return [(str(f), hashlib.blake2b(f.read_bytes(), digest_size=8).hexdigest()) for f in files]
