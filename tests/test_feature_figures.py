@@ -16,6 +16,7 @@ from matplotlib.text import Annotation
 from saeforest.measures.record import Record
 from saeforest.report.feature_figures import geometry_panels, landscape_panels, probe_panels
 from saeforest.report.panel import Panel
+from saeforest.report.style import styled
 
 
 def family(parent: int, n_children: int, centroid: list[float] | None = None) -> dict[str, Any]:
@@ -129,6 +130,18 @@ def test_any_number_of_families_fits(n: int) -> None:
     fits(panel)
 
 
+def test_more_children_than_colours_are_told_apart() -> None:
+    (panel,) = geometry_panels(geometry_record([family(1, 20)], {"why": "no"}))
+    (axis,) = visible(panel)
+    looks = {
+        (to_hex(np.asarray(c.get_facecolor())[0]), np.asarray(c.get_paths()[0].vertices).tobytes())
+        for c in axis.collections
+        if isinstance(c, PathCollection)
+    }
+    assert len(looks) == 20
+    panel.figure.savefig(io.BytesIO(), format="png", dpi=50)
+
+
 def test_nothing_to_draw() -> None:
     assert (
         geometry_panels(geometry_record([{"parent": 2, "why": "has no children"}], {"why": "no"}, None)) == []
@@ -201,4 +214,9 @@ def test_the_landscape_shows_equations_12_and_13() -> None:
     assert np.isnan(l1[last, last])
     assert np.isnan(l2[last, last])
     assert np.nanmin(l2) >= 0
+    with styled():  # which takes a $ for a $
+        (plain,) = landscape_panels()
+    for axis in plain.figure.axes[:2]:
+        assert axis.xaxis.label.get_parse_math()
+        assert axis.yaxis.label.get_parse_math()
     fits(panel)

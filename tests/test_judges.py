@@ -154,6 +154,37 @@ def test_a_question_and_its_reply(server: Server, judge: EndpointJudge, waits: l
     assert KEY not in repr(judge) + judge.name
 
 
+def test_the_key_is_not_kept_where_a_reply_repeats_it(
+    server: Server, judge: EndpointJudge, tmp_path: Path
+) -> None:
+    server.answers = [Answer(200, completion(f"your key is {KEY}!"))]
+    kept = CachedJudge(judge, tmp_path)
+    assert kept.ask("s", "u", max_tokens=9) == "your key is (the key)!"
+    assert KEY not in (tmp_path / "judge.jsonl").read_text()
+
+
+def test_half_a_character_is_no_text(server: Server, judge: EndpointJudge) -> None:
+    server.answers = [Answer(200, completion("half \ud83d of one"))]
+    assert judge.ask("s \udc00", "u \ud83d", max_tokens=9) == "half ? of one"
+    assert [message["content"] for message in server.asked[0][2]["messages"]] == ["s ?", "u ?"]
+
+
+def test_a_url_that_is_none() -> None:
+    judge = EndpointJudge("http://[::1", "m", retries=0)
+    with pytest.raises(UserError, match=r"^judge m at "):
+        judge.ask("s", "u", max_tokens=1)
+    judge.close()
+
+
+def test_a_date_beyond_all_calendars_is_no_date(
+    server: Server, judge: EndpointJudge, waits: list[float]
+) -> None:
+    late = "Mon, 1 Jan 99999999999999999999 00:00:00 GMT"
+    server.answers = [Answer(429, {}, {"Retry-After": late}), Answer()]
+    assert judge.ask("s", "u", max_tokens=1) == "hello"
+    assert waits == [1.0]
+
+
 def test_without_a_key_none_is_sent(server: Server) -> None:
     judge = EndpointJudge(server.url + "/", "m")
     judge.ask("", "", max_tokens=1)
@@ -533,6 +564,14 @@ def test_a_key_that_is_none(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) 
     ):
         pass
     assert "sk-with" not in str(info.value)
+
+
+@pytest.mark.parametrize("key_env", ["", "sk-very-secret", "A KEY", "1KEY", "KEY\n", "SCHLÜSSEL"])
+def test_a_name_that_no_variable_has(key_env: str) -> None:
+    with pytest.raises(UserError, match=r"^judge.key_env: expected") as info:
+        JudgeConfig(key_env=key_env)
+    assert not key_env or key_env.strip() not in str(info.value)
+    assert JudgeConfig(key_env="_Key_2").key_env == "_Key_2"
 
 
 @pytest.mark.parametrize(

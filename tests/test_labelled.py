@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
+from saeforest.config import TrainConfig, resolve
 from saeforest.errors import UserError
 from saeforest.text import labelled as labelled_module
+from saeforest.text.corpora import documents
 from saeforest.text.labelled import LabelledText, labelled
 
 
@@ -120,3 +122,12 @@ def test_bad_files(tmp_path: Path, name: str, content: str | bytes, message: str
 def test_no_such_source(source: str) -> None:
     with pytest.raises(UserError, match=f"labelled texts '{source}': no such file or folder"):
         labelled(source)
+
+
+def test_a_home_that_nobody_has() -> None:
+    source = "~nobody-of-this-name/labels.csv"
+    with pytest.raises(UserError, match="no such file or folder"):
+        labelled(source)
+    with pytest.raises(UserError, match="no such file or folder"):
+        documents(source)
+    assert resolve(TrainConfig(data=source, device="cpu")).data == source

@@ -23,7 +23,7 @@ from saeforest.measures import Record
 from saeforest.report import claims, compare, curves, figures, paper
 from saeforest.report.gallery import compare_figures
 from saeforest.report.load import Setting, Value, load_runs, settings_of
-from saeforest.report.page import number
+from saeforest.report.page import build_page, finding_text, number
 from saeforest.report.style import styled
 from saeforest.report.verdict import (
     Claim,
@@ -229,7 +229,19 @@ def test_a_claim_is_checked_on_the_nearest_l0_with_the_papers_numbers(tmp_path: 
     assert finding.difference == pytest.approx(
         (0.7, 0.7 - math.hypot(0.05, 0.05), 0.7 + math.hypot(0.05, 0.05))
     )
-    assert result.paper == "0.7, 0.63, 0.58, 0.8 against 0.17, 0.12, 0.08, 0.22"  # of 2 layers, as here
+    assert result.paper == (  # of 2 layers, as here
+        "0.7, 0.63, 0.58, 0.8 (2 layers) against 0.17, 0.12, 0.08, 0.22, at L0 32, 48, 64, 80"
+    )
+    three = replace(TREE, layer_sizes=(4, 4, 8), k_per_layer=(2, 1, 1))
+    other = settings_in(
+        tmp_path / "other",
+        {
+            "tree": (three, 0, [sparsity(4.0), hierarchy(0.8, 0.5)]),
+            "topk": (TOPK, 0, [sparsity(4.0), hierarchy(None, 0.1)]),
+        },
+    )
+    assert check(HIGHER, other).verdict is Verdict.HOLDS
+    assert check(HIGHER, other).paper == ""  # nothing of 3 layers
 
 
 def test_what_is_not_comparable_is_undecided(tmp_path: Path) -> None:
@@ -247,6 +259,142 @@ def test_what_is_not_comparable_is_undecided(tmp_path: Path) -> None:
         result = check(HIGHER, settings)
         assert result.verdict is Verdict.UNDECIDED
         assert result.findings[0].note == f"not comparable: {why}"
+
+
+HOW: dict[str, Any] = {
+    "reading": "recommended",
+    "positions": {"exclude_first": True},
+    "data": "packaged",
+    "split": "held_out",
+    "tokens_read": 1000,
+    "context": 128,
+    "lm_dtype": "float32",
+    "config": {"parents": 100, "seed": 0, "judge": {"timeout": 1}},
+    "probe": {"epochs": 5, "seed": 0},
+    "judge": "a",
+    "seed": 0,
+    "sae": "sae/a",
+    "forest": "its own",
+    "version": "1",
+    "key": "a",
+    "batch": "16 windows",
+}
+
+
+def measured_as(made: Record, **how: Any) -> Record:
+    return replace(made, settings={**made.settings, **HOW, **how})
+
+
+@pytest.mark.parametrize(
+    ("key", "other"),
+    [
+        ("reading", "ref_tree_sae"),
+        ("positions", {"exclude_first": False}),
+        ("data", "other"),
+        ("split", "train"),
+        ("tokens_read", 2000),
+        ("context", 64),
+        ("lm_dtype", "bfloat16"),
+        ("config", {"parents": 50, "seed": 0}),
+        ("probe", {"epochs": 6, "seed": 0}),
+        ("judge", "b"),
+    ],
+)
+def test_values_measured_differently_are_not_compared(tmp_path: Path, key: str, other: Any) -> None:
+    trees = {
+        f"tree-seed-{seed}": (TREE, seed, [sparsity(4.0), measured_as(hierarchy(0.8, 0.5), **how)])
+        for seed, how in enumerate(({}, {key: other}))
+    }
+    topk = {"topk": (TOPK, 0, [sparsity(4.0), measured_as(hierarchy(None, 0.1), **{key: other})])}
+    one = settings_in(tmp_path / "one", {"tree": trees["tree-seed-0"], **topk})
+    result = check(HIGHER, one)
+    assert result.verdict is Verdict.UNDECIDED
+    assert result.findings[0].note == f"not comparable: measured differently ({key})"
+    seeds = settings_in(tmp_path / "seeds", trees)[0].value("hierarchy", "tree")
+    assert (seeds.value, seeds.why) == (
+        None,
+        f"not comparable: the seeds were measured differently ({key})",
+    )
+
+
+def test_what_names_the_sae_does_not_keep_it_from_being_compared(tmp_path: Path) -> None:
+    names = ("seed", "sae", "forest", "version", "key", "batch")
+    config = {"parents": 100, "seed": 7, "judge": {"timeout": 2}}
+    other = measured_as(hierarchy(None, 0.1), **dict.fromkeys(names, "other"), config=config)
+    saes = {
+        "tree": (TREE, 0, [sparsity(4.0), measured_as(hierarchy(0.8, 0.5))]),
+        "topk": (TOPK, 0, [sparsity(4.0), other]),
+    }
+    assert check(HIGHER, settings_in(tmp_path / "run", saes)).verdict is Verdict.HOLDS
+
+
+def test_losses_on_more_of_the_text_are_not_compared(tmp_path: Path) -> None:
+    saes = {
+        name: (system, 0, [sparsity(4.0), measured_as(record("cross_entropy", {"spliced": (loss, 0.1)}, tokens))])
+        for name, system, loss, tokens in (("tree", TREE, 3.0, 500), ("topk", TOPK, 4.0, 900))
+    }  # fmt: skip
+    left, right = (Side(kind, "cross_entropy", "spliced") for kind in ("tree", "topk"))
+    lower = replace(HIGHER, left=left, relation="<", right=right)
+    (finding,) = check(lower, settings_in(tmp_path / "run", saes)).findings
+    assert finding.note == "not comparable: measured differently (tokens)"
+
+
+def test_what_is_not_comparable_does_not_count_beside_what_is(tmp_path: Path) -> None:
+    big = replace(TREE, layer_sizes=(8, 24))
+    saes = {
+        "tree": (TREE, 0, [sparsity(4.0), hierarchy(0.8, 0.5)]),
+        "big": (big, 0, [sparsity(4.0), hierarchy(0.8, 0.5)]),
+        "topk": (TOPK, 0, [sparsity(4.0), hierarchy(None, 0.1)]),
+    }
+    result = check(HIGHER, settings_in(tmp_path / "run", saes))
+    assert [f.verdict for f in result.findings] == [Verdict.HOLDS, Verdict.UNDECIDED]
+    assert result.verdict is Verdict.HOLDS
+    text = finding_text(result.findings[1], several=True)
+    assert text.endswith(" undecided: not comparable: 32 and 16 features.")
+
+
+@pytest.mark.parametrize(
+    ("end", "verdict", "note"),
+    [
+        (0.2, Verdict.HOLDS, "a count, one seed each"),
+        (0.09, Verdict.UNDECIDED, "a count, one seed each; too little below 0.01"),
+        (0.08, Verdict.UNDECIDED, "a count, one seed each; too little below 0.01"),
+        (0.01, Verdict.FAILS, "a count, one seed each"),
+    ],
+)
+def test_counts_of_one_seed_must_differ_by_something(
+    tmp_path: Path, end: float, verdict: Verdict, note: str
+) -> None:
+    fixed = replace(TREE, allocation=AllocationConfig(first=0))
+    saes = {
+        "with": (TREE, 0, [record("dead_training", {"end": 0.085})]),
+        "without": (fixed, 0, [record("dead_training", {"end": end})]),
+    }
+    (claim,) = (c for c in claims.CLAIMS if c.left.measure == "dead_training")
+    result = check(claim, settings_in(tmp_path / "run", saes))
+    assert (result.verdict, result.findings[0].note) == (verdict, note)
+
+
+def test_hsaes_variance_explained_is_the_papers(tmp_path: Path) -> None:
+    """SPEC 6.2: explained_variance_legacy."""
+    saes = {
+        name: (system, 0, [
+            sparsity(8.0), record("reconstruction", {"fve": (0.5, 0.001), "fve_legacy": (legacy, 0.001)}),
+            record("hsae", {"hamming": (3.0, 0.1)}),
+        ])
+        for name, system, legacy in (("h", HSAE, 0.711), ("b", BASELINE, 0.714))
+    }  # fmt: skip
+    run = make_run(tmp_path / "run", saes)
+    (claim,) = (c for c in claims.CLAIMS if c.left.kind == "hsae" and c.left.measure == "reconstruction")
+    (finding,) = check(claim, settings_of(load_runs([run]))).findings
+    assert finding.left_value.value == 0.711
+    assert "explained_variance_legacy" in claim.text
+    page, _ = build_page(load_runs([run]), [run], tmp_path / "out")
+    (table,) = (t for t in page.paper_tables if "Levels" in t.title)
+    assert [row[2].text for row in table.rows[:2]] == ["0.7110", "0.7140"]
+    assert "explained_variance_legacy" in table.note
+    assert paper.numbers("reconstruction", "fve_legacy", ("hsae", 1))[1] == 0.713
+    assert paper.numbers("reconstruction", "fve", ("hsae", 1)) == ()
 
 
 def test_missing_systems_and_values_are_named(tmp_path: Path) -> None:
@@ -283,10 +431,12 @@ def test_claims_within_one_sae_and_against_a_number(tmp_path: Path) -> None:
     )  # fmt: skip
     found = {(r.claim.left.value, r.claim.source): r for r in claims.check_all(settings) if r.findings}
     assert found["iou", "Tree SAE paper, Table 3"].verdict is Verdict.HOLDS
-    assert found["rank_trend", "Tree SAE paper, Figure 13"].verdict is Verdict.HOLDS
+    trend = found["rank_trend", "Tree SAE paper, Figure 13"]
+    assert trend.findings[0].left_value.value == pytest.approx(-1)
+    assert (trend.verdict, trend.findings[0].note) == (Verdict.UNDECIDED, "no interval")
     variant = found["variant_mcs_binary", "Tree SAE paper, Figure 16"]
     assert variant.findings[0].difference == pytest.approx((0.3, 0.2, 0.4))
-    assert variant.paper.startswith("0.74, 0.66, 0.53, 0.48 against 0.56")
+    assert variant.paper.startswith("0.74, 0.66, 0.53, 0.48 (2 layers) against 0.56")
 
 
 def test_the_papers_own_numbers_bear_out_its_claims() -> None:
@@ -325,6 +475,37 @@ def test_seeds_are_averaged_and_their_spread_widens_the_interval(tmp_path: Path)
     assert found.interval is not None
     assert found.interval[0] == pytest.approx(np.mean(values) - math.hypot(0.05, spread))
     assert found.interval[1] == pytest.approx(np.mean(values) + math.hypot(0.05, spread))
+
+
+def test_the_same_seed_twice_is_one_seed(tmp_path: Path) -> None:
+    records = [hierarchy(0.8, 0.5)]
+    twice = [make_run(tmp_path / name, {"": (TREE, 0, records)}) for name in ("a", "b")]
+    (setting,) = settings_of(load_runs(twice))
+    assert setting.label == "a"
+    assert setting.value("hierarchy", "tree") == setting.first.value("hierarchy", "tree")
+    other = make_run(tmp_path / "c", {"": (TREE, 1, [hierarchy(0.7, 0.5)])})
+    (setting,) = settings_of(load_runs([*twice, other]))
+    assert setting.label == "a (2 seeds)"
+    assert setting.value("hierarchy", "tree").each == (0.8, 0.7)
+
+
+def test_a_mean_of_fewer_seeds_says_so(tmp_path: Path) -> None:
+    saes: dict[str, tuple[SystemConfig, int, list[Record]]] = {
+        f"tree-seed-{i}": (TREE, i, [sparsity(4.0), *([hierarchy(0.8, 0.5)] if i < 2 else [])])
+        for i in range(3)
+    }
+    saes["topk"] = (TOPK, 0, [sparsity(4.0), hierarchy(None, 0.1)])
+    run = make_run(tmp_path / "run", saes)
+    page, results = build_page(load_runs([run]), [run], tmp_path / "out")
+    block = next(table for table in page.summary if table.title.startswith("Hierarchy"))
+    (mean,) = (row for row in block.rows if row[0].tone == "mean")
+    assert mean[0].text == "mean of 3 seeds"
+    assert mean[1].small.endswith("; of 2 of 3 seeds")
+    sparse = next(table for table in page.summary if table.title.startswith("Reconstruction"))
+    (whole,) = (row for row in sparse.rows if row[0].tone == "mean")
+    assert "seeds" not in whole[1].small
+    finding = next(r.findings[0] for r in results if r.findings)
+    assert finding_text(finding).startswith("tree (3 seeds), of 2 of 3 seeds and topk: ")
 
 
 def test_only_seeds_make_one_setting(tmp_path: Path) -> None:
@@ -382,6 +563,111 @@ def test_what_cannot_be_compared_is_one_clear_line(tmp_path: Path, run: Path) ->
     with pytest.raises(UserError, match=r"hierarchy\.json: not the record of a measure"):
         compare([damaged], tmp_path / "out")
     assert not (tmp_path / "out").exists()
+    inside = run / "eval" / "report"
+    with pytest.raises(UserError, match=r"lies in the run .*; choose another --out"):
+        compare([run], inside)
+    assert not inside.exists()
+
+
+def test_a_config_beside_the_report_is_no_run(tmp_path: Path, fast_run: Path) -> None:
+    shutil.copy(fast_run / "config.yaml", tmp_path / "config.yaml")
+    compare([fast_run], tmp_path / "out")
+    assert (tmp_path / "out" / "report.html").is_file()
+
+
+GOOD: dict[str, Any] = {
+    "measure": "hierarchy", "value": {"a": 1.0}, "interval": {"a": [0.5, 1.5]}, "unit": "u", "tokens": 3,
+    "settings": {}, "detail": {"null": {}, "units": {}},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"measure": 3}, {"value": []}, {"value": {"a": "1"}}, {"interval": []}, {"interval": {"a": []}},
+        {"interval": {"a": "12"}}, {"unit": None}, {"tokens": "100"}, {"tokens": True}, {"tokens": 1.5},
+        {"settings": None}, {"detail": []}, {"detail": {"null": []}}, {"detail": {"units": {"a": 1}}},
+        {"detail": {"null": {"a": None}}}, {"detail": {"x": math.nan}}, {"value": {"a": 10**400}}, {"more": 1},
+    ],
+)  # fmt: skip
+def test_a_record_of_wrong_types_is_damaged(tmp_path: Path, damage: dict[str, Any]) -> None:
+    path = tmp_path / "hierarchy.json"
+    path.write_text(json.dumps(GOOD))
+    assert Record.read(path).interval == {"a": (0.5, 1.5)}
+    path.write_text(json.dumps({**GOOD, **damage}))
+    with pytest.raises(UserError, match=r"hierarchy\.json: not the record of a measure") as info:
+        Record.read(path)
+    assert "\n" not in str(info.value)
+
+
+@pytest.mark.parametrize("text", ["[]", "3", "null", '"record"'])
+def test_a_record_that_is_no_object_is_damaged(tmp_path: Path, text: str) -> None:
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(UserError, match="not the record of a measure"):
+        Record.read(tmp_path / "a.json")
+
+
+@pytest.mark.parametrize(
+    ("measure", "detail"),
+    [
+        ("hierarchy", {"rank_curve": [1]}),
+        ("hierarchy", {"rank_curve": {"cos_parent": ["a", "b", "c", "d", "e"]}}),
+        ("hierarchy", {"curve": {"tree": [[1, 2, 3]]}}),
+        ("hierarchy", {"curve": "tree"}),
+        ("hierarchy", {"variants": {"mcs_binary": {"value": "high"}}}),
+        ("hierarchy", {"variants": {"mcs_binary": {"value": 0.5, "interval": 3}}}),
+        ("dead_training", {"steps": [1, 2]}),
+        ("dead_training", {"steps": [1], "tokens": [1], "rate": [[0], [0, 1]], "rate_all": [0], "reallocations": []}),
+        ("geometry", {"families": {}, "umap": {"points": [["a", 1, 2]], "parents": [1]}}),
+        ("geometry", {"families": None, "umap": {}}),
+        ("reconstruction_score", {"focus": [3]}),
+    ],
+)  # fmt: skip
+def test_damage_in_a_detail_is_one_line_that_names_the_file(
+    tmp_path: Path, measure: str, detail: dict[str, Any]
+) -> None:
+    damaged = replace(record(measure, {"x": 1.0}), detail=detail)
+    run = make_run(tmp_path / "run", {"": (TREE, 0, [damaged])})
+    with pytest.raises(UserError, match=rf"run/eval/{measure}\.json: its detail lacks") as info:
+        compare([run], tmp_path / "out")
+    assert "\n" not in str(info.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_names_of_files_need_not_be_utf8(tmp_path: Path) -> None:
+    run = make_run(Path(f"{tmp_path}/run-\udcff"), {"": (TOPK, 0, [sparsity(4.0)])})
+    compare([run], tmp_path / "out")
+    text = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+    assert "run-?" in text
+    assert "run-\N{REPLACEMENT CHARACTER}" in text
+
+
+def test_the_commands_measure_as_it_was_measured(tmp_path: Path) -> None:
+    judge = {"endpoint": "https://host/v1", "model": "a model", "timeout": 60.0}
+    texts = {"train_texts": 4000, "tokens_read": 99_999}
+    saes = {
+        "tree": (TREE, 0, [
+            measured_as(hierarchy(0.8, 0.5)),
+            measured_as(sparsity(4.0)),
+            measured_as(record("sparse_probing", {"sae_top_1": 0.5}), **texts),
+            measured_as(record("absorption", {"splitting": 1.0}), reading="saebench_0.6"),
+            measured_as(record("autointerp", {"autointerp_score": 0.5}), config={"judge": judge}),
+        ]),
+        "topk": (TOPK, 0, [measured_as(sparsity(4.0))]),
+    }  # fmt: skip
+    run = make_run(tmp_path / "run", saes)
+    page, _ = build_page(load_runs([run]), [run], tmp_path / "out")
+    assert [line.split(" --measures ")[1] for line in page.commands if " eval " in line] == [
+        "absorption --tokens 1000 --preset saebench_0.6",
+        "autointerp --tokens 1000 --judge.endpoint https://host/v1 --judge.model 'a model'",
+        "hierarchy,sparsity --tokens 1000",
+        "sparse_probing",
+    ]
+    shared = dict(page.shared) | dict(
+        zip(page.compared.head, (c.text for c in page.compared.rows[0]), strict=True)
+    )
+    assert shared["reading"] == "recommended, saebench_0.6"
+    assert shared["judge"] == "a"
 
 
 def test_a_failure_leaves_nothing(tmp_path: Path, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -588,6 +874,21 @@ def test_several_l0_make_lines_with_means_and_seeds(tmp_path: Path) -> None:
     assert mean.get_xdata()[0] > 4  # pyright: ignore
     assert mean.get_ydata()[0] == pytest.approx(0.31)  # pyright: ignore
     assert "Not measured: Feature splitting, Absorption, AutoInterp." in panel.caption
+
+
+def test_sizes_that_differ_in_l0_too_are_dots(tmp_path: Path) -> None:
+    """A line along L0 holds one size: with one L0 of each, all but one would be lost."""
+    saes = {
+        f"topk-{size}": (
+            replace(TOPK, layer_sizes=(size,)),
+            0,
+            [sparsity(l0), record("composition", {"mean": 0.1 * l0})],
+        )
+        for size, l0 in ((16, 4.0), (32, 8.0))
+    }
+    panel = figures.compared(figures.SPECS[0], settings_in(tmp_path / "run", saes))
+    assert not isinstance(panel, str)
+    assert drawn_x(axes_of(panel.figure, "Composition"), 2) == pytest.approx([0.4, 0.8])
 
 
 def test_lines_by_size_take_one_l0_of_each(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
@@ -264,7 +265,7 @@ def resolve(config: TrainConfig) -> TrainConfig:
     A local path becomes absolute, so that the run can be measured from any folder.
     """
     device = resolve_device(config.device)
-    data = Path(config.data).expanduser()
+    data = Path(os.path.expanduser(config.data))  # a home that is unknown stays as it is
 
     def settled(precision: Precision) -> Precision:
         return "bfloat16" if resolve_precision(precision, device) == torch.bfloat16 else "float32"

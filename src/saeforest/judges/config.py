@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -43,6 +44,11 @@ class JudgeConfig:
         expected = "http(s)://HOST/v1, without a user, a query or a fragment"
         if self.endpoint and not _is_plain_url(self.endpoint):
             raise UserError(f"judge.endpoint: expected {expected}")  # not shown: it may hold a password
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", self.key_env):
+            # Nor is this: it may be the key itself.
+            raise UserError(
+                "judge.key_env: expected the name of an environment variable, of letters, digits and _"
+            )
         ranges = [
             ("model", self.model, bool(self.model) or not self.endpoint, "the model's name at the endpoint"),
             ("timeout", self.timeout, 0 < self.timeout < float("inf"), "more than 0 seconds"),

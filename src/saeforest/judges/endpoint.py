@@ -47,7 +47,10 @@ class EndpointJudge:
         """Raises UserError where the endpoint refuses, answers something else, or does not answer at all."""
         body = {
             "model": self._model,
-            "messages": [{"role": "system", "content": system}, {"role": "user", "content": user}],
+            "messages": [
+                {"role": "system", "content": _whole(system)},
+                {"role": "user", "content": _whole(user)},
+            ],
             "temperature": 0,
             "max_tokens": max_tokens,
         }
@@ -61,7 +64,7 @@ class EndpointJudge:
             except _RETRIED as error:
                 why = type(error).__name__
                 continue
-            except httpx2.HTTPError as error:
+            except (httpx2.HTTPError, httpx2.InvalidURL) as error:
                 raise UserError(f"judge {self.name}: {self._safe(str(error))}") from None
             if response.status_code != 429 and response.status_code < 500:
                 return self._reply(response)
@@ -80,7 +83,7 @@ class EndpointJudge:
         if response.is_success:
             try:
                 content = response.json()["choices"][0]["message"]["content"]
-                return _text(content)
+                return self._without_key(_text(content))
             except (ValueError, KeyError, IndexError, TypeError):
                 raise UserError(
                     f"judge {self.name}: the reply is not a chat completion; "
@@ -107,8 +110,10 @@ class EndpointJudge:
 
     def _safe(self, text: str) -> str:
         """One short printable line without the key."""
-        text = text.replace(self._key, "(the key)") if self._key else text
-        return printable(next(iter(text.splitlines()), "")[:_MESSAGE_LENGTH])
+        return printable(next(iter(self._without_key(text).splitlines()), "")[:_MESSAGE_LENGTH])
+
+    def _without_key(self, text: str) -> str:
+        return text.replace(self._key, "(the key)") if self._key else text
 
 
 def _text(content: object) -> str:
@@ -117,7 +122,12 @@ def _text(content: object) -> str:
         return ""
     if not isinstance(content, str):
         raise TypeError
-    return content
+    return _whole(content)
+
+
+def _whole(text: str) -> str:
+    """JSON can spell half a character, which is no text: nothing could write it."""
+    return text.encode("utf-8", errors="replace").decode("utf-8")
 
 
 def _retry_after(response: httpx2.Response) -> float:
@@ -127,7 +137,7 @@ def _retry_after(response: httpx2.Response) -> float:
         return float(value)
     try:
         date = parsedate_to_datetime(value)
-    except ValueError:
+        date = date if date.tzinfo else date.replace(tzinfo=UTC)
+        return max((date - datetime.now(UTC)).total_seconds(), 0.0)
+    except (ValueError, OverflowError):  # no date, or one beyond all calendars
         return 0.0
-    date = date if date.tzinfo else date.replace(tzinfo=UTC)
-    return max((date - datetime.now(UTC)).total_seconds(), 0.0)

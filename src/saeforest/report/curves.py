@@ -14,6 +14,7 @@ from matplotlib.ticker import PercentFormatter
 from . import paper
 from .figures import bars, dots, having, measured, paper_dots, paper_title, short
 from .load import VARIANTS, Entry, Setting, Value
+from .load import rank_curve as rank_curve_of
 from .panel import Panel
 from .style import color, marker, new_figure, note
 
@@ -25,12 +26,14 @@ def rank_curve(settings: Sequence[Setting]) -> Panel | str:
     """Figure 13: how near the parent lies to a child's direction, by the child's rank."""
     found: list[tuple[Setting, np.ndarray, int, Value]] = []
     for setting in settings:
-        rows = [(e, e.records["hierarchy"].detail.get("rank_curve") or {}) for e in _measured(setting)]
-        rows = [(e, row) for e, row in rows if row.get("cos_parent")]
-        if rows:
-            length = min(len(row["cos_parent"]) for _, row in rows)
-            curve = np.mean([row["cos_parent"][:length] for _, row in rows], axis=0)
-            parents = min(int(row.get("parents", 0)) for _, row in rows)
+        rows = []
+        for entry in _measured(setting):
+            with entry.showing("hierarchy"):
+                rows.append(rank_curve_of(entry.records["hierarchy"]))
+        if rows := [row for row in rows if len(row[0])]:
+            length = min(len(curve) for curve, _ in rows)
+            curve = np.mean([curve[:length] for curve, _ in rows], axis=0)
+            parents = min(n for _, n in rows)
             found.append((setting, curve, parents, setting.value("hierarchy", "rank_trend")))
     if not found:
         return "not measured in any run"
@@ -167,8 +170,11 @@ def _curves(setting: Setting) -> Iterator[tuple[str, np.ndarray]]:
     """tree and mcs: of the first seed that has it, `[n, 2]` of pairs counted and precision."""
     for way in ("tree", "mcs") if setting.system.learns_forest else ("mcs",):
         for entry in _measured(setting):
-            if curve := (entry.records["hierarchy"].detail.get("curve") or {}).get(way):
-                yield way, np.asarray(curve, dtype=float)
+            with entry.showing("hierarchy"):
+                curve = (entry.records["hierarchy"].detail.get("curve") or {}).get(way) or []
+                curve = np.array(curve, dtype=float).reshape(len(curve), 2)
+            if len(curve):
+                yield way, curve
                 break
 
 
@@ -199,7 +205,9 @@ def unconditional(settings: Sequence[Setting]) -> Panel | str:
 
 
 def _measured(setting: Setting) -> list[Entry]:
-    return [entry for entry in setting.entries if "hierarchy" in entry.records]
+    """One of each seed; of seeds that were measured differently, the first."""
+    found = setting.measured("hierarchy")
+    return found[:1] if setting.differs("hierarchy") else found
 
 
 def _name(setting: Setting, settings: Sequence[Setting]) -> str:

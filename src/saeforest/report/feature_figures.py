@@ -81,17 +81,19 @@ def _family(axis: Axes, family: Mapping[str, Any]) -> None:
     scale = 0.8 * extent / longest if longest > 0 else 1.0
     for i, child in enumerate(family["children"]):
         own = points[points[:, 2] == i]
+        colour, marker = _look(i)
         cosine = "" if child["cosine"] is None else f"  cos {child['cosine']:.2f}".replace("-", "−")
         axis.scatter(
-            own[:, 0], own[:, 1], s=14, alpha=0.45, color=_COLOURS[i], marker=_MARKERS[i], linewidths=0,
+            own[:, 0], own[:, 1], s=14, alpha=0.45, color=colour, marker=marker, linewidths=0,
             label=f"{child['child']}{cosine}",
         )  # fmt: skip
     for i, child in enumerate(family["children"]):
+        own_colour, _ = _look(i)
         if child["centroid"] is not None:
             axis.plot(*child["centroid"], "x", color="white", markersize=9, markeredgewidth=4, zorder=3)
-            axis.plot(*child["centroid"], "x", color=_COLOURS[i], markersize=8, markeredgewidth=2, zorder=3)
+            axis.plot(*child["centroid"], "x", color=own_colour, markersize=8, markeredgewidth=2, zorder=3)
         x, y = (scale * part for part in child["encoder"])
-        for colour, width in (("white", 5.0), (_COLOURS[i], 2.2)):
+        for colour, width in (("white", 5.0), (own_colour, 2.2)):
             axis.annotate(
                 "", (x, y), (0, 0), zorder=4,
                 arrowprops={"arrowstyle": "-|>", "color": colour, "linewidth": width, "shrinkA": 0, "shrinkB": 0},
@@ -110,6 +112,12 @@ def _family(axis: Axes, family: Mapping[str, Any]) -> None:
             handle.set_alpha(1)
 
 
+def _look(i: int) -> tuple[str, str]:
+    """Colour and marker; when the colours come round again, each goes with another marker."""
+    turn, place = divmod(i, len(_COLOURS))
+    return _COLOURS[place], _MARKERS[(place + turn) % len(_MARKERS)]
+
+
 def _umap(record: Record) -> Panel:
     umap = record.detail["umap"]
     points = np.array(umap["points"])
@@ -122,9 +130,9 @@ def _umap(record: Record) -> Panel:
         )
     for i, parent in enumerate(umap["parents"]):
         own = points[points[:, 2] == i]
-        colour, turn = _COLOURS[i % len(_COLOURS)], i // len(_COLOURS)
+        colour, marker = _look(i)
         axis.scatter(
-            own[:, 0], own[:, 1], s=34, color=colour, marker=_MARKERS[(i + turn) % len(_MARKERS)],
+            own[:, 0], own[:, 1], s=34, color=colour, marker=marker,
             edgecolors="white", linewidths=0.5, label=f"children of {parent}",
         )  # fmt: skip
     axis.set_xticks([])
@@ -232,8 +240,8 @@ def landscape_panels(k: float = 0.05) -> list[Panel]:
         axis.set_facecolor("#e8e8e8")
         axis.set_aspect("equal")
         axis.set_title(title)
-        axis.set_xlabel("$S_p$: cosine of parent and concept")
-        axis.set_ylabel("$S_c$: cosine of child and concept")
+        axis.set_xlabel("$S_p$: cosine of parent and concept", parse_math=True)
+        axis.set_ylabel("$S_c$: cosine of child and concept", parse_math=True)
         figure.colorbar(mesh, ax=axis, label="least loss", shrink=0.75)
     caption = (
         "The least loss that a parent and a child with decoder vectors of cosine "

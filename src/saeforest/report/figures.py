@@ -140,10 +140,11 @@ def bars(values: Iterable[Value]) -> str:
 
 
 def _varies(settings: Iterable[Setting], by: str) -> bool:
-    """Whether some system was trained at two values of L0 or in two sizes that differ."""
-    seen: dict[System, set[int]] = {}
+    """Whether some system was trained at two values of L0 in one size, or in two sizes."""
+    seen: dict[tuple[System, int], set[int]] = {}
     for s in settings:
-        seen.setdefault(s.system, set()).add(round(s.l0) if by == "l0" else s.d_sae)
+        line, place = ((s.system, s.d_sae), round(s.l0)) if by == "l0" else ((s.system, 0), s.d_sae)
+        seen.setdefault(line, set()).add(place)
     return any(len(places) > 1 for places in seen.values())
 
 

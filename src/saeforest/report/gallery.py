@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
 
-from ..errors import UserError
 from ..measures.record import Record
 from .curves import FIGURES
 from .figures import SPECS, compared
@@ -43,7 +42,7 @@ def compare_figures(settings: Sequence[Setting]) -> Gallery:
 def closer_looks(entries: Sequence[Entry]) -> list[Panel]:
     """What the records of single SAEs hold to look at; keys and titles say of which SAE.
 
-    Raises UserError where a record lacks what its figures need.
+    Raises UserError where a record is not what its figures need.
     """
     from .feature_figures import geometry_panels, landscape_panels, probe_panels
 
@@ -63,13 +62,8 @@ def closer_looks(entries: Sequence[Entry]) -> list[Panel]:
 
 
 def _of(entry: Entry, number: int, measure: str, make: Callable[[Record], list[Panel]]) -> Iterator[Panel]:
-    try:
+    with entry.showing(measure):
         made = make(entry.records[measure])
-    except (KeyError, TypeError, IndexError) as error:
-        raise UserError(
-            f"the record {measure} of {entry.label} lacks what its figures show ({error!r}); "
-            f"run `{entry.eval_command(measure)}` again"
-        ) from None
     for panel in made:
         yield panel._replace(key=f"sae-{number}-{panel.key}", title=f"{entry.label}: {panel.title}")
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import re
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -40,6 +41,10 @@ VARIANTS = (
     ("mcs_correlation", "correlation"),
     ("mcs_correlation_scaled", "scaled correlation"),
 )
+# The settings of a record that say how it was measured. Others name the SAE, or its training.
+_HOW = (
+    "reading", "positions", "data", "split", "tokens_read", "context", "lm_dtype", "config", "probe", "judge",
+)  # fmt: skip
 
 
 class System(NamedTuple):
@@ -111,6 +116,21 @@ class Entry:
         measured = self.value("sparsity", "l0").value
         return float(sum(self.config.sae.k_per_layer)) if measured is None else measured
 
+    def path(self, measure: str) -> Path:
+        """Of the record."""
+        return within(self.run / EVAL_FOLDER, self.name) / f"{measure}.json"
+
+    @contextmanager
+    def showing(self, measure: str) -> Iterator[None]:
+        """Around what reads the record's detail. Raises UserError where that is not what the measure writes."""
+        try:
+            yield
+        except (KeyError, TypeError, IndexError, ValueError, AttributeError) as error:
+            raise UserError(
+                f"{self.path(measure)}: its detail lacks what the report shows ({error!r}); "
+                f"run `{self.eval_command(measure)} --again`"
+            ) from None
+
     def eval_command(self, measure: str) -> str:
         return f"saeforest eval {shlex.quote(str(self.run))} --measures {measure}" + (
             f" --sae {self.name}" if self.name else ""
@@ -121,7 +141,8 @@ class Entry:
         if record is None:
             return Value(None, why=f"{measure} was not measured")
         if name not in record.value:
-            return _from_detail(record, name)
+            with self.showing(measure):
+                return _from_detail(record, name)
         unit, why = record.unit_of(name), record.null.get(name, "")
         return Value(record.value[name], record.interval[name], unit, record.tokens, why)
 
@@ -130,10 +151,8 @@ class Entry:
         """Over training: of the record, or else of the log itself. None where there is neither."""
         record = self.records.get("dead_training")
         if record is not None:
-            keys = ("steps", "tokens", "rate", "rate_all", "reallocations")
-            if not all(key in record.detail for key in keys):
-                return None
-            found = DeadRates(*(record.detail[key] for key in keys))
+            with self.showing("dead_training"):
+                found = _dead_rates(record)
         else:
             folder = log_folder(self.run, self.name)
             if not (folder / LOG).is_file():
@@ -142,32 +161,51 @@ class Entry:
         return found if found.steps else None
 
 
+def _dead_rates(record: Record) -> DeadRates:
+    found = DeadRates(
+        *(record.detail[key] for key in ("steps", "tokens", "rate", "rate_all", "reallocations"))
+    )
+    lengths = {
+        len(np.asarray(line, dtype=float)) for line in (found.steps, found.tokens, found.all, *found.rate)
+    }
+    if len(lengths) != 1:
+        raise ValueError(f"series of {sorted(lengths)} steps")
+    np.asarray(found.reallocations, dtype=float)
+    return found
+
+
 def _from_detail(record: Record, name: str) -> Value:
     """What figures show of a record but its values do not: a variant of MCS, or the trend of a rank curve."""
     tokens = record.tokens
     if name.startswith("variant_") and isinstance(variants := record.detail.get("variants"), dict):
         found = variants.get(name.removeprefix("variant_"))
-        if isinstance(found, dict) and isinstance(found.get("value"), int | float):
+        if isinstance(found, dict) and found.get("value") is not None:
             interval = found.get("interval")
-            return Value(found["value"], interval and (interval[0], interval[1]), "fraction", tokens)
+            bounds = interval and (float(interval[0]), float(interval[1]))
+            return Value(float(found["value"]), bounds, "fraction", tokens)
     if name == "rank_trend":
-        return _trend((record.detail.get("rank_curve") or {}).get("cos_parent") or [], tokens)
+        return _trend(rank_curve(record)[0], tokens)
     return Value(None, why=f"the record of {record.measure} has no {name}")
 
 
-def _trend(curve: Sequence[float], tokens: int) -> Value:
-    """Spearman's correlation of a curve with its ranks, with Fisher's interval."""
+def rank_curve(record: Record) -> tuple[np.ndarray, int]:
+    """Of the record "hierarchy": the mean cosine of parents with their children by rank, and the number of parents."""
+    row = record.detail.get("rank_curve") or {}
+    return np.array(row.get("cos_parent") or [], dtype=float).reshape(-1), int(row.get("parents", 0))
+
+
+def _trend(curve: np.ndarray, tokens: int) -> Value:
+    """Spearman's correlation of a curve with its ranks. No interval: the parents behind each point are the same."""
     if len(curve) < 5:
         return Value(None, why="no parent has enough children by coverage for a curve")
     ranks = np.argsort(np.argsort(curve))
     rho = float(np.corrcoef(np.arange(len(curve)), ranks)[0, 1])
-    z, half = math.atanh(min(max(rho, -0.999999), 0.999999)), 1.96 / math.sqrt(len(curve) - 3)
-    return Value(rho, (math.tanh(z - half), math.tanh(z + half)), "rank correlation", tokens)
+    return Value(rho, None, "rank correlation", tokens)
 
 
 @dataclass(frozen=True, eq=False)
 class Setting:
-    """SAEs that differ in their seeds alone. Their values are averaged."""
+    """SAEs that differ in their seeds alone. Their values are averaged; a seed that came twice counts once."""
 
     entries: tuple[Entry, ...]
 
@@ -188,19 +226,41 @@ class Setting:
         return sum(entry.l0 for entry in self.entries) / len(self.entries)
 
     @property
+    def n_seeds(self) -> int:
+        return len({entry.config.seed for entry in self.entries})
+
+    @property
     def label(self) -> str:
-        if len(self.entries) == 1:
+        if self.n_seeds == 1:
             return self.first.label
         shared = re.sub(r"-seed-\d+$", "", self.first.label)
-        return f"{shared} ({len(self.entries)} seeds)"
+        return f"{shared} ({self.n_seeds} seeds)"
+
+    def measured(self, measure: str) -> list[Entry]:
+        """Those with a record of the measure, one for each seed."""
+        of_seed: dict[int, Entry] = {}
+        for entry in self.entries:
+            if measure in entry.records:
+                of_seed.setdefault(entry.config.seed, entry)
+        return list(of_seed.values())
+
+    def differs(self, measure: str) -> str:
+        """In which setting the seeds' records were measured differently, if so."""
+        first, *others = [entry.records[measure] for entry in self.measured(measure)] or [None]
+        return next((key for r in others if first and r and (key := differently(first, r))), "")
 
     def value(self, measure: str, name: str) -> Value:
-        """The mean over the seeds that have the value. With several, the interval covers both the error of measuring
-        one (the same text is measured for all: it does not shrink) and, by Student's t, the spread between them."""
-        found = [entry.value(measure, name) for entry in self.entries]
+        """The mean over the seeds that have the value, of which there is none if they were measured differently.
+
+        With several, the interval covers both the error of measuring one (the same text is measured for all: it does
+        not shrink) and, by Student's t, the spread between them.
+        """
+        found = [e.value(measure, name) for e in self.measured(measure)] or [self.first.value(measure, name)]
         known = [(v, v.value) for v in found if v.value is not None]
         if len(known) < 2:
             return known[0][0] if known else found[0]
+        if key := self.differs(measure):
+            return Value(None, why=f"not comparable: the seeds were measured differently ({key})")
         each = tuple(value for _, value in known)
         mean = sum(each) / len(each)
         spread = float(student.ppf(0.975, len(each) - 1) * np.std(each, ddof=1) / math.sqrt(len(each)))
@@ -212,9 +272,29 @@ class Setting:
         return Value(mean, interval, known[0][0].unit, min(v.tokens for v, _ in known), each=each)
 
 
+def differently(a: Record, b: Record) -> str:
+    """The first setting by which two records of a measure are not measured alike; empty if they are."""
+    # Training's log is what it is, whatever text was measured later.
+    keys = ("config",) if a.measure == "dead_training" else _HOW
+    for key in keys:
+        if _how(a, key) != _how(b, key):
+            return key
+    # On how much of the text losses are taken is in no setting.
+    return "tokens" if a.measure == "cross_entropy" and a.tokens != b.tokens else ""
+
+
+def _how(record: Record, key: str) -> Any:
+    """A setting; of a measure's own settings those that are no matter of chance or of patience."""
+    value = record.settings.get(key)
+    if key in ("config", "probe") and isinstance(value, dict):
+        # The judge has a setting of its own: its name. Figures 13 and 16 are drawn beside the scores.
+        return {k: v for k, v in value.items() if k not in ("seed", "judge", "rank_curve", "variants")}
+    return value
+
+
 def _kind(config: TrainConfig) -> str:
     sae = config.sae
-    if sae.architecture == "tree" and sae.allocation.first == 0:
+    if sae.architecture == "tree" and 0 in (sae.allocation.first, sae.allocation.root_reset_at):
         return "tree-fixed"
     if sae.architecture == "hsae" and not sae.constraint and not sae.perturbation:
         return "hsae-baseline"

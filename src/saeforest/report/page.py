@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .. import __version__
+from ..measures.record import Record
 from . import paper
 from .claims import check_all
 from .load import Entry, Setting, Value, flatten, settings_of
@@ -186,6 +187,18 @@ def cell(value: Value, notes: Footnotes) -> Cell:
     return Cell(number(value.value), interval(value))
 
 
+def mean_cell(setting: Setting, value: Value, notes: Footnotes) -> Cell:
+    made = cell(value, notes)
+    small = "; ".join(text for text in (made.small, _fewer(setting, value)) if text)
+    return made._replace(small=small, tone="mean")
+
+
+def _fewer(setting: Setting, value: Value) -> str:
+    """Of how many of its seeds a value is, where not of all."""
+    found = max(len(value.each), 1)
+    return "" if value.value is None or found == setting.n_seeds else f"of {found} of {setting.n_seeds} seeds"
+
+
 # -- what was compared
 
 
@@ -208,6 +221,10 @@ def _facts(entry: Entry) -> dict[str, str]:
     tokens = sorted({record.tokens for name, record in entry.records.items() if name != "dead_training"})
     edges = [entry.value("coverage", name).value for name in ("edges_measured", "edges_unmeasured")]
     n_edges = sum(edge for edge in edges if edge is not None)
+    reading, judge = (
+        {str(found) for record in entry.records.values() if (found := record.settings.get(key))}
+        for key in ("reading", "judge")
+    )
     origin = {
         str(record.settings.get("forest", "")) for record in entry.records.values() if record.settings.get("forest")
     } - {"its own"}  # fmt: skip
@@ -230,6 +247,8 @@ def _facts(entry: Entry) -> dict[str, str]:
         "site": config.site,
         "text": config.data,
         "measured tokens": " to ".join(f"{n:,}" for n in dict.fromkeys((*tokens[:1], *tokens[-1:]))) or DASH,
+        "reading": ", ".join(sorted(reading)) or DASH,
+        "judge": ", ".join(sorted(judge)) or DASH,
         "forest": forest,
     }  # fmt: skip
 
@@ -252,9 +271,9 @@ def _block(
             [Cell(entry.label), *(cell(entry.value(c.measure, c.value), notes) for c in measured)]
             for entry in mine
         ]
-        if len(mine) > 1:
-            mean = Cell(f"mean of {len(mine)} seeds", setting.system.title, tone="mean")
-            values = [cell(setting.value(c.measure, c.value), notes)._replace(tone="mean") for c in measured]
+        if len({entry.config.seed for entry in mine}) > 1:
+            mean = Cell(f"mean of {setting.n_seeds} seeds", setting.system.title, tone="mean")
+            values = [mean_cell(setting, setting.value(c.measure, c.value), notes) for c in measured]
             rows.append([mean, *values])
     rest = ", ".join(entry.label for entry in entries if entry not in able)
     note = f"Not measured: {rest}." if rest else ""
@@ -280,10 +299,15 @@ def finding_text(finding: Finding, several: bool = False) -> str:
     compared = f"{number(finding.left_value.value)} against {number(finding.right_value.value)}"
     measured = finding.left_value.interval or finding.right_value.interval
     bounds = f", {number(d.lower)} to {number(d.upper)}" if measured else ""
-    who = finding.left.label
+    sides = [(finding.left, finding.left_value)]
     if finding.right is not None and finding.right is not finding.left:
-        who += f" and {finding.right.label}"
-    verdict = f" {finding.note or finding.verdict.value}." if several or finding.note else ""
+        sides.append((finding.right, finding.right_value))
+    who = " and ".join(
+        f"{setting.label}, {fewer}" if (fewer := _fewer(setting, value)) else setting.label
+        for setting, value in sides
+    )
+    said = [finding.verdict.value, finding.note] if finding.note else [finding.verdict.value] * several
+    verdict = f" {': '.join(said)}." if said else ""
     return f"{who}: {compared} (difference {number(d.value)}{bounds}).{verdict}"
 
 
@@ -338,7 +362,7 @@ def _levels(settings: Sequence[Setting]) -> Table:
     for s in settings:
         values = [s.value("hsae", name) for name in names]
         if s.system.kind in paper.HSAE_TABLE and any(v.value is not None for v in values):
-            fve = s.value("reconstruction", "fve")
+            fve = s.value("reconstruction", "fve_legacy")
             rows.append(
                 [
                     Cell(s.label),
@@ -354,9 +378,10 @@ def _levels(settings: Sequence[Setting]) -> Table:
                              *(Cell(f"{x:g}", tone="paper") for x in theirs)])  # fmt: skip
     return Table(
         "Levels of HSAE and its baseline (HSAE paper, Table 3)",
-        ["SAE", "L0", "FVE", "Hamming distance", "P(parent | child)", "P(child | parent)"],
+        ["SAE", "L0", "variance explained", "Hamming distance", "P(parent | child)", "P(child | parent)"],
         rows,
-        "L0 here is that of all levels together, in the paper that of each level.",
+        "L0 here is that of all levels together, in the paper that of each level. Variance explained is SAEBench's "
+        "explained_variance_legacy (here fve_legacy), as in the paper.",
     )
 
 
@@ -392,20 +417,33 @@ def _commands(entries: Sequence[Entry], runs: Iterable[Path], out: Path) -> list
     commands = []
     runs = list(dict.fromkeys(runs))
     for run in runs:
-        mine = [entry for entry in entries if entry.run == run]
-        records = {name: record for entry in mine for name, record in entry.records.items()}
-        read = [
-            r.settings["tokens_read"]
-            for r in records.values()
-            if isinstance(r.settings.get("tokens_read"), int)
-        ]
-        tokens = f" --tokens {max(read)}" if read else ""
         place = shlex.quote(str(run))
         commands.append(f"saeforest train --config {shlex.quote(str(run / 'config.yaml'))} --out {place}")
-        if records:
-            commands.append(f"saeforest eval {place} --measures {','.join(records)}{tokens}")
+        measures: dict[str, list[str]] = {}
+        for entry in entries:
+            for name, record in entry.records.items() if entry.run == run else ():
+                of_same = measures.setdefault(_options(record), [])
+                of_same += [] if name in of_same else [name]
+        commands += [
+            f"saeforest eval {place} --measures {','.join(m)}{options}" for options, m in measures.items()
+        ]
     places = " ".join(shlex.quote(str(run)) for run in runs)
     return [*commands, f"saeforest compare {places} --out {shlex.quote(str(out))}"]
+
+
+def _options(record: Record) -> str:
+    """How a measurement was asked for: tokens, reading and judge. All else is the default, or with the record."""
+    settings, given = record.settings, []
+    tokens, reading, config = (settings.get(key) for key in ("tokens_read", "reading", "config"))
+    # Labelled texts are as many as they are: their tokens are nobody's choice.
+    if isinstance(tokens, int) and "train_texts" not in settings:
+        given.append(("tokens", str(tokens)))
+    if reading and reading != "recommended":
+        given.append(("preset", str(reading)))
+    judge = config.get("judge") if isinstance(config, dict) else None
+    if isinstance(judge, dict) and judge.get("model"):
+        given += [(f"judge.{key}", str(judge[key])) for key in ("endpoint", "model") if judge.get(key)]
+    return "".join(f" --{key} {shlex.quote(value)}" for key, value in given)
 
 
 def to_json(entries: Sequence[Entry], results: Sequence[Result], files: Sequence[str]) -> dict[str, Any]:

@@ -205,13 +205,13 @@ HSAE_TABLE: dict[str, tuple[HSAERow, ...]] = {
 
 
 def numbers(measure: str, value: str, system: System) -> tuple[float, ...]:
-    """What the paper reports of the system over its L0 (of another number of layers: that of 4); empty if nothing."""
+    """What the paper reports of the system over its L0; empty if nothing."""
     if system[0] in HSAE_TABLE:
         rows = HSAE_TABLE[system[0]]
-        field = "fve" if measure == "reconstruction" else value
+        # Its variance explained is SAEBench's explained_variance_legacy (SPEC 6.2).
+        field = {"fve_legacy": "fve", "fve": ""}.get(value, value)
         return tuple(getattr(row, field) for row in rows) if field in HSAERow._fields else ()
-    series = BY_L0.get((measure, value), {})
-    return series.get(system) or series.get((system[0], 4), ())
+    return BY_L0.get((measure, value), {}).get(system, ())
 
 
 def source_model(kind: str) -> str:

@@ -6,7 +6,8 @@ The interval of a difference a - b combines those of a and b (Zou & Donner's squ
 
 It takes a and b as independent. Here both are measured on the same text, so it is rather too wide than too narrow. A
 claim holds if all of the interval has the right sign, does not hold if all of it has the wrong one, and is undecided
-otherwise; "about equal" holds if all of the interval lies within the margin.
+otherwise; "about equal" holds if all of the interval lies within the margin. A count of one seed has no interval: a
+difference of less than 0.01 decides nothing there.
 """
 
 from __future__ import annotations
@@ -17,13 +18,16 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal, NamedTuple
 
-from .load import Setting, Value, kind_title
-from .paper import numbers
+from . import paper
+from .load import Setting, Value, differently, kind_title
 
 # SAEs whose L0 or training differ by more than this share are not compared.
 _COMPARABLE = 0.25
 # Counts over everything there is to count. Any other value without an interval has too few units to have one.
 _EXACT = ("dead", "dead_training")
+# By how much two such counts must differ: absolute, for they are shares.
+_LEAST_OF_COUNTS = 0.01
+_NOT_COMPARABLE = "not comparable"
 
 
 Relation = Literal[">", "<", "="]
@@ -81,7 +85,7 @@ class Difference(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Finding:
-    """What one pair of SAEs, or one SAE, says of a claim. note: why they can't be compared, if so."""
+    """What one pair of SAEs, or one SAE, says of a claim. note: why it says nothing, or what to bear in mind."""
 
     left: Setting
     right: Setting | None
@@ -90,6 +94,10 @@ class Finding:
     difference: Difference
     verdict: Verdict
     note: str = ""
+
+    @property
+    def comparable(self) -> bool:
+        return not self.note.startswith(_NOT_COMPARABLE)
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,7 +159,7 @@ def partner(of: Setting, among: Iterable[Setting]) -> Setting | None:
     )
 
 
-def not_comparable(a: Setting, b: Setting) -> str:
+def not_comparable(a: Setting, b: Setting, measure: str) -> str:
     """Why a difference between the two need not be one between their systems; empty if nothing speaks against it."""
 
     def differ(x: float, y: float) -> bool:
@@ -159,16 +167,30 @@ def not_comparable(a: Setting, b: Setting) -> str:
 
     trained = [s.first.config.tokens * s.first.config.epochs for s in (a, b)]
     if a.d_sae != b.d_sae:
-        return f"not comparable: {a.d_sae:,} and {b.d_sae:,} features"
+        return f"{_NOT_COMPARABLE}: {a.d_sae:,} and {b.d_sae:,} features"
     if differ(a.l0, b.l0):
-        return f"not comparable: L0 {a.l0:.1f} and {b.l0:.1f}"
+        return f"{_NOT_COMPARABLE}: L0 {a.l0:.1f} and {b.l0:.1f}"
     if differ(*trained):
-        return f"not comparable: trained on {trained[0]:,} and {trained[1]:,} tokens"
+        return f"{_NOT_COMPARABLE}: trained on {trained[0]:,} and {trained[1]:,} tokens"
+    # Those of one setting agree among themselves, or it has no value.
+    x, y = (s.measured(measure)[0].records[measure] for s in (a, b))
+    if key := differently(x, y):
+        return f"{_NOT_COMPARABLE}: measured differently ({key})"
     return ""
 
 
-def _too_few(side: Side | float, value: Value) -> bool:
-    return isinstance(side, Side) and value.interval is None and side.measure not in _EXACT
+def _judged(claim: Claim, a: Value, b: Value, d: Difference) -> tuple[Verdict, str]:
+    """The verdict on two values that may be compared, and what to bear in mind."""
+    bare = [s for s, v in ((claim.left, a), (claim.right, b)) if isinstance(s, Side) and v.interval is None]
+    if any(side.measure not in _EXACT for side in bare):
+        return Verdict.UNDECIDED, "no interval"
+    verdict = judge(d, claim.relation, claim.margin)
+    if not bare:
+        return verdict, ""
+    note = f"a count, one seed {'each' if len(bare) == 2 else 'on one side'}"
+    if abs(d.value) < _LEAST_OF_COUNTS:
+        return Verdict.UNDECIDED, f"{note}; too little below {_LEAST_OF_COUNTS}"
+    return verdict, note
 
 
 def check(claim: Claim, settings: Sequence[Setting]) -> Result:
@@ -199,17 +221,18 @@ def check(claim: Claim, settings: Sequence[Setting]) -> Result:
             why.append(f"{setting.label}: {missing.why}")
             continue
         d = difference(a, b)
-        note = not_comparable(left, right) if right is not None and right is not left else ""
-        if not note and any(_too_few(side, value) for side, value in ((claim.left, a), (claim.right, b))):
-            note = "too little was measured for an interval"
-        verdict = Verdict.UNDECIDED if note else judge(d, claim.relation, claim.margin)
+        verdict, note = _judged(claim, a, b, d)
+        other = None if right is left else right
+        if other is not None and (why_not := not_comparable(left, other, claim.left.measure)):
+            verdict, note = Verdict.UNDECIDED, why_not
         findings.append(Finding(left, right, a, b, d, verdict, note))
-    verdict = together([finding.verdict for finding in findings])
+    counted = [finding for finding in findings if finding.comparable] or findings
+    verdict = together([finding.verdict for finding in counted])
     return Result(claim, findings, verdict, "; ".join(dict.fromkeys(why)), _paper(claim, findings))
 
 
 def _paper(claim: Claim, findings: Sequence[Finding]) -> str:
-    """The paper's numbers of the systems compared, at its values of L0."""
+    """The paper's numbers of the systems compared, at its values of L0; empty if it lacks so many layers."""
     if claim.paper or not claim.in_paper:
         return claim.paper
     sides = [(claim.left, findings[0].left if findings else None)]
@@ -217,9 +240,14 @@ def _paper(claim: Claim, findings: Sequence[Finding]) -> str:
         sides.append((claim.right, findings[0].right if findings else None))
     said = []
     for side, setting in sides:
-        layers = side.layers or (setting.system.layers if setting else 4)
-        kind = (side.kind, layers if side.kind in ("tree", "matryoshka") else 1)
-        if not (found := numbers(side.measure, side.value, kind)):
+        layers = 1
+        if side.kind in ("tree", "matryoshka"):
+            layers = side.layers or (setting.system.layers if setting else 4)
+        system = (side.kind, layers)
+        if not (found := paper.numbers(side.measure, side.value, system)):
             return ""
-        said.append(", ".join(f"{x:.4g}" for x in found))
-    return " against ".join(said)
+        which = f" ({layers} layers)" if layers > 1 else ""
+        if system == paper.MP:
+            which = f" (L0 {', '.join(f'{x:g}' for x in paper.L0_MATCHING_PURSUIT)})"
+        said.append(", ".join(f"{x:.4g}" for x in found) + which)
+    return f"{' against '.join(said)}, at L0 {', '.join(f'{x:g}' for x in paper.L0)}"

@@ -11,7 +11,12 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from ..errors import UserError
 from ..files import atomic_file, atomic_folder, write_json
+from ..measures.run import EVAL_FOLDER
+from ..saes.files import SAE_FOLDER
+from ..session import CONFIG
+from ..training.loop import CHECKPOINTS
 from ..training.run import claim_folder
 from . import paper
 from .gallery import closer_looks, compare_figures
@@ -35,9 +40,15 @@ class Shown(NamedTuple):
 def compare(runs: Sequence[Path], out: Path) -> None:
     """Writes `out`/report.html, report.md, report.json and figures/. All of it or nothing.
 
-    Raises UserError where a folder is no run, nothing was measured, a record is damaged, or `out` is in use.
+    Raises UserError where a folder is no run, nothing was measured, a record is damaged, or `out` is in use or lies in
+    a run.
     """
     claim_folder(out)
+    for folder in out.resolve().parents:
+        if _is_run(folder):
+            raise UserError(
+                f"--out {out}: lies in the run {folder}, which is not written to; choose another --out"
+            )
     entries = load_runs(runs)
     gallery = compare_figures(settings_of(entries))
     closer = closer_looks(entries)
@@ -55,9 +66,16 @@ def compare(runs: Sequence[Path], out: Path) -> None:
         for name, escape in ((PAGE, True), (MARKDOWN, False)):
             text = _environment(escape).get_template(f"{name}.j2").render(about)
             with atomic_file(folder / name) as temporary:
-                temporary.write_text(text, encoding="utf-8")
+                temporary.write_text(
+                    text, encoding="utf-8", errors="replace"
+                )  # names of files may be no UTF-8
         files = [f"{FIGURES}/{shown.key}.{kind}" for shown in (*figures, *looks) for kind in ("png", "svg")]
         write_json(folder / VALUES, to_json(entries, results, files))
+
+
+def _is_run(folder: Path) -> bool:
+    parts = (SAE_FOLDER, EVAL_FOLDER, CHECKPOINTS)
+    return (folder / CONFIG).is_file() and any((folder / part).is_dir() for part in parts)
 
 
 def _save(panel: Panel, folder: Path) -> Shown:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import json
+import os
 import random
 import re
 import sysconfig
@@ -47,7 +48,7 @@ def documents(source: str, *, seed: int = 0) -> Iterator[Document]:
     kind, _, parts = source.partition(":")
     if kind == "packaged":
         found = _packaged(parts.split(",") if ":" in source else list(_PARTS), seed)
-    elif source and (path := Path(source).expanduser()).exists():
+    elif source and (path := Path(os.path.expanduser(source))).exists():
         found = _local(path)
     elif _is_hub_name(source):
         found = _hub(source)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -36,7 +37,7 @@ def labelled(source: str) -> list[LabelledText]:
     Raises:
         UserError: the source does not exist, its package is missing, a file of it can't be read, or it is empty.
     """
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(source))
     if source == _TOPICS:
         found = _topics()
     elif source and path.is_dir():
