@@ -439,11 +439,11 @@ def test_cross_entropy_equals_the_oracle(
 def losses(
     clean: float, spliced: float, ablated: float, kl: tuple[float, float] = (0.1, 1.0), n_windows: int = 3
 ) -> EvalBatch:
-    def sums(*means: float) -> list[Tensor]:
-        return [torch.full((n_windows,), 4 * mean, dtype=torch.float64) for mean in means]
+    def four(mean: float) -> Tensor:
+        return torch.full((n_windows,), 4 * mean, dtype=torch.float64)
 
-    four = torch.full((n_windows,), 4)
-    found = WindowLosses(four, *sums(clean, spliced, ablated), four, *sums(*kl))
+    n = torch.full((n_windows,), 4)
+    found = WindowLosses(n, four(clean), four(spliced), four(ablated), n, four(kl[0]), four(kl[1]))
     return replace(eval_batch(torch.ones(n_windows, 2), None, None, n_windows), losses=found)
 
 

@@ -19,7 +19,6 @@ from saeforest.measures.tpp import (
     TPPConfig,
     ablated,
     effects,
-    in_reconstruction,
     tpp,
     tpp_score,
     train_probes,
@@ -189,8 +188,8 @@ def test_select_on_test_is_another_choice(given: list[ReadTexts], monkeypatch: p
 def test_levels_that_reconstruct_alone() -> None:
     """An HSAE's reconstruction is its last level's; a Tree SAE's is everyone's."""
     hsae: SAE = HSAE(HSAEConfig((2, 4), (1, 1)), D)
-    assert in_reconstruction(hsae).tolist() == [False, False, True, True, True, True]
-    assert in_reconstruction(TreeSAE(TreeConfig(layer_sizes=(2, 4), k_per_layer=(1, 1)), D)).all()
+    assert hsae.in_reconstruction.tolist() == [False, False, True, True, True, True]
+    assert bool(TreeSAE(TreeConfig(layer_sizes=(2, 4), k_per_layer=(1, 1)), D).in_reconstruction.all())
 
 
 @pytest.mark.parametrize(
