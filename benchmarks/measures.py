@@ -1,12 +1,12 @@
 """What measuring costs beside encoding, and what coverage and MCS of all pairs cost, at the size of the paper's SAEs.
 
-    python -m benchmarks.measures [--tokens 1000000] [--d 576] [--features 24576] [--k 32]
+    python -m benchmarks.measures [--encoded 131072] [--tokens 1000000] [--d 576] [--features 24576] [--k 32]
 
 Activations are synthetic (a few hundred directions of falling strength, and noise), the SAE is a TopK of random
 weights, and its forest random too: none of that changes the work. The fast set is fed by batches of 16 windows of 128
 tokens, as `saeforest eval` feeds it; `cross_entropy`, whose work is the language model's, is left out. Then the firings
-of the same codes go through the measure `mcs`: coverage and all variants of all pairs. Linux only, for the peak of the
-memory.
+of the same codes, repeated until they are those of so many tokens, go through the measure `mcs`: coverage and all
+variants of all pairs. Linux only, for the peak of the memory.
 """
 
 from __future__ import annotations
@@ -53,6 +53,7 @@ def random_forest(features: int) -> Forest:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="What measuring costs.")
+    parser.add_argument("--encoded", type=int, default=131_072)
     parser.add_argument("--tokens", type=int, default=1_000_000)
     parser.add_argument("--d", type=int, default=576)
     parser.add_argument("--features", type=int, default=24_576)
@@ -64,10 +65,10 @@ def main() -> None:
     forest = random_forest(args.features)
     names = [n for n in SETS["fast"] if n != "cross_entropy"]
     measures = [spec.make(sae, forest) for n in names if isinstance(spec := MEASURES[n], Streaming)]
-    seconds = {"encode": 0.0, "decode": 0.0, "fast set": 0.0, "firings": 0.0}
-    before = resident("VmRSS")
+    seconds = {"encode": 0.0, "decode": 0.0, "fast set": 0.0}
     pairs = PairStatistics(args.features, sae.config.activation_threshold)
-    for rows, x in activations(args.tokens, args.d):
+    codes = []
+    for rows, x in activations(args.encoded, args.d):
         clock = time.perf_counter()
         code, stats = sae.encode_with_stats(x)
         seconds["encode"] += -clock + (clock := time.perf_counter())
@@ -78,20 +79,25 @@ def main() -> None:
         for measure in measures:
             measure.update(batch)
         seconds["fast set"] += -clock + (clock := time.perf_counter())
-        pairs.add(code)
-        seconds["firings"] += time.perf_counter() - clock
+        codes.append(code)
     clock = time.perf_counter()
     for measure in measures:
         measure.record({})
     seconds["fast set"] += time.perf_counter() - clock
 
+    before = resident("VmRSS")
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     clock = time.perf_counter()
-    seen = SimpleNamespace(sae=sae, forest=forest, pairs=pairs, rows=range(args.tokens), settings={})
+    while pairs.n_tokens < args.tokens:
+        pairs.add(codes[pairs.n_tokens // len(codes[0].ids) % len(codes)])
+    seconds["firings"] = time.perf_counter() - clock
+    clock = time.perf_counter()
+    seen = SimpleNamespace(sae=sae, forest=forest, pairs=pairs, rows=range(pairs.n_tokens), settings={})
     record = mcs(cast(Any, seen), MCSConfig())
     seconds["coverage and MCS"] = time.perf_counter() - clock
     found = {
-        "tokens": args.tokens,
+        "tokens encoded": args.encoded,
+        "tokens of coverage and MCS": pairs.n_tokens,
         "d": args.d,
         "features": args.features,
         "k": args.k,

@@ -873,7 +873,7 @@ def test_several_l0_make_lines_with_means_and_seeds(tmp_path: Path) -> None:
     mean = axes.lines[-1]
     assert mean.get_xdata()[0] > 4  # pyright: ignore
     assert mean.get_ydata()[0] == pytest.approx(0.31)  # pyright: ignore
-    assert "Not measured: Feature splitting, Absorption, AutoInterp." in panel.caption
+    assert "Not measured: Feature splitting, Full absorption, AutoInterp." in panel.caption
 
 
 def test_sizes_that_differ_in_l0_too_are_dots(tmp_path: Path) -> None:

@@ -84,7 +84,7 @@ def _claims() -> Iterable[Claim]:
 
     topic = "Absorption and splitting"
     comparisons: tuple[tuple[str, Relation, str], ...]
-    for value, what in (("mean_absorption_fraction", "absorption"), ("splitting", "splitting")):
+    for value, what in (("full_absorption", "absorption"), ("splitting", "splitting")):
         comparisons = (
             (tree, "<", f"A Tree SAE has less {what} than TopK"),
             (mat, "<", f"Matryoshka has less {what} than TopK"),

@@ -31,7 +31,7 @@ class Metric(NamedTuple):
 
 _PATHOLOGIES = (
     Metric("absorption", "splitting", "Feature splitting", "lower is better"),
-    Metric("absorption", "mean_absorption_fraction", "Absorption", "lower is better"),
+    Metric("absorption", "full_absorption", "Full absorption", "lower is better"),
     Metric("autointerp", "autointerp_score", "AutoInterp", "higher is better"),
     Metric("composition", "mean", "Composition", "lower is better"),
 )

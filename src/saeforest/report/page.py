@@ -68,7 +68,8 @@ _BLOCKS: tuple[tuple[str, tuple[Column, ...]], ...] = (
         Column("reconstruction_score", "s_res", "S_res of its edges", "↑"),
     )),
     ("What hierarchy breaks in flat SAEs", (
-        Column("absorption", "mean_absorption_fraction", "absorption", "↓"),
+        Column("absorption", "full_absorption", "full absorption", "↓"),
+        Column("absorption", "mean_absorption_fraction", "absorption fraction", "↓"),
         Column("absorption", "splitting", "splitting", "↓"),
         Column("composition", "mean", "composition", "↓"),
         Column("cooccurrence", "iou", "siblings together", "↓"),
@@ -225,6 +226,12 @@ def _facts(entry: Entry) -> dict[str, str]:
         {str(found) for record in entry.records.values() if (found := record.settings.get(key))}
         for key in ("reading", "judge")
     )
+    # Labelled texts are not what was trained on.
+    text = {
+        str(r.settings["data"])
+        for r in entry.records.values()
+        if "data" in r.settings and "train_texts" not in r.settings
+    }
     origin = {
         str(record.settings.get("forest", "")) for record in entry.records.values() if record.settings.get("forest")
     } - {"its own"}  # fmt: skip
@@ -245,7 +252,7 @@ def _facts(entry: Entry) -> dict[str, str]:
         "seed": str(config.seed),
         "model": config.model,
         "site": config.site,
-        "text": config.data,
+        "text": ", ".join(sorted(text)) or config.data,
         "measured tokens": " to ".join(f"{n:,}" for n in dict.fromkeys((*tokens[:1], *tokens[-1:]))) or DASH,
         "reading": ", ".join(sorted(reading)) or DASH,
         "judge": ", ".join(sorted(judge)) or DASH,

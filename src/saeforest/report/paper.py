@@ -38,7 +38,7 @@ BY_L0: dict[tuple[str, str], Series] = {
         TREE2: (1.2692, 1.1154, 1.1154, 1.1154),
         TREE4: (1.2692, 1.1154, 1.0769, 1.0),
     },
-    ("absorption", "mean_absorption_fraction"): {
+    ("absorption", "full_absorption"): {
         TOPK: (0.2161, 0.1643, 0.1547, 0.1405),
         MP: (0.3323, 0.315, 0.3066, 0.2722),
         MAT2: (0.1594, 0.1356, 0.1169, 0.1061),
@@ -112,7 +112,7 @@ BY_SIZE: dict[tuple[str, str], Series] = {
         TREE2: (1.8846, 1.2692, 1.2307),
         TREE4: (1.9615, 1.2692, 1.2308),
     },
-    ("absorption", "mean_absorption_fraction"): {
+    ("absorption", "full_absorption"): {
         MAT2: (0.2085, 0.1594, 0.1348),
         MAT4: (0.2001, 0.1253, 0.1232),
         TREE2: (0.144, 0.1661, 0.1329),
