@@ -943,6 +943,17 @@ def test_dead_features_are_read_from_the_log(run: Path) -> None:
     assert moved == [5, 15]
 
 
+def test_panels_of_dead_features_share_an_axis_that_holds_them_all(run: Path) -> None:
+    small, large = settings_of(load_runs([run])), settings_of(load_runs([run]))
+    rates = small[0].entries[0].dead_rates
+    assert rates is not None
+    tenth = rates._replace(rate=[[rate / 10 for rate in layer] for layer in rates.rate])
+    small[0].entries[0].__dict__["dead_rates"] = tenth
+    panel = curves.dead_over_training([*small, *large])
+    assert not isinstance(panel, str)
+    assert all(axes.get_ylim()[1] >= 0.5 for axes in panel.figure.axes)
+
+
 def test_figures_without_data_say_so(tmp_path: Path) -> None:
     settings = settings_in(tmp_path / "run", {"topk": (TOPK, 0, [sparsity(4.0)])})
     gallery = compare_figures(settings)

@@ -71,6 +71,7 @@ def dead_over_training(settings: Sequence[Setting]) -> Panel | str:
     grid = figure.subplots(n_rows, columns, squeeze=False, sharey=True)
     for axes, entry in zip(grid.flat, shown, strict=False):
         _dead(axes, entry)
+    grid[0, 0].set_ylim(bottom=0)  # once all are drawn: the axis is shared
     for axes in grid.flat[len(shown) :]:
         axes.set_visible(False)
     for axes in grid[:, 0]:
@@ -97,7 +98,6 @@ def _dead(axes: Axes, entry: Entry) -> None:
     axes.set_title(short(f"{entry.system.title}: {entry.label}", 58), fontsize=8.5)
     axes.set_xlabel("step", fontsize=8.5, labelpad=1)
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    axes.set_ylim(bottom=0)
     axes.grid(visible=False, axis="x")
     axes.legend(fontsize=8, loc="upper right")
 
