@@ -461,8 +461,9 @@ def test_bad_configurations(name: str, value: Any, expected: str) -> None:
 
 def test_presets() -> None:
     ours, saebench, reference = AbsorptionConfig(), AbsorptionConfig.saebench(), AbsorptionConfig.reference()
-    assert replace(saebench, words=ours.words, sparse_batch=ours.sparse_batch) == ours
-    assert (reference.min_probe_f1, reference.units, reference.words) == (0.4, "raw", None)
+    same = {"words": None, "sparse_batch": 4096, "units": "raw", "bos": "always"}
+    assert saebench == replace(ours, **same)
+    assert reference == replace(saebench, min_probe_f1=0.4)
 
 
 @pytest.mark.model

@@ -30,7 +30,14 @@ SMALL = HierarchyConfig(
     parents=4, seeds=(0, 1, 2), dense_share=0.6, children=3, min_count=10, top=3, rank_curve=4
 )
 REFERENCE = replace(
-    HierarchyConfig.reference(), parents=11, dense_share=0.6, children=3, min_count=20, top=3, rank_curve=4
+    HierarchyConfig.reference(),
+    parents=11,
+    dense_share=0.6,
+    children=3,
+    min_count=20,
+    top=3,
+    rank_curve=4,
+    variants=VARIANTS,
 )
 READINGS = {
     "recommended": SMALL,

@@ -23,7 +23,7 @@ from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Float32, Int
+from jaxtyping import Bool, Float32, Int
 from torch import Tensor
 
 from .directions import Directions, Moments
@@ -148,8 +148,8 @@ class ForestInference:
         self._moments = Moments(sae.d_sae, sae.d_in, sae.device) if with_moments else None
 
     @torch.no_grad()
-    def add(self, batch: Float[Tensor, "n d_in"]) -> None:
-        """Takes in more activations."""
+    def add(self, batch: Tensor) -> None:
+        """Takes in more activations `[n, d_in]`."""
         _check(batch, self.sae.d_in)
         threshold = self.sae.config.activation_threshold
         for rows in batch.split(_SLICE):

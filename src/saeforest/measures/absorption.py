@@ -234,7 +234,8 @@ def k_sparse(
     from sklearn.linear_model import LogisticRegression
 
     found: dict[int, KSparse] = {}
-    for letter in set(letters) & set(train_letter.tolist()):
+    present = set(train_letter.tolist())
+    for letter in (some for some in letters if some in present):
         features = weight[:, letter].topk(min(max_k, len(weight))).indices
         inputs, held_out = _columns(train, features), _columns(test, features)
         f1: list[float] = []
