@@ -13,9 +13,8 @@ from ..measures.record import Record
 from . import paper
 from .claims import check_all
 from .load import Entry, Setting, Value, flatten, settings_of
+from .numbers import DASH, interval, number
 from .verdict import Finding, Result, Verdict
-
-DASH = "–"
 
 
 class Cell(NamedTuple):
@@ -164,22 +163,6 @@ def build_page(entries: Sequence[Entry], runs: Sequence[Path], out: Path) -> tup
 
 
 # -- numbers as text
-
-
-def number(value: float | None) -> str:
-    """With four digits or so, and as many decimals as others of its size."""
-    if value is None:
-        return DASH
-    size = abs(value)
-    if isinstance(value, int) or size >= 1000:
-        return f"{value:,.0f}"
-    if 0 < size < 1e-4:
-        return f"{value:.1e}"
-    return f"{value:.{4 if size < 1 else 3 if size < 10 else 2 if size < 100 else 1}f}"
-
-
-def interval(value: Value) -> str:
-    return "" if value.interval is None else f"{number(value.interval[0])} to {number(value.interval[1])}"
 
 
 def cell(value: Value, notes: Footnotes) -> Cell:
