@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from ..errors import UserError
 from ..forest import ROOT, Forest
 from .families import Family, telling_families
-from .index import NEAREST, Index
+from .index import Index
 from .text_view import Passage, keyword_line, read_passage
 
 _WIDEST, _PIPED = 120, 100
@@ -44,11 +44,11 @@ def show_families(
     if families.n_edges == 0:
         view.print(console, Text("No families: every feature hangs from the root."))
         return
-    view.print(console, view.census(families.n_edges, families.n_judged, families.n_passing))
+    view.print(console, view.census(families.n_edges, families.n_judged))
     for family in families.shown:
         view.print(console, Text(), view.family(family))
     if not families.shown:
-        view.print(console, Text("\nNo family passes yet: train longer, or index more tokens."))
+        view.print(console, Text("\nNo family to show yet: train longer, or index more tokens."))
     view.print(console, Text(), view.legend())
 
 
@@ -112,19 +112,18 @@ class _View:
             style="bold",
         )
 
-    def census(self, n_edges: int, n_judged: int, n_passing: int) -> Text:
-        share = f" ({percent(n_passing / n_judged)})" if n_judged else ""
+    def census(self, n_edges: int, n_judged: int) -> Text:
         return Text(
             f"{n_edges:,} parent-child edges; in {n_judged:,} the child fires {self.index.about.min_count} times "
-            f"or more; {n_passing:,} of these pass{share}"
+            "or more"
         )
 
     def legend(self) -> Text:
         return Text(
             "Percentages: share of tokens; beside a context, share of the feature's strongest activation.\n"
-            "P(c|p): how often the child fires where its parent fires. S_res: reconstruction score (Eq. 5); "
-            f"✓ child and parent are among the {NEAREST} features nearest the child's direction, ✗ not both. "
-            "Directions are LDA, not the paper's probes: approximate.\n"
+            "P(c|p): how often the child fires where its parent fires. S_res: reconstruction score (Eq. 5), estimated "
+            "with LDA directions instead of the paper's probes; a high score does not show that the hierarchy was "
+            "learned.\n"
             "`saeforest show RUN FEATURE` shows the tree around one feature.",
             style="dim",
         )
@@ -148,10 +147,8 @@ class _View:
         p = int(self.index.n_with_parent[child]) / max(int(self.index.n_fired[parent]), 1)
         line.append(f"  P(c|p) {p:.2f}")
         if not self.index.measured[child]:
-            return line.append("  S_res  -    ", "dim")
-        passes = bool(self.index.passes[child])
-        line.append(f"  S_res {float(self.index.s_res[child]):5.2f} ")
-        return line.append("✓", "bold green") if passes else line.append("✗", "red")
+            return line.append("  S_res  -   ", "dim")
+        return line.append(f"  S_res {float(self.index.s_res[child]):5.2f}")
 
     # -- what a feature fires on
 
@@ -185,7 +182,7 @@ class _View:
         return Group(self.header(feature, style, top), lines)
 
     def family(self, family: Family) -> Tree:
-        """A family in brief: the passing children first."""
+        """A family in brief, the children by which it was chosen first."""
         tree = Tree(self.node(family.parent, _FAMILY_CONTEXTS, _FOCUS, top=True), guide_style="dim")
         shown = (*family.passing, *(c for c in family.children if c not in family.passing))[:_FAMILY_CHILDREN]
         for child in shown:
