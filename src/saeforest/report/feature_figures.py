@@ -55,7 +55,9 @@ def _families(record: Record, families: Sequence[Mapping[str, Any]]) -> Panel:
         "No encoder direction could be compared with a cluster. "
         if value["agreement"] is None or value["toward"] is None
         else f"Here {value['agreement']:.0%} of the encoder directions are nearest, in this plane, to their own "
-        f"child's cluster (chance: {chance:.0%}), at a mean cosine of {value['toward']:.2f}. "
+        f"child's cluster, at a mean cosine of {value['toward']:.2f}. Directions that point anywhere would be in "
+        f"{chance:.0%}; but the clusters are labelled by the same encoder, so an SAE that was never trained agrees far "
+        "more often, and is what to compare with. "
     )
     caption = (
         "Activations beneath a parent, on the first two principal components of those on which any of its children "

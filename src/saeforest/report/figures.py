@@ -15,7 +15,7 @@ from matplotlib.lines import Line2D
 
 from . import paper
 from .load import Setting, System, Value
-from .panel import Panel
+from .panel import NULLS, Panel
 from .style import GREY, color, marker, new_figure, note
 
 _INTERVAL = "Bars are 95 % intervals"
@@ -40,7 +40,7 @@ _HIERARCHY = (
     Metric("hierarchy", "mcs", "Hierarchy, by MCS", "higher is better"),
 )
 _FIDELITY = (
-    Metric("reconstruction", "fve_tree", "Variance explained", "the paper's definition; higher is better"),
+    Metric("reconstruction", "fve_tree", "Variance explained", "the paper's formula; higher is better"),
     Metric("cross_entropy", "spliced", "Downstream loss", "nats; lower is better"),
 )
 
@@ -60,9 +60,11 @@ SPECS = (
          "more."),
     Spec("figure-4", "Hierarchy (Figure 4)", _HIERARCHY, "l0",
          "The paper's Figure 4 shows the share of parent-child pairs of which both lie among the 5 features nearest to "
-         "the direction of the child's concept: Tree SAEs far above the others, by their tree and by MCS."),
+         "the direction of the child's concept: Tree SAEs far above the others, by their tree and by MCS. "
+         f"{NULLS}"),
     Spec("figure-5", "Hierarchy by size (Figure 5)", _HIERARCHY, "size",
-         "The paper's Figure 5 shows the same for 6,144, 24,576 and 49,152 features at L0 8, 32 and 64."),
+         "The paper's Figure 5 shows the same for 6,144, 24,576 and 49,152 features at L0 8, 32 and 64. "
+         f"{NULLS}"),
     Spec("figure-6", "Reconstruction (Figure 6)", _FIDELITY, "l0",
          "The paper's Figure 6 shows Matching Pursuit best and Tree SAEs clearly ahead of TopK and Matryoshka."),
     Spec("figure-7", "Reconstruction by size (Figure 7)", _FIDELITY, "size",

@@ -104,7 +104,7 @@ class Entry:
 
     @cached_property
     def system(self) -> System:
-        return System(_kind(self.config), len(self.config.sae.layer_sizes))
+        return System(kind_of(self.config), len(self.config.sae.layer_sizes))
 
     @property
     def d_sae(self) -> int:
@@ -292,7 +292,8 @@ def _how(record: Record, key: str) -> Any:
     return value
 
 
-def _kind(config: TrainConfig) -> str:
+def kind_of(config: TrainConfig) -> str:
+    """The system that a configuration trains, as the papers tell systems apart."""
     sae = config.sae
     if sae.architecture == "tree" and 0 in (sae.allocation.first, sae.allocation.root_reset_at):
         return "tree-fixed"

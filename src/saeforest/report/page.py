@@ -11,10 +11,12 @@ from typing import Any, NamedTuple
 from .. import __version__
 from ..measures.record import Record
 from . import paper
+from .claim_text import ClaimRow, claim_row, fewer, how_judged, tally
 from .claims import check_all
+from .deviations import deviations
 from .load import Entry, Setting, Value, flatten, settings_of
 from .numbers import DASH, interval, number
-from .verdict import Finding, Result, Verdict
+from .verdict import Result
 
 
 class Cell(NamedTuple):
@@ -49,6 +51,21 @@ class Details(NamedTuple):
     settings: list[tuple[str, str]]
 
 
+_HIERARCHY = "Hierarchy: the share of parent-child pairs that meet both of the Tree SAE paper's conditions"
+_LEVELS = "Agreement of neighbouring levels (HSAE)"
+# What a reader must know of a block of columns.
+_NOTES = {
+    _HIERARCHY: (
+        "A Tree SAE meets these conditions without having learned a hierarchy: where a child fires only with its "
+        "parent, every direction found for the child points along the parent too. Read its scores beside those of the "
+        "untrained SAE and of shuffled parents (benchmarks/hierarchy_nulls.py). Scores also rise with how often "
+        "children fire, and fall the longer probes are trained."
+    ),
+    _LEVELS: (
+        "Of a Tree SAE P(parent | child) is 1 by construction. The Hamming distance grows with the number of features "
+        "that are active, so SAEs of different L0 are not compared by it; per active feature they are."
+    ),
+}
 _BLOCKS: tuple[tuple[str, tuple[Column, ...]], ...] = (
     ("Reconstruction and sparsity", (
         Column("reconstruction", "fve", "FVE", "↑"),
@@ -58,7 +75,7 @@ _BLOCKS: tuple[tuple[str, tuple[Column, ...]], ...] = (
         Column("sparsity", "l0", "L0"),
         Column("dead", "dead_share", "dead features", "↓"),
     )),
-    ("Hierarchy: the share of parent-child pairs that meet both of the Tree SAE paper's conditions", (
+    (_HIERARCHY, (
         Column("hierarchy", "tree", "by its forest", "↑"),
         Column("hierarchy", "mcs", "by MCS, as in the paper", "↑"),
         Column("hierarchy", "mcs_unconditional", "by MCS, any parents", "↑"),
@@ -81,8 +98,9 @@ _BLOCKS: tuple[tuple[str, tuple[Column, ...]], ...] = (
         Column("sparse_probing", "sae_top_5", "sparse probing, top 5", "↑"),
         Column("tpp", "tpp_20", "TPP, 20 features", "↑"),
     )),
-    ("Agreement of neighbouring levels (HSAE)", (
+    (_LEVELS, (
         Column("hsae", "hamming", "Hamming distance", "↓"),
+        Column("hsae", "hamming_per_active", "Hamming distance per active feature", "↓"),
         Column("hsae", "p_parent_child", "P(parent | child)", "↑"),
         Column("hsae", "p_child_parent", "P(child | parent)", "↑"),
     )),
@@ -101,17 +119,6 @@ class Footnotes:
         return self.texts.index(text) + 1
 
 
-class ClaimRow(NamedTuple):
-    """model: of the paper's numbers."""
-
-    text: str
-    source: str
-    here: list[str]
-    verdict: str
-    paper: str
-    model: str
-
-
 @dataclass(frozen=True, eq=False)
 class Page:
     """All that the templates show."""
@@ -123,6 +130,8 @@ class Page:
     unmeasured: list[str]
     footnotes: list[str]
     verdicts: list[tuple[str, int]]
+    how_judged: list[str]
+    deviations: Table
     claims: list[tuple[str, list[ClaimRow]]]
     missing_claims: list[tuple[str, str]]
     paper_tables: list[Table]
@@ -149,7 +158,9 @@ def build_page(entries: Sequence[Entry], runs: Sequence[Path], out: Path) -> tup
         summary=summary,
         unmeasured=sorted(absent),
         footnotes=notes.texts,
-        verdicts=[(v.value, sum(r.verdict == v for r in results)) for v in Verdict],
+        verdicts=tally(results),
+        how_judged=how_judged(results),
+        deviations=_deviations(settings),
         claims=[(topic, [claim_row(r) for r in made if r.claim.topic == topic]) for topic in topics],
         missing_claims=[(r.claim.text, r.why) for r in results if not r.findings],
         paper_tables=[
@@ -173,14 +184,8 @@ def cell(value: Value, notes: Footnotes) -> Cell:
 
 def mean_cell(setting: Setting, value: Value, notes: Footnotes) -> Cell:
     made = cell(value, notes)
-    small = "; ".join(text for text in (made.small, _fewer(setting, value)) if text)
+    small = "; ".join(text for text in (made.small, fewer(setting, value)) if text)
     return made._replace(small=small, tone="mean")
-
-
-def _fewer(setting: Setting, value: Value) -> str:
-    """Of how many of its seeds a value is, where not of all."""
-    found = max(len(value.each), 1)
-    return "" if value.value is None or found == setting.n_seeds else f"of {found} of {setting.n_seeds} seeds"
 
 
 # -- what was compared
@@ -266,42 +271,21 @@ def _block(
             values = [mean_cell(setting, setting.value(c.measure, c.value), notes) for c in measured]
             rows.append([mean, *values])
     rest = ", ".join(entry.label for entry in entries if entry not in able)
-    note = f"Not measured: {rest}." if rest else ""
+    note = " ".join(filter(None, (_NOTES.get(title, ""), f"Not measured: {rest}." if rest else "")))
     return Table(title, ["SAE", *(f"{c.title} {c.better}".strip() for c in measured)], rows, note)
 
 
-def claim_row(result: Result) -> ClaimRow:
-    kind = result.claim.left.kind
-    model = paper.source_model(kind) if result.claim.in_paper else ""
-    several = len(result.findings) > 1
-    return ClaimRow(
-        result.claim.text,
-        result.claim.source,
-        [finding_text(finding, several) for finding in result.findings],
-        result.verdict.value,
-        result.paper,
-        model,
+# -- the papers' settings and tables
+
+
+def _deviations(settings: Sequence[Setting]) -> Table:
+    return Table(
+        "Settings that differ from the papers'",
+        ["SAE", "the paper's, as a preset", "what is read", "SAE", "optimizer"],
+        [[Cell(part or DASH) for part in row] for row in deviations(settings)],
+        "In brackets the preset's. null: by the length of the run or, of a dictionary's layers, all. What a paper does "
+        "not give is the preset's own choice: docs/presets.md.",
     )
-
-
-def finding_text(finding: Finding, several: bool = False) -> str:
-    d = finding.difference
-    compared = f"{number(finding.left_value.value)} against {number(finding.right_value.value)}"
-    measured = finding.left_value.interval or finding.right_value.interval
-    bounds = f", {number(d.lower)} to {number(d.upper)}" if measured else ""
-    sides = [(finding.left, finding.left_value)]
-    if finding.right is not None and finding.right is not finding.left:
-        sides.append((finding.right, finding.right_value))
-    who = " and ".join(
-        f"{setting.label}, {fewer}" if (fewer := _fewer(setting, value)) else setting.label
-        for setting, value in sides
-    )
-    said = [finding.verdict.value, finding.note] if finding.note else [finding.verdict.value] * several
-    verdict = f" {': '.join(said)}." if said else ""
-    return f"{who}: {compared} (difference {number(d.value)}{bounds}).{verdict}"
-
-
-# -- the papers' tables
 
 
 def _l0_by_layer(settings: Sequence[Setting]) -> Table:
@@ -467,6 +451,7 @@ def to_json(entries: Sequence[Entry], results: Sequence[Result], files: Sequence
                 "claim": result.claim.text,
                 "source": result.claim.source,
                 "verdict": result.verdict.value,
+                "null": result.claim.null.why if result.claim.null else "",
                 "why": result.why,
                 "paper": result.paper,
                 "findings": [

@@ -6,6 +6,9 @@ from typing import NamedTuple
 
 from matplotlib.figure import Figure
 
+#: With every figure of hierarchy scores.
+NULLS = "A Tree SAE scores high here without having learned a hierarchy: see the note beneath the table of values."
+
 
 class Panel(NamedTuple):
     """A figure of the report.

@@ -8,6 +8,9 @@ It takes a and b as independent. Here both are measured on the same text, so it 
 claim holds if all of the interval has the right sign, does not hold if all of it has the wrong one, and is undecided
 otherwise; "about equal" holds if all of the interval lies within the margin. A count of one seed has no interval: a
 difference of less than 0.01 decides nothing there.
+
+Some claims would come out right for an SAE that learned nothing. They carry a `Null`: what else explains the
+difference, and what must be measured beside it. Where intervals alone would say "holds", its verdict stands instead.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal, NamedTuple
 
+from ..saes import TreeConfig
 from . import paper
 from .load import Setting, Value, differently, kind_title
 
@@ -38,6 +42,8 @@ class Verdict(StrEnum):
     FAILS = "does not hold"
     MIXED = "holds for some"
     UNDECIDED = "undecided"
+    NEEDS_NULL = "not decided: needs its null"
+    SAME_PAIRS = "not decided: the same pairs twice"
     MISSING = "not measured"
 
 
@@ -53,11 +59,35 @@ class Side(NamedTuple):
         return [s for s in settings if s.system.kind == self.kind and self.layers in (None, s.system.layers)]
 
 
+class Null(NamedTuple):
+    """Why intervals do not decide a claim.
+
+    why:     what else than the claim explains the difference, and what has to be measured beside it.
+    verdict: what is said instead of "holds".
+    always:  say it whatever the intervals say.
+    """
+
+    why: str
+    verdict: Verdict = Verdict.NEEDS_NULL
+    always: bool = False
+
+    def replaces(self, verdict: Verdict) -> bool:
+        return self.always or verdict is Verdict.HOLDS
+
+
+class PaperValue(NamedTuple):
+    value: str
+    unit: str
+    relation: Relation
+
+
 @dataclass(frozen=True)
 class Claim:
     """`left` stands in `relation` to `right`, a value of another kind of SAE, of the same SAE, or a number.
 
     paper: its numbers, where `numbers` does not know them. margin: of "about equal".
+    paper_value: the value that the paper reports instead, with its unit and the relation that it has there.
+    null: where a difference could also come from something else.
     """
 
     topic: str
@@ -68,6 +98,8 @@ class Claim:
     right: Side | float
     paper: str = ""
     margin: float = 0.0
+    paper_value: PaperValue | None = None
+    null: Null | None = None
 
     @property
     def in_paper(self) -> bool:
@@ -145,18 +177,26 @@ def together(verdicts: Sequence[Verdict]) -> Verdict:
     return Verdict.MIXED if {Verdict.HOLDS, Verdict.FAILS} <= set(verdicts) else Verdict.UNDECIDED
 
 
-def partner(of: Setting, among: Iterable[Setting]) -> Setting | None:
-    """The SAE to compare with, on the same model and site: as many layers if it has any, features and L0 nearest."""
-    same = [
-        s
-        for s in among
-        if (s.first.config.model, s.first.config.site) == (of.first.config.model, of.first.config.site)
-    ]
-    return min(
-        same,
-        key=lambda s: (s.system.layers != of.system.layers, abs(s.d_sae - of.d_sae), abs(s.l0 - of.l0)),
-        default=None,
+def partners(of: Setting, among: Iterable[Setting]) -> list[Setting]:
+    """The SAEs to compare with, on the same model and site: of those alike, the nearest in features and L0.
+
+    An SAE of several layers is compared with one of as many, or else a flat one. Where there is neither, the nearest
+    stands in, which `not_comparable` says. A flat SAE is compared with one of each number of layers.
+    """
+    by_layers: dict[int, list[Setting]] = {}
+    for s in among:
+        if (s.first.config.model, s.first.config.site) == (of.first.config.model, of.first.config.site):
+            by_layers.setdefault(s.system.layers, []).append(s)
+    if of.system.layers == 1:
+        groups = [by_layers[layers] for layers in sorted(by_layers)]
+    else:
+        alike = by_layers.get(of.system.layers) or by_layers.get(1)
+        groups = [alike or [s for group in by_layers.values() for s in group]]
+    nearest = (
+        min(group, key=lambda s: (abs(s.d_sae - of.d_sae), abs(s.l0 - of.l0)), default=None)
+        for group in groups
     )
+    return [s for s in nearest if s is not None]
 
 
 def not_comparable(a: Setting, b: Setting, measure: str) -> str:
@@ -166,17 +206,35 @@ def not_comparable(a: Setting, b: Setting, measure: str) -> str:
         return abs(x - y) > _COMPARABLE * max(x, y)
 
     trained = [s.first.config.tokens * s.first.config.epochs for s in (a, b)]
+    layers = a.system.layers, b.system.layers
+    if min(layers) > 1 and layers[0] != layers[1]:
+        return f"{_NOT_COMPARABLE}: {layers[0]} and {layers[1]} layers"
     if a.d_sae != b.d_sae:
         return f"{_NOT_COMPARABLE}: {a.d_sae:,} and {b.d_sae:,} features"
     if differ(a.l0, b.l0):
         return f"{_NOT_COMPARABLE}: L0 {a.l0:.1f} and {b.l0:.1f}"
     if differ(*trained):
         return f"{_NOT_COMPARABLE}: trained on {trained[0]:,} and {trained[1]:,} tokens"
+    if switched := _root_reset_too(a, b):
+        return f"{_NOT_COMPARABLE}: {switched}"
     # Those of one setting agree among themselves, or it has no value.
     x, y = (s.measured(measure)[0].records[measure] for s in (a, b))
     if key := differently(x, y):
         return f"{_NOT_COMPARABLE}: measured differently ({key})"
     return ""
+
+
+def _root_reset_too(a: Setting, b: Setting) -> str:
+    """Trees with and without reallocation are to differ in nothing else: the root reset alone revives dead features."""
+    resets = []
+    for setting in (a, b):
+        sae = setting.first.config.sae
+        if not isinstance(sae, TreeConfig):
+            return ""
+        resets.append(sae.allocation.root_reset_at)
+    if a.system.kind == b.system.kind or resets[0] == resets[1]:
+        return ""
+    return f"the reset to the root differs too (root_reset_at {resets[0]:g} and {resets[1]:g})"
 
 
 def _judged(claim: Claim, a: Value, b: Value, d: Difference) -> tuple[Verdict, str]:
@@ -203,32 +261,40 @@ def check(claim: Claim, settings: Sequence[Setting]) -> Result:
         layers = "" if claim.left.layers is None else f" with {claim.left.layers} layers"
         why.append(f"no {left_kind}{layers} among the runs")
     for left in lefts:
-        if not isinstance(claim.right, Side):
-            right, b = None, Value(claim.right)
-        elif claim.right.kind == claim.left.kind:
-            right, b = left, left.value(claim.right.measure, claim.right.value)
-        else:
-            others = claim.right.of(settings)
-            right = partner(left, others)
-            if right is None:
-                there = "on the same model and site" if others else "among the runs"
-                why.append(f"no {kind_title(claim.right.kind)} {there}")
-                continue
-            b = right.value(claim.right.measure, claim.right.value)
         a = left.value(claim.left.measure, claim.left.value)
-        if a.value is None or b.value is None:
-            missing, setting = (a, left) if a.value is None else (b, right or left)
-            why.append(f"{setting.label}: {missing.why}")
-            continue
-        d = difference(a, b)
-        verdict, note = _judged(claim, a, b, d)
-        other = None if right is left else right
-        if other is not None and (why_not := not_comparable(left, other, claim.left.measure)):
-            verdict, note = Verdict.UNDECIDED, why_not
-        findings.append(Finding(left, right, a, b, d, verdict, note))
+        for right, b in _rights(claim, left, settings, why):
+            if a.value is None or b.value is None:
+                missing, setting = (a, left) if a.value is None else (b, right or left)
+                why.append(f"{setting.label}: {missing.why}")
+                continue
+            d = difference(a, b)
+            verdict, note = _judged(claim, a, b, d)
+            if claim.null is not None and claim.null.replaces(verdict):
+                verdict = claim.null.verdict
+            other = None if right is left else right
+            if other is not None and (why_not := not_comparable(left, other, claim.left.measure)):
+                verdict, note = Verdict.UNDECIDED, why_not
+            findings.append(Finding(left, right, a, b, d, verdict, note))
     counted = [finding for finding in findings if finding.comparable] or findings
     verdict = together([finding.verdict for finding in counted])
     return Result(claim, findings, verdict, "; ".join(dict.fromkeys(why)), _paper(claim, findings))
+
+
+def _rights(
+    claim: Claim, left: Setting, settings: Sequence[Setting], why: list[str]
+) -> list[tuple[Setting | None, Value]]:
+    """What the left SAE is compared with, each with its value; where there is nothing, `why` is told."""
+    if not isinstance(claim.right, Side):
+        return [(None, Value(claim.right))]
+    if claim.right.kind == claim.left.kind:
+        found = [left]
+    else:
+        others = claim.right.of(settings)
+        found = partners(left, others)
+        if not found:
+            there = "on the same model and site" if others else "among the runs"
+            why.append(f"no {kind_title(claim.right.kind)} {there}")
+    return [(right, right.value(claim.right.measure, claim.right.value)) for right in found]
 
 
 def _paper(claim: Claim, findings: Sequence[Finding]) -> str:
@@ -244,10 +310,12 @@ def _paper(claim: Claim, findings: Sequence[Finding]) -> str:
         if side.kind in ("tree", "matryoshka"):
             layers = side.layers or (setting.system.layers if setting else 4)
         system = (side.kind, layers)
-        if not (found := paper.numbers(side.measure, side.value, system)):
+        value = claim.paper_value.value if claim.paper_value else side.value
+        if not (found := paper.numbers(side.measure, value, system)):
             return ""
         which = f" ({layers} layers)" if layers > 1 else ""
         if system == paper.MP:
             which = f" (L0 {', '.join(f'{x:g}' for x in paper.L0_MATCHING_PURSUIT)})"
         said.append(", ".join(f"{x:.4g}" for x in found) + which)
-    return f"{' against '.join(said)}, at L0 {', '.join(f'{x:g}' for x in paper.L0)}"
+    unit = f" {claim.paper_value.unit}" if claim.paper_value else ""
+    return f"{' against '.join(said)}{unit}, at L0 {', '.join(f'{x:g}' for x in paper.L0)}"

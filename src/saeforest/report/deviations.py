@@ -1,0 +1,98 @@
+"""Where the SAEs of a report were trained in another way than the papers' own."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from ..config import TrainConfig, to_dict
+from ..presets import PRESETS
+from .load import Setting, flatten, kind_of
+
+# What the papers trained, as their authors' code has it: docs/presets.md.
+_OF_PAPERS = re.compile(
+    r"(tree|matryoshka)-\dlayer(-6k|-49k|-l0-\d+)?|(topk|matching-pursuit)(-6k|-49k|-l0-\d+)?|hsae(-baseline)?(-l0-\d+)?"
+)
+# What matters to an SAE beside its own settings and its optimizer's; and what of those does not.
+_SHARED = ("model", "site", "tokens", "epochs")
+_POSITIONS = ("exclude_first", "exclude_special", "max_norm")
+_NO_MATTER = ("precision", "state", "architecture")
+
+
+class Deviations(NamedTuple):
+    """The label of an SAE, the preset of the paper that is nearest to it, and the settings that differ, as text."""
+
+    label: str
+    preset: str
+    reads: str
+    sae: str
+    optim: str
+
+
+def deviations(settings: Iterable[Setting]) -> list[Deviations]:
+    """How every SAE differs from the paper's; SAEs of systems or numbers of layers that no paper has are left out."""
+    found = []
+    for setting in settings:
+        if (preset := _nearest(setting)) is not None:
+            parts = (_of_interest(config) for config in (setting.first.config, PRESETS[preset]))
+            differing = [_differing(ours, theirs) for ours, theirs in zip(*parts, strict=True)]
+            found.append(Deviations(setting.label, preset, *differing))
+    return found
+
+
+def _differing(ours: dict[str, str], theirs: dict[str, str]) -> str:
+    return "; ".join(
+        f"{key} {ours.get(key, 'absent')} ({theirs.get(key, 'absent')})"
+        for key in dict.fromkeys((*ours, *theirs))
+        if ours.get(key) != theirs.get(key)
+    )
+
+
+def _nearest(setting: Setting) -> str | None:
+    """The preset of the same system and number of layers that is nearest in L0, then in features."""
+    sae = setting.first.config.sae
+    # Without reallocation it is the paper's tree but for that.
+    kind = "tree" if setting.system.kind == "tree-fixed" else setting.system.kind
+
+    def far(name: str) -> tuple[int, int, str]:
+        of = PRESETS[name].sae
+        return (
+            abs(sum(of.k_per_layer) - sum(sae.k_per_layer)),
+            abs(sum(of.layer_sizes) - sum(sae.layer_sizes)),
+            name,
+        )
+
+    alike = [
+        name
+        for name, config in PRESETS.items()
+        if _OF_PAPERS.fullmatch(name)
+        and kind_of(config) == kind
+        and len(config.sae.layer_sizes) == len(sae.layer_sizes)
+    ]
+    return min(alike, key=far, default=None)
+
+
+def _of_interest(config: TrainConfig) -> tuple[dict[str, str], dict[str, str], dict[str, str]]:
+    """The settings that may differ, as text by key: what is read, the SAE, the optimizer."""
+    whole: dict[str, Any] = to_dict(config)
+    reads = {
+        **{key: whole[key] for key in _SHARED},
+        "context": whole["text"]["context"],
+        **{key: whole["activations"][key] for key in _POSITIONS},
+    }
+    reads, sae, optim = (
+        {key: _text(value) for key, value in flatten(part).items() if key not in _NO_MATTER}
+        for part in (reads, whole["sae"], whole["optim"])
+    )
+    return reads, sae, optim
+
+
+def _text(value: str) -> str:
+    """As in a configuration file, where numbers are short."""
+    if value in ("None", "True", "False"):
+        return {"None": "null", "True": "true", "False": "false"}[value]
+    try:
+        return f"{float(value):g}" if "." in value or "e" in value else f"{int(value):,}"
+    except ValueError:
+        return value
