@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from conftest import EOS, WIDTH, MakeConfig, save_llama
+from edits import edit_json
 from saeforest import UserError
 from saeforest.activations import (
     ActivationBatch,
@@ -293,9 +294,7 @@ def told(store: Path, names: str) -> str:
 
 
 def edit_manifest(store: Path, **changes: Any) -> None:
-    path = store / "activations.json"
-    manifest = json.loads(path.read_text()) | changes
-    path.write_text(json.dumps({k: v for k, v in manifest.items() if v is not ...}))
+    edit_json(store / "activations.json", **changes)
 
 
 def test_a_store_holds_its_tokens_and_what_it_was_made_of(store: Path, tokens: Tokens) -> None:

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 import saeforest
 from conftest import MakeConfig, save_llama
+from edits import forget_checksums
 from saeforest import cli, files
 from saeforest.activations.sources import open_store
 from saeforest.config import load_config, save_config
@@ -356,6 +357,8 @@ def test_weights_with_a_nan_name_their_file(
     weights = load_file(file)
     weights["W_dec"][3, 3] = float("nan")
     save_file(weights, file)
+    assert "does not match its checksum" in fails(*on(command, a_run))
+    forget_checksums(file.parent)
     assert "tensor 'W_dec' holds NaN" in fails(*on(command, a_run))
 
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from edits import edit_json
 from saeforest import UserError
 from saeforest.config import MemberConfig, TrainConfig
 from saeforest.infer import InferConfig
@@ -232,9 +233,7 @@ def test_forests_are_inferred_where_training_looked(run: Path) -> None:
 def test_an_sae_of_another_model_is_not_measured(run: Path, tmp_path: Path) -> None:
     shutil.copytree(run, tmp_path / "run")
     cfg = tmp_path / "run" / "sae" / "tree" / "cfg.json"
-    about = json.loads(cfg.read_text())
-    about["metadata"]["hook_name"] = "blocks.0.hook_resid_post"
-    cfg.write_text(json.dumps(about))
+    edit_json(cfg, lambda about: about["metadata"].update(hook_name="blocks.0.hook_resid_post"))
     config, sae = load_run(tmp_path / "run", name="tree")
     with pytest.raises(
         UserError, match=r"trained on site blocks\.0\.hook_resid_post, but the run's is blocks\.1"

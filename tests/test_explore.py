@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import math
 import re
 from collections.abc import Callable
@@ -20,6 +19,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from edits import edit_json
 from saeforest import directions as directions_module
 from saeforest.activations import ActivationBatch
 from saeforest.code import SparseCode
@@ -28,7 +28,6 @@ from saeforest.errors import UserError
 from saeforest.explore import (
     Index,
     build_index,
-    output_console,
     show_families,
     show_feature,
     telling_families,
@@ -36,7 +35,7 @@ from saeforest.explore import (
 from saeforest.explore.index import About
 from saeforest.explore.show import percent
 from saeforest.explore.strongest import Strongest, passages
-from saeforest.explore.text_view import BLANK, fit, keyword_line, printable, read_passage
+from saeforest.explore.text_view import BLANK, fit, keyword_line, read_passage
 from saeforest.forest import Forest
 from saeforest.saes import TreeConfig, TreeSAE
 from saeforest.text import Tokens
@@ -345,7 +344,7 @@ def test_tensors_that_are_no_index_are_noticed(
 def test_a_manifest_of_another_kind_is_noticed(saved: tuple[Path, World], change: dict[str, object]) -> None:
     run, world = saved
     path = run / "index" / "index.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    edit_json(path, **change)
     with pytest.raises(UserError, match=next(iter(change))) as error:
         Index.load(run / "index", world.sae)
     one_line(error, run)
@@ -503,10 +502,6 @@ def test_bytes_that_are_no_text_are_shown_as_such(tokenizer: PreTrainedTokenizer
 HOSTILE = "x\x1b[31mred\x1b[0m\r\n\t\x07[bold]b[/] \u202edlrow\x9b:smile: [/red]\x7f\u2028z"
 
 
-def test_printable_leaves_no_control_characters() -> None:
-    assert printable(HOSTILE) == "x␛[31mred␛[0m↵⇥␇[bold]b[/] �dlrow�:smile: [/red]�↵z"
-
-
 @pytest.mark.parametrize("keep", ["start", "end"])
 @pytest.mark.parametrize("text", ["plain text", "中文中文中", "", "a中" * 5])
 def test_fit_never_exceeds_its_columns(text: str, keep: str) -> None:
@@ -644,17 +639,6 @@ def test_the_same_text_is_shown_once(tokenizer: PreTrainedTokenizerFast) -> None
     out = printed(show_feature, index, Forest(torch.tensor([-1]), (1,)), tokenizer, 0)
     assert (out.count("«l»icence"), out.count("«a»nother")) == (1, 1)
     assert re.search(r"0 +3.0 %  l · a$", out, re.M)
-
-
-def test_output_console_in_a_pipe(monkeypatch: pytest.MonkeyPatch) -> None:
-    raw = io.BytesIO()
-    monkeypatch.delenv("FORCE_COLOR", raising=False)
-    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(raw, encoding="latin-1"))
-    console = output_console()
-    assert (console.width, console.is_terminal) == (100, False)
-    console.print("↵")
-    console.file.flush()
-    assert raw.getvalue() == b"?\n"
 
 
 @pytest.mark.parametrize(

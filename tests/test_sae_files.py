@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import saeforest
+from edits import edit_json, forget_checksums
 from saeforest import UserError, files
 from saeforest.saes import AllocationConfig, TreeAuxConfig, TreeConfig, TreeSAE, load_sae, save_sae
 
@@ -106,6 +107,8 @@ def test_cfg_has_exactly_the_fixed_keys(saved: Path) -> None:
         "format_version",
         "parent",
         "metadata",
+        "checksum",
+        "checksums",
     }
     assert (cfg["architecture"], cfg["d_in"], cfg["d_sae"], cfg["dtype"]) == ("tree", D, D_SAE, "float32")
     assert cfg["layer_sizes"] == list(SIZES)
@@ -170,15 +173,14 @@ def one_line(folder: Path, names: str) -> str:
 
 
 def edit_cfg(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    cfg = json.loads((folder / CFG).read_text())
-    change(cfg)
-    (folder / CFG).write_text(json.dumps(cfg))
+    edit_json(folder / CFG, change)
 
 
 def edit_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
     weights = load_file(folder / WEIGHTS)
     change(weights)
     save_file({k: v.contiguous() for k, v in weights.items()}, folder / WEIGHTS)
+    forget_checksums(folder)
 
 
 def test_a_missing_folder(tmp_path: Path) -> None:
@@ -202,11 +204,14 @@ def test_a_folder_in_place_of_a_file(saved: Path, name: str) -> None:
 def test_truncated_weights(saved: Path, share: float) -> None:
     data = (saved / WEIGHTS).read_bytes()
     (saved / WEIGHTS).write_bytes(data[: int(share * len(data))])
+    assert "does not match its checksum" in one_line(saved, WEIGHTS)
+    forget_checksums(saved)
     assert "not a whole safetensors file" in one_line(saved, WEIGHTS)
 
 
 def test_weights_of_another_kind(saved: Path) -> None:
     (saved / WEIGHTS).write_bytes(pickle.dumps({"W_enc": [1.0] * 1000}))
+    forget_checksums(saved)
     assert "not a whole safetensors file" in one_line(saved, WEIGHTS)
 
 

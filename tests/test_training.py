@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import load_file
 
 from conftest import EOS, MakeConfig
+from edits import edit_json
 from saeforest import UserError
 from saeforest.activations import ActivationStream, sources
 from saeforest.activations.sources import MemoryActivations
@@ -650,9 +651,7 @@ def test_a_store_that_does_not_say_what_it_is_of_is_refused(
 ) -> None:
     folder = tmp_path / "store"
     shutil.copytree(harvested, folder)
-    manifest = json.loads((folder / "activations.json").read_text())
-    del manifest[key]
-    (folder / "activations.json").write_text(json.dumps(manifest))
+    edit_json(folder / "activations.json", lambda manifest: manifest.pop(key))
     with pytest.raises(UserError, match=f"activations.json.*{key}"):
         run_training(tiny_config(data=str(folder)), tmp_path / "run")
 

@@ -18,6 +18,7 @@ import tyro
 from . import __version__
 from .config import TrainConfig, load_config, resolve
 from .errors import UserError
+from .output import note, results, say, status, steady
 from .presets import PRESET_NAMES, PRESETS, together, with_seeds
 from .toys import SYSTEM_NAMES, SyntheticConfig
 
@@ -68,8 +69,6 @@ class _Train:
 
 def train(argv: Sequence[str]) -> None:
     """Train one SAE, or several on the same activations. `saeforest train [PRESET ...] [--config FILE] [--out RUN]`."""
-    from .progress import console
-
     name, base, rest = _presets(argv)
     about = f"{train.__doc__} {PRESET_NAMES}"
     args = _parse(_Train, rest, "train", about, default=_Train(base))
@@ -85,7 +84,7 @@ def train(argv: Sequence[str]) -> None:
     if args.dry_run:
         from .training.plan import describe, estimate
 
-        console.print(describe(estimate(config)))
+        status.print(describe(estimate(config)))
         return
     from .training import Interrupted, run_training
     from .training.run import resume_config
@@ -108,7 +107,7 @@ def _say_trained(run: Path, name: str, d_sae: int) -> None:
     last = [line for line in read_log(log_folder(run, name)) if "event" not in line][-1]
     l0, dead, fve = sum(last["l0"]), sum(last["dead"]), last["fve"]
     said = f"FVE {'-' if fve is None else f'{fve:.3f}'}, L0 {l0:.1f}, {dead:,} of {d_sae:,} features dead"
-    print(f"In training: {name + ': ' if name else ''}{said}")
+    say(f"In training: {name + ': ' if name else ''}{said}")
 
 
 def _presets(argv: Sequence[str]) -> tuple[str, TrainConfig, list[str]]:
@@ -150,7 +149,6 @@ def _checked(config: TrainConfig, base: TrainConfig) -> TrainConfig:
 
 def evaluate(argv: Sequence[str]) -> None:
     """Measure trained SAEs on text they have not seen. Writes RUN/eval/MEASURE.json; goes on where it was stopped."""
-    from .explore import output_console
     from .measures import measure_names, measure_run, table
     from .measures.arguments import eval_arguments
     from .measures.options import preset_options
@@ -167,7 +165,7 @@ def evaluate(argv: Sequence[str]) -> None:
     for _, sae in saes.values():
         check_site(sae, reader)
     for name, records in measure_run(saes, reader, names, args.options, args.run, again=args.again).items():
-        output_console().print(table(records, title=name or None))
+        results().print(table(records, title=name or None))
 
 
 # -- compare
@@ -191,7 +189,7 @@ def compare(argv: Sequence[str]) -> None:
 
     claim_folder(args.out)
     compare_runs(args.runs, args.out)
-    print(f"the report: {args.out / 'report.html'} (also report.md, report.json, figures/)")
+    say(f"the report: {args.out / 'report.html'} (also report.md, report.json, figures/)")
 
 
 # -- index and show
@@ -257,7 +255,7 @@ def show(argv: Sequence[str]) -> None:
     """Show the tree under a feature with the text that activates it; without a feature, the most telling families."""
     args = _parse(_Show, argv, "show", _doc(show))
     _positive(args, "families")
-    from .explore import Index, output_console, show_families, show_feature
+    from .explore import Index, show_families, show_feature
     from .lm import load_tokenizer
     from .session import check_site, load_run, open_reader, within
 
@@ -269,9 +267,9 @@ def show(argv: Sequence[str]) -> None:
     else:
         reader = open_reader(config)
         check_site(sae, reader)
-        print(f"{args.run} has no index yet; making it, once", file=sys.stderr)
+        note(f"{args.run} has no index yet; making it, once")
         found = _make_index(folder, config, sae, reader, min(INDEX_TOKENS, config.tokens))
-    console, tokenizer = output_console(), load_tokenizer(config.model)
+    console, tokenizer = results(), load_tokenizer(config.model)
     if feature is None:
         show_families(console, found, sae.forest, tokenizer, n=args.families)
     else:
@@ -310,8 +308,8 @@ def harvest(argv: Sequence[str]) -> None:
     config = settle_positions(config, reader, tokens)
     done = harvest_folder(reader, tokens, args.out, about_activations(config, tokens))
     place = f"--data {args.out} --model {config.model} --site {config.site}"
-    print(f"{done.n_rows:,} activations in {args.out}; train on them with {place}")
-    print(done)
+    say(f"{done.n_rows:,} activations in {args.out}; train on them with {place}")
+    say(str(done))
 
 
 # -- demo
@@ -359,7 +357,7 @@ def _say_next(run: Path, name: str = "", *, families: bool = True) -> None:
         f'In Python: saeforest.load("{folder}")': "the SAE: encode, decode, forest",
     }
     width = max(map(len, commands))
-    print("\nNext:", *(f"  {command:{width}}   {what}" for command, what in commands.items()), sep="\n")
+    _lines("\nNext:\n" + "\n".join(f"  {command:{width}}   {what}" for command, what in commands.items()))
 
 
 # -- synthetic
@@ -382,7 +380,6 @@ class _Synthetic:
 
 def synthetic(argv: Sequence[str]) -> None:
     """Train systems on a world whose tree is known, and score how much of it they recover. Writes recovery.json."""
-    from .explore import output_console
     from .files import write_json
     from .synthetic import GENERATORS
     from .synthetic.run import RECOVERY, Found, compare, recovery_table
@@ -411,11 +408,11 @@ def synthetic(argv: Sequence[str]) -> None:
 
     def write(found: Found) -> None:
         out.mkdir(parents=True, exist_ok=True)
-        write_json(out / RECOVERY, found)
+        write_json(out / RECOVERY, found, signed=False)
 
     found = compare(lambda seed: GENERATORS[args.generator](seed=seed), seeds, systems, args.training, write)
-    output_console().print(recovery_table(found, args.generator))
-    print(f"every score, for every seed: {out / RECOVERY}")
+    results().print(recovery_table(found, args.generator))
+    say(f"every score, for every seed: {out / RECOVERY}")
 
 
 # -- the frame
@@ -454,12 +451,23 @@ def _usage() -> str:
 
 
 def run(argv: Sequence[str]) -> int:
-    """Runs a command line; returns its exit status: 0, 2 for a user's error, 130 after Ctrl-C."""
+    """Runs a command line; returns its exit status.
+
+    0: done; 1: done, but some of the output could not be written; 2: a user's error; 128 + N after signal N, which is
+    130 after Ctrl-C.
+    """
+    with steady() as lost:
+        code = _run(argv)
+        sys.stdout.flush()
+    return code or int(bool(lost))
+
+
+def _run(argv: Sequence[str]) -> int:
     if not argv or argv[0] in ("-h", "--help", "help"):
-        print(_usage())
+        _lines(_usage())
         return 0 if argv else 2
     if argv[0] == "--version":
-        print(__version__)
+        say(__version__)
         return 0
     try:
         if argv[0] not in COMMANDS:
@@ -470,21 +478,23 @@ def run(argv: Sequence[str]) -> int:
     except UserError as error:
         return _fail(str(error))
     except KeyboardInterrupt as stop:
-        print(f"\n{stop}" if str(stop) else "\nstopped; nothing is left to resume", file=sys.stderr)
+        note()
+        note(str(stop) or "stopped")
         return 130
-    except BrokenPipeError:  # `saeforest show RUN | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except OSError as error:
         if error.errno is None:
             raise
-        place = error.filename or "writing"
-        return _fail(f"{place}: {os.strerror(error.errno)}; nothing already saved is lost")
+        return _fail(f"{error.filename or 'writing'}: {os.strerror(error.errno)}")
 
 
 def _fail(message: str) -> int:
-    print(f"saeforest: error: {' '.join(message.split())}", file=sys.stderr)
+    note(f"saeforest: error: {' '.join(message.split())}")
     return 2
+
+
+def _lines(text: str) -> None:
+    for line in text.splitlines():
+        say(line)
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from .errors import UserError
-from .files import atomic_file
+from .files import atomic_file, read_yaml
 from .saes import SYSTEMS, SystemConfig, TreeConfig, check_inference
 
 Precision = Literal["auto", "float32", "bfloat16"]
@@ -213,14 +213,7 @@ def save_config(config: TrainConfig, path: Path) -> None:
 
 def load_config(path: Path) -> TrainConfig:
     """A configuration from YAML; keys left out keep their defaults. Raises UserError for any other flaw."""
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; expected a configuration such as RUN/config.yaml") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    data = read_yaml(path)
     if not isinstance(data, dict):
         raise UserError(f"{path}: expected a mapping of settings, as in RUN/config.yaml")
     try:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from .config import TrainConfig
 from .errors import UserError
-from .explore import build_index, output_console, show_families
+from .explore import build_index, show_families
 from .measures import SETS, MeasureOptions, measure_run, table
-from .progress import console
+from .output import note, results
 from .saes.files import SAE_FOLDER
 from .training import run_training
 from .training.checkpoint import latest_checkpoint
@@ -28,23 +28,23 @@ def run_demo(config: TrainConfig, out: Path, eval_tokens: int) -> None:
     resume = latest_checkpoint(out / CHECKPOINTS) is not None
     if resume:
         config = resume_config(out)
-    console.print(f"[bold]Training[/] a Tree SAE on {config.model} at {config.site} into {out}")
+    note(f"Training a Tree SAE on {config.model} at {config.site} into {out}")
     run = run_training(config, out, resume=resume)
     trained = time.monotonic()
 
-    console.print("[bold]Measuring[/] it on held-out text")
+    note("Measuring it on held-out text")
     options = MeasureOptions(tokens=eval_tokens)
     records = measure_run({"": (run.config, run.sae)}, run.reader, SETS["fast"], options, out)[""]
     measured = time.monotonic()
 
-    console.print("[bold]Indexing[/] what its features fire on")
+    note("Indexing what its features fire on")
     blocks = (run.blocks.block(0, i) for i in range(run.blocks.n_blocks))
     index = build_index(run.sae, blocks, run.tokens, total=run.tokens.n_tokens)
     index.save(out / "index")
     run.drop_activations()
     indexed = time.monotonic()
 
-    output = output_console()
+    output = results()
     output.print(table(records))
     show_families(output, index, run.sae.forest, run.reader.lm.tokenizer)
     harvest = run.seconds_harvest

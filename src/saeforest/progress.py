@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-console = Console(stderr=True, highlight=False)
+from .output import note as say_so
+from .output import printable, status
+
 _LINE_EVERY_S = 15.0
 
 Advance = Callable[..., None]
@@ -33,17 +33,17 @@ def progress(description: str, total: int, unit: str = "tokens", before: int = 0
     `before`: units that were done before, by a run that is now resumed; they don't count for the rate.
     """
     start = time.monotonic()
-    if console.is_terminal:
+    if status.is_terminal:
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=28),
             TextColumn("{task.percentage:>3.0f}%"),
-            TextColumn("{task.fields[rate]}"),
+            TextColumn("{task.fields[rate]}", markup=False),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
+            TextColumn("{task.fields[note]}", markup=False),
         )
-        with Progress(*columns, console=console, transient=False) as bar:
-            task = bar.add_task(description, total=total, completed=before, rate="", note="")
+        with Progress(*columns, console=status, transient=False) as bar:
+            task = bar.add_task(printable(description), total=total, completed=before, rate="", note="")
 
             def advance(n: int, note: str = "") -> None:
                 done = bar.tasks[0].completed + n - before
@@ -62,12 +62,8 @@ def progress(description: str, total: int, unit: str = "tokens", before: int = 0
             last = now
             left = (total - done) * (now - start) / max(done, 1)
             text = f"{description}  {100 * done / max(total, 1):3.0f}%  {_rate(done, now - start, unit)}"
-            print(f"{text}  {_duration(left)} left  {note}".rstrip(), file=sys.stderr, flush=True)
+            say_so(f"{text}  {_duration(left)} left  {note}".rstrip())
 
     yield advance_line
     elapsed = time.monotonic() - start
-    print(
-        f"{description}  done: {done:,} {unit} in {_duration(elapsed)} ({_rate(done, elapsed, unit)})",
-        file=sys.stderr,
-        flush=True,
-    )
+    say_so(f"{description}  done: {done:,} {unit} in {_duration(elapsed)} ({_rate(done, elapsed, unit)})")

@@ -3,14 +3,13 @@
 from .build import build_index
 from .families import Families, Family, telling_families
 from .index import Index
-from .show import output_console, show_families, show_feature
+from .show import show_families, show_feature
 
 __all__ = [
     "Families",
     "Family",
     "Index",
     "build_index",
-    "output_console",
     "show_families",
     "show_feature",
     "telling_families",

@@ -14,7 +14,15 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from ..errors import UserError
-from ..files import atomic_folder, read_json, read_tensors, write_json, write_tensors
+from ..files import (
+    CHECKSUMS,
+    atomic_folder,
+    listed_checksum,
+    read_json,
+    read_tensors,
+    write_json,
+    write_tensors,
+)
 from ..saes import SAE
 from ..text import Tokens
 
@@ -96,9 +104,12 @@ class Index:
     def save(self, folder: Path) -> None:
         """Writes the index so that the folder is whole or untouched."""
         with atomic_folder(folder) as temporary:
-            self.tokens.save(temporary / TOKENS)
-            write_tensors(temporary / TENSORS, {name: getattr(self, name) for name in _TENSORS})
-            write_json(temporary / MANIFEST, {"format_version": FORMAT_VERSION, **asdict(self.about)})
+            checksums = {
+                TOKENS: self.tokens.save(temporary / TOKENS),
+                TENSORS: write_tensors(temporary / TENSORS, {name: getattr(self, name) for name in _TENSORS}),
+            }
+            about = {"format_version": FORMAT_VERSION, **asdict(self.about), CHECKSUMS: checksums}
+            write_json(temporary / MANIFEST, about)
 
     @classmethod
     def load(cls, folder: Path, sae: SAE) -> Index:
@@ -107,9 +118,10 @@ class Index:
         if not (folder / MANIFEST).is_file():
             raise UserError(f"{folder}: no index yet; {again}")
         try:
-            about = _read_about(folder / MANIFEST)
-            tokens = Tokens.load(folder / TOKENS)
-            tensors = read_tensors(folder / TENSORS)
+            manifest = read_json(folder / MANIFEST)
+            about = _about(manifest, folder / MANIFEST)
+            tokens = Tokens.load(folder / TOKENS, listed_checksum(manifest, TOKENS))
+            tensors = read_tensors(folder / TENSORS, listed_checksum(manifest, TENSORS))
         except UserError as error:
             raise UserError(f"{folder}: this index can't be read ({error}); {again} again") from None
         if about.sae != fingerprint(sae):
@@ -131,9 +143,13 @@ def fingerprint(sae: SAE) -> str:
     return digest.hexdigest()
 
 
-def _read_about(path: Path) -> About:
-    data: Any = read_json(path)
-    version = data.pop("format_version", None) if isinstance(data, dict) else None
+def _about(manifest: Any, path: Path) -> About:
+    data = (
+        {key: value for key, value in manifest.items() if key != CHECKSUMS}
+        if isinstance(manifest, dict)
+        else {}
+    )
+    version = data.pop("format_version", None)
     if version != FORMAT_VERSION:
         raise UserError(f"{path.name}: format_version {version!r}, expected {FORMAT_VERSION}")
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -19,19 +18,12 @@ from .families import Family, telling_families
 from .index import Index
 from .text_view import Passage, keyword_line, read_passage
 
-_WIDEST, _PIPED = 120, 100
+_WIDEST = 120
 # Of the columns, what the active token and the text behind it take.
 _RIGHT_SHARE = 0.42
 _MAX_CHILDREN = 12
 _FAMILY_CHILDREN, _FAMILY_CONTEXTS = 5, 2
 _FOCUS = "bold reverse cyan"
-
-
-def output_console() -> Console:
-    """The console for results: as wide as the terminal; into a file or a pipe 100 columns, without colours."""
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="replace")  # pyright: ignore[reportAttributeAccessIssue]
-    return Console(highlight=False, width=None if sys.stdout.isatty() else _PIPED)
 
 
 def show_families(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -12,9 +11,10 @@ from rich.cells import cell_len, get_character_cell_size
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
+from ..output import UNKNOWN, printable
 from ..text import Tokens
 
-ELLIPSIS, UNKNOWN, BLANK = "…", "\ufffd", "␣"
+ELLIPSIS, BLANK = "…", "␣"
 # Tokens decoded on either side: enough for the columns of a wide terminal.
 _REACH = 64
 
@@ -71,29 +71,6 @@ def split_at(ids: list[int], i: int, tokenizer: PreTrainedTokenizerBase) -> tupl
     left = next(text for n in range(i, -1, -1) if whole.startswith(text := decode(n) if n else ""))
     right = next(text for n in range(i + 1, len(ids) + 1) if whole.startswith(text := decode(n)))
     return left, whole[len(left) : len(right)], whole[len(right) :]
-
-
-def printable(text: str) -> str:
-    """The same text without line breaks, control sequences and direction overrides; a sign stands for each."""
-    return "".join(_sign(c) for c in text.replace("\r\n", "\n"))
-
-
-def _sign(c: str) -> str:
-    match unicodedata.category(c):
-        case "Cc" if c == "\n":
-            return "↵"
-        case "Cc" if c == "\t":
-            return "⇥"
-        case "Cc" if c < " ":
-            return chr(0x2400 + ord(c))  # control pictures: ␛ for escape
-        case "Zl" | "Zp":
-            return "↵"
-        case "Zs":
-            return " "
-        case "Cc" | "Cf" | "Cs" | "Co" | "Cn":
-            return UNKNOWN
-        case _:
-            return c
 
 
 def _blanks_outside(before: str, token: str, after: str) -> tuple[str, str, str]:

@@ -10,7 +10,7 @@ from typing import Any
 import httpx2
 
 from ..errors import UserError
-from ..explore.text_view import printable
+from ..output import printable
 
 # Seconds: no wait between two tries is longer, and an endpoint that asks for a longer one is told to the user.
 _LONGEST_WAIT = 60.0

@@ -6,7 +6,6 @@ import hashlib
 import io
 import os
 import shutil
-import sys
 import tempfile
 from contextlib import redirect_stderr
 from pathlib import Path
@@ -19,6 +18,7 @@ from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
 from transformers import GgufConfig, PreTrainedTokenizerBase
 
 from saeforest.lm.pretrained import Pretrained, read_pretrained
+from saeforest.output import note
 
 # Raise it when the same file is to be unpacked differently: copies made before are then no longer used.
 _RECIPE = b"1"
@@ -59,7 +59,7 @@ def _store(path: Path, copy: Path) -> bool:
     """Unpacks the file into the folder `copy`, which appears complete or not at all. False if it cannot."""
     try:
         copy.parent.mkdir(parents=True, exist_ok=True)
-        print(f"unpacking {path.name} into {copy.parent}, once", file=sys.stderr, flush=True)
+        note(f"unpacking {path.name} into {copy.parent}, once")
         with tempfile.TemporaryDirectory(
             dir=copy.parent, prefix=".partial-", ignore_cleanup_errors=True
         ) as partial:

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float64, Int64
 from numpy import ndarray as Array
 from transformers import PreTrainedTokenizerBase
 
-from ..explore.text_view import printable
+from ..output import printable
 from .subject import Seen
 
 # A token is marked where its value is above this share of the largest in the feature's top windows.

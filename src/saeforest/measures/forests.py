@@ -19,7 +19,15 @@ from ..activations import ActivationReader
 from ..activations.sources import is_store, open_store
 from ..config import TrainConfig
 from ..errors import UserError
-from ..files import atomic_folder, read_json, read_tensors, write_json, write_tensors
+from ..files import (
+    CHECKSUMS,
+    atomic_folder,
+    listed_checksum,
+    read_json,
+    read_tensors,
+    write_json,
+    write_tensors,
+)
 from ..forest import Forest
 from ..infer import ForestInference, InferredForest
 from ..progress import progress
@@ -118,8 +126,11 @@ def _write(folder: Path, inferred: InferredForest, about: dict[str, Any]) -> Non
     if inferred.s_res is not None:
         tensors["s_res"] = inferred.s_res
     with atomic_folder(folder) as temporary:
-        write_tensors(temporary / _TENSORS, tensors)
-        found = {"layered": inferred.forest.layered, "activations": inferred.n_tokens}
+        found = {
+            "layered": inferred.forest.layered,
+            "activations": inferred.n_tokens,
+            CHECKSUMS: {_TENSORS: write_tensors(temporary / _TENSORS, tensors)},
+        }
         write_json(temporary / _ABOUT, about | found)
 
 
@@ -129,7 +140,8 @@ def _read(
     """A forest kept for this SAE and these settings, if there is one."""
     try:
         kept = read_json(folder / _ABOUT)
-        parent = read_tensors(folder / _TENSORS)["parent"]
+        parent = read_tensors(folder / _TENSORS, listed_checksum(kept, _TENSORS))["parent"]
+        kept.pop(CHECKSUMS, None)
         layered, n = bool(kept.pop("layered")), int(kept.pop("activations"))
         if kept != about:
             return None

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..activations import ActivationReader
 from ..config import TrainConfig
 from ..errors import UserError
-from ..progress import console
+from ..output import note
 from ..saes import SAE
 from ..saes.files import SAE_FOLDER
 from ..session import read_tokens, text_source, within
@@ -80,7 +80,7 @@ def measure_run(
         key = keys[name][record.measure]
         place = within(folder / EVAL_FOLDER, name) / f"{record.measure}.json"
         replace(record, settings={**record.settings, "key": key}).write(place)
-        console.print(f"measured  {name} {record.measure}".rstrip(), style="dim")
+        note(f"measured  {name} {record.measure}".rstrip())
     return {
         name: [Record.read(within(folder / EVAL_FOLDER, name) / f"{measure}.json") for measure in names]
         for name in saes

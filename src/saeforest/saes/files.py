@@ -14,7 +14,15 @@ from pydantic import Field, TypeAdapter, ValidationError
 from torch import Tensor
 
 from ..errors import UserError
-from ..files import atomic_folder, read_json, read_tensors, write_json, write_tensors
+from ..files import (
+    CHECKSUMS,
+    atomic_folder,
+    listed_checksum,
+    read_json,
+    read_tensors,
+    write_json,
+    write_tensors,
+)
 from ..forest import Forest
 from .base import SAE, SAEConfig
 from .systems import SYSTEMS
@@ -52,8 +60,8 @@ def check_inference(config: SAEConfig) -> None:
 def save_sae(sae: SAE, folder: Path) -> None:
     """Writes the SAE so that the folder is whole or untouched."""
     with atomic_folder(folder) as temporary:
-        write_json(temporary / CFG, _cfg(sae))
-        write_tensors(temporary / WEIGHTS, sae.tensors())
+        weights = write_tensors(temporary / WEIGHTS, sae.tensors())
+        write_json(temporary / CFG, {**_cfg(sae), CHECKSUMS: {WEIGHTS: weights}})
 
 
 def _cfg(sae: SAE) -> dict[str, Any]:
@@ -112,7 +120,7 @@ def load_sae(folder: str | Path) -> SAE:
             f"{folder / CFG}: d_sae = {frame.d_sae}, but layer_sizes {list(config.layer_sizes)} "
             f"add up to {sum(config.layer_sizes)}; the file is damaged"
         )
-    weights = read_tensors(folder / WEIGHTS)
+    weights = read_tensors(folder / WEIGHTS, listed_checksum(cfg, WEIGHTS))
     # The largest come first: a file of other sizes is found out before memory is taken for them.
     _check_weights(weights, sae_class.tensor_shapes(frame.d_in, frame.d_sae), folder / WEIGHTS)
     sae = sae_class(_with_bias(config, weights, folder / WEIGHTS), frame.d_in)

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from saeforest.errors import UserError
-from saeforest.files import read_tensors, write_tensors
+from saeforest.files import parse_json, read_tensors, write_tensors
 from saeforest.progress import progress
 from saeforest.text.corpora import Document, documents
 
@@ -59,26 +59,26 @@ class Tokens:
         """The distance of each row from the first token of its document, in tokens."""
         return rows.long() - self.document_starts.to(rows.device)[self.document_of(rows)]
 
-    def save(self, path: Path) -> None:
-        """Writes one safetensors file. Whoever reads `path` meanwhile sees the old file or the new, whole."""
+    def save(self, path: Path) -> str:
+        """Writes one safetensors file, whole or not at all; returns its checksum."""
         names = np.frombuffer(json.dumps(self.names).encode(), np.uint8).copy()
         tensors = {
             "ids": self.ids,
             "document_starts": self.document_starts,
             "names": torch.from_numpy(names),
         }
-        write_tensors(path, tensors)
+        return write_tensors(path, tensors)
 
     @classmethod
-    def load(cls, path: Path) -> Tokens:
-        """What `save` wrote.
+    def load(cls, path: Path, expected: str | None = None) -> Tokens:
+        """What `save` wrote; `expected` is its checksum, where one is known.
 
         Raises:
             UserError: the file is missing, damaged, or not one that `save` wrote.
         """
         try:
-            tensors = read_tensors(path)
-            names = tuple(json.loads(tensors["names"].numpy().tobytes()))
+            tensors = read_tensors(path, expected)
+            names = tuple(parse_json(tensors["names"].numpy().tobytes(), str(path)))
             tokens = cls(tensors["ids"], tensors["document_starts"], names)
             _check(tokens)
         except (KeyError, ValueError, TypeError):

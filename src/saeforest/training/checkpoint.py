@@ -12,7 +12,15 @@ from torch import Tensor
 
 from ..activations import ActivationStream
 from ..errors import UserError
-from ..files import atomic_folder, read_json, read_tensors, write_json, write_tensors
+from ..files import (
+    CHECKSUMS,
+    atomic_folder,
+    listed_checksum,
+    read_json,
+    read_tensors,
+    write_json,
+    write_tensors,
+)
 from ..saes import SAE
 
 _TENSORS, _STATE = "state.safetensors", "state.json"
@@ -30,9 +38,12 @@ def save_checkpoint(
     """Writes `folder/step-NNNNNNNN` whole, then drops older ones. `fingerprint` is of the data."""
     target = folder / f"step-{step:08}"
     with atomic_folder(target) as temporary:
+        checksums = {}
         for name, (sae, optimizer) in trained.items():
-            write_tensors(_file(temporary, name), _tensors(sae, optimizer))
-        write_json(temporary / _STATE, {"step": step, "data": stream.state(), "fingerprint": fingerprint})
+            file = _file(temporary, name)
+            checksums[file.name] = write_tensors(file, _tensors(sae, optimizer))
+        state = {"step": step, "data": stream.state(), "fingerprint": fingerprint, CHECKSUMS: checksums}
+        write_json(temporary / _STATE, state)
     for old in folder.glob("step-*"):
         if old != target:
             shutil.rmtree(old)
@@ -74,7 +85,10 @@ def load_checkpoint(
             f"{checkpoint}: the text or its activations are no longer those it was written with, so the run can't go "
             "on as it would have; bring them back, or start anew in another --out"
         )
-    tensors = {name: read_tensors(_file(checkpoint, name)) for name in trained}
+    tensors = {}
+    for name in trained:
+        file = _file(checkpoint, name)
+        tensors[name] = read_tensors(file, listed_checksum(state, file.name))
     try:
         for name, (sae, optimizer) in trained.items():
             _restore(sae, optimizer, tensors[name])

@@ -1,0 +1,164 @@
+"""The one place that prints: results on the standard output, everything else on the standard error.
+
+Text that comes from files, names and paths is shown, never obeyed: control characters become visible signs, and
+nothing is taken for markup. Output that cannot be written (a reader that went away, a full disk, a closed terminal)
+never ends the work: it is dropped, and `lost` remembers that there was some.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+UNKNOWN = "\ufffd"
+_MOST = 4_000  # characters of one line
+_PIPED = 100  # columns
+
+
+def printable(text: str) -> str:
+    """The same text without line breaks, control sequences and direction overrides; a sign stands for each."""
+    return "".join(map(_sign, text.replace("\r\n", "\n")))
+
+
+def _sign(c: str) -> str:
+    if " " <= c <= "~":
+        return c
+    match unicodedata.category(c):
+        case "Cc" if c == "\n":
+            return "↵"
+        case "Cc" if c == "\t":
+            return "⇥"
+        case "Cc" if c < " ":
+            return chr(0x2400 + ord(c))  # control pictures: ␛ for escape
+        case "Zl" | "Zp":
+            return "↵"
+        case "Zs":
+            return " "
+        case "Cc" | "Cf" | "Cs" | "Co" | "Cn":
+            return UNKNOWN
+        case _:
+            return c
+
+
+def _line(text: str) -> str:
+    cut = text if len(text) <= _MOST else f"{text[:_MOST]} … ({len(text):,} characters)"
+    return printable(cut)
+
+
+class _Console(Console):
+    """Rich's console for strings that are text and nothing else, wherever in a table or title they stand."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        lines = "\n".join(map(_line, text.split("\n")))
+        return super().render_str(lines, **{**options, "markup": False, "emoji": False})
+
+
+status = _Console(stderr=True, highlight=False, markup=False, emoji=False)
+"""For progress and notes."""
+
+
+def results() -> Console:
+    """The console for results: as wide as the terminal; into a file or a pipe 100 columns, without colors."""
+    _lenient(sys.stdout)
+    terminal = sys.stdout is not None and sys.stdout.isatty()
+    return _Console(highlight=False, markup=False, emoji=False, width=None if terminal else _PIPED)
+
+
+def say(text: str = "") -> None:
+    """Prints a line of a result."""
+    _print(text, sys.stdout)
+
+
+def note(text: str = "") -> None:
+    """Prints a line that is no result: what happens, what was left out, what to do."""
+    if status.is_terminal:
+        status.print(text, soft_wrap=True)  # above a progress bar, should there be one
+    else:
+        _print(text, sys.stderr)
+
+
+def _lenient(stream: Any) -> None:
+    """A sign that the stream's encoding lacks becomes a question mark instead of an error."""
+    if (reconfigure := getattr(stream, "reconfigure", None)) is not None:
+        reconfigure(errors="replace")
+
+
+def _print(text: str, stream: Any) -> None:
+    if stream is not None:
+        stream.write(_line(text) + "\n")
+        stream.flush()
+
+
+class _Steady:
+    """A stream whose writes never raise: after the first that fails, the rest is dropped."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        self.lost = False
+        _lenient(stream)
+
+    def write(self, text: str) -> int:
+        if self._stream is not None and not self.lost:
+            try:
+                self._stream.write(text)
+            except (OSError, ValueError):  # ValueError: the stream was closed
+                self._give_up()
+        return len(text)
+
+    def flush(self) -> None:
+        if self._stream is not None and not self.lost:
+            try:
+                self._stream.flush()
+            except (OSError, ValueError):
+                self._give_up()
+
+    def isatty(self) -> bool:
+        return self._stream is not None and not self._stream.closed and self._stream.isatty()
+
+    def _give_up(self) -> None:
+        self.lost = True
+        # What is still in the buffers must go somewhere when Python ends, or that fails in turn.
+        with suppress(OSError, ValueError, AttributeError):
+            assert self._stream is not None
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._stream.fileno())
+            os.close(nowhere)
+
+    def __getattr__(self, name: str) -> Any:
+        if self.__dict__.get("_stream") is None:
+            raise AttributeError(name)
+        return getattr(self._stream, name)
+
+
+class Lost:
+    """Whether any output could not be written."""
+
+    def __init__(self, streams: tuple[_Steady, ...]) -> None:
+        self._streams = streams
+
+    def __bool__(self) -> bool:
+        return any(stream.lost for stream in self._streams)
+
+
+@contextmanager
+def steady() -> Iterator[Lost]:
+    """Within, writing to the standard streams never raises; yields what tells whether something was lost.
+
+    Streams that were closed from the start (`>&-`) lose nothing: nobody wanted to read them.
+    """
+    before = sys.stdout, sys.stderr
+    out, err = _Steady(sys.stdout), _Steady(sys.stderr)
+    sys.stdout, sys.stderr = out, err  # pyright: ignore[reportAttributeAccessIssue]
+    try:
+        yield Lost((out, err))
+    finally:
+        out.flush()
+        err.flush()
+        sys.stdout, sys.stderr = before
