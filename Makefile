@@ -2,21 +2,32 @@
 
 PYTHON ?= python3
 OUT ?= runs/demo
+WORKERS ?= 2
+FUZZ_CASES ?= 10000
 
 BIN := .venv/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test lint clean interop
+.PHONY: demo test lint pytest fuzz clean interop
 
 demo: .venv/run.stamp
 	$(BIN)/saeforest demo --out $(OUT)
 
-test: lint
-	$(BIN)/pytest
+# The linters run beside the tests. When one of the two fails, the other still comes to its end.
+test: .venv/dev.stamp
+	@$(MAKE) --no-print-directory --jobs 2 lint pytest
+
+# `worksteal` gives each worker whole files, and divides those that come last so that all end together.
+pytest: .venv/dev.stamp
+	$(BIN)/pytest --numprocesses $(WORKERS) --dist worksteal
+
+# Damaged files by the thousand, more than `make test` tries.
+fuzz: .venv/dev.stamp
+	SAEFOREST_FUZZ_CASES=$(FUZZ_CASES) $(BIN)/pytest --numprocesses $(WORKERS) --dist worksteal tests/fuzz
 
 lint: .venv/dev.stamp
-	$(BIN)/ruff check
-	$(BIN)/ruff format --check
+	$(BIN)/ruff check --quiet
+	$(BIN)/ruff format --check --quiet
 	$(BIN)/basedpyright
 
 # torch by itself first: whatever else asks for it then finds the pinned build in place.

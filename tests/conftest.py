@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -11,6 +12,9 @@ from typing import Any
 
 import pytest
 import torch
+from filelock import FileLock
+from hypothesis import settings
+from threadpoolctl import threadpool_limits
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.utils import logging
@@ -21,6 +25,16 @@ from saeforest.training import run_training
 
 WIDTH, LAYERS, EOS = 16, 2, 256
 MakeConfig = Callable[..., TrainConfig]
+MakeOnce = Callable[[str, Callable[[Path], object]], Path]
+
+#: How many cases a fuzzer tries altogether: `make fuzz` sets more.
+FUZZ_CASES = int(os.environ.get("SAEFOREST_FUZZ_CASES", "400"))
+# The same cases every time, on any machine, and no limit on the time that one of them takes.
+settings.register_profile("ci", derandomize=True, database=None, deadline=None)
+settings.load_profile("ci")
+
+# Child processes compute on one thread too.
+os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -28,8 +42,35 @@ def one_thread() -> Iterator[None]:
     """Everything here is tiny: threads would wait for each other longer than they work."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield
+    with threadpool_limits(1):
+        yield
     torch.set_num_threads(threads)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of the embedded model come first: one worker gets them all and loads it once (`--dist worksteal`)."""
+    items.sort(key=lambda item: item.get_closest_marker("model") is None)
+
+
+@pytest.fixture(scope="session")
+def make_once(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> MakeOnce:
+    """Fills a folder of some name in the first worker that wants it; the others wait and are given the same.
+    Nobody may change anything in it."""
+    shared = tmp_path_factory.getbasetemp()
+    if hasattr(request.config, "workerinput"):
+        shared = shared.parent
+
+    def make(name: str, fill: Callable[[Path], object]) -> Path:
+        folder, filled = shared / name, shared / f"{name}.filled"
+        with FileLock(shared / f"{name}.lock"):
+            if not filled.exists():
+                folder.mkdir()
+                fill(folder)
+                filled.touch()
+        return folder
+
+    return make
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
