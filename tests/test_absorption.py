@@ -325,15 +325,15 @@ def test_words_are_read_in_their_whole_prompts(lm: LanguageModel) -> None:
         )
 
 
-def test_bos_comes_first_where_the_tokenizer_puts_one(lm: LanguageModel) -> None:
+def test_bos_comes_first_where_it_is_given(lm: LanguageModel) -> None:
     site = lm.site("blocks.1.hook_resid_post")
     with_bos = tokenizer_of_the_world()
     with_bos.bos_token = "<eos>"
-    silent = read_last(LanguageModel("m", lm.model, with_bos), site, ["\nabc"], 1)
     with_bos.backend_tokenizer.post_processor = TemplateProcessing(
         single="<eos> $A", special_tokens=[("<eos>", EOS)]
     )
-    found = read_last(LanguageModel("m", lm.model, with_bos), site, ["\nabc"], 1)
+    silent = read_last(LanguageModel("m", lm.model, with_bos), site, ["\nabc"], 1)
+    found = read_last(LanguageModel("m", lm.model, with_bos), site, ["\nabc"], 1, bos_id=EOS)
     ids = [10, *b"abc"]
     for x, expected in ((silent, ids), (found, [EOS, *ids])):
         torch.testing.assert_close(x[0], lm.activations(torch.tensor([expected]), site)[0, -1])

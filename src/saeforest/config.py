@@ -7,17 +7,22 @@ import os
 import re
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import yaml
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, ConfigDict, TypeAdapter, ValidationError
 
 from .errors import UserError
 from .files import atomic_file, read_yaml
 from .saes import SYSTEMS, SystemConfig, TreeConfig, check_inference
 
 Precision = Literal["auto", "float32", "bfloat16"]
+# YAML reads a bare yes and no as true and false.
+Bos = Annotated[
+    Literal["auto", "yes", "no"],
+    BeforeValidator(lambda given: ("yes" if given else "no") if isinstance(given, bool) else given),
+]
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -39,6 +44,9 @@ class TextConfig:
     """Tokens in a window."""
     held_out: float = 0.05
     """Share of documents that training never sees; measures are taken on them."""
+    bos: Bos = "auto"
+    """Whether every window begins with the BOS token. auto: yes where the tokenizer puts it before a text, as the
+    language model was then trained. The same holds for every text that a measure reads."""
 
 
 @dataclass(frozen=True)
@@ -211,11 +219,16 @@ def save_config(config: TrainConfig, path: Path) -> None:
         temporary.write_text(yaml.safe_dump(to_dict(config), sort_keys=False), encoding="utf-8")
 
 
-def load_config(path: Path) -> TrainConfig:
-    """A configuration from YAML; keys left out keep their defaults. Raises UserError for any other flaw."""
+def load_config(path: Path, *, of_run: bool = False) -> TrainConfig:
+    """A configuration from YAML; keys left out keep their defaults. Raises UserError for any other flaw.
+
+    of_run: it is RUN/config.yaml; a key that older versions did not have means what they did.
+    """
     data = read_yaml(path)
     if not isinstance(data, dict):
         raise UserError(f"{path}: expected a mapping of settings, as in RUN/config.yaml")
+    if of_run and isinstance(text := data.get("text", {}), dict):
+        data["text"] = {"bos": "no"} | text
     try:
         return TypeAdapter(TrainConfig).validate_python(data)
     except UserError as error:  # a range that one of the configurations checks

@@ -12,9 +12,10 @@ from .activations.sources import is_store, open_store
 from .config import TrainConfig, load_config, resolve_device, resolve_precision
 from .errors import UserError
 from .lm import load_lm
+from .output import note
 from .saes import SAE, load_sae
 from .saes.files import SAE_FOLDER
-from .text import Tokens, tokenize
+from .text import Tokens, adds_bos, bos_before, tokenize
 
 CONFIG = "config.yaml"
 
@@ -35,6 +36,7 @@ def open_reader(config: TrainConfig) -> ActivationReader:
         exclude_special=config.activations.exclude_special,
         max_norm=config.activations.max_norm or 0.0,
         batch_size=config.lm.batch_size,
+        bos_id=bos_before(lm.tokenizer, config.text.bos, lm.name),
     )
 
 
@@ -57,11 +59,18 @@ def read_tokens(
         split=split,
         held_out=config.text.held_out,
         seed=config.data_seed,
+        bos_id=reader.bos_id,
     )
+
+
+def settle_text(config: TrainConfig, reader: ActivationReader) -> TrainConfig:
+    """The configuration with what `text.bos = auto` stands for with the run's tokenizer."""
+    return replace(config, text=replace(config.text, bos="no" if reader.bos_id is None else "yes"))
 
 
 def settle_positions(config: TrainConfig, reader: ActivationReader, tokens: Tokens) -> TrainConfig:
     """The configuration with the number that `activations.max_norm=None` stands for; the reader obeys it too."""
+    config = settle_text(config, reader)
     if config.activations.max_norm is None:
         reader.settle_max_norm(tokens)
     return replace(config, activations=replace(config.activations, max_norm=reader.max_norm))
@@ -80,7 +89,7 @@ def sae_names(folder: Path) -> list[str]:
 def _run_config(folder: Path) -> TrainConfig:
     if not (folder / CONFIG).is_file():
         raise UserError(f"{folder}: no {CONFIG}; expected a run folder that `saeforest train` made")
-    return load_config(folder / CONFIG)
+    return load_config(folder / CONFIG, of_run=True)
 
 
 def load_run(folder: Path, device: str | None = None, name: str = "") -> tuple[TrainConfig, SAE]:
@@ -105,7 +114,7 @@ def load_run(folder: Path, device: str | None = None, name: str = "") -> tuple[T
 
 
 def check_site(sae: SAE, reader: ActivationReader) -> None:
-    """Raises UserError unless the SAE reads the site's width and, if it says where, was trained there."""
+    """Raises UserError unless the SAE reads the site's width and, if it says where and how, was trained so."""
     width = reader.lm.site_width(reader.site)
     if width != sae.d_in:
         raise UserError(
@@ -121,6 +130,23 @@ def check_site(sae: SAE, reader: ActivationReader) -> None:
                 f"the SAE was trained on {what} {trained}, but the run's is {name}; "
                 "use the SAE of this run, or the model and site it was trained on"
             )
+    check_bos(sae, prepend_bos=reader.bos_id is not None)
+    if "prepend_bos" not in sae.metadata and reader.bos_id is None and adds_bos(reader.lm.tokenizer):
+        note(
+            f"the tokenizer of {reader.lm.name} puts BOS before a text, but this SAE does not say that it was trained "
+            "so: text is read without BOS"
+        )
+
+
+def check_bos(sae: SAE, *, prepend_bos: bool) -> None:
+    """Raises UserError where text begins with BOS and the SAE was trained without, or the other way round."""
+    trained = sae.metadata.get("prepend_bos", prepend_bos)
+    if trained != prepend_bos:
+        states = {True: "with BOS before every window", False: "without BOS"}
+        raise UserError(
+            f"the SAE was trained on text {states[bool(trained)]}, and here it would be measured "
+            f"{states[prepend_bos]}; set text.bos to {'yes' if trained else 'no'}"
+        )
 
 
 def about_activations(config: TrainConfig, tokens: Tokens) -> dict[str, Any]:
@@ -131,6 +157,7 @@ def about_activations(config: TrainConfig, tokens: Tokens) -> dict[str, Any]:
         "data": config.data,
         "tokens": tokens.n_tokens,
         "context": tokens.context,
+        "prepend_bos": tokens.prepend_bos,
         "held_out": config.text.held_out,
         "seed": config.data_seed,
         "exclude_first": config.activations.exclude_first,

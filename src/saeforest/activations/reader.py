@@ -72,6 +72,8 @@ class ActivationReader:
     """Activations of a larger norm are left out; 0 for no limit."""
     batch_size: int = 16
     """Windows in one forward pass of the language model."""
+    bos_id: int | None = None
+    """The token that stands before every text; None where nothing does."""
     seconds: float = field(default=0.0, init=False)
     """Time spent in the language model so far."""
     seconds_checks: float = field(default=0.0, init=False)

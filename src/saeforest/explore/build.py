@@ -58,6 +58,7 @@ def build_index(
         contexts_from=unit,
         ridge=RIDGE,
         sae=fingerprint(sae),
+        prepend_bos=tokens.prepend_bos,
     )
     return Index(
         about=about,

@@ -48,6 +48,8 @@ class About:
     """Of the LDA directions, as a share of the mean variance."""
     sae: str
     """`fingerprint` of the SAE."""
+    prepend_bos: bool = False
+    """Whether the text was read with BOS at the start of every window."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from rich.cells import cell_len, get_character_cell_size
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase
@@ -38,13 +39,18 @@ class Passage:
 
 def read_passage(tokens: Tokens, tokenizer: PreTrainedTokenizerBase, row: int) -> Passage:
     """The passage around the token at `row`."""
-    document = int((tokens.document_starts <= row).sum()) - 1
+    document = int(tokens.document_of(torch.tensor([row])))
     first = int(tokens.document_starts[document])
     last = document + 1 == len(tokens.document_starts)
-    # A document's closing token is no text.
-    end = tokens.n_tokens if last else max(int(tokens.document_starts[document + 1]) - 1, row + 1)
+    # A document's closing token is no text, nor is a BOS.
+    end = tokens.n_tokens
+    if not last:
+        end = int(tokens.document_starts[document + 1]) - 1
+        if tokens.prepend_bos:  # before the closing token may stand a BOS, and before the next document
+            end -= (end % tokens.context == 0) + ((end - 1) % tokens.context == 0)
+        end = max(end, row + 1)
     window = row - row % tokens.context
-    start = max(first, window, row - _REACH)
+    start = min(max(first, window + tokens.prepend_bos, row - _REACH), row)
     stop = min(end, window + tokens.context, row + 1 + _REACH)
     ids = tokens.ids.flatten()[start:stop].tolist()
     before, token, after = split_at(ids, row - start, tokenizer)

@@ -19,6 +19,7 @@ from ..lm.model import divergences, next_token_losses
 from ..pairs import PairStatistics
 from ..progress import progress
 from ..saes import SAE
+from ..session import check_bos
 from ..text import Tokens
 from .measure import EvalBatch, Measure, WindowLosses
 from .options import MeasureOptions
@@ -105,6 +106,8 @@ def subject_of(
     folder: Path | None = None,
     log: Path | None = None,
 ) -> Subject:
+    """Raises UserError where the text begins with BOS and the SAE was trained without, or the other way round."""
+    check_bos(sae, prepend_bos=tokens.prepend_bos)
     settings = {
         **asdict(source),
         "model": reader.lm.name,
@@ -112,6 +115,7 @@ def subject_of(
         "lm_dtype": str(reader.lm.dtype).removeprefix("torch."),
         "sae_dtype": str(sae.compute_dtype).removeprefix("torch."),
         "context": tokens.context,
+        "prepend_bos": tokens.prepend_bos,
         "tokens_read": tokens.n_tokens,
         "batch": f"{reader.batch_size} windows",
         "positions": {

@@ -92,9 +92,15 @@ class FeatureWindows:
 
     def texts(self, centres: Int64[Array, "n"], mark_above: float = np.inf) -> list[str]:
         """The text of windows, tokens with larger values between << and >>."""
-        ids = self.tokens.ids.flatten().numpy()[self._rows(centres)]
+        rows = self._rows(centres)
+        ids = self.tokens.ids.flatten().numpy()[rows]
         marked = self.around(centres) > mark_above
-        return [window_text(i, m, self.tokenizer) for i, m in zip(ids.tolist(), marked, strict=True)]
+        # A BOS at the start of a window is not of the text.
+        text = (rows % self.tokens.context > 0) | (not self.tokens.prepend_bos)
+        return [
+            window_text(i[t].tolist(), m[t], self.tokenizer)
+            for i, m, t in zip(ids, marked, text, strict=True)
+        ]
 
     def _rows(self, centres: Int64[Array, "n"]) -> Int64[Array, "n window"]:
         return centres[:, None] + np.arange(-self.buffer, self.buffer + 1)

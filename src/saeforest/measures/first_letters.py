@@ -38,8 +38,10 @@ from ..code import SparseCode
 from ..errors import UserError
 from ..kernels import sparse_decode
 from ..lm import LanguageModel, Site
+from ..output import note
 from ..progress import progress
 from ..seeds import seeded
+from ..text import encode
 
 LETTERS = string.ascii_lowercase
 _QUESTION = " has the first letter:"
@@ -62,9 +64,9 @@ class FirstLetterConfig:
     """Of the training of probes."""
     batch: int = 64
     """Words in a training step of the ground-truth probe."""
-    bos: Literal["as_tokenizer", "always"] = "as_tokenizer"
-    """Whether BOS comes before every prompt: where the tokenizer puts one itself, or wherever there is one, as
-    TransformerLens does."""
+    bos: Literal["as_run", "always"] = "as_run"
+    """Whether BOS comes before every prompt. as_run: where the run has it before every text (text.bos); always:
+    wherever the tokenizer has a BOS, as TransformerLens does, also for an SAE that was trained without."""
 
     def __post_init__(self) -> None:
         for name in ("icl", "epochs", "batch"):
@@ -172,17 +174,14 @@ def prompts(words: Sequence[str], pool: Sequence[str], icl: int, rng: random.Ran
 
 
 def read_last(
-    lm: LanguageModel, site: Site, texts: Sequence[str], batch_size: int, *, always_bos: bool = False
+    lm: LanguageModel, site: Site, texts: Sequence[str], batch_size: int, *, bos_id: int | None = None
 ) -> Float[Tensor, "n d_in"]:
-    """The activations at the last token of each text, on the CPU, in the language model's dtype.
+    """The activations at the last token of each text, behind `bos_id` if given, on the CPU, in the model's dtype.
 
-    The tokenizer's BOS comes first where it puts one before any text, or always if it has one. Raises UserError for
-    one that is not finite.
+    Raises UserError for one that is not finite.
     """
-    bos_id = lm.tokenizer.bos_token_id
-    starts = always_bos or lm.tokenizer.encode("")[:1] == [bos_id]
-    bos = [bos_id] if starts and bos_id is not None else []
-    ids = [bos + text for text in lm.tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
+    bos = [] if bos_id is None else [bos_id]
+    ids = [bos + text for text in encode(lm.tokenizer, texts)]
     # Texts of a length go together, for there is no padding.
     by_length: dict[int, list[int]] = defaultdict(list)
     for i, text in enumerate(ids):
@@ -260,7 +259,7 @@ def resid_post(site: Site) -> str | None:
 
 
 # Weak keys: the words go with the language model that read them.
-_read: WeakKeyDictionary[LanguageModel, dict[tuple[str, FirstLetterConfig], FirstLetters]] = (
+_read: WeakKeyDictionary[LanguageModel, dict[tuple[str, int | None, FirstLetterConfig], FirstLetters]] = (
     WeakKeyDictionary()
 )
 
@@ -272,7 +271,7 @@ def first_letters(reader: ActivationReader, config: FirstLetterConfig) -> FirstL
     """
     config = FirstLetterConfig(**{f.name: getattr(config, f.name) for f in fields(FirstLetterConfig)})
     known = _read.setdefault(reader.lm, {})
-    key = (reader.site.name, config)
+    key = (reader.site.name, reader.bos_id, config)
     if key not in known:
         known[key] = _first_letters(reader, config)
     return known[key]
@@ -286,14 +285,16 @@ def _first_letters(reader: ActivationReader, config: FirstLetterConfig) -> First
             f"the tokenizer of {lm.name} has {len(words)} words of English letters: "
             f"expected {config.least_words} or more"
         )
+    bos_id = reader.bos_id
+    if bos_id is None and config.bos == "always" and (bos_id := lm.tokenizer.bos_token_id) is not None:
+        note("absorption.bos = always: prompts begin with BOS, which the SAE's training text had nowhere")
     rng = random.Random(f"first letters {config.seed}")
     words = draw(words, config.words, rng)
     n_test = round(_TEST_SHARE * len(words))
 
     def read(some: list[str], pool: list[str], *sites: Site) -> list[Tensor]:
         texts = prompts(some, pool, config.icl, rng)
-        bos = config.bos == "always"
-        return [read_last(lm, at, texts, reader.batch_size, always_bos=bos) for at in sites]
+        return [read_last(lm, at, texts, reader.batch_size, bos_id=bos_id) for at in sites]
 
     test, train = (Words(w, letters_of(w), *read(w, w, site)) for w in (words[:n_test], words[n_test:]))
     probe = train_probe(

@@ -29,7 +29,7 @@ from ..activations import ActivationReader
 from ..errors import UserError
 from ..lm import LanguageModel
 from ..progress import progress
-from ..text import Tokens
+from ..text import Tokens, encode
 from ..text.labelled import LabelledText, labelled
 from .bootstrap import FloatArray
 from .subject import Subject
@@ -59,7 +59,7 @@ class LabelledTextConfig:
     test: int = 500
     """Texts that probes are tested on, likewise."""
     context: int = 128
-    """Tokens read of each text, from its start."""
+    """Tokens read of each text, from its start; BOS, where the run has it before every text, is one of them."""
     seed: int = 42
     """Chooses and divides the texts."""
 
@@ -144,7 +144,13 @@ def read_texts(reader: ActivationReader, config: LabelledTextConfig) -> ReadText
 
     Raises UserError where the source is at fault, or has too few texts of a class.
     """
-    positions = (reader.site.name, reader.exclude_first, reader.exclude_special, reader.max_norm)
+    positions = (
+        reader.site.name,
+        reader.exclude_first,
+        reader.exclude_special,
+        reader.max_norm,
+        reader.bos_id,
+    )
     key = (positions, config)
     known = _texts.get(reader.lm)
     if known is None or known[0] != key:
@@ -207,16 +213,10 @@ def _read(reader: ActivationReader, config: LabelledTextConfig) -> ReadTexts:
     if longest is not None and config.context > longest:
         raise UserError(f"texts.context = {config.context}: {reader.lm.name} reads at most {longest} tokens")
     classes, texts = choose(labelled(config.source), config)
-    encoding = reader.lm.tokenizer(
-        [text.text for text in texts],
-        add_special_tokens=False,
-        split_special_tokens=True,
-        return_attention_mask=False,
-        return_token_type_ids=False,
-        verbose=False,
-    )
+    encoded = encode(reader.lm.tokenizer, [text.text for text in texts])
+    bos = [] if reader.bos_id is None else [reader.bos_id]
     tokenized = [
-        (ids[: config.context], text) for ids, text in zip(encoding["input_ids"], texts, strict=True) if ids
+        ((bos + ids)[: config.context], text) for ids, text in zip(encoded, texts, strict=True) if ids
     ]
     tokenized.sort(key=lambda pair: len(pair[0]))
     _check_enough(classes, [text.label for _, text in tokenized], config)
@@ -227,8 +227,9 @@ def _read(reader: ActivationReader, config: LabelledTextConfig) -> ReadTexts:
     with progress("read labelled texts", n_tokens, "tokens") as advance:
         for length, group in groupby(tokenized, key=lambda pair: len(pair[0])):
             rows, same = zip(*group, strict=True)
-            starts, names = torch.arange(len(rows)) * length, tuple(one.name for one in same)
-            for batch, n in reader.batches(Tokens(torch.tensor(rows, dtype=torch.int32), starts, names)):
+            starts, names = torch.arange(len(rows)) * length + len(bos), tuple(one.name for one in same)
+            window = torch.tensor(rows, dtype=torch.int32)
+            for batch, n in reader.batches(Tokens(window, starts, names, prepend_bos=bool(bos))):
                 parts.append(batch.x)
                 text.append(read + batch.rows // length)
                 advance(n)

@@ -106,6 +106,8 @@ def _key(name: str, subject: Subject, options: MeasureOptions) -> str:
         "config": None if config is None else asdict(config),
         "positions": (reader.exclude_first, reader.exclude_special, reader.max_norm),
     }
+    if reader.bos_id is not None:
+        asked["bos"] = reader.bos_id
     if judge := getattr(config, "judge", None):
         asked["config"]["judge"] = (judge.endpoint, judge.model)
     if texts := getattr(config, "texts", None):

@@ -313,7 +313,7 @@ def load_runs(runs: Sequence[Path]) -> list[Entry]:
     found: list[Entry] = []
     for run, run_label in zip(folders, _distinct(folders), strict=True):
         names = sae_names(run)
-        members = load_config(run / CONFIG).members()
+        members = load_config(run / CONFIG, of_run=True).members()
         for name in names:
             records = _records(within(run / EVAL_FOLDER, name))
             label = f"{run_label}/{name}" if name else run_label

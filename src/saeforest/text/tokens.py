@@ -20,13 +20,15 @@ from saeforest.errors import UserError
 from saeforest.files import parse_json, read_tensors, write_tensors
 from saeforest.progress import progress
 from saeforest.text.corpora import Document, documents
+from saeforest.text.ids import encode
 
 
 @dataclass(frozen=True, eq=False)
 class Tokens:
     """Documents one after another, each closed by an end-of-text token, cut into windows of `context` tokens.
 
-    A token's row is its flat position in `ids`: `sequence * context + position`.
+    A token's row is its flat position in `ids`: `sequence * context + position`. Where each window begins with BOS,
+    that token is no part of any document; it counts with the document of the token behind it.
     """
 
     ids: Int[Tensor, "seq ctx"]
@@ -34,11 +36,13 @@ class Tokens:
     document_starts: Int[Tensor, " doc"]
     """int64 row of each document's first token, ascending; the first is 0."""
     names: tuple[str, ...]
-    """Of the documents."""
+    """The name of each document."""
+    prepend_bos: bool = False
+    """Whether each window begins with BOS, followed by `context - 1` tokens of text."""
 
     @property
     def n_tokens(self) -> int:
-        """Tokens in all windows together."""
+        """Tokens in all windows together, BOS included."""
         return self.ids.numel()
 
     @property
@@ -49,15 +53,23 @@ class Tokens:
     def document_of(self, rows: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
         """The index into `names` of the document that each row belongs to; its closing token is its own."""
         starts = self.document_starts.to(rows.device)
-        return torch.searchsorted(starts, rows.long().contiguous(), right=True) - 1
+        return torch.searchsorted(starts, self._of_text(rows).contiguous(), right=True) - 1
+
+    def _of_text(self, rows: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
+        """Each row, or for a BOS the row behind it."""
+        rows = rows.long()
+        return rows + (rows % self.context == 0) if self.prepend_bos else rows
 
     def context_position(self, rows: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
         """The position of each row within its window, in tokens from 0."""
         return rows.long() % self.context
 
     def document_position(self, rows: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
-        """The distance of each row from the first token of its document, in tokens."""
-        return rows.long() - self.document_starts.to(rows.device)[self.document_of(rows)]
+        """The distance of each row from the first token of its document, in tokens of the document."""
+        text, starts = self._of_text(rows), self.document_starts.to(rows.device)[self.document_of(rows)]
+        if not self.prepend_bos:
+            return text - starts
+        return text - starts - (text // self.context - starts // self.context)
 
     def save(self, path: Path) -> str:
         """Writes one safetensors file, whole or not at all; returns its checksum."""
@@ -67,6 +79,8 @@ class Tokens:
             "document_starts": self.document_starts,
             "names": torch.from_numpy(names),
         }
+        if self.prepend_bos:  # left out otherwise, so that files without BOS are those of older versions
+            tensors["prepend_bos"] = torch.ones(1, dtype=torch.uint8)
         return write_tensors(path, tensors)
 
     @classmethod
@@ -79,7 +93,7 @@ class Tokens:
         try:
             tensors = read_tensors(path, expected)
             names = tuple(parse_json(tensors["names"].numpy().tobytes(), str(path)))
-            tokens = cls(tensors["ids"], tensors["document_starts"], names)
+            tokens = cls(tensors["ids"], tensors["document_starts"], names, "prepend_bos" in tensors)
             _check(tokens)
         except (KeyError, ValueError, TypeError):
             raise UserError(
@@ -95,10 +109,12 @@ def _check(tokens: Tokens) -> None:
         (ids.dtype, ids.ndim, starts.dtype) == (torch.int32, 2, torch.int64)
         and starts.shape == (len(tokens.names),)
         and len(starts) > 0
-        and starts[0] == 0
+        and starts[0] == int(tokens.prepend_bos)
         and bool((starts.diff() > 0).all())
         and starts[-1] < ids.numel()
     )
+    if sound and tokens.prepend_bos:
+        sound = bool((starts % tokens.context > 0).all()) and len(ids[:, 0].unique()) == 1
     if not sound:
         raise ValueError("the tensors don't fit each other")
 
@@ -113,12 +129,14 @@ def tokenize(
     split: Literal["train", "held_out"],
     held_out: float,
     seed: int = 0,
+    bos_id: int | None = None,
 ) -> Tokens:
     """Up to `n_tokens` tokens of one split of `source` (see `documents`), in windows of `context` tokens.
 
     Each document's tokens, with no special tokens among them (one that is spelled out is read as plain text),
     are followed by `eos_id`; all are joined and cut into windows, and what fills no window is dropped. A
-    source that ends early gives fewer tokens: see `Tokens.n_tokens`.
+    source that ends early gives fewer tokens: see `Tokens.n_tokens`. With `bos_id` (see `bos_before`), each window is
+    that token and `context - 1` tokens of text.
 
     A document is held out when the hash of its text, read as a fraction, is below `held_out` (0 to 1). So the
     two splits share no text, and adding documents moves none of the others. `seed` orders the packaged
@@ -127,11 +145,12 @@ def tokenize(
     Raises:
         UserError: the source can't be read (see `documents`), or the split fills no window.
     """
-    if context < 1 or n_tokens < context:
+    step = context - (bos_id is not None)
+    if step < 1 or n_tokens < context:
         raise UserError(
             f"n_tokens is {n_tokens}: expected at least one window of context {context}; raise it"
         )
-    target = n_tokens - n_tokens % context
+    target = n_tokens // context * step
     arrays: list[NDArray[np.int32]] = []
     starts: list[int] = []
     names: list[str] = []
@@ -147,18 +166,19 @@ def tokenize(
             total += len(ids)
             if total >= target:
                 break
-    whole = min(total, target) // context * context
+    whole = min(total, target) // step * step
     if whole == 0:
         raise UserError(
             f"text source '{source}': its {split} split (held_out {held_out:g}) holds {total} tokens in "
             f"{len(names)} documents, less than one window of {context}; give more text or a smaller context"
         )
     kept = sum(start < whole for start in starts)
-    return Tokens(
-        ids=torch.from_numpy(np.concatenate(arrays)[:whole]).view(-1, context),
-        document_starts=torch.tensor(starts[:kept], dtype=torch.int64),
-        names=tuple(names[:kept]),
-    )
+    ids = torch.from_numpy(np.concatenate(arrays)[:whole]).view(-1, step)
+    document_starts = torch.tensor(starts[:kept], dtype=torch.int64)
+    if bos_id is not None:
+        ids = torch.cat([torch.full_like(ids[:, :1], bos_id), ids], 1)
+        document_starts += document_starts // step + 1
+    return Tokens(ids, document_starts, tuple(names[:kept]), prepend_bos=bos_id is not None)
 
 
 def _split(found: Iterator[Document], split: str, held_out: float) -> Iterator[Document]:
@@ -209,15 +229,8 @@ def _encoded(
     pieces: Iterator[_Piece], tokenizer: PreTrainedTokenizerBase, eos_id: int
 ) -> Iterator[tuple[_Piece, NDArray[np.int32]]]:
     for batch in _batches(pieces):
-        encoding = tokenizer(
-            [piece.text for piece in batch],
-            add_special_tokens=False,
-            split_special_tokens=True,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-            verbose=False,  # or it warns of every document that is longer than the model's context
-        )
-        for piece, ids in zip(batch, encoding["input_ids"], strict=True):
+        found = encode(tokenizer, [piece.text for piece in batch])
+        for piece, ids in zip(batch, found, strict=True):
             closed = [*ids, eos_id] if piece.last else ids
             yield piece, np.asarray(closed, dtype=np.int32)
 

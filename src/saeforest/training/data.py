@@ -18,10 +18,11 @@ from ..activations import (
     open_store,
 )
 from ..activations.sources import is_store
-from ..config import TextConfig, TrainConfig
+from ..config import TrainConfig
 from ..errors import UserError
+from ..output import note
 from ..session import about_activations, read_tokens, settle_positions
-from ..text import Tokens
+from ..text import Tokens, adds_bos
 
 ACTIVATIONS = "activations"
 # Of the machine's memory, what stored activations may take before they go to disk.
@@ -60,11 +61,17 @@ def as_harvested(config: TrainConfig) -> TrainConfig:
                 f"{config.data}: activations of {key} '{manifest[key]}', but the run says '{wanted}'; "
                 f"give --{key} {manifest[key]}"
             )
+    bos = "yes" if manifest.get("prepend_bos", False) else "no"
+    if config.text.bos not in ("auto", bos):
+        raise UserError(
+            f"text.bos = {config.text.bos}: {config.data} holds activations of text read "
+            f"{'with' if bos == 'yes' else 'without'} BOS; set text.bos to {bos}, or harvest again"
+        )
     positions = {key: manifest[key] for key in ("exclude_first", "exclude_special", "max_norm")}
     return replace(
         config,
         tokens=manifest["tokens"],
-        text=TextConfig(context=manifest["context"], held_out=manifest["held_out"]),
+        text=replace(config.text, context=manifest["context"], held_out=manifest["held_out"], bos=bos),
         activations=replace(config.activations, store="disk", **positions),
     )
 
@@ -79,6 +86,11 @@ def open_data(config: TrainConfig, reader: ActivationReader, d_in: int, out: Pat
         if stored.d_in != d_in:
             raise UserError(
                 f"{config.data}: activations of width {stored.d_in}, but {config.site} has width {d_in}"
+            )
+        if "prepend_bos" not in stored.manifest and adds_bos(reader.lm.tokenizer):
+            note(
+                f"{config.data}: activations of text read without BOS, as saeforest did before text.bos; the tokenizer "
+                f"of {reader.lm.name} puts BOS before a text: harvest again to read it so"
             )
         return TrainingData(config, stored.tokens(), stored, stored.n_rows)
     if Path(config.data).expanduser().exists():

@@ -17,7 +17,7 @@ from ..activations import ActivationReader, ActivationStream, Blocks
 from ..config import TrainConfig, load_config, resolve, resolve_precision, save_config
 from ..errors import UserError
 from ..saes import SAE, TrainingPlan, build
-from ..session import CONFIG, SAE_FOLDER, open_reader, text_source
+from ..session import CONFIG, SAE_FOLDER, open_reader, settle_text, text_source
 from ..text import Tokens
 from .checkpoint import latest_checkpoint
 from .data import ACTIVATIONS, as_harvested, open_data
@@ -91,7 +91,7 @@ def _remove_empty(folders: list[Path]) -> None:
 def resume_config(out: Path) -> TrainConfig:
     """The configuration of the run in `out`, with which it must go on."""
     claim_folder(out, resume=True)
-    return load_config(out / CONFIG)
+    return load_config(out / CONFIG, of_run=True)
 
 
 def count_steps(config: TrainConfig, n_rows: int) -> int:
@@ -114,6 +114,7 @@ def run_training(config: TrainConfig, out: Path, *, resume: bool = False) -> Run
         config = as_harvested(resolve(config))
         count_steps(config, config.tokens)
         reader = open_reader(config)
+        config = settle_text(config, reader)
         d_in = reader.lm.site_width(reader.site)
         data = open_data(config, reader, d_in, out)
         n_steps = count_steps(config, data.n_rows)
@@ -169,6 +170,7 @@ def metadata(config: TrainConfig, n_steps: int) -> dict[str, Any]:
         "model_name": config.model,
         "hook_name": config.site,
         "context_size": config.text.context,
+        "prepend_bos": config.text.bos == "yes",
         "dataset": text_source(config),
         "dataset_path": text_source(config),  # SAELens' name for it
         "tokens": n_steps * config.optim.batch_size,
