@@ -41,7 +41,7 @@ from ..lm import LanguageModel, Site
 from ..output import note
 from ..progress import progress
 from ..seeds import seeded
-from ..text import encode
+from ..text import bos_before, encode
 
 LETTERS = string.ascii_lowercase
 _QUESTION = " has the first letter:"
@@ -286,7 +286,8 @@ def _first_letters(reader: ActivationReader, config: FirstLetterConfig) -> First
             f"expected {config.least_words} or more"
         )
     bos_id = reader.bos_id
-    if bos_id is None and config.bos == "always" and (bos_id := lm.tokenizer.bos_token_id) is not None:
+    if bos_id is None and config.bos == "always" and lm.tokenizer.bos_token_id is not None:
+        bos_id = bos_before(lm.tokenizer, "yes", lm.name)
         note("absorption.bos = always: prompts begin with BOS, which the SAE's training text had nowhere")
     rng = random.Random(f"first letters {config.seed}")
     words = draw(words, config.words, rng)
