@@ -168,7 +168,7 @@ def test_the_order_by_cross_entropy_is_judged_by_the_score(tmp_path: Path) -> No
     assert all("CE loss score" in r.claim.text for r in results)
     (tree,) = (r for r in results if r.claim.left.kind == "tree")
     assert tree.paper.startswith(
-        "3.901, 3.873, 3.862, 3.857 (2 layers) against 3.939, 3.932, 3.925, 3.917 nats"
+        "3.901, 3.873, 3.862, 3.857 (2 layers) against 3.939, 3.932, 3.925, 3.917, in nats"
     )
 
 

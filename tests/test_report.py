@@ -134,7 +134,7 @@ def test_a_record_of_wrong_types_is_damaged(tmp_path: Path, damage: dict[str, An
     path.write_text(json.dumps(GOOD))
     assert Record.read(path).interval == {"a": (0.5, 1.5)}
     path.write_text(json.dumps({**GOOD, **damage}))
-    with pytest.raises(UserError, match=r"hierarchy\.json: not the record of a measure") as info:
+    with pytest.raises(UserError, match=r"hierarchy\.json: not (the record of a measure|valid JSON)") as info:
         Record.read(path)
     assert "\n" not in str(info.value)
 

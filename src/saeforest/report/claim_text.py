@@ -42,7 +42,7 @@ def how_judged(results: Sequence[Result]) -> list[str]:
         "reason that stands with it, so it needs the same score of that SAE beside it. "
         f'"{Verdict.SAME_PAIRS.value}": both sides count the same, and no amount of text decides.',
         f"{len(results)} claims were looked at and {n_judged} judged by intervals, without a correction for their "
-        f"number: if no two SAEs differed, some {n_judged * _ONE_SIDED:.1g} would still hold by chance and as many "
+        f"number: if no two SAEs differed, about {n_judged * _ONE_SIDED:.1g} would still hold by chance and as many "
         "not hold.",
         "The interval of a difference takes the two values as independent although they are of the same text: where "
         "most of an interval is the text's own variation it is too wide, and a claim is undecided that paired "

@@ -63,13 +63,14 @@ _NOTES = {
     ),
     _LEVELS: (
         "Of a Tree SAE P(parent | child) is 1 by construction. The Hamming distance grows with the number of features "
-        "that are active, so SAEs of different L0 are not compared by it; per active feature they are."
+        "that are active, so SAEs of different L0 are compared by it per active feature only; where parents have few "
+        "children, as in a Tree SAE, neither says much."
     ),
 }
 _BLOCKS: tuple[tuple[str, tuple[Column, ...]], ...] = (
     ("Reconstruction and sparsity", (
         Column("reconstruction", "fve", "FVE", "↑"),
-        Column("reconstruction", "fve_tree", "variance explained as in the Tree SAE paper", "↑"),
+        Column("reconstruction", "fve_tree", "variance explained by the Tree SAE paper's formula", "↑"),
         Column("cross_entropy", "ce_loss_score", "CE loss score", "↑"),
         Column("cross_entropy", "spliced", "CE in nats", "↓"),
         Column("sparsity", "l0", "L0"),

@@ -317,5 +317,5 @@ def _paper(claim: Claim, findings: Sequence[Finding]) -> str:
         if system == paper.MP:
             which = f" (L0 {', '.join(f'{x:g}' for x in paper.L0_MATCHING_PURSUIT)})"
         said.append(", ".join(f"{x:.4g}" for x in found) + which)
-    unit = f" {claim.paper_value.unit}" if claim.paper_value else ""
+    unit = f", in {claim.paper_value.unit}" if claim.paper_value else ""
     return f"{' against '.join(said)}{unit}, at L0 {', '.join(f'{x:g}' for x in paper.L0)}"
