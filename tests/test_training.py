@@ -18,7 +18,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from conftest import EOS, MakeConfig
+from conftest import EOS, MakeConfig, save_llama
 from edits import edit_json
 from saeforest import UserError
 from saeforest.activations import ActivationStream, sources
@@ -594,7 +594,7 @@ def harvested(tiny_config: MakeConfig, tmp_path_factory: pytest.TempPathFactory)
     reader = open_reader(config)
     tokens = read_tokens(config, reader, "train", config.tokens)
     config = settle_positions(config, reader, tokens)
-    sources.harvest_folder(reader, tokens, folder, about_activations(config, tokens))
+    sources.harvest_folder(reader, tokens, folder, about_activations(config, tokens, reader.lm.identity))
     return folder
 
 
@@ -622,8 +622,8 @@ def test_harvested_activations_train_like_a_store_on_disk(
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"model": "MODEL"}, "--model"),
-        ({"site": "blocks.0.hook_resid_post"}, "--site blocks.1.hook_resid_post"),
+        ({"model": "OTHER"}, "set model to "),
+        ({"site": "blocks.0.hook_resid_post"}, "set site to blocks.1.hook_resid_post"),
     ],
     ids=str,
 )
@@ -632,12 +632,11 @@ def test_harvested_activations_of_something_else_are_refused(
     says: str,
     harvested: Path,
     tiny_config: MakeConfig,
-    tiny_model: Path,
     tmp_path: Path,
 ) -> None:
-    if "model" in changes:
-        shutil.copytree(tiny_model, tmp_path / "copy")
-        changes = {"model": str(tmp_path / "copy")}
+    if "model" in changes:  # one of the same shape
+        other = save_llama(tmp_path / "other", damage=lambda model: model.lm_head.weight.data.mul_(1.5))
+        changes = {"model": str(other)}
     with pytest.raises(UserError) as error:
         run_training(tiny_config(data=str(harvested), **changes), tmp_path / "run")
     assert says in str(error.value)

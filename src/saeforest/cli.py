@@ -306,7 +306,7 @@ def harvest(argv: Sequence[str]) -> None:
     reader = open_reader(config)
     tokens = read_tokens(config, reader, "train", config.tokens)
     config = settle_positions(config, reader, tokens)
-    done = harvest_folder(reader, tokens, args.out, about_activations(config, tokens))
+    done = harvest_folder(reader, tokens, args.out, about_activations(config, tokens, reader.lm.identity))
     place = f"--data {args.out} --model {config.model} --site {config.site}"
     say(f"{done.n_rows:,} activations in {args.out}; train on them with {place}")
     say(str(done))

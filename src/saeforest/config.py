@@ -270,6 +270,8 @@ def resolve(config: TrainConfig) -> TrainConfig:
 
     A local path becomes absolute, so that the run can be measured from any folder.
     """
+    from .lm import full_name  # here, since it brings transformers with it
+
     device = resolve_device(config.device)
     data = Path(os.path.expanduser(config.data))  # a home that is unknown stays as it is
 
@@ -278,6 +280,7 @@ def resolve(config: TrainConfig) -> TrainConfig:
 
     config = replace(
         config,
+        model=full_name(config.model),
         data=str(data.resolve()) if data.exists() else config.data,
         lm=replace(config.lm, dtype=settled(config.lm.dtype)),
     )

@@ -11,7 +11,7 @@ from .activations import ActivationReader
 from .activations.sources import is_store, open_store
 from .config import TrainConfig, load_config, resolve_device, resolve_precision
 from .errors import UserError
-from .lm import load_lm
+from .lm import ModelIdentity, load_lm, same_model
 from .output import note
 from .saes import SAE, load_sae
 from .saes.files import SAE_FOLDER
@@ -121,15 +121,18 @@ def check_site(sae: SAE, reader: ActivationReader) -> None:
             f"site {reader.site.name} of {reader.lm.name} has width {width}, but the SAE reads width {sae.d_in}; "
             "use the model and site it was trained on"
         )
-    for what, key, name in (
-        ("model", "model_name", reader.lm.name),
-        ("site", "hook_name", reader.site.name),
-    ):
-        if (trained := sae.metadata.get(key, name)) != name:
-            raise UserError(
-                f"the SAE was trained on {what} {trained}, but the run's is {name}; "
-                "use the SAE of this run, or the model and site it was trained on"
-            )
+    trained = ModelIdentity.from_dict(sae.metadata)
+    if trained is not None and not same_model(trained, reader.lm.identity):
+        raise UserError(
+            f"the SAE was trained on model {trained}, but the run's is {reader.lm.identity}; "
+            "use the SAE of this run, or the model and site it was trained on"
+        )
+    site = sae.metadata.get("hook_name", reader.site.name)
+    if site != reader.site.name:
+        raise UserError(
+            f"the SAE was trained on site {site}, but the run's is {reader.site.name}; "
+            "use the SAE of this run, or the model and site it was trained on"
+        )
     check_bos(sae, prepend_bos=reader.bos_id is not None)
     if "prepend_bos" not in sae.metadata and reader.bos_id is None and adds_bos(reader.lm.tokenizer):
         note(
@@ -149,10 +152,12 @@ def check_bos(sae: SAE, *, prepend_bos: bool) -> None:
         )
 
 
-def about_activations(config: TrainConfig, tokens: Tokens) -> dict[str, Any]:
+def about_activations(config: TrainConfig, tokens: Tokens, model: ModelIdentity) -> dict[str, Any]:
     """What a folder of harvested activations says of itself."""
     return {
-        "model": config.model,
+        "model": model.name,
+        "model_revision": model.revision,
+        "model_fingerprint": model.fingerprint,
         "site": config.site,
         "data": config.data,
         "tokens": tokens.n_tokens,

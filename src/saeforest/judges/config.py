@@ -11,7 +11,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from ..errors import UserError
-from ..lm import LanguageModel, load_lm
+from ..lm import LanguageModel, identify, load_lm, same_model
 from .cache import CachedJudge
 from .endpoint import EndpointJudge
 from .judge import Judge
@@ -76,7 +76,7 @@ def _is_plain_url(url: str) -> bool:
 def open_judge(config: JudgeConfig, lm: LanguageModel, folder: Path | None) -> Iterator[Judge | None]:
     """The configured judge, None where there is none. It keeps its answers in `folder`, where that is given.
 
-    A local judge runs where `lm` does, in the same dtype; it is `lm` itself where it has the same name.
+    A local judge runs where `lm` does, in the same dtype; it is `lm` itself where that is the same model.
     Raises UserError where the model cannot be loaded or the key cannot be a key.
     """
     if not config.model:
@@ -95,7 +95,7 @@ def open_judge(config: JudgeConfig, lm: LanguageModel, folder: Path | None) -> I
         finally:
             judge.close()
     else:
-        if config.model != lm.name:
+        if not same_model(identify(config.model), lm.identity):
             lm = load_lm(config.model, device=str(lm.device), dtype=lm.dtype)
         yield CachedJudge(LocalJudge(lm), folder)
 

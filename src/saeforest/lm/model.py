@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from saeforest.errors import UserError
+from saeforest.lm.identity import ModelIdentity
 from saeforest.lm.sites import Site, resolve
 
 Replace = Callable[[Tensor], Tensor]
@@ -27,6 +28,13 @@ class LanguageModel:
     name: str
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
+    origin: ModelIdentity | None = None
+    """Which model it is, where it comes from files."""
+
+    @property
+    def identity(self) -> ModelIdentity:
+        """Which model it is; of one that was made in memory, only its name."""
+        return self.origin or ModelIdentity(self.name)
 
     @property
     def device(self) -> torch.device:

@@ -110,7 +110,9 @@ def subject_of(
     check_bos(sae, prepend_bos=tokens.prepend_bos)
     settings = {
         **asdict(source),
-        "model": reader.lm.name,
+        "model": reader.lm.identity.name,
+        "model_revision": reader.lm.identity.revision,
+        "model_fingerprint": reader.lm.identity.fingerprint,
         "site": reader.site.name,
         "lm_dtype": str(reader.lm.dtype).removeprefix("torch."),
         "sae_dtype": str(sae.compute_dtype).removeprefix("torch."),

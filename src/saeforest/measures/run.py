@@ -98,11 +98,17 @@ def _there(folder: Path | None, measure: str, key: str) -> bool:
 def _key(name: str, subject: Subject, options: MeasureOptions) -> str:
     """Tells whether a record answers the same question: of this SAE and forest, on this text, with these settings."""
     spec, config, reader = MEASURES[name], options.config_of(name), subject.reader
+    model = reader.lm.identity
     asked: dict[str, Any] = {
         "measure": name,
         "format": _FORMAT,
         "sae": digest(subject.sae),
-        "model": (reader.lm.name, reader.site.name, str(reader.lm.dtype), reader.lm.device.type),
+        "model": (
+            model.fingerprint or model.name,
+            reader.site.name,
+            str(reader.lm.dtype),
+            reader.lm.device.type,
+        ),
         "config": None if config is None else asdict(config),
         "positions": (reader.exclude_first, reader.exclude_special, reader.max_norm),
     }

@@ -7,6 +7,7 @@ import os
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from ..activations import (
     ActivationReader,
@@ -20,6 +21,7 @@ from ..activations import (
 from ..activations.sources import is_store
 from ..config import TrainConfig
 from ..errors import UserError
+from ..lm import ModelIdentity, identify, same_model
 from ..output import note
 from ..session import about_activations, read_tokens, settle_positions
 from ..text import Tokens, adds_bos
@@ -55,12 +57,12 @@ def as_harvested(config: TrainConfig) -> TrainConfig:
     if not is_store(Path(config.data)):
         return config
     manifest = open_store(Path(config.data)).manifest
-    for key, wanted in (("model", config.model), ("site", config.site)):
-        if manifest[key] != wanted:
-            raise UserError(
-                f"{config.data}: activations of {key} '{manifest[key]}', but the run says '{wanted}'; "
-                f"give --{key} {manifest[key]}"
-            )
+    check_model(manifest, identify(config.model), config.data)
+    if manifest["site"] != config.site:
+        raise UserError(
+            f"{config.data}: activations of site '{manifest['site']}', but the run says '{config.site}'; "
+            f"set site to {manifest['site']}"
+        )
     bos = "yes" if manifest.get("prepend_bos", False) else "no"
     if config.text.bos not in ("auto", bos):
         raise UserError(
@@ -76,6 +78,16 @@ def as_harvested(config: TrainConfig) -> TrainConfig:
     )
 
 
+def check_model(manifest: dict[str, Any], model: ModelIdentity, data: str) -> None:
+    """Raises UserError unless the activations of a manifest were harvested from `model`, however it is spelled."""
+    harvested = ModelIdentity.from_dict({"model_name": manifest["model"], **manifest})
+    if harvested is None or not same_model(harvested, model):
+        raise UserError(
+            f"{data}: activations of model '{harvested}', but the run says '{model}'; "
+            f"set model to {manifest['model']} as it was, or harvest again"
+        )
+
+
 def open_data(config: TrainConfig, reader: ActivationReader, d_in: int, out: Path) -> TrainingData:
     """Reads the text and, unless they are read live or were harvested before, its activations.
 
@@ -83,6 +95,7 @@ def open_data(config: TrainConfig, reader: ActivationReader, d_in: int, out: Pat
     """
     if is_store(Path(config.data)):
         stored = open_store(Path(config.data), config.data_seed)
+        check_model(stored.manifest, reader.lm.identity, config.data)  # a Hub model may be known only now
         if stored.d_in != d_in:
             raise UserError(
                 f"{config.data}: activations of width {stored.d_in}, but {config.site} has width {d_in}"
@@ -115,7 +128,7 @@ def _on_disk(
 ) -> StoredActivations:
     if not is_store(folder):  # a resumed run may have them already
         shutil.rmtree(folder, ignore_errors=True)
-        harvest_folder(reader, tokens, folder, about_activations(config, tokens))
+        harvest_folder(reader, tokens, folder, about_activations(config, tokens, reader.lm.identity))
     return open_store(folder, config.data_seed)
 
 

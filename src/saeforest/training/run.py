@@ -16,6 +16,7 @@ from .. import __version__
 from ..activations import ActivationReader, ActivationStream, Blocks
 from ..config import TrainConfig, load_config, resolve, resolve_precision, save_config
 from ..errors import UserError
+from ..lm import ModelIdentity
 from ..saes import SAE, TrainingPlan, build
 from ..session import CONFIG, SAE_FOLDER, open_reader, settle_text, text_source
 from ..text import Tokens
@@ -159,15 +160,15 @@ def dataset_scale(blocks: Blocks) -> float:
 
 def new_sae(config: TrainConfig, d_in: int, n_steps: int, reader: ActivationReader) -> SAE:
     sae = build(config.sae, d_in, seed=config.seed).to(reader.lm.device)
-    sae.metadata = metadata(config, n_steps)
+    sae.metadata = metadata(config, n_steps, reader.lm.identity)
     sae.compute_dtype = resolve_precision(config.optim.precision, sae.device)
     sae.prepare(TrainingPlan(n_steps, config.optim.batch_size))
     return sae
 
 
-def metadata(config: TrainConfig, n_steps: int) -> dict[str, Any]:
+def metadata(config: TrainConfig, n_steps: int, model: ModelIdentity) -> dict[str, Any]:
     return {
-        "model_name": config.model,
+        **model.to_dict(),
         "hook_name": config.site,
         "context_size": config.text.context,
         "prepend_bos": config.text.bos == "yes",

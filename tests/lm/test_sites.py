@@ -1,0 +1,188 @@
+"""Sites of language models: against values taken elsewhere, early stop, hooks, and errors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from lm_cases import (
+    ARCHITECTURES,
+    LAYERS,
+    VOCAB,
+    WIDTH,
+    gemma2,
+    get,
+    gpt2,
+    llama,
+    n_hooks,
+    neox,
+    one_line,
+    tiny,
+    tokenizer,
+)
+from saeforest.errors import UserError
+from saeforest.lm import LanguageModel, Site
+
+
+@pytest.fixture(params=ARCHITECTURES, ids=lambda make: make.__name__)
+def lm(request: pytest.FixtureRequest) -> LanguageModel:
+    return tiny(request.param)
+
+
+@pytest.fixture
+def ids() -> Tensor:
+    return torch.randint(0, VOCAB, (2, 7), generator=torch.Generator().manual_seed(1))
+
+
+# Sites
+
+
+def test_residual_stream_equals_hidden_states(lm: LanguageModel, ids: Tensor) -> None:
+    with torch.no_grad():
+        hidden = lm.model(input_ids=ids, output_hidden_states=True, use_cache=False).hidden_states
+    assert len(hidden) == LAYERS + 1
+    for i in range(LAYERS):
+        torch.testing.assert_close(get(lm, ids, f"blocks.{i}.hook_resid_pre"), hidden[i], rtol=0, atol=0)
+    for i in range(LAYERS - 1):  # behind the last block, transformers gives the normed stream
+        torch.testing.assert_close(get(lm, ids, f"blocks.{i}.hook_resid_post"), hidden[i + 1], rtol=0, atol=0)
+
+
+def test_a_block_adds_its_attention_and_its_mlp(lm: LanguageModel, ids: Tensor) -> None:
+    for i in range(LAYERS):
+        pre, attn, mlp, post = (
+            get(lm, ids, f"blocks.{i}.hook_{hook}")
+            for hook in ("resid_pre", "attn_out", "mlp_out", "resid_post")
+        )
+        assert min(attn.abs().max(), mlp.abs().max()) > 1e-3
+        torch.testing.assert_close(pre + attn + mlp, post)
+
+
+def test_module_paths_give_the_module_output_or_its_first_element(ids: Tensor) -> None:
+    lm = tiny(llama)
+    for path, hook in (("mlp", "mlp_out"), ("self_attn", "attn_out")):
+        site = lm.site(f"model.layers.1.{path}")
+        assert site == Site(f"model.layers.1.{path}", f"model.layers.1.{path}", "output")
+        expected = get(lm, ids, f"blocks.1.hook_{hook}")
+        torch.testing.assert_close(lm.activations(ids, site), expected, rtol=0, atol=0)
+
+
+def test_post_attention_norm_of_llama_is_not_its_attention_output() -> None:
+    assert tiny(llama).site("blocks.0.hook_attn_out").module_path == "model.layers.0.self_attn"
+    assert tiny(gemma2).site("blocks.0.hook_attn_out").module_path.endswith("post_attention_layernorm")
+
+
+def test_site_width(lm: LanguageModel) -> None:
+    assert lm.site_width(lm.site("blocks.0.hook_mlp_out")) == WIDTH
+    assert tiny(llama).site_width(Site("gate", "model.layers.0.mlp.gate_proj", "output")) == 24
+
+
+def test_properties(lm: LanguageModel) -> None:
+    assert (lm.n_layers, lm.eos_id, lm.device.type, lm.dtype) == (LAYERS, 2, "cpu", torch.float32)
+    assert lm.special_ids.tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("special", [{"bos_token": "<s>"}, {"sep_token": "<s>"}, {"pad_token": "<s>"}])
+def test_eos_falls_back(special: dict[str, str]) -> None:
+    lm = LanguageModel("tiny", llama(), tokenizer(**special))
+    assert lm.eos_id == 1
+    assert lm.special_ids.tolist() == [1]
+
+
+def test_tokenizer_without_special_tokens_is_refused() -> None:
+    with pytest.raises(UserError, match=r"^model 'tiny': its tokenizer has no eos"):
+        _ = LanguageModel("tiny", llama(), tokenizer()).eos_id
+
+
+# Early stop and hooks
+
+
+class Computed(Exception):
+    pass
+
+
+def forbid(module: torch.nn.Module) -> None:
+    def forward(*_: Any, **__: Any) -> None:
+        raise Computed
+
+    module.forward = forward
+
+
+@pytest.mark.parametrize("make", [llama, gpt2, neox])
+@pytest.mark.parametrize("hook", ["resid_pre", "resid_post"])
+def test_nothing_behind_the_site_is_computed(make: Any, hook: str, ids: Tensor) -> None:
+    lm = tiny(make)
+    site = lm.site(f"blocks.1.hook_{hook}")
+    before = lm.activations(ids, site)
+    blocks: Any = lm.model.get_submodule(site.module_path.rsplit(".", 1)[0])
+    forbid(blocks[1] if hook == "resid_pre" else blocks[2])
+    assert torch.equal(lm.activations(ids, site), before)
+    with pytest.raises(Computed):  # what is forbidden would have been computed otherwise
+        lm.token_losses(ids)
+
+
+def test_activations_carry_no_gradient(lm: LanguageModel, ids: Tensor) -> None:
+    assert not get(lm, ids, "blocks.1.hook_resid_post").requires_grad
+
+
+def test_hooks_are_always_removed(lm: LanguageModel, ids: Tensor) -> None:
+    assert n_hooks(lm) == 0
+
+    def fail(_: Tensor) -> Tensor:
+        raise Computed
+
+    for hook in ("resid_pre", "resid_post"):
+        site = lm.site(f"blocks.1.hook_{hook}")
+        lm.activations(ids, site)
+        lm.token_losses(ids, site, torch.zeros_like)
+        with pytest.raises(Computed):
+            lm.token_losses(ids, site, fail)
+    forbid(lm.model.get_submodule(lm.site("blocks.0.hook_resid_pre").module_path))
+    with pytest.raises(Computed):
+        lm.activations(ids, lm.site("blocks.1.hook_resid_post"))
+    assert n_hooks(lm) == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        ("blocks.3.hook_resid_post", ["block 3 is out of range", "0..2"]),
+        ("blocks.1.hook_resid_pots", ["did you mean blocks.1.hook_resid_post", "0..2", "resid_pre"]),
+        ("model.layers.1.mpl", ["did you mean", "model.layers.1.mlp", "blocks.I.hook_H"]),
+        ("", ["no such hook or module", "a module path such as model.layers.0.mlp"]),
+    ],
+)
+def test_unknown_sites(name: str, parts: list[str]) -> None:
+    with pytest.raises(UserError) as info:
+        tiny(llama).site(name)
+    one_line(info, f"site {name!r}: ", *parts)
+
+
+def test_block_without_a_known_part() -> None:
+    lm = tiny(llama)
+    layers: Any = lm.model.get_submodule("model.layers")
+    layers[0].unusual = layers[0].mlp
+    del layers[0].mlp
+    with pytest.raises(UserError) as info:
+        lm.site("blocks.0.hook_mlp_out")
+    one_line(info, "has no part known for it", "model.layers.0.unusual")
+
+
+@pytest.mark.parametrize(
+    ("path", "part"),
+    [
+        ("model.rotary_emb", "float32 [1, 3, 8]"),
+        ("model", "BaseModelOutputWithPast"),
+        ("model.layers", "takes no part in the forward pass"),
+    ],
+)
+def test_sites_without_an_activation(path: str, part: str, ids: Tensor) -> None:
+    lm = tiny(llama)
+    with pytest.raises(UserError) as info:
+        lm.site_width(lm.site(path))
+    one_line(info, f"site {path!r}: ", part)
+    assert n_hooks(lm) == 0
+    with pytest.raises(UserError, match="site"):
+        lm.token_losses(ids, lm.site(path), torch.clone)
