@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from oracles import allocation as oracle
-from saeforest.allocation import greedy_allocation, reallocation_steps, reassign_dead
+from saeforest.allocation import Growth, ReallocationSteps, greedy_allocation, reassign_dead
 
 
 def allocate(
@@ -118,10 +118,29 @@ def test_all_the_dead_find_a_place_when_the_living_count(seed: int) -> None:
 
 
 def test_schedule() -> None:
-    doubling = reallocation_steps(3_000, "double", 10_000, until=50_000)
+    doubling = ReallocationSteps(3_000, "double", 10_000, until=50_000)
     assert sorted(doubling) == [3_000, 9_000, 19_000, 29_000, 39_000, 49_000]
-    additive = sorted(reallocation_steps(3_000, "add", 10_000, until=50_000))
+    additive = sorted(ReallocationSteps(3_000, "add", 10_000, until=50_000))
     assert (len(additive), additive[:2], additive[-1]) == (16, [3_000, 6_002], 48_240)
     assert max(b - a for a, b in pairwise(additive)) == 3_030
-    assert reallocation_steps(0, "double", 10, until=100) == set()
-    assert reallocation_steps(100, "double", 10, until=100) == set()
+    assert list(ReallocationSteps(0, "double", 10, until=100)) == []
+    assert list(ReallocationSteps(100, "double", 10, until=100)) == []
+
+
+@pytest.mark.parametrize(
+    ("first", "growth", "cap"),
+    [(3, "double", 40), (3, "add", 11), (1, "double", 1), (9, "add", 4), (0, "add", 3)],
+)
+def test_a_step_is_one_of_them(first: int, growth: Growth, cap: int) -> None:
+    every = set(ReallocationSteps(first, growth, cap, until=500))
+    steps = ReallocationSteps(first, growth, cap, until=500)
+    for order in (range(600), range(0, 600, 7), reversed(range(600))):
+        assert all((step in steps) == (step in every) for step in order)
+
+
+def test_a_run_may_be_of_any_length() -> None:
+    """A list of its steps would take more memory than there is."""
+    steps = ReallocationSteps(1, "double", 2, until=10**15)
+    assert 10**14 + 1 in steps
+    assert 10**14 not in steps
+    assert 10**15 + 1 not in steps

@@ -6,6 +6,7 @@ A layer's candidate parents are indexed `0..m-1` for the features of the layers 
 from __future__ import annotations
 
 import heapq
+from collections.abc import Iterator
 from typing import Literal
 
 import torch
@@ -86,16 +87,39 @@ def reassign_dead(
     return torch.where(moved == root, ROOT, moved)
 
 
-def reallocation_steps(first: int, growth: Growth, cap: int, until: int) -> set[int]:
+class ReallocationSteps:
     """The steps (counted from 1) after which to reallocate: `first`, then at growing intervals, all before `until`.
 
     "double": the interval doubles (the authors' code); "add": it grows by two steps (the text's other reading);
     never longer than `cap`. `first=0`: never (SPEC 5.6, #12 and #13).
+
+    They are worked out as they are asked for, so that a run may be of any length.
     """
-    steps: set[int] = set()
-    step, interval = first, first
-    while 0 < step < until:
-        steps.add(step)
-        interval = min(interval * 2 if growth == "double" else interval + 2, cap)
-        step += interval
-    return steps
+
+    def __init__(self, first: int, growth: Growth, cap: int, until: int) -> None:
+        self._first, self._growth, self._cap, self._until = first, growth, cap, until
+        # Where the search stands: at a member, the one before it, and the interval that led here.
+        self._before, self._step, self._interval = 0, first, first
+
+    def __iter__(self) -> Iterator[int]:
+        step, interval = self._first, self._first
+        while 0 < step < self._until:
+            yield step
+            interval = self._longer(interval)
+            step += interval
+
+    def __contains__(self, step: int) -> bool:
+        if self._first < 1 or step >= self._until:
+            return False
+        if step <= self._before:
+            self._before, self._step, self._interval = 0, self._first, self._first
+        while self._step < step:
+            interval = self._longer(self._interval)
+            # Once the interval has stopped growing, whatever lies in between is passed in one go.
+            n = max((step - self._step) // interval, 1) if interval == self._interval else 1
+            self._step, self._interval = self._step + n * interval, interval
+            self._before = self._step - interval
+        return self._step == step
+
+    def _longer(self, interval: int) -> int:
+        return min(interval * 2 if self._growth == "double" else interval + 2, self._cap)

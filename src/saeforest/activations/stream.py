@@ -72,6 +72,8 @@ class ActivationStream:
         return {"epoch": self._epoch, "block": self._index, "row": self._row}
 
     def restore(self, state: dict[str, int]) -> None:
+        if min(state.values()) < 0:
+            raise ValueError(f"{state}: a position in the data has no negative numbers")
         self._epoch, self._index, self._row = state["epoch"], state["block"], state["row"]
         self._block = None
         self.close()
@@ -120,6 +122,11 @@ class ActivationStream:
                 self._epoch, self._index = self._epoch + 1, 0
             self._block = None  # not in memory while the next one is waited for
             self._block = self._read()
+            if self._row > len(self._block):
+                raise UserError(
+                    f"row {self._row:,} of block {self._index:,} of the activations: it has {len(self._block):,}; "
+                    "the checkpoint that names it is damaged or of other activations; delete its folder"
+                )
         raise UserError("no activations: every position is excluded; see activations.max_norm and --data")
 
     def _read(self) -> ActivationBatch:

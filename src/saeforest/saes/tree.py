@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ..allocation import Growth, greedy_allocation, reallocation_steps, reassign_dead
+from ..allocation import Growth, ReallocationSteps, greedy_allocation, reassign_dead
 from ..code import SparseCode, concat_rows, concat_slots
 from ..errors import UserError
 from ..forest import ROOT, Families, families
@@ -242,7 +242,7 @@ class TreeSAE(SAE):
         self._root_reset = int(allocation.root_reset_at * plan.n_steps)
         first = plan.share(_PAPER_FIRST) if allocation.first is None else allocation.first
         cap = plan.share(_PAPER_CAP) if allocation.cap is None else allocation.cap
-        self._reallocations = reallocation_steps(first, allocation.growth, cap, until=self._root_reset)
+        self._reallocations = ReallocationSteps(first, allocation.growth, cap, until=self._root_reset)
 
     def training_step(self, x: Float[Tensor, "n d_in"]) -> Step:
         """Eq. 9: the sum of the layers' cumulative reconstruction losses and the auxiliary losses."""

@@ -57,7 +57,7 @@ class Adam(torch.optim.Optimizer):
         if not state:
             state["step"] = torch.zeros(())
             for name in ("exp_avg", "exp_avg_sq"):
-                state[name] = torch.zeros_like(weight, dtype=_kept(weight, group))
+                state[name] = torch.zeros_like(weight, dtype=kept_in(weight, group))
         state["step"] += 1
         step = AdamStep(
             group["lr"],
@@ -76,9 +76,9 @@ class Adam(torch.optim.Optimizer):
             for weight in group["params"]:
                 for name in ("exp_avg", "exp_avg_sq"):
                     if name in (state := self.state[weight]):
-                        state[name] = state[name].to(_kept(weight, group))
+                        state[name] = state[name].to(kept_in(weight, group))
 
 
-def _kept(weight: Tensor, group: dict[str, Any]) -> torch.dtype:
+def kept_in(weight: Tensor, group: dict[str, Any]) -> torch.dtype:
     """What the state of a weight is kept in: a vector's, which is little, like the vector itself."""
     return weight.dtype if group["state"] is None or weight.dim() < 2 else group["state"]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from ..activations import ActivationStream
@@ -15,17 +16,39 @@ from ..errors import UserError
 from ..files import (
     CHECKSUMS,
     atomic_folder,
-    listed_checksum,
     read_json,
     read_tensors,
     write_json,
     write_tensors,
 )
+from ..forest import Forest
 from ..saes import SAE
+from ..schema import MOST, Checksum, Count, Name, Positive, Schema, checked
+from .adam import Adam, kept_in
 
-_TENSORS, _STATE = "state.safetensors", "state.json"
+TENSORS, STATE = "state.safetensors", "state.json"
+_FOLDER = re.compile(r"step-[0-9]{8,}")
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+_REMEDY = "delete this checkpoint's folder, and resume from an older one or start anew"
 #: What of an SAE in training a checkpoint keeps.
-Trained = tuple[SAE, torch.optim.Optimizer]
+Trained = tuple[SAE, Adam]
+
+
+class Position(Schema):
+    """A place in the stream of activations."""
+
+    epoch: Count
+    block: Count
+    row: Count
+
+
+class State(Schema):
+    """What state.json of a checkpoint holds."""
+
+    step: Positive
+    data: Position
+    fingerprint: Name = ""
+    checksums: dict[Name, Checksum] = Field(default_factory=dict)
 
 
 def save_checkpoint(
@@ -43,17 +66,17 @@ def save_checkpoint(
             file = _file(temporary, name)
             checksums[file.name] = write_tensors(file, _tensors(sae, optimizer))
         state = {"step": step, "data": stream.state(), "fingerprint": fingerprint, CHECKSUMS: checksums}
-        write_json(temporary / _STATE, state)
-    for old in folder.glob("step-*"):
+        write_json(temporary / STATE, state)
+    for old in checkpoints(folder):
         if old != target:
             shutil.rmtree(old)
 
 
 def _file(checkpoint: Path, name: str) -> Path:
-    return checkpoint / (f"{name}.safetensors" if name else _TENSORS)
+    return checkpoint / (f"{name}.safetensors" if name else TENSORS)
 
 
-def _tensors(sae: SAE, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def _tensors(sae: SAE, optimizer: Adam) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     places: set[int] = set()
     for name, tensor in sae.state_dict().items():
@@ -65,8 +88,28 @@ def _tensors(sae: SAE, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     return tensors | {"torch_rng": torch.get_rng_state()}
 
 
+def checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints in a folder, oldest first."""
+    found = (path for path in folder.glob("step-*") if _FOLDER.fullmatch(path.name) and path.is_dir())
+    return sorted(found, key=_step_of)
+
+
+def _step_of(checkpoint: Path) -> int:
+    # One of more digits than that is none of ours: its state is refused.
+    return int(checkpoint.name.removeprefix("step-")[:32])
+
+
 def latest_checkpoint(folder: Path) -> Path | None:
-    return max(folder.glob("step-*"), default=None)
+    return next(reversed(checkpoints(folder)), None)
+
+
+def read_state(checkpoint: Path) -> State:
+    """The state.json of a checkpoint. Raises UserError where it is missing, damaged or of another kind."""
+    path = checkpoint / STATE
+    state = checked(State, read_json(path), path, _REMEDY)
+    if state.step != _step_of(checkpoint):
+        raise UserError(f"{path}: key 'step' is {state.step}, but the folder is {checkpoint.name}; {_REMEDY}")
+    return state
 
 
 def load_checkpoint(
@@ -74,38 +117,42 @@ def load_checkpoint(
     trained: Mapping[str, Trained],
     stream: ActivationStream,
     fingerprint: str = "",
+    n_steps: int = MOST,
 ) -> int:
     """Brings everything back to where the checkpoint was written; returns its step.
 
+    `n_steps`: of the whole run. Nothing is changed before everything has been looked at.
+
     Raises UserError where the checkpoint is damaged, of other sizes, or of a run on other data.
     """
-    state: dict[str, Any] = read_json(checkpoint / _STATE)
-    if isinstance(state, dict) and state.get("fingerprint", "") != fingerprint:
+    state = read_state(checkpoint)
+    if state.fingerprint != fingerprint:
         raise UserError(
             f"{checkpoint}: the text or its activations are no longer those it was written with, so the run can't go "
-            "on as it would have; bring them back, or start anew in another --out"
+            "on as it would have; bring them back, or start anew in another folder"
+        )
+    if state.step > n_steps:
+        raise UserError(f"{checkpoint}: is of step {state.step:,}, but the run has {n_steps:,}; {_REMEDY}")
+    if state.data.block > stream.blocks.n_blocks:
+        raise UserError(
+            f"{checkpoint / STATE}: key 'data.block' is {state.data.block:,}, but an epoch has "
+            f"{stream.blocks.n_blocks:,} blocks of activations; {_REMEDY}"
         )
     tensors = {}
-    for name in trained:
+    for name, (sae, optimizer) in trained.items():
         file = _file(checkpoint, name)
-        tensors[name] = read_tensors(file, listed_checksum(state, file.name))
-    try:
-        for name, (sae, optimizer) in trained.items():
-            _restore(sae, optimizer, tensors[name])
-        stream.restore({key: int(state["data"][key]) for key in stream.state()})
-        return int(state["step"])
-    except (KeyError, RuntimeError, TypeError, ValueError) as error:
-        raise UserError(
-            f"{checkpoint}: does not fit this run ({str(error).splitlines()[0]}); start anew in another --out"
-        ) from None
+        tensors[name] = read_tensors(file, state.checksums.get(file.name), _REMEDY)
+        _check(tensors[name], sae, optimizer, state.step, file)
+    for name, (sae, optimizer) in trained.items():
+        _restore(sae, optimizer, tensors[name])
+    stream.restore(state.data.model_dump())
+    return state.step
 
 
-def _restore(sae: SAE, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+def _restore(sae: SAE, optimizer: Adam, tensors: dict[str, Tensor]) -> None:
     sae.load_state_dict({k.removeprefix("sae."): v for k, v in tensors.items() if k.startswith("sae.")})
     full = optimizer.state_dict()
     full["state"] = _optimizer_state(tensors)
-    if len(full["state"]) != sum(len(group["params"]) for group in full["param_groups"]):
-        raise ValueError("the optimizer's state is missing")
     optimizer.load_state_dict(full)
     torch.set_rng_state(tensors["torch_rng"])
 
@@ -117,3 +164,67 @@ def _optimizer_state(tensors: dict[str, Tensor]) -> dict[int, dict[str, Tensor]]
             _, i, key = name.split(".", 2)
             state.setdefault(int(i), {})[key] = tensor
     return state
+
+
+# What the tensors must be, before any kernel sees them: compiled ones look at no bounds.
+
+
+def _expected(sae: SAE, optimizer: Adam) -> Iterator[tuple[str, torch.Size, torch.dtype]]:
+    for name, tensor in sae.state_dict().items():
+        yield f"sae.{name}", tensor.shape, tensor.dtype
+    weights = [(weight, group) for group in optimizer.param_groups for weight in group["params"]]
+    for i, (weight, group) in enumerate(weights):
+        yield f"optimizer.{i}.step", torch.Size(), torch.float32
+        for moment in _MOMENTS:
+            yield f"optimizer.{i}.{moment}", weight.shape, kept_in(weight, group)
+    rng = torch.get_rng_state()
+    yield "torch_rng", rng.shape, rng.dtype
+
+
+def _check(tensors: Mapping[str, Tensor], sae: SAE, optimizer: Adam, step: int, path: Path) -> None:
+    """Raises UserError unless these are the tensors of such an SAE and optimiser after so many steps."""
+    expected = {name: (shape, dtype) for name, shape, dtype in _expected(sae, optimizer)}
+    other = (
+        "the checkpoint does not fit this run; bring its configuration back, or start anew in another folder"
+    )
+    for name, (shape, dtype) in expected.items():
+        if name not in tensors:
+            raise UserError(f"{path}: tensor '{name}' is missing; {other}")
+        found = tensors[name]
+        if (found.shape, found.dtype) != (shape, dtype):
+            raise UserError(
+                f"{path}: tensor '{name}' is {_kind(found.shape, found.dtype)}, expected {_kind(shape, dtype)}; {other}"
+            )
+    if unknown := sorted(tensors.keys() - expected.keys()):
+        raise UserError(f"{path}: tensor '{unknown[0]}' belongs to nothing in this run; {other}")
+    for name, tensor in tensors.items():
+        if problem := _damage(name, tensor, step):
+            raise UserError(f"{path}: tensor '{name}' {problem}, so the checkpoint is damaged; {_REMEDY}")
+    try:
+        Forest(tensors["sae.parent"], sae.config.layer_sizes)
+    except UserError as error:
+        raise UserError(f"{path}: {error}; {_REMEDY}") from None
+    try:
+        torch.Generator().set_state(tensors["torch_rng"])
+    except RuntimeError:
+        raise UserError(
+            f"{path}: tensor 'torch_rng' is no state of a random generator, so the checkpoint is damaged; {_REMEDY}"
+        ) from None
+
+
+def _kind(shape: torch.Size, dtype: torch.dtype) -> str:
+    return f"{list(shape)} of {str(dtype).removeprefix('torch.')}"
+
+
+def _damage(name: str, tensor: Tensor, step: int) -> str:
+    """What no training leaves in a tensor of this name; empty where there is none of it."""
+    if name in ("torch_rng", "sae.parent") or not tensor.numel():
+        return ""
+    if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        return "holds NaN or infinite values"
+    counter = not tensor.is_floating_point() or name.endswith(".step")
+    if counter and not bool(((tensor >= 0) & (tensor <= step)).all()):
+        return f"counts steps, and holds numbers outside 0 to {step:,}"
+    if name.endswith(f".{_MOMENTS[1]}") and bool((tensor < 0).any()):
+        return "holds squares, and some of them are negative"
+    return ""

@@ -142,7 +142,7 @@ def train(
     batch_size, device = stream.batch_size, trainees[0].sae.device
     start = 0
     if checkpoint := latest_checkpoint(out / CHECKPOINTS):
-        start = load_checkpoint(checkpoint, trained, stream, fingerprint)
+        start = load_checkpoint(checkpoint, trained, stream, fingerprint, n_steps)
     logs = [RunLog(log_folder(out, t.name), resume_at=start) for t in trainees]
     if start == 0 and (harvest := lm_seconds()):
         for log in logs:

@@ -1,0 +1,233 @@
+"""Checkpoints: all that they hold is looked at before anything is made of it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from edits import edit_json, forget_checksums
+from saeforest.activations import ActivationStream
+from saeforest.activations.sources import MemoryActivations
+from saeforest.config import OptimConfig
+from saeforest.errors import UserError
+from saeforest.saes import SAE, HSAEConfig, SystemConfig, TrainingPlan, TreeConfig, build
+from saeforest.training.adam import Adam
+from saeforest.training.checkpoint import TENSORS, latest_checkpoint, load_checkpoint, save_checkpoint
+from saeforest.training.loop import make_optimizer, update
+
+D_IN, BATCH, STEPS, N_STEPS = 8, 16, 5, 40
+SYSTEMS: dict[str, SystemConfig] = {
+    "tree": TreeConfig(layer_sizes=(4, 8), k_per_layer=(2, 2)),
+    "hsae": HSAEConfig(layer_sizes=(4, 8), k_per_layer=(2, 2), normalize_activations="none"),
+}
+
+
+def stream() -> ActivationStream:
+    x = torch.randn(100, D_IN, generator=torch.Generator().manual_seed(0))
+    return ActivationStream(MemoryActivations(x, torch.arange(100), seed=0), BATCH)
+
+
+def trainee(system: str = "tree", **optim: Any) -> tuple[SAE, Adam]:
+    sae = build(SYSTEMS[system], D_IN)
+    sae.prepare(TrainingPlan(N_STEPS, BATCH))
+    return sae, make_optimizer(sae, OptimConfig(batch_size=BATCH, **optim))
+
+
+def train(sae: SAE, optimizer: Adam, data: ActivationStream, first: int, last: int) -> None:
+    for step in range(first, last + 1):
+        done = sae.training_step(data.next().x)
+        update(optimizer, done.loss, 1e-3)
+        sae.after_step(step, float(done.loss.detach()))
+
+
+def write(folder: Path, system: str) -> Path:
+    """A checkpoint of a system after five steps."""
+    data, (sae, optimizer) = stream(), trainee(system)
+    train(sae, optimizer, data, 1, STEPS)
+    save_checkpoint(folder, STEPS, {"": (sae, optimizer)}, data, "of the data")
+    return folder / f"step-{STEPS:08}"
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of a tree. Shared: copy it before changing it."""
+    return write(tmp_path_factory.mktemp("checkpoints"), "tree")
+
+
+@pytest.fixture
+def damaged(written: Path, tmp_path: Path) -> Path:
+    """A copy without checksums: what is inside must be looked at."""
+    copy = Path(shutil.copytree(written, tmp_path / written.name))
+    forget_checksums(copy)
+    return copy
+
+
+def refused(checkpoint: Path, match: str, system: str = "tree", **optim: Any) -> None:
+    sae, optimizer = trainee(system, **optim)
+    before = {name: tensor.clone() for name, tensor in sae.state_dict().items()}
+    data, rng = stream(), torch.get_rng_state()
+    with pytest.raises(UserError, match=match) as error:
+        load_checkpoint(checkpoint, {"": (sae, optimizer)}, data, "of the data", N_STEPS)
+    assert str(checkpoint) in str(error.value)
+    assert "\n" not in str(error.value)
+    assert "optim.lr" not in str(error.value)
+    assert len(str(error.value)) < 600
+    # Nothing has been touched: whoever holds these may go on with them.
+    assert all(torch.equal(before[name], tensor) for name, tensor in sae.state_dict().items())
+    assert not optimizer.state_dict()["state"]
+    assert data.state() == {"epoch": 0, "block": 0, "row": 0}
+    assert torch.equal(rng, torch.get_rng_state())
+
+
+def edit_tensors(checkpoint: Path, change: Callable[[dict[str, Tensor]], object]) -> None:
+    tensors = load_file(checkpoint / TENSORS)
+    change(tensors)
+    save_file(tensors, checkpoint / TENSORS)
+
+
+def filled(value: float) -> Callable[[Tensor], Tensor]:
+    def fill(tensor: Tensor) -> Tensor:
+        tensor = tensor.clone()
+        tensor.view(-1)[:1] = value
+        return tensor
+
+    return fill
+
+
+@pytest.mark.parametrize("system", list(SYSTEMS))
+def test_it_comes_back(tmp_path: Path, system: str) -> None:
+    checkpoint = write(tmp_path, system)
+    data, (sae, optimizer) = stream(), trainee(system)
+    assert load_checkpoint(checkpoint, {"": (sae, optimizer)}, data, "of the data", N_STEPS) == STEPS
+    train(sae, optimizer, data, STEPS + 1, 2 * STEPS)
+    whole, (same, adam) = stream(), trainee(system)
+    train(same, adam, whole, 1, 2 * STEPS)
+    assert whole.state() == data.state()
+    assert all(torch.equal(sae.state_dict()[name], tensor) for name, tensor in same.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("step", -1), ("step", 0), ("step", 10**9), ("step", 10**30), ("step", 5.0), ("step", "5"), ("step", True),
+     ("step", None), ("step", ...), ("step", 6), ("data", []), ("data", ...), ("data", None), ("fingerprint", 3),
+     ("fingerprint", "other"), ("fingerprint", "x" * 100_000), ("checksums", [])],
+)  # fmt: skip
+def test_a_state_of_another_kind(damaged: Path, key: str, value: Any) -> None:
+    edit_json(damaged / "state.json", **{key: value})
+    refused(damaged, "state.json|no longer those")
+
+
+@pytest.mark.parametrize("key", ["epoch", "block", "row"])
+@pytest.mark.parametrize("value", [-1, 10**30, 1.5, "0", None, ..., [0]])
+def test_a_position_of_another_kind(damaged: Path, key: str, value: Any) -> None:
+
+    def change(state: dict[str, Any]) -> None:
+        state["data"] |= {key: value}
+        state["data"] = {name: v for name, v in state["data"].items() if v is not ...}
+
+    edit_json(damaged / "state.json", change)
+    refused(damaged, f"key 'data.{key}'")
+
+
+def test_a_block_that_there_is_not(damaged: Path) -> None:
+    edit_json(damaged / "state.json", lambda state: state["data"].update(block=2))
+    refused(damaged, r"'data.block' is 2, but an epoch has 1 blocks")
+
+
+def test_a_row_that_there_is_not(damaged: Path) -> None:
+    """Known when the block has been read. It was an endless loop, or the block behind it."""
+    edit_json(damaged / "state.json", lambda state: state["data"].update(row=101))
+    data = stream()
+    load_checkpoint(damaged, {"": trainee()}, data, "of the data", N_STEPS)
+    with pytest.raises(UserError, match="row 101 of block 0 of the activations: it has 100"):
+        data.next()
+    with pytest.raises(ValueError, match="negative"):
+        data.restore({"epoch": 0, "block": 0, "row": -1})
+
+
+def test_a_step_beyond_the_run(written: Path) -> None:
+    with pytest.raises(UserError, match="is of step 5, but the run has 4"):
+        load_checkpoint(written, {"": trainee()}, stream(), "of the data", 4)
+
+
+@pytest.mark.parametrize("name", ["exp_avg", "exp_avg_sq"])
+@pytest.mark.parametrize(
+    "change",
+    [lambda t: t[:1], lambda t: t[:-1], lambda t: t.T.contiguous(), lambda t: t.flatten(), lambda t: t.double(),
+     lambda t: t.bfloat16(), lambda t: t.long(), lambda t: torch.cat([t, t]), lambda t: t[:0]],
+)  # fmt: skip
+def test_moments_of_another_kind(damaged: Path, name: str, change: Any) -> None:
+    """Compiled kernels look at no bounds: fewer rows than the weights were read and written past their end."""
+    edit_tensors(damaged, lambda t: t.update({f"optimizer.0.{name}": change(t[f"optimizer.0.{name}"])}))
+    refused(damaged, rf"tensor 'optimizer\.0\.{name}' is \[.*, expected \[.* does not fit this run")
+
+
+def test_moments_kept_in_another_type(written: Path) -> None:
+    refused(written, "is .* of float32, expected .* of bfloat16", state="bfloat16")
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "match"),
+    [
+        ("optimizer.0.exp_avg", filled(float("nan")), "holds NaN or infinite values"),
+        ("optimizer.0.exp_avg_sq", filled(float("inf")), "holds NaN or infinite values"),
+        ("optimizer.0.exp_avg_sq", filled(-1.0), "squares, and some of them are negative"),
+        ("optimizer.0.step", lambda t: t * 0 + float("inf"), "holds NaN or infinite values"),
+        ("optimizer.0.step", lambda t: t * 0 - 1, "counts steps, and holds numbers outside 0 to 5"),
+        ("optimizer.0.step", lambda t: t * 0 + 1e9, "counts steps"),
+        ("sae.encoder", filled(float("nan")), "holds NaN or infinite values"),
+        ("sae.b_dec", lambda t: t[..., :-1].contiguous(), "does not fit this run"),
+        ("sae.parent", filled(11), r"parent\[0\] = 11: expected -1 \(root\)"),
+        ("sae.parent", lambda t: t.float(), "does not fit this run"),
+        ("sae.steps_since_fired", filled(-1), "counts steps"),
+        ("sae.steps_since_fired", filled(10**12), "counts steps"),
+        ("torch_rng", lambda t: t[:-1], "does not fit this run"),
+        ("torch_rng", lambda t: torch.full_like(t, 255), "no state of a random generator"),
+        ("torch_rng", lambda t: t.float(), "does not fit this run"),
+    ],
+)
+def test_a_tensor_that_training_does_not_leave(damaged: Path, name: str, change: Any, match: str) -> None:
+    edit_tensors(damaged, lambda tensors: tensors.update({name: change(tensors[name])}))
+    refused(damaged, match)
+
+
+def test_every_tensor_is_needed_and_no_other(damaged: Path) -> None:
+    whole = load_file(damaged / TENSORS)
+    for name in whole:
+        save_file({n: tensor for n, tensor in whole.items() if n != name}, damaged / TENSORS)
+        refused(damaged, f"tensor '{name}' is missing")
+    for name in ("optimizer.9.exp_avg", "optimizer.x.y", "sae.more", "more"):
+        save_file({**whole, name: torch.zeros(1)}, damaged / TENSORS)
+        refused(damaged, f"tensor '{name}' belongs to nothing in this run")
+
+
+@pytest.mark.parametrize("wrong", [-1, 10**9])
+def test_the_counter_of_an_hsae(tmp_path: Path, wrong: int) -> None:
+    """What it replaces by children is drawn by this number."""
+    checkpoint = write(tmp_path, "hsae")
+    forget_checksums(checkpoint)
+    edit_tensors(checkpoint, lambda tensors: tensors.update({"sae.steps": torch.tensor(wrong)}))
+    refused(checkpoint, "'sae.steps' counts steps", "hsae")
+
+
+def test_a_flipped_bit_is_noticed(written: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(written, tmp_path / written.name))
+    data = bytearray((copy / TENSORS).read_bytes())
+    data[len(data) // 2] ^= 1
+    (copy / TENSORS).write_bytes(data)
+    refused(copy, r"state.safetensors: damaged: it does not match its checksum .*; delete this checkpoint")
+
+
+def test_the_latest_is_the_one_of_most_steps(tmp_path: Path) -> None:
+    for name in ("step-00000020", "step-99999999", "step-100000000", "step-00000020.bak", "step-x", "step-2"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "step-300000000").touch()
+    assert latest_checkpoint(tmp_path) == tmp_path / "step-100000000"
+    assert latest_checkpoint(tmp_path / "step-x") is None
