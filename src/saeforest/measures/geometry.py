@@ -10,9 +10,11 @@ mean of the points and m_c the mean of those labelled c, all within that plane,
     explained_2  share of the points' variance in the plane, mean over families
 
 The paper shows three families and says of two that encoder directions point toward their clusters. Directions that
-point anywhere would agree once in as many times as the family has children: `detail["chance"]`. Families that are not
-named are chosen for overlapping least, as the paper blames overlap where directions miss: these numbers describe
-favourable families, not all.
+point anywhere would agree once in as many times as the family has children: `detail["chance"]`. That is no null for an
+SAE, for the labels come from the encoder whose direction is tested: an untrained tree agrees far more often. Unlike the
+authors' code, which takes all descendants, raw activations and the first child by rank, this takes direct children,
+the SAE's units and the strongest. Families that are not named are chosen for overlapping least, as the paper blames
+overlap where directions miss: these numbers describe favourable families, not all.
 
 **In the decoder** (as in the HSAE paper's picture of siblings). A family is the children of one parent in one layer.
 Over its ordered pairs (a, b), a != b, with unit decoder rows d,

@@ -16,10 +16,14 @@ A child counts where it fires on `min_count` activations, and not on all of them
 forest was inferred, by a condition much like the one tested, so there the paper's numbers are those by MCS; they are
 also what `error_rate` is 1 minus (figure 2c), elsewhere `tree`.
 
+None of these shows that a tree was learned: a child of a Tree SAE fires only where its parent does, so every direction
+of the child points along the parent, and a tree that was never trained scores as high (docs/measures.md).
+
 In a tree, `tree` and `mcs` leave out all parents without children, so they are not to be compared with what a flat SAE
-has. `mcs_unconditional` is, and so is the precision of equally many best pairs (by coverage, then n_c): `matched_tree`
-of tree_unconditional and `matched_mcs` of mcs_unconditional, of both as many as the smaller has; `curve` of any number,
-over the distinct pairs of all seeds.
+has. `mcs_unconditional` leaves out none, and neither does the precision of equally many best pairs (by coverage, then
+n_c): `matched_tree` of tree_unconditional and `matched_mcs` of mcs_unconditional, of both as many as the smaller has;
+`curve` of any number, over the distinct pairs of all seeds. Of a tree both are nearly the same pairs: the coverage of
+its edges is 1.
 `lda_...` is the score by directions that need no training. `HierarchyConfig.reference()` is the authors' own reading.
 """
 
