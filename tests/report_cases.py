@@ -115,6 +115,8 @@ HOW: dict[str, Any] = {
     "split": "held_out",
     "tokens_read": 1000,
     "context": 128,
+    "prepend_bos": False,
+    "model_fingerprint": "xxh3:1",
     "lm_dtype": "float32",
     "config": {"parents": 100, "seed": 0, "judge": {"timeout": 1}},
     "probe": {"epochs": 5, "seed": 0},

@@ -151,6 +151,8 @@ def test_what_is_not_comparable_is_undecided(tmp_path: Path) -> None:
         ("split", "train"),
         ("tokens_read", 2000),
         ("context", 64),
+        ("prepend_bos", True),
+        ("model_fingerprint", "xxh3:2"),
         ("lm_dtype", "bfloat16"),
         ("config", {"parents": 50, "seed": 0}),
         ("probe", {"epochs": 6, "seed": 0}),
@@ -181,6 +183,17 @@ def test_what_names_the_sae_does_not_keep_it_from_being_compared(tmp_path: Path)
     saes = {
         "tree": (TREE, 0, [sparsity(4.0), measured_as(hierarchy(0.8, 0.5))]),
         "topk": (TOPK, 0, [sparsity(4.0), other]),
+    }
+    assert check(HIGHER, settings_in(tmp_path / "run", saes)).verdict is Verdict.HOLDS
+
+
+@pytest.mark.parametrize("how", [{"prepend_bos": False}, {"model_fingerprint": "xxh3:1"}])
+def test_older_records_are_compared_with_newer_ones(tmp_path: Path, how: dict[str, Any]) -> None:
+    made = measured_as(hierarchy(None, 0.1))
+    older = replace(made, settings={key: value for key, value in made.settings.items() if key not in how})
+    saes = {
+        "tree": (TREE, 0, [sparsity(4.0), measured_as(hierarchy(0.8, 0.5), **how)]),
+        "topk": (TOPK, 0, [sparsity(4.0), older]),
     }
     assert check(HIGHER, settings_in(tmp_path / "run", saes)).verdict is Verdict.HOLDS
 

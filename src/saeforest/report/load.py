@@ -43,7 +43,8 @@ VARIANTS = (
 )
 # The settings of a record that say how it was measured. Others name the SAE, or its training.
 _HOW = (
-    "reading", "positions", "data", "split", "tokens_read", "context", "lm_dtype", "config", "probe", "judge",
+    "reading", "positions", "data", "split", "tokens_read", "context", "prepend_bos", "lm_dtype", "config", "probe",
+    "judge", "model_fingerprint",
 )  # fmt: skip
 
 
@@ -277,7 +278,9 @@ def differently(a: Record, b: Record) -> str:
     # Training's log is what it is, whatever text was measured later.
     keys = ("config",) if a.measure == "dead_training" else _HOW
     for key in keys:
-        if _how(a, key) != _how(b, key):
+        # Records of before a model had a fingerprint may be of any.
+        known = key != "model_fingerprint" or all(record.settings.get(key) for record in (a, b))
+        if known and _how(a, key) != _how(b, key):
             return key
     # On how much of the text losses are taken is in no setting.
     return "tokens" if a.measure == "cross_entropy" and a.tokens != b.tokens else ""
@@ -286,6 +289,8 @@ def differently(a: Record, b: Record) -> str:
 def _how(record: Record, key: str) -> Any:
     """A setting; of a measure's own settings those that are no matter of chance or of patience."""
     value = record.settings.get(key)
+    if key == "prepend_bos":  # there was none before records said so
+        return bool(value)
     if key in ("config", "probe") and isinstance(value, dict):
         # The judge has a setting of its own: its name. Figures 13 and 16 are drawn beside the scores.
         return {k: v for k, v in value.items() if k not in ("seed", "judge", "rank_curve", "variants")}
