@@ -69,7 +69,7 @@ def test_packaged_topics(monkeypatch: pytest.MonkeyPatch) -> None:
                 "2": {"title": "X", "extract": "is", "topic": "Uncategorized"},
             }
 
-    monkeypatch.setattr(labelled_module, "_WIKI", Wiki())
+    monkeypatch.setattr(labelled_module, "WIKI", Wiki())
     assert labelled("packaged:topics") == [LabelledText("Euler\n\nHe was", "People", "wiki: Euler")]
 
 
@@ -103,9 +103,9 @@ def test_packaged_topics(monkeypatch: pytest.MonkeyPatch) -> None:
             "text,topic\nx,y\n",
             r'a\.csv:1: expected the columns "text" and "label", found text, topic',
         ),
-        ("a.csv", "text,label\nx\n", r'a\.csv:2: expected a string or .* under "label", found nothing'),
-        ("a.csv", 'text,label\nx,y\n"x"z,y\n', r"a\.csv: not valid CSV after line 2"),
-        ("a.csv", b"text,label\nx,\xff\n", r"a\.csv: expected UTF-8 text"),
+        ("a.csv", "text,label\nx\n", r"a\.csv:2: expected 2 fields as in the first line, found 1"),
+        ("a.csv", 'text,label\nx,y\n"x"z,y\n', r"a\.csv:3: not valid CSV"),
+        ("a.csv", b"text,label\nx,\xff\n", r"a\.csv:2: expected UTF-8 text"),
         ("a.txt", "x", r"a\.txt: expected a \.jsonl or \.csv file, or a folder"),
         ("folder/a.txt", "x", r"folder': expected some texts, found none"),
         ("folder/b/a.txt", b"\xff", r"a\.txt:1: expected UTF-8 text"),

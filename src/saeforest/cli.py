@@ -298,12 +298,13 @@ def harvest(argv: Sequence[str]) -> None:
     if args.out is None:
         raise UserError("harvest: expected --out FOLDER for the activations")
     from .activations.sources import harvest_folder
-    from .session import about_activations, open_reader, read_tokens, settle_positions
+    from .session import about_activations, open_reader, read_tokens, settle_positions, settle_text
     from .training.run import claim_folder
 
     claim_folder(args.out)
     config = resolve(args.config)
     reader = open_reader(config)
+    config = settle_text(config, reader)
     tokens = read_tokens(config, reader, "train", config.tokens)
     config = settle_positions(config, reader, tokens)
     done = harvest_folder(reader, tokens, args.out, about_activations(config, tokens, reader.lm.identity))

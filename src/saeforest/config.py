@@ -47,6 +47,13 @@ class TextConfig:
     bos: Bos = "auto"
     """Whether every window begins with the BOS token. auto: yes where the tokenizer puts it before a text, as the
     language model was then trained. The same holds for every text that a measure reads."""
+    column: str = ""
+    """The field that holds the text of each record. Default: text; else the one of content, document and body that
+    the records have; with text.chat, messages or conversations."""
+    split: str = "train"
+    """The split of a Hub data set, or of one that the package datasets has saved."""
+    chat: bool = False
+    """Read records that are chats (messages, or ShareGPT's conversations) through the model's chat template."""
 
 
 @dataclass(frozen=True)

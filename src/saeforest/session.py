@@ -15,7 +15,17 @@ from .lm import ModelIdentity, load_lm, same_model
 from .output import note
 from .saes import SAE, load_sae
 from .saes.files import SAE_FOLDER
-from .text import Tokens, adds_bos, bos_before, tokenize
+from .text import (
+    Reading,
+    Tokens,
+    adds_bos,
+    bos_before,
+    chat_renderer,
+    hub_name,
+    is_hub_source,
+    pinned,
+    tokenize,
+)
 
 CONFIG = "config.yaml"
 
@@ -49,8 +59,9 @@ def text_source(config: TrainConfig) -> str:
 def read_tokens(
     config: TrainConfig, reader: ActivationReader, split: Literal["train", "held_out"], n_tokens: int
 ) -> Tokens:
-    """Text of a split as tokens of the run's language model."""
-    return tokenize(
+    """Text of a split as tokens of the run's language model; says where there are fewer than `n_tokens`."""
+    render = chat_renderer(reader.lm.tokenizer, reader.lm.name) if config.text.chat else None
+    tokens = tokenize(
         text_source(config),
         reader.lm.tokenizer,
         reader.lm.eos_id,
@@ -60,17 +71,48 @@ def read_tokens(
         held_out=config.text.held_out,
         seed=config.data_seed,
         bos_id=reader.bos_id,
+        reading=Reading(config.text.column, config.text.split, render),
     )
+    if tokens.n_tokens <= n_tokens - config.text.context:
+        note(
+            f"text source '{text_source(config)}': its {split} text holds {tokens.n_tokens:,} tokens in whole windows, "
+            f"fewer than the {n_tokens:,} asked for"
+        )
+    return tokens
 
 
 def settle_text(config: TrainConfig, reader: ActivationReader) -> TrainConfig:
-    """The configuration with what `text.bos = auto` stands for with the run's tokenizer."""
-    return replace(config, text=replace(config.text, bos="no" if reader.bos_id is None else "yes"))
+    """The configuration with what `text.bos = auto` stands for with the run's tokenizer, and with the Hub data set's
+    revision as it is today."""
+    data = pinned(config.data) if is_hub_source(config.data) else config.data
+    bos = "no" if reader.bos_id is None else "yes"
+    return replace(config, data=data, text=replace(config.text, bos=bos))
+
+
+def about_text(config: TrainConfig, tokens_read: int) -> dict[str, Any]:
+    """What an SAE's metadata say of the text it was trained on; `dataset_path` and `prepend_bos` are SAELens' names."""
+    source = text_source(config)
+    place = hub_name(source) if is_hub_source(source) else None
+    found = {
+        "context_size": config.text.context,
+        "prepend_bos": config.text.bos == "yes",
+        "dataset": source,
+        "dataset_path": place.name if place else source,
+        "tokens_read": tokens_read,
+    }
+    if place:
+        subset = {"dataset_subset": place.subset} if place.subset else {}
+        revision = {"dataset_revision": place.revision} if place.revision else {}
+        found |= {**subset, **revision, "dataset_split": config.text.split}
+    return found
 
 
 def settle_positions(config: TrainConfig, reader: ActivationReader, tokens: Tokens) -> TrainConfig:
-    """The configuration with the number that `activations.max_norm=None` stands for; the reader obeys it too."""
+    """The configuration with the tokens that there are, and with the number that `activations.max_norm=None` stands
+    for; the reader obeys it too."""
     config = settle_text(config, reader)
+    if tokens.n_tokens <= config.tokens - tokens.context:
+        config = replace(config, tokens=tokens.n_tokens)
     if config.activations.max_norm is None:
         reader.settle_max_norm(tokens)
     return replace(config, activations=replace(config.activations, max_norm=reader.max_norm))
@@ -164,6 +206,9 @@ def about_activations(config: TrainConfig, tokens: Tokens, model: ModelIdentity)
         "context": tokens.context,
         "prepend_bos": tokens.prepend_bos,
         "held_out": config.text.held_out,
+        "column": config.text.column,
+        "split": config.text.split,
+        "chat": config.text.chat,
         "seed": config.data_seed,
         "exclude_first": config.activations.exclude_first,
         "exclude_special": config.activations.exclude_special,

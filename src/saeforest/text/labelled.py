@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import csv
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from saeforest.errors import UserError
-from saeforest.text.corpora import _WIKI, _record, _text, _txt, _unreadable
+from saeforest.text.fields import text_of
+from saeforest.text.opening import decoded, opened
+from saeforest.text.packaged import WIKI
+from saeforest.text.readers import csv_columns, csv_records, parse_record
 
 _TOPICS = "packaged:topics"
 _NO_TOPIC = "Uncategorized"
@@ -56,7 +58,7 @@ def labelled(source: str) -> list[LabelledText]:
 
 
 def _topics() -> Iterator[LabelledText]:
-    for article in _WIKI.read().values():
+    for article in WIKI.read().values():
         if article["topic"] != _NO_TOPIC:
             title = article["title"]
             yield LabelledText(f"{title}\n\n{article['extract']}", article["topic"], f"wiki: {title}")
@@ -66,45 +68,32 @@ def _folder(path: Path) -> Iterator[LabelledText]:
     for file in sorted(path.glob("*/*")):
         hidden = any(part.startswith(".") for part in file.relative_to(path).parts)
         if file.suffix.lower() == ".txt" and file.is_file() and not hidden:
-            for document in _txt(file, f"{file.parent.name}/{file.name}"):
-                yield LabelledText(document.text, file.parent.name, document.name)
+            with opened(file) as stream:
+                text = decoded(stream.read(), file)
+            yield LabelledText(text, file.parent.name, f"{file.parent.name}/{file.name}")
 
 
 def _jsonl(path: Path) -> Iterator[LabelledText]:
-    try:
-        with path.open("rb") as lines:
-            for number, line in enumerate(lines, 1):
-                if line.strip():
-                    where = f"{path}:{number}"
-                    record = _record(line, where)
-                    text = _text(record, "text", where)
-                    yield LabelledText(text, _label(record.get("label"), where), f"{path.name}:{number}")
-    except OSError as error:
-        raise _unreadable(path, error) from error
+    with opened(path) as lines:
+        for number, line in enumerate(lines, 1):
+            if line.strip():
+                where = f"{path}:{number}"
+                record = parse_record(line, where)
+                text = text_of(record, "text", where)
+                yield LabelledText(text, _label(record.get("label"), where), f"{path.name}:{number}")
 
 
 def _csv(path: Path) -> Iterator[LabelledText]:
-    line = 1
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as lines:
-            rows = csv.DictReader(lines, strict=True)
-            columns = rows.fieldnames or []
-            if not {"text", "label"} <= set(columns):
-                found = ", ".join(columns) or "nothing"
-                raise UserError(
-                    f'{path}:1: expected the columns "text" and "label", found {found}; name them so'
-                )
-            for row in rows:
-                line = rows.line_num
-                yield LabelledText(
-                    row["text"] or "", _label(row["label"], f"{path}:{line}"), f"{path.name}:{line}"
-                )
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: expected UTF-8 text; convert the file to UTF-8") from error
-    except csv.Error as error:
-        raise UserError(f"{path}: not valid CSV after line {line} ({error}); mend the row") from error
-    except OSError as error:
-        raise _unreadable(path, error) from error
+    columns = csv_columns(path)
+    for name in ("text", "label"):
+        if columns.count(name) != 1:
+            found = ", ".join(columns) or "nothing"
+            raise UserError(
+                f'{path}:1: expected the columns "text" and "label", found {found}; name them so, one each'
+            )
+    for _, row, where in csv_records(path):
+        name = f"{path.name}:{where.rsplit(':', 1)[1]}"
+        yield LabelledText(row["text"], _label(row["label"], where), name)
 
 
 def _label(label: object, where: str) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from hashlib import blake2b
 from pathlib import Path
 from typing import Literal
 
@@ -19,8 +18,13 @@ from transformers import PreTrainedTokenizerBase
 from saeforest.errors import UserError
 from saeforest.files import parse_json, read_tensors, write_tensors
 from saeforest.progress import progress
-from saeforest.text.corpora import Document, documents
+from saeforest.text.corpora import documents
+from saeforest.text.document import Document
+from saeforest.text.fields import Reading
+from saeforest.text.held_out import split_of
 from saeforest.text.ids import encode
+
+_PLAIN = Reading()
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,6 +134,7 @@ def tokenize(
     held_out: float,
     seed: int = 0,
     bos_id: int | None = None,
+    reading: Reading = _PLAIN,
 ) -> Tokens:
     """Up to `n_tokens` tokens of one split of `source` (see `documents`), in windows of `context` tokens.
 
@@ -138,9 +143,8 @@ def tokenize(
     source that ends early gives fewer tokens: see `Tokens.n_tokens`. With `bos_id` (see `bos_before`), each window is
     that token and `context - 1` tokens of text.
 
-    A document is held out when the hash of its text, read as a fraction, is below `held_out` (0 to 1). So the
-    two splits share no text, and adding documents moves none of the others. `seed` orders the packaged
-    corpus.
+    `held_out` is the share of documents that is kept from training (see `held_out`): the two splits have no text in
+    common. `seed` orders the packaged corpus; `reading` says how records become documents.
 
     Raises:
         UserError: the source can't be read (see `documents`), or the split fills no window.
@@ -155,7 +159,7 @@ def tokenize(
     starts: list[int] = []
     names: list[str] = []
     total = 0
-    chosen = _split(documents(source, seed=seed), split, held_out)
+    chosen = split_of(documents(source, seed=seed, reading=reading), split, held_out, source)
     with progress("tokenise", target, "tokens") as advance:
         for piece, ids in _encoded(_pieces(chosen), tokenizer, eos_id):
             if piece.first:
@@ -169,8 +173,9 @@ def tokenize(
     whole = min(total, target) // step * step
     if whole == 0:
         raise UserError(
-            f"text source '{source}': its {split} split (held_out {held_out:g}) holds {total} tokens in "
-            f"{len(names)} documents, less than one window of {context}; give more text or a smaller context"
+            f"text source '{source}': its {split} split (held_out {held_out:g}) holds {total:,} tokens in "
+            f"{len(names):,} documents, less than one window of {context}; give more text, a smaller text.context or "
+            f"a {'larger' if split == 'held_out' else 'smaller'} text.held_out"
         )
     kept = sum(start < whole for start in starts)
     ids = torch.from_numpy(np.concatenate(arrays)[:whole]).view(-1, step)
@@ -179,19 +184,6 @@ def tokenize(
         ids = torch.cat([torch.full_like(ids[:, :1], bos_id), ids], 1)
         document_starts += document_starts // step + 1
     return Tokens(ids, document_starts, tuple(names[:kept]), prepend_bos=bos_id is not None)
-
-
-def _split(found: Iterator[Document], split: str, held_out: float) -> Iterator[Document]:
-    return (
-        document
-        for document in found
-        if (_fraction(document.whole or document.text) < held_out) == (split == "held_out")
-    )
-
-
-def _fraction(text: str) -> float:
-    digest = blake2b(text.encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") / 2**64
 
 
 # Encoding. A tokenizer's answer takes some hundred bytes a token, so it never gets more than this at once.
@@ -206,6 +198,7 @@ class _Piece:
     name: str
     first: bool
     last: bool
+    chat: bool
 
 
 def _pieces(found: Iterator[Document]) -> Iterator[_Piece]:
@@ -213,7 +206,8 @@ def _pieces(found: Iterator[Document]) -> Iterator[_Piece]:
         text, start = document.text, 0
         while start < len(text):
             end = _piece_end(text, start)
-            yield _Piece(text[start:end], document.name, first=start == 0, last=end == len(text))
+            last = end == len(text)
+            yield _Piece(text[start:end], document.name, first=start == 0, last=last, chat=document.chat)
             start = end
 
 
@@ -229,17 +223,17 @@ def _encoded(
     pieces: Iterator[_Piece], tokenizer: PreTrainedTokenizerBase, eos_id: int
 ) -> Iterator[tuple[_Piece, NDArray[np.int32]]]:
     for batch in _batches(pieces):
-        found = encode(tokenizer, [piece.text for piece in batch])
+        found = encode(tokenizer, [piece.text for piece in batch], special=batch[0].chat)
         for piece, ids in zip(batch, found, strict=True):
-            closed = [*ids, eos_id] if piece.last else ids
-            yield piece, np.asarray(closed, dtype=np.int32)
+            closed = piece.chat and ids[-1:] == [eos_id]  # by its own last message
+            yield piece, np.asarray([*ids, eos_id] if piece.last and not closed else ids, dtype=np.int32)
 
 
 def _batches(pieces: Iterator[_Piece]) -> Iterator[list[_Piece]]:
     batch: list[_Piece] = []
     characters = 0
     for piece in pieces:
-        if batch and characters + len(piece.text) > _BATCH_CHARACTERS:
+        if batch and (characters + len(piece.text) > _BATCH_CHARACTERS or piece.chat != batch[0].chat):
             yield batch
             batch, characters = [], 0
         batch.append(piece)

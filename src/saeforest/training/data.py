@@ -73,7 +73,15 @@ def as_harvested(config: TrainConfig) -> TrainConfig:
     return replace(
         config,
         tokens=manifest["tokens"],
-        text=replace(config.text, context=manifest["context"], held_out=manifest["held_out"], bos=bos),
+        text=replace(
+            config.text,
+            context=manifest["context"],
+            held_out=manifest["held_out"],
+            bos=bos,
+            column=manifest.get("column", ""),
+            split=manifest.get("split", "train"),
+            chat=manifest.get("chat", False),
+        ),
         activations=replace(config.activations, store="disk", **positions),
     )
 

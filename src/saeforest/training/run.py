@@ -18,7 +18,7 @@ from ..config import TrainConfig, load_config, resolve, resolve_precision, save_
 from ..errors import UserError
 from ..lm import ModelIdentity
 from ..saes import SAE, TrainingPlan, build
-from ..session import CONFIG, SAE_FOLDER, open_reader, settle_text, text_source
+from ..session import CONFIG, SAE_FOLDER, about_text, open_reader, settle_text
 from ..text import Tokens
 from .checkpoint import latest_checkpoint
 from .data import ACTIVATIONS, as_harvested, open_data
@@ -170,10 +170,7 @@ def metadata(config: TrainConfig, n_steps: int, model: ModelIdentity) -> dict[st
     return {
         **model.to_dict(),
         "hook_name": config.site,
-        "context_size": config.text.context,
-        "prepend_bos": config.text.bos == "yes",
-        "dataset": text_source(config),
-        "dataset_path": text_source(config),  # SAELens' name for it
+        **about_text(config, config.tokens // config.text.context * config.text.context),
         "tokens": n_steps * config.optim.batch_size,
         "seed": config.seed,
         "version": __version__,

@@ -1,0 +1,250 @@
+"""Records as documents: which field of a record is its text, and how a chat is written out.
+
+The field is the same for a whole file (or Hub data set), and is chosen by name alone: the one that `text.column` names;
+else "text"; else the one of "content", "document" and "body" that the records have. Chats are under "messages" or
+"conversations", and are read where `text.chat` asks for them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from saeforest.errors import UserError
+from saeforest.text.document import Document
+
+TEXT_FIELDS = ("text", "content", "document", "body")
+CHAT_FIELDS = ("messages", "conversations")
+# ShareGPT's names, and those of its descendants, for the roles that chat templates know.
+_ROLES = {
+    "human": "user",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "bing": "assistant",
+    "bot": "assistant",
+}
+_ROLES |= {"model": "assistant"}
+
+Message = dict[str, Any]
+Render = Callable[[list[Message]], str]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How the records of a source are read."""
+
+    column: str = ""
+    """The field that holds the text; empty: by the rule above."""
+    split: str = "train"
+    """The split of a Hub data set, or of one that was saved with its splits."""
+    render: Render | None = None
+    """Writes a chat out as the model was trained to read it; None: chats are refused."""
+
+
+def chat_renderer(tokenizer: PreTrainedTokenizerBase, model: str) -> Render:
+    """Writes chats out through the chat template of a tokenizer, without the BOS that the template may begin with.
+
+    Whether BOS comes first is decided for the whole window (`text.bos`). Templates that tell the day are told one that
+    never changes: the same chat must be the same text whenever it is read.
+
+    Raises UserError where there is no template; rendering raises ValueError where it refuses a chat.
+    """
+    template = tokenizer.chat_template
+    if not template:
+        raise UserError(
+            f"text.chat = true: the tokenizer of {model} has no chat template; take a model that has one, or set "
+            "text.chat to false and give plain text"
+        )
+    template = template if isinstance(template, str) else json.dumps(template)
+    bos = tokenizer.bos_token if "bos_token" in template else None
+    day = datetime(2024, 7, 26)
+    date = {"date_string": day.strftime("%d %b %Y"), "strftime_now": day.strftime}
+
+    def render(messages: list[Message]) -> str:
+        try:
+            text = tokenizer.apply_chat_template(messages, tokenize=False, **date)
+        except Exception as error:  # whatever a template raises
+            raise ValueError(" ".join(str(error).split()) or type(error).__name__) from error
+        assert isinstance(text, str)
+        return text.removeprefix(bos) if isinstance(bos, str) else text
+
+    return render
+
+
+class Fields:
+    """The records of one file (or Hub data set) as documents."""
+
+    def __init__(self, source: str, reading: Reading, columns: Sequence[str] | None = None) -> None:
+        """`columns`: of a table, whose records all have the same. Raises UserError where none is the text's."""
+        self._source, self._reading = source, reading
+        self._key: str | None = None
+        self._records, self._some = 0, False
+        self._others: set[str] = set()
+        if columns is not None:
+            self._choose(columns, source)
+
+    @property
+    def key(self) -> str:
+        """The field that is the text."""
+        assert self._key is not None
+        return self._key
+
+    def document(self, record: Mapping[str, Any], where: str, name: str) -> Document:
+        """The document of a record. Raises UserError that names `where` unless it is like the records before."""
+        if self._key is None:
+            self._choose(list(record), where)
+        if self.key not in record:
+            raise UserError(
+                f'{where}: expected the text under "{self.key}" as in the records before, found {_named(record)}; '
+                "mend the record, or name the field that all have as text.column"
+            )
+        if other := next((name for name in self._others if name in record), None):
+            raise UserError(
+                f'{where}: the records before have their text under "{self.key}", this one has "{other}" too; name the '
+                "field that is the text as text.column"
+            )
+        self._records += 1
+        value = record[self.key]
+        self._some |= value not in (None, "", [])
+        if self._reading.render is None or value is None:
+            return Document(text_of(record, self.key, where), name)
+        return Document(_chat(value, self.key, self._reading.render, where), name, chat=True)
+
+    def finish(self) -> None:
+        """Raises UserError where all records were read and none has any text."""
+        if self._records and not self._some:
+            raise UserError(
+                f'{self._source}: "{self.key}" is empty in all of its {self._records:,} records; name the field that '
+                "holds the text as text.column"
+            )
+
+    def _choose(self, columns: Sequence[str], where: str) -> None:
+        columns = list(map(str, columns))
+        if (
+            twice := next((c for c in columns if columns.count(c) > 1 and self._matters(c)), None)
+        ) is not None:
+            raise UserError(f'{where}: two columns are named "{twice}"; rename one')
+        self._key = choose_field(columns, self._reading, where)
+        if not self._reading.column and self._reading.render is None and self._key != "text":
+            self._others = {*TEXT_FIELDS} - {self._key}
+
+    def _matters(self, column: str) -> bool:
+        return column in (self._reading.column, *TEXT_FIELDS, *CHAT_FIELDS)
+
+
+def has_text(columns: Sequence[str], reading: Reading) -> bool:
+    """Whether a table may hold text, going by its columns."""
+    return any(c in columns for c in ([reading.column] if reading.column else [*TEXT_FIELDS, *CHAT_FIELDS]))
+
+
+def choose_field(columns: Sequence[str], reading: Reading, where: str) -> str:
+    """Which of the columns is the text. Raises UserError that names `where` for none, or more than one."""
+    if reading.column:
+        if reading.column in columns:
+            return reading.column
+        raise UserError(
+            f'{where}: text.column = {reading.column}: expected the text under "{reading.column}", '
+            f"found {_named(columns)}"
+        )
+    chats = [name for name in CHAT_FIELDS if name in columns]
+    if reading.render is not None:
+        found, wanted = chats, CHAT_FIELDS
+        advice = "name the field of the chats as text.column, or set text.chat to false to read plain text"
+    elif "text" in columns:
+        return "text"
+    else:
+        found, wanted = [name for name in TEXT_FIELDS if name in columns], TEXT_FIELDS
+        advice = "name the field that holds the text as text.column"
+        if chats and not found:
+            raise UserError(
+                f'{where}: a chat under "{chats[0]}"; set text.chat to true to read chats through the chat template '
+                "of the model"
+            )
+    if not found:
+        raise UserError(f"{where}: expected the text under {_or(wanted)}, found {_named(columns)}; {advice}")
+    if len(found) > 1:
+        raise UserError(f"{where}: the text may be under {_or(found)}; name one of them as text.column")
+    return found[0]
+
+
+def text_of(record: Mapping[str, Any], key: str, where: str) -> str:
+    """The string under a key; null is an empty text. Raises UserError that names `where` for anything else."""
+    if key not in record:
+        raise UserError(
+            f'{where}: expected the text under "{key}", found {_named(record)}; rename the field to "{key}"'
+        )
+    text = record[key]
+    if text is None:
+        return ""
+    if not isinstance(text, str):
+        hint = "make it text"
+        if isinstance(text, list) and text and isinstance(text[0], dict):
+            hint = "set text.chat to true if these are the messages of a chat"
+        raise UserError(f'{where}: expected a string under "{key}", got {_kind(text)}; {hint}')
+    # JSON can spell half of a surrogate pair, which no tokenizer can encode.
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def _chat(value: Any, key: str, render: Render, where: str) -> str:
+    if not isinstance(value, list):
+        raise UserError(f'{where}: expected the messages of a chat under "{key}", got {_kind(value)}')
+    if not value:
+        return ""
+    messages = [_message(m, f"{where}, message {i}") for i, m in enumerate(value, 1)]
+    try:
+        text = render(messages)
+    except ValueError as error:
+        roles = ", ".join(str(message["role"]) for message in messages[:5])
+        raise UserError(
+            f"{where}: the model's chat template refuses this chat ({error}), whose roles begin {roles}; "
+            "mend or remove the record"
+        ) from error
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def _message(message: Any, where: str) -> Message:
+    """A message as chat templates take it."""
+    if isinstance(message, dict):
+        for role_key, content_key in (("role", "content"), ("from", "value")):
+            role, content = message.get(role_key), message.get(content_key)
+            if isinstance(role, str) and content_key in message:
+                others = {
+                    k: v for k, v in message.items() if v is not None and k not in (role_key, content_key)
+                }
+                content = _content(content, where)
+                return {**others, "role": _ROLES.get(role, role), "content": content}
+    keys = _named(message) if isinstance(message, dict) else _kind(message)
+    raise UserError(f'{where}: expected "role" and "content", or "from" and "value", found {keys}')
+
+
+def _content(content: Any, where: str) -> str:
+    """The text of a message; where it comes in parts, all must be text."""
+    if content is None:
+        return ""
+    if isinstance(content, list) and all(
+        isinstance(p, dict) and isinstance(p.get("text"), str) for p in content
+    ):
+        return "".join(part["text"] for part in content)
+    if not isinstance(content, str):
+        raise UserError(f"{where}: expected text, got {_kind(content)}; this library reads text alone")
+    return content
+
+
+def _kind(value: Any) -> str:
+    name = type(value).__name__
+    return f"an {name}" if name[0] in "aeio" else f"a {name}"
+
+
+def _named(columns: Sequence[str] | Mapping[str, Any]) -> str:
+    names = list(map(str, columns))
+    return ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "") or "nothing"
+
+
+def _or(names: Sequence[str]) -> str:
+    quoted = [f'"{name}"' for name in names]
+    return quoted[0] if len(quoted) == 1 else f"{', '.join(quoted[:-1])} or {quoted[-1]}"

@@ -1,0 +1,106 @@
+"""Data sets of the Hugging Face Hub, streamed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from importlib.util import find_spec
+from typing import NamedTuple
+
+from saeforest.errors import UserError
+from saeforest.text.document import Document
+from saeforest.text.fields import Fields, Reading
+from saeforest.text.opening import needs_data_extra
+
+_NAME = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(@(?P<revision>[^:@\s]+))?(:(?P<subset>[^/:]+))?")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_PATIENCE_S = 10.0
+
+
+class HubName(NamedTuple):
+    """`org/name@revision:subset`, the last two where they are given."""
+
+    name: str
+    revision: str | None
+    subset: str | None
+
+    def __str__(self) -> str:
+        revision = f"@{self.revision}" if self.revision else ""
+        return f"{self.name}{revision}{f':{self.subset}' if self.subset else ''}"
+
+
+def hub_name(source: str) -> HubName | None:
+    """What a source names on the Hub; None where it is no such name."""
+    found = _NAME.fullmatch(source)
+    return HubName(*found.group("name", "revision", "subset")) if found else None
+
+
+def pinned(source: str) -> str:
+    """A source that is a Hub data set, with its revision as the commit that it stands for today.
+
+    It stays as it is where the Hub cannot be asked.
+    """
+    place = hub_name(source)
+    if place is None or (place.revision and _COMMIT.fullmatch(place.revision)):
+        return source
+    from huggingface_hub import HfApi
+
+    try:
+        found = HfApi().dataset_info(place.name, revision=place.revision, timeout=_PATIENCE_S)
+    except Exception:  # offline, or there is no such data set: reading it will say so
+        return source
+    return str(place._replace(revision=found.sha)) if found.sha else source
+
+
+def read_hub(source: str, place: HubName, reading: Reading) -> Iterator[Document]:
+    """The documents of a split of a data set. Raises UserError that says what came in between."""
+    try:
+        from datasets import load_dataset
+    except ImportError as error:
+        raise needs_data_extra(f"text source '{source}': reading a Hub data set") from error
+    try:
+        rows = load_dataset(place.name, place.subset, split=reading.split, streaming=True, revision=place.revision)
+        fields = Fields(f"text source '{source}'", reading)
+        for number, row in enumerate(rows, 1):
+            yield fields.document(row, f"{source}:{number}", f"{source}:{number}")
+        fields.finish()
+    except UserError:
+        raise
+    except Exception as error:  # the Hub's client has no common base of its many errors
+        if (package := _missing_package(error)) is not None:
+            raise UserError(
+                f"text source '{source}': reading it needs the package {package}: run `pip install "
+                f"{'saeforest[data]' if package == 'zstandard' else package!r}`"
+            ) from error
+        raise UserError(
+            f"text source '{source}': not a file here, and split '{reading.split}' of the Hub's data set can't be read "
+            f"({_why(error)}); check the name, the subset, the revision, text.split and the network"
+        ) from error
+
+
+def _missing_package(error: BaseException) -> str | None:
+    """The package whose absence made the error, if that is what it was."""
+    for cause in _causes(error):
+        if isinstance(cause, ModuleNotFoundError) and cause.name:
+            return cause.name.split(".")[0]
+        if "zstd" in str(cause) and find_spec("zstandard") is None:
+            return "zstandard"
+    return None
+
+
+def _causes(error: BaseException) -> list[BaseException]:
+    """An error, what made it, what made that, and so on."""
+    chain = [error]
+    while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None and cause not in chain:
+        chain.append(cause)
+    return chain
+
+
+def _why(error: BaseException) -> str:
+    """What an error says, and what its first cause said."""
+    lines = [_first_line(cause) for cause in (error, _causes(error)[-1])]
+    return lines[0] if lines[0] == lines[1] else f"{lines[0]}; first cause: {lines[1]}"
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
