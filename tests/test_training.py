@@ -110,7 +110,7 @@ def test_the_decoder_is_of_unit_norm(tiny_config: MakeConfig, tmp_path: Path) ->
 def test_the_config_of_a_run_repeats_it(finished_run: Path, tiny_config: MakeConfig, tmp_path: Path) -> None:
     config = load_config(finished_run / "config.yaml")
     assert (config.activations.max_norm or 0) > 0
-    assert config == tiny_config(activations={"max_norm": config.activations.max_norm})
+    assert config == tiny_config(text={"bos": "no"}, activations={"max_norm": config.activations.max_norm})
     run_training(config, tmp_path / "again")
     assert_same_run(finished_run, tmp_path / "again")
 
