@@ -59,7 +59,9 @@ def read_hub(source: str, place: HubName, reading: Reading) -> Iterator[Document
     except ImportError as error:
         raise needs_data_extra(f"text source '{source}': reading a Hub data set") from error
     try:
-        rows = load_dataset(place.name, place.subset, split=reading.split, streaming=True, revision=place.revision)
+        rows = load_dataset(
+            place.name, place.subset, split=reading.split, streaming=True, revision=place.revision
+        )
         fields = Fields(f"text source '{source}'", reading)
         for number, row in enumerate(rows, 1):
             yield fields.document(row, f"{source}:{number}", f"{source}:{number}")
