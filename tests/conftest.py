@@ -19,6 +19,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.utils import logging
 
+import typecheck  # noqa: F401  # before saeforest
+
+# isort: split
 from saeforest.config import ActivationConfig, LMConfig, OptimConfig, TextConfig, TrainConfig
 from saeforest.saes import AllocationConfig, TreeAuxConfig, TreeConfig
 from saeforest.training import run_training

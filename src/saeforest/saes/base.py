@@ -279,15 +279,11 @@ class SAE(nn.Module):
         encoder, bias = self.encoder, self.b_enc
         if features is not None:
             encoder, bias = encoder[features], bias[features]
-        encoder, bias = encoder.to(self.compute_dtype), bias.to(self.compute_dtype)
-
-        def products(part: Tensor) -> Tensor:
-            part = part.to(encoder.dtype)
-            return torch.addmm(bias, part, encoder.T) if self.config.encoder_bias else part @ encoder.T
-
+        encoder = encoder.to(self.compute_dtype)
+        added = bias.to(self.compute_dtype) if self.config.encoder_bias else None
         entries = _DENSE_ENTRIES_GPU if u.is_cuda else DENSE_ENTRIES
         rows = max(entries // len(encoder), _LEAST_ROWS)
-        code = concat_rows([select(products(part)) for part in u.split(rows)])
+        code = concat_rows([select(_products(part, encoder, added)) for part in u.split(rows)])
         if features is None:
             return code
         return SparseCode(code.values, torch.where(code.values > 0, features[code.ids], 0))
@@ -397,6 +393,13 @@ def geometric_median(
         if done:
             break
     return median
+
+
+def _products(
+    u: Float[Tensor, "n d_in"], encoder: Float[Tensor, "F d_in"], bias: Float[Tensor, "F"] | None
+) -> Float[Tensor, "n F"]:
+    u = u.to(encoder.dtype)
+    return u @ encoder.T if bias is None else torch.addmm(bias, u, encoder.T)
 
 
 def check_sizes(sizes: tuple[int, ...], k: tuple[int, ...], what: str = "layer {}") -> None:
