@@ -474,11 +474,11 @@ def test_synthetic_scores_every_system_for_every_seed(call: Call) -> None:
         (["tree", "--systems", ","], "expected different names"),
         (["tree", "--seeds", "0"], "--seeds 0"),
         (["tree", "--steps", "0"], "--steps 0"),
-        (["tree", "--size", "-1"], "--size -1"),
+        (["tree", "--size", "-1"], "size = -1"),
         (["tree", "--l0", "-3"], "--l0 -3"),
         (
             ["tree", "--size", "0.1", "--systems", "topk,tree"],
-            "system tree with --size 0.1 and --l0 None: sae.k_per",
+            "system tree with size 0.1 and l0 None: sae.k_per",
         ),
         ([], "GENERATOR"),
     ],

@@ -38,6 +38,44 @@ def one_line(path: Path) -> str:
     return message
 
 
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [("tokens: yes", "tokens"), ("seed: true", "seed"), ("optim: {lr: on}", "optim.lr"),
+     ("sae: {layer_sizes: [yes, 6], k_per_layer: [1, 1]}", "sae.layer_sizes.0"),
+     ("saes: {a: {seed: true}}", "saes.a.seed"), ("activations: {max_norm: no}", "activations.max_norm")],
+)  # fmt: skip
+def test_yes_is_no_number(text: str, key: str, tmp_path: Path) -> None:
+    """It was taken for 1, without a word."""
+    assert f"key '{key}': expected a number" in one_line(write(tmp_path / "c.yaml", text))
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        (f"tokens: {10**20}", "tokens = 1000"),
+        (f"epochs: {10**20}", "epochs = 1000"),
+        (f"lm: {{batch_size: {10**20}}}", "lm.batch_size"),
+        (f"text: {{context: {10**20}}}", "text.context"),
+        (f"optim: {{batch_size: {10**20}}}", "optim.batch_size"),
+        (f"sae: {{layer_sizes: [{10**20}]}}", "features; expected at most"),
+        ("model: " + "x" * 5_000, "model: 5,000 characters; expected 4,096 at most"),
+        ("saes: {" + "x" * 101 + ": {}}", "101 characters; expected 100 at most"),
+        ("log_every: " + "[" * 5_000, "not valid YAML"),
+        ("model: [" + "x" * 5_000 + "]", "key 'model': expected a valid string"),
+        ("x" * 900 + ": 1", "unknown key 'xxx"),
+    ],
+)
+def test_what_is_beyond_reason_is_refused(text: str, match: str, tmp_path: Path) -> None:
+    assert match in one_line(write(tmp_path / "c.yaml", text))
+
+
+@pytest.mark.parametrize("device", ["meta", "mps:0:0", "xla", "cuda:99", "x" * 5_000])
+def test_a_device_that_nothing_can_run_on(device: str) -> None:
+    with pytest.raises(UserError, match="device '") as error:
+        resolve_device(device)
+    assert len(str(error.value)) < 300
+
+
 # Round trip
 
 

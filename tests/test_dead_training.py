@@ -97,14 +97,16 @@ def test_without_a_log_all_is_undefined(tmp_path: Path) -> None:
         ('{"step": 20, "tok', r"log\.jsonl, line 3: not valid JSON"),
         ("[1, 2]", r"line 3: not a line that training wrote"),
         ('{"event": "reallocation", "moved": 2}', r"line 3: not a line that training wrote"),
-        ('{"step": 2, "tokens": 9}', r"line 3: expected step, tokens and dead features by layer"),
-        ('{"step": 2, "tokens": 9, "dead": ["x", 1]}', r"line 3: expected step, tokens"),
+        ('{"step": 2, "tokens": 9}', r"line 3: key 'dead' is missing; the file is damaged"),
+        ('{"step": 2, "tokens": 9, "dead": ["x", 1]}', r"line 3: key 'dead.0': expected a valid integer"),
         (
             '{"step": 2, "tokens": 9, "dead": [1, 2, 3]}',
             r"line 3: dead features \[1, 2, 3\], but .* \[4, 10\]",
         ),
         ('{"step": 2, "tokens": 9, "dead": [5, 2]}', r"line 3: dead features \[5, 2\]"),
-        ('{"step": 2, "tokens": 9, "dead": [-1, 2]}', r"line 3: dead features"),
+        ('{"step": 2, "tokens": 9, "dead": [-1, 2]}', r"line 3: key 'dead.0'"),
+        ("[" * 5_000, r"line 3: not valid JSON \(nested too deeply\)"),
+        ('{"step": %s}' % ("9" * 5_000), r"line 3: not valid JSON \(a number of 5,000 digits\)"),
     ],
 )
 def test_a_damaged_line_is_named(tmp_path: Path, damage: str, message: str) -> None:
@@ -116,7 +118,7 @@ def test_a_damaged_line_is_named(tmp_path: Path, damage: str, message: str) -> N
 
 def test_a_log_that_is_no_text(tmp_path: Path) -> None:
     (tmp_path / "log.jsonl").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(UserError, match="not UTF-8 text"):
+    with pytest.raises(UserError, match="line 1: not valid JSON"):
         measure(tmp_path)
     with pytest.raises(UserError, match="no such file"):
         read_dead_rates(tmp_path / "nowhere", SIZES)

@@ -360,8 +360,9 @@ def test_answers_are_kept(tmp_path: Path) -> None:
     assert len(first.asked) == 4
     lines = (tmp_path / "new" / "folder" / "judge.jsonl").read_bytes().splitlines()
     assert [json.loads(line)["user"] for line in lines] == ["u", "u", "v", ""]
-    assert json.loads(lines[0]) == {
+    assert {**json.loads(lines[0]), "checksum": ...} == {
         "judge": "fake", "system": "s", "user": "u", "max_tokens": 3, "reply": "s/ué\n\u2028",
+        "checksum": ...,
     }  # fmt: skip
 
     second = counting()
@@ -403,6 +404,24 @@ def test_damaged_lines_are_passed_over(tmp_path: Path, line: bytes) -> None:
     fake = Fake(lambda s, u: u)
     assert CachedJudge(fake, tmp_path).ask("", "a", max_tokens=1) == "a"
     assert fake.asked == []
+
+
+def test_a_flipped_bit_in_an_answer_is_noticed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    CachedJudge(Fake(lambda s, u: "5"), tmp_path).ask("", "a", max_tokens=1)
+    file = tmp_path / "judge.jsonl"
+    file.write_bytes(file.read_bytes().replace(b'"reply": "5"', b'"reply": "4"'))
+    fake = Fake(lambda s, u: "5")
+    assert CachedJudge(fake, tmp_path).ask("", "a", max_tokens=1) == "5"
+    assert len(fake.asked) == 1
+    assert (
+        "judge.jsonl: 1 damaged lines are passed over; what they answered is asked again"
+        in capsys.readouterr().err
+    )
+    # One of the time before answers had a checksum.
+    file.write_text(
+        json.dumps({"judge": "fake", "system": "", "user": "b", "max_tokens": 1, "reply": "6"}) + "\n"
+    )
+    assert CachedJudge(Fake(lambda s, u: "5"), tmp_path).ask("", "b", max_tokens=1) == "6"
 
 
 def test_the_same_question_from_several_threads_is_asked_once(tmp_path: Path) -> None:

@@ -249,12 +249,12 @@ def test_a_missing_key(saved: Path, key: str) -> None:
         ("format_version", 2),
         ("format_version", "1"),
         ("format_version", None),
-        ("d_in", "6"),
         ("d_in", None),
+        ("d_in", "6"),
+        ("d_in", True),
         ("d_in", 0),
         ("d_in", -6),
         ("d_in", 6.5),
-        ("d_in", True),
         ("d_sae", 22),
         ("d_sae", "21"),
         ("layer_sizes", "5, 7, 9"),
@@ -274,6 +274,15 @@ def test_a_missing_key(saved: Path, key: str) -> None:
         ("activation_threshold", -0.1),
         ("apply_b_dec_to_input", False),
         ("metadata", ["a"]),
+        ("d_in", 6.0),
+        ("d_in", 10**30),
+        ("k_per_layer", ["1", "2", "2"]),
+        ("activation_threshold", "0.1"),
+        ("format_version", True),
+        ("format_version", 0),
+        ("format_version", "x" * 100_000),
+        ("architecture", "x" * 100_000),
+        ("layer_sizes", "x" * 100_000),
         ("metadata", "a"),
         ("metadata", None),
     ],
@@ -284,8 +293,33 @@ def test_a_wrong_value_in_cfg(saved: Path, key: str, value: Any) -> None:
 
 
 def test_sizes_beyond_memory_are_told_before_they_are_allocated(saved: Path) -> None:
-    edit_cfg(saved, lambda cfg: cfg.update(d_sae=5 * 10**12, layer_sizes=[5 * 10**12], k_per_layer=[1]))
+    most = 2**31 - 1
+    edit_cfg(saved, lambda cfg: cfg.update(d_sae=most, layer_sizes=[most], k_per_layer=[1]))
     assert "W_enc" in one_line(saved, WEIGHTS)
+    edit_cfg(saved, lambda cfg: cfg.update(d_sae=most + 1, layer_sizes=[most + 1]))
+    assert "2,147,483,648 features; expected at most 2,147,483,647" in one_line(saved, CFG)
+
+
+@pytest.mark.parametrize("name", ["W_dec", "parent"])
+def test_a_tensor_of_a_type_that_nothing_can_be_done_with(saved: Path, name: str) -> None:
+    edit_weights(saved, lambda weights: weights.update({name: weights[name].to(torch.float8_e4m3fn)}))
+    assert f"tensor '{name}' has dtype torch.float8_e4m3fn" in one_line(saved, WEIGHTS)
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [{"model_name": 3}, {"hook_name": ["a"]}, {"dataset": {}}, {"dataset_path": True}, {"x": "y" * 5_000},
+     {"x" * 5_000: 1}, {"a": {"b": [1, {"c": "y" * 5_000}]}}],
+)  # fmt: skip
+def test_metadata_that_nobody_could_print(saved: Path, metadata: dict[str, Any]) -> None:
+    edit_cfg(saved, lambda cfg: cfg.update(metadata=metadata))
+    assert "key 'metadata'" in one_line(saved, CFG)
+
+
+def test_other_metadata_is_kept_as_it_is(saved: Path) -> None:
+    metadata = {"model_name": None, "more": [1, 2.5, None, {"deep": [True]}], "n": 10**30}
+    edit_cfg(saved, lambda cfg: cfg.update(metadata=metadata))
+    assert load_sae(saved).metadata == metadata
 
 
 @pytest.mark.parametrize("name", ["W_enc", "W_dec", "b_enc", "b_dec", "parent"])

@@ -15,7 +15,7 @@ from typing import Annotated, Any, TypeVar
 
 import tyro
 
-from . import __version__
+from . import __version__, out_of_memory
 from .config import TrainConfig, load_config, resolve
 from .errors import UserError
 from .output import note, results, say, status, steady
@@ -27,6 +27,7 @@ from .toys import SYSTEM_NAMES, SyntheticConfig
 T = TypeVar("T")
 _Run = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
 INDEX_TOKENS, DEMO_EVAL_TOKENS = 600_000, 50_000
+_MOST_DIGITS = 20
 
 
 def _parse(args: type[T], argv: Sequence[str], command: str, description: str, default: Any = None) -> T:
@@ -277,9 +278,9 @@ def show(argv: Sequence[str]) -> None:
 
 
 def _feature(text: str, d_sae: int, run: Path) -> int:
-    if text.isdecimal() and int(text) < d_sae:
+    if text.isdecimal() and len(text) <= _MOST_DIGITS and int(text) < d_sae:
         return int(text)
-    raise UserError(f"feature {text}: expected 0 to {d_sae - 1}, the features of {run}")
+    raise UserError(f"feature {text[:_MOST_DIGITS]}: expected 0 to {d_sae - 1}, the features of {run}")
 
 
 # -- harvest
@@ -486,6 +487,10 @@ def _run(argv: Sequence[str]) -> int:
         if error.errno is None:
             raise
         return _fail(f"{error.filename or 'writing'}: {os.strerror(error.errno)}")
+    except (MemoryError, RuntimeError, ValueError) as error:
+        if (line := out_of_memory.explained(error)) is None:
+            raise
+        return _fail(line)
 
 
 def _fail(message: str) -> int:

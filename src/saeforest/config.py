@@ -16,6 +16,7 @@ from pydantic import BeforeValidator, ConfigDict, TypeAdapter, ValidationError
 from .errors import UserError
 from .files import atomic_file, read_yaml
 from .saes import SYSTEMS, SystemConfig, TreeConfig, check_inference
+from .schema import MOST, flaw, shown
 
 Precision = Literal["auto", "float32", "bfloat16"]
 # YAML reads a bare yes and no as true and false.
@@ -24,6 +25,13 @@ Bos = Annotated[
     BeforeValidator(lambda given: ("yes" if given else "no") if isinstance(given, bool) else given),
 ]
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_LONGEST_TEXT = 4_096
+_COUNT = f"1 to {MOST:,}"
+# Of what is in memory at once.
+MOST_AT_ONCE = 2**31 - 1
+_AT_ONCE = f"1 to {MOST_AT_ONCE:,}"
+# A name is that of folders and files, and those have endings.
+_LONGEST_NAME = 100
 
 
 @dataclass(frozen=True)
@@ -143,18 +151,23 @@ class TrainConfig:
         _check_finite(self)
         optim, limit = self.optim, self.activations.max_norm
         ranges = [
-            ("tokens", self.tokens, self.tokens >= 1, "1 or more"),
-            ("epochs", self.epochs, self.epochs >= 1, "1 or more"),
+            ("tokens", self.tokens, 1 <= self.tokens <= MOST, _COUNT),
+            ("epochs", self.epochs, 1 <= self.epochs <= MOST, _COUNT),
             ("seed", self.seed, 0 <= self.seed < 2**63, "0 to 2**63 - 1"),
             ("data_seed", self.data_seed, 0 <= self.data_seed < 2**63, "0 to 2**63 - 1"),
-            ("log_every", self.log_every, self.log_every >= 1, "1 or more"),
+            ("log_every", self.log_every, 1 <= self.log_every <= MOST, _COUNT),
             ("checkpoint_minutes", self.checkpoint_minutes, self.checkpoint_minutes >= 0, "0 or more"),
-            ("lm.batch_size", self.lm.batch_size, self.lm.batch_size >= 1, "1 or more"),
-            ("text.context", self.text.context, self.text.context >= 2, "2 or more tokens in a window"),
+            ("lm.batch_size", self.lm.batch_size, 1 <= self.lm.batch_size <= MOST_AT_ONCE, _AT_ONCE),
+            (
+                "text.context",
+                self.text.context,
+                2 <= self.text.context <= MOST_AT_ONCE,
+                "2 or more tokens in a window",
+            ),
             ("text.held_out", self.text.held_out, 0 < self.text.held_out < 1, "a share between 0 and 1"),
             ("activations.max_norm", limit, limit is None or limit >= 0, "0 (no limit) or more"),
             ("optim.lr", optim.lr, optim.lr > 0, "more than 0"),
-            ("optim.batch_size", optim.batch_size, optim.batch_size >= 1, "1 or more"),
+            ("optim.batch_size", optim.batch_size, 1 <= optim.batch_size <= MOST_AT_ONCE, _AT_ONCE),
             ("optim.beta1", optim.beta1, 0 <= optim.beta1 < 1, "0 or more, and less than 1"),
             ("optim.beta2", optim.beta2, 0 <= optim.beta2 < 1, "0 or more, and less than 1"),
             ("optim.eps", optim.eps, optim.eps >= 0, "0 or more"),
@@ -163,12 +176,18 @@ class TrainConfig:
         ]
         for name, value, holds, expected in ranges:
             if not holds:
-                raise UserError(f"{name} = {value}: expected {expected}")
+                raise UserError(f"{name} = {shown(value)}: expected {expected}")
         check_inference(self.sae)
 
     def _check_member(self, name: str, member: MemberConfig) -> None:
         if not _NAME.fullmatch(name):
-            raise UserError(f"saes: name '{name}': expected letters, digits, dots, dashes and underscores")
+            raise UserError(
+                f"saes: name {shown(name)}: expected letters, digits, dots, dashes and underscores"
+            )
+        if len(name) > _LONGEST_NAME:
+            raise UserError(
+                f"saes: name {shown(name)}: {len(name):,} characters; expected {_LONGEST_NAME} at most"
+            )
         first = next(iter(self.saes.values())).optim.batch_size
         if member.optim.batch_size != first:
             raise UserError(
@@ -211,6 +230,10 @@ def _check_finite(config: Any, prefix: str = "") -> None:
             _check_finite(value, f"{prefix}{f.name}.")
         elif isinstance(value, float) and not math.isfinite(value):
             raise UserError(f"{prefix}{f.name} = {value}: expected a finite number")
+        elif isinstance(value, str) and len(value) > _LONGEST_TEXT:
+            raise UserError(
+                f"{prefix}{f.name}: {len(value):,} characters; expected {_LONGEST_TEXT:,} at most"
+            )
 
 
 # Strict keys: a misspelt one is an error, not a default.
@@ -237,7 +260,9 @@ def load_config(path: Path, *, of_run: bool = False) -> TrainConfig:
     if of_run and isinstance(text := data.get("text", {}), dict):
         data["text"] = {"bos": "no"} | text
     try:
-        return TypeAdapter(TrainConfig).validate_python(data)
+        config = TypeAdapter(TrainConfig).validate_python(data)
+        _check_booleans(data, config)
+        return config
     except UserError as error:  # a range that one of the configurations checks
         raise UserError(f"{path}: {error}") from None
     except ValidationError as error:
@@ -246,11 +271,29 @@ def load_config(path: Path, *, of_run: bool = False) -> TrainConfig:
         if first["type"] == "union_tag_invalid":
             raise UserError(
                 f"{path}: key '{key}.architecture': expected one of {', '.join(SYSTEMS)}, "
-                f"got {first['input'].get('architecture')!r}"
+                f"got {shown(first['input'].get('architecture'))}"
             ) from None
         if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-            raise UserError(f"{path}: unknown key '{key}'; `saeforest train --help` lists all") from None
-        raise UserError(f"{path}: key '{key}': {first['msg']}, got {first['input']!r}") from None
+            raise UserError(
+                f"{path}: unknown key '{key[:200]}'; `saeforest train --help` lists all"
+            ) from None
+        raise UserError(f"{path}: {flaw({**first, 'loc': (key,)})}") from None
+
+
+def _check_booleans(data: Any, config: Any, key: str = "") -> None:
+    """Raises UserError for `yes` or `true` where a number is due: pydantic takes them for 1."""
+    match data:
+        case bool() if not isinstance(config, bool):
+            raise UserError(f"key '{key}': expected a number, got {'true' if data else 'false'}")
+        case dict():
+            for name, value in data.items():
+                within = config.get(name) if isinstance(config, dict) else getattr(config, str(name), None)
+                _check_booleans(value, within, f"{key}.{name}" if key else str(name))
+        case list() if isinstance(config, tuple | list):
+            for i, (value, within) in enumerate(zip(data, config, strict=False)):
+                _check_booleans(value, within, f"{key}.{i}")
+        case _:
+            pass
 
 
 def _key(place: tuple[int | str, ...]) -> str:
@@ -266,9 +309,13 @@ def resolve_device(device: str) -> torch.device:
     try:
         resolved = torch.device(device)
     except RuntimeError:
-        raise UserError(f"device '{device}': expected auto, cpu, cuda or cuda:N") from None
-    if resolved.type == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"device '{device}': this machine has no CUDA device; use --device cpu")
+        resolved = torch.device("meta")
+    if resolved.type not in ("cpu", "cuda"):
+        raise UserError(f"device {shown(device)}: expected auto, cpu, cuda or cuda:N")
+    there = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if resolved.type == "cuda" and (resolved.index or 0) >= there:
+        has = f"{there} CUDA devices, cuda:0 first" if there else "no CUDA device"
+        raise UserError(f"device {shown(device)}: this machine has {has}; use one of them or cpu")
     return resolved
 
 

@@ -1,5 +1,7 @@
 """Errors: the one exception that a user is meant to read, and the check of what holds by definition."""
 
+import shlex
+
 
 class UserError(Exception):
     """Something the user gave is wrong.
@@ -7,6 +9,11 @@ class UserError(Exception):
     The message is one line: it names the file, key or value, says what was expected, and what to do.
     The command line prints it without a traceback and exits with status 2.
     """
+
+
+def command(*words: object) -> str:
+    """A command line for a hint, `saeforest` first, as a shell takes it whatever is in the words."""
+    return shlex.join(["saeforest", *map(str, words)])
 
 
 def require(holds: bool, where: str, identity: str) -> None:

@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from safetensors import SafetensorError
@@ -217,13 +217,15 @@ def write_json(path: Path, data: Any, *, signed: bool = True) -> None:
         temporary.write_text(json.dumps(data, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, *, constants: Literal["refused", "text"] = "refused") -> Any:
     """What `write_json` wrote, without its checksum.
+
+    constants: what becomes of Infinity and NaN, which JSON has not but Python writes.
 
     Raises UserError where the file is missing, cannot be read, is no JSON, is of no sane size, or does not match the
     checksum in it.
     """
-    data = parse_json(read_bytes(path), str(path))
+    data = parse_json(read_bytes(path), str(path), constants=constants)
     if isinstance(data, dict) and CHECKSUM in data:
         expected = data.pop(CHECKSUM)
         if expected != checksum_of_data(data):
@@ -234,14 +236,14 @@ def read_json(path: Path) -> Any:
     return data
 
 
-def parse_json(text: bytes | str, where: str) -> Any:
+def parse_json(text: bytes | str, where: str, *, constants: Literal["refused", "text"] = "refused") -> Any:
     """JSON from outside: finite numbers of bounded length, bounded nesting. Raises UserError that names `where`."""
     try:
         data = json.loads(
             text.decode("utf-8-sig") if isinstance(text, bytes) else text,
             parse_int=_integer,
             parse_float=_finite,
-            parse_constant=_finite,
+            parse_constant=_finite if constants == "refused" else str,
         )
     except RecursionError:
         raise UserError(f"{where}: not valid JSON (nested too deeply); the file is damaged") from None
@@ -307,11 +309,13 @@ def _plain_integer(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
     return loader.construct_yaml_int(node)
 
 
+def _text_of(loader: yaml.SafeLoader, node: Any) -> str:
+    return str(loader.construct_scalar(node))
+
+
 _PlainLoader.add_constructor("tag:yaml.org,2002:int", _plain_integer)
 for _tag in ("timestamp", "binary", "set", "omap", "pairs"):
-    _PlainLoader.add_constructor(
-        f"tag:yaml.org,2002:{_tag}", lambda loader, node: loader.construct_scalar(node)
-    )
+    _PlainLoader.add_constructor(f"tag:yaml.org,2002:{_tag}", _text_of)
 
 
 def read_bytes(path: Path, most: int = _MOST_BYTES) -> bytes:

@@ -7,10 +7,11 @@ it is written with: a number in quotes, or `true` for 1, is not what anybody wro
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Annotated, Any, TypeVar
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
@@ -25,7 +26,11 @@ Positive = Annotated[int, Field(ge=1, le=MOST)]
 Name = Annotated[str, Field(max_length=4_096)]
 """A word, a name or a path."""
 Checksum = Annotated[str, Field(max_length=100)]
-_SHOWN = 80
+#: The types of tensors that anything can be done with: there are others, of 8 bits, that cannot even be compared.
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+_SHOWN, _LISTED, _LONGEST_KEY = 80, 12, 200
+_KINDS = ("literal[", "tuple[", "list[", "dict[", "constrained-")
 
 
 class Schema(BaseModel):
@@ -43,6 +48,13 @@ def shown(value: object) -> str:
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}… ({len(text):,} characters)"
 
 
+def listed(names: Iterable[str]) -> str:
+    """Names from outside for an error message: sorted, and not too many."""
+    found = sorted(names)
+    more = f" and {len(found) - _LISTED:,} more" if len(found) > _LISTED else ""
+    return ", ".join(name[:_SHOWN] for name in found[:_LISTED]) + more if found else "nothing"
+
+
 def checked(kind: type[T], data: Any, where: object, remedy: str = "") -> T:
     """JSON data as what they must be. Raises UserError that names `where`, the key, what is expected and the remedy."""
     then = f"; {remedy}" if remedy else ""
@@ -56,7 +68,8 @@ def checked(kind: type[T], data: Any, where: object, remedy: str = "") -> T:
 
 def flaw(error: ErrorDetails) -> str:
     """What pydantic found wrong, as part of a line: which key, what is expected, and what there is."""
-    key = ".".join(map(str, error["loc"]))
+    # Of a value that may be one of several kinds, pydantic adds which of them it speaks of.
+    key = ".".join(part for part in map(str, error["loc"]) if not part.startswith(_KINDS))[:_LONGEST_KEY]
     match error["type"]:
         case "missing" | "missing_argument":
             return f"key '{key}' is missing"
@@ -69,7 +82,8 @@ def flaw(error: ErrorDetails) -> str:
         case _:
             expected = error["msg"].replace("Input should be", "expected").replace("Value error, ", "")
     expected = " ".join(expected.split())
-    return f"{f'key {key!r}: ' if key else ''}{expected}, got {shown(error['input'])}"
+    of = f"key '{key}': " if key else ""
+    return f"{of}{expected}, got {shown(error['input'])}"
 
 
 @cache

@@ -22,8 +22,10 @@ from .saes import (
     TreeAuxConfig,
     TreeConfig,
 )
+from .schema import MOST
 
 _THRESHOLD, _DEAD = 0.2, 10_000
+_LARGE = 10**9
 
 #: `tree` may hang a feature only below the layer before its own; `tree-any-parent`, as in the paper, below any.
 SYSTEM_NAMES = (
@@ -58,10 +60,11 @@ class SyntheticConfig:
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "lr", "size", "held_out"):
-            if (value := getattr(self, name)) <= 0:
-                raise UserError(f"--{name.replace('_', '-')} {value}: expected more than 0")
-        if self.l0 is not None and self.l0 <= 0:
-            raise UserError(f"--l0 {self.l0}: expected more than 0")
+            most = MOST if name == "steps" else _LARGE
+            if not 0 < (value := getattr(self, name)) <= most:
+                raise UserError(f"{name} = {value}: expected more than 0, and {most:,} at most")
+        if self.l0 is not None and not 0 < self.l0 <= _LARGE:
+            raise UserError(f"l0 = {self.l0}: expected more than 0, and {_LARGE:,} at most")
 
 
 def system_for(
@@ -118,4 +121,4 @@ def system_for(
     try:
         return systems[name]()
     except UserError as error:
-        raise UserError(f"system {name} with --size {config.size} and --l0 {config.l0}: {error}") from None
+        raise UserError(f"system {name} with size {config.size} and l0 {config.l0}: {error}") from None

@@ -6,14 +6,14 @@ import hashlib
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field
 from torch import Tensor
 
-from ..errors import UserError
+from ..errors import UserError, command
 from ..files import (
     CHECKSUMS,
     atomic_folder,
@@ -24,6 +24,7 @@ from ..files import (
     write_tensors,
 )
 from ..saes import SAE
+from ..schema import FLOATS, INTEGERS, Count, Name, Positive, checked, shown, without
 from ..text import Tokens
 
 FORMAT_VERSION = 1
@@ -36,17 +37,17 @@ NEAREST = 5
 class About:
     """What an index says of itself."""
 
-    model: str
-    site: str
-    n_tokens: int
+    model: Name
+    site: Name
+    n_tokens: Positive
     """Activations measured."""
-    min_count: int
+    min_count: Count
     """A feature that fired less often has no direction."""
-    contexts_from: str
+    contexts_from: Literal["document", "window"]
     """A feature's strongest activations come from different ones of these: "document" or "window"."""
-    ridge: float
+    ridge: Annotated[float, Field(ge=0)]
     """Of the LDA directions, as a share of the mean variance."""
-    sae: str
+    sae: Name
     """`fingerprint` of the SAE."""
     prepend_bos: bool = False
     """Whether the text was read with BOS at the start of every window."""
@@ -116,19 +117,18 @@ class Index:
     @classmethod
     def load(cls, folder: Path, sae: SAE) -> Index:
         """What `save` wrote, for the same SAE. Raises UserError where it is missing, damaged or of another SAE."""
-        again = f"run `saeforest index {folder.parent}`"
+        again = f"run `{index_command(folder)}`"
         if not (folder / MANIFEST).is_file():
             raise UserError(f"{folder}: no index yet; {again}")
         try:
-            manifest = read_json(folder / MANIFEST)
-            about = _about(manifest, folder / MANIFEST)
+            about, manifest = read_about(folder)
             tokens = Tokens.load(folder / TOKENS, listed_checksum(manifest, TOKENS))
             tensors = read_tensors(folder / TENSORS, listed_checksum(manifest, TENSORS))
         except UserError as error:
             raise UserError(f"{folder}: this index can't be read ({error}); {again} again") from None
         if about.sae != fingerprint(sae):
             raise UserError(f"{folder}: this index is of another SAE than the run's; {again} again")
-        if flaw := _flaw(tensors, sae.d_sae, tokens.n_tokens):
+        if flaw := _flaw(tensors, sae.d_sae, tokens.n_tokens, about.n_tokens):
             raise UserError(f"{folder / TENSORS}: damaged ({flaw}); {again} again")
         return cls(about, tokens, **{name: tensors[name] for name in _TENSORS})
 
@@ -145,29 +145,32 @@ def fingerprint(sae: SAE) -> str:
     return digest.hexdigest()
 
 
-def _about(manifest: Any, path: Path) -> About:
-    data = (
-        {key: value for key, value in manifest.items() if key != CHECKSUMS}
-        if isinstance(manifest, dict)
-        else {}
+def index_command(folder: Path) -> str:
+    """What makes the index in `folder` anew: RUN/index, or RUN/index/NAME of one of several SAEs."""
+    named = folder.parent.name == "index"
+    return command(
+        "index", folder.parent.parent if named else folder.parent, *(("--sae", folder.name) if named else ())
     )
-    version = data.pop("format_version", None)
-    if version != FORMAT_VERSION:
-        raise UserError(f"{path.name}: format_version {version!r}, expected {FORMAT_VERSION}")
-    try:
-        return TypeAdapter(About).validate_python(data)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise UserError(f"{path.name}: key '{'.'.join(map(str, first['loc']))}': {first['msg']}") from None
 
 
-def _flaw(tensors: dict[str, Tensor], d_sae: int, n_rows: int) -> str | None:
+def read_about(folder: Path) -> tuple[About, dict[str, Any]]:
+    """What an index says of itself, and its manifest. Raises UserError where that is missing or damaged."""
+    path = folder / MANIFEST
+    manifest = read_json(path)
+    if not isinstance(manifest, dict):
+        raise UserError(f"{path}: expected a JSON object")
+    if (version := manifest.get("format_version")) != FORMAT_VERSION:
+        raise UserError(f"{path}: format_version {shown(version)}, expected {FORMAT_VERSION}")
+    return checked(About, without(manifest, CHECKSUMS, "format_version"), path), manifest
+
+
+def _flaw(tensors: dict[str, Tensor], d_sae: int, n_rows: int, n_tokens: int) -> str | None:
     """What keeps the tensors from being those of an index; None where nothing does."""
     for name in _TENSORS:
         if name not in tensors:
             return f"no tensor '{name}'"
         tensor = tensors[name]
-        if tensor.is_floating_point() != (name in _FLOATS):
+        if tensor.dtype not in (FLOATS if name in _FLOATS else INTEGERS):
             return f"'{name}' has dtype {tensor.dtype}"
         if tensor.ndim != 1 + name.startswith("top") or len(tensor) != d_sae:
             return f"'{name}' has shape {list(tensor.shape)}"
@@ -175,4 +178,14 @@ def _flaw(tensors: dict[str, Tensor], d_sae: int, n_rows: int) -> str | None:
         return "'top_row' and 'top_value' differ in shape"
     if tensors["top_row"].numel() and not -1 <= tensors["top_row"].min() <= tensors["top_row"].max() < n_rows:
         return "'top_row' points outside the text"
+    if n_tokens > n_rows:
+        return f"{n_tokens:,} tokens measured of a text of {n_rows:,}"
+    for name in ("n_fired", "n_with_parent", "rank_child", "rank_parent"):
+        most = n_tokens if name.startswith("n_") else d_sae
+        if not bool(((tensors[name] >= 0) & (tensors[name] <= most)).all()):
+            return f"'{name}' holds numbers outside 0 to {most:,}"
+    for name in sorted(_FLOATS):
+        numbers = tensors[name]
+        if bool(numbers.isinf().any()) or (not name.startswith("cos_") and bool(numbers.isnan().any())):
+            return f"'{name}' holds NaN or infinite values"
     return None

@@ -7,7 +7,6 @@ stored, the decoder slightly off unit norm, so that codes and reconstructions ar
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -32,7 +31,9 @@ from ..saes import (
     TreeConfig,
     build,
 )
+from ..saes.base import MOST_FEATURES
 from ..saes.files import CFG
+from ..schema import FLOATS, INTEGERS, listed, shown
 
 CONFIG, WEIGHTS = "config.json", "sae.safetensors"
 _HUB_NAME = re.compile(r"(?P<repo>[\w-][\w.-]*/[\w-][\w.-]*)(:(?P<folder>[\w-][\w./-]*))?")
@@ -99,18 +100,18 @@ _TYPES = {
 
 
 def _read_config(path: Path) -> dict[str, Any]:
-    config = read_json(path)
+    # Python writes, but JSON has no, Infinity: as a string it can be saved with the SAE.
+    config = read_json(path, constants="text")
     if not isinstance(config, dict):
         raise UserError(f"{path}: expected a JSON object with the SAE's configuration")
-    # Python writes, but JSON has no, Infinity: as a string it can be saved with the SAE.
-    return json.loads(json.dumps(config), parse_constant=str)
+    return config
 
 
 def _system(config: dict[str, Any], path: Path) -> SAEConfig:
     """The configuration in our terms."""
     name = config.get("type")
     if not isinstance(name, str) or name not in _TYPES:
-        raise UserError(f"{path}: key 'type' is {name!r}: expected one of {', '.join(_TYPES)}")
+        raise UserError(f"{path}: key 'type' is {shown(name)}: expected one of {', '.join(_TYPES)}")
     kind = _TYPES[name]
     sizes = _numbers(config, "features_per_layer", path)
     whole = (sum(sizes),)
@@ -148,8 +149,10 @@ def _numbers(config: dict[str, Any], key: str, path: Path) -> tuple[int, ...]:
         raise UserError(f"{path}: key '{key}' is missing; the file is damaged or of another tool")
     value = config[key]
     numbers = value if isinstance(value, list) else [value]
-    if not numbers or not all(type(n) is int and n > 0 for n in numbers):
-        raise UserError(f"{path}: key '{key}' is {value!r}: expected whole numbers above 0")
+    if not numbers or not all(type(n) is int and 0 < n <= MOST_FEATURES for n in numbers):
+        raise UserError(
+            f"{path}: key '{key}' is {shown(value)}: expected whole numbers from 1 to {MOST_FEATURES:,}"
+        )
     return tuple(numbers)
 
 
@@ -183,7 +186,7 @@ def _read_weights(path: Path, system: SAEConfig) -> _Weights:
 def _checked(tensors: dict[str, Tensor], name: str, shape: tuple[int | None, ...], path: Path) -> Tensor:
     """A tensor of numbers; None stands for any length."""
     tensor = _present(tensors, name, shape, path)
-    if not tensor.is_floating_point():
+    if tensor.dtype not in FLOATS:
         raise UserError(f"{path}: tensor '{name}' has dtype {tensor.dtype}, expected floating-point numbers")
     if not torch.isfinite(tensor).all():
         raise UserError(f"{path}: tensor '{name}' holds NaN or infinite values")
@@ -192,7 +195,7 @@ def _checked(tensors: dict[str, Tensor], name: str, shape: tuple[int | None, ...
 
 def _present(tensors: dict[str, Tensor], name: str, shape: tuple[int | None, ...], path: Path) -> Tensor:
     if name not in tensors:
-        raise UserError(f"{path}: tensor '{name}' is missing; it holds {', '.join(sorted(tensors))}")
+        raise UserError(f"{path}: tensor '{name}' is missing; it holds {listed(tensors)}")
     found = list(tensors[name].shape)
     fits = len(found) == len(shape) and all(b in (None, a) for a, b in zip(found, shape, strict=True))
     if not fits or 0 in found:
@@ -210,7 +213,7 @@ def _parent(tensors: dict[str, Tensor], sizes: tuple[int, ...], path: Path) -> I
             parents.append(torch.full((size,), ROOT))
         else:
             index = _present(tensors, name, (size,), path)
-            if index.is_floating_point() or index.is_complex() or index.dtype == torch.bool:
+            if index.dtype not in INTEGERS:
                 raise UserError(f"{path}: tensor '{name}' has dtype {index.dtype}, expected integers")
             index = index.to(torch.int64)
             bad = index[(index < 0) | (index > start)]

@@ -11,10 +11,23 @@ from pathlib import Path
 from threading import Lock
 
 from ..errors import UserError
+from ..files import CHECKSUM, checksum_of_data, parse_json, read_bytes
+from ..output import note
+from ..schema import Count, Schema, checked
 from .judge import Judge
 
 FILE = "judge.jsonl"
 _QUESTION = ("judge", "system", "user", "max_tokens")
+
+
+class Answer(Schema):
+    """A line of the file."""
+
+    judge: str
+    system: str
+    user: str
+    max_tokens: Count
+    reply: str
 
 
 class CachedJudge:
@@ -58,26 +71,24 @@ class CachedJudge:
         return reply
 
     def _read(self, path: Path) -> Iterator[tuple[str, str]]:
-        try:
-            data = path.read_bytes()
-        except FileNotFoundError:
+        if not path.exists():
             return
-        except OSError as error:
-            raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+        data = read_bytes(path)
         self._torn = bool(data) and not data.endswith(b"\n")
-        for line in data.splitlines():
-            try:
-                kept = json.loads(line)
-                question, reply = tuple(kept[name] for name in _QUESTION), kept["reply"]
-            except (ValueError, KeyError, TypeError):
-                continue
-            if isinstance(reply, str):
-                yield _key(question), reply
+        damaged = 0
+        for kept in read_answers(data, str(path)):
+            if kept is None:
+                damaged += 1
+            else:
+                yield _key((kept.judge, kept.system, kept.user, kept.max_tokens)), kept.reply
+        if damaged:
+            note(f"{path}: {damaged:,} damaged lines are passed over; what they answered is asked again")
 
     def _keep(self, question: tuple[str, str, str, int], reply: str) -> None:
         if self._path is None:
             return
-        line = json.dumps({**dict(zip(_QUESTION, question, strict=True)), "reply": reply})
+        kept = {**dict(zip(_QUESTION, question, strict=True)), "reply": reply}
+        line = json.dumps({**kept, CHECKSUM: checksum_of_data(kept)})
         with self._lock:
             try:
                 self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -90,6 +101,19 @@ class CachedJudge:
                 self._torn = True
                 raise UserError(f"{self._path}: cannot be written ({error.strerror})") from None
             self._torn = False
+
+
+def read_answers(data: bytes, where: str) -> Iterator[Answer | None]:
+    """The lines of a file of answers; None for each that is damaged."""
+    for line in data.splitlines():
+        try:
+            kept = parse_json(line, where)
+            expected = kept.pop(CHECKSUM, None) if isinstance(kept, dict) else None
+            answer = checked(Answer, kept, where)
+        except UserError:
+            yield None
+        else:
+            yield answer if expected in (None, checksum_of_data(kept)) else None
 
 
 def _key(question: tuple[object, ...]) -> str:

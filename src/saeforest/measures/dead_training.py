@@ -9,13 +9,14 @@ tokens of training after which no layer's rate is above `almost_zero` any more.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import UserError
+from ..files import parse_json, read_bytes
+from ..schema import Count, Schema, checked
 from ..training.log import LOG
 from .record import Record
 from .subject import Subject
@@ -38,6 +39,14 @@ class DeadTrainingConfig:
             )
 
 
+class _Logged(Schema):
+    """What is read of a logged step."""
+
+    step: Count
+    tokens: Count
+    dead: list[Count]
+
+
 class DeadRates(NamedTuple):
     """What a log says of dead features: one entry a logged step, ascending.
 
@@ -56,24 +65,14 @@ def read_dead_rates(folder: Path, layer_sizes: Sequence[int]) -> DeadRates:
     path = folder / LOG
     found = DeadRates([], [], [[] for _ in layer_sizes], [], [])
     moves: set[int] = set()
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; expected the log that training wrote") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text ({error}); the file is damaged") from None
-    for number, text in enumerate(lines, 1):
+    for number, text in enumerate(read_bytes(path).splitlines(), 1):
         line = _parse(path, number, text)
         if "event" in line:
             if line["event"] in _MOVES and line.get("moved"):
                 moves.add(line["step"])
             continue
-        try:
-            step, tokens, dead = int(line["step"]), int(line["tokens"]), [int(n) for n in line["dead"]]
-        except (KeyError, TypeError, ValueError):
-            raise UserError(
-                f"{path}, line {number}: expected step, tokens and dead features by layer; the file is damaged"
-            ) from None
+        logged = checked(_Logged, line, f"{path}, line {number}", "the file is damaged")
+        step, tokens, dead = logged.step, logged.tokens, logged.dead
         if len(dead) != len(layer_sizes) or not all(
             0 <= n <= size for n, size in zip(dead, layer_sizes, strict=True)
         ):
@@ -89,12 +88,9 @@ def read_dead_rates(folder: Path, layer_sizes: Sequence[int]) -> DeadRates:
     return found._replace(reallocations=sorted(moves))
 
 
-def _parse(path: Path, number: int, text: str) -> dict[str, Any]:
-    try:
-        line = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}, line {number}: not valid JSON ({error}); the file is damaged") from None
-    if not isinstance(line, dict) or ("event" in line and not isinstance(line.get("step"), int)):
+def _parse(path: Path, number: int, text: bytes) -> dict[str, Any]:
+    line = parse_json(text, f"{path}, line {number}")
+    if not isinstance(line, dict) or ("event" in line and type(line.get("step")) is not int):
         raise UserError(f"{path}, line {number}: not a line that training wrote; the file is damaged")
     return line
 

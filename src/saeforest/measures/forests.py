@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..activations import ActivationReader
@@ -30,13 +30,22 @@ from ..files import (
 )
 from ..forest import Forest
 from ..infer import ForestInference, InferredForest
+from ..output import note
 from ..progress import progress
 from ..saes import SAE
+from ..schema import Count, Schema, checked, without
 from ..session import read_tokens, within
 from .options import MeasureOptions
 
 FOREST_FOLDER = "forest"
-_ABOUT, _TENSORS = "forest.json", "forest.safetensors"
+ABOUT, TENSORS = "forest.json", "forest.safetensors"
+
+
+class _Kept(Schema):
+    """What forest.json says beside the question that it answers."""
+
+    layered: bool
+    activations: Count
 
 
 def forests_of(
@@ -129,23 +138,35 @@ def _write(folder: Path, inferred: InferredForest, about: dict[str, Any]) -> Non
         found = {
             "layered": inferred.forest.layered,
             "activations": inferred.n_tokens,
-            CHECKSUMS: {_TENSORS: write_tensors(temporary / _TENSORS, tensors)},
+            CHECKSUMS: {TENSORS: write_tensors(temporary / TENSORS, tensors)},
         }
-        write_json(temporary / _ABOUT, about | found)
+        write_json(temporary / ABOUT, about | found)
 
 
 def _read(
     folder: Path, sae: SAE, about: dict[str, Any], options: MeasureOptions
 ) -> tuple[Forest, str] | None:
     """A forest kept for this SAE and these settings, if there is one."""
-    try:
-        kept = read_json(folder / _ABOUT)
-        parent = read_tensors(folder / _TENSORS, listed_checksum(kept, _TENSORS))["parent"]
-        kept.pop(CHECKSUMS, None)
-        layered, n = bool(kept.pop("layered")), int(kept.pop("activations"))
-        if kept != about:
-            return None
-        forest = Forest(parent.to(torch.int64), sae.config.layer_sizes, layered=layered)
-        return forest, _origin(options, n)
-    except (UserError, KeyError, AttributeError):  # none, or a damaged one
+    if not (folder / ABOUT).exists():
         return None
+    try:
+        kept, parent = read_forest(folder)
+        if without(kept, CHECKSUMS, *_Kept.model_fields) != about:
+            return None
+        of = checked(_Kept, kept, folder / ABOUT)
+        forest = Forest(parent, sae.config.layer_sizes, layered=of.layered)
+        return forest, _origin(options, of.activations)
+    except UserError as error:
+        note(f"{error}; the forest is inferred anew")
+        return None
+
+
+def read_forest(folder: Path) -> tuple[dict[str, Any], Int[Tensor, "d_sae"]]:
+    """What a kept forest says of itself, and its parents. Raises UserError where either is damaged."""
+    kept = read_json(folder / ABOUT)
+    checked(_Kept, kept, folder / ABOUT)
+    tensors = read_tensors(folder / TENSORS, listed_checksum(kept, TENSORS))
+    parent = tensors.get("parent")
+    if parent is None or parent.dtype != torch.int64 or parent.dim() != 1:
+        raise UserError(f"{folder / TENSORS}: expected 'parent', a list of 64-bit integers")
+    return kept, parent

@@ -2,20 +2,40 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import ConfigDict, Field
+
 from ..errors import UserError
 from ..files import read_json, write_json
+from ..schema import Count, Name, Schema, checked
 
 Interval = tuple[float, float] | None
-_FIELDS: dict[str, type] = {
-    "measure": str, "value": dict, "interval": dict, "unit": str, "tokens": int, "settings": dict, "detail": dict,
-}  # fmt: skip
+
+
+class _Texts(Schema):
+    """What of a record's detail others read."""
+
+    null: dict[Name, Name] = Field(default_factory=dict)
+    units: dict[Name, Name] = Field(default_factory=dict)
+
+
+class _File(Schema):
+    """A record as its file holds it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    measure: Name
+    value: dict[Name, float | None]
+    interval: dict[Name, tuple[float, float] | None]
+    unit: Name
+    tokens: Count
+    settings: dict[Name, Any]
+    detail: _Texts
 
 
 @dataclass(frozen=True)
@@ -67,31 +87,15 @@ class Record:
     def read(cls, path: Path) -> Record:
         """What `write` wrote. Raises UserError where the file is missing, damaged, or of another kind."""
         data = read_json(path)
+        what = f"{path}: not the record of a measure"
+        checked(_File, data, what, "run `saeforest eval` again")
         try:
-            _check(data)
             data["interval"] = {
                 name: None if pair is None else (pair[0], pair[1]) for name, pair in data["interval"].items()
             }
             return cls(**data)
-        except (TypeError, KeyError, AttributeError, IndexError, ValueError, OverflowError) as error:
-            raise UserError(
-                f"{path}: not the record of a measure ({error}); run `saeforest eval` again"
-            ) from None
-
-
-def _check(data: dict[str, Any]) -> None:
-    """Raises TypeError, KeyError or ValueError where a record has not the types that it is written with."""
-    for name, kind in _FIELDS.items():
-        if not isinstance(data[name], kind) or isinstance(data[name], bool):
-            raise TypeError(f"{name}: expected {kind.__name__}, found {type(data[name]).__name__}")
-    numbers = [*data["value"].values(), *(x for pair in data["interval"].values() for x in pair or ())]
-    if not all(x is None or (isinstance(x, int | float) and not isinstance(x, bool)) for x in numbers):
-        raise TypeError("value, interval: expected numbers or null")
-    for name in ("null", "units"):
-        texts = data["detail"].get(name, {})
-        if not (isinstance(texts, dict) and all(isinstance(text, str) for text in texts.values())):
-            raise TypeError(f"detail.{name}: expected an object of strings")
-    json.dumps(data["detail"], allow_nan=False)
+        except (TypeError, ValueError) as error:  # names of intervals and values that differ, no reason given
+            raise UserError(f"{what} ({str(error)[:200]}); run `saeforest eval` again") from None
 
 
 def undefined(value: Mapping[str, float | None], why: Mapping[str, str], tokens: int) -> dict[str, str]:

@@ -28,6 +28,8 @@ _DENSE_ENTRIES_GPU = 1 << 28
 _LEAST_ROWS = 256
 #: The papers' schedules are for runs of so many steps (500M tokens of 5,120, or 100M of 1,024); here they are shares.
 PAPER_STEPS = 97_657
+#: More cannot be numbered by the kernels.
+MOST_FEATURES = 2**31 - 1
 # After so long a silence a feature is dead: 10M tokens of the papers' 500M, and never in too short a run to tell.
 _DEAD_SHARE, _LEAST_DEAD_TOKENS = 1_953 / PAPER_STEPS, 100_000
 
@@ -408,6 +410,8 @@ def check_sizes(sizes: tuple[int, ...], k: tuple[int, ...], what: str = "layer {
         raise UserError(
             f"sae.layer_sizes {list(sizes)}: expected at least one layer, each of 1 or more features"
         )
+    if sum(sizes) > MOST_FEATURES:
+        raise UserError(f"sae.layer_sizes: {sum(sizes):,} features; expected at most {MOST_FEATURES:,}")
     if len(k) != len(sizes):
         raise UserError(
             f"sae.k_per_layer {list(k)} has {len(k)} entries but sae.layer_sizes {list(sizes)} has {len(sizes)}; "

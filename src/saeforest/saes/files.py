@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Mapping
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 import torch
 from jaxtyping import Int
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, Field
 from torch import Tensor
 
 from ..errors import UserError
@@ -24,7 +24,8 @@ from ..files import (
     write_tensors,
 )
 from ..forest import Forest
-from .base import SAE, SAEConfig
+from ..schema import FLOATS, INTEGERS, Checksum, Name, Schema, checked, listed, shown
+from .base import MOST_FEATURES, SAE, SAEConfig
 from .systems import SYSTEMS
 
 FORMAT_VERSION = 1
@@ -33,19 +34,38 @@ CFG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
 # The SAELens whose layout this is; without a version it takes a folder for one of before 6.0.
 _SAELENS = "6.54.12"
 
-_T = TypeVar("_T")
-_Positive = Annotated[int, Field(gt=0, strict=True)]
+_LONGEST = 4_096
+_OTHER = "the file is damaged or of another tool"
 
 
-@dataclass(frozen=True)
-class _Frame:
+def _fit_for_a_line(metadata: dict[str, Any]) -> dict[str, Any]:
+    """Raises ValueError for a text that is none to be shown in a line, wherever in the metadata it stands."""
+    for key in ("model_name", "hook_name", "dataset", "dataset_path"):
+        if not isinstance(metadata.get(key), str | None):
+            raise ValueError(f"expected a text as '{key}'")
+    waiting: list[Any] = [metadata]
+    while waiting:
+        match waiting.pop():
+            case dict() as items:
+                waiting += [*items, *items.values()]
+            case list() as items:
+                waiting += items
+            case str() as text if len(text) > _LONGEST:
+                raise ValueError(f"expected texts of at most {_LONGEST:,} characters")
+            case _:
+                pass
+    return metadata
+
+
+class _Frame(Schema):
     """What cfg.json says of any SAE beside its configuration."""
 
-    d_in: _Positive
-    d_sae: _Positive
+    d_in: Annotated[int, Field(ge=1, le=MOST_FEATURES)]
+    d_sae: Annotated[int, Field(ge=1, le=MOST_FEATURES)]
     apply_b_dec_to_input: Literal[True] = True
     exact_inverse: bool | None = None
-    metadata: dict[str, Any] = field(default_factory=dict)
+    metadata: Annotated[dict[str, Any], AfterValidator(_fit_for_a_line)] = Field(default_factory=dict)
+    checksums: dict[Name, Checksum] = Field(default_factory=dict)
 
 
 def check_inference(config: SAEConfig) -> None:
@@ -102,19 +122,25 @@ def load_sae(folder: str | Path) -> SAE:
     if not (folder / CFG).exists() and (folder / SAE_FOLDER).is_dir():
         folder = folder / SAE_FOLDER
     if several := sorted(path.parent.name for path in folder.glob(f"*/{CFG}")):
-        raise UserError(f"{folder}: holds several SAEs; load one of them: {', '.join(several)}")
+        raise UserError(f"{folder}: holds several SAEs; load one of them: {listed(several)}")
     cfg = read_json(folder / CFG)
     _check_version(cfg, folder / CFG)
     sae_class = SYSTEMS[cfg["architecture"]]
-    config = _validated(
-        sae_class.config_class, _picked(cfg, sae_class.inference_keys, folder / CFG), folder / CFG
+    for key in sae_class.inference_keys:
+        if key not in cfg:
+            raise UserError(f"{folder / CFG}: key '{key}' is missing; {_OTHER}")
+    config = checked(
+        sae_class.config_class, {key: cfg[key] for key in sae_class.inference_keys}, folder / CFG, _OTHER
     )
+    try:
+        check_inference(config)
+    except UserError as error:
+        raise UserError(f"{folder / CFG}: {error}") from None
     if config.normalize_activations == "dataset_scale":
         raise UserError(
             f"{folder / CFG}: key 'normalize_activations': dataset_scale stands for a number; write that number"
         )
-    optional = [key for key in ("apply_b_dec_to_input", "exact_inverse", "metadata") if key in cfg]
-    frame = _validated(_Frame, _picked(cfg, ("d_in", "d_sae", *optional), folder / CFG), folder / CFG)
+    frame = checked(_Frame, cfg, folder / CFG, _OTHER)
     if frame.d_sae != sum(config.layer_sizes):
         raise UserError(
             f"{folder / CFG}: d_sae = {frame.d_sae}, but layer_sizes {list(config.layer_sizes)} "
@@ -131,7 +157,7 @@ def load_sae(folder: str | Path) -> SAE:
         sae.exact_inverse = frame.exact_inverse
     for name, place in sae.tensors().items():
         place.data.copy_(weights[name])
-    _check_parent(cfg, sae.parent, folder)
+    _check_parent(cfg, config, sae.parent, folder)
     return sae.eval()
 
 
@@ -150,56 +176,36 @@ def _check_version(cfg: Any, path: Path) -> None:
     if not isinstance(cfg, dict):
         raise UserError(f"{path}: expected a JSON object with the SAE's configuration")
     version = cfg.get("format_version", FORMAT_VERSION)
-    if not isinstance(version, int) or version > FORMAT_VERSION:
+    if type(version) is not int or not 0 < version <= FORMAT_VERSION:
         raise UserError(
-            f"{path}: format_version {version!r}: this saeforest reads up to {FORMAT_VERSION}; upgrade it"
+            f"{path}: format_version {shown(version)}: this saeforest reads up to {FORMAT_VERSION}; upgrade it"
         )
     architecture = cfg.get("architecture")
     if not isinstance(architecture, str) or architecture not in SYSTEMS:
-        raise UserError(f"{path}: architecture {architecture!r}: expected one of {', '.join(SYSTEMS)}")
-
-
-def _picked(cfg: Mapping[str, Any], keys: Iterable[str], path: Path) -> dict[str, Any]:
-    """The given keys. Raises UserError where one is missing."""
-    for key in keys:
-        if key not in cfg:
-            raise UserError(f"{path}: key '{key}' is missing; the file is damaged or of another tool")
-    return {key: cfg[key] for key in keys}
-
-
-def _validated(kind: type[_T], values: dict[str, Any], path: Path) -> _T:
-    try:
-        valid = TypeAdapter(kind).validate_python(values)
-        if isinstance(valid, SAEConfig):
-            check_inference(valid)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, first["loc"]))
-        raise UserError(f"{path}: key '{key}': {first['msg']}, got {first['input']!r}") from None
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None
-    return valid
+        raise UserError(f"{path}: architecture {shown(architecture)}: expected one of {', '.join(SYSTEMS)}")
 
 
 def _check_weights(weights: Mapping[str, Tensor], shapes: Mapping[str, list[int]], path: Path) -> None:
     for name, shape in shapes.items():
         if name not in weights:
-            raise UserError(f"{path}: tensor '{name}' is missing; it holds {', '.join(sorted(weights))}")
+            raise UserError(f"{path}: tensor '{name}' is missing; it holds {listed(weights)}")
         tensor = weights[name]
         if list(tensor.shape) != shape:
             raise UserError(
                 f"{path}: tensor '{name}' has shape {list(tensor.shape)}, but {CFG} calls for {shape}"
             )
-        numbers = "integers" if name == "parent" else "floating-point numbers"
-        if tensor.is_floating_point() != (name != "parent"):
+        numbers, types = ("integers", INTEGERS) if name == "parent" else ("floating-point numbers", FLOATS)
+        if tensor.dtype not in types:
             raise UserError(f"{path}: tensor '{name}' has dtype {tensor.dtype}, expected {numbers}")
         if not torch.isfinite(tensor).all():
             raise UserError(f"{path}: tensor '{name}' holds NaN or infinite values")
 
 
-def _check_parent(cfg: Mapping[str, Any], parent: Int[Tensor, "d_sae"], folder: Path) -> None:
+def _check_parent(
+    cfg: Mapping[str, Any], config: SAEConfig, parent: Int[Tensor, "d_sae"], folder: Path
+) -> None:
     try:
-        Forest(parent, tuple(cfg["layer_sizes"]))
+        Forest(parent, config.layer_sizes)
     except UserError as error:
         raise UserError(f"{folder / WEIGHTS}: {error}") from None
     if "parent" in cfg and cfg["parent"] != parent.tolist():

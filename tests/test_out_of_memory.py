@@ -1,0 +1,83 @@
+"""Memory that there is not ends in a line that says which setting to lower."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+
+from saeforest import cli, out_of_memory
+from saeforest.errors import UserError
+from saeforest.saes import TopKConfig, build
+
+# More than a process can address, whatever the machine.
+BEYOND = 1 << 50
+
+
+def test_pytorch_and_numpy_say_it_in_many_ways() -> None:
+    causes: list[Callable[[], object]] = [
+        lambda: torch.empty(BEYOND, dtype=torch.uint8),
+        lambda: np.empty(BEYOND, dtype=np.uint8),
+        lambda: torch.empty(1 << 40, 1 << 40),
+        lambda: bytearray(1 << 62),
+    ]
+    for cause in causes:
+        with pytest.raises((RuntimeError, MemoryError)) as error:
+            cause()
+        line = out_of_memory.explained(error.value)
+        assert line is not None
+        assert line.startswith("not enough memory for this")
+        assert "\n" not in line
+    cuda = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has ...")
+    assert "(2.5 GiB more)" in (out_of_memory.explained(cuda) or "")
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("shape mismatch"), ValueError("x"), UserError("out of memory"), KeyError("x")]
+)
+def test_other_errors_are_none_of_it(error: Exception) -> None:
+    assert out_of_memory.explained(error) is None
+
+
+def raised_in(module: str) -> BaseException:
+    """The error of a function of that module which asks for too much."""
+    space = {"__name__": module, "torch": torch}
+    exec(f"def work(): torch.empty({BEYOND}, dtype=torch.uint8)", space)
+    with pytest.raises(RuntimeError) as error:
+        space["work"]()  # pyright: ignore[reportCallIssue]
+    return error.value
+
+
+@pytest.mark.parametrize(
+    ("module", "lower"),
+    [
+        ("saeforest.lm.model", "lm.batch_size or text.context"),
+        ("saeforest.activations.reader", "lm.batch_size or text.context"),
+        ("saeforest.activations.sources", "activations.store"),
+        ("saeforest.saes.tree", "sae.layer_sizes or optim.batch_size"),
+        ("saeforest.training.adam", "sae.layer_sizes or optim.batch_size"),
+        ("saeforest.explore.build", "the index's tokens"),
+        ("saeforest.measures.mcs", "the tokens measured"),
+        ("saeforest.synthetic.world", "size, batch_size or held_out"),
+        ("saeforest.lmx", "sae.layer_sizes, optim.batch_size, lm.batch_size or tokens"),
+    ],
+)
+def test_the_setting_is_that_of_the_part_that_asked(module: str, lower: str) -> None:
+    assert lower in (out_of_memory.explained(raised_in(module)) or "")
+
+
+def test_the_command_line_ends_with_status_2(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def command(argv: object) -> None:
+        build(TopKConfig(layer_sizes=(2**31 - 1,), k_per_layer=(1,)), d_in=1 << 20)
+
+    monkeypatch.setitem(cli.COMMANDS, "show", command)
+    assert cli.run(["show"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(
+        "saeforest: error: not enough memory for the SAE (8,192.0 TiB more); lower sae.layer_sizes"
+    )
+    assert said.count("\n") == 1
