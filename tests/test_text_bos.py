@@ -133,9 +133,9 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(path)
 
 
-def packed(source: str, context: int, bos_id: int | None = BOS, n_tokens: int = 10**6) -> Tokens:
-    options: dict = {"context": context, "split": "train", "held_out": 0.0, "bos_id": bos_id}
-    return tokenize(source, byte_tokenizer(), EOS, n_tokens=n_tokens, **options)
+def packed(source: str, context: int, bos: str = "auto", n_tokens: int = 10**6) -> Tokens:
+    options: dict = {"context": context, "split": "train", "held_out": 0.0, "bos": bos}
+    return tokenize(source, tokenizer_with("<bos> $A"), EOS, n_tokens=n_tokens, **options)
 
 
 @pytest.mark.parametrize("context", [2, 5, 6, 7, 11])
@@ -144,7 +144,7 @@ def test_positions_with_bos_match_a_walk_over_the_tokens(source: str, context: i
     assert tokens.prepend_bos
     assert (tokens.ids[:, 0] == BOS).all()
     assert (tokens.ids == BOS).sum() == len(tokens.ids)
-    plain = packed(source, context - 1, bos_id=None)
+    plain = packed(source, context - 1, bos="no")
     assert torch.equal(tokens.ids[:, 1:], plain.ids)  # the same text in the same order
     assert tokens.names == plain.names
     document, position, walked = 0, 0, []
@@ -159,29 +159,27 @@ def test_positions_with_bos_match_a_walk_over_the_tokens(source: str, context: i
 
 
 def test_windows_with_bos_are_as_many_as_without(source: str):
-    assert (
-        packed(source, 6, n_tokens=31).n_tokens == packed(source, 6, bos_id=None, n_tokens=31).n_tokens == 30
-    )
+    assert packed(source, 6, n_tokens=31).n_tokens == packed(source, 6, bos="no", n_tokens=31).n_tokens == 30
     with pytest.raises(UserError, match="at least one window"):
         packed(source, 1)
 
 
 def test_tokens_with_bos_are_kept_on_disk(source: str, tmp_path: Path):
-    for bos_id in (BOS, None):
-        tokens = packed(source, 6, bos_id)
+    for bos in ("yes", "no"):
+        tokens = packed(source, 6, bos)
         tokens.save(tmp_path / "t.safetensors")
         loaded = Tokens.load(tmp_path / "t.safetensors")
-        assert loaded.prepend_bos == (bos_id is not None)
+        assert loaded.prepend_bos == (bos == "yes")
         assert torch.equal(loaded.ids, tokens.ids)
         assert torch.equal(loaded.document_starts, tokens.document_starts)
-    replace(packed(source, 6, None), prepend_bos=True).save(tmp_path / "t.safetensors")
+    replace(packed(source, 6, "no"), prepend_bos=True).save(tmp_path / "t.safetensors")
     with pytest.raises(UserError, match="damaged or another kind"):
         Tokens.load(tmp_path / "t.safetensors")
 
 
 def test_text_is_shown_without_bos(source: str):
     tokens, tokenizer = packed(source, 6), tokenizer_with("<bos> $A")
-    plain = packed(source, 5, bos_id=None)
+    plain = packed(source, 5, bos="no")
     for row in range(tokens.n_tokens):
         if row % 6:  # not a BOS itself
             shown = read_passage(tokens, tokenizer, row)

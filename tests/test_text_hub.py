@@ -19,7 +19,7 @@ def test_hub_data_set_is_streamed(source: str, config: str | None, monkeypatch: 
     asked = []
 
     def load_dataset(
-        name: str, config: str | None = None, *, split: str, streaming: bool, revision: str | None
+        name: str, config: str | None = None, *, split: str, streaming: bool, revision: str | None = None
     ):
         asked.append((name, config, split, streaming, revision))
         return iter([{"text": "one", "id": 1}, {"text": ""}, {"text": "three"}])

@@ -19,7 +19,6 @@ from .text import (
     Reading,
     Tokens,
     adds_bos,
-    bos_before,
     chat_renderer,
     hub_name,
     is_hub_source,
@@ -46,7 +45,7 @@ def open_reader(config: TrainConfig) -> ActivationReader:
         exclude_special=config.activations.exclude_special,
         max_norm=config.activations.max_norm or 0.0,
         batch_size=config.lm.batch_size,
-        bos_id=bos_before(lm.tokenizer, config.text.bos, lm.name),
+        bos=config.text.bos,
     )
 
 
@@ -70,7 +69,7 @@ def read_tokens(
         split=split,
         held_out=config.text.held_out,
         seed=config.data_seed,
-        bos_id=reader.bos_id,
+        bos="no" if reader.bos_id is None else "yes",
         reading=Reading(config.text.column, config.text.split, render),
     )
     if tokens.n_tokens <= n_tokens - config.text.context:

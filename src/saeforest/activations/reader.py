@@ -6,6 +6,8 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Float32, Int
@@ -13,7 +15,7 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..lm import LanguageModel, Site
-from ..text import Tokens
+from ..text import Tokens, bos_before
 
 _CHECKED_ROWS = 512
 
@@ -72,13 +74,18 @@ class ActivationReader:
     """Activations of a larger norm are left out; 0 for no limit."""
     batch_size: int = 16
     """Windows in one forward pass of the language model."""
-    bos_id: int | None = None
-    """The token that stands before every text; None where nothing does."""
+    bos: Literal["auto", "yes", "no"] = "auto"
+    """Whether BOS stands before every text. auto: where the tokenizer puts it."""
     seconds: float = field(default=0.0, init=False)
     """Time spent in the language model so far."""
     seconds_checks: float = field(default=0.0, init=False)
     """Time spent choosing and checking what it gave."""
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False, compare=False)
+
+    @cached_property
+    def bos_id(self) -> int | None:
+        """The token that stands before every text; None where nothing does."""
+        return bos_before(self.lm.tokenizer, self.bos, self.lm.name)
 
     def keep(
         self, ids: Int[Tensor, "batch ctx"], x: Float[Tensor, "batch ctx d_in"] | None = None

@@ -27,7 +27,7 @@ def documents(source: str, *, seed: int = 0, reading: Reading = _PLAIN) -> Itera
       wiki, chat, recipes and python (the sources of the running Python's standard library). `seed` shuffles
       each part; the parts take turns so that each gives as many characters as the others while it lasts.
     - a local file: .txt (passages of some pages stand for documents), .jsonl, .json, .csv, .tsv, .parquet or
-      .arrow (a document a record: `fields` says which field of it), the text ones also as .gz, .bz2, .xz or .zst.
+      .arrow (a document a record: `fields` says which field of it), the text ones also as .gz or .zst.
       Or a folder: all such files below it, sorted by path (`folder` says what is passed over); there a .txt is
       one document. Or a data set that `datasets` has saved. What exists locally is never looked for on the Hub.
     - `"org/name"`, `"org/name:subset"`, `"org/name@revision"` or `"org/name@revision:subset"`: a split of a

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from importlib.util import find_spec
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from saeforest.errors import UserError
 from saeforest.text.document import Document
@@ -58,10 +58,9 @@ def read_hub(source: str, place: HubName, reading: Reading) -> Iterator[Document
         from datasets import load_dataset
     except ImportError as error:
         raise needs_data_extra(f"text source '{source}': reading a Hub data set") from error
+    revision: dict[str, Any] = {"revision": place.revision} if place.revision else {}
     try:
-        rows = load_dataset(
-            place.name, place.subset, split=reading.split, streaming=True, revision=place.revision
-        )
+        rows = load_dataset(place.name, place.subset, split=reading.split, streaming=True, **revision)
         fields = Fields(f"text source '{source}'", reading)
         for number, row in enumerate(rows, 1):
             yield fields.document(row, f"{source}:{number}", f"{source}:{number}")

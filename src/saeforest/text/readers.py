@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from saeforest.errors import UserError
 from saeforest.text.document import Document
@@ -177,7 +178,7 @@ def _rows(path: Path, delimiter: str) -> Iterator[tuple[list[str], list[str], st
             raise UserError(f"{path}:{rows.line_num}: not valid CSV ({error}); mend the row") from error
 
 
-def _lines(stream: BinaryIO) -> Iterator[bytes]:
+def _lines(stream: io.BufferedIOBase) -> Iterator[bytes]:
     """Lines with their ends, which are \\n, \\r\\n or, in a file of an old Macintosh, \\r."""
     for line in stream:
         yield from line.splitlines(keepends=True) if b"\r" in line else (line,)

@@ -17,12 +17,13 @@ from transformers import PreTrainedTokenizerBase
 
 from saeforest.errors import UserError
 from saeforest.files import parse_json, read_tensors, write_tensors
+from saeforest.output import note
 from saeforest.progress import progress
 from saeforest.text.corpora import documents
 from saeforest.text.document import Document
 from saeforest.text.fields import Reading
-from saeforest.text.held_out import split_of
-from saeforest.text.ids import encode
+from saeforest.text.held_out import fraction, split_of
+from saeforest.text.ids import bos_before, encode
 
 _PLAIN = Reading()
 
@@ -133,15 +134,15 @@ def tokenize(
     split: Literal["train", "held_out"],
     held_out: float,
     seed: int = 0,
-    bos_id: int | None = None,
+    bos: Literal["auto", "yes", "no"] = "auto",
     reading: Reading = _PLAIN,
 ) -> Tokens:
     """Up to `n_tokens` tokens of one split of `source` (see `documents`), in windows of `context` tokens.
 
-    Each document's tokens, with no special tokens among them (one that is spelled out is read as plain text),
-    are followed by `eos_id`; all are joined and cut into windows, and what fills no window is dropped. A
-    source that ends early gives fewer tokens: see `Tokens.n_tokens`. With `bos_id` (see `bos_before`), each window is
-    that token and `context - 1` tokens of text.
+    Each document's tokens, with no special tokens among them (one that is spelled out is read as plain text, but in
+    a chat), are followed by `eos_id`; all are joined and cut into windows, and what fills no window is dropped. A
+    source that ends early gives fewer tokens: see `Tokens.n_tokens`. With `bos` (auto: where the tokenizer puts it
+    before a text, see `adds_bos`), each window is the BOS token and `context - 1` tokens of text.
 
     `held_out` is the share of documents that is kept from training (see `held_out`): the two splits have no text in
     common. `seed` orders the packaged corpus; `reading` says how records become documents.
@@ -149,6 +150,7 @@ def tokenize(
     Raises:
         UserError: the source can't be read (see `documents`), or the split fills no window.
     """
+    bos_id = bos_before(tokenizer, bos, "the model")
     step = context - (bos_id is not None)
     if step < 1 or n_tokens < context:
         raise UserError(
@@ -159,7 +161,8 @@ def tokenize(
     starts: list[int] = []
     names: list[str] = []
     total = 0
-    chosen = split_of(documents(source, seed=seed, reading=reading), split, held_out, source)
+    repeats = _Repeats()
+    chosen = repeats.counted(split_of(documents(source, seed=seed, reading=reading), split, held_out, source))
     with progress("tokenise", target, "tokens") as advance:
         for piece, ids in _encoded(_pieces(chosen), tokenizer, eos_id):
             if piece.first:
@@ -177,6 +180,7 @@ def tokenize(
             f"{len(names):,} documents, less than one window of {context}; give more text, a smaller text.context or "
             f"a {'larger' if split == 'held_out' else 'smaller'} text.held_out"
         )
+    repeats.say(source, split)
     kept = sum(start < whole for start in starts)
     ids = torch.from_numpy(np.concatenate(arrays)[:whole]).view(-1, step)
     document_starts = torch.tensor(starts[:kept], dtype=torch.int64)
@@ -184,6 +188,32 @@ def tokenize(
         ids = torch.cat([torch.full_like(ids[:, :1], bos_id), ids], 1)
         document_starts += document_starts // step + 1
     return Tokens(ids, document_starts, tuple(names[:kept]), prepend_bos=bos_id is not None)
+
+
+class _Repeats:
+    """How many documents repeat one before: as many as a source has, its number of tokens says less than it seems."""
+
+    _MOST, _WORTH_A_WORD = 1_000_000, 0.1
+
+    def __init__(self) -> None:
+        self._seen: set[float] = set()
+        self._documents = self._repeated = 0
+
+    def counted(self, found: Iterator[Document]) -> Iterator[Document]:
+        for document in found:
+            if len(self._seen) < self._MOST:
+                known = len(self._seen)
+                self._seen.add(fraction(document.text))
+                self._documents += 1
+                self._repeated += len(self._seen) == known
+            yield document
+
+    def say(self, source: str, split: str) -> None:
+        if self._repeated > self._WORTH_A_WORD * self._documents:
+            note(
+                f"text source '{source}': {self._repeated:,} of the {self._documents:,} documents of its {split} text "
+                "repeat another word for word"
+            )
 
 
 # Encoding. A tokenizer's answer takes some hundred bytes a token, so it never gets more than this at once.
