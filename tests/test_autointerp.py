@@ -18,7 +18,7 @@ from saeforest.code import SparseCode
 from saeforest.errors import UserError
 from saeforest.forest import flat_forest
 from saeforest.judges import NO_JUDGE, JudgeConfig
-from saeforest.lm import load_lm, load_tokenizer
+from saeforest.lm import LanguageModel, load_tokenizer
 from saeforest.measures.autointerp import (
     AutoInterpConfig,
     autointerp,
@@ -428,7 +428,7 @@ def test_the_configuration_can_be_stored() -> None:
 
 @pytest.mark.model
 def test_the_embedded_model_as_a_judge(
-    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_model: Path, tmp_path: Path, smollm2: LanguageModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = world(tiny_model, folder=tmp_path)
     config = replace(CONFIG, features=2, judge=JudgeConfig(model="smollm2-135m"))
@@ -441,8 +441,7 @@ def test_the_embedded_model_as_a_judge(
     assert record.settings["judge"] == "smollm2-135m in float32"
     kept = (tmp_path / "judge.jsonl").read_text()
     assert 2 < len(kept.splitlines()) <= 4
-    lm = load_lm("smollm2-135m")
-    monkeypatch.setattr(type(lm.model), "generate", None)  # all answers are there
+    monkeypatch.setattr(type(smollm2.model), "generate", None)  # all answers are there
     assert autointerp(seen, config) == record
     assert (tmp_path / "judge.jsonl").read_text() == kept
     assert re.search(r"<<[A-F]+>>", kept)

@@ -2,12 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import re
-import shutil
-from collections.abc import Iterator
-from contextlib import redirect_stderr
-
 import pytest
 import torch
 
@@ -19,19 +13,6 @@ TEXT = (
     "century, it covered the lands around the Mediterranean Sea, from Britain to Egypt. Its capital was Rome, "
     "and its people spoke Latin in the west and Greek in the east."
 )
-
-
-@pytest.fixture(scope="module")
-def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LanguageModel]:
-    """The embedded model, unpacked once into an empty cache, which stays in place for the tests."""
-    cache = tmp_path_factory.mktemp("cache")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SAEFOREST_CACHE", str(cache))
-        with redirect_stderr(io.StringIO()) as noise:
-            lm = load_lm("smollm2-135m")
-        assert re.fullmatch(r"unpacking SmolLM2\S+ into \S+, once\n", noise.getvalue())
-        yield lm
-    shutil.rmtree(cache)  # half a gigabyte, which pytest would keep for three runs
 
 
 @pytest.mark.model
