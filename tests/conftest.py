@@ -26,6 +26,7 @@ from transformers.utils import logging
 import typecheck  # noqa: F401  # before saeforest
 
 # isort: split
+from everything_cases import make_everything
 from saeforest.config import ActivationConfig, LMConfig, OptimConfig, TextConfig, TrainConfig
 from saeforest.lm import LanguageModel, load_lm
 from saeforest.saes import AllocationConfig, TreeAuxConfig, TreeConfig
@@ -230,3 +231,9 @@ def finished_run(tiny_config: MakeConfig, tmp_path_factory: pytest.TempPathFacto
     out = tmp_path_factory.mktemp("finished") / "run"
     run_training(tiny_config(), out)
     return out
+
+
+@pytest.fixture(scope="session")
+def everything(make_once: MakeOnce, tiny_config: MakeConfig) -> Path:
+    """One of each file that saeforest writes (see `make_everything`). Shared: copy it before changing it."""
+    return make_once("everything", lambda folder: make_everything(folder, tiny_config()))

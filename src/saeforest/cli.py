@@ -283,6 +283,29 @@ def _feature(text: str, d_sae: int, run: Path) -> int:
     raise UserError(f"feature {text[:_MOST_DIGITS]}: expected 0 to {d_sae - 1}, the features of {run}")
 
 
+# -- verify
+
+
+@dataclass(frozen=True)
+class _Verify:
+    path: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="PATH")]
+    """A run, a trained SAE, a checkpoint, harvested activations, an index, a forest, records or results."""
+
+
+def verify(argv: Sequence[str]) -> int:
+    """Check every file of a folder against its checksum and its form; say what is damaged, and what can be mended."""
+    args = _parse(_Verify, argv, "verify", _doc(verify))
+    from .verify import summary
+    from .verify import verify as verified
+
+    findings = verified(args.path)
+    for finding in findings:
+        if not finding.sound:
+            say(str(finding))
+    say(summary(findings))
+    return int(any(not finding.sound and not finding.leftover for finding in findings))
+
+
 # -- harvest
 
 
@@ -419,7 +442,7 @@ def synthetic(argv: Sequence[str]) -> None:
 
 # -- the frame
 
-COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
+COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {
     "demo": demo,
     "train": train,
     "eval": evaluate,
@@ -427,6 +450,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "index": index,
     "show": show,
     "harvest": harvest,
+    "verify": verify,
     "synthetic": synthetic,
 }
 
@@ -455,8 +479,8 @@ def _usage() -> str:
 def run(argv: Sequence[str]) -> int:
     """Runs a command line; returns its exit status.
 
-    0: done; 1: done, but some of the output could not be written; 2: a user's error; 128 + N after signal N, which is
-    130 after Ctrl-C.
+    0: done; 1: done, but some of the output could not be written, or `verify` found damage; 2: a user's error; 128 + N
+    after signal N, which is 130 after Ctrl-C.
     """
     with steady() as lost:
         code = _run(argv)
@@ -475,8 +499,7 @@ def _run(argv: Sequence[str]) -> int:
         if argv[0] not in COMMANDS:
             hint = _near(argv[0], COMMANDS)
             raise UserError(f"command '{argv[0]}': expected one of {', '.join(COMMANDS)}{hint}")
-        COMMANDS[argv[0]](argv[1:])
-        return 0
+        return COMMANDS[argv[0]](argv[1:]) or 0
     except UserError as error:
         return _fail(str(error))
     except KeyboardInterrupt as stop:

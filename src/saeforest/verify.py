@@ -1,0 +1,484 @@
+"""Whether files are still what was written: `verify` looks at every file of a folder, and says what can be mended.
+
+A file that has a checksum (its own, or one in a manifest beside it) is held against it; what is in a file is held
+against what its kind must be. Nothing is changed.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .activations.sources import HARVEST, MANIFEST, TOKENS, open_store
+from .config import load_config
+from .errors import UserError, command
+from .explore import index as indexes
+from .files import (
+    CHECKSUM,
+    CHECKSUMS,
+    check_file,
+    is_temporary,
+    listed_checksum,
+    parse_json,
+    read_bytes,
+    read_json,
+    read_tensors,
+)
+from .forest import Forest
+from .interop.tree_sae import CONFIG as RELEASED
+from .interop.tree_sae import WEIGHTS as RELEASED_WEIGHTS
+from .interop.tree_sae import load_released
+from .judges.cache import FILE as ANSWERS
+from .judges.cache import read_answers
+from .measures.forests import ABOUT as FOREST
+from .measures.forests import TENSORS as FOREST_TENSORS
+from .measures.forests import read_forest
+from .measures.record import Record
+from .report.write import VALUES as REPORT
+from .saes import SAE, load_sae
+from .saes.files import CFG, SAE_FOLDER, WEIGHTS
+from .session import CONFIG, within
+from .synthetic.results import read_recovery
+from .synthetic.run import RECOVERY
+from .text import Tokens
+from .training.checkpoint import STATE, checkpoints, read_state
+from .training.log import ALLOCATIONS, LOG
+from .training.loop import CHECKPOINTS
+
+# How far above a folder the run is that it belongs to: RUN/eval/NAME, RUN/checkpoints/step-N.
+_WITHIN_A_RUN = 2
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What was found of one file, or of what a killed process left behind.
+
+    problem: in words; empty where the file is sound.
+    remedy:  what makes it anew, and what is lost.
+    """
+
+    path: Path
+    problem: str = ""
+    remedy: str = ""
+    has_checksum: bool = False
+    """Whether its bytes or its values were held against a checksum, and not its form alone."""
+    leftover: bool = False
+    """It is no file of ours, but what a killed process was writing."""
+
+    @property
+    def sound(self) -> bool:
+        return not self.problem and not self.leftover
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.problem}; {self.remedy}"
+
+
+def verify(path: str | Path) -> list[Finding]:
+    """What is found of each file that saeforest wrote in a folder and below it, or of one such file.
+
+    The folder may be a run, a trained SAE, a checkpoint, harvested activations, an index, a forest, records of
+    measures, results, the cache of models, or one that holds some of these.
+
+    Raises UserError where there is none of them.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise UserError(f"{path}: no such file or folder")
+    found = list(_walk(path if path.is_dir() else path.parent))
+    if not path.is_dir():
+        found = [finding for finding in found if finding.path == path]
+    if not found:
+        raise UserError(
+            f"{path}: nothing that saeforest wrote; expected a run, a trained SAE, a checkpoint, harvested "
+            "activations, an index, a forest, records of measures, results, or the cache of models"
+        )
+    return found
+
+
+def summary(findings: list[Finding]) -> str:
+    """How many files are sound and how many are damaged, in one line."""
+    sound = [finding for finding in findings if finding.sound]
+    damaged = sum(bool(finding.problem) and not finding.leftover for finding in findings)
+    left = sum(finding.leftover for finding in findings)
+    without = sum(not finding.has_checksum for finding in sound)
+    parts = [f"{len(sound):,} {_files(len(sound))} sound"]
+    if without:
+        parts[0] += f" ({without:,} of them without a checksum: only their form could be checked)"
+    if damaged:
+        parts.append(f"{damaged:,} damaged")
+    if left:
+        parts.append(f"{left:,} left behind by killed processes")
+    return ", ".join(parts)
+
+
+def _files(n: int) -> str:
+    return "file" if n == 1 else "files"
+
+
+# What is where
+
+
+def _walk(root: Path) -> Iterator[Finding]:
+    unreadable: list[OSError] = []
+    for place, folders, names in os.walk(root, onerror=unreadable.append):
+        folder = Path(place)
+        for name in sorted(folders):
+            if is_temporary(Path(name)):
+                yield from _leftover(folder / name)
+        folders[:] = sorted(name for name in folders if not is_temporary(Path(name)))
+        found = [finding for check in _checks(folder, set(names)) for finding in check(folder)]
+        yield from found
+        known = {finding.path for finding in found}
+        for name in sorted(names):
+            if folder / name not in known and not is_temporary(Path(name)):
+                yield from _other(folder / name, known)
+    for error in unreadable:
+        yield Finding(Path(error.filename), os.strerror(error.errno or 0), "make it readable")
+
+
+def _checks(folder: Path, names: set[str]) -> Iterator[Callable[[Path], Iterator[Finding]]]:
+    """How the folder's files are checked, by the file that tells what it is."""
+    kinds: dict[str, Callable[[Path], Iterator[Finding]]] = {
+        CONFIG: _config,
+        CFG: _sae,
+        MANIFEST: _store,
+        indexes.MANIFEST: _index,
+        FOREST: _forest,
+        STATE: _checkpoint,
+        RECOVERY: _recovery,
+        ANSWERS: _answers,
+        LOG: _log,
+        ALLOCATIONS: _log_of_moves,
+    }
+    for name, check in kinds.items():
+        if name in names and (name != CONFIG or _is_run(folder)):
+            yield check
+    if RELEASED_WEIGHTS in names and CFG not in names:
+        yield _released
+
+
+def _is_run(folder: Path) -> bool:
+    """Whether a config.yaml is a run's, and not that of another tool or a user's own."""
+    if any(
+        (folder / part).exists() for part in (SAE_FOLDER, CHECKPOINTS, LOG, "logs", "eval", "activations")
+    ):
+        return True
+    return _tried(folder / CONFIG, lambda: load_config(folder / CONFIG), "")[0].sound
+
+
+def _run_of(folder: Path) -> Path | None:
+    """The run that a folder is in, or is."""
+    folder = folder.resolve()
+    for above in (folder, *folder.parents[: _WITHIN_A_RUN + 1]):
+        if (above / CONFIG).is_file():
+            return above
+    return None
+
+
+def _name_in(folder: Path, run: Path | None) -> str:
+    """Of a folder RUN/PART/NAME the name, which is that of one of the run's SAEs."""
+    parts = () if run is None else folder.resolve().relative_to(run).parts
+    return parts[1] if len(parts) == 2 else ""
+
+
+# How each kind is checked
+
+
+def _tried(
+    path: Path, read: Callable[[], Any], remedy: str, *, has_checksum: bool = False
+) -> tuple[Finding, Any]:
+    """The finding of a file that `read` reads, and what was read: None where it could not be."""
+    try:
+        return Finding(path, has_checksum=has_checksum), read()
+    except UserError as error:
+        # What an error says to do is for whoever needs the file now.
+        problem = str(error).removeprefix(f"{path}: ").split("; ")[0]
+        return Finding(path, problem, remedy, has_checksum), None
+    except OSError as error:
+        return Finding(path, error.strerror or str(error), remedy), None
+
+
+def _json(path: Path, remedy: str) -> tuple[Finding, Any]:
+    """Of a JSON file, whose checksum is in it."""
+    finding, data = _tried(path, lambda: read_json(path), remedy)
+    signed = finding.sound and b'"' + CHECKSUM.encode() + b'"' in read_bytes(path)
+    return Finding(path, finding.problem, finding.remedy, signed), data
+
+
+def _tensors(path: Path, manifest: Any, remedy: str) -> Finding:
+    """Of a safetensors file, whose checksum is in a manifest."""
+    expected = listed_checksum(manifest, path.name)
+    return _tried(path, lambda: read_tensors(path, expected), remedy, has_checksum=expected is not None)[0]
+
+
+def _config(folder: Path) -> Iterator[Finding]:
+    remedy = "write the settings anew, as they were when the run began"
+    yield _tried(folder / CONFIG, lambda: load_config(folder / CONFIG), remedy)[0]
+
+
+def _sae(folder: Path) -> Iterator[Finding]:
+    remedy = _train_again(folder)
+    about, cfg = _json(folder / CFG, remedy)
+    weights = _tensors(folder / WEIGHTS, cfg, remedy)
+    if about.sound and weights.sound:
+        whole, _ = _tried(folder, lambda: load_sae(folder), remedy)
+        if whole.problem:
+            of_weights = whole.problem.startswith(str(weights.path))
+            blamed = weights if of_weights else about
+            found = Finding(
+                blamed.path, whole.problem.removeprefix(f"{blamed.path}: "), remedy, blamed.has_checksum
+            )
+            about, weights = (about, found) if of_weights else (found, weights)
+    yield about
+    yield weights
+
+
+def _released(folder: Path) -> Iterator[Finding]:
+    remedy = "copy or download the folder again"
+    whole, _ = _tried(folder, lambda: load_released(folder), remedy)
+    for name in (RELEASED, RELEASED_WEIGHTS):
+        path = folder / name
+        problem = (
+            whole.problem.removeprefix(f"{path}: ") if whole.problem.startswith(str(path)) else whole.problem
+        )
+        if not whole.problem or whole.problem.startswith(str(path)) or name == RELEASED:
+            yield Finding(path, problem, remedy if problem else "")
+
+
+def _train_again(folder: Path) -> str:
+    run = _run_of(folder)
+    if run is None:
+        return "restore it from a copy: the trained weights can't be made from anything else here"
+    if checkpoints(run / CHECKPOINTS):
+        return (
+            f"delete {folder.name}/ and run `{command('train', '--resume', '--out', run)}`: nothing is lost"
+        )
+    again = command("train", "--config", run / CONFIG, "--out", "NEW")
+    return f"restore it from a copy, or train anew with `{again}`: the trained weights are lost"
+
+
+def _checkpoint(folder: Path) -> Iterator[Finding]:
+    run = _run_of(folder)
+    others = [path for path in checkpoints(folder.parent) if path.name != folder.name]
+    lost = f"the steps since {others[-1].name} are lost" if others else "the training so far is lost"
+    go_on = command("train", "--resume", "--out", run) if run else "saeforest train --resume"
+    remedy = f"delete the folder {folder} and run `{go_on}`: {lost}"
+    manifest, data = _json(folder / STATE, remedy)
+    state, _ = _tried(folder / STATE, lambda: read_state(folder), remedy)
+    yield state if manifest.sound and not state.sound else manifest
+    listed = data.get(CHECKSUMS, {}) if isinstance(data, dict) else {}
+    names = {path.name for path in folder.glob("*.safetensors")}
+    names |= {name for name in listed if _plain(name)} if isinstance(listed, dict) else set()
+    for name in sorted(names):
+        yield _tensors(folder / name, data, remedy)
+
+
+def _store(folder: Path) -> Iterator[Finding]:
+    run = _run_of(folder)
+    if run is not None and run != folder.resolve():
+        again = f"`{command('train', '--resume', '--out', run)}`, which reads the language model again"
+    else:
+        again = "`saeforest harvest` with the settings in the manifest"
+    remedy = f"delete the folder {folder} and run {again}: nothing is lost but the time"
+    manifest, data = _json(folder / MANIFEST, remedy)
+    opened, _ = _tried(folder / MANIFEST, lambda: open_store(folder), remedy)
+    missing = opened.problem.endswith("missing")  # of a shard, which has a finding of its own
+    yield opened if manifest.sound and not opened.sound and not missing else manifest
+    expected = listed_checksum(data, TOKENS)
+    yield _tried(
+        folder / TOKENS,
+        lambda: Tokens.load(folder / TOKENS, expected),
+        remedy,
+        has_checksum=expected is not None,
+    )[0]
+    if (folder / HARVEST).exists():
+        yield _json(folder / HARVEST, "delete it: it only tells what the harvest took")[0]
+    shards = data.get("shards") if isinstance(data, dict) else None
+    for shard in shards if isinstance(shards, list) else []:
+        if isinstance(shard, dict) and isinstance(name := shard.get("file"), str) and _plain(name):
+            yield _shard(folder / name, shard, remedy)
+
+
+def _shard(path: Path, shard: dict[str, Any], remedy: str) -> Finding:
+    expected = shard.get("checksum")
+    if isinstance(expected, str):  # without holding a shard in memory
+        return _tried(path, lambda: check_file(path, expected), remedy, has_checksum=True)[0]
+
+    def read() -> None:
+        rows = shard.get("rows")
+        if any(len(tensor) != rows for tensor in read_tensors(path).values()):
+            raise UserError(f"{path}: expected {rows} rows, as {MANIFEST} says")
+
+    return _tried(path, read, remedy)[0]
+
+
+def _index(folder: Path) -> Iterator[Finding]:
+    remedy = f"run `{indexes.index_command(folder.resolve())}`: nothing is lost"
+    manifest, data = _json(folder / indexes.MANIFEST, remedy)
+    about, _ = _tried(folder / indexes.MANIFEST, lambda: indexes.read_about(folder), remedy)
+    manifest = about if manifest.sound and not about.sound else manifest
+    expected = listed_checksum(data, indexes.TOKENS)
+    tokens, _ = _tried(
+        folder / indexes.TOKENS,
+        lambda: Tokens.load(folder / indexes.TOKENS, expected),
+        remedy,
+        has_checksum=expected is not None,
+    )
+    tensors = _tensors(folder / indexes.TENSORS, data, remedy)
+    found = [manifest, tokens, tensors]
+    sae = _sae_beside(folder)
+    if sae is not None and all(finding.sound for finding in found):
+        whole, _ = _tried(folder, lambda: indexes.Index.load(folder, sae), remedy)
+        if whole.problem:
+            found[0] = Finding(manifest.path, whole.problem, remedy, manifest.has_checksum)
+    yield from found
+
+
+def _sae_beside(folder: Path) -> SAE | None:
+    """The SAE of the run that a folder of its parts is of; None where there is none, or a damaged one."""
+    run = _run_of(folder)
+    if run is None:
+        return None
+    try:
+        return load_sae(within(run / SAE_FOLDER, _name_in(folder, run)))
+    except (UserError, OSError):
+        return None
+
+
+def _forest(folder: Path) -> Iterator[Finding]:
+    run = _run_of(folder)
+    again = command("eval", run or "RUN")
+    remedy = f"delete the folder {folder}: the next `{again}` infers it anew, and nothing is lost"
+    about, data = _json(folder / FOREST, remedy)
+    tensors = _tensors(folder / FOREST_TENSORS, data, remedy)
+    if about.sound and tensors.sound:
+
+        def read() -> None:
+            kept, parent = read_forest(folder)
+            sae = _sae_beside(folder)
+            sizes = (len(parent),) if sae is None else sae.config.layer_sizes
+            Forest(parent, sizes, layered=kept["layered"])
+
+        whole, _ = _tried(folder / FOREST, read, remedy)
+        about = Finding(about.path, whole.problem, whole.remedy, about.has_checksum)
+    yield about
+    yield tensors
+
+
+def _record(path: Path) -> Finding:
+    run = _run_of(path.parent)
+    name = _name_in(path.parent, run)
+    again = command("eval", run or "RUN", "--measures", path.stem, *(("--sae", name) if name else ()))
+    remedy = f"run `{again}`: nothing is lost but the time"
+    file, _ = _json(path, remedy)
+    record, _ = _tried(path, lambda: Record.read(path), remedy)
+    return record if file.sound and not record.sound else file
+
+
+def _answers(folder: Path) -> Iterator[Finding]:
+    path, damaged = folder / ANSWERS, 0
+
+    def read() -> None:
+        nonlocal damaged
+        damaged = sum(answer is None for answer in read_answers(read_bytes(path), str(path)))
+        if damaged:
+            raise UserError(f"{path}: {damaged:,} damaged lines")
+
+    remedy = "nothing is to be done: the next `saeforest eval` asks the judge those questions again"
+    yield _tried(path, read, remedy, has_checksum=True)[0]
+
+
+def _recovery(folder: Path) -> Iterator[Finding]:
+    remedy = "run `saeforest synthetic` again: nothing is lost but the time"
+    yield _tried(folder / RECOVERY, lambda: read_recovery(folder / RECOVERY), remedy)[0]
+
+
+def _log(folder: Path) -> Iterator[Finding]:
+    yield _lines(folder / LOG)
+
+
+def _log_of_moves(folder: Path) -> Iterator[Finding]:
+    yield _lines(folder / ALLOCATIONS)
+
+
+def _lines(path: Path) -> Finding:
+    def read() -> None:
+        data = read_bytes(path)
+        for number, line in enumerate(data.splitlines(), 1):
+            where = f"{path}: line {number:,}"
+            parsed = parse_json(line, where)
+            if not isinstance(parsed, dict) or type(parsed.get("step")) is not int:
+                raise UserError(f"{where}: not a line that training wrote")
+
+    remedy = "restore it from a copy; the SAE is not touched by it, but the curves of its training are lost"
+    return _tried(path, read, remedy)[0]
+
+
+def _other(path: Path, known: set[Path]) -> Iterator[Finding]:
+    """A file that tells nothing of its folder: a record, a report, or a manifest with checksums."""
+    if path.suffix != ".json" or path.is_symlink():
+        return
+    of_run = path.parent.name == "eval" or path.parent.parent.name == "eval"
+    if of_run and _run_of(path.parent) is not None:
+        yield _record(path)
+        return
+    again = "saeforest compare" if path.name == REPORT else "the command that wrote it"
+    finding, data = _json(path, f"restore it from a copy, or run {again} again")
+    if isinstance(data, dict) and {"measure", "value", "interval"} <= data.keys():
+        yield _record(path)
+    elif finding.has_checksum or path.name == REPORT or _torn(path):
+        yield finding
+        listed = data.get(CHECKSUMS) if isinstance(data, dict) else None
+        for name, expected in sorted(listed.items()) if isinstance(listed, dict) else ():
+            file = path.parent / str(name)
+            if _plain(name) and file not in known and isinstance(expected, str):
+                remedy = "delete its folder, and let the command that made it make it anew"
+                yield _tried(file, lambda f=file, e=expected: check_file(f, e), remedy, has_checksum=True)[0]
+
+
+def _torn(path: Path) -> bool:
+    """Whether a file that could not be read had a checksum of ours in it."""
+    try:
+        return f'"{CHECKSUM}": "xxh3:'.encode() in read_bytes(path)
+    except UserError:
+        return False
+
+
+def _plain(name: object) -> bool:
+    """Whether a name in a manifest is that of a file beside it."""
+    return (
+        isinstance(name, str) and name not in ("", ".", "..") and Path(name).name == name and "\0" not in name
+    )
+
+
+def _leftover(path: Path) -> Iterator[Finding]:
+    if _in_use(path):  # it is being written just now
+        return
+    replaced = [old.name for old in path.iterdir()] if path.name.endswith(".old.part") else []
+    waiting = [name for name in replaced if not (path.parent / name).exists()]
+    if waiting:
+        problem = f"left behind by a killed process; holds {', '.join(waiting)}, which was being replaced"
+        remedy = "the next command on this folder puts it back"
+    else:
+        problem = "left behind by a killed process; nothing is in it that is needed"
+        remedy = "the next command on this folder removes it"
+    yield Finding(path, problem, remedy, leftover=True)
+
+
+def _in_use(folder: Path) -> bool:
+    """Whether a living process has locked it."""
+    try:
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except OSError:
+        return True
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(handle)
+    return False
