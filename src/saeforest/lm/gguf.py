@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
+import json
 import os
 import shutil
-import tempfile
+import time
 from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
@@ -14,45 +14,73 @@ from typing import Any
 import torch
 from gguf import GGUFReader
 from safetensors import SafetensorError
-from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
-from transformers import GgufConfig, PreTrainedTokenizerBase
+from tokenizers import Tokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from saeforest.lm.pretrained import Pretrained, read_pretrained
+from saeforest.errors import UserError
+from saeforest.files import atomic_folder, checksum, read_json, remove_leftovers, write_json
+from saeforest.lm import gguf_splits
+from saeforest.lm.identity import file_fingerprint
+from saeforest.lm.pretrained import Pretrained, read_gguf_model, read_pretrained
+from saeforest.lm.tokenizer import SPECIALS, set_bos, wrap
 from saeforest.output import note
 
 # Raise it when the same file is to be unpacked differently: copies made before are then no longer used.
-_RECIPE = b"1"
-
-# Vocabularies whose merges were learned on digits taken one by one, by the name that GGUF files give to
-# their way of splitting text. transformers splits them as GPT-2 does, which is wrong before digits.
-_SINGLE_DIGITS = {"smollm", "starcoder", "refact", "command-r", "codeshell", "exaone"}
+_RECIPE = 2
+_MANIFEST = "saeforest.json"
+_OLD_LEFTOVERS, _OLD_AFTER_S = (
+    ".partial-*",
+    3600.0,
+)  # of version 0.1, which left them behind when it was killed
 
 
 def load_gguf(path: Path, dtype: torch.dtype) -> Pretrained:
     """The model in a GGUF file, dequantized, on the CPU, in `dtype`, and its tokenizer.
 
     The first time, a float32 copy goes to `$SAEFOREST_CACHE/models` (by default `~/.cache/saeforest/models`),
-    which a line on the standard error says, since it takes some 20 s for 100 million parameters.
-    Where it cannot be written, the file itself is read every time.
+    which a line on the standard error says, since it takes some 20 s for 100 million parameters. The copy has
+    checksums; a damaged one is made anew. Where it cannot be written, the file itself is read every time.
     """
-    copy = _cache() / f"{path.stem}-{_fingerprint(path)}"
-    if not os.path.isdir(copy) and not _store(path, copy):
+    cache = _cache()
+    _clean(cache)
+    copy = cache / f"{path.stem}-{file_fingerprint(path).removeprefix('xxh3:')[:16]}-{_RECIPE}"
+    if copy.is_dir() and (damaged := _damaged(copy)):
+        note(f"{damaged} of the unpacked {path.name} is damaged; it is made anew")
+        shutil.rmtree(copy, ignore_errors=True)
+    if not copy.is_dir() and not _store(path, copy):
         return _unpack(path, dtype)
     try:
-        return read_pretrained(str(copy), dtype)
-    except Exception:  # a damaged copy, whatever the damage is: the next call makes a new one
-        shutil.rmtree(copy, ignore_errors=True)
+        return read_pretrained(copy, dtype)
+    except Exception:  # removed or replaced by another process meanwhile
         return _unpack(path, dtype)
 
 
 def _cache() -> Path:
     folder = os.environ.get("SAEFOREST_CACHE") or "~/.cache/saeforest"
-    return Path(folder).expanduser() / "models"
+    return Path(os.path.abspath(os.path.expanduser(folder))) / "models"
 
 
-def _fingerprint(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.sha256(_RECIPE)).hexdigest()[:16]
+def _clean(cache: Path) -> None:
+    """Removes what killed processes left in the cache."""
+    try:
+        remove_leftovers(cache)
+        for old in cache.glob(_OLD_LEFTOVERS):
+            if time.time() - old.stat().st_mtime > _OLD_AFTER_S:
+                shutil.rmtree(old, ignore_errors=True)
+    except OSError:  # a cache that cannot be read is none
+        return
+
+
+def _damaged(copy: Path) -> str | None:
+    """The first file of a copy that is not what was written; None where all are."""
+    try:
+        checksums = read_json(copy / _MANIFEST)["checksums"]
+        for name, expected in checksums.items():
+            if checksum(copy / name) != expected:
+                return name
+    except (UserError, OSError, KeyError, TypeError, AttributeError):
+        return _MANIFEST
+    return None
 
 
 def _store(path: Path, copy: Path) -> bool:
@@ -60,28 +88,63 @@ def _store(path: Path, copy: Path) -> bool:
     try:
         copy.parent.mkdir(parents=True, exist_ok=True)
         note(f"unpacking {path.name} into {copy.parent}, once")
-        with tempfile.TemporaryDirectory(
-            dir=copy.parent, prefix=".partial-", ignore_cleanup_errors=True
-        ) as partial:
+        with atomic_folder(copy) as partial:
             for part in _unpack(path, torch.float32):
                 part.save_pretrained(partial)
-            os.rename(partial, copy)
+            files = sorted(file.name for file in partial.iterdir())
+            write_json(partial / _MANIFEST, {"checksums": {name: checksum(partial / name) for name in files}})
     except (OSError, SafetensorError):
-        return os.path.isdir(copy)  # another process may have been faster
+        return copy.is_dir()  # another process may have been faster
     return True
 
 
 def _unpack(path: Path, dtype: torch.dtype) -> Pretrained:
-    dense = GgufConfig(dequantize=True)
     with redirect_stderr(io.StringIO()):  # one progress bar of transformers heeds none of its settings
-        model, tokenizer = read_pretrained(str(path.parent), dtype, dense, gguf_file=path.name)
-    _mend(tokenizer, path)
-    return model, tokenizer
+        tokenizer = AutoTokenizer.from_pretrained(
+            str(path.parent), gguf_file=path.name, local_files_only=True, trust_remote_code=False
+        )
+        model = read_gguf_model(path, dtype)
+    return model, as_the_file_says(tokenizer, path)
 
 
-def _mend(tokenizer: PreTrainedTokenizerBase, path: Path) -> None:
-    field = GGUFReader(path).get_field("tokenizer.ggml.pre")
-    if field is not None and field.contents() in _SINGLE_DIGITS:
-        digits_first = [Digits(individual_digits=True), ByteLevel(add_prefix_space=False)]
-        backend: Any = tokenizer.backend_tokenizer
-        backend.pre_tokenizer = Sequence(digits_first)
+def as_the_file_says(tokenizer: PreTrainedTokenizerBase, path: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer with the splitting, the tokens and the BOS that a GGUF file names.
+
+    Raises ValueError where nobody here knows the splitting.
+    """
+    reader = GGUFReader(path)
+
+    def value(key: str) -> Any:
+        field = reader.get_field(f"tokenizer.ggml.{key}")
+        return None if field is None else field.contents()
+
+    made: Any = tokenizer.backend_tokenizer
+    backend = json.loads(made.to_str())
+    tokens = reader.get_field("tokenizer.ggml.tokens")
+    n_tokens = len(tokens.data) if tokens is not None else 0
+    # The class may add tokens of its own, for which the model has no rows.
+    backend["added_tokens"] = [token for token in backend["added_tokens"] if token["id"] < n_tokens]
+    name, adds_bos = value("pre"), value("add_bos_token")
+    if by_bytes := value("model") == "gpt2":
+        if not name:
+            name = "default"
+            note(
+                f"{path.name} does not say how its text is split (tokenizer.ggml.pre); split as llama.cpp does by "
+                "default, which may not be how the model was trained"
+            )
+        if name in gguf_splits.WHOLE_PIECES and backend["model"]["type"] == "BPE":
+            backend["model"]["ignore_merges"] = True
+    own = Tokenizer.from_str(json.dumps(backend))
+    if by_bytes:
+        own.pre_tokenizer = gguf_splits.pre_tokenizer(name)  # pyright: ignore[reportAttributeAccessIssue]
+    specials = {key: getattr(tokenizer, key, None) for key in SPECIALS}
+    known = {
+        key: str(token)
+        for key, token in specials.items()
+        if token is not None and own.token_to_id(str(token)) is not None
+    }
+    wrapped = wrap(own, known, tokenizer.chat_template)
+    bos = known.get("bos_token")
+    if bos is not None and (adds_bos is not None or name in gguf_splits.BOS):
+        set_bos(wrapped, bos if adds_bos or adds_bos is None else None)
+    return wrapped

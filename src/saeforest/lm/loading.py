@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import Any
 
 import torch
-from huggingface_hub import HfApi
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from saeforest.errors import UserError
 from saeforest.lm.gguf import load_gguf
+from saeforest.lm.hub import fetch, first_line
 from saeforest.lm.identity import EMBEDDED, embedded_file, full_name, identify, local_path
 from saeforest.lm.model import LanguageModel
 from saeforest.lm.pretrained import Pretrained, quiet_transformers, read_pretrained
-
-_HUB_PATIENCE_S = 10.0
+from saeforest.lm.tokenizer import read_tokenizer
 
 
 def load_lm(name: str, *, device: str = "cpu", dtype: torch.dtype = torch.float32) -> LanguageModel:
@@ -36,7 +36,7 @@ def load_lm(name: str, *, device: str = "cpu", dtype: torch.dtype = torch.float3
         raise
     except Exception as error:  # transformers raises anything on a damaged or unknown model
         raise UserError(
-            f"model {name!r}: not a readable causal language model: {_first_line(error)}"
+            f"model {name!r}: not a readable causal language model: {first_line(error)}"
         ) from error
     model.to(device)  # pyright: ignore[reportArgumentType]
     lm = LanguageModel(full_name(name), model, tokenizer, identify(name))
@@ -46,46 +46,24 @@ def load_lm(name: str, *, device: str = "cpu", dtype: torch.dtype = torch.float3
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """The tokenizer of a model alone, for those who only want to read text: see `load_lm` for `name`."""
-    path = Path(name).expanduser()
-    if name == EMBEDDED or path.suffix == ".gguf":
+    path = local_path(name)
+    if name == EMBEDDED or (path is not None and path.is_file()):
         return load_lm(name, dtype=torch.bfloat16).tokenizer  # it comes out of the model's own file
+    folder = fetch(name, weights=False) if path is None else path
     try:
         with quiet_transformers():
-            return AutoTokenizer.from_pretrained(
-                str(path) if path.is_dir() else name, local_files_only=path.is_dir(), trust_remote_code=False
-            )
+            return read_tokenizer(folder)
     except Exception as error:
-        raise UserError(f"model {name!r}: no readable tokenizer: {_first_line(error)}") from error
+        raise UserError(f"model {name!r}: no readable tokenizer: {first_line(error)}") from error
 
 
 def _read(name: str, dtype: torch.dtype) -> Pretrained:
     if name == EMBEDDED:
         return load_gguf(embedded_file(), dtype)
     path = local_path(name)
-    if path is None:
-        return _read_hub(name, dtype)
-    if path.is_dir():
-        return read_pretrained(str(path), dtype, local_files_only=True)
-    return load_gguf(path, dtype)
-
-
-def _read_hub(name: str, dtype: torch.dtype) -> Pretrained:
-    try:
-        return read_pretrained(name, dtype, local_files_only=True)
-    except Exception:  # never downloaded, or not all of it
-        _check_on_hub(name)
-        return read_pretrained(name, dtype)
-
-
-def _check_on_hub(name: str) -> None:
-    # Asked once here, since the download itself would try again and again for half a minute.
-    try:
-        HfApi().model_info(name, timeout=_HUB_PATIENCE_S)
-    except Exception as error:
-        raise UserError(
-            f"model {name!r}: not a local folder or .gguf file, and the Hub has no such model or cannot be "
-            f"reached; give a Hub name, a folder, a .gguf file or {EMBEDDED!r}"
-        ) from error
+    if path is not None and path.is_file():
+        return load_gguf(path, dtype)
+    return read_pretrained(fetch(name) if path is None else path, dtype)
 
 
 def _check_device(device: str) -> None:
@@ -93,7 +71,7 @@ def _check_device(device: str) -> None:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise UserError(
-            f"device {device!r}: {_first_line(error)}; give cpu, cuda, cuda:1 or the like"
+            f"device {device!r}: {first_line(error)}; give cpu, cuda, cuda:1 or the like"
         ) from error
 
 
@@ -102,10 +80,33 @@ def _check(lm: LanguageModel) -> None:
     # Two texts that differ in their last token only: what precedes it must not notice.
     ids = torch.tensor([[0, 0], [0, 1]])
     first = lm.logits(ids)[:, 0].float()
+    if not bool(first.isfinite().all()):
+        raise UserError(
+            f"model {lm.name!r}: its logits are NaN or infinite in {str(lm.dtype).removeprefix('torch.')}, from "
+            f"{_first_without_numbers(lm, ids)} on; its weights are damaged or too large for that type (lm.dtype)"
+        )
     tolerance = 16 * torch.finfo(lm.dtype).eps * first.abs().max().item()
     if not torch.allclose(first[0], first[1], rtol=0, atol=tolerance):
         raise UserError(f"model {lm.name!r}: not a causal language model: it looks at later tokens")
 
 
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+def _first_without_numbers(lm: LanguageModel, ids: Tensor) -> str:
+    """The path of the first module whose output is NaN or infinite."""
+    found: list[str] = []
+
+    def look(path: str, output: Any) -> None:
+        first = output[0] if isinstance(output, tuple) and output else output
+        if not found and isinstance(first, Tensor) and not bool(first.isfinite().all()):
+            found.append(path)
+
+    # Innermost modules are done first, so that the first found is the smallest.
+    hooks = [
+        module.register_forward_hook(lambda _m, _a, output, path=path: look(path, output))
+        for path, module in lm.model.named_modules()
+    ]
+    try:
+        lm.logits(ids)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found[0] if found else "its head"

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from saeforest.errors import UserError
+from saeforest.files import read_bytes
+
 CONFIG_FILE = "config.json"
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _MOST_HEADER = 100_000_000  # bytes; the format's own limit
@@ -29,7 +32,7 @@ class StoredTensor:
 
 def read_model_config(folder: Path) -> dict[str, Any]:
     """config.json of a folder. Raises ValueError where it is missing or is no JSON object."""
-    return _object(folder / CONFIG_FILE)
+    return read_object(folder / CONFIG_FILE)
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -37,7 +40,7 @@ def weight_files(folder: Path) -> list[Path]:
 
     Raises ValueError where there are none, or where the index names a file that is not there.
     """
-    explicit = _object(folder / CONFIG_FILE).get("transformers_weights")
+    explicit = read_object(folder / CONFIG_FILE).get("transformers_weights")
     if isinstance(explicit, str):
         index = folder / explicit if explicit.endswith(".json") else None
         single = folder / explicit
@@ -52,7 +55,7 @@ def weight_files(folder: Path) -> list[Path]:
             f"no {_SINGLE} in {folder}; weights are read from safetensors files alone, "
             "never from .bin or .pt files, which could run code"
         )
-    named = _object(index).get("weight_map")
+    named = read_object(index).get("weight_map")
     if not isinstance(named, dict) or not all(isinstance(v, str) for v in named.values()):
         raise ValueError(f"{index}: expected a weight_map from tensors to files")
     files = [folder / file for file in sorted(set(named.values()))]
@@ -106,11 +109,15 @@ def _what_is_wrong(file: Path, size: int) -> str:
     return "no whole safetensors file" if size else "empty"
 
 
-def _object(path: Path) -> dict[str, Any]:
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON object of a model's folder. Raises ValueError where the file is missing or holds none.
+
+    Unlike our own files these may hold Infinity, as the configuration of Mamba 2 does.
+    """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"{path}: no such file") from None
+        data = json.loads(read_bytes(path))
+    except UserError as error:
+        raise ValueError(str(error)) from None
     except (ValueError, RecursionError):
         raise ValueError(f"{path}: not valid JSON; download or copy it again") from None
     if not isinstance(data, dict):
