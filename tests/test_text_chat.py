@@ -73,7 +73,7 @@ def test_special_tokens_of_a_chat_are_special_and_bos_comes_once(tmp_path: Path)
     path = write_records(tmp_path / "d.jsonl", MESSAGES)
     options: dict = {"n_tokens": 10**6, "context": 9, "split": "train", "held_out": 0.0, "reading": reading()}
     tokens = tokenize(str(path), tokenizer, EOS, **options)
-    bos, user, assistant = tokenizer.convert_tokens_to_ids(["<bos>", USER, ASSISTANT])
+    bos, user, assistant = (tokenizer.convert_tokens_to_ids(name) for name in ("<bos>", USER, ASSISTANT))
     assert (tokens.ids[:, 0] == bos).all()
     assert not (tokens.ids[:, 1:] == bos).any()
     flat = tokens.ids[:, 1:].flatten().tolist()
@@ -83,7 +83,7 @@ def test_special_tokens_of_a_chat_are_special_and_bos_comes_once(tmp_path: Path)
     assert not (without.ids == bos).any()
     # In plain text they stay letters.
     (tmp_path / "d.txt").write_text(WRITTEN[0], "utf-8")
-    plain = tokenize(str(tmp_path / "d.txt"), tokenizer, EOS, **options | {"reading": Reading()})
+    plain = tokenize(str(tmp_path / "d.txt"), tokenizer, EOS, **{**options, "reading": Reading()})
     assert not (plain.ids == user).any()
 
 
