@@ -13,7 +13,7 @@ import zstandard
 
 from conftest import MakeConfig
 from saeforest.presets import PRESETS
-from saeforest.session import about_text, settle_text
+from saeforest.session import about_text, open_reader, settle_text
 from saeforest.text import Document, Reading, documents, hub_name, is_hub_source, pinned
 from saeforest.text import hub as hub_module
 from text_cases import (
@@ -69,7 +69,7 @@ def test_missing_extra_is_named(module: str, source: str, tmp_path: Path, monkey
         ("org/name:en.1", ("org/name", None, "en.1")),
         ("org/name@v1.0", ("org/name", "v1.0", None)),
         ("org/name@refs/pr/3:en", ("org/name", "refs/pr/3", "en")),
-        ("org/name:en@v1", ("org/name", None, "en@v1")),
+        ("org/name:en@v1", None),
         ("org/name:en:test", None),
         ("org/name@", None),
         ("org/name@a b", None),
@@ -170,8 +170,7 @@ def test_a_revision_is_pinned_and_recorded(monkeypatch: pytest.MonkeyPatch, tiny
     assert pinned("org/name@v1:en") == f"org/name@{COMMIT}:en"
     assert pinned(f"org/name@{COMMIT}") == f"org/name@{COMMIT}"
     assert asked == [("org/name", "v1")]
-    reader = SimpleNamespace(bos_id=None)
-    config = settle_text(tiny_config(data="org/name:en", text={"split": "test"}), reader)  # pyright: ignore[reportArgumentType]
+    config = settle_text(tiny_config(data="org/name:en", text={"split": "test"}), open_reader(tiny_config()))
     assert config.data == f"org/name@{COMMIT}:en"
     about = about_text(config, 3_072)
     assert about["dataset"] == config.data
