@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from conftest import EOS, WIDTH, MakeConfig, save_llama
-from edits import edit_json
+from edits import edit_json, forget_checksums
 from saeforest import UserError
 from saeforest.activations import (
     ActivationBatch,
@@ -25,6 +25,7 @@ from saeforest.activations import (
     harvest_memory,
     open_store,
     sources,
+    writer,
 )
 from saeforest.activations.sources import is_store, seeded
 from saeforest.lm import load_lm
@@ -64,7 +65,7 @@ def open_source(
 ) -> Open:
     """Sources with blocks so small that a few dozen windows make several of them."""
     monkeypatch.setattr(sources, "_BLOCK_ROWS", 100)
-    monkeypatch.setattr(sources, "_SHARD_ROWS", 100)
+    monkeypatch.setattr(writer, "SHARD_ROWS", 100)
     monkeypatch.setattr(sources, "_SHARDS_MIXED", 2)
 
     def open_kind(kind: str, seed: int = 0) -> Blocks:
@@ -323,6 +324,8 @@ def test_a_truncated_shard(store: Path, share: float) -> None:
     path = store / "shard-00001.safetensors"
     data = path.read_bytes()
     path.write_bytes(data[: int(share * len(data))])
+    assert "does not match its checksum" in told(store, "shard-00001.safetensors")
+    forget_checksums(store)
     assert "not a whole safetensors file" in told(store, "shard-00001.safetensors")
 
 
@@ -332,6 +335,7 @@ def test_a_shard_with_a_nan(store: Path, bad: float) -> None:
     tensors = load_file(path)
     tensors["x"][7, 3] = bad
     save_file(tensors, path)
+    forget_checksums(store)
     assert "NaN or infinite" in told(store, "shard-00001.safetensors")
 
 
@@ -339,6 +343,7 @@ def test_a_shard_of_other_sizes(store: Path) -> None:
     path = store / "shard-00001.safetensors"
     tensors = load_file(path)
     save_file({k: v[:-1].contiguous() for k, v in tensors.items()}, path)
+    forget_checksums(store)
     assert "expected x [" in told(store, "shard-00001.safetensors")
     save_file({"x": tensors["x"]}, path)
     assert "expected x [" in told(store, "shard-00001.safetensors")

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 import saeforest
 from conftest import MakeConfig, save_llama
-from edits import forget_checksums
+from edits import edit_run_config, forget_checksums
 from saeforest import cli, files
 from saeforest.activations.sources import open_store
 from saeforest.config import load_config, save_config
@@ -122,8 +122,8 @@ def test_every_command_has_help(command: str, call: Call) -> None:
         (["train", "--config"], "--config"),
         (["train", "--config", "/nowhere.yaml"], "/nowhere.yaml: no such file"),
         (["train", "demo", "--config", "x.yaml"], "give one of them"),
-        (["train", "--resume", "--out", "nothing"], "nothing: no checkpoint to resume from"),
-        (["train", "--resume"], "runs/demo: no checkpoint to resume from"),
+        (["train", "--resume", "--out", "nothing"], "nothing: nothing to resume; expected a folder"),
+        (["train", "--resume"], "runs/demo: nothing to resume; expected a folder"),
         (["eval"], "RUN"),
         (["eval", "nowhere"], "nowhere"),
         (["eval", "nowhere", "--measures", "speed"], "measure 'speed'"),
@@ -162,12 +162,11 @@ def test_a_mistake_is_one_line_that_names_it(args: list[str], names: str, fails:
         ),
         (["--sae.k-per-layer", "9", "1", "1"], "sae.k_per_layer[0] = 9: expected 1 to 8"),
         (["--sae.aux.layers", "5"], "sae.aux.layers names layer 5"),
-        (["--tokens", "100", "--epochs", "1"], "fill no batch of optim.batch_size = 128"),
-        (["--tokens", "10", "--epochs", "100"], "fill no batch of optim.batch_size = 128"),
+        (["--tokens", "100", "--epochs", "1"], "are fewer than one batch (optim.batch_size = 128)"),
+        (["--tokens", "10", "--epochs", "100"], "are fewer than one batch (optim.batch_size = 128)"),
         (["--text.context", "100000"], "100000"),
         (["--optim.beta1", "1.0"], "optim.beta1 = 1.0"),
         (["--seed", "-1"], "seed = -1"),
-        (["--text.held-out", "0.9999"], "held_out 0.9999"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -184,10 +183,17 @@ def test_a_configuration_with_a_misspelt_key(config_file: Path, fails: Callable[
 
 def test_a_folder_in_use(config_file: Path, a_run: Path, fails: Callable[..., str]) -> None:
     before = sorted(a_run.rglob("*"))
-    said = fails("train", "--config", config_file, "--out", a_run)
-    assert f"{a_run}: exists and is not empty" in said
-    assert "complete" in fails("train", "--resume", "--out", a_run)
+    said = fails("train", "--config", config_file, "--out", a_run, "--seed", "1")
+    assert f"{a_run}: exists and is not empty: it holds a finished run with seed = 0, not 1" in said
     assert sorted(a_run.rglob("*")) == before
+
+
+def test_a_run_that_is_complete_is_left_as_it_is(config_file: Path, a_run: Path, call: Call) -> None:
+    before = {p: p.read_bytes() for p in a_run.rglob("*") if p.is_file()}
+    for how in (["--resume"], ["--config", config_file]):
+        said = call("train", *how, "--out", a_run)
+        assert (said.status, said.err) == (0, f"{a_run}: this run is complete; nothing is left to do\n")
+    assert {p: p.read_bytes() for p in a_run.rglob("*") if p.is_file()} == before
 
 
 def test_a_dry_run_tells_sizes_and_writes_nothing(config_file: Path, call: Call) -> None:
@@ -244,7 +250,6 @@ def test_ctrl_c_and_resume(config_file: Path, call: Call, finished_run: Path) ->
     assert (Path("run/sae/sae_weights.safetensors")).read_bytes() == (
         finished_run / "sae" / "sae_weights.safetensors"
     ).read_bytes()
-    assert call("train", "--resume", "--out", "run").status == 2
 
 
 # What a finished run goes through
@@ -285,7 +290,10 @@ def test_from_text_to_the_terminal(config_file: Path, call: Call, tiny_text: Pat
     assert said.status == 0
     store = open_store(Path("store"))
     assert said.out.startswith(f"{store.n_rows:,} activations in store")
-    assert call("harvest", *options, "--out", "store").status == 2
+    again = call("harvest", *options, "--out", "store")
+    assert (again.status, again.out.splitlines()[0]) == (0, said.out.splitlines()[0])
+    assert "store: this harvest is complete; nothing is left to do" in again.err
+    assert call("harvest", *options, "--seed", "1", "--data-seed", "7", "--out", "store").status == 2
 
     assert call("train", "--config", config_file, "--data", "store", "--out", "second").status == 0
     assert {p.name for p in Path("second").iterdir()} == FINISHED
@@ -378,16 +386,14 @@ def test_an_sae_of_another_width_than_the_site(
 ) -> None:
     """config.yaml was edited to another model."""
     other = save_llama(tmp_path / "wide", width=24)
-    file = a_run / "config.yaml"
-    file.write_text(file.read_text().replace(f"model: {load_config(file).model}", f"model: {other}"))
+    edit_run_config(a_run, model=str(other))
     said = fails(*on(command, a_run))
     assert "has width 24, but the SAE reads width 16" in said
     assert {p.name for p in a_run.iterdir()} == FINISHED
 
 
 def test_a_model_that_is_gone(a_run: Path, fails: Callable[..., str]) -> None:
-    file = a_run / "config.yaml"
-    file.write_text(file.read_text().replace(load_config(file).model, "/gone/model"))
+    edit_run_config(a_run, model="/gone/model")
     assert "/gone/model" in fails("eval", a_run)
 
 
@@ -473,9 +479,9 @@ def test_synthetic_scores_every_system_for_every_seed(call: Call) -> None:
         (["tree", "--systems", "tree,tree"], "expected different names"),
         (["tree", "--systems", ","], "expected different names"),
         (["tree", "--seeds", "0"], "--seeds 0"),
-        (["tree", "--steps", "0"], "--steps 0"),
+        (["tree", "--steps", "0"], "steps = 0"),
         (["tree", "--size", "-1"], "size = -1"),
-        (["tree", "--l0", "-3"], "--l0 -3"),
+        (["tree", "--l0", "-3"], "l0 = -3"),
         (
             ["tree", "--size", "0.1", "--systems", "topk,tree"],
             "system tree with size 0.1 and l0 None: sae.k_per",

@@ -42,7 +42,6 @@ from saeforest.session import (
 from saeforest.text import Tokens, adds_bos, bos_before, tokenize
 from saeforest.training import run_training
 from saeforest.training.data import as_harvested
-from saeforest.training.run import resume_config
 
 BOS = 257
 
@@ -275,7 +274,6 @@ def test_another_state_than_in_training_is_refused(
     with_bos: tuple[TrainConfig, Path],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
 ):
     """Also where the run's configuration is of before the setting: then the SAE's own word counts."""
     config, sae = load_run(with_bos[1])
@@ -289,8 +287,7 @@ def test_another_state_than_in_training_is_refused(
         (out / "config.yaml").write_text(yaml.safe_dump(data), "utf-8")
     loaded, sae = load_run(out)
     assert loaded.text.bos == "no"
-    monkeypatch.setattr("saeforest.training.run.claim_folder", lambda *_, **__: None)  # it is complete
-    assert resume_config(out).text.bos == "no"
+    assert load_config(out / "config.yaml", of_run=True).text.bos == "no"
     reader = open_reader(loaded)
     message = r"trained on text with BOS before every window.*measured without BOS; set text\.bos to yes"
     with pytest.raises(UserError, match=message):

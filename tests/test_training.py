@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -16,18 +17,18 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from conftest import EOS, MakeConfig, save_llama
 from edits import edit_json
 from saeforest import UserError
-from saeforest.activations import ActivationStream, sources
+from saeforest.activations import ActivationStream, harvest_folder, sources, writer
 from saeforest.activations.sources import MemoryActivations
 from saeforest.config import OptimConfig, TrainConfig, load_config, save_config
 from saeforest.saes import AllocationConfig, TrainingPlan, TreeAuxConfig, TreeConfig, TreeSAE, build, load_sae
 from saeforest.saes.base import Event
-from saeforest.session import about_activations, open_reader, read_tokens, settle_positions
-from saeforest.training import Interrupted, run_training, train
+from saeforest.session import about_activations, load_run, open_reader, read_tokens, settle_positions
+from saeforest.training import Interrupted, log, loop, run_training, train
 from saeforest.training.data import choose_store
 from saeforest.training.log import read_log
 from saeforest.training.run import resume_config
@@ -41,7 +42,7 @@ FINISHED = {"config.yaml", "log.jsonl", "allocations.jsonl", "sae"}
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several blocks an epoch, so that a resumed run lands inside one of them."""
     monkeypatch.setattr(sources, "_BLOCK_ROWS", 700)
-    monkeypatch.setattr(sources, "_SHARD_ROWS", 700)
+    monkeypatch.setattr(writer, "SHARD_ROWS", 700)
     monkeypatch.setattr(sources, "_SHARDS_MIXED", 2)
 
 
@@ -50,7 +51,8 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
 
 
 def timeless(run: Path) -> list[dict[str, Any]]:
-    return [{k: v for k, v in line.items() if k not in TIMES} for line in read_log(run)]
+    lines = [line for line in read_log(run) if line.get("event") != "finished"]
+    return [{k: v for k, v in line.items() if k not in TIMES} for line in lines]
 
 
 def allocations(run: Path) -> list[dict[str, Any]]:
@@ -272,7 +274,7 @@ def whole_runs(tiny_config: MakeConfig, tmp_path_factory: pytest.TempPathFactory
     folder = tmp_path_factory.mktemp("whole")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sources, "_BLOCK_ROWS", 700)
-        patch.setattr(sources, "_SHARD_ROWS", 700)
+        patch.setattr(writer, "SHARD_ROWS", 700)
         patch.setattr(sources, "_SHARDS_MIXED", 2)
         for store in ("memory", "disk", "live"):
             run_training(tiny_config(activations={"store": store}), folder / store)
@@ -318,6 +320,81 @@ def test_a_line_that_a_crash_cut_short_is_dropped(
     assert_same_run(finished_run, out)
 
 
+@pytest.mark.parametrize("name", ["log.jsonl", "allocations.jsonl"])
+@pytest.mark.parametrize(
+    "damage", [b"{", b"\xff\xfe", b"5", b"[" * 5000, b'{"event": "reallocation"}', b'{"step": -1}']
+)
+def test_a_damaged_line_of_a_log_is_set_aside(
+    name: str, damage: bytes, stopped: Path, finished_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """These files alone are appended to: a power cut damages them first, and the checkpoint is sound all the same."""
+    lines = (stopped / name).read_bytes().splitlines(keepends=True)
+    (stopped / name).write_bytes(b"".join([*lines[:1], damage + b"\n", *lines[1:]]))
+    run_training(resume_config(stopped), stopped, resume=True)
+    assert f"{name}: 1 damaged lines were set aside in {name.removesuffix('.jsonl')}.damaged.jsonl" in (
+        capsys.readouterr().err
+    )
+    assert (stopped / name).with_suffix(".damaged.jsonl").read_bytes() == damage + b"\n"
+    (stopped / name).with_suffix(".damaged.jsonl").unlink()
+    assert_same_run(finished_run, stopped)
+
+
+@pytest.mark.parametrize("name", ["log.jsonl", "allocations.jsonl"])
+def test_a_changed_digit_in_a_finished_log_is_noticed(name: str, finished_run: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(finished_run, tmp_path / "run"))
+    text = (run / name).read_text()
+    (run / name).write_text(text.replace('"step": 4', '"step": 5', 1))
+    with pytest.raises(UserError, match=rf"{name}: does not match its checksum"):
+        read_log(run)
+
+
+def test_an_edited_configuration_of_a_run_is_noticed(finished_run: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(finished_run, tmp_path / "run"))
+    text = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(text.replace("context: 32", "context: 64"))
+    with pytest.raises(
+        UserError, match=r"config\.yaml: does not match the checksum in its last line.*delete that"
+    ):
+        load_run(run)
+    assert load_config(run / "config.yaml").text.context == 64  # as a file of settings it may be edited
+    *lines, _ = (run / "config.yaml").read_text().splitlines(keepends=True)
+    (run / "config.yaml").write_text("".join(lines))
+    assert load_run(run)[0].text.context == 64
+
+
+def test_a_log_that_the_disk_has_no_room_for_waits_for_the_next_line(
+    finished_run: Path, tiny_config: MakeConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real, failures = log._Lines._write, iter([False, True, True, *[False] * 100])
+
+    def write(self: log._Lines) -> None:
+        if next(failures):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(log._Lines, "_write", write)
+        run_training(tiny_config(), tmp_path / "run")
+    assert_same_run(finished_run, tmp_path / "run")
+    assert capsys.readouterr().err.count("No space left on device; going on") == 1
+
+
+def test_a_checkpoint_that_the_disk_has_no_room_for_is_left_out(
+    finished_run: Path, tiny_config: MakeConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "state.safetensors")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "save_checkpoint", full)
+        run_training(tiny_config(checkpoint_minutes=1e-9), tmp_path / "run")
+    assert_same_run(finished_run, tmp_path / "run")
+    assert (
+        "step 46: no checkpoint: state.safetensors: No space left on device; going on"
+        in capsys.readouterr().err
+    )
+
+
 def test_checkpoints_come_as_often_as_asked(tiny_config: MakeConfig, tmp_path: Path) -> None:
     for name, minutes, expected in (("often", 1e-9, ["step-00000019"]), ("never", 0.0, [])):
         with pytest.MonkeyPatch.context() as patch:
@@ -336,7 +413,7 @@ def test_a_complete_run_is_not_resumed(finished_run: Path) -> None:
 @pytest.mark.parametrize("prepare", [lambda out: None, lambda out: out.mkdir()])
 def test_nothing_there_to_resume(prepare: Any, tmp_path: Path) -> None:
     prepare(tmp_path / "run")
-    with pytest.raises(UserError, match="no checkpoint to resume from"):
+    with pytest.raises(UserError, match="nothing to resume; expected a folder"):
         resume_config(tmp_path / "run")
 
 
@@ -387,8 +464,6 @@ def test_a_checkpoint_without_a_file(stopped: Path) -> None:
 
 def test_a_checkpoint_without_its_optimizer(stopped: Path) -> None:
     """Adam would start from nothing, and nobody would know."""
-    from safetensors.torch import save_file
-
     file = stopped / "checkpoints" / "step-00000020" / "state.safetensors"
     tensors = load_file(file)
     save_file({k: v for k, v in tensors.items() if not k.startswith("optimizer.")}, file)
@@ -396,11 +471,41 @@ def test_a_checkpoint_without_its_optimizer(stopped: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "changes", [{"sae": {"layer_sizes": (8, 40, 65)}}, {"site": "model.layers.0.mlp.up_proj"}], ids=str
+    ("changes", "says"),
+    [
+        ({"sae": {"layer_sizes": (8, 40, 65)}}, "was written with sae.layer_sizes = [8, 40, 64]"),
+        ({"sae": {"k_per_layer": (2, 2, 2)}}, "was written with sae.k_per_layer = [3, 2, 2]"),
+        ({"optim": {"lr": 2e-3}}, "was written with optim.lr = 0.003, but now it is 0.002"),
+        ({"optim": {"batch_size": 64}}, "was written with optim.batch_size = 128"),
+        ({"epochs": 3}, "was written with epochs = 2"),
+        ({"seed": 5}, "was written with seed = 0"),
+        ({"site": "model.layers.0.mlp.up_proj"}, "holds activations with site = 'blocks.1.hook_resid_post'"),
+        ({"site": "blocks.0.hook_resid_post"}, "holds activations with site = 'blocks.1.hook_resid_post'"),
+        ({"data_seed": 5}, "holds activations with seed = 0, not 5"),
+    ],
+    ids=str,
 )
-def test_a_checkpoint_of_other_sizes(stopped: Path, changes: Any, tiny_config: MakeConfig) -> None:
+def test_a_run_with_other_settings_does_not_go_on(
+    stopped: Path, changes: Any, says: str, tiny_config: MakeConfig
+) -> None:
     save_config(tiny_config(**changes), stopped / "config.yaml")
-    resuming_fails(stopped, "does not fit this run")
+    resuming_fails(stopped, says)
+
+
+def test_a_run_with_another_model_does_not_go_on(
+    tiny_config: MakeConfig, tiny_model: Path, tmp_path: Path
+) -> None:
+    """One of the same shape, put in its place: the hybrid would name the new one."""
+    model = Path(shutil.copytree(tiny_model, tmp_path / "model"))
+    out = tmp_path / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        at_step(patch, 20, ctrl_c)
+        with pytest.raises(Interrupted):
+            run_training(tiny_config(model=str(model), activations={"store": "live"}), out)
+    weights = load_file(model / "model.safetensors")
+    save_file({k: v * 1.01 for k, v in weights.items()}, model / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match=r"step-00000020: was written with model\.fingerprint"):
+        run_training(resume_config(out), out, resume=True)
 
 
 # Ctrl-C of a real process
@@ -442,15 +547,13 @@ def test_ctrl_c_ends_a_process_with_130_and_a_checkpoint(tiny_config: MakeConfig
     (checkpoint,) = (out / "checkpoints").iterdir()
     step = json.loads((checkpoint / "state.json").read_text())["step"]
     assert checkpoint.name == f"step-{step:08}"
-    # What is left of it in this process: one more epoch than it has seen.
-    config = resume_config(out)
-    epochs = step * 128 // 3000 + 1
-    save_config(TrainConfig(**{**vars(config), "epochs": epochs}), out / "config.yaml")
-    run_training(resume_config(out), out, resume=True)
+    # It goes on, in this process, for one more step.
+    with pytest.MonkeyPatch.context() as patch:
+        at_step(patch, step + 1, ctrl_c)
+        with pytest.raises(Interrupted, match=f"after step {step + 1} of"):
+            run_training(resume_config(out), out, resume=True)
     steps = [line["step"] for line in read_log(out) if "event" not in line]
-    assert steps == list(range(1, steps[-1] + 1))
-    assert steps[-1] >= step
-    assert {p.name for p in out.iterdir()} >= FINISHED - {"allocations.jsonl"}
+    assert steps == list(range(1, step + 2))
 
 
 # Learning
@@ -537,7 +640,7 @@ def test_a_folder_in_use_is_left_alone(tiny_config: MakeConfig, tmp_path: Path, 
     (tmp_path / "notes.txt").write_text("mine")
     for out in (tmp_path, tmp_path / "notes.txt", finished_run):
         with pytest.raises(UserError, match=r"exists and is not empty|is a file"):
-            run_training(tiny_config(), out)
+            run_training(tiny_config(seed=1), out)
     assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
@@ -594,7 +697,7 @@ def harvested(tiny_config: MakeConfig, tmp_path_factory: pytest.TempPathFactory)
     reader = open_reader(config)
     tokens = read_tokens(config, reader, "train", config.tokens)
     config = settle_positions(config, reader, tokens)
-    sources.harvest_folder(reader, tokens, folder, about_activations(config, tokens, reader.lm.identity))
+    harvest_folder(reader, tokens, folder, about_activations(config, tokens, reader.lm.identity))
     return folder
 
 

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import sys
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import redirect_stderr
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
+from shlex import quote
 from shutil import which
 from typing import Annotated, Any, TypeVar
 
 import tyro
 
 from . import __version__, out_of_memory
-from .config import TrainConfig, load_config, resolve
+from .config import TrainConfig, load_config
 from .errors import UserError
 from .output import note, results, say, status, steady
 from .presets import PRESET_NAMES, PRESETS, together, with_seeds
+from .stopping import Interrupted, interruptible
 from .toys import SYSTEM_NAMES, SyntheticConfig
 
 # Imported where used: language models and their libraries take seconds that `--help` and a typing error should not.
@@ -87,25 +90,42 @@ def train(argv: Sequence[str]) -> None:
 
         status.print(describe(estimate(config)))
         return
-    from .training import Interrupted, run_training
-    from .training.run import resume_config
+    from .session import load_run, sae_names
+    from .training import run_training
+    from .training.unfinished import is_complete, tidy
 
-    config = resume_config(out) if args.resume else config
+    if is_complete(out, None if args.resume else config):
+        note(f"{out}: this run is complete; nothing is left to do")
+    else:
+        with _resumable(out, "train --resume"):
+            run_training(config, out, resume=args.resume)
+    tidy(out)
+    saes = {name: load_run(out, name=name)[1] for name in sae_names(out)}
+    for name, sae in saes.items():
+        _say_trained(out, name, sae.d_sae)
+    name, sae = next(iter(saes.items()))
+    _say_next(out, name, families=not sae.flat)
+
+
+@contextmanager
+def _resumable(out: Path, command: str) -> Iterator[None]:
+    """Within, an interruption says how to go on if anything is there to go on with."""
     try:
-        run = run_training(config, out, resume=args.resume)
+        yield
     except Interrupted as stop:
-        raise KeyboardInterrupt(f"{stop}; go on with: {_program()} train --resume --out {out}") from None
-    run.drop_activations()
-    for name, sae in run.saes.items():
-        _say_trained(run.folder, name, sae.d_sae)
-    name, sae = next(iter(run.saes.items()))
-    _say_next(run.folder, name, families=not sae.flat)
+        there = out.exists() and any(out.iterdir())
+        how = f"{_program()} {command} --out {_quoted(out)}" if command.startswith("train") else command
+        go_on = f"; go on with: {how}" if there else ""
+        raise Interrupted(f"{stop}{go_on}", stop.signum) from None
 
 
 def _say_trained(run: Path, name: str, d_sae: int) -> None:
     from .training.log import log_folder, read_log
 
-    last = [line for line in read_log(log_folder(run, name)) if "event" not in line][-1]
+    steps = [line for line in read_log(log_folder(run, name)) if "event" not in line]
+    if not steps:
+        return
+    last = steps[-1]
     l0, dead, fve = sum(last["l0"]), sum(last["dead"]), last["fve"]
     said = f"FVE {'-' if fve is None else f'{fve:.3f}'}, L0 {l0:.1f}, {dead:,} of {d_sae:,} features dead"
     say(f"In training: {name + ': ' if name else ''}{said}")
@@ -154,9 +174,11 @@ def evaluate(argv: Sequence[str]) -> None:
     from .measures.arguments import eval_arguments
     from .measures.options import preset_options
     from .session import check_site, load_run, open_reader, sae_names
+    from .training.unfinished import tidy
 
     options, rest = preset_options(argv)
     args = _parse(eval_arguments(options), rest, "eval", _doc(evaluate))
+    tidy(args.run)
     names = measure_names(args.measures)
     saes = {
         name: load_run(args.run, args.device, name)
@@ -186,9 +208,9 @@ def compare(argv: Sequence[str]) -> None:
     if not args.runs:
         raise UserError("compare: expected the folder of at least one run (see `saeforest compare --help`)")
     from .report import compare as compare_runs
-    from .training.run import claim_folder
+    from .training.unfinished import claim_empty
 
-    claim_folder(args.out)
+    claim_empty(args.out)
     compare_runs(args.runs, args.out)
     say(f"the report: {args.out / 'report.html'} (also report.md, report.json, figures/)")
 
@@ -213,29 +235,15 @@ def index(argv: Sequence[str]) -> None:
     args = _parse(_Index, argv, "index", _doc(index))
     if args.tokens is not None:
         _positive(args, "tokens")
-    from .session import check_site, load_run, open_reader, within
+    from .explore import index_run
+    from .session import check_site, load_run, open_reader
+    from .training.unfinished import tidy
 
+    tidy(args.run)
     config, sae = load_run(args.run, args.device, args.sae)
     reader = open_reader(config)
     check_site(sae, reader)
-    _make_index(
-        within(args.run / "index", args.sae),
-        config,
-        sae,
-        reader,
-        args.tokens or min(INDEX_TOKENS, config.tokens),
-    )
-
-
-def _make_index(folder: Path, config: TrainConfig, sae: Any, reader: Any, n_tokens: int) -> Any:
-    from .explore import build_index
-    from .session import read_tokens
-
-    tokens = read_tokens(config, reader, "train", n_tokens)
-    batches = (batch for batch, _ in reader.batches(tokens))
-    built = build_index(sae, batches, tokens, total=tokens.n_tokens)
-    built.save(folder)
-    return built
+    index_run(args.run, config, sae, reader, args.tokens or min(INDEX_TOKENS, config.tokens), args.sae)
 
 
 @dataclass(frozen=True)
@@ -256,7 +264,7 @@ def show(argv: Sequence[str]) -> None:
     """Show the tree under a feature with the text that activates it; without a feature, the most telling families."""
     args = _parse(_Show, argv, "show", _doc(show))
     _positive(args, "families")
-    from .explore import Index, show_families, show_feature
+    from .explore import Index, index_run, show_families, show_feature
     from .lm import load_tokenizer
     from .session import check_site, load_run, open_reader, within
 
@@ -269,7 +277,7 @@ def show(argv: Sequence[str]) -> None:
         reader = open_reader(config)
         check_site(sae, reader)
         note(f"{args.run} has no index yet; making it, once")
-        found = _make_index(folder, config, sae, reader, min(INDEX_TOKENS, config.tokens))
+        found = index_run(args.run, config, sae, reader, min(INDEX_TOKENS, config.tokens), args.sae)
     console, tokenizer = results(), load_tokenizer(config.model)
     if feature is None:
         show_families(console, found, sae.forest, tokenizer, n=args.families)
@@ -321,18 +329,11 @@ def harvest(argv: Sequence[str]) -> None:
     args = _parse(_Harvest, argv, "harvest", _doc(harvest), default=_Harvest(TrainConfig()))
     if args.out is None:
         raise UserError("harvest: expected --out FOLDER for the activations")
-    from .activations.sources import harvest_folder
-    from .session import about_activations, open_reader, read_tokens, settle_positions, settle_text
-    from .training.run import claim_folder
+    from .training.harvest import run_harvest
 
-    claim_folder(args.out)
-    config = resolve(args.config)
-    reader = open_reader(config)
-    config = settle_text(config, reader)
-    tokens = read_tokens(config, reader, "train", config.tokens)
-    config = settle_positions(config, reader, tokens)
-    done = harvest_folder(reader, tokens, args.out, about_activations(config, tokens, reader.lm.identity))
-    place = f"--data {args.out} --model {config.model} --site {config.site}"
+    with _resumable(args.out, "the same command"):
+        store, done = run_harvest(args.config, args.out)
+    place = f"--data {_quoted(args.out)} --model {store.manifest['model']} --site {store.manifest['site']}"
     say(f"{done.n_rows:,} activations in {args.out}; train on them with {place}")
     say(str(done))
 
@@ -355,13 +356,14 @@ def demo(argv: Sequence[str]) -> None:
     args = _parse(_Demo, argv, "demo", _doc(demo))
     _positive(args, "tokens", "eval_tokens")
     from .demo import run_demo
-    from .training import Interrupted
 
-    try:
+    with _resumable(args.out, "the same command"):
         run_demo(replace(PRESETS["demo"], tokens=args.tokens), args.out, args.eval_tokens)
-    except Interrupted as stop:
-        raise KeyboardInterrupt(f"{stop}; go on with: {_program()} demo --out {args.out}") from None
     _say_next(args.out)
+
+
+def _quoted(path: Path) -> str:
+    return quote(str(path))
 
 
 def _program() -> str:
@@ -405,10 +407,8 @@ class _Synthetic:
 
 def synthetic(argv: Sequence[str]) -> None:
     """Train systems on a world whose tree is known, and score how much of it they recover. Writes recovery.json."""
-    from .files import write_json
     from .synthetic import GENERATORS
-    from .synthetic.run import RECOVERY, Found, compare, recovery_table
-    from .training.run import claim_folder
+    from .synthetic.run import RECOVERY, recovery_table, run_synthetic
 
     names = ", ".join(GENERATORS)
     args = _parse(
@@ -428,14 +428,9 @@ def synthetic(argv: Sequence[str]) -> None:
     if unknown := [name for name in systems if name not in SYSTEM_NAMES]:
         raise UserError(f"system '{unknown[0]}': expected some of {', '.join(SYSTEM_NAMES)}")
     out = args.out or Path("runs") / f"synthetic-{args.generator}"
-    claim_folder(out)
     seeds = range(args.seed, args.seed + args.seeds)
-
-    def write(found: Found) -> None:
-        out.mkdir(parents=True, exist_ok=True)
-        write_json(out / RECOVERY, found, signed=False)
-
-    found = compare(lambda seed: GENERATORS[args.generator](seed=seed), seeds, systems, args.training, write)
+    with _resumable(out, "the same command"):
+        found = run_synthetic(args.generator, systems, seeds, args.training, out)
     results().print(recovery_table(found, args.generator))
     say(f"every score, for every seed: {out / RECOVERY}")
 
@@ -499,13 +494,14 @@ def _run(argv: Sequence[str]) -> int:
         if argv[0] not in COMMANDS:
             hint = _near(argv[0], COMMANDS)
             raise UserError(f"command '{argv[0]}': expected one of {', '.join(COMMANDS)}{hint}")
-        return COMMANDS[argv[0]](argv[1:]) or 0
+        with interruptible():
+            return COMMANDS[argv[0]](argv[1:]) or 0
     except UserError as error:
         return _fail(str(error))
     except KeyboardInterrupt as stop:
         note()
         note(str(stop) or "stopped")
-        return 130
+        return 128 + (stop.signum if isinstance(stop, Interrupted) else signal.SIGINT)
     except OSError as error:
         if error.errno is None:
             raise

@@ -14,7 +14,7 @@ import yaml
 from pydantic import BeforeValidator, ConfigDict, TypeAdapter, ValidationError
 
 from .errors import UserError
-from .files import atomic_file, read_yaml
+from .files import atomic_file, checksum_of_data, read_bytes, read_yaml
 from .saes import SYSTEMS, SystemConfig, TreeConfig, check_inference
 from .schema import MOST, flaw, shown
 
@@ -24,6 +24,7 @@ Bos = Annotated[
     Literal["auto", "yes", "no"],
     BeforeValidator(lambda given: ("yes" if given else "no") if isinstance(given, bool) else given),
 ]
+_CHECKSUM = "# checksum: "
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _LONGEST_TEXT = 4_096
 _COUNT = f"1 to {MOST:,}"
@@ -245,8 +246,9 @@ def to_dict(config: TrainConfig) -> dict[str, Any]:
 
 
 def save_config(config: TrainConfig, path: Path) -> None:
+    text = yaml.safe_dump(to_dict(config), sort_keys=False)
     with atomic_file(path) as temporary:
-        temporary.write_text(yaml.safe_dump(to_dict(config), sort_keys=False), encoding="utf-8")
+        temporary.write_text(f"{text}{_CHECKSUM}{checksum_of_data(text)}\n", encoding="utf-8")
 
 
 def load_config(path: Path, *, of_run: bool = False) -> TrainConfig:
@@ -255,6 +257,8 @@ def load_config(path: Path, *, of_run: bool = False) -> TrainConfig:
     of_run: it is RUN/config.yaml; a key that older versions did not have means what they did.
     """
     data = read_yaml(path)
+    if of_run:
+        _check_unchanged(path)
     if not isinstance(data, dict):
         raise UserError(f"{path}: expected a mapping of settings, as in RUN/config.yaml")
     if of_run and isinstance(text := data.get("text", {}), dict):
@@ -294,6 +298,16 @@ def _check_booleans(data: Any, config: Any, key: str = "") -> None:
                 _check_booleans(value, within, f"{key}.{i}")
         case _:
             pass
+
+
+def _check_unchanged(path: Path) -> None:
+    """Raises UserError where RUN/config.yaml is not what the run wrote. Other files are for editing."""
+    text, found, expected = read_bytes(path).decode("utf-8").rpartition(_CHECKSUM)
+    if found and expected.strip() != checksum_of_data(text):
+        raise UserError(
+            f"{path}: does not match the checksum in its last line, so it is damaged or was edited; undo that, or, if "
+            "it was edited on purpose, delete that line"
+        )
 
 
 def _key(place: tuple[int | str, ...]) -> str:

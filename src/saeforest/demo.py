@@ -8,47 +8,64 @@ from pathlib import Path
 from .config import TrainConfig
 from .errors import UserError
 from .explore import build_index, show_families
+from .files import read_json, write_json
 from .measures import SETS, MeasureOptions, measure_run, table
 from .output import note, results
-from .saes.files import SAE_FOLDER
-from .training import run_training
-from .training.checkpoint import latest_checkpoint
-from .training.loop import CHECKPOINTS
-from .training.run import resume_config
+from .training.run import reopened, train_in
+from .training.unfinished import DEMO, claimed_run, is_complete, run_state, tidy
 
 
 def run_demo(config: TrainConfig, out: Path, eval_tokens: int) -> None:
-    """Runs the demo into `out`, or goes on with one that was stopped there.
+    """Runs the demo into `out`, or goes on with one that was stopped there, wherever that was.
 
-    Prints the measures, the families, and where the time went.
+    Prints the measures, the families, and where the time went. Raises UserError where `out` holds a run that no demo
+    with these settings made, or another process works in it.
     """
     start = time.monotonic()
-    if (out / SAE_FOLDER).exists():
-        raise UserError(f"{out}: holds a finished run; see it with `show {out}`, or choose another --out")
-    resume = latest_checkpoint(out / CHECKPOINTS) is not None
-    if resume:
-        config = resume_config(out)
-    note(f"Training a Tree SAE on {config.model} at {config.site} into {out}")
-    run = run_training(config, out, resume=resume)
-    trained = time.monotonic()
+    with claimed_run(out):
+        if is_complete(out, config) and not (out / DEMO).exists():
+            note(f"{out}: this demo is complete; see it with `saeforest show {out}`")
+            return
+        begin(out, {"tokens": config.tokens, "eval_tokens": eval_tokens})
+        note(f"Training a Tree SAE on {config.model} at {config.site} into {out}")
+        try:
+            run = reopened(out) if run_state(out) == "complete" else train_in(out, config)
+        except BaseException:
+            if run_state(out) == "empty":
+                (out / DEMO).unlink()
+            raise
+        trained = time.monotonic()
 
-    note("Measuring it on held-out text")
-    options = MeasureOptions(tokens=eval_tokens)
-    records = measure_run({"": (run.config, run.sae)}, run.reader, SETS["fast"], options, out)[""]
-    measured = time.monotonic()
+        note("Measuring it on held-out text")
+        options = MeasureOptions(tokens=eval_tokens)
+        records = measure_run({"": (run.config, run.sae)}, run.reader, SETS["fast"], options, out)[""]
+        measured = time.monotonic()
 
-    note("Indexing what its features fire on")
-    blocks = (run.blocks.block(0, i) for i in range(run.blocks.n_blocks))
-    index = build_index(run.sae, blocks, run.tokens, total=run.tokens.n_tokens)
-    index.save(out / "index")
-    run.drop_activations()
-    indexed = time.monotonic()
+        note("Indexing what its features fire on")
+        blocks = (run.blocks.block(0, i) for i in range(run.blocks.n_blocks))
+        index = build_index(run.sae, blocks, run.tokens, total=run.tokens.n_tokens)
+        index.save(out / "index")
+        indexed = time.monotonic()
 
-    output = results()
-    output.print(table(records))
-    show_families(output, index, run.sae.forest, run.reader.lm.tokenizer)
-    harvest = run.seconds_harvest
-    output.print(
-        f"Time: harvest {harvest:.0f} s, loading and training {trained - start - harvest:.0f} s, "
-        f"measures {measured - trained:.0f} s, index {indexed - measured:.0f} s."
-    )
+        output = results()
+        output.print(table(records))
+        show_families(output, index, run.sae.forest, run.reader.lm.tokenizer)
+        harvest = run.seconds_harvest
+        output.print(
+            f"Time: harvest {harvest:.0f} s, loading and training {trained - start - harvest:.0f} s, "
+            f"measures {measured - trained:.0f} s, index {indexed - measured:.0f} s."
+        )
+        (out / DEMO).unlink()
+    tidy(out)
+
+
+def begin(out: Path, about: dict[str, int]) -> None:
+    """Marks the folder as that of a demo. Raises UserError where it holds anything but one with the same settings."""
+    if (out / DEMO).exists():
+        if (there := read_json(out / DEMO)) != about:
+            raise UserError(
+                f"{out}: holds an unfinished demo with {there}, not {about}; choose another --out"
+            )
+    elif run_state(out) != "empty":
+        raise UserError(f"{out}: exists and is not empty, and no demo began there; choose another --out")
+    write_json(out / DEMO, about)

@@ -10,8 +10,8 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import shutil
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 import yaml
 from safetensors import SafetensorError
-from safetensors.torch import load, load_file, save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from xxhash import xxh3_128, xxh3_128_hexdigest
 
@@ -181,10 +181,14 @@ def checksum(path: Path) -> str:
     return f"xxh3:{digest.hexdigest()}"
 
 
+def checksum_of_bytes(data: bytes) -> str:
+    return f"xxh3:{xxh3_128_hexdigest(data)}"
+
+
 def checksum_of_data(data: Any) -> str:
     """The checksum of what a JSON file says, however it is laid out."""
     plain = json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return f"xxh3:{xxh3_128_hexdigest(plain.encode())}"
+    return checksum_of_bytes(plain.encode())
 
 
 def check_file(path: Path, expected: str, remedy: str = "restore it from a copy") -> None:
@@ -315,6 +319,8 @@ def _text_of(loader: yaml.SafeLoader, node: Any) -> str:
 
 
 _PlainLoader.add_constructor("tag:yaml.org,2002:int", _plain_integer)
+
+
 for _tag in ("timestamp", "binary", "set", "omap", "pairs"):
     _PlainLoader.add_constructor(f"tag:yaml.org,2002:{_tag}", _text_of)
 
@@ -326,17 +332,14 @@ def read_bytes(path: Path, most: int = _MOST_BYTES) -> bytes:
             size = os.fstat(file.fileno()).st_size
             if size > most:
                 raise UserError(f"{path}: {size:,} bytes; expected at most {most:,}")
-            chunks, size = [], 0
-            while size <= most and (chunk := file.read(_CHUNK)):
-                chunks.append(chunk)
-                size += len(chunk)
+            data = file.read(most + 1)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    if size > most:
-        raise UserError(f"{path}: {size:,} bytes or more; expected at most {most:,}")
-    return b"".join(chunks)
+    if len(data) > most:
+        raise UserError(f"{path}: more than {most:,} bytes")
+    return data
 
 
 # Tensors
@@ -345,24 +348,17 @@ def read_bytes(path: Path, most: int = _MOST_BYTES) -> bytes:
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> str:
     """Writes a safetensors file; returns its checksum, for the manifest beside it.
 
-    Raises UserError where the disk is full or the file cannot be written for another reason.
+    Raises OSError that names the file where the disk is full or the file cannot be written for another reason.
     """
     try:
         with atomic_file(path) as temporary:
             save_file({k: t.detach().contiguous().cpu() for k, t in tensors.items()}, temporary, metadata)
             return checksum(temporary)
-    except SafetensorError as error:  # its name for an OSError
-        why = str(error).splitlines()[0]
-        raise UserError(f"{path}: cannot be written ({why})") from None
-
-
-def _has_name(path: Path) -> bool:
-    """Whether the path is text: a file name may be any bytes, which safetensors does not take."""
-    try:
-        str(path).encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+    except SafetensorError as error:  # its name for an OSError, whose number it spells out
+        code = re.search(r"os error (\d+)", str(error))
+        if code is None:
+            raise
+        raise OSError(int(code[1]), os.strerror(int(code[1])), str(path)) from None
 
 
 def read_tensors(
@@ -375,7 +371,7 @@ def read_tensors(
     if expected is not None:
         check_file(path, expected, remedy)
     try:
-        return load_file(path) if _has_name(path) else load(read_bytes(path, sys.maxsize))
+        return load_file(path)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; {remedy}") from None
     except (SafetensorError, OSError) as error:

@@ -1,7 +1,8 @@
 """Activations on their way to the SAE: read from a language model, kept in memory or on disk, shuffled, batched."""
 
+from .harvest import harvest_folder, harvest_memory
 from .reader import ActivationBatch, ActivationReader
-from .sources import Blocks, LiveActivations, StoredActivations, harvest_folder, harvest_memory, open_store
+from .sources import Blocks, LiveActivations, StoredActivations, load_memory, open_store
 from .stream import ActivationStream
 from .writer import Harvest
 
@@ -15,5 +16,6 @@ __all__ = [
     "StoredActivations",
     "harvest_folder",
     "harvest_memory",
+    "load_memory",
     "open_store",
 ]

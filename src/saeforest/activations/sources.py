@@ -6,6 +6,7 @@ seed and the epoch alone, so a position in the data is three numbers and can be 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,23 +17,18 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..errors import UserError
-from ..files import atomic_folder, read_json, read_tensors, write_json
-from ..progress import progress
+from ..files import listed_checksum, read_json, read_tensors
 from ..seeds import seeded
 from ..text import Tokens
 from .reader import ActivationBatch, ActivationReader, all_finite
-from .writer import Harvest, HarvestClock, ShardWriter
+from .writer import HARVEST, MANIFEST, STORE_VERSION, TOKENS
 
-STORE_VERSION = 1
-MANIFEST, TOKENS = "activations.json", "tokens.safetensors"
-# What the harvest took. Not in the manifest: two harvests of one text have the same manifest and shards.
-HARVEST = "harvest.json"
 # What a manifest says beside its version: the shards, and how to read the same positions again.
 _ABOUT = ("d_in", "shards", "model", "site", "data", "tokens", "context", "held_out")
 _ABOUT += ("exclude_first", "exclude_special", "max_norm")
 _BLOCK_ROWS = 1 << 16
-_SHARD_ROWS = 1 << 16
 _SHARDS_MIXED = 8
+_SHARD_NAME = re.compile(r"shard-\d+\.safetensors")
 
 
 @runtime_checkable
@@ -169,13 +165,14 @@ class StoredActivations:
     def block(self, epoch: int, index: int, stop: Callable[[], bool] = _never) -> ActivationBatch:
         order = torch.randperm(len(self.shards), generator=seeded(self.seed, "shards", epoch))
         mixed = order[index * _SHARDS_MIXED : (index + 1) * _SHARDS_MIXED].tolist()
-        shards = (self._shard(i) for i in mixed)
+        shards = (self.shard(i) for i in mixed)
         return _mixed(list(_until(stop, shards)), seeded(self.seed, "rows", epoch, index))
 
-    def _shard(self, index: int) -> ActivationBatch:
+    def shard(self, index: int) -> ActivationBatch:
+        """The activations of one shard, in order. Raises UserError where its file is damaged."""
         shard = self.shards[index]
         path = self.folder / shard["file"]
-        tensors = read_tensors(path)
+        tensors = read_tensors(path, shard.get("checksum"), "harvest again")
         x, rows = tensors.get("x"), tensors.get("rows")
         if x is None or rows is None or x.shape != (shard["rows"], self.d_in) or len(rows) != len(x):
             raise UserError(
@@ -187,59 +184,14 @@ class StoredActivations:
         return ActivationBatch(x, rows)
 
     def tokens(self) -> Tokens:
-        return Tokens.load(self.folder / TOKENS)
+        return Tokens.load(self.folder / TOKENS, listed_checksum(self.manifest, TOKENS))
 
 
-def harvest_memory(reader: ActivationReader, tokens: Tokens, seed: int) -> MemoryActivations:
-    """Reads all activations of `tokens` into memory."""
-    x: Tensor | None = None
-    rows = torch.empty(tokens.n_tokens, dtype=torch.int64)
-    n, clock = 0, HarvestClock(reader)
-    with progress("harvest", tokens.n_tokens) as advance:
-        for batch, n_read in reader.batches(tokens):
-            if x is None:
-                # As much as there can be; what the excluded positions leave over is never touched.
-                x = torch.empty(tokens.n_tokens, batch.x.shape[1], dtype=batch.x.dtype)
-            x[n : n + len(batch)], rows[n : n + len(batch)] = batch.x, batch.rows
-            n += len(batch)
-            advance(n_read)
-    if x is None or n == 0:
-        raise UserError("no activations: every position of the text is excluded; give longer text")
-    return MemoryActivations(x[:n], rows[:n], seed, clock.harvest(n, tokens.n_tokens).record())
-
-
-def harvest_folder(reader: ActivationReader, tokens: Tokens, folder: Path, about: dict[str, Any]) -> Harvest:
-    """Reads all activations of `tokens` into shards in `folder`, which appears when whole.
-
-    Raises UserError where there is none, one is NaN or infinite, or the disk is full.
-    """
-    with atomic_folder(folder) as temporary:
-        return _write_store(reader, tokens, temporary, about)
-
-
-def _write_store(reader: ActivationReader, tokens: Tokens, folder: Path, about: dict[str, Any]) -> Harvest:
-    tokens.save(folder / TOKENS)
-    waiting: list[ActivationBatch] = []
-    d_in, clock = 0, HarvestClock(reader)
-    with ShardWriter(folder) as writer, progress("harvest", tokens.n_tokens) as advance:
-        for batch, n_read in reader.batches(tokens):
-            writer.check()
-            waiting.append(batch)
-            d_in = batch.x.shape[1]
-            if sum(map(len, waiting)) >= _SHARD_ROWS:
-                writer.put(waiting)
-            advance(n_read)
-        if waiting:
-            writer.put(waiting)
-        writer.wait()
-    n_rows = sum(shard["rows"] for shard in writer.shards)
-    if n_rows == 0:
-        raise UserError("no activations: every position of the text is excluded; give longer text")
-    harvest = clock.harvest(n_rows, tokens.n_tokens, writer.seconds_waited)
-    write_json(folder / HARVEST, harvest.record())
-    manifest = {"format_version": STORE_VERSION, "d_in": d_in, **about, "shards": writer.shards}
-    write_json(folder / MANIFEST, manifest)
-    return harvest
+def load_memory(store: StoredActivations, seed: int) -> MemoryActivations:
+    """All activations of a store in memory, in the order in which they were read."""
+    shards = [store.shard(i) for i in range(len(store.shards))]
+    x, rows = torch.cat([shard.x for shard in shards]), torch.cat([shard.rows for shard in shards])
+    return MemoryActivations(x, rows, seed, store.harvest)
 
 
 def is_store(path: Path) -> bool:
@@ -271,7 +223,12 @@ def _check_manifest(manifest: dict[str, Any], path: Path) -> None:
     if not isinstance(d_in, int) or d_in < 1:
         raise UserError(f"{path}: d_in {d_in!r}: expected the width of the activations; harvest again")
     described = isinstance(shards, list) and all(
-        isinstance(s, dict) and isinstance(s.get("file"), str) and isinstance(s.get("rows"), int)
+        isinstance(s, dict)
+        and isinstance(s.get("file"), str)
+        and _SHARD_NAME.fullmatch(s["file"])
+        and isinstance(s.get("rows"), int)
+        and 0 < s["rows"] < 2**40
+        and isinstance(s.get("checksum"), str | None)
         for s in shards
     )
     if not described or not shards:

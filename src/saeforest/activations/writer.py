@@ -2,36 +2,86 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ..files import write_tensors
+from ..errors import UserError
+from ..files import CHECKSUMS, read_json, read_tensors, write_json, write_tensors
+from ..output import note
+from ..text import Tokens
 from .reader import ActivationBatch, ActivationReader
 
+STORE_VERSION = 1
+MANIFEST, TOKENS = "activations.json", "tokens.safetensors"
+# What the harvest took. Not in the manifest: two harvests of one text have the same manifest and shards.
+HARVEST = "harvest.json"
+# While a harvest is not finished: what there is of it, and the rows that fill no shard yet.
+JOURNAL, PENDING = "unfinished.json", "pending.safetensors"
+SHARD_ROWS = 1 << 16
+# So much of the language model's work is lost at most when a harvest is killed.
+_KEEP_EVERY_S = 30.0
 
-class ShardWriter:
-    """Writes shards into a folder, in the background and one at a time.
+_Count = Annotated[int, Field(ge=0, lt=2**40)]
 
-    So two shards at most are in memory: the one being written and the one being read. Leaving the context waits for
-    the writing to end, whatever happened, so that nobody deletes a folder that is still being filled.
+
+class Shard(BaseModel):
+    """A file of activations: `rows` of them, up to the window before `windows` of the text."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    file: Annotated[str, Field(pattern=r"^(shard-\d{5,9}|pending)\.safetensors$")]
+    rows: _Count
+    windows: _Count
+    checksum: str
+
+
+class Journal(BaseModel):
+    """What there is of an unfinished harvest."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    format_version: Literal[1] = STORE_VERSION
+    about: dict[str, Any]
+    """What the store will say of itself, and what else decides its bits."""
+    shards: list[Shard] = []
+    pending: Shard | None = None
+
+
+class StoreWriter:
+    """Fills a folder with shards, in the background and one at a time, so that it can go on after a kill.
+
+    Two shards at most are in memory: the one being written and the one being read. Every finished shard is listed in a
+    journal, and what fills no shard yet is kept every half minute. Leaving the context waits for the writing to end,
+    whatever happened, so that nobody deletes a folder that is still being filled.
+
+    Raises UserError where the folder holds an unfinished harvest of something else.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.shards: list[dict[str, Any]] = []
-        """File and number of rows of each, as the manifest lists them."""
-        self.seconds_waited = 0.0
-        """Time spent waiting for the disk so far."""
-        self._folder = folder
+    def __init__(self, folder: Path, tokens: Tokens, about: dict[str, Any], bits: dict[str, Any]) -> None:
+        self.folder, self.seconds_waited = folder, 0.0
+        self._tokens, self._about = tokens, about
+        digest = hashlib.blake2b(tokens.ids.numpy().tobytes(), digest_size=16).hexdigest()
+        # As JSON gives them back.
+        self._journal = Journal(about=_plain({**about, **bits, "text": digest}))
+        self._waiting: list[ActivationBatch] = []
+        self.n_windows = 0
+        """How many windows of the text have been read."""
+        self._kept_windows, self._kept_at = 0, time.monotonic()
+        self._created: list[str] = []
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="shards")
         self._writing: Future[None] | None = None
 
-    def __enter__(self) -> ShardWriter:
+    def __enter__(self) -> StoreWriter:
         return self
 
     def __exit__(
@@ -39,20 +89,130 @@ class ShardWriter:
     ) -> None:
         self._pool.shutdown()
 
-    def put(self, parts: list[ActivationBatch]) -> None:
-        """Makes a shard of `parts`, and empties the list. Raises what went wrong with the shard before."""
-        self.wait()
-        name = f"shard-{len(self.shards):05}.safetensors"
-        self.shards.append({"file": name, "rows": sum(map(len, parts))})
-        self._writing = self._pool.submit(_write, self._folder / name, parts.copy())
-        parts.clear()
+    def found(self) -> Iterator[ActivationBatch]:
+        """What an earlier process has left of the same harvest, in order; call it once, before anything is added."""
+        journal = read_journal(self.folder)
+        if journal is None:
+            self._created += [TOKENS, JOURNAL, HARVEST]
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._tokens.save(self.folder / TOKENS)
+            write_json(self.folder / JOURNAL, self._journal.model_dump())
+            return
+        for key in sorted(journal.about.keys() | self._journal.about.keys()):
+            there, wanted = journal.about.get(key), self._journal.about.get(key)
+            if there != wanted:
+                raise UserError(
+                    f"{self.folder}: holds an unfinished harvest of other activations ({key}: {there!r} there, "
+                    f"{wanted!r} now); finish it with its own settings, delete it, or choose another folder"
+                )
+        for shard in journal.shards:
+            if (batch := self._sound(shard)) is None:
+                return
+            self._journal.shards.append(shard)
+            self.n_windows = self._kept_windows = shard.windows
+            yield batch
+        if journal.pending is not None and (batch := self._sound(journal.pending)) is not None:
+            self._waiting.append(batch)
+            self.n_windows = self._kept_windows = journal.pending.windows
+            yield batch
 
-    def check(self) -> None:
+    def _sound(self, shard: Shard) -> ActivationBatch | None:
+        try:
+            tensors = read_tensors(self.folder / shard.file, shard.checksum)
+            batch = ActivationBatch(tensors["x"], tensors["rows"])
+        except (UserError, KeyError) as error:
+            if shard.file != PENDING:  # that one may well be newer than the journal
+                note(f"{error}; reading its activations again")
+            return None
+        return batch if len(batch) == shard.rows else None
+
+    def add(self, batch: ActivationBatch, n_windows: int) -> None:
+        """Takes the activations of the next `n_windows`. Raises what went wrong with an earlier shard."""
+        self._check()
+        self._waiting.append(batch)
+        self.n_windows += n_windows
+        if sum(map(len, self._waiting)) >= SHARD_ROWS:
+            self._put_shard()
+        elif time.monotonic() - self._kept_at > _KEEP_EVERY_S:
+            self._put_pending()
+
+    def keep(self) -> None:
+        """Writes down all that was added. Raises what goes wrong."""
+        if self.n_windows > self._kept_windows:
+            self._put_pending()
+        self._wait()
+
+    def finish(self, harvest: Callable[[int], Harvest]) -> Harvest:
+        """Completes the store. Raises UserError where it holds no activation, and whatever goes wrong in writing."""
+        if sum(map(len, self._waiting)):
+            self._put_shard()
+        self._wait()
+        shards = self._journal.shards
+        if not shards:
+            raise UserError("no activations: every position of the text is excluded; give longer text")
+        done = harvest(sum(shard.rows for shard in shards))
+        write_json(self.folder / HARVEST, done.record())
+        write_json(
+            self.folder / MANIFEST,
+            {
+                "format_version": STORE_VERSION,
+                "d_in": self._d_in,
+                **self._about,
+                CHECKSUMS: {TOKENS: self._tokens.save(self.folder / TOKENS)},
+                "shards": [shard.model_dump() for shard in shards],
+            },
+        )
+        for unfinished in (JOURNAL, PENDING):
+            (self.folder / unfinished).unlink(missing_ok=True)
+        return done
+
+    def discard(self) -> None:
+        """Deletes what this writer has written. The folder stays if it holds anything else."""
+        self._pool.shutdown()
+        for name in self._created:
+            (self.folder / name).unlink(missing_ok=True)
+        with suppress(OSError):
+            self.folder.rmdir()
+
+    def _put_shard(self) -> None:
+        self._wait()  # the one before has its number by then
+        name = f"shard-{len(self._journal.shards):05}.safetensors"
+        parts, self._waiting = self._waiting, []
+        self._submit(name, parts, self.n_windows)
+
+    def _put_pending(self) -> None:
+        self._submit(PENDING, self._waiting.copy(), self.n_windows)
+
+    def _submit(self, name: str, parts: list[ActivationBatch], windows: int) -> None:
+        self._wait()
+        self._created.append(name)
+        self._d_in = parts[0].x.shape[1]
+        self._kept_windows, self._kept_at = windows, time.monotonic()
+        self._writing = self._pool.submit(self._write, name, parts, windows)
+
+    def _write(self, name: str, parts: list[ActivationBatch], windows: int) -> None:
+        tensors = {
+            "x": torch.cat([part.x for part in parts]),
+            "rows": torch.cat([part.rows for part in parts]),
+        }
+        parts.clear()  # what they hold is in memory twice by now
+        rows = len(tensors["rows"])
+        shard = Shard(
+            file=name, rows=rows, windows=windows, checksum=write_tensors(self.folder / name, tensors)
+        )
+        if name == PENDING:
+            self._journal.pending = shard
+        else:
+            self._journal.shards.append(shard)
+            self._journal.pending = None
+        write_json(self.folder / JOURNAL, self._journal.model_dump())
+
+    def _check(self) -> None:
         """Raises what went wrong with the shard being written, if it has by now. Doesn't wait."""
         if self._writing is not None and self._writing.done():
             self._writing.result()
 
-    def wait(self) -> None:
+    def _wait(self) -> None:
         """Waits for the shard being written. Raises what went wrong with it."""
         start = time.perf_counter()
         if self._writing is not None:
@@ -60,10 +220,23 @@ class ShardWriter:
         self.seconds_waited += time.perf_counter() - start
 
 
-def _write(path: Path, parts: list[ActivationBatch]) -> None:
-    tensors = {"x": torch.cat([part.x for part in parts]), "rows": torch.cat([part.rows for part in parts])}
-    parts.clear()  # what they hold is in memory twice by now
-    write_tensors(path, tensors)
+def read_journal(folder: Path) -> Journal | None:
+    """What a folder holds of an unfinished harvest; None where it holds none."""
+    path = folder / JOURNAL
+    if not path.exists():
+        return None
+    try:
+        return Journal.model_validate(read_json(path))
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        raise UserError(
+            f"{path}: key '{key}': {first['msg']}; delete {folder} and give the command again"
+        ) from None
+
+
+def _plain(data: dict[str, Any]) -> dict[str, Any]:
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in data.items()}
 
 
 @dataclass(frozen=True)
@@ -93,6 +266,12 @@ class Harvest:
             "tokens_per_s": round(self.tokens_per_s, 1),
             "seconds": {name: round(value, 3) for name, value in seconds.items()},
         }
+
+    @classmethod
+    def of_record(cls, record: dict[str, Any], n_rows: int, n_tokens: int) -> Harvest:
+        """What `record` kept; zeros where it is of a time before there was one."""
+        seconds = record.get("seconds", {})
+        return cls(n_rows, n_tokens, *(float(seconds.get(k, 0.0)) for k in ("total", "lm", "checks", "disk")))
 
     def __str__(self) -> str:
         parts = {"language model": self.lm, "checks": self.checks, "disk": self.disk}

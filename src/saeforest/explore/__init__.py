@@ -3,6 +3,7 @@
 from .build import build_index
 from .families import Families, Family, telling_families
 from .index import Index
+from .run import index_run
 from .show import show_families, show_feature
 
 __all__ = [
@@ -10,6 +11,7 @@ __all__ = [
     "Family",
     "Index",
     "build_index",
+    "index_run",
     "show_families",
     "show_feature",
     "telling_families",

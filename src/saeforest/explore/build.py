@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from jaxtyping import Float, Int
@@ -30,18 +30,21 @@ def build_index(
     total: int,
     n_contexts: int = 8,
     min_count: int = 20,
+    begin: Callable[[Counts], None] = lambda counts: None,
 ) -> Index:
     """Measures what the explorer shows of every feature of `sae`.
 
     batches: activations read from `tokens`, each row once. `total`, their number, is for the progress bar.
     n_contexts: how many of a feature's strongest activations to keep.
     min_count: a feature that fired less often gets no direction.
+    begin: called with the counts before the first batch is asked for; may bring them to where they were left.
 
     Raises UserError where there are no activations.
     """
     unit, passage = passages(tokens)
     device = sae.device
-    seen = _Seen(sae, Strongest(sae.d_sae, n_contexts, passage, device))
+    seen = Counts(sae, Strongest(sae.d_sae, n_contexts, passage, device))
+    begin(seen)
     with progress("index", total) as advance:
         for batch in batches:
             for x, rows in zip(batch.x.split(_SLICE), batch.rows.split(_SLICE), strict=True):
@@ -76,7 +79,7 @@ def build_index(
     )
 
 
-class _Seen:
+class Counts:
     """What has been counted so far."""
 
     def __init__(self, sae: SAE, strongest: Strongest) -> None:
@@ -86,6 +89,35 @@ class _Seen:
         self.n_with_parent = torch.zeros_like(self.n_fired)
         self.value_sum = torch.zeros(sae.d_sae, dtype=torch.float64, device=sae.device)
         self.value_max = torch.zeros(sae.d_sae, device=sae.device)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All that `restore` needs."""
+        return self._places() | {"n": torch.tensor(self.moments.n)}
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Brings everything to where it was. Raises KeyError or ValueError where the tensors are of something else."""
+        places = self._places()
+        if any(
+            tensors[name].shape != place.shape or tensors[name].dtype != place.dtype
+            for name, place in places.items()
+        ):
+            raise ValueError("the counts are of another SAE")
+        for name, place in places.items():
+            place.copy_(tensors[name])
+        self.moments.n = int(tensors["n"])
+
+    def _places(self) -> dict[str, Tensor]:
+        return {
+            "n_fired": self.n_fired,
+            "n_with_parent": self.n_with_parent,
+            "value_sum": self.value_sum,
+            "value_max": self.value_max,
+            "top_value": self.strongest.value,
+            "top_row": self.strongest.row,
+            "sum": self.moments.sum,
+            "product": self.moments.product,
+            "fired_sum": self.moments.fired_sum,
+        }
 
     def add(self, x: Float[Tensor, "n d_in"], rows: Int[Tensor, "n"]) -> None:
         code = self.sae.encode(x)

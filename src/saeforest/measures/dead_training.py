@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from ..errors import UserError
 from ..files import parse_json, read_bytes
 from ..schema import Count, Schema, checked
-from ..training.log import LOG
+from ..training.log import LOG, check_log
 from .record import Record
 from .subject import Subject
 
@@ -65,6 +65,7 @@ def read_dead_rates(folder: Path, layer_sizes: Sequence[int]) -> DeadRates:
     path = folder / LOG
     found = DeadRates([], [], [[] for _ in layer_sizes], [], [])
     moves: set[int] = set()
+    check_log(path)
     for number, text in enumerate(read_bytes(path).splitlines(), 1):
         line = _parse(path, number, text)
         if "event" in line:

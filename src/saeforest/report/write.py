@@ -17,7 +17,7 @@ from ..measures.run import EVAL_FOLDER
 from ..saes.files import SAE_FOLDER
 from ..session import CONFIG
 from ..training.loop import CHECKPOINTS
-from ..training.run import claim_folder
+from ..training.unfinished import claim_empty
 from . import paper
 from .gallery import closer_looks, compare_figures
 from .load import load_runs, settings_of
@@ -43,7 +43,7 @@ def compare(runs: Sequence[Path], out: Path) -> None:
     Raises UserError where a folder is no run, nothing was measured, a record is damaged, or `out` is in use or lies in
     a run.
     """
-    claim_folder(out)
+    claim_empty(out)
     for folder in out.resolve().parents:
         if _is_run(folder):
             raise UserError(

@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
 from rich import box
 from rich.table import Table
 
 from ..activations import ActivationStream
 from ..config import OptimConfig
+from ..errors import UserError
+from ..files import read_json, write_json
 from ..infer import InferConfig, infer_forest
 from ..progress import progress
 from ..saes import SAE, SystemConfig, TrainingPlan, build
 from ..toys import SyntheticConfig, system_for
 from ..training.loop import fit
+from ..training.unfinished import claim_empty, claimed_run
+from .generators import GENERATORS
 from .recovery import Recovery, recover
 from .world import Sample, World
 
-RECOVERY = "recovery.json"
+RECOVERY, SCORES = "recovery.json", "scores.json"
+Scores = dict[str, float | None]
 _MOST = 0.97
 _OF_EDGES = ("precision", "precision_all", "recall", "f1", "cosine")
 _ABSORPTION = {"edges": "absorption_edges", "silent": "absorption", "silent_excess": "absorption_excess"}
@@ -41,22 +50,28 @@ def compare(
     names: Sequence[str],
     config: SyntheticConfig,
     write: Callable[[Found], None] = lambda found: None,
+    kept: Kept | None = None,
 ) -> Found:
     """For every system (and way its forest is found) every score: its median and its value for each seed.
 
-    `make` makes the world of a seed, which is also that of the weights; `write` gets what is known after each seed.
+    `make` makes the world of a seed, which is also that of the weights; `write` gets what is known after each seed;
+    `kept` holds what an earlier process has found, and gets what is found now.
     Raises UserError for a system that cannot be for such a world.
     """
-    scores: dict[str, list[dict[str, float | None]]] = {}
+    kept = Kept() if kept is None else kept
+    scores: dict[str, list[Scores]] = {}
     found: Found = {}
     for seed in seeds:
-        world = make(seed)
-        sizes, (most, mean) = world.forest.layer_sizes, layer_l0(world, config.l0)
-        systems = {name: system_for(name, sizes, most, mean, config) for name in names}
-        sample = world.held_out(config.held_out)
-        for name, system in systems.items():
-            sae = _trained(system, world, config, seed, f"{name} {seed}")
-            for label, own in _scores(name, sae, world, sample):
+        if missing := [name for name in names if kept.get(seed, name) is None]:
+            world = make(seed)
+            sizes, (most, mean) = world.forest.layer_sizes, layer_l0(world, config.l0)
+            systems = {name: system_for(name, sizes, most, mean, config) for name in names}
+            sample = world.held_out(config.held_out)
+            for name in missing:
+                sae = _trained(systems[name], world, config, seed, f"{name} {seed}")
+                kept.put(seed, name, dict(_scores(name, sae, world, sample)))
+        for name in names:
+            for label, own in (kept.get(seed, name) or {}).items():
                 scores.setdefault(label, []).append(own)
         summary = {
             label: {score: _summary([s[score] for s in by_seed]) for score in by_seed[0]}
@@ -65,6 +80,69 @@ def compare(
         found = {name: s for system in names for name, s in _best_first(system, summary).items()}
         write(found)
     return found
+
+
+def run_synthetic(
+    generator: str, systems: Sequence[str], seeds: Sequence[int], config: SyntheticConfig, out: Path
+) -> Found:
+    """`compare` on the worlds of a generator, into `out`: recovery.json, and scores.json with every seed's scores.
+
+    Goes on where an earlier process with the same settings was stopped; more seeds than then are welcome. Raises
+    UserError where `out` holds anything else or is in use.
+    """
+    with claimed_run(out):
+        asked = {"generator": generator, "config": asdict(config)}
+        kept = Kept.read(out / SCORES, asked)
+        if kept is None:
+            claim_empty(out)
+            kept = Kept(out / SCORES, asked)
+        write = partial(write_json, out / RECOVERY, signed=False)
+        return compare(lambda seed: GENERATORS[generator](seed=seed), seeds, systems, config, write, kept)
+
+
+class Kept:
+    """The scores of every system and seed so far, in a file where one is given."""
+
+    def __init__(self, path: Path | None = None, asked: Mapping[str, Any] | None = None) -> None:
+        self._path, self._asked = path, dict(asked or {})
+        self._scores: dict[str, dict[str, dict[str, Scores]]] = {}
+
+    @classmethod
+    def read(cls, path: Path, asked: Mapping[str, Any]) -> Kept | None:
+        """What a file holds; None where there is none. Raises UserError where it is of other settings."""
+        if not path.exists():
+            return None
+        again = "choose another folder, or delete this one"
+        data = read_json(path)
+        try:
+            there = _KeptFile.model_validate(data)
+        except ValidationError as error:
+            key = ".".join(map(str, error.errors()[0]["loc"]))
+            raise UserError(f"{path}: key '{key}': {error.errors()[0]['msg']}; {again}") from None
+        plain = json.loads(json.dumps(asked))
+        if there.asked != plain:
+            key = next(k for k in plain if there.asked.get(k) != plain[k])
+            raise UserError(
+                f"{path.parent}: holds results with {key} = {there.asked.get(key)!r}, not {plain[key]!r}; {again}"
+            )
+        kept = cls(path, asked)
+        kept._scores = there.scores
+        return kept
+
+    def get(self, seed: int, system: str) -> dict[str, Scores] | None:
+        return self._scores.get(str(seed), {}).get(system)
+
+    def put(self, seed: int, system: str, scores: dict[str, Scores]) -> None:
+        self._scores.setdefault(str(seed), {})[system] = scores
+        if self._path is not None:
+            write_json(self._path, {"asked": self._asked, "scores": self._scores})
+
+
+class _KeptFile(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    asked: dict[str, Any]
+    scores: dict[str, dict[str, dict[str, Scores]]]
 
 
 def _best_first(

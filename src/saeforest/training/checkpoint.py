@@ -6,6 +6,7 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from pydantic import Field
@@ -48,6 +49,8 @@ class State(Schema):
     step: Positive
     data: Position
     fingerprint: Name = ""
+    about: dict[str, Any] = Field(default_factory=dict)
+    """What a run must agree with to go on from here, beside the data."""
     checksums: dict[Name, Checksum] = Field(default_factory=dict)
 
 
@@ -57,16 +60,20 @@ def save_checkpoint(
     trained: Mapping[str, Trained],
     stream: ActivationStream,
     fingerprint: str = "",
+    about: Mapping[str, Any] | None = None,
 ) -> None:
-    """Writes `folder/step-NNNNNNNN` whole, then drops older ones. `fingerprint` is of the data."""
+    """Writes `folder/step-NNNNNNNN` whole, then drops older ones.
+
+    `fingerprint` is of the data; `about` is what else a run must agree with to go on from here.
+    """
     target = folder / f"step-{step:08}"
     with atomic_folder(target) as temporary:
         checksums = {}
         for name, (sae, optimizer) in trained.items():
             file = _file(temporary, name)
             checksums[file.name] = write_tensors(file, _tensors(sae, optimizer))
-        state = {"step": step, "data": stream.state(), "fingerprint": fingerprint, CHECKSUMS: checksums}
-        write_json(temporary / STATE, state)
+        state = {"step": step, "data": stream.state(), "fingerprint": fingerprint, "about": dict(about or {})}
+        write_json(temporary / STATE, {**state, CHECKSUMS: checksums})
     for old in checkpoints(folder):
         if old != target:
             shutil.rmtree(old)

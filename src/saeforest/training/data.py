@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from ..activations import (
     StoredActivations,
     harvest_folder,
     harvest_memory,
+    load_memory,
     open_store,
 )
 from ..activations.sources import is_store
@@ -32,6 +33,10 @@ _MEMORY_SHARE = 0.4
 _CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
+def _never() -> bool:
+    return False
+
+
 @dataclass(frozen=True)
 class TrainingData:
     """What a run reads. `n_rows` counts the activations of one epoch (read live: at most)."""
@@ -46,6 +51,8 @@ class TrainingData:
         """Tells whether a position in the data still means the same: the text, where it waits, and how much it is."""
         digest = hashlib.blake2b(self.tokens.ids.numpy().tobytes(), digest_size=16)
         digest.update(repr((type(self.blocks).__name__, self.n_rows, self.config.lm.dtype)).encode())
+        if isinstance(self.blocks, StoredActivations):
+            digest.update(repr([shard.get("checksum") for shard in self.blocks.shards]).encode())
         return digest.hexdigest()
 
 
@@ -96,10 +103,15 @@ def check_model(manifest: dict[str, Any], model: ModelIdentity, data: str) -> No
         )
 
 
-def open_data(config: TrainConfig, reader: ActivationReader, d_in: int, out: Path) -> TrainingData:
+def open_data(
+    config: TrainConfig, reader: ActivationReader, d_in: int, out: Path, stop: Callable[[], bool] = _never
+) -> TrainingData:
     """Reads the text and, unless they are read live or were harvested before, its activations.
 
-    Raises UserError where the text is missing or too short, or the activations are of another width.
+    Activations that an earlier process has read for the same run are used again.
+
+    Raises UserError where the text is missing or too short, or the activations are of another width; Interrupted where
+    `stop` says so.
     """
     if is_store(Path(config.data)):
         stored = open_store(Path(config.data), config.data_seed)
@@ -124,20 +136,37 @@ def open_data(config: TrainConfig, reader: ActivationReader, d_in: int, out: Pat
     if store == "live":
         n_rows = sum(int(reader.keep(ids).sum()) for ids in tokens.ids.split(4096))
         return TrainingData(config, tokens, LiveActivations(reader, tokens, config.data_seed, d_in), n_rows)
+    folder, about = out / ACTIVATIONS, about_activations(config, tokens, reader.lm.identity)
+    there = _of_this_run(folder, about, config.data_seed)
     if store == "memory":
-        memory = harvest_memory(reader, tokens, config.data_seed)
+        memory = (
+            load_memory(there, config.data_seed)
+            if there
+            else harvest_memory(reader, tokens, config.data_seed, folder, about, stop)
+        )
         return TrainingData(config, tokens, memory, len(memory.rows))
-    disk = _on_disk(config, reader, tokens, out / ACTIVATIONS)
-    return TrainingData(config, tokens, disk, disk.n_rows)
+    if there is None:
+        harvest_folder(reader, tokens, folder, about, stop)
+        there = open_store(folder, config.data_seed)
+    return TrainingData(config, tokens, there, there.n_rows)
 
 
-def _on_disk(
-    config: TrainConfig, reader: ActivationReader, tokens: Tokens, folder: Path
-) -> StoredActivations:
-    if not is_store(folder):  # a resumed run may have them already
-        shutil.rmtree(folder, ignore_errors=True)
-        harvest_folder(reader, tokens, folder, about_activations(config, tokens, reader.lm.identity))
-    return open_store(folder, config.data_seed)
+def _of_this_run(folder: Path, about: dict[str, Any], seed: int) -> StoredActivations | None:
+    """What an earlier process of the run has read, if it has read all. Raises UserError where it is of another text."""
+    if not is_store(folder):
+        return None
+    store = open_store(folder, seed)
+    check_store(store, about, "bring that back, or start anew in another folder")
+    return store
+
+
+def check_store(store: StoredActivations, about: dict[str, Any], remedy: str) -> None:
+    """Raises UserError, with the remedy, where a store says another thing of itself than `about`."""
+    for key, wanted in about.items():
+        if key != "version" and store.manifest.get(key) != wanted:
+            raise UserError(
+                f"{store.folder}: holds activations with {key} = {store.manifest.get(key)!r}, not {wanted!r}; {remedy}"
+            )
 
 
 def choose_store(config: TrainConfig, n_tokens: int, d_in: int, itemsize: int) -> str:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,41 +14,131 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..files import atomic_file
+from ..errors import UserError
+from ..files import (
+    CHECKSUMS,
+    atomic_file,
+    checksum,
+    checksum_of_bytes,
+    listed_checksum,
+    parse_json,
+    read_bytes,
+)
+from ..output import note
 from ..saes import SAE, Step
 from ..saes.base import Event
 
 LOG, ALLOCATIONS = "log.jsonl", "allocations.jsonl"
+FINISHED = "finished"
 
 
 class RunLog:
-    """Appends to the logs of a run folder. On resuming, lines after the checkpoint's step are dropped first."""
+    """Appends to the logs of a run folder. On resuming, lines after the checkpoint's step are dropped first.
+
+    Lines that are damaged are set aside, in a file of their own, and a line says so: they are in nobody's way. A line
+    that cannot be written (a full disk) waits for the next one; `sync` raises OSError where it still can't be.
+    """
 
     def __init__(self, folder: Path, resume_at: int = 0) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self._log, self._allocations = folder / LOG, folder / ALLOCATIONS
-        for path in (self._log, self._allocations):
-            if path.exists():
-                # A line without its end is one that a crash cut short.
-                lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-                whole = [line for line in lines if line.endswith("\n")]
-                kept = [line for line in whole if json.loads(line)["step"] <= resume_at]
-                with atomic_file(path) as temporary:
-                    temporary.write_text("".join(kept), encoding="utf-8")
+        self._log, self._allocations = _Lines(folder / LOG), _Lines(folder / ALLOCATIONS)
+        for lines in (self._log, self._allocations):
+            lines.cut(resume_at)
 
     def step(self, line: dict[str, Any]) -> None:
-        _append(self._log, line)
+        self._log.append(line)
 
     def event(self, event: Event) -> None:
-        _append(self._log, event.log)
+        self._log.append(event.log)
         if event.moves:
             about = {key: event.log[key] for key in ("step", "layer", "event")}
-            _append(self._allocations, {**about, "moves": event.moves})
+            self._allocations.append({**about, "moves": event.moves})
+
+    def sync(self) -> None:
+        """Everything so far is on the disk. Raises OSError where it is not."""
+        self._log.sync()
+        self._allocations.sync()
+
+    def finish(self, step: int) -> None:
+        """Closes the logs with a line that holds their checksums. Raises OSError where they can't be written."""
+        self.sync()
+        files = [lines.path for lines in (self._log, self._allocations) if lines.path.exists()]
+        checksums = {path.name: checksum(path) for path in files}
+        self._log.append({"event": FINISHED, "step": step, CHECKSUMS: checksums})
+        self.sync()
 
 
-def _append(path: Path, line: dict[str, Any]) -> None:
-    with path.open("a", encoding="utf-8") as f:
-        f.write(json.dumps(line) + "\n")
+class _Lines:
+    """A file of JSON lines that is appended to."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._waiting: list[str] = []
+
+    def cut(self, step: int) -> None:
+        """Keeps the lines up to a step; none for step 0, at which a run begins."""
+        if not self.path.exists():
+            return
+        kept, damaged = read_lines(self.path)
+        lines = [
+            json.dumps(line) for line in kept if 0 < step >= line["step"] and line.get("event") != FINISHED
+        ]
+        with atomic_file(self.path) as temporary:
+            temporary.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+        if damaged:
+            aside = self.path.with_suffix(".damaged.jsonl")
+            with aside.open("ab") as file:
+                file.writelines(line + b"\n" for line in damaged)
+            note(f"{self.path}: {len(damaged)} damaged lines were set aside in {aside.name}")
+
+    def append(self, line: dict[str, Any]) -> None:
+        self._waiting.append(json.dumps(line) + "\n")
+        try:
+            self._write()
+        except OSError as error:
+            if len(self._waiting) == 1:
+                note(
+                    f"{self.path}: {os.strerror(error.errno or 0)}; going on, and trying again with the next line"
+                )
+
+    def _write(self) -> None:
+        with self.path.open("ab") as file:
+            end = file.tell()
+            try:
+                file.write("".join(self._waiting).encode())
+                file.flush()
+            except OSError:
+                with suppress(OSError):  # no half line stays
+                    os.truncate(self.path, end)
+                raise
+        self._waiting.clear()
+
+    def sync(self) -> None:
+        if self._waiting:
+            self._write()
+        if self.path.exists():
+            with self.path.open("rb") as file:
+                os.fsync(file.fileno())
+
+
+def read_lines(path: Path) -> tuple[list[dict[str, Any]], list[bytes]]:
+    """The lines of a log that are objects with a step, and those that are damaged, each in order.
+
+    A last line without its end is neither: a process was stopped while it wrote that.
+    """
+    sound: list[dict[str, Any]] = []
+    damaged: list[bytes] = []
+    *whole, _ = read_bytes(path).split(b"\n")
+    for line in whole:
+        try:
+            data = parse_json(line, str(path))
+            step = data["step"]
+            if isinstance(step, bool) or not isinstance(step, int) or step < 0:
+                raise ValueError
+            sound.append(data)
+        except (UserError, KeyError, TypeError, ValueError):
+            damaged.append(line)
+    return sound, damaged
 
 
 def log_folder(run: Path, name: str) -> Path:
@@ -55,8 +147,30 @@ def log_folder(run: Path, name: str) -> Path:
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
-    """All lines of the log.jsonl in a folder, steps and events, in order."""
-    return [json.loads(line) for line in (folder / LOG).read_text(encoding="utf-8").splitlines()]
+    """All lines of the log.jsonl in a folder, steps and events, in order. Raises UserError where one is damaged."""
+    path = folder / LOG
+    lines, damaged = read_lines(path)
+    check_log(path)
+    if damaged:
+        raise UserError(f"{path}: {len(damaged)} of its lines are damaged; restore it from a copy")
+    return lines
+
+
+def check_log(path: Path) -> None:
+    """Raises UserError where a finished log, or allocations.jsonl beside it, is not what its closing line says."""
+    before, end, last = read_bytes(path).rstrip(b"\n").rpartition(b"\n")
+    try:
+        closing = parse_json(last, str(path))
+    except UserError:
+        return
+    if not isinstance(closing, dict) or closing.get("event") != FINISHED:
+        return
+    digests = {LOG: checksum_of_bytes(before + end)}
+    if (allocations := path.parent / ALLOCATIONS).exists():
+        digests[ALLOCATIONS] = checksum(allocations)
+    for name, found in digests.items():
+        if (expected := listed_checksum(closing, name)) is not None and expected != found:
+            raise UserError(f"{path.parent / name}: does not match its checksum; restore it from a copy")
 
 
 @torch.no_grad()

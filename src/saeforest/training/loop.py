@@ -5,13 +5,11 @@ from __future__ import annotations
 import math
 import os
 import shutil
-import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -21,20 +19,18 @@ from torch import Tensor
 from ..activations import ActivationStream
 from ..config import OptimConfig, TrainConfig
 from ..errors import UserError
+from ..output import note
 from ..progress import progress
 from ..saes import SAE, Step, save_sae
 from ..saes.base import Event
 from ..saes.files import SAE_FOLDER
 from ..session import within
+from ..stopping import stopping
 from .adam import Adam
 from .checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from .log import RunLog, describe_step, log_folder, peak_memory_mb
 
 CHECKPOINTS = "checkpoints"
-
-
-class Interrupted(KeyboardInterrupt):
-    """Ctrl-C (or SIGTERM) stopped the training after it had saved a checkpoint."""
 
 
 def learning_rate(config: OptimConfig, step: int, n_steps: int) -> float:
@@ -64,30 +60,6 @@ def make_optimizer(sae: SAE, config: OptimConfig) -> Adam:
     ]
     state = torch.bfloat16 if config.state == "bfloat16" else None
     return Adam(groups, lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps, state=state)
-
-
-@contextmanager
-def _stop_signals() -> Iterator[Callable[[], bool]]:
-    """Yields a function that says whether Ctrl-C or SIGTERM has come. The second one stops at once."""
-    stopped = False
-
-    def stop(signum: int, frame: FrameType | None) -> None:
-        nonlocal stopped
-        if stopped:
-            raise KeyboardInterrupt
-        stopped = True
-        # Not print: the signal may come in the middle of one.
-        os.write(2, b"\nfinishing this step and saving it; again to stop at once\n")
-
-    try:
-        old = {s: signal.signal(s, stop) for s in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not in the main thread: a caller's signals are the caller's
-        old = {}
-    try:
-        yield lambda: stopped
-    finally:
-        for s, handler in old.items():
-            signal.signal(s, handler)
 
 
 @dataclass
@@ -125,14 +97,17 @@ def train(
     out: Path,
     *,
     fingerprint: str = "",
+    about: Mapping[str, Any] | None = None,
     lm_seconds: Callable[[], float] = lambda: 0.0,
 ) -> None:
     """Trains the SAEs of `config.members()` to step `n_steps`, on the same batches, and saves each in `out`.
 
-    Goes on from the latest checkpoint in `out` if there is one. `lm_seconds` tells how long the language model has
-    run so far, so that the log can say where the time went.
+    Goes on from the latest checkpoint in `out` if there is one. `fingerprint` and `about` are kept in checkpoints (see
+    `save_checkpoint`). `lm_seconds` tells how long the language model has run so far, so that the log can say where the
+    time went. A checkpoint that the disk has no room for is left out, and a line says so.
 
-    Raises Interrupted after Ctrl-C, with a checkpoint saved; UserError where a loss stops being finite.
+    Raises Interrupted when a signal asks to stop, with a checkpoint saved; UserError where a loss stops being finite;
+    OSError where the logs, the SAE, or the checkpoint before stopping cannot be written.
     """
     trainees = [
         Trainee(name, member, saes[name], make_optimizer(saes[name], member.optim))
@@ -150,9 +125,14 @@ def train(
     clock = _Clock(stream, lm_seconds, trainees)
     saved_at = time.monotonic()
 
+    def save(step: int) -> None:
+        for log in logs:
+            log.sync()
+        save_checkpoint(out / CHECKPOINTS, step, trained, stream, fingerprint, about)
+
     with (
         closing(stream),
-        _stop_signals() as stopped,
+        stopping("it") as stopped,
         progress("train", n_steps * batch_size, before=start * batch_size) as advance,
     ):
         for step in range(start + 1, n_steps + 1):
@@ -174,18 +154,26 @@ def train(
                 log.step({"step": step, "tokens": step * batch_size, "lr": rate} | line | lap)
             advance(batch_size, "loss " + " ".join(losses[:4]) + (" ..." if len(losses) > 4 else ""))
 
-            due = 0 < config.checkpoint_minutes * 60 < time.monotonic() - saved_at
-            if stopped() or due or step == n_steps:
-                save_checkpoint(out / CHECKPOINTS, step, trained, stream, fingerprint)
-                saved_at = time.monotonic()
             if stopped() and step < n_steps:
-                raise Interrupted(
+                save(step)
+                raise stopped.interrupted(
                     f"stopped after step {step:,} of {n_steps:,}; a checkpoint is saved in {out}"
                 )
+            due = 0 < config.checkpoint_minutes * 60 < time.monotonic() - saved_at
+            if due or step == n_steps:
+                try:
+                    save(step)
+                except OSError as error:
+                    note(
+                        f"step {step:,}: no checkpoint: {error.filename}: {os.strerror(error.errno or 0)}; going on"
+                    )
+                saved_at = time.monotonic()
+        for log in logs:
+            log.finish(n_steps)
         for trainee in trainees:
             trainee.sae.finish()
             save_sae(trainee.sae, within(out / SAE_FOLDER, trainee.name))
-        shutil.rmtree(out / CHECKPOINTS)
+        shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
 
 
 def fit(sae: SAE, stream: ActivationStream, optim: OptimConfig, n_steps: int) -> Iterator[Step]:

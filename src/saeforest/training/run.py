@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,15 +12,18 @@ import torch
 
 from .. import __version__
 from ..activations import ActivationReader, ActivationStream, Blocks
-from ..config import TrainConfig, load_config, resolve, resolve_precision, save_config
+from ..activations.sources import MemoryActivations
+from ..config import TrainConfig, load_config, resolve, resolve_precision, save_config, to_dict
 from ..errors import UserError
 from ..lm import ModelIdentity
 from ..saes import SAE, TrainingPlan, build
-from ..session import CONFIG, SAE_FOLDER, about_text, open_reader, settle_text
+from ..session import CONFIG, about_text, load_run, open_reader, settle_text
+from ..stopping import stopping
 from ..text import Tokens
 from .checkpoint import latest_checkpoint
 from .data import ACTIVATIONS, as_harvested, open_data
 from .loop import CHECKPOINTS, train
+from .unfinished import TooFew, check_about, claimed_run, going_on, run_state, undone_if_worthless
 
 
 @dataclass
@@ -49,58 +50,22 @@ class Run:
         shutil.rmtree(self.folder / ACTIVATIONS, ignore_errors=True)
 
 
-def claim_folder(out: Path, *, resume: bool = False, hint: str = "choose another --out") -> None:
-    """Raises UserError where a fresh run would land in a folder in use, or a resumed one finds nothing to resume."""
-    if resume:
-        if latest_checkpoint(out / CHECKPOINTS) is None:
-            if (out / SAE_FOLDER).exists():
-                raise UserError(f"{out}: this run is complete; nothing to resume")
-            raise UserError(f"{out}: no checkpoint to resume from; expected {out / CHECKPOINTS}/step-*")
-        return
-    for folder in (out, *out.parents):
-        if folder.exists() and not folder.is_dir():
-            raise UserError(f"{folder}: is a file, but --out {out} calls for a folder; {hint}")
-    if out.exists() and any(out.iterdir()):
-        raise UserError(f"{out}: exists and is not empty; {hint}")
-
-
-@contextmanager
-def claimed(out: Path, *, resume: bool) -> Iterator[None]:
-    """The run's folder. What a fresh run wrote goes again if it fails before its first checkpoint."""
-    claim_folder(out, resume=resume, hint="choose another --out, or continue that run with --resume")
-    created = [folder for folder in (out, *out.parents) if not folder.exists()]
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        yield
-    except BaseException:
-        if not resume and latest_checkpoint(out / CHECKPOINTS) is None:
-            shutil.rmtree(out, ignore_errors=True)
-            _remove_empty(created[1:])
-            if not created:
-                out.mkdir(exist_ok=True)
-        raise
-
-
-def _remove_empty(folders: list[Path]) -> None:
-    for folder in folders:
-        try:
-            folder.rmdir()
-        except OSError:  # somebody else has put something there meanwhile
-            return
-
-
 def resume_config(out: Path) -> TrainConfig:
-    """The configuration of the run in `out`, with which it must go on."""
-    claim_folder(out, resume=True)
+    """The configuration of the run in `out`, with which it must go on. Raises UserError where there is none."""
+    state = run_state(out)
+    if state == "complete":
+        raise UserError(f"{out}: this run is complete; nothing to resume")
+    if state != "started":
+        raise UserError(f"{out}: nothing to resume; expected a folder with the {CONFIG} of an unfinished run")
     return load_config(out / CONFIG, of_run=True)
 
 
 def count_steps(config: TrainConfig, n_rows: int) -> int:
     """Steps of a run over `n_rows` activations. Raises UserError where they fill no batch."""
     if n_rows < config.batch_size:
-        raise UserError(
-            f"{n_rows:,} activations fill no batch of optim.batch_size = {config.batch_size:,}; "
-            "give more --tokens or a smaller batch"
+        raise TooFew(
+            f"{n_rows:,} activations are fewer than one batch (optim.batch_size = {config.batch_size:,}); "
+            "give more tokens or a smaller batch"
         )
     return n_rows * config.epochs // config.batch_size
 
@@ -108,33 +73,69 @@ def count_steps(config: TrainConfig, n_rows: int) -> int:
 def run_training(config: TrainConfig, out: Path, *, resume: bool = False) -> Run:
     """Trains the SAE or the SAEs of `config` and saves them in `out`.
 
-    Raises UserError for anything wrong with the configuration, the model, the text, the activations or the folder;
-    unless a checkpoint was written by then, nothing is left of the run. Raises Interrupted after Ctrl-C.
+    Where `out` holds an unfinished run of the same configuration, that goes on, with the same bits as if it had never
+    been stopped: from its last checkpoint, or from the activations it has read. With `resume` there must be one.
+
+    Raises UserError for anything wrong with the configuration, the model, the text, the activations or the folder, also
+    where another process works in it; Interrupted where a signal asks to stop. If nothing that took time was kept by
+    then, nothing is left of the run.
     """
-    with claimed(out, resume=resume):
-        config = as_harvested(resolve(config))
-        count_steps(config, config.tokens)
-        reader = open_reader(config)
-        config = settle_text(config, reader)
-        d_in = reader.lm.site_width(reader.site)
-        data = open_data(config, reader, d_in, out)
-        n_steps = count_steps(config, data.n_rows)
-        config = settle_scales(data.config, data.blocks)
-        saes = {name: new_sae(member, d_in, n_steps, reader) for name, member in config.members().items()}
-        save_config(config, out / CONFIG)
-        harvested = reader.seconds
-        train(
-            config,
-            saes,
-            ActivationStream(data.blocks, config.batch_size),
-            n_steps,
-            out,
-            fingerprint=data.fingerprint(),
-            lm_seconds=lambda: reader.seconds,
-        )
+    with claimed_run(out):
+        run = train_in(out, config, resume=resume)
+        if isinstance(run.blocks, MemoryActivations):
+            run.drop_activations()  # only their copy, in case the run was killed
+        return run
+
+
+def train_in(out: Path, config: TrainConfig, *, resume: bool = False) -> Run:
+    """`run_training` in a folder that is claimed already."""
+    if resume:
+        config = resume_config(out)
+    config = going_on(out, as_harvested(resolve(config)))
+    with undone_if_worthless(out):
+        if not (out / CONFIG).exists():
+            save_config(config, out / CONFIG)
+        return _train(out, config)
+
+
+def _train(out: Path, config: TrainConfig) -> Run:
+    count_steps(config, config.tokens)
+    reader = open_reader(config)
+    config = settle_text(config, reader)
+    d_in = reader.lm.site_width(reader.site)
+    with stopping("what was read") as stop:
+        data = open_data(config, reader, d_in, out, stop)
+    n_steps = count_steps(config, data.n_rows)
+    config = settle_scales(data.config, data.blocks)
+    saes = {name: new_sae(member, d_in, n_steps, reader) for name, member in config.members().items()}
+    about = {"config": to_dict(config), "model": {"fingerprint": reader.lm.identity.fingerprint}}
+    if (checkpoint := latest_checkpoint(out / CHECKPOINTS)) is not None:
+        check_about(checkpoint, about, out / CONFIG)
+    save_config(config, out / CONFIG)
+    harvested = reader.seconds
+    train(
+        config,
+        saes,
+        ActivationStream(data.blocks, config.batch_size),
+        n_steps,
+        out,
+        fingerprint=data.fingerprint(),
+        about=about,
+        lm_seconds=lambda: reader.seconds,
+    )
     for sae in saes.values():
         sae.eval().compute_dtype = torch.float32
     return Run(out, config, saes, reader, data.tokens, data.blocks, harvested)
+
+
+def reopened(out: Path) -> Run:
+    """A complete run as `run_training` returned it: what it read is used again if it is still there, else read anew."""
+    config = load_config(out / CONFIG, of_run=True)
+    reader = open_reader(config)
+    saes = {name: load_run(out, name=name)[1] for name in config.members()}
+    with stopping("what was read") as stop:
+        data = open_data(config, reader, reader.lm.site_width(reader.site), out, stop)
+    return Run(out, config, saes, reader, data.tokens, data.blocks, reader.seconds)
 
 
 def settle_scales(config: TrainConfig, blocks: Blocks) -> TrainConfig:

@@ -1,0 +1,137 @@
+"""Reading all activations of a text: into a folder, or into memory with a copy in a folder until it is used."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import UserError
+from ..files import remove_leftovers
+from ..output import note
+from ..progress import progress
+from ..stopping import Interrupted
+from ..text import Tokens
+from .reader import ActivationBatch, ActivationReader
+from .sources import MemoryActivations
+from .writer import Harvest, HarvestClock, StoreWriter
+
+
+def _never() -> bool:
+    return False
+
+
+def harvest_folder(
+    reader: ActivationReader,
+    tokens: Tokens,
+    folder: Path,
+    about: dict[str, Any],
+    stop: Callable[[], bool] = _never,
+) -> Harvest:
+    """Reads all activations of `tokens` into shards in `folder`, which is a store once its manifest is there.
+
+    Goes on with what an earlier process has left of the same harvest there. Raises UserError where there is no
+    activation or one is NaN or infinite, and then leaves only what an earlier process has read; Interrupted soon after
+    `stop` says so, and OSError where the disk is full, and then all that was read stays.
+    """
+    remove_leftovers(folder)
+    clock = HarvestClock(reader)
+    with StoreWriter(folder, tokens, about, _bits(reader)) as store:
+        fresh = True
+        try:
+            for batch, n_windows, is_new in _read(reader, tokens, store, stop):
+                if is_new:
+                    store.add(batch, n_windows)
+                else:
+                    fresh = False
+            return store.finish(lambda n: clock.harvest(n, tokens.n_tokens, store.seconds_waited))
+        except UserError:
+            if fresh:
+                store.discard()
+            raise
+
+
+def harvest_memory(
+    reader: ActivationReader,
+    tokens: Tokens,
+    seed: int,
+    folder: Path | None = None,
+    about: dict[str, Any] | None = None,
+    stop: Callable[[], bool] = _never,
+) -> MemoryActivations:
+    """Reads all activations of `tokens` into memory and, where a folder is given, as `harvest_folder` does.
+
+    Where the disk cannot take the copy, a line says so, and the reading goes on without it.
+    """
+    x: Tensor | None = None
+    rows = torch.empty(tokens.n_tokens, dtype=torch.int64)
+    n, clock = 0, HarvestClock(reader)
+    store = None if folder is None else StoreWriter(folder, tokens, about or {}, _bits(reader))
+    try:
+        for batch, n_windows, is_new in _read(reader, tokens, store, stop):
+            if x is None:
+                # As much as there can be; what the excluded positions leave over is never touched.
+                x = torch.empty(tokens.n_tokens, batch.x.shape[1], dtype=batch.x.dtype)
+            x[n : n + len(batch)], rows[n : n + len(batch)] = batch.x, batch.rows
+            n += len(batch)
+            if store is not None and is_new:
+                store = _copied(store, lambda store, b=batch, w=n_windows: store.add(b, w))
+        if x is None or n == 0:
+            raise UserError("no activations: every position of the text is excluded; give longer text")
+        waited = store.seconds_waited if store else 0.0
+        harvest = clock.harvest(n, tokens.n_tokens, waited)
+        if store is not None:
+            _copied(store, lambda store: store.finish(lambda _: harvest))
+        return MemoryActivations(x[:n], rows[:n], seed, harvest.record())
+    finally:
+        if store is not None:
+            store.__exit__(None, None, None)
+
+
+def _copied(store: StoreWriter, write: Callable[[StoreWriter], object]) -> StoreWriter | None:
+    """The store, or None where it can't be written: the copy is a safeguard, not what the run needs."""
+    try:
+        write(store)
+    except (OSError, UserError) as error:
+        note(
+            f"{error}: the activations are kept in memory alone, so a run that is killed now must read them again"
+        )
+        store.discard()
+        return None
+    return store
+
+
+def _bits(reader: ActivationReader) -> dict[str, Any]:
+    """What decides an activation's last bits, beside what a store says of itself."""
+    return {
+        "lm_dtype": str(reader.lm.dtype),
+        "lm_batch_size": reader.batch_size,
+        "device": reader.lm.device.type,
+    }
+
+
+def _read(
+    reader: ActivationReader, tokens: Tokens, store: StoreWriter | None, stop: Callable[[], bool]
+) -> Iterator[tuple[ActivationBatch, int, bool]]:
+    """Activations of all windows in order, how many windows they are of, and whether they were read just now."""
+    found = () if store is None else store.found()
+    with progress("harvest", tokens.n_tokens) as advance:
+        for batch in found:
+            yield batch, 0, False
+        start = store.n_windows if store else 0
+        if start:
+            advance(start * tokens.context, "found")
+        rest = torch.arange(start, len(tokens.ids))
+        for batch, n_read in reader.batches(tokens, rest) if len(rest) else ():
+            yield batch, n_read // tokens.context, True
+            advance(n_read)
+            if stop():
+                if store is None:
+                    raise Interrupted
+                store.keep()
+                raise Interrupted(
+                    f"stopped after {store.n_windows * tokens.context:,} of {tokens.n_tokens:,} tokens"
+                )

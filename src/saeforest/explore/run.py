@@ -1,0 +1,124 @@
+"""The index of a run: read from its text, and gone on with where an earlier process was stopped."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..activations import ActivationBatch, ActivationReader
+from ..config import TrainConfig
+from ..errors import UserError
+from ..files import (
+    CHECKSUMS,
+    listed_checksum,
+    read_json,
+    read_tensors,
+    remove_leftovers,
+    write_json,
+    write_tensors,
+)
+from ..output import note
+from ..run_folder import claimed
+from ..saes import SAE
+from ..session import read_tokens, within
+from ..stopping import Stop, stopping
+from ..text import Tokens
+from .build import Counts, build_index
+from .index import Index, fingerprint
+
+INDEX_FOLDER, UNFINISHED = "index", "index.unfinished"
+_STATE, _TENSORS = "state.json", "counts.safetensors"
+_KEEP_EVERY_S = 60.0
+
+
+def index_run(
+    run: Path, config: TrainConfig, sae: SAE, reader: ActivationReader, n_tokens: int, name: str = ""
+) -> Index:
+    """Makes `RUN/index` of one of a run's SAEs from `n_tokens` of its training text, which the language model reads.
+
+    What was counted is kept every minute in `RUN/index.unfinished`, from where the same call goes on, to the same bits.
+    Raises UserError where another process is at it; Interrupted where a signal asks to stop.
+    """
+    tokens = read_tokens(config, reader, "train", n_tokens)
+    folder = within(run / UNFINISHED, name)
+    try:
+        with claimed(folder), stopping("what was counted") as stop:
+            remove_leftovers(folder)
+            unfinished = _Unfinished(folder, _key(sae, reader, tokens), tokens, stop)
+            index = build_index(
+                sae, unfinished.batches(reader), tokens, total=tokens.n_tokens, begin=unfinished.begin
+            )
+            index.save(within(run / INDEX_FOLDER, name))
+            unfinished.remove()
+    finally:
+        for empty in (folder, run / UNFINISHED):
+            with suppress(OSError):
+                empty.rmdir()
+    return index
+
+
+def _key(sae: SAE, reader: ActivationReader, tokens: Tokens) -> dict[str, Any]:
+    """What decides every bit of an index."""
+    return {
+        "sae": fingerprint(sae),
+        "text": hashlib.blake2b(tokens.ids.numpy().tobytes(), digest_size=16).hexdigest(),
+        "model": reader.lm.name,
+        "site": reader.site.name,
+        "dtype": str(reader.lm.dtype),
+        "batch_size": reader.batch_size,
+        "positions": [reader.exclude_first, reader.exclude_special, reader.max_norm],
+        "device": [reader.lm.device.type, sae.device.type],
+    }
+
+
+class _Unfinished:
+    """The counts of an index on their way, in a folder."""
+
+    def __init__(self, folder: Path, key: dict[str, Any], tokens: Tokens, stop: Stop) -> None:
+        self._folder, self._key, self._tokens, self._stop = folder, key, tokens, stop
+        self._windows, self._kept_at = 0, time.monotonic()
+        self._counts: Counts | None = None
+
+    def begin(self, counts: Counts) -> None:
+        """Brings the counts to where an earlier process left them, if there was one at the same index."""
+        self._counts = counts
+        try:
+            state = read_json(self._folder / _STATE)
+            if state["key"] != self._key or not 0 <= state["windows"] <= len(self._tokens.ids):
+                return
+            counts.restore(read_tensors(self._folder / _TENSORS, listed_checksum(state, _TENSORS)))
+            self._windows = int(state["windows"])
+        except (UserError, KeyError, TypeError, ValueError):  # none, or one that was being written
+            return
+        note(f"{self._folder}: going on after {self._windows * self._tokens.context:,} tokens")
+
+    def batches(self, reader: ActivationReader) -> Iterator[ActivationBatch]:
+        """What is not counted yet. Raises Interrupted, with what was counted kept, when asked to stop."""
+        rest = torch.arange(self._windows, len(self._tokens.ids))
+        for batch, n_read in reader.batches(self._tokens, rest) if len(rest) else ():
+            yield batch  # whoever asks for the next one has counted this
+            self._windows += n_read // self._tokens.context
+            if self._stop() or time.monotonic() - self._kept_at > _KEEP_EVERY_S:
+                self._keep()
+            if self._stop():
+                done = self._windows * self._tokens.context
+                raise self._stop.interrupted(
+                    f"stopped after {done:,} of {self._tokens.n_tokens:,} tokens; give the same command to go on"
+                )
+
+    def _keep(self) -> None:
+        assert self._counts is not None
+        checksum = write_tensors(self._folder / _TENSORS, self._counts.tensors())
+        state = {"key": self._key, "windows": self._windows, CHECKSUMS: {_TENSORS: checksum}}
+        write_json(self._folder / _STATE, state)
+        self._kept_at = time.monotonic()
+
+    def remove(self) -> None:
+        for name in (_STATE, _TENSORS):
+            (self._folder / name).unlink(missing_ok=True)

@@ -1,0 +1,40 @@
+"""Activations read into a folder once, for as many runs as wanted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..activations import Harvest, StoredActivations, harvest_folder, open_store
+from ..activations.sources import is_store
+from ..activations.writer import JOURNAL
+from ..config import TrainConfig, resolve
+from ..errors import UserError
+from ..output import note
+from ..session import about_activations, open_reader, read_tokens, settle_positions, settle_text
+from ..stopping import stopping
+from .data import check_store
+from .unfinished import claimed_run, run_state
+
+
+def run_harvest(config: TrainConfig, out: Path) -> tuple[StoredActivations, Harvest]:
+    """Reads the activations of `config` into the store `out`; returns it, and what the reading took.
+
+    Goes on where an earlier harvest with the same settings was stopped. Raises UserError where `out` holds anything
+    else or is in use, and for anything wrong with the model or the text; Interrupted where a signal asks to stop.
+    """
+    config = resolve(config)
+    with claimed_run(out), stopping("what was read") as stop:
+        if not is_store(out) and not (out / JOURNAL).exists() and run_state(out) != "empty":
+            raise UserError(f"{out}: exists and is not empty; choose another folder")
+        reader = open_reader(config)
+        config = settle_text(config, reader)
+        tokens = read_tokens(config, reader, "train", config.tokens)
+        config = settle_positions(config, reader, tokens)
+        about = about_activations(config, tokens, reader.lm.identity)
+        if is_store(out):
+            store = open_store(out)
+            check_store(store, about, "choose another folder")
+            note(f"{out}: this harvest is complete; nothing is left to do")
+            return store, Harvest.of_record(store.harvest, store.n_rows, tokens.n_tokens)
+        done = harvest_folder(reader, tokens, out, about, stop)
+        return open_store(out), done

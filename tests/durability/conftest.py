@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conftest import MakeConfig
+
+from .cases import CASES, Cases
+from .harness import Ended, command, contents, leftovers
+
+
+class Whole:
+    """Every command undisturbed: how many file operations it takes, and what it leaves."""
+
+    def __init__(self, cases: Cases, folder: Path) -> None:
+        self._cases, self._folder = cases, folder
+        self._found: dict[str, tuple[int, dict[str, Any]]] = {}
+
+    def of(self, name: str) -> tuple[int, dict[str, Any]]:
+        if name not in self._found:
+            case, folder = self._cases.case(name), self._folder / name.replace(" ", "-")
+            folder.mkdir()
+            case.made(folder)
+            ended = command(case.argv, folder, prepare=self._cases.prepare)
+            assert ended.status == 0, ended.err
+            assert leftovers(folder) == []
+            self._found[name] = ended.operations, contents(folder)
+        return self._found[name]
+
+
+@pytest.fixture(scope="session")
+def cases(tiny_config: MakeConfig, tmp_path_factory: pytest.TempPathFactory) -> Cases:
+    made = Cases(tmp_path_factory.mktemp("cases"), tiny_config)
+    made.make_runs(command)
+    return made
+
+
+@pytest.fixture(scope="session")
+def whole(cases: Cases, tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    return Whole(cases, tmp_path_factory.mktemp("whole"))
+
+
+__all__ = ["CASES", "Callable", "Ended"]

@@ -1,0 +1,41 @@
+"""A kill at any file operation of a command, then the same command: it finishes, with the same bits."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+
+from .cases import CASES, Cases
+from .conftest import Whole
+from .harness import command, contents, leftovers, points, same
+
+SOME = 6
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_command_killed_anywhere_and_given_again_finishes(
+    name: str, cases: Cases, whole: Whole, tmp_path: Path
+) -> None:
+    n, expected = whole.of(name)
+    case = cases.case(name)
+    flaws = []
+    for at in points(n, SOME):
+        folder = tmp_path / f"at-{at}"
+        folder.mkdir()
+        case.made(folder)
+        killed = command(case.argv, folder, at, prepare=cases.prepare)
+        if killed.status != -signal.SIGKILL:
+            flaws.append(f"{at}: not killed, but ended with {killed.status}: {killed.err[-300:]}")
+            continue
+        ended = command(case.once_more, folder, prepare=cases.prepare)
+        if ended.status != 0:
+            flaws.append(f"{at}: status {ended.status}: {ended.err[-500:]}")
+        elif left := leftovers(folder):
+            flaws.append(f"{at}: left {left}")
+        elif differing := same(contents(folder), expected):
+            flaws.append(f"{at}: other {differing}")
+        shutil.rmtree(folder)
+    assert flaws == [], f"{len(flaws)} of {len(points(n, SOME))} points of {n}"
