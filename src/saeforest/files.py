@@ -12,6 +12,7 @@ import json
 import os
 import re
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -20,7 +21,7 @@ from typing import Any, Literal
 
 import yaml
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, load_file, save_file
 from torch import Tensor
 from xxhash import xxh3_128, xxh3_128_hexdigest
 
@@ -332,14 +333,17 @@ def read_bytes(path: Path, most: int = _MOST_BYTES) -> bytes:
             size = os.fstat(file.fileno()).st_size
             if size > most:
                 raise UserError(f"{path}: {size:,} bytes; expected at most {most:,}")
-            data = file.read(most + 1)
+            chunks, size = [], 0
+            while size <= most and (chunk := file.read(_CHUNK)):
+                chunks.append(chunk)
+                size += len(chunk)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    if len(data) > most:
-        raise UserError(f"{path}: more than {most:,} bytes")
-    return data
+    if size > most:
+        raise UserError(f"{path}: {size:,} bytes or more; expected at most {most:,}")
+    return b"".join(chunks)
 
 
 # Tensors
@@ -361,6 +365,15 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str,
         raise OSError(int(code[1]), os.strerror(int(code[1])), str(path)) from None
 
 
+def _has_name(path: Path) -> bool:
+    """Whether the path is text: a file name may be any bytes, which safetensors does not take."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def read_tensors(
     path: Path, expected: str | None = None, remedy: str = "write or copy it again"
 ) -> dict[str, Tensor]:
@@ -371,7 +384,7 @@ def read_tensors(
     if expected is not None:
         check_file(path, expected, remedy)
     try:
-        return load_file(path)
+        return load_file(path) if _has_name(path) else load(read_bytes(path, sys.maxsize))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; {remedy}") from None
     except (SafetensorError, OSError) as error:

@@ -7,14 +7,17 @@ never ends the work: it is dropped, and `lost` remembers that there was some.
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import unicodedata
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
 from rich.text import Text
 
 UNKNOWN = "\ufffd"
@@ -59,6 +62,15 @@ class _Console(Console):
         lines = "\n".join(map(_line, text.split("\n")))
         return super().render_str(lines, **{**options, "markup": False, "emoji": False})
 
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        # Of what was put together as styled text, too, only the styles are ours.
+        for segment in super().render(renderable, options):
+            if segment.control or (segment.text.isascii() and segment.text.isprintable()):
+                yield segment
+            else:
+                text = "\n".join(map(printable, segment.text.split("\n")))
+                yield Segment(text, segment.style)
+
 
 status = _Console(stderr=True, highlight=False, markup=False, emoji=False)
 """For progress and notes."""
@@ -94,6 +106,31 @@ def _print(text: str, stream: Any) -> None:
     if stream is not None:
         stream.write(_line(text) + "\n")
         stream.flush()
+
+
+@contextmanager
+def _printable_logs() -> Iterator[None]:
+    """Within, what other libraries log or warn of is shown and not obeyed: they quote names and values of files."""
+    make, show = logging.getLogRecordFactory(), warnings.showwarning
+
+    def record(*args: Any, **options: Any) -> logging.LogRecord:
+        made = make(*args, **options)
+        with suppress(
+            TypeError, ValueError
+        ):  # of a message that does not fit its values, logging itself complains
+            made.msg, made.args = _line(made.getMessage()), ()
+        return made
+
+    def warning(message: Warning | str, category: type[Warning], *place: Any, **options: Any) -> None:
+        note(f"{category.__name__}: {message}")
+
+    logging.setLogRecordFactory(record)
+    warnings.showwarning = warning
+    try:
+        yield
+    finally:
+        logging.setLogRecordFactory(make)
+        warnings.showwarning = show
 
 
 class _Steady:
@@ -157,7 +194,8 @@ def steady() -> Iterator[Lost]:
     out, err = _Steady(sys.stdout), _Steady(sys.stderr)
     sys.stdout, sys.stderr = out, err  # pyright: ignore[reportAttributeAccessIssue]
     try:
-        yield Lost((out, err))
+        with _printable_logs():
+            yield Lost((out, err))
     finally:
         out.flush()
         err.flush()

@@ -10,7 +10,7 @@ from . import __version__
 from .activations import ActivationReader
 from .activations.sources import is_store, open_store
 from .config import TrainConfig, load_config, resolve_device, resolve_precision
-from .errors import UserError
+from .errors import UserError, command
 from .lm import ModelIdentity, load_lm, same_model
 from .output import note
 from .saes import SAE, load_sae
@@ -143,7 +143,7 @@ def load_run(folder: Path, device: str | None = None, name: str = "") -> tuple[T
         config = replace(config, device=device)
     if not (folder / SAE_FOLDER).is_dir():
         raise UserError(
-            f"{folder}: no trained SAE yet; finish it with `saeforest train --resume --out {folder}`"
+            f"{folder}: no trained SAE yet; finish it with `{command('train', '--resume', '--out', folder)}`"
         )
     members = config.members()
     if name not in members:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -16,7 +15,7 @@ import numpy as np
 from scipy.stats import t as student
 
 from ..config import TrainConfig, load_config
-from ..errors import UserError
+from ..errors import UserError, command
 from ..measures.dead_training import DeadRates, read_dead_rates
 from ..measures.record import Interval, Record
 from ..measures.run import EVAL_FOLDER
@@ -133,9 +132,7 @@ class Entry:
             ) from None
 
     def eval_command(self, measure: str) -> str:
-        return f"saeforest eval {shlex.quote(str(self.run))} --measures {measure}" + (
-            f" --sae {self.name}" if self.name else ""
-        )
+        return command("eval", self.run, "--measures", measure, *(("--sae", self.name) if self.name else ()))
 
     def value(self, measure: str, name: str) -> Value:
         record = self.records.get(measure)
@@ -326,7 +323,7 @@ def load_runs(runs: Sequence[Path]) -> list[Entry]:
     unmeasured = [entry.run for entry in found if not entry.records]
     if len(unmeasured) == len(found):
         raise UserError(
-            f"{unmeasured[0]}: nothing was measured yet; first run `saeforest eval {unmeasured[0]}`"
+            f"{unmeasured[0]}: nothing was measured yet; first run `{command('eval', unmeasured[0])}`"
         )
     if len(folders) == 1 and all(entry.name for entry in found):
         found = [replace(entry, label=_printable(entry.name)) for entry in found]

@@ -60,7 +60,7 @@ def _found(source: str, seed: int, reading: Reading) -> Iterator[Document]:
             return read_hub(source, place, reading)
     raise UserError(
         f"text source '{source}': no such file or folder; give a path that exists, a Hub data set as "
-        f"'org/name', or 'packaged'"
+        "'org/name', 'org/name:subset' or 'org/name@revision:subset' (its split is text.split), or 'packaged'"
     )
 
 

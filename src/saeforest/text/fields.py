@@ -7,7 +7,6 @@ else "text"; else the one of "content", "document" and "body" that the records h
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -29,6 +28,11 @@ _ROLES = {
     "bot": "assistant",
 }
 _ROLES |= {"model": "assistant"}
+
+# The day on which chats are read: templates put it into the text.
+_DAY = datetime(2024, 7, 26)
+_PARTS_OF_DAY = "".join(f"|replace('%{c}', '{_DAY.strftime(f'%{c}')}')" for c in "YymdBbAajHMSpI")
+_TODAY = "{%- macro strftime_now(form) -%}{{ form|replace('%-', '%')" + _PARTS_OF_DAY + " }}{%- endmacro -%}"
 
 Message = dict[str, Any]
 Render = Callable[[list[Message]], str]
@@ -54,20 +58,25 @@ def chat_renderer(tokenizer: PreTrainedTokenizerBase, model: str) -> Render:
 
     Raises UserError where there is no template; rendering raises ValueError where it refuses a chat.
     """
-    template = tokenizer.chat_template
-    if not template:
+    if not tokenizer.chat_template:
         raise UserError(
             f"text.chat = true: the tokenizer of {model} has no chat template; take a model that has one, or set "
             "text.chat to false and give plain text"
         )
-    template = template if isinstance(template, str) else json.dumps(template)
+    try:
+        template = tokenizer.get_chat_template()
+    except ValueError as error:  # several, and none of them the default
+        raise UserError(
+            f"text.chat = true: the tokenizer of {model} names no default chat template"
+        ) from error
     bos = tokenizer.bos_token if "bos_token" in template else None
-    day = datetime(2024, 7, 26)
-    date = {"date_string": day.strftime("%d %b %Y"), "strftime_now": day.strftime}
+    template = (_TODAY if "strftime_now" in template else "") + template
 
     def render(messages: list[Message]) -> str:
         try:
-            text = tokenizer.apply_chat_template(messages, tokenize=False, **date)
+            text = tokenizer.apply_chat_template(
+                messages, chat_template=template, tokenize=False, date_string=_DAY.strftime("%d %b %Y")
+            )
         except Exception as error:  # whatever a template raises
             raise ValueError(" ".join(str(error).split()) or type(error).__name__) from error
         assert isinstance(text, str)

@@ -12,7 +12,7 @@ from saeforest.text.document import Document
 from saeforest.text.fields import Fields, Reading
 from saeforest.text.opening import needs_data_extra
 
-_NAME = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(@(?P<revision>[^:@\s]+))?(:(?P<subset>[^/:]+))?")
+_NAME = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(@(?P<revision>[^:@\s]+))?(:(?P<subset>[^/:@]+))?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _PATIENCE_S = 10.0
 
