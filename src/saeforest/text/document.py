@@ -40,7 +40,7 @@ def pieces_of(text: str, boundaries: Sequence[re.Pattern[str]], limit: int = LON
         return [text]
     pieces = [""]
     for part in boundaries[0].split(text):
-        for piece in pieces_of(part, boundaries[1:], limit):
+        for piece in [part] if len(part) <= limit else pieces_of(part, boundaries[1:], limit):
             if pieces[-1] and len(pieces[-1]) + len(piece) > limit:
                 pieces.append(piece)
             else:
