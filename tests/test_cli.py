@@ -418,7 +418,7 @@ def test_an_index_of_another_sae_is_told(a_run: Path, finished_run: Path, call: 
 
 @pytest.mark.model
 def test_the_demo_on_the_embedded_model(call: Call) -> None:
-    said = call("demo", "--out", "demo", "--tokens", "20000", "--eval-tokens", "4000")
+    said = call("demo", "--out", "demo", "--tokens", "10000", "--eval-tokens", "2000")
     assert said.status == 0, said.err
     sae = saeforest.load("demo/sae")
     assert sae.d_in == 576
