@@ -33,11 +33,7 @@ def open_reader(config: TrainConfig) -> ActivationReader:
     """The language model of a configuration, ready to read at its site."""
     device = resolve_device(config.device)
     lm = load_lm(config.model, device=str(device), dtype=resolve_precision(config.lm.dtype, device))
-    longest = getattr(lm.model.config, "max_position_embeddings", None)
-    if longest is not None and config.text.context > longest:
-        raise UserError(
-            f"text.context = {config.text.context}: {config.model} reads at most {longest} tokens; give fewer"
-        )
+    lm.check_context(config.text.context, "text.context")
     return ActivationReader(
         lm,
         lm.site(config.site),
@@ -72,6 +68,7 @@ def read_tokens(
         bos="no" if reader.bos_id is None else "yes",
         reading=Reading(config.text.column, config.text.split, render),
     )
+    reader.lm.check_ids(tokens.ids)
     if tokens.n_tokens <= n_tokens - config.text.context:
         note(
             f"text source '{text_source(config)}': its {split} text holds {tokens.n_tokens:,} tokens in whole windows, "

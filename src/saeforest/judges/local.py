@@ -25,7 +25,7 @@ class LocalJudge:
     def ask(self, system: str, user: str, *, max_tokens: int) -> str:
         """Raises UserError where the question is longer than the model can read."""
         ids = self._question(system, user)
-        room = getattr(self._lm.model.config.get_text_config(), "max_position_embeddings", None)
+        room = self._lm.max_context
         if room is not None and len(ids) + max_tokens > room:
             raise UserError(
                 f"judge {self.name}: a question of {len(ids)} tokens and its reply of {max_tokens} exceed the {room} "

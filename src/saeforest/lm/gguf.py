@@ -42,6 +42,8 @@ def load_gguf(path: Path, dtype: torch.dtype) -> Pretrained:
     checksums; a damaged one is made anew. Where it cannot be written, the file itself is read every time.
     """
     cache = _cache()
+    if cache is None:
+        return _unpack(path, dtype)
     _clean(cache)
     copy = cache / f"{path.stem}-{file_fingerprint(path).removeprefix('xxh3:')[:16]}-{_RECIPE}"
     if copy.is_dir() and (damaged := _damaged(copy)):
@@ -55,9 +57,10 @@ def load_gguf(path: Path, dtype: torch.dtype) -> Pretrained:
         return _unpack(path, dtype)
 
 
-def _cache() -> Path:
-    folder = os.environ.get("SAEFOREST_CACHE") or "~/.cache/saeforest"
-    return Path(os.path.abspath(os.path.expanduser(folder))) / "models"
+def _cache() -> Path | None:
+    """Where copies go; None where there is no home to have it in."""
+    folder = os.path.expanduser(os.environ.get("SAEFOREST_CACHE") or "~/.cache/saeforest")
+    return None if folder.startswith("~") else Path(os.path.abspath(folder)) / "models"
 
 
 def _clean(cache: Path) -> None:

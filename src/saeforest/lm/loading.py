@@ -16,6 +16,9 @@ from saeforest.lm.model import LanguageModel
 from saeforest.lm.pretrained import Pretrained, quiet_transformers, read_pretrained
 from saeforest.lm.tokenizer import read_tokenizer
 
+# Where language models can be read; others, such as meta, hold no numbers.
+DEVICES = ("cpu", "cuda", "mps", "xpu")
+
 
 def load_lm(name: str, *, device: str = "cpu", dtype: torch.dtype = torch.float32) -> LanguageModel:
     """Loads a causal language model, frozen and in evaluation mode.
@@ -67,16 +70,20 @@ def _read(name: str, dtype: torch.dtype) -> Pretrained:
 
 
 def _check_device(device: str) -> None:
+    expected = "expected cpu, cuda, cuda:1 or the like"
     try:
+        if torch.device(device).type not in DEVICES:
+            raise UserError(f"device {device!r}: {expected}")
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise UserError(
-            f"device {device!r}: {first_line(error)}; give cpu, cuda, cuda:1 or the like"
-        ) from error
+        why = first_line(error).removeprefix("AssertionError: ").split(". ")[0][:200]
+        raise UserError(f"device {device!r}: {why}; {expected}") from error
 
 
 def _check(lm: LanguageModel) -> None:
-    _ = lm.eos_id  # raises UserError now rather than in the middle of some work
+    # Raise UserError now rather than in the middle of some work.
+    lm.check_ids(torch.tensor([lm.eos_id]))
+    lm.check_ids(torch.tensor(lm.tokenizer("a", verbose=False)["input_ids"]))  # with its BOS, if it adds one
     # Two texts that differ in their last token only: what precedes it must not notice.
     ids = torch.tensor([[0, 0], [0, 1]])
     first = lm.logits(ids)[:, 0].float()

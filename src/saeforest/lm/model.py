@@ -16,6 +16,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from saeforest.errors import UserError
 from saeforest.lm.identity import ModelIdentity
+from saeforest.lm.limits import embedding_rows, longest_text
+from saeforest.lm.parity import parity
 from saeforest.lm.sites import Site, resolve
 
 Replace = Callable[[Tensor], Tensor]
@@ -47,6 +49,52 @@ class LanguageModel:
     @cached_property
     def n_layers(self) -> int:
         return self.model.config.get_text_config().num_hidden_layers
+
+    @cached_property
+    def vocab_size(self) -> int:
+        """The number of tokens that the model has an embedding for; the tokenizer may have more or fewer."""
+        return embedding_rows(self.model)
+
+    @cached_property
+    def max_context(self) -> int | None:
+        """The longest text in tokens that the model reads, None where nothing limits it."""
+        return longest_text(self.model)
+
+    def check_context(self, context: int, what: str) -> None:
+        """Raises UserError, with `what` as the name of the setting, where the model cannot read so many tokens."""
+        if self.max_context is not None and context > self.max_context:
+            raise UserError(
+                f"{what} = {context}: {self.name} reads at most {self.max_context} tokens; give fewer"
+            )
+
+    def check_ids(self, ids: Int[Tensor, "..."]) -> None:
+        """Raises UserError where a token has no row in the model's embedding."""
+        if not ids.numel():
+            return
+        smallest, largest = int(ids.min()), int(ids.max())
+        if smallest < 0 or largest >= self.vocab_size:
+            bad = largest if largest >= self.vocab_size else smallest
+            token = self.tokenizer.convert_ids_to_tokens(bad) if bad >= 0 else None
+            raise UserError(
+                f"model {self.name!r}: token {bad} ({token!r}) has no row in its embedding of {self.vocab_size}; "
+                "resize the embedding to the tokenizer and train it, or use the tokenizer the model was trained with"
+            )
+
+    def parity(self, *, bos: bool = False) -> dict[str, Any]:
+        """How the model fares on a short English text, to be stored with a run; found once and kept.
+
+        Keys: `loss` in nats a token beside the `loss_of_guessing`, and whether it is that of a `trained` model; how far
+        pre + attn + mlp is from post in some blocks (`sums`, `sums_hold`, None where a block has other parts);
+        `vocab_size`, `max_context`, and the `warnings` that a user should see. bos: whether BOS stands before the text.
+        Raises UserError where the loss is no number.
+        """
+        if bos not in self._parities:
+            self._parities[bos] = parity(self, bos=bos)
+        return self._parities[bos]
+
+    @cached_property
+    def _parities(self) -> dict[bool, dict[str, Any]]:
+        return {}
 
     @cached_property
     def eos_id(self) -> int:
@@ -114,6 +162,11 @@ class LanguageModel:
         same shape, which is cast to x's dtype and device. Raises UserError as `activations` does.
         """
         if replace is None:
+            self.check_ids(ids)
+            if self.max_context is not None and ids.shape[1] > self.max_context:
+                raise UserError(
+                    f"a text of {ids.shape[1]} tokens: {self.name} reads at most {self.max_context}; give shorter ones"
+                )
             return self.model(input_ids=ids.to(self.device), use_cache=False).logits
         if site is None:
             raise ValueError("replace needs a site")
@@ -152,7 +205,7 @@ class LanguageModel:
                     f"site {site.name!r}: expected a floating-point tensor [batch, ctx, width] for ids "
                     f"{list(ids.shape)}, but {site.module_path} has {_describe(x)}; give another site"
                 )
-            return change(x)
+            return change(x) if site.scale == 1 else change(x * site.scale) / site.scale
 
         def after(_module: Any, _args: Any, output: Any) -> Any:
             if isinstance(output, tuple):

@@ -33,12 +33,14 @@ class Site:
     """A place whose activation is read or replaced.
 
     `name` is what the user wrote, `module_path` the module that is hooked, and `kind` says whether the
-    activation is that module's first input or its (first) output.
+    activation is that module's first input or its (first) output, times `scale`.
     """
 
     name: str
     module_path: str
     kind: Literal["input", "output"]
+    scale: float = 1.0
+    """What the block multiplies that output by before it adds it to the residual stream."""
 
 
 def resolve(model: nn.Module, n_layers: int, name: str) -> Site:
@@ -66,7 +68,16 @@ def resolve(model: nn.Module, n_layers: int, name: str) -> Site:
     if child is None:
         children = ", ".join(f"{path}.{child}" for child, _ in blocks[index].named_children())
         raise UserError(f"site {name!r}: block {index} has no part known for it; give one of {children}")
-    return Site(name, f"{path}.{child}", "output")
+    return Site(name, f"{path}.{child}", "output", _multiplier(blocks[index], hook))
+
+
+def _multiplier(block: nn.Module, hook: str) -> float:
+    """Granite's residual_multiplier, and Falcon H1's for its attention."""
+    names = ("residual_multiplier", "attn_out_multiplier") if hook == "attn_out" else ("residual_multiplier",)
+    for name in names:
+        if isinstance(value := getattr(block, name, None), int | float):
+            return float(value)
+    return 1.0
 
 
 def _expected(paths: list[str], n_layers: int, name: str) -> str:

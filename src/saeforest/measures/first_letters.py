@@ -178,10 +178,16 @@ def read_last(
 ) -> Float[Tensor, "n d_in"]:
     """The activations at the last token of each text, behind `bos_id` if given, on the CPU, in the model's dtype.
 
-    Raises UserError for one that is not finite.
+    Raises UserError for one that is not finite, or longer than the model reads.
     """
     bos = [] if bos_id is None else [bos_id]
     ids = [bos + text for text in encode(lm.tokenizer, texts)]
+    longest = max(map(len, ids), default=0)
+    if lm.max_context is not None and longest > lm.max_context:
+        raise UserError(
+            f"absorption: prompts of up to {longest} tokens, but {lm.name} reads at most {lm.max_context}; set "
+            "absorption.icl to fewer examples, or leave the measure out"
+        )
     # Texts of a length go together, for there is no padding.
     by_length: dict[int, list[int]] = defaultdict(list)
     for i, text in enumerate(ids):

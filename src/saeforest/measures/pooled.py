@@ -209,9 +209,7 @@ def _check_enough(classes: tuple[str, ...], labels: list[str], config: LabelledT
 
 
 def _read(reader: ActivationReader, config: LabelledTextConfig) -> ReadTexts:
-    longest = getattr(reader.lm.model.config, "max_position_embeddings", None)
-    if longest is not None and config.context > longest:
-        raise UserError(f"texts.context = {config.context}: {reader.lm.name} reads at most {longest} tokens")
+    reader.lm.check_context(config.context, "sparse_probing.texts.context, tpp.texts.context")
     classes, texts = choose(labelled(config.source), config)
     encoded = encode(reader.lm.tokenizer, [text.text for text in texts])
     bos = [] if reader.bos_id is None else [reader.bos_id]

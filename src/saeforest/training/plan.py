@@ -58,7 +58,7 @@ def estimate(config: TrainConfig) -> Estimate:
         store = choose_store(config, n_rows, d_in, reader.lm.dtype.itemsize)
     n_steps = count_steps(config, n_rows)
 
-    n_ids = len(reader.lm.tokenizer)
+    n_ids = min(len(reader.lm.tokenizer), reader.lm.vocab_size)
     ids = (
         torch.arange(_PROBE_WINDOWS * config.text.context, dtype=torch.int32).view(_PROBE_WINDOWS, -1) % n_ids
     )

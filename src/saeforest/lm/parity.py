@@ -1,0 +1,103 @@
+"""Whether a loaded model behaves as a trained language model does: its loss on a known text, and its residual stream.
+
+A model that reads badly (wrong weights, wrong tokenizer, a BOS that is missing) shows it here: its loss is near or
+above that of guessing. What is found is stored with a run; nothing is refused, since a model may be untrained on
+purpose.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from saeforest.errors import UserError
+
+if TYPE_CHECKING:
+    from saeforest.lm.model import LanguageModel
+
+TEXT = (
+    "The sun rises in the east and sets in the west. When it rains, people open their umbrellas and walk a little "
+    "faster. In the morning, the baker takes the bread out of the oven, and the smell of it fills the whole street. "
+    "There are seven days in a week and twelve months in a year. After winter comes the spring, and then the summer."
+)
+_MOST = 96  # tokens of it
+# Trained models, down to a few million parameters, are below 0.7 of the loss of guessing; untrained ones are near 1.
+TRAINED_BELOW = 0.75
+
+
+def parity(lm: LanguageModel, *, bos: bool) -> dict[str, Any]:
+    """The loss on a fixed text, how well blocks add up, and what is odd about either. See `LanguageModel.parity`.
+
+    bos: whether BOS stands before the text. Raises UserError for a loss that is no number.
+    """
+    ids = _ids(lm, bos)
+    loss = float(lm.token_losses(ids).mean())
+    if not math.isfinite(loss):
+        raise UserError(
+            f"model {lm.name!r}: its loss on a short English text is {loss}; its weights are damaged"
+        )
+    guess = math.log(lm.vocab_size)
+    sums = _sums(lm, ids)
+    warnings = []
+    if loss > TRAINED_BELOW * guess:
+        warnings.append(
+            f"{lm.name} predicts a plain English text badly: {loss:.2f} nats a token, where guessing among its "
+            f"{lm.vocab_size} tokens takes {guess:.2f}; it is untrained, not made for English, or not read as it was "
+            "trained"
+        )
+    worst = max(sums.values(), default=None)
+    holds = None if worst is None else worst < _tolerance(lm)
+    if holds is False:
+        warnings.append(
+            f"in {lm.name}, attn_out and mlp_out are not all that a block adds to the residual stream (off by "
+            f"{worst:.1%} of what it adds)"
+        )
+    return {
+        "text_tokens": ids.numel(),
+        "bos": bos,
+        "loss": loss,
+        "loss_of_guessing": guess,
+        "trained": loss <= TRAINED_BELOW * guess,
+        "sums": {str(block): error for block, error in sums.items()},
+        "sums_hold": holds,
+        "vocab_size": lm.vocab_size,
+        "max_context": lm.max_context,
+        "dtype": str(lm.dtype).removeprefix("torch."),
+        "warnings": warnings,
+    }
+
+
+def _ids(lm: LanguageModel, bos: bool) -> Tensor:
+    read = lm.tokenizer(TEXT, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
+    first: list[Any] = [lm.tokenizer.bos_token_id] if bos and lm.tokenizer.bos_token_id is not None else []
+    ids = (first + [i for i in read if i < lm.vocab_size])[: min(_MOST, lm.max_context or _MOST)]
+    if len(ids) < 2:
+        raise UserError(
+            f"model {lm.name!r}: its tokenizer makes {len(ids)} tokens of a text of {len(TEXT)} characters"
+        )
+    return torch.tensor([ids])
+
+
+def _sums(lm: LanguageModel, ids: Tensor) -> dict[int, float]:
+    """How far pre + attn + mlp is from post, of what the block adds, in the first, a middle and the last block."""
+    found = {}
+    for block in sorted({0, lm.n_layers // 2, lm.n_layers - 1}):
+        try:
+            pre, attn, mlp, post = (
+                lm.activations(ids, lm.site(f"blocks.{block}.hook_{hook}")).double()
+                for hook in ("resid_pre", "attn_out", "mlp_out", "resid_post")
+            )
+        except UserError:  # a block with other parts
+            continue
+        added = (post - pre).norm()
+        if added > 0:
+            found[block] = float((pre + attn + mlp - post).norm() / added)
+    return found
+
+
+def _tolerance(lm: LanguageModel) -> float:
+    """The stream may be much larger than what a block adds to it, and is rounded to the model's type."""
+    return 1e-2 if lm.dtype == torch.float32 else 0.3
