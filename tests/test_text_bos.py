@@ -16,8 +16,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from conftest import EOS, LAYERS, WIDTH, MakeConfig, byte_tokenizer
-from saeforest.activations import open_store
-from saeforest.activations.sources import harvest_folder
+from saeforest.activations import harvest_folder, open_store
 from saeforest.config import TrainConfig, load_config, save_config
 from saeforest.errors import UserError
 from saeforest.explore.build import build_index

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from conftest import MakeConfig, save_llama
-from saeforest.activations.sources import harvest_folder, open_store
+from saeforest.activations import harvest_folder, open_store
 from saeforest.config import TrainConfig, resolve
 from saeforest.errors import UserError
 from saeforest.lm import load_lm
