@@ -144,6 +144,13 @@ def test_a_source_with_both_sides_is_cut_nowhere():
         assert all(len(d.text) > 20_000 for d in split_of(iter(texts), split, 0.2, "s"))
 
 
+def test_a_share_that_leaves_nothing_to_train_on(tmp_path: Path):
+    source = write_jsonl(tmp_path / "d.jsonl", [words(random.Random(i), 400) for i in range(9)])
+    assert "its train split (held_out 0.9999) holds 0 tokens" in error_line(
+        lambda: pack(source, held_out=0.9999)
+    )
+
+
 def test_reading_ahead_has_an_end():
     """A source that goes on for ever is not kept in memory to its end."""
     import itertools

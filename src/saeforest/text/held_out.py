@@ -6,7 +6,8 @@ held-out text have no text in common, and adding documents moves none of the oth
 A source of few documents may leave one side empty. Then all its documents are cut into passages of up to 6,000
 characters (a twentieth of the different text if that is shorter, but not below 1,000), at the ends of paragraphs,
 lines, sentences or words, whichever suffices; the passages go by their own hashes; and where these too are all on one
-side, the passage whose hash comes nearest goes to the other.
+side, the passage whose hash comes nearest goes to the other. (Nothing left to train on under a share above a half is an
+error instead.)
 """
 
 from __future__ import annotations
@@ -50,7 +51,8 @@ def _split(found: Iterator[Document], wanted: bool, held_out: float, source: str
         if len(sides) == 2 or characters > _AHEAD:
             break
     else:
-        if len(sides) == 1:
+        # All held out where more is to be held out than kept: that is the share's doing, and not of few documents.
+        if sides == {False} or (sides == {True} and held_out <= 0.5):
             yield from _passages(ahead, wanted, held_out, source)
             return
     for document in chain(ahead, found):
