@@ -123,7 +123,8 @@ class TrainConfig:
     site: str = "blocks.15.hook_resid_post"
     """Where activations are read: a hook name or a module path."""
     data: str = "packaged"
-    """packaged, a .txt/.jsonl/.parquet file, a folder of them, a Hub data set, or a folder of harvested activations."""
+    """packaged, a file or folder of text (docs/data.md lists the kinds), a Hub data set (org/name, org/name:subset,
+    org/name@revision:subset), or a folder of harvested activations."""
     tokens: int = 1_000_000
     """Different tokens to read."""
     epochs: int = 1
