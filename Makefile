@@ -8,7 +8,7 @@ FUZZ_CASES ?= 10000
 BIN := .venv/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test lint pytest fuzz clean interop
+.PHONY: demo test lint pytest fuzz test-models clean interop
 
 demo: .venv/run.stamp
 	$(BIN)/saeforest demo --out $(OUT)
@@ -24,6 +24,10 @@ pytest: .venv/dev.stamp
 # Damaged files by the thousand, more than `make test` tries.
 fuzz: .venv/dev.stamp
 	SAEFOREST_FUZZ_CASES=$(FUZZ_CASES) $(BIN)/pytest --numprocesses $(WORKERS) --dist worksteal tests/fuzz
+
+# Every architecture whose sites are known, with random weights; `make test` has ten of them.
+test-models: .venv/dev.stamp
+	$(BIN)/pytest --numprocesses $(WORKERS) --dist worksteal -m 'models or not models' tests/models
 
 lint: .venv/dev.stamp
 	$(BIN)/ruff check --quiet

@@ -208,8 +208,8 @@ class LanguageModel:
             return change(x) if site.scale == 1 else change(x * site.scale) / site.scale
 
         def after(_module: Any, _args: Any, output: Any) -> Any:
-            if isinstance(output, tuple):
-                return (checked(output[0] if output else None), *output[1:])
+            if isinstance(output, tuple | list):  # a list in the first GPT alone
+                return type(output)((checked(output[0] if output else None), *output[1:]))
             return checked(output)
 
         def before(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
