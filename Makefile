@@ -15,9 +15,11 @@ demo: .venv/run.stamp
 
 # The linters run beside the tests. When one of the two fails, the other still comes to its end.
 test: .venv/dev.stamp
-	@$(MAKE) --no-print-directory --jobs 2 lint pytest
+	@$(MAKE) --no-print-directory --jobs 2 --keep-going lint pytest
 
 # `worksteal` gives each worker whole files, and divides those that come last so that all end together.
+# Modules are kept compiled, as tests start many processes.
+pytest fuzz: export PYTHONDONTWRITEBYTECODE =
 pytest: .venv/dev.stamp
 	$(BIN)/pytest --numprocesses $(WORKERS) --dist worksteal
 
