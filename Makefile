@@ -8,7 +8,7 @@ FUZZ_CASES ?= 10000
 BIN := .venv/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test lint pytest fuzz test-models clean interop
+.PHONY: demo test lint pytest fuzz test-models durability clean interop
 
 demo: .venv/run.stamp
 	$(BIN)/saeforest demo --out $(OUT)
@@ -30,6 +30,10 @@ fuzz: .venv/dev.stamp
 # Every architecture whose sites are known, with random weights; `make test` has ten of them.
 test-models: .venv/dev.stamp
 	$(BIN)/pytest --numprocesses $(WORKERS) --dist worksteal -m 'models or not models' tests/models
+
+# Every command killed, failed and told to stop at every one of its file operations; `make test` tries some.
+durability: .venv/dev.stamp
+	SAEFOREST_KILL_POINTS=all $(BIN)/pytest --numprocesses $(WORKERS) --dist worksteal tests/durability
 
 lint: .venv/dev.stamp
 	$(BIN)/ruff check --quiet

@@ -187,7 +187,14 @@ def evaluate(argv: Sequence[str]) -> None:
     reader = open_reader(next(iter(saes.values()))[0])
     for _, sae in saes.values():
         check_site(sae, reader)
-    for name, records in measure_run(saes, reader, names, args.options, args.run, again=args.again).items():
+    try:
+        found = measure_run(saes, reader, names, args.options, args.run, again=args.again)
+    except Interrupted as stop:
+        kept = (
+            f"the measures taken so far are kept in {args.run / 'eval'}; give the same command for the others"
+        )
+        raise Interrupted(f"stopped; {kept}", stop.signum) from None
+    for name, records in found.items():
         results().print(table(records, title=name or None))
 
 

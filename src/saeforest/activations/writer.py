@@ -77,6 +77,7 @@ class StoreWriter:
         self.n_windows = 0
         """How many windows of the text have been read."""
         self._kept_windows, self._kept_at = 0, time.monotonic()
+        self._d_in = 0
         self._created: list[str] = []
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="shards")
         self._writing: Future[None] | None = None
@@ -124,6 +125,7 @@ class StoreWriter:
             if shard.file != PENDING:  # that one may well be newer than the journal
                 note(f"{error}; reading its activations again")
             return None
+        self._d_in = batch.x.shape[1]
         return batch if len(batch) == shard.rows else None
 
     def add(self, batch: ActivationBatch, n_windows: int) -> None:
