@@ -35,7 +35,7 @@ from saeforest.training.run import resume_config
 
 STEPS = 46
 TIMES = ("tokens_per_s", "seconds", "peak_memory_mb")
-FINISHED = {"config.yaml", "log.jsonl", "allocations.jsonl", "sae"}
+FINISHED = {"config.yaml", "model.json", "log.jsonl", "allocations.jsonl", "sae"}
 
 
 @pytest.fixture

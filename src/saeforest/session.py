@@ -85,6 +85,14 @@ def settle_text(config: TrainConfig, reader: ActivationReader) -> TrainConfig:
     return replace(config, data=data, text=replace(config.text, bos=bos))
 
 
+def about_model(reader: ActivationReader) -> dict[str, Any]:
+    """What a run keeps of its language model: which it is, and how it fares on a short text; says what is odd."""
+    found = reader.lm.parity(bos=reader.bos_id is not None)
+    for warning in found["warnings"]:
+        note(warning)
+    return {**reader.lm.identity.to_dict(), **found}
+
+
 def about_text(config: TrainConfig, tokens_read: int) -> dict[str, Any]:
     """What an SAE's metadata say of the text it was trained on; `dataset_path` and `prepend_bos` are SAELens' names."""
     source = text_source(config)

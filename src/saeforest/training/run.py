@@ -15,15 +15,16 @@ from ..activations import ActivationReader, ActivationStream, Blocks
 from ..activations.sources import MemoryActivations
 from ..config import TrainConfig, load_config, resolve, resolve_precision, save_config, to_dict
 from ..errors import UserError
+from ..files import write_json
 from ..lm import ModelIdentity
 from ..saes import SAE, TrainingPlan, build
-from ..session import CONFIG, about_text, load_run, open_reader, settle_text
+from ..session import CONFIG, about_model, about_text, load_run, open_reader, settle_text
 from ..stopping import stopping
 from ..text import Tokens
 from .checkpoint import latest_checkpoint
 from .data import ACTIVATIONS, as_harvested, open_data
 from .loop import CHECKPOINTS, train
-from .unfinished import TooFew, check_about, claimed_run, going_on, run_state, undone_if_worthless
+from .unfinished import MODEL, TooFew, check_about, claimed_run, going_on, run_state, undone_if_worthless
 
 
 @dataclass
@@ -101,6 +102,7 @@ def train_in(out: Path, config: TrainConfig, *, resume: bool = False) -> Run:
 def _train(out: Path, config: TrainConfig) -> Run:
     count_steps(config, config.tokens)
     reader = open_reader(config)
+    write_json(out / MODEL, about_model(reader))
     config = settle_text(config, reader)
     d_in = reader.lm.site_width(reader.site)
     with stopping("what was read") as stop:

@@ -26,6 +26,8 @@ from .loop import CHECKPOINTS
 State = Literal["empty", "started", "complete", "foreign"]
 #: A demo that is not finished; it still wants the activations.
 DEMO = "demo.json"
+#: Which language model a run reads, and how it fares on a short text.
+MODEL = "model.json"
 # What stands for a number or a choice until the run knows which.
 _OPEN = {"auto", "dataset_scale"}
 
@@ -204,7 +206,11 @@ def _remove_beginnings(out: Path) -> None:
     shutil.rmtree(out / ACTIVATIONS, ignore_errors=True)
     names = load_config(out / CONFIG, of_run=True).members() if (out / CONFIG).exists() else {}
     folders = [log_folder(out, name) for name in names]
-    for file in (out / CONFIG, *(folder / name for folder in folders for name in (LOG, ALLOCATIONS))):
+    for file in (
+        out / CONFIG,
+        out / MODEL,
+        *(folder / name for folder in folders for name in (LOG, ALLOCATIONS)),
+    ):
         file.unlink(missing_ok=True)
     for folder in (*folders, out / "logs", out / CHECKPOINTS):
         if folder != out:
