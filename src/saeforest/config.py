@@ -288,7 +288,7 @@ def load_config(path: Path, *, of_run: bool = False) -> TrainConfig:
 def _check_booleans(data: Any, config: Any, key: str = "") -> None:
     """Raises UserError for `yes` or `true` where a number is due: pydantic takes them for 1."""
     match data:
-        case bool() if not isinstance(config, bool):
+        case bool() if not isinstance(config, bool) and key != "text.bos":
             raise UserError(f"key '{key}': expected a number, got {'true' if data else 'false'}")
         case dict():
             for name, value in data.items():
