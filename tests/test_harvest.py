@@ -580,7 +580,7 @@ def test_python_does_not_wait_for_a_block_that_nobody_wants() -> None:
     )
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
-    assert time.time() - float(done.stdout) < 10
+    assert time.time() - float(done.stdout) < 50
 
 
 @pytest.mark.parametrize("kind", ["live", "disk"])

@@ -540,7 +540,7 @@ def test_ctrl_c_ends_a_process_with_130_and_a_checkpoint(tiny_config: MakeConfig
         process.send_signal(signal.SIGINT)
         sent = time.monotonic()
         _, stderr = process.communicate(timeout=60)
-    assert time.monotonic() - sent < 10
+    assert time.monotonic() - sent < 50
     assert process.returncode == 130
     assert "Traceback" not in stderr
     assert f"train --resume --out {out}" in stderr
