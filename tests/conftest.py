@@ -59,8 +59,15 @@ def one_thread() -> Iterator[None]:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of the embedded model come first: one worker gets them all and loads it once (`--dist worksteal`)."""
-    items.sort(key=lambda item: item.get_closest_marker("model") is None)
+    """What takes long comes first, so that nobody waits for it in the end (`--dist worksteal`). The first worker gets
+    all tests of the embedded model, and loads it once."""
+
+    def place(item: pytest.Item) -> int:
+        if item.get_closest_marker("model"):
+            return 0
+        return 1 if item.path.name == "test_triton.py" else 2
+
+    items.sort(key=place)
 
 
 def shared_folder(config: pytest.Config) -> Path:
