@@ -21,7 +21,8 @@ from saeforest.synthetic.run import compare as compare_systems
 from saeforest.toys import SyntheticConfig
 from saeforest.training import Interrupted, loop, run_training
 
-STOPPED_AT = 20
+WIDTH, STOPPED_AT = 16, 20
+CHECKPOINT = f"stopped/checkpoints/step-{STOPPED_AT:08}"
 
 
 class Fives:

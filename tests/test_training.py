@@ -346,6 +346,23 @@ def test_a_changed_digit_in_a_finished_log_is_noticed(name: str, finished_run: P
     (run / name).write_text(text.replace('"step": 4', '"step": 5', 1))
     with pytest.raises(UserError, match=rf"{name}: does not match its checksum"):
         read_log(run)
+    (run / name).unlink()
+    with pytest.raises(UserError, match=rf"{name}: (does not match its checksum|no such file)"):
+        read_log(run)
+
+
+@pytest.mark.parametrize("cut", [1, 30, 500])
+def test_a_log_of_a_finished_run_that_was_cut_is_noticed(
+    finished_run: Path, tmp_path: Path, cut: int
+) -> None:
+    """Without its closing line, it looks like that of a run that goes on."""
+    run = Path(shutil.copytree(finished_run, tmp_path / "run"))
+    lines = (run / "log.jsonl").read_bytes()
+    (run / "log.jsonl").write_bytes(
+        lines[:-cut] if cut > 1 else b"".join(lines.splitlines(keepends=True)[:-1])
+    )
+    with pytest.raises(UserError, match=r"log\.jsonl: its closing line is missing or damaged"):
+        read_log(run)
 
 
 def test_an_edited_configuration_of_a_run_is_noticed(finished_run: Path, tmp_path: Path) -> None:
@@ -353,11 +370,17 @@ def test_an_edited_configuration_of_a_run_is_noticed(finished_run: Path, tmp_pat
     text = (run / "config.yaml").read_text()
     (run / "config.yaml").write_text(text.replace("context: 32", "context: 64"))
     with pytest.raises(
-        UserError, match=r"config\.yaml: does not match the checksum in its last line.*delete that"
+        UserError, match=r"config\.yaml: does not match the checksum in its first line.*delete that"
     ):
         load_run(run)
+    (run / "config.yaml").write_text(
+        text[: text.index("text:")]
+    )  # at the end of a line: defaults would fill in
+    with pytest.raises(UserError, match=r"config\.yaml: does not match the checksum"):
+        load_run(run)
+    (run / "config.yaml").write_text(text.replace("context: 32", "context: 64"))
     assert load_config(run / "config.yaml").text.context == 64  # as a file of settings it may be edited
-    *lines, _ = (run / "config.yaml").read_text().splitlines(keepends=True)
+    _, *lines = (run / "config.yaml").read_text().splitlines(keepends=True)
     (run / "config.yaml").write_text("".join(lines))
     assert load_run(run)[0].text.context == 64
 

@@ -11,13 +11,11 @@ from pathlib import Path
 import pytest
 
 from edits import edit_json
-from everything_cases import STOPPED_AT, copied
+from everything_cases import CHECKPOINT, copied
 from saeforest import cli
 from saeforest.errors import UserError
 from saeforest.files import atomic_folder, checksum, write_json
 from saeforest.verify import Finding, summary, verify
-
-CHECKPOINT = f"stopped/checkpoints/step-{STOPPED_AT:08}"
 
 
 def damaged(path: Path) -> list[Finding]:
@@ -77,6 +75,12 @@ def test_all_is_sound(everything: Path, capsys: pytest.CaptureFixture[str]) -> N
         ),
         (f"{CHECKPOINT}/state.safetensors", "delete the folder"),
         ("report/report.json", "saeforest compare again"),
+        ("store/tokens.safetensors", "saeforest harvest"),
+        ("store/shard-00000.safetensors", "saeforest harvest"),
+        ("store/activations.json", "saeforest harvest"),
+        ("run/log.jsonl", "the curves of its training are lost"),
+        ("run/allocations.jsonl", "the curves of its training are lost"),
+        ("run/config.yaml", "write the settings anew"),
     ],
 )
 def test_a_flipped_bit_is_named_with_its_remedy(
@@ -111,7 +115,7 @@ def test_a_file_that_a_manifest_lists_is_missing(
     assert (found.path, found.problem) == (tmp_path / file, "no such file")
 
 
-@pytest.mark.parametrize("file", ["run/config.yaml", "run/log.jsonl", "results/recovery.json"])
+@pytest.mark.parametrize("file", ["stopped/log.jsonl", "results/recovery.json"])
 def test_what_has_no_checksum_is_checked_by_its_form(
     copy: Callable[[str], Path], tmp_path: Path, file: str
 ) -> None:
@@ -140,6 +144,8 @@ def test_a_manifest_of_another_kind(copy: Callable[[str], Path]) -> None:
     edit_json(folder / "activations.json", shards="many")
     (found,) = damaged(folder)
     assert "shards" in found.problem
+    edit_json(folder / "activations.json", shards=[{"file": "../run/log.jsonl", "rows": 1}])
+    assert [finding.path.name for finding in damaged(folder)] == ["activations.json"]
 
 
 def test_a_copy_of_a_model_in_the_cache(tmp_path: Path) -> None:

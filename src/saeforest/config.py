@@ -249,7 +249,13 @@ def to_dict(config: TrainConfig) -> dict[str, Any]:
 def save_config(config: TrainConfig, path: Path) -> None:
     text = yaml.safe_dump(to_dict(config), sort_keys=False)
     with atomic_file(path) as temporary:
-        temporary.write_text(f"{text}{_CHECKSUM}{checksum_of_data(text)}\n", encoding="utf-8")
+        # First, so that a file that was cut short is noticed as well.
+        temporary.write_text(f"{_CHECKSUM}{checksum_of_data(text)}\n{text}", encoding="utf-8")
+
+
+def is_signed(path: Path) -> bool:
+    """Whether a configuration has a checksum."""
+    return read_bytes(path).startswith(_CHECKSUM.encode())
 
 
 def load_config(path: Path, *, of_run: bool = False) -> TrainConfig:
@@ -303,10 +309,10 @@ def _check_booleans(data: Any, config: Any, key: str = "") -> None:
 
 def _check_unchanged(path: Path) -> None:
     """Raises UserError where RUN/config.yaml is not what the run wrote. Other files are for editing."""
-    text, found, expected = read_bytes(path).decode("utf-8").rpartition(_CHECKSUM)
-    if found and expected.strip() != checksum_of_data(text):
+    first, _, text = read_bytes(path).decode("utf-8").partition("\n")
+    if first.startswith(_CHECKSUM) and first.removeprefix(_CHECKSUM) != checksum_of_data(text):
         raise UserError(
-            f"{path}: does not match the checksum in its last line, so it is damaged or was edited; undo that, or, if "
+            f"{path}: does not match the checksum in its first line, so it is damaged or was edited; undo that, or, if "
             "it was edited on purpose, delete that line"
         )
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from .activations.sources import HARVEST, MANIFEST, TOKENS, open_store
-from .config import load_config
+from .activations.writer import JOURNAL, PENDING, Journal, read_journal
+from .config import is_signed, load_config
 from .errors import UserError, command
 from .explore import index as indexes
 from .files import (
@@ -23,7 +24,6 @@ from .files import (
     check_file,
     is_temporary,
     listed_checksum,
-    parse_json,
     read_bytes,
     read_json,
     read_tensors,
@@ -42,11 +42,11 @@ from .report.write import VALUES as REPORT
 from .saes import SAE, load_sae
 from .saes.files import CFG, SAE_FOLDER, WEIGHTS
 from .session import CONFIG, within
-from .synthetic.results import read_recovery
-from .synthetic.run import RECOVERY
+from .synthetic.results import read_recovery, read_scores
+from .synthetic.run import RECOVERY, SCORES
 from .text import Tokens
-from .training.checkpoint import STATE, checkpoints, read_state
-from .training.log import ALLOCATIONS, LOG
+from .training.checkpoint import STATE, checkpoints, is_checkpoint, read_state
+from .training.log import ALLOCATIONS, LOG, check_log, is_closed, read_lines
 from .training.loop import CHECKPOINTS
 
 # How far above a folder the run is that it belongs to: RUN/eval/NAME, RUN/checkpoints/step-N.
@@ -146,16 +146,18 @@ def _checks(folder: Path, names: set[str]) -> Iterator[Callable[[Path], Iterator
         CONFIG: _config,
         CFG: _sae,
         MANIFEST: _store,
+        JOURNAL: _unfinished_store,
         indexes.MANIFEST: _index,
         FOREST: _forest,
         STATE: _checkpoint,
         RECOVERY: _recovery,
+        SCORES: _scores,
         ANSWERS: _answers,
-        LOG: _log,
-        ALLOCATIONS: _log_of_moves,
+        LOG: _logs,
     }
     for name, check in kinds.items():
-        if name in names and (name != CONFIG or _is_run(folder)):
+        of_another = (name == CONFIG and not _is_run(folder)) or (name == STATE and not is_checkpoint(folder))
+        if name in names and not of_another:
             yield check
     if RELEASED_WEIGHTS in names and CFG not in names:
         yield _released
@@ -217,7 +219,10 @@ def _tensors(path: Path, manifest: Any, remedy: str) -> Finding:
 
 def _config(folder: Path) -> Iterator[Finding]:
     remedy = "write the settings anew, as they were when the run began"
-    yield _tried(folder / CONFIG, lambda: load_config(folder / CONFIG), remedy)[0]
+    signed = is_signed(folder / CONFIG)
+    yield _tried(
+        folder / CONFIG, lambda: load_config(folder / CONFIG, of_run=True), remedy, has_checksum=signed
+    )[0]
 
 
 def _sae(folder: Path) -> Iterator[Finding]:
@@ -285,7 +290,7 @@ def _store(folder: Path) -> Iterator[Finding]:
         again = "`saeforest harvest` with the settings in the manifest"
     remedy = f"delete the folder {folder} and run {again}: nothing is lost but the time"
     manifest, data = _json(folder / MANIFEST, remedy)
-    opened, _ = _tried(folder / MANIFEST, lambda: open_store(folder), remedy)
+    opened, store = _tried(folder / MANIFEST, lambda: open_store(folder), remedy)
     missing = opened.problem.endswith("missing")  # of a shard, which has a finding of its own
     yield opened if manifest.sound and not opened.sound and not missing else manifest
     expected = listed_checksum(data, TOKENS)
@@ -296,11 +301,25 @@ def _store(folder: Path) -> Iterator[Finding]:
         has_checksum=expected is not None,
     )[0]
     if (folder / HARVEST).exists():
-        yield _json(folder / HARVEST, "delete it: it only tells what the harvest took")[0]
+        delete = "delete it: it only tells what the harvest took"
+        told, _ = _json(folder / HARVEST, delete)
+        form, _ = _tried(folder / HARVEST, lambda: store.harvest if store else None, delete)
+        yield form if told.sound and not form.sound else told
     shards = data.get("shards") if isinstance(data, dict) else None
     for shard in shards if isinstance(shards, list) else []:
         if isinstance(shard, dict) and isinstance(name := shard.get("file"), str) and _plain(name):
             yield _shard(folder / name, shard, remedy)
+
+
+def _unfinished_store(folder: Path) -> Iterator[Finding]:
+    remedy = "nothing is to be done: the command that began it reads these activations again"
+    manifest, _ = _json(folder / JOURNAL, remedy)
+    form, journal = _tried(folder / JOURNAL, lambda: read_journal(folder), remedy)
+    yield form if manifest.sound and not form.sound else manifest
+    if isinstance(journal, Journal):
+        for shard in [*journal.shards, *([journal.pending] if journal.pending else [])]:
+            if shard.file != PENDING:  # that one may well be newer than the journal
+                yield _shard(folder / shard.file, shard.model_dump(), remedy)
 
 
 def _shard(path: Path, shard: dict[str, Any], remedy: str) -> Finding:
@@ -397,25 +416,33 @@ def _recovery(folder: Path) -> Iterator[Finding]:
     yield _tried(folder / RECOVERY, lambda: read_recovery(folder / RECOVERY), remedy)[0]
 
 
-def _log(folder: Path) -> Iterator[Finding]:
-    yield _lines(folder / LOG)
+def _scores(folder: Path) -> Iterator[Finding]:
+    remedy = "delete it and run `saeforest synthetic` again: nothing is lost but the time"
+    file, _ = _json(folder / SCORES, remedy)
+    form, _ = _tried(folder / SCORES, lambda: read_scores(folder / SCORES), remedy)
+    yield form if file.sound and not form.sound else file
 
 
-def _log_of_moves(folder: Path) -> Iterator[Finding]:
-    yield _lines(folder / ALLOCATIONS)
-
-
-def _lines(path: Path) -> Finding:
-    def read() -> None:
-        data = read_bytes(path)
-        for number, line in enumerate(data.splitlines(), 1):
-            where = f"{path}: line {number:,}"
-            parsed = parse_json(line, where)
-            if not isinstance(parsed, dict) or type(parsed.get("step")) is not int:
-                raise UserError(f"{where}: not a line that training wrote")
-
+def _logs(folder: Path) -> Iterator[Finding]:
     remedy = "restore it from a copy; the SAE is not touched by it, but the curves of its training are lost"
-    return _tried(path, read, remedy)[0]
+    closed, _ = _tried(folder / LOG, lambda: check_log(folder / LOG), remedy)
+    for name in (LOG, ALLOCATIONS):
+        path = folder / name
+        if not path.exists() and not closed.problem.startswith(str(path)):
+            continue
+
+        def read(path: Path = path) -> None:
+            if damaged := read_lines(path)[1]:
+                raise UserError(f"{path}: {len(damaged):,} of its lines are damaged")
+
+        finding, _ = _tried(path, read, remedy)
+        if (
+            finding.sound
+            and closed.problem
+            and (name == LOG) != closed.problem.startswith(str(folder / ALLOCATIONS))
+        ):
+            finding = Finding(path, closed.problem.removeprefix(f"{path}: "), remedy)
+        yield replace(finding, has_checksum=is_closed(folder))
 
 
 def _other(path: Path, known: set[Path]) -> Iterator[Finding]:
@@ -430,7 +457,7 @@ def _other(path: Path, known: set[Path]) -> Iterator[Finding]:
     finding, data = _json(path, f"restore it from a copy, or run {again} again")
     if isinstance(data, dict) and {"measure", "value", "interval"} <= data.keys():
         yield _record(path)
-    elif finding.has_checksum or path.name == REPORT or _torn(path):
+    elif finding.has_checksum or path.name == REPORT or _torn(path) or (finding.problem and known):
         yield finding
         listed = data.get(CHECKSUMS) if isinstance(data, dict) else None
         for name, expected in sorted(listed.items()) if isinstance(listed, dict) else ():

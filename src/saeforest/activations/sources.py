@@ -6,7 +6,6 @@ seed and the epoch alone, so a position in the data is three numbers and can be 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,17 +17,15 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..files import listed_checksum, read_json, read_tensors
+from ..schema import FLOATS, checked, shown
 from ..seeds import seeded
 from ..text import Tokens
+from .manifest import HarvestRecord, Manifest
 from .reader import ActivationBatch, ActivationReader, all_finite
 from .writer import HARVEST, MANIFEST, STORE_VERSION, TOKENS
 
-# What a manifest says beside its version: the shards, and how to read the same positions again.
-_ABOUT = ("d_in", "shards", "model", "site", "data", "tokens", "context", "held_out")
-_ABOUT += ("exclude_first", "exclude_special", "max_norm")
 _BLOCK_ROWS = 1 << 16
 _SHARDS_MIXED = 8
-_SHARD_NAME = re.compile(r"shard-\d+\.safetensors")
 
 
 @runtime_checkable
@@ -160,7 +157,11 @@ class StoredActivations:
     def harvest(self) -> dict[str, Any]:
         """What reading them took, if known (`Harvest.record`)."""
         path = self.folder / HARVEST
-        return read_json(path) if path.exists() else {}
+        if not path.exists():
+            return {}
+        record = read_json(path)
+        checked(HarvestRecord, record, path, "delete it: it only tells what the harvest took")
+        return record
 
     def block(self, epoch: int, index: int, stop: Callable[[], bool] = _never) -> ActivationBatch:
         order = torch.randperm(len(self.shards), generator=seeded(self.seed, "shards", epoch))
@@ -174,10 +175,18 @@ class StoredActivations:
         path = self.folder / shard["file"]
         tensors = read_tensors(path, shard.get("checksum"), "harvest again")
         x, rows = tensors.get("x"), tensors.get("rows")
-        if x is None or rows is None or x.shape != (shard["rows"], self.d_in) or len(rows) != len(x):
+        shapes = (shard["rows"], self.d_in), (shard["rows"],)
+        if x is None or rows is None or (x.shape, rows.shape) != shapes:
             raise UserError(
-                f"{path}: expected x [{shard['rows']}, {self.d_in}] and rows [{shard['rows']}] as {MANIFEST} says; "
-                "harvest again"
+                f"{path}: expected x {list(shapes[0])} and rows {list(shapes[1])} as {MANIFEST} says; harvest again"
+            )
+        if x.dtype not in FLOATS or rows.dtype != torch.int64:
+            raise UserError(
+                f"{path}: x of {x.dtype} and rows of {rows.dtype}: not what is harvested; harvest again"
+            )
+        if not 0 <= int(rows.min()) <= int(rows.max()) < self.manifest["tokens"]:
+            raise UserError(
+                f"{path}: rows lead outside the text of {self.manifest['tokens']:,} tokens; harvest again"
             )
         if not all_finite(x):
             raise UserError(f"{path}: activations hold NaN or infinite values; harvest again")
@@ -206,30 +215,10 @@ def open_store(folder: Path, seed: int = 0) -> StoredActivations:
     version = manifest.get("format_version") if isinstance(manifest, dict) else None
     if version != STORE_VERSION:
         raise UserError(
-            f"{folder / MANIFEST}: format_version {version!r}, expected {STORE_VERSION}; harvest again"
+            f"{folder / MANIFEST}: format_version {shown(version)}, expected {STORE_VERSION}; harvest again"
         )
-    _check_manifest(manifest, folder / MANIFEST)
+    checked(Manifest, manifest, folder / MANIFEST, "harvest again")
     for shard in manifest["shards"]:
         if not (folder / shard["file"]).is_file():
             raise UserError(f"{folder / shard['file']}: missing; harvest again")
     return StoredActivations(folder, manifest, seed)
-
-
-def _check_manifest(manifest: dict[str, Any], path: Path) -> None:
-    for key in _ABOUT:
-        if key not in manifest:
-            raise UserError(f"{path}: key '{key}' is missing; harvest again")
-    d_in, shards = manifest["d_in"], manifest["shards"]
-    if not isinstance(d_in, int) or d_in < 1:
-        raise UserError(f"{path}: d_in {d_in!r}: expected the width of the activations; harvest again")
-    described = isinstance(shards, list) and all(
-        isinstance(s, dict)
-        and isinstance(s.get("file"), str)
-        and _SHARD_NAME.fullmatch(s["file"])
-        and isinstance(s.get("rows"), int)
-        and 0 < s["rows"] < 2**40
-        and isinstance(s.get("checksum"), str | None)
-        for s in shards
-    )
-    if not described or not shards:
-        raise UserError(f"{path}: shards: expected a file and a number of rows for each; harvest again")

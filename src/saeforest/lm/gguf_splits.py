@@ -81,7 +81,7 @@ _BY_PATTERNS: dict[tuple[str, ...], str] = {
         r"\s?[!-/:-~！-／：-～‘-‟　-。]+",
         r"\s+$",
         _DEEPSEEK_ASIAN,
-        r"\p{N}",  # as its tokenizer.json says; llama.cpp takes them together, and its merges never do
+        r"\p{N}+",
     ): "deepseek-llm",
     (r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", _DEEPSEEK_ASIAN, r"\p{N}"): "deepseek-coder",
     (r"\p{N}{1,3}", _HAN_KANA, _DEEPSEEK3): "deepseek-v3 hunyuan-dense joyai-llm hy_v4",

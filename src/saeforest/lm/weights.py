@@ -96,7 +96,7 @@ def _header(file: Path) -> list[StoredTensor]:
                 raise ValueError
             shape = tuple(int(n) for n in entry["shape"])
             found.append(StoredTensor(name, str(entry["dtype"]), shape, file, base + start, end - start))
-    except (ValueError, KeyError, TypeError, AttributeError, struct.error, RecursionError):
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, struct.error, RecursionError):
         raise ValueError(f"{file}: {_what_is_wrong(file, size)}; download or copy it again") from None
     return found
 

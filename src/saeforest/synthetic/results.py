@@ -8,7 +8,7 @@ from pydantic import RootModel
 
 from ..files import read_json
 from ..schema import Name, Schema, checked
-from .run import Found
+from .run import Found, KeptFile
 
 
 class Score(Schema):
@@ -30,3 +30,8 @@ def read_recovery(path: Path) -> Found:
     data = read_json(path)
     checked(Scores, data, path, "run `saeforest synthetic` again in another folder")
     return data
+
+
+def read_scores(path: Path) -> KeptFile:
+    """Every seed's scores, and what they are of. Raises UserError where the file is missing or damaged."""
+    return checked(KeptFile, read_json(path), path, "delete it and run `saeforest synthetic` again")

@@ -22,6 +22,7 @@ from ..files import read_json, write_json
 from ..infer import InferConfig, infer_forest
 from ..progress import progress
 from ..saes import SAE, SystemConfig, TrainingPlan, build
+from ..schema import shown
 from ..toys import SyntheticConfig, system_for
 from ..training.loop import fit
 from ..training.unfinished import claim_empty, claimed_run
@@ -115,15 +116,17 @@ class Kept:
         again = "choose another folder, or delete this one"
         data = read_json(path)
         try:
-            there = _KeptFile.model_validate(data)
+            there = KeptFile.model_validate(data)
         except ValidationError as error:
             key = ".".join(map(str, error.errors()[0]["loc"]))
             raise UserError(f"{path}: key '{key}': {error.errors()[0]['msg']}; {again}") from None
         plain = json.loads(json.dumps(asked))
         if there.asked != plain:
-            key = next(k for k in plain if there.asked.get(k) != plain[k])
+            keys = sorted(plain.keys() | there.asked.keys())
+            key = next(k for k in keys if there.asked.get(k, ...) != plain.get(k, ...))
             raise UserError(
-                f"{path.parent}: holds results with {key} = {there.asked.get(key)!r}, not {plain[key]!r}; {again}"
+                f"{path.parent}: holds results with {key[:80]} = {shown(there.asked.get(key))}, not "
+                f"{shown(plain.get(key))}; {again}"
             )
         kept = cls(path, asked)
         kept._scores = there.scores
@@ -138,7 +141,9 @@ class Kept:
             write_json(self._path, {"asked": self._asked, "scores": self._scores})
 
 
-class _KeptFile(BaseModel):
+class KeptFile(BaseModel):
+    """What scores.json holds."""
+
     model_config = ConfigDict(extra="forbid", strict=True)
 
     asked: dict[str, Any]

@@ -36,6 +36,8 @@ _TODAY = "{%- macro strftime_now(form) -%}{{ form|replace('%-', '%')" + _PARTS_O
 
 Message = dict[str, Any]
 Render = Callable[[list[Message]], str]
+# Of the name of a column, in an error.
+_NAME_SHOWN = 80
 
 
 @dataclass(frozen=True)
@@ -250,7 +252,7 @@ def _kind(value: Any) -> str:
 
 
 def _named(columns: Sequence[str] | Mapping[str, Any]) -> str:
-    names = list(map(str, columns))
+    names = [str(column)[:_NAME_SHOWN] for column in columns]
     return ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "") or "nothing"
 
 

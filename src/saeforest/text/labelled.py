@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from saeforest.errors import UserError
+from saeforest.schema import listed, shown
 from saeforest.text.fields import text_of
 from saeforest.text.opening import decoded, opened
 from saeforest.text.packaged import WIKI
@@ -87,7 +88,7 @@ def _csv(path: Path) -> Iterator[LabelledText]:
     columns = csv_columns(path)
     for name in ("text", "label"):
         if columns.count(name) != 1:
-            found = ", ".join(columns) or "nothing"
+            found = listed(columns)
             raise UserError(
                 f'{path}:1: expected the columns "text" and "label", found {found}; name them so, one each'
             )
@@ -101,7 +102,7 @@ def _label(label: object, where: str) -> str:
         return label.strip()
     if isinstance(label, int):
         return str(label)
-    found = "nothing" if label in (None, "") else f"{label!r}"
+    found = "nothing" if label in (None, "") else shown(label)
     raise UserError(f'{where}: expected a string or a whole number under "label", found {found}')
 
 

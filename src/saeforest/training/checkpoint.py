@@ -97,8 +97,12 @@ def _tensors(sae: SAE, optimizer: Adam) -> dict[str, Tensor]:
 
 def checkpoints(folder: Path) -> list[Path]:
     """The checkpoints in a folder, oldest first."""
-    found = (path for path in folder.glob("step-*") if _FOLDER.fullmatch(path.name) and path.is_dir())
-    return sorted(found, key=_step_of)
+    return sorted(filter(is_checkpoint, folder.glob("step-*")), key=_step_of)
+
+
+def is_checkpoint(folder: Path) -> bool:
+    """Whether a folder has the name of a checkpoint."""
+    return _FOLDER.fullmatch(folder.name) is not None and folder.is_dir()
 
 
 def _step_of(checkpoint: Path) -> int:

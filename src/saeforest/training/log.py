@@ -23,10 +23,12 @@ from ..files import (
     listed_checksum,
     parse_json,
     read_bytes,
+    read_json,
 )
 from ..output import note
 from ..saes import SAE, Step
 from ..saes.base import Event
+from ..saes.files import CFG, SAE_FOLDER, WEIGHTS
 
 LOG, ALLOCATIONS = "log.jsonl", "allocations.jsonl"
 FINISHED = "finished"
@@ -159,18 +161,33 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
 def check_log(path: Path) -> None:
     """Raises UserError where a finished log, or allocations.jsonl beside it, is not what its closing line says."""
     before, end, last = read_bytes(path).rstrip(b"\n").rpartition(b"\n")
-    try:
+    closing = None
+    with suppress(UserError):
         closing = parse_json(last, str(path))
-    except UserError:
-        return
     if not isinstance(closing, dict) or closing.get("event") != FINISHED:
+        if is_closed(path.parent):
+            raise UserError(
+                f"{path}: its closing line is missing or damaged, so it was cut; restore it from a copy"
+            )
         return
     digests = {LOG: checksum_of_bytes(before + end)}
-    if (allocations := path.parent / ALLOCATIONS).exists():
-        digests[ALLOCATIONS] = checksum(allocations)
+    if listed_checksum(closing, ALLOCATIONS) is not None:
+        allocations = path.parent / ALLOCATIONS
+        digests[ALLOCATIONS] = checksum(allocations) if allocations.exists() else "that of no file"
     for name, found in digests.items():
         if (expected := listed_checksum(closing, name)) is not None and expected != found:
             raise UserError(f"{path.parent / name}: does not match its checksum; restore it from a copy")
+
+
+def is_closed(folder: Path) -> bool:
+    """Whether the logs in `folder` are of an SAE that was finished by a version that closes them with checksums."""
+    named = folder.parent.name == "logs"
+    run, name = (folder.parent.parent, folder.name) if named else (folder, "")
+    cfg = (run / SAE_FOLDER / name if name else run / SAE_FOLDER) / CFG
+    try:
+        return listed_checksum(read_json(cfg), WEIGHTS) is not None
+    except UserError:  # none, or a damaged one
+        return False
 
 
 @torch.no_grad()
