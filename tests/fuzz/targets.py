@@ -40,6 +40,7 @@ from saeforest.measures.forests import _read as kept_forest
 from saeforest.measures.options import MeasureOptions
 from saeforest.measures.record import Record
 from saeforest.report.load import load_runs
+from saeforest.report.page import build_page
 from saeforest.saes import TrainingPlan, build, load_sae
 from saeforest.saes.files import WEIGHTS
 from saeforest.schema import without
@@ -138,6 +139,7 @@ def _index(root: Path) -> str:
 def _record(root: Path) -> str:
     record = Record.read(root / "two/eval/tree/coverage.json")
     found = load_runs([root / "two"])
+    build_page(found, [root / "two"], root / "out")
     return digest(
         record.to_json(),
         [entry.records["coverage"].to_json() for entry in found if "coverage" in entry.records],
