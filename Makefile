@@ -4,6 +4,7 @@ PYTHON ?= python3
 OUT ?= runs/demo
 WORKERS ?= 2
 FUZZ_CASES ?= 10000
+STEP ?= 5
 
 BIN := .venv/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
@@ -31,9 +32,9 @@ fuzz: .venv/dev.stamp
 test-models: .venv/dev.stamp
 	$(BIN)/pytest --numprocesses $(WORKERS) --dist worksteal -m 'models or not models' tests/models
 
-# Every command killed, failed and told to stop at every one of its file operations; `make test` tries some.
+# Every command killed, failed and told to stop at every STEP-th of its file operations; `make test` tries some.
 durability: .venv/dev.stamp
-	SAEFOREST_KILL_POINTS=all $(BIN)/pytest --numprocesses $(WORKERS) --dist worksteal tests/durability
+	SAEFOREST_KILL_POINTS=$(STEP) $(BIN)/pytest --numprocesses $(WORKERS) --dist worksteal tests/durability
 
 lint: .venv/dev.stamp
 	$(BIN)/ruff check --quiet

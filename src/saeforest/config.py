@@ -6,6 +6,7 @@ import math
 import os
 import re
 from dataclasses import dataclass, field, fields, is_dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -242,8 +243,13 @@ def _check_finite(config: Any, prefix: str = "") -> None:
 TrainConfig.__pydantic_config__ = ConfigDict(extra="forbid")  # pyright: ignore[reportAttributeAccessIssue]
 
 
+@cache  # making one takes longer than using it a hundred times
+def _adapter() -> Any:
+    return TypeAdapter(TrainConfig)
+
+
 def to_dict(config: TrainConfig) -> dict[str, Any]:
-    return TypeAdapter(TrainConfig).dump_python(config, mode="json")
+    return _adapter().dump_python(config, mode="json")
 
 
 def save_config(config: TrainConfig, path: Path) -> None:
@@ -271,7 +277,7 @@ def load_config(path: Path, *, of_run: bool = False) -> TrainConfig:
     if of_run and isinstance(text := data.get("text", {}), dict):
         data["text"] = {"bos": "no"} | text
     try:
-        config = TypeAdapter(TrainConfig).validate_python(data)
+        config = _adapter().validate_python(data)
         _check_booleans(data, config)
         return config
     except UserError as error:  # a range that one of the configurations checks

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from conftest import MakeConfig
+from saeforest.config import TrainConfig, to_dict
+from saeforest.lm import load_lm
 
 from .cases import CASES, Cases
 from .harness import Ended, command, contents, leftovers
@@ -31,8 +34,18 @@ class Whole:
         return self._found[name]
 
 
+def warm_up(model: Path) -> None:
+    """Imports here what every child would have to import for itself: most of its time."""
+    for name in ("demo", "explore", "kernels.compiled.loops", "measures.arguments", "synthetic.run"):
+        import_module(f"saeforest.{name}")
+    import_module("torch._dynamo")
+    load_lm(str(model)).parity()
+    to_dict(TrainConfig())
+
+
 @pytest.fixture(scope="session")
-def cases(tiny_config: MakeConfig, tmp_path_factory: pytest.TempPathFactory) -> Cases:
+def cases(tiny_model: Path, tiny_config: MakeConfig, tmp_path_factory: pytest.TempPathFactory) -> Cases:
+    warm_up(tiny_model)
     made = Cases(tmp_path_factory.mktemp("cases"), tiny_config)
     made.make_runs(command)
     return made

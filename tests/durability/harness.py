@@ -181,11 +181,12 @@ def same(one: dict[str, Any], other: dict[str, Any]) -> str:
     return f"content of {differing}" if differing else ""
 
 
-def points(n: int, some: int) -> list[int]:
-    """Which of `n` operations to try: all where SAEFOREST_KILL_POINTS=all, else `some`, spread evenly."""
-    if os.environ.get("SAEFOREST_KILL_POINTS") == "all" or n <= some:
-        return list(range(n))
-    return sorted({round(i * (n - 1) / (some - 1)) for i in range(some)})
+def points(n: int, some: int, shift: int = 0) -> list[int]:
+    """Which of `n` operations to try: every k-th where SAEFOREST_KILL_POINTS=k, else `some` that are spread evenly."""
+    if step := os.environ.get("SAEFOREST_KILL_POINTS"):
+        return list(range(shift % int(step), n, int(step)))
+    # By the golden ratio, so that tests that differ in `shift` or in `n` try different moments.
+    return sorted({int(n * ((shift + i + 0.5) * 0.6180339887 % 1)) for i in range(some)})
 
 
 __all__ = [

@@ -12,7 +12,7 @@ from .cases import CASES, Cases
 from .conftest import Whole
 from .harness import command, contents, fail, leftovers, points, same
 
-SOME = 4
+SOME = 2
 # A folder that cannot be opened for its removal, say, is nobody's loss: the work is done.
 _FINE = (0, 2)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from pathlib import Path
 
 from saeforest.activations import ActivationReader
@@ -26,6 +27,7 @@ def test_twenty_kills_while_reading_cost_no_second_pass(cases: Cases, whole: Who
             with counted.open("a") as file:
                 file.write(f"{len(windows)}\n")  # pyright: ignore[reportArgumentType]
             if next(calls) == 3:  # the first is for the norms, and the reading is one batch ahead
+                time.sleep(0.3)  # as long as a disk may take for what was handed to it before
                 os.kill(os.getpid(), signal.SIGKILL)
             return begin(self, tokens, windows)  # pyright: ignore[reportArgumentType]
 

@@ -31,7 +31,9 @@ from .recovery import Recovery, recover
 from .world import Sample, World
 
 RECOVERY, SCORES = "recovery.json", "scores.json"
-Scores = dict[str, float | None]
+Scores = dict[
+    str, int | float | None
+]  # not float alone: what was counted stays a whole number when read again
 _MOST = 0.97
 _OF_EDGES = ("precision", "precision_all", "recall", "f1", "cosine")
 _ABSORPTION = {"edges": "absorption_edges", "silent": "absorption", "silent_excess": "absorption_excess"}
