@@ -10,6 +10,7 @@ from typing import Any
 import httpx2
 
 from ..errors import UserError
+from ..files import parse_json
 from ..output import printable
 
 # Seconds: no wait between two tries is longer, and an endpoint that asks for a longer one is told to the user.
@@ -82,7 +83,7 @@ class EndpointJudge:
     def _reply(self, response: httpx2.Response) -> str:
         if response.is_success:
             try:
-                content = response.json()["choices"][0]["message"]["content"]
+                content = self._json(response)["choices"][0]["message"]["content"]
                 return self._without_key(_text(content))
             except (ValueError, KeyError, IndexError, TypeError):
                 raise UserError(
@@ -101,12 +102,19 @@ class EndpointJudge:
     def _refusal(self, response: httpx2.Response) -> str:
         """The status, and what the endpoint says about it."""
         try:
-            said: Any = response.json()["error"]
+            said: Any = self._json(response)["error"]
             said = said["message"] if isinstance(said, dict) else said
         except (ValueError, KeyError, TypeError):
             said = response.text
         message = self._safe(str(said).strip())
         return f"HTTP {response.status_code}: {message}" if message else f"HTTP {response.status_code}"
+
+    def _json(self, response: httpx2.Response) -> Any:
+        """Raises ValueError where the body is no JSON of a sane shape."""
+        try:
+            return parse_json(response.content, self.name)
+        except UserError as error:
+            raise ValueError(str(error)) from None
 
     def _safe(self, text: str) -> str:
         """One short printable line without the key."""
