@@ -1,0 +1,333 @@
+"""How the files of each kind of folder are checked, and what makes them anew."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ..activations.sources import HARVEST, MANIFEST, TOKENS, open_store
+from ..activations.writer import JOURNAL, PENDING, Journal, read_journal
+from ..config import is_signed, load_config
+from ..errors import UserError, command
+from ..explore import index as indexes
+from ..files import (
+    CHECKSUM,
+    CHECKSUMS,
+    check_file,
+    listed_checksum,
+    read_bytes,
+    read_tensors,
+)
+from ..forest import Forest
+from ..interop.tree_sae import CONFIG as RELEASED
+from ..interop.tree_sae import WEIGHTS as RELEASED_WEIGHTS
+from ..interop.tree_sae import load_released
+from ..judges.cache import FILE as ANSWERS
+from ..judges.cache import read_answers
+from ..measures.forests import ABOUT as FOREST
+from ..measures.forests import TENSORS as FOREST_TENSORS
+from ..measures.forests import read_forest
+from ..measures.record import Record
+from ..report.write import VALUES as REPORT
+from ..saes import SAE, load_sae
+from ..saes.files import CFG, SAE_FOLDER, WEIGHTS
+from ..session import CONFIG, within
+from ..synthetic.results import read_recovery, read_scores
+from ..synthetic.run import RECOVERY, SCORES
+from ..text import Tokens
+from ..training.checkpoint import STATE, checkpoints, is_checkpoint, read_state
+from ..training.log import ALLOCATIONS, LOG, check_log, is_closed, read_lines
+from ..training.loop import CHECKPOINTS
+from .finding import Finding, checked_json, checked_tensors, is_plain, name_in, run_of, tried
+
+
+def checks_of(folder: Path, names: set[str]) -> Iterator[Callable[[Path], Iterator[Finding]]]:
+    """How the folder's files are checked, by the file that tells what it is."""
+    kinds: dict[str, Callable[[Path], Iterator[Finding]]] = {
+        CONFIG: _config,
+        CFG: _sae,
+        MANIFEST: _store,
+        JOURNAL: _unfinished_store,
+        indexes.MANIFEST: _index,
+        FOREST: _forest,
+        STATE: _checkpoint,
+        RECOVERY: _recovery,
+        SCORES: _scores,
+        ANSWERS: _answers,
+        LOG: _logs,
+    }
+    for name, check in kinds.items():
+        of_another = (name == CONFIG and not is_run(folder)) or (name == STATE and not is_checkpoint(folder))
+        if name in names and not of_another:
+            yield check
+    if RELEASED_WEIGHTS in names and CFG not in names:
+        yield _released
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a config.yaml is a run's, and not that of another tool or a user's own."""
+    if any(
+        (folder / part).exists() for part in (SAE_FOLDER, CHECKPOINTS, LOG, "logs", "eval", "activations")
+    ):
+        return True
+    return tried(folder / CONFIG, lambda: load_config(folder / CONFIG), "")[0].sound
+
+
+def _config(folder: Path) -> Iterator[Finding]:
+    remedy = "write the settings anew, as they were when the run began"
+    _, signed = tried(folder / CONFIG, lambda: is_signed(folder / CONFIG), remedy)
+    yield tried(
+        folder / CONFIG, lambda: load_config(folder / CONFIG, of_run=True), remedy, has_checksum=bool(signed)
+    )[0]
+
+
+def _sae(folder: Path) -> Iterator[Finding]:
+    remedy = _train_again(folder)
+    about, cfg = checked_json(folder / CFG, remedy)
+    weights = checked_tensors(folder / WEIGHTS, cfg, remedy)
+    if about.sound and weights.sound:
+        whole, _ = tried(folder, lambda: load_sae(folder), remedy)
+        if whole.problem:
+            of_weights = whole.problem.startswith(str(weights.path))
+            blamed = weights if of_weights else about
+            found = Finding(
+                blamed.path, whole.problem.removeprefix(f"{blamed.path}: "), remedy, blamed.has_checksum
+            )
+            about, weights = (about, found) if of_weights else (found, weights)
+    yield about
+    yield weights
+
+
+def _released(folder: Path) -> Iterator[Finding]:
+    remedy = "copy or download the folder again"
+    whole, _ = tried(folder, lambda: load_released(folder), remedy)
+    for name in (RELEASED, RELEASED_WEIGHTS):
+        path = folder / name
+        problem = (
+            whole.problem.removeprefix(f"{path}: ") if whole.problem.startswith(str(path)) else whole.problem
+        )
+        if not whole.problem or whole.problem.startswith(str(path)) or name == RELEASED:
+            yield Finding(path, problem, remedy if problem else "")
+
+
+def _train_again(folder: Path) -> str:
+    run = run_of(folder)
+    if run is None:
+        return "restore it from a copy: the trained weights can't be made from anything else here"
+    if checkpoints(run / CHECKPOINTS):
+        return (
+            f"delete {folder.name}/ and run `{command('train', '--resume', '--out', run)}`: nothing is lost"
+        )
+    again = command("train", "--config", run / CONFIG, "--out", "NEW")
+    return f"restore it from a copy, or train anew with `{again}`: the trained weights are lost"
+
+
+def _checkpoint(folder: Path) -> Iterator[Finding]:
+    run = run_of(folder)
+    others = [path for path in checkpoints(folder.parent) if path.name != folder.name]
+    lost = f"the steps since {others[-1].name} are lost" if others else "the training so far is lost"
+    go_on = command("train", "--resume", "--out", run) if run else "saeforest train --resume"
+    remedy = f"delete the folder {folder} and run `{go_on}`: {lost}"
+    manifest, data = checked_json(folder / STATE, remedy)
+    state, _ = tried(folder / STATE, lambda: read_state(folder), remedy)
+    yield state if manifest.sound and not state.sound else manifest
+    listed = data.get(CHECKSUMS, {}) if isinstance(data, dict) else {}
+    names = {path.name for path in folder.glob("*.safetensors")}
+    names |= {name for name in listed if is_plain(name)} if isinstance(listed, dict) else set()
+    for name in sorted(names):
+        yield checked_tensors(folder / name, data, remedy)
+
+
+def _store(folder: Path) -> Iterator[Finding]:
+    run = run_of(folder)
+    if run is not None and run != folder.resolve():
+        again = f"`{command('train', '--resume', '--out', run)}`, which reads the language model again"
+    else:
+        again = "`saeforest harvest` with the settings in the manifest"
+    remedy = f"delete the folder {folder} and run {again}: nothing is lost but the time"
+    manifest, data = checked_json(folder / MANIFEST, remedy)
+    opened, store = tried(folder / MANIFEST, lambda: open_store(folder), remedy)
+    missing = opened.problem.endswith("missing")  # of a shard, which has a finding of its own
+    yield opened if manifest.sound and not opened.sound and not missing else manifest
+    expected = listed_checksum(data, TOKENS)
+    yield tried(
+        folder / TOKENS,
+        lambda: Tokens.load(folder / TOKENS, expected),
+        remedy,
+        has_checksum=expected is not None,
+    )[0]
+    if (folder / HARVEST).exists():
+        delete = "delete it: it only tells what the harvest took"
+        told, _ = checked_json(folder / HARVEST, delete)
+        form, _ = tried(folder / HARVEST, lambda: store.harvest if store else None, delete)
+        yield form if told.sound and not form.sound else told
+    shards = data.get("shards") if isinstance(data, dict) else None
+    for shard in shards if isinstance(shards, list) else []:
+        if isinstance(shard, dict) and isinstance(name := shard.get("file"), str) and is_plain(name):
+            yield _shard(folder / name, shard, remedy)
+
+
+def _unfinished_store(folder: Path) -> Iterator[Finding]:
+    remedy = "nothing is to be done: the command that began it reads these activations again"
+    manifest, _ = checked_json(folder / JOURNAL, remedy)
+    form, journal = tried(folder / JOURNAL, lambda: read_journal(folder), remedy)
+    yield form if manifest.sound and not form.sound else manifest
+    if isinstance(journal, Journal):
+        for shard in [*journal.shards, *([journal.pending] if journal.pending else [])]:
+            if shard.file != PENDING:  # that one may well be newer than the journal
+                yield _shard(folder / shard.file, shard.model_dump(), remedy)
+
+
+def _shard(path: Path, shard: dict[str, Any], remedy: str) -> Finding:
+    expected = shard.get("checksum")
+    if isinstance(expected, str):  # without holding a shard in memory
+        return tried(path, lambda: check_file(path, expected), remedy, has_checksum=True)[0]
+
+    def read() -> None:
+        rows = shard.get("rows")
+        if any(len(tensor) != rows for tensor in read_tensors(path).values()):
+            raise UserError(f"{path}: expected {rows} rows, as {MANIFEST} says")
+
+    return tried(path, read, remedy)[0]
+
+
+def _index(folder: Path) -> Iterator[Finding]:
+    remedy = f"run `{indexes.index_command(folder.resolve())}`: nothing is lost"
+    manifest, data = checked_json(folder / indexes.MANIFEST, remedy)
+    about, _ = tried(folder / indexes.MANIFEST, lambda: indexes.read_about(folder), remedy)
+    manifest = about if manifest.sound and not about.sound else manifest
+    expected = listed_checksum(data, indexes.TOKENS)
+    tokens, _ = tried(
+        folder / indexes.TOKENS,
+        lambda: Tokens.load(folder / indexes.TOKENS, expected),
+        remedy,
+        has_checksum=expected is not None,
+    )
+    tensors = checked_tensors(folder / indexes.TENSORS, data, remedy)
+    found = [manifest, tokens, tensors]
+    sae = _sae_beside(folder)
+    if sae is not None and all(finding.sound for finding in found):
+        whole, _ = tried(folder, lambda: indexes.Index.load(folder, sae), remedy)
+        if whole.problem:
+            found[0] = Finding(manifest.path, whole.problem, remedy, manifest.has_checksum)
+    yield from found
+
+
+def _sae_beside(folder: Path) -> SAE | None:
+    """The SAE of the run that a folder of its parts is of; None where there is none, or a damaged one."""
+    run = run_of(folder)
+    if run is None:
+        return None
+    try:
+        return load_sae(within(run / SAE_FOLDER, name_in(folder, run)))
+    except (UserError, OSError):
+        return None
+
+
+def _forest(folder: Path) -> Iterator[Finding]:
+    run = run_of(folder)
+    again = command("eval", run or "RUN")
+    remedy = f"delete the folder {folder}: the next `{again}` infers it anew, and nothing is lost"
+    about, data = checked_json(folder / FOREST, remedy)
+    tensors = checked_tensors(folder / FOREST_TENSORS, data, remedy)
+    if about.sound and tensors.sound:
+
+        def read() -> None:
+            kept, parent = read_forest(folder)
+            sae = _sae_beside(folder)
+            sizes = (len(parent),) if sae is None else sae.config.layer_sizes
+            Forest(parent, sizes, layered=kept["layered"])
+
+        whole, _ = tried(folder / FOREST, read, remedy)
+        about = Finding(about.path, whole.problem, whole.remedy, about.has_checksum)
+    yield about
+    yield tensors
+
+
+def _record(path: Path) -> Finding:
+    run = run_of(path.parent)
+    name = name_in(path.parent, run)
+    again = command("eval", run or "RUN", "--measures", path.stem, *(("--sae", name) if name else ()))
+    remedy = f"run `{again}`: nothing is lost but the time"
+    file, _ = checked_json(path, remedy)
+    record, _ = tried(path, lambda: Record.read(path), remedy)
+    return record if file.sound and not record.sound else file
+
+
+def _answers(folder: Path) -> Iterator[Finding]:
+    path, damaged = folder / ANSWERS, 0
+
+    def read() -> None:
+        nonlocal damaged
+        damaged = sum(answer is None for answer in read_answers(read_bytes(path), str(path)))
+        if damaged:
+            raise UserError(f"{path}: {damaged:,} damaged lines")
+
+    remedy = "nothing is to be done: the next `saeforest eval` asks the judge those questions again"
+    yield tried(path, read, remedy, has_checksum=True)[0]
+
+
+def _recovery(folder: Path) -> Iterator[Finding]:
+    remedy = "run `saeforest synthetic` again: nothing is lost but the time"
+    yield tried(folder / RECOVERY, lambda: read_recovery(folder / RECOVERY), remedy)[0]
+
+
+def _scores(folder: Path) -> Iterator[Finding]:
+    remedy = "delete it and run `saeforest synthetic` again: nothing is lost but the time"
+    file, _ = checked_json(folder / SCORES, remedy)
+    form, _ = tried(folder / SCORES, lambda: read_scores(folder / SCORES), remedy)
+    yield form if file.sound and not form.sound else file
+
+
+def _logs(folder: Path) -> Iterator[Finding]:
+    remedy = "restore it from a copy; the SAE is not touched by it, but the curves of its training are lost"
+    closed, _ = tried(folder / LOG, lambda: check_log(folder / LOG), remedy)
+    for name in (LOG, ALLOCATIONS):
+        path = folder / name
+        if not path.exists() and not closed.problem.startswith(str(path)):
+            continue
+
+        def read(path: Path = path) -> None:
+            if damaged := read_lines(path)[1]:
+                raise UserError(f"{path}: {len(damaged):,} of its lines are damaged")
+
+        finding, _ = tried(path, read, remedy)
+        if (
+            finding.sound
+            and closed.problem
+            and (name == LOG) != closed.problem.startswith(str(folder / ALLOCATIONS))
+        ):
+            finding = Finding(path, closed.problem.removeprefix(f"{path}: "), remedy)
+        yield replace(finding, has_checksum=is_closed(folder))
+
+
+def other_file(path: Path, known: set[Path]) -> Iterator[Finding]:
+    """A file that tells nothing of its folder: a record, a report, or a manifest with checksums."""
+    if path.suffix != ".json" or path.is_symlink():
+        return
+    of_run = path.parent.name == "eval" or path.parent.parent.name == "eval"
+    if of_run and run_of(path.parent) is not None:
+        yield _record(path)
+        return
+    again = "saeforest compare" if path.name == REPORT else "the command that wrote it"
+    finding, data = checked_json(path, f"restore it from a copy, or run {again} again")
+    if isinstance(data, dict) and {"measure", "value", "interval"} <= data.keys():
+        yield _record(path)
+    elif finding.has_checksum or path.name == REPORT or _torn(path) or (finding.problem and known):
+        yield finding
+        listed = data.get(CHECKSUMS) if isinstance(data, dict) else None
+        for name, expected in sorted(listed.items()) if isinstance(listed, dict) else ():
+            file = path.parent / str(name)
+            if is_plain(name) and file not in known and isinstance(expected, str):
+                remedy = "delete its folder, and let the command that made it make it anew"
+                yield tried(file, lambda f=file, e=expected: check_file(f, e), remedy, has_checksum=True)[0]
+
+
+def _torn(path: Path) -> bool:
+    """Whether a file that could not be read had a checksum of ours in it."""
+    try:
+        return f'"{CHECKSUM}": "xxh3:'.encode() in read_bytes(path)
+    except UserError:
+        return False
