@@ -93,9 +93,11 @@ def command(
             traceback.print_exc()
             status = 71
         finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(status)
+            try:
+                sys.stdout.flush()
+                sys.stderr.flush()
+            finally:  # also where a stream is a broken pipe: a child must not go on with the tests
+                os._exit(status)
     deadline = time.monotonic() + _PATIENCE_S
     while True:
         done, status = os.waitpid(child, os.WNOHANG)
