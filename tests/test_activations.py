@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -134,11 +135,9 @@ def test_a_nan_names_document_and_position(tmp_path: Path, bad: float) -> None:
     """Every "Z" (byte 90) is embedded as NaN; there is one, at token 5 of the second document. Later in the model
     attention spreads it over the window."""
 
-    def damage(model: Any) -> None:
-        model.model.embed_tokens.weight.data[90] = bad
-        model.lm_head.weight.data.normal_(std=0.3)
-
-    lm = load_lm(str(save_llama(tmp_path / "model", damage=damage)))
+    lm = load_lm(str(save_llama(tmp_path / "model")))
+    weights: Any = lm.model.get_input_embeddings().weight
+    weights.data[90] = bad  # a model with such weights in its files is not loaded in the first place
     texts = ["hello world, all is well", "12345Z789"]
     ids = [i for text in texts for i in [*text.encode(), EOS]]
     ids += [EOS] * (-len(ids) % 8)
@@ -153,6 +152,20 @@ def test_a_nan_names_document_and_position(tmp_path: Path, bad: float) -> None:
     with pytest.raises(UserError, match="NaN or infinite"):
         harvest_folder(reader, text, tmp_path / "store", ABOUT)
     assert [left.name for left in tmp_path.iterdir()] == ["model"], "half a store"
+
+
+def test_a_norm_that_overflows_is_only_too_large(reader: ActivationReader, tokens: Tokens) -> None:
+    """Its entries are finite: it is left out like any row above `max_norm`, where there is one."""
+    limited = replace(reader, max_norm=1e6)
+    x = torch.ones(1, tokens.context, WIDTH)
+    x[0, 4] = 1e30
+    windows, ids = torch.arange(1), tokens.ids[:1]
+    assert 4 in reader.kept(tokens, windows, x).rows.tolist()
+    assert 4 not in limited.kept(tokens, windows, x).rows.tolist()
+    assert not bool(limited.keep(ids, x)[0, 4])
+    x[0, 6] = float("inf")
+    with pytest.raises(UserError, match=r"token 6; choose another site$"):  # it was read in float32 as it is
+        limited.kept(tokens, windows, x)
 
 
 # Sources

@@ -40,6 +40,14 @@ def row_norms(x: Float[Tensor, "*rows d_in"]) -> Float32[Tensor, "*rows"]:
     return x.float().norm(dim=-1)
 
 
+def _norms_of_finite(x: Float[Tensor, "*rows d_in"]) -> Float32[Tensor, "*rows"]:
+    """The norm of every row, NaN where an entry is NaN or infinite: one that overflows is only very large."""
+    norms = row_norms(x)
+    if bool(norms.isfinite().all()):
+        return norms
+    return torch.where(x.isfinite().all(-1), norms, torch.nan)
+
+
 def all_finite(x: Float[Tensor, "n d_in"]) -> bool:
     """Whether all entries are finite."""
     # Many times as fast as isfinite over all entries, whose temporaries are as large as x. A sum of squares may
@@ -91,7 +99,7 @@ class ActivationReader:
         self, ids: Int[Tensor, "batch ctx"], x: Float[Tensor, "batch ctx d_in"] | None = None
     ) -> Bool[Tensor, "batch ctx"]:
         """Which positions count: by place and token alone, or with the activations by their norm too."""
-        return self._keep(ids, None if x is None or not self.max_norm else row_norms(x))
+        return self._keep(ids, None if x is None or not self.max_norm else _norms_of_finite(x))
 
     def _keep(
         self, ids: Int[Tensor, "batch ctx"], norms: Float32[Tensor, "batch ctx"] | None
@@ -102,7 +110,9 @@ class ActivationReader:
         if self.exclude_special:
             keep &= ~torch.isin(ids, self.lm.special_ids.to(ids))
         if norms is not None and self.max_norm:
-            keep &= ~((norms > self.max_norm) & norms.isfinite()).to(keep.device)
+            keep &= ~(norms > self.max_norm).to(
+                keep.device
+            )  # of NaN, which is an error to come, that is false
         return keep
 
     def settle_max_norm(self, tokens: Tokens, ratio: float = 10.0) -> None:
@@ -151,7 +161,7 @@ class ActivationReader:
         Raises UserError where one is NaN or infinite.
         """
         # The norm of a row tells in one pass whether it is too large and whether all of it is finite.
-        norms = row_norms(x)
+        norms = _norms_of_finite(x)
         keep = self._keep(tokens.ids[windows], norms)
         rows = (windows[:, None] * tokens.context + torch.arange(tokens.context))[keep]
         places = keep.flatten().nonzero().flatten().to(x.device)
@@ -181,8 +191,9 @@ class ActivationReader:
             return
         row = batch.rows[~torch.isfinite(batch.x).all(1).cpu()][:1]
         document = tokens.names[int(tokens.document_of(row))]
+        wide = self.lm.dtype.itemsize >= torch.float32.itemsize
+        advice = "choose another site" if wide else "set lm.dtype to float32, or choose another site"
         raise UserError(
             f"activations at {self.site.name} of {self.lm.name}: NaN or infinite at document '{document}', "
-            f"token {int(tokens.document_position(row))}; read the model in float32 (--lm.dtype float32) "
-            "or choose another site"
+            f"token {int(tokens.document_position(row))}; {advice}"
         )
