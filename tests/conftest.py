@@ -27,6 +27,7 @@ import typecheck  # noqa: F401  # before saeforest
 
 # isort: split
 from everything_cases import make_everything
+from saeforest.activations import sources, writer
 from saeforest.config import ActivationConfig, LMConfig, OptimConfig, TextConfig, TrainConfig
 from saeforest.lm import LanguageModel, load_lm
 from saeforest.saes import AllocationConfig, TreeAuxConfig, TreeConfig
@@ -244,3 +245,24 @@ def finished_run(tiny_config: MakeConfig, tmp_path_factory: pytest.TempPathFacto
 def everything(make_once: MakeOnce, tiny_config: MakeConfig) -> Path:
     """One of each file that saeforest writes (see `make_everything`). Shared: copy it before changing it."""
     return make_once("everything", lambda folder: make_everything(folder, tiny_config()))
+
+
+@pytest.fixture
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several blocks an epoch, so that a resumed run lands inside one of them."""
+    monkeypatch.setattr(sources, "_BLOCK_ROWS", 700)
+    monkeypatch.setattr(writer, "SHARD_ROWS", 700)
+    monkeypatch.setattr(sources, "_SHARDS_MIXED", 2)
+
+
+@pytest.fixture(scope="session")
+def whole_runs(tiny_config: MakeConfig, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """An uninterrupted run from each kind of store, with the small blocks."""
+    folder = tmp_path_factory.mktemp("whole")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sources, "_BLOCK_ROWS", 700)
+        patch.setattr(writer, "SHARD_ROWS", 700)
+        patch.setattr(sources, "_SHARDS_MIXED", 2)
+        for store in ("memory", "disk", "live"):
+            run_training(tiny_config(activations={"store": store}), folder / store)
+    return {store: folder / store for store in ("memory", "disk", "live")}

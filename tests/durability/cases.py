@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from conftest import MakeConfig
 from saeforest import cli
 from saeforest.activations import sources, writer
-from saeforest.config import MemberConfig, save_config
+from saeforest.config import MemberConfig, TrainConfig, save_config
 from saeforest.explore import run as index_run
 from saeforest.saes import TopKConfig
 from saeforest.training import loop
 
+MakeConfig = Callable[..., TrainConfig]
 CASES = ("train", "train several", "resume", "harvest", "index", "eval", "eval flat", "synthetic", "demo")
 
 
@@ -52,8 +52,6 @@ class Cases:
             "tree": MemberConfig(several.sae, topk, 0),
             "topk": MemberConfig(TopKConfig(layer_sizes=(32,), k_per_layer=(4,)), topk, 1),
         }
-        from dataclasses import replace
-
         save_config(replace(several, saes=members), shared / "several.yaml")
 
     def prepare(self) -> None:

@@ -1,18 +1,16 @@
 from __future__ import annotations
 
-from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from conftest import MakeConfig
 from saeforest.config import TrainConfig, to_dict
 from saeforest.lm import load_lm
 
-from .cases import CASES, Cases
-from .harness import Ended, command, contents, leftovers
+from .cases import Cases, MakeConfig
+from .harness import command, contents, leftovers
 
 
 class Whole:
@@ -54,6 +52,3 @@ def cases(tiny_model: Path, tiny_config: MakeConfig, tmp_path_factory: pytest.Te
 @pytest.fixture(scope="session")
 def whole(cases: Cases, tmp_path_factory: pytest.TempPathFactory) -> Whole:
     return Whole(cases, tmp_path_factory.mktemp("whole"))
-
-
-__all__ = ["CASES", "Callable", "Ended"]

@@ -16,11 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors.torch import load_file
-
 from saeforest import cli
 from saeforest.files import is_temporary
+
+from .cases import Case
 
 # What a process says of a file before it does anything to it.
 _EVENTS = {
@@ -183,24 +182,20 @@ def same(one: dict[str, Any], other: dict[str, Any]) -> str:
     return f"content of {differing}" if differing else ""
 
 
+def flaw_once_more(case: Case, folder: Path, expected: dict[str, Any], prepare: Act) -> str:
+    """What is wrong after the command was given again in a folder where it was disturbed; empty if nothing is."""
+    ended = command(case.once_more, folder, prepare=prepare)
+    if ended.status != 0:
+        return f"then status {ended.status}: {ended.err[-500:]}"
+    if left := leftovers(folder):
+        return f"left {left}"
+    differing = same(contents(folder), expected)
+    return f"other {differing}" if differing else ""
+
+
 def points(n: int, some: int, shift: int = 0) -> list[int]:
     """Which of `n` operations to try: every k-th where SAEFOREST_KILL_POINTS=k, else `some` that are spread evenly."""
     if step := os.environ.get("SAEFOREST_KILL_POINTS"):
         return list(range(shift % int(step), n, int(step)))
     # By the golden ratio, so that tests that differ in `shift` or in `n` try different moments.
     return sorted({int(n * ((shift + i + 0.5) * 0.6180339887 % 1)) for i in range(some)})
-
-
-__all__ = [
-    "Ended",
-    "command",
-    "contents",
-    "fail",
-    "kill",
-    "leftovers",
-    "load_file",
-    "points",
-    "same",
-    "tell",
-    "torch",
-]

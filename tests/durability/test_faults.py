@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import shutil
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 
 from .cases import CASES, Cases
 from .conftest import Whole
-from .harness import command, contents, fail, leftovers, points, same
+from .harness import command, contents, fail, flaw_once_more, leftovers, points, same
 
 SOME = 2
 # A folder that cannot be opened for its removal, say, is nobody's loss: the work is done.
@@ -34,14 +35,8 @@ def test_a_command_on_a_failing_disk_says_so_and_can_be_given_again(
             flaws.append(f"{at}: status {failed.status}: {failed.err[-700:]}")
         elif failed.status == 2 and len(_errors(failed.err)) != 1:
             flaws.append(f"{at}: no line, or several: {failed.err[-500:]}")
-        else:
-            ended = command(case.once_more, folder, prepare=cases.prepare)
-            if ended.status != 0:
-                flaws.append(f"{at}: then status {ended.status}: {ended.err[-500:]}")
-            elif left := leftovers(folder):
-                flaws.append(f"{at}: left {left}")
-            elif differing := same(contents(folder), expected):
-                flaws.append(f"{at}: other {differing}")
+        elif flaw := flaw_once_more(case, folder, expected, cases.prepare):
+            flaws.append(f"{at}: {flaw}")
         shutil.rmtree(folder)
     assert flaws == [], f"{len(flaws)} of {len(points(n, SOME))} points of {n}"
 
@@ -60,15 +55,11 @@ def test_a_training_whose_output_nobody_can_take_ends_well(
     folder.mkdir()
 
     def closed() -> None:
-        import os
-        import sys
-
         read, write = os.pipe()
         os.close(read)
         os.dup2(write, {"stdout": 1, "stderr": 2}[stream])
         os.close(write)
         cases.prepare()
-        del sys
 
     ended = command(case.argv, folder, prepare=closed)
     assert ended.status == 1

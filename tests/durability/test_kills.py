@@ -10,7 +10,7 @@ import pytest
 
 from .cases import CASES, Cases
 from .conftest import Whole
-from .harness import command, contents, leftovers, points, same
+from .harness import command, flaw_once_more, points
 
 SOME = 5
 
@@ -30,12 +30,7 @@ def test_a_command_killed_anywhere_and_given_again_finishes(
         if killed.status != -signal.SIGKILL:
             flaws.append(f"{at}: not killed, but ended with {killed.status}: {killed.err[-300:]}")
             continue
-        ended = command(case.once_more, folder, prepare=cases.prepare)
-        if ended.status != 0:
-            flaws.append(f"{at}: status {ended.status}: {ended.err[-500:]}")
-        elif left := leftovers(folder):
-            flaws.append(f"{at}: left {left}")
-        elif differing := same(contents(folder), expected):
-            flaws.append(f"{at}: other {differing}")
+        if flaw := flaw_once_more(case, folder, expected, cases.prepare):
+            flaws.append(f"{at}: {flaw}")
         shutil.rmtree(folder)
     assert flaws == [], f"{len(flaws)} of {len(points(n, SOME))} points of {n}"

@@ -10,7 +10,7 @@ import pytest
 
 from .cases import CASES, Cases
 from .conftest import Whole
-from .harness import command, contents, leftovers, points, same, tell
+from .harness import command, contents, flaw_once_more, points, same, tell
 
 SOME = 1
 
@@ -30,13 +30,8 @@ def test_a_command_told_to_stop_can_be_given_again(
         # Where nothing is left but the last lines, it may end as if it had not been told.
         if stopped.status not in (0, 128 + signum) or "Traceback" in stopped.err:
             flaws.append(f"{at}: status {stopped.status}: {stopped.err[-700:]}")
-        ended = command(case.once_more, folder, prepare=cases.prepare)
-        if ended.status != 0:
-            flaws.append(f"{at}: then status {ended.status}: {ended.err[-500:]}")
-        elif left := leftovers(folder):
-            flaws.append(f"{at}: left {left}")
-        elif differing := same(contents(folder), expected):
-            flaws.append(f"{at}: other {differing}")
+        if flaw := flaw_once_more(case, folder, expected, cases.prepare):
+            flaws.append(f"{at}: {flaw}")
         shutil.rmtree(folder)
     assert flaws == [], f"{len(flaws)} of {len(points(n, SOME, signum))} points of {n}"
 
