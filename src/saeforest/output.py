@@ -99,7 +99,8 @@ def note(text: str = "") -> None:
 def _lenient(stream: Any) -> None:
     """A sign that the stream's encoding lacks becomes a question mark instead of an error."""
     if (reconfigure := getattr(stream, "reconfigure", None)) is not None:
-        reconfigure(errors="replace")
+        with suppress(OSError, ValueError):  # a stream that is broken or closed
+            reconfigure(errors="replace")
 
 
 def _print(text: str, stream: Any) -> None:
