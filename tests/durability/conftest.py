@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+from contextlib import chdir
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from saeforest import cli
 from saeforest.config import TrainConfig, to_dict
 from saeforest.lm import load_lm
 
@@ -41,11 +43,22 @@ def warm_up(model: Path) -> None:
     to_dict(TrainConfig())
 
 
+def run_here(cases: Cases, folder: Path) -> None:
+    """Runs commands in this process: what else they load and compile once, kernels for one, is then there too."""
+    for name in ("train several", "harvest", "index", "eval", "synthetic"):
+        case, at = cases.case(name), folder / name.replace(" ", "-")
+        at.mkdir()
+        case.made(at)
+        with chdir(at):
+            assert cli.run([str(arg) for arg in case.argv]) == 0
+
+
 @pytest.fixture(scope="session")
 def cases(tiny_model: Path, tiny_config: MakeConfig, tmp_path_factory: pytest.TempPathFactory) -> Cases:
     warm_up(tiny_model)
     made = Cases(tmp_path_factory.mktemp("cases"), tiny_config)
     made.make_runs(command)
+    run_here(made, tmp_path_factory.mktemp("here"))
     return made
 
 
