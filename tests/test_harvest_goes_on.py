@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from saeforest.activations import (
 from saeforest.activations.sources import is_store
 from saeforest.activations.writer import read_journal
 from saeforest.session import open_reader, read_tokens
-from saeforest.stopping import Interrupted
+from saeforest.stopping import Interrupted, Stop
 from saeforest.text import Tokens
 
 
@@ -41,6 +42,9 @@ def reader(tiny_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> Activati
 
 
 # A harvest that was stopped goes on
+
+TOLD = Stop()
+TOLD.signum = signal.SIGTERM
 
 
 def whole(reader: ActivationReader, tokens: Tokens, folder: Path) -> dict[str, bytes]:
@@ -64,15 +68,18 @@ def test_a_harvest_stopped_after_every_batch_reads_no_window_twice(
 
     monkeypatch.setattr(ActivationReader, "_begin", count)
     folder, stops, memory = tmp_path / "store", [], None
+    signums: set[int] = set()
     while not is_store(folder):
         try:
             if into == "folder":
-                harvest_folder(reader, tokens, folder, ABOUT, stop=lambda: True)
+                harvest_folder(reader, tokens, folder, ABOUT, stop=TOLD)
             else:
-                memory = harvest_memory(reader, tokens, 0, folder, ABOUT, stop=lambda: True)
+                memory = harvest_memory(reader, tokens, 0, folder, ABOUT, stop=TOLD)
         except Interrupted as stop:
             stops.append(str(stop))
+            signums.add(stop.signum)
     batches = -(-len(tokens.ids) // reader.batch_size)
+    assert signums == {signal.SIGTERM}
     assert stops == [f"stopped after {256 * i:,} of 1,280 tokens" for i in range(1, batches + 1)]
     # The language model is one batch ahead of what is kept, and that one is read again.
     assert len(read) <= 2 * len(tokens.ids)
@@ -114,7 +121,7 @@ def test_a_damaged_shard_of_an_unfinished_harvest_is_read_again(
     folder = tmp_path / "store"
     for _ in range(4):
         with pytest.raises(Interrupted):
-            harvest_folder(reader, tokens, folder, ABOUT, stop=lambda: True)
+            harvest_folder(reader, tokens, folder, ABOUT, stop=TOLD)
     damaged = folder / kept_shards(folder)[0]
     data = bytearray(damaged.read_bytes())
     data[-1] ^= 1
@@ -129,7 +136,7 @@ def test_an_unfinished_harvest_of_something_else_is_left_alone(
 ) -> None:
     folder = tmp_path / "store"
     with pytest.raises(Interrupted):
-        harvest_folder(reader, tokens, folder, ABOUT, stop=lambda: True)
+        harvest_folder(reader, tokens, folder, ABOUT, stop=TOLD)
     before = {p.name: p.read_bytes() for p in folder.iterdir()}
     with pytest.raises(UserError, match=rf"holds an unfinished harvest of other activations \({key}: "):
         harvest_folder(reader, tokens, folder, {**ABOUT, key: value})

@@ -32,6 +32,10 @@ class Stop:
         return Interrupted(message, self.signum or signal.SIGINT)
 
 
+#: Nobody asks to stop.
+NEVER = Stop()
+
+
 @contextmanager
 def stopping(what: str) -> Iterator[Stop]:
     """Yields what says whether to stop; the second signal stops at once. `what` is to be saved, for the message.

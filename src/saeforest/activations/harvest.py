@@ -13,15 +13,11 @@ from ..errors import UserError
 from ..files import remove_leftovers
 from ..output import note
 from ..progress import progress
-from ..stopping import Interrupted
+from ..stopping import NEVER, Stop
 from ..text import Tokens
 from .reader import ActivationBatch, ActivationReader
 from .sources import MemoryActivations
 from .writer import Harvest, HarvestClock, StoreWriter
-
-
-def _never() -> bool:
-    return False
 
 
 def harvest_folder(
@@ -29,7 +25,7 @@ def harvest_folder(
     tokens: Tokens,
     folder: Path,
     about: dict[str, Any],
-    stop: Callable[[], bool] = _never,
+    stop: Stop = NEVER,
 ) -> Harvest:
     """Reads all activations of `tokens` into shards in `folder`, which is a store once its manifest is there.
 
@@ -60,7 +56,7 @@ def harvest_memory(
     seed: int,
     folder: Path | None = None,
     about: dict[str, Any] | None = None,
-    stop: Callable[[], bool] = _never,
+    stop: Stop = NEVER,
 ) -> MemoryActivations:
     """Reads all activations of `tokens` into memory and, where a folder is given, as `harvest_folder` does.
 
@@ -114,7 +110,7 @@ def _bits(reader: ActivationReader) -> dict[str, Any]:
 
 
 def _read(
-    reader: ActivationReader, tokens: Tokens, store: StoreWriter | None, stop: Callable[[], bool]
+    reader: ActivationReader, tokens: Tokens, store: StoreWriter | None, stop: Stop
 ) -> Iterator[tuple[ActivationBatch, int, bool]]:
     """Activations of all windows in order, how many windows they are of, and whether they were read just now."""
     found = () if store is None else store.found()
@@ -130,8 +126,7 @@ def _read(
             advance(n_read)
             if stop():
                 if store is None:
-                    raise Interrupted
+                    raise stop.interrupted("stopped")
                 store.keep()
-                raise Interrupted(
-                    f"stopped after {store.n_windows * tokens.context:,} of {tokens.n_tokens:,} tokens"
-                )
+                done = store.n_windows * tokens.context
+                raise stop.interrupted(f"stopped after {done:,} of {tokens.n_tokens:,} tokens")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,16 +24,13 @@ from ..errors import UserError
 from ..lm import ModelIdentity, identify, same_model
 from ..output import note
 from ..session import about_activations, read_tokens, settle_positions
+from ..stopping import NEVER, Stop
 from ..text import Tokens, adds_bos
 
 ACTIVATIONS = "activations"
 # Of the machine's memory, what stored activations may take before they go to disk.
 _MEMORY_SHARE = 0.4
 _CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
-
-
-def _never() -> bool:
-    return False
 
 
 @dataclass(frozen=True)
@@ -104,7 +100,7 @@ def check_model(manifest: dict[str, Any], model: ModelIdentity, data: str) -> No
 
 
 def open_data(
-    config: TrainConfig, reader: ActivationReader, d_in: int, out: Path, stop: Callable[[], bool] = _never
+    config: TrainConfig, reader: ActivationReader, d_in: int, out: Path, stop: Stop = NEVER
 ) -> TrainingData:
     """Reads the text and, unless they are read live or were harvested before, its activations.
 
