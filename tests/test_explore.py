@@ -120,8 +120,9 @@ class World:
 
     def build(self) -> Index:
         batches = map(ActivationBatch, self.x.split(self.sizes), self.rows.split(self.sizes))
-        options = {"n_contexts": N_CONTEXTS, "min_count": MIN_COUNT}
-        return build_index(self.sae, batches, self.tokens, total=len(self.rows), **options)
+        return build_index(
+            self.sae, batches, self.tokens, total=len(self.rows), n_contexts=N_CONTEXTS, min_count=MIN_COUNT
+        )
 
 
 @pytest.fixture(scope="module", params=["tree", "ungated", "many_documents"])
@@ -341,7 +342,7 @@ def test_tensors_that_are_no_index_are_noticed(
 
 
 @pytest.mark.parametrize("change", [{"format_version": 99}, {"n_tokens": "many"}])
-def test_a_manifest_of_another_kind_is_noticed(saved: tuple[Path, World], change: dict[str, object]) -> None:
+def test_a_manifest_of_another_kind_is_noticed(saved: tuple[Path, World], change: dict[str, Any]) -> None:
     run, world = saved
     path = run / "index" / "index.json"
     edit_json(path, **change)

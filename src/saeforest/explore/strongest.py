@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -16,7 +17,7 @@ _MANY_DOCUMENTS = 100
 Passage = Callable[[Tensor], Tensor]
 
 
-def passages(tokens: Tokens) -> tuple[str, Passage]:
+def passages(tokens: Tokens) -> tuple[Literal["document", "window"], Passage]:
     """What a passage is in this text (a "document" or a "window"), and the passage of each row.
 
     A feature's strongest activations come from different passages, so that they show different contexts. A text
