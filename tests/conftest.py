@@ -250,9 +250,9 @@ def everything(make_once: MakeOnce, tiny_config: MakeConfig) -> Path:
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several blocks an epoch, so that a resumed run lands inside one of them."""
-    monkeypatch.setattr(sources, "_BLOCK_ROWS", 700)
+    monkeypatch.setattr(sources, "BLOCK_ROWS", 700)
     monkeypatch.setattr(writer, "SHARD_ROWS", 700)
-    monkeypatch.setattr(sources, "_SHARDS_MIXED", 2)
+    monkeypatch.setattr(sources, "SHARDS_MIXED", 2)
 
 
 @pytest.fixture(scope="session")
@@ -260,9 +260,9 @@ def whole_runs(tiny_config: MakeConfig, tmp_path_factory: pytest.TempPathFactory
     """An uninterrupted run from each kind of store, with the small blocks."""
     folder = tmp_path_factory.mktemp("whole")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sources, "_BLOCK_ROWS", 700)
+        patch.setattr(sources, "BLOCK_ROWS", 700)
         patch.setattr(writer, "SHARD_ROWS", 700)
-        patch.setattr(sources, "_SHARDS_MIXED", 2)
+        patch.setattr(sources, "SHARDS_MIXED", 2)
         for store in ("memory", "disk", "live"):
             run_training(tiny_config(activations={"store": store}), folder / store)
     return {store: folder / store for store in ("memory", "disk", "live")}

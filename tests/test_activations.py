@@ -65,9 +65,9 @@ def open_source(
     reader: ActivationReader, tokens: Tokens, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Open:
     """Sources with blocks so small that a few dozen windows make several of them."""
-    monkeypatch.setattr(sources, "_BLOCK_ROWS", 100)
+    monkeypatch.setattr(sources, "BLOCK_ROWS", 100)
     monkeypatch.setattr(writer, "SHARD_ROWS", 100)
-    monkeypatch.setattr(sources, "_SHARDS_MIXED", 2)
+    monkeypatch.setattr(sources, "SHARDS_MIXED", 2)
 
     def open_kind(kind: str, seed: int = 0) -> Blocks:
         if kind == "memory":

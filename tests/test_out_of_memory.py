@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -41,12 +42,16 @@ def test_other_errors_are_none_of_it(error: Exception) -> None:
     assert out_of_memory.explained(error) is None
 
 
-def raised_in(module: str) -> BaseException:
-    """The error of a function of that module which asks for too much."""
-    space = {"__name__": module, "torch": torch}
+def raising(module: str) -> Callable[[], None]:
+    """A function of that module which asks for too much."""
+    space: dict[str, Any] = {"__name__": module, "torch": torch}
     exec(f"def work(): torch.empty({BEYOND}, dtype=torch.uint8)", space)
+    return space["work"]
+
+
+def raised_in(module: str) -> BaseException:
     with pytest.raises(RuntimeError) as error:
-        space["work"]()  # pyright: ignore[reportCallIssue]
+        raising(module)()
     return error.value
 
 
@@ -58,7 +63,7 @@ def raised_in(module: str) -> BaseException:
         ("saeforest.activations.sources", "activations.store"),
         ("saeforest.saes.tree", "sae.layer_sizes or optim.batch_size"),
         ("saeforest.training.adam", "sae.layer_sizes or optim.batch_size"),
-        ("saeforest.explore.build", "the index's tokens"),
+        ("saeforest.explore.build", "lm.batch_size, or index a smaller SAE"),
         ("saeforest.measures.mcs", "the tokens measured"),
         ("saeforest.synthetic.world", "size, batch_size or held_out"),
         ("saeforest.lmx", "sae.layer_sizes, optim.batch_size, lm.batch_size or tokens"),
@@ -81,3 +86,16 @@ def test_the_command_line_ends_with_status_2(
         "saeforest: error: not enough memory for the SAE (8,192.0 TiB more); lower sae.layer_sizes"
     )
     assert said.count("\n") == 1
+
+
+def test_a_trained_sae_has_no_sizes_to_lower() -> None:
+    space: dict[str, Any] = {
+        "__name__": "saeforest.measures.evaluate",
+        "encode": raising("saeforest.saes.tree"),
+    }
+    exec("def work(): encode()", space)
+    with pytest.raises(RuntimeError) as error:
+        space["work"]()
+    line = out_of_memory.explained(error.value) or ""
+    assert "lower lm.batch_size" in line
+    assert "layer_sizes" not in line

@@ -86,9 +86,13 @@ def train(argv: Sequence[str]) -> None:
         raise UserError(f"--seed {args.config.seed} and --seeds: give one of them")
     config = with_seeds(config, args.seeds, name)
     if args.dry_run:
+        from .memory import too_much
         from .training.plan import describe, estimate
 
-        status.print(describe(estimate(config)))
+        found = estimate(config)
+        status.print(describe(found))
+        if warning := too_much(found.memory.peak, found.memory.lower):
+            note(f"warning: {warning}")
         return
     from .session import load_run, sae_names
     from .training import run_training

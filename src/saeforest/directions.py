@@ -91,6 +91,16 @@ class Nearness(NamedTuple):
     rank_parent: Int[Tensor, "d_sae"]
 
 
+def nearness_memory(n_features: int, d_sae: int, d_in: int) -> int:
+    """The most bytes that `nearness` takes at once, of `n_features` that have a direction."""
+    block = max(min(_BLOCK_ENTRIES // d_sae, n_features), 1)
+    before = 4 * block if block < n_features else 0
+    # The rows of unit norm; cosines of a block and of the one before, and which are larger; directions; covariance.
+    return (
+        4 * d_sae * d_in + (4 + 1) * block * d_sae + before * d_sae + 5 * 8 * block * d_in + 4 * 8 * d_in**2
+    )
+
+
 def nearness(
     moments: Moments,
     n_fired: Int[Tensor, "d_sae"],

@@ -29,7 +29,15 @@ from torch import Tensor
 from .directions import Directions, Moments
 from .errors import UserError
 from .forest import ROOT, Forest, flat_forest
-from .pairs import SCORES, PairStatistics, Score, first_best
+from .pairs import (
+    KEPT_PER_FIRING,
+    SCORES,
+    PairStatistics,
+    Score,
+    first_best,
+    scores_memory,
+    sorted_memory,
+)
 from .progress import progress
 from .saes import SAE
 
@@ -158,6 +166,18 @@ class ForestInference:
             self._pairs.add(code)
             if self._moments is not None:
                 self._moments.add(self.sae.normalize(x)[0], code.ids, code.active(threshold).double())
+
+    def still_to_come(self, share: float) -> int:
+        """The bytes that the rest of the activations adds, when a share of them was added."""
+        return round(KEPT_PER_FIRING * self._pairs.n_firings * (1 / share - 1))
+
+    def afterwards(self, share: float) -> int:
+        """The bytes that `forest` takes for a while, when a share of all activations was added."""
+        d_sae, d_in = self.sae.d_sae, self.sae.d_in
+        kept = sorted_memory(round(self._pairs.n_firings / share), d_sae)
+        # With directions come the decoder's rows, the covariance, and cosines beside the scores.
+        rows = 0 if self._moments is None else 4 * d_sae * d_in + 4 * 8 * d_in**2
+        return kept + rows + scores_memory(d_sae, (self.config.score,))
 
     @torch.no_grad()
     def forest(self) -> InferredForest:

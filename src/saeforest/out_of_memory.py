@@ -27,7 +27,7 @@ _LOWER = (
     ("saeforest.activations", "the activations", "tokens, or set activations.store to disk or live"),
     ("saeforest.synthetic", "the synthetic world", "size, batch_size or held_out"),
     ("saeforest.toys", "the synthetic world", "size, batch_size or held_out"),
-    ("saeforest.explore", "the index", "the index's tokens"),
+    ("saeforest.explore", "the index", "lm.batch_size, or index a smaller SAE"),
     ("saeforest.measures", "a measure", "the tokens measured, or leave that measure out"),
     ("saeforest.infer", "the inference of a forest", "infer_tokens"),
     ("saeforest.report", "the report", "the number of runs compared"),
@@ -35,6 +35,8 @@ _LOWER = (
     ("saeforest.saes", "the SAE", "sae.layer_sizes or optim.batch_size"),
     ("saeforest.training", "the SAE's training", "sae.layer_sizes or optim.batch_size"),
 )
+# Here an SAE is trained already, and its sizes are no setting any more.
+_TRAINED = ("saeforest.measures.", "saeforest.explore.", "saeforest.infer.")
 
 
 def explained(error: BaseException) -> str | None:
@@ -63,5 +65,7 @@ def _asked(error: BaseException) -> tuple[str, str]:
     for module in reversed(frames):
         for part, what, lower in _LOWER:
             if f"{module}.".startswith(f"{part}."):
+                if part == "saeforest.saes" and any(f"{m}.".startswith(_TRAINED) for m in frames):
+                    return what, "lm.batch_size, by which text is read"
                 return what, lower
     return "this", "sae.layer_sizes, optim.batch_size, lm.batch_size or tokens"

@@ -39,6 +39,8 @@ _BINARY: tuple[Score, ...] = ("coverage", "mcs_binary", "mcs_binary_scaled")
 _SLOTS = 1 << 21
 # Dense rows of scores come in blocks of so many entries.
 _BLOCK_ENTRIES = 1 << 21
+#: Bytes of a firing that `PairStatistics` takes in, before it sorts them.
+KEPT_PER_FIRING = 8
 _MIN_MAX = 1e-12
 # A variance below this share of its mean square is rounding: the values are all the same.
 _MIN_VARIANCE = 1e-10
@@ -132,6 +134,10 @@ class PairStatistics:
         self._widths.append(active.sum(1).to("cpu", torch.int32))
         self.n_tokens += len(active)
         self._firings = None
+
+    @property
+    def n_firings(self) -> int:
+        return sum(map(len, self._ids))
 
     @property
     def marginals(self) -> Marginals:
@@ -312,3 +318,15 @@ class _Firings:
                     parent_sum[i] += torch.bincount(other, of_parent, minlength=self.d_sae)
                     parent_square[i] += torch.bincount(other, of_parent**2, minlength=self.d_sae)
         return PairSums(n, dot, parent_sum, parent_square)
+
+
+def sorted_memory(n_firings: int, d_sae: int) -> int:
+    """The bytes that it takes to sort firings that are kept already: by feature, and what is at hand meanwhile."""
+    return 8 * n_firings + max(4 * n_firings, 64 * min(n_firings, _SLOTS)) + 64 * d_sae
+
+
+def scores_memory(d_sae: int, kinds: Sequence[Score]) -> int:
+    """The most bytes that a block of scores takes, with the one before it and what is at hand."""
+    # The sums of a pair are numbers of 8 bytes; a score is kept twice and takes about four more on its way.
+    sums = 1 if set(kinds).issubset(_BINARY) else 4
+    return 8 * (sums + 5 + 4 * len(kinds)) * max(min(_BLOCK_ENTRIES, d_sae**2), d_sae)

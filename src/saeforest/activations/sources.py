@@ -24,8 +24,9 @@ from .manifest import HarvestRecord, Manifest
 from .reader import ActivationBatch, ActivationReader, all_finite
 from .writer import HARVEST, MANIFEST, STORE_VERSION, TOKENS
 
-_BLOCK_ROWS = 1 << 16
-_SHARDS_MIXED = 8
+BLOCK_ROWS = 1 << 16
+LIVE_ROWS = 4 * BLOCK_ROWS
+SHARDS_MIXED = 8
 
 
 @runtime_checkable
@@ -94,14 +95,14 @@ class MemoryActivations:
 
     def __post_init__(self) -> None:
         self.d_in = self.x.shape[1]
-        self.n_blocks = -(-len(self.x) // _BLOCK_ROWS)
+        self.n_blocks = -(-len(self.x) // BLOCK_ROWS)
         self._epoch, self._order = -1, torch.empty(0, dtype=torch.int64)
 
     def block(self, epoch: int, index: int) -> ActivationBatch:
         if epoch != self._epoch:
             self._epoch = epoch
             self._order = torch.randperm(len(self.x), generator=seeded(self.seed, "rows", epoch))
-        order = self._order[index * _BLOCK_ROWS : (index + 1) * _BLOCK_ROWS]
+        order = self._order[index * BLOCK_ROWS : (index + 1) * BLOCK_ROWS]
         return ActivationBatch(self.x.index_select(0, order), self.rows[order])
 
 
@@ -115,7 +116,7 @@ class LiveActivations:
     d_in: int
 
     def __post_init__(self) -> None:
-        self._windows = max(_BLOCK_ROWS * 4 // self.tokens.context, self.reader.batch_size)
+        self._windows = max(BLOCK_ROWS * 4 // self.tokens.context, self.reader.batch_size)
         self.n_blocks = -(-len(self.tokens.ids) // self._windows)
 
     @property
@@ -143,7 +144,7 @@ class StoredActivations:
     def __post_init__(self) -> None:
         self.d_in = int(self.manifest["d_in"])
         self.shards: list[dict[str, Any]] = self.manifest["shards"]
-        self.n_blocks = -(-len(self.shards) // _SHARDS_MIXED)
+        self.n_blocks = -(-len(self.shards) // SHARDS_MIXED)
 
     @property
     def n_rows(self) -> int:
@@ -165,7 +166,7 @@ class StoredActivations:
 
     def block(self, epoch: int, index: int, stop: Callable[[], bool] = _never) -> ActivationBatch:
         order = torch.randperm(len(self.shards), generator=seeded(self.seed, "shards", epoch))
-        mixed = order[index * _SHARDS_MIXED : (index + 1) * _SHARDS_MIXED].tolist()
+        mixed = order[index * SHARDS_MIXED : (index + 1) * SHARDS_MIXED].tolist()
         shards = (self.shard(i) for i in mixed)
         return _mixed(list(_until(stop, shards)), seeded(self.seed, "rows", epoch, index))
 

@@ -9,8 +9,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..activations import ActivationBatch
-from ..directions import RIDGE, Moments, nearness
+from ..directions import RIDGE, Moments, nearness, nearness_memory
 from ..errors import UserError
+from ..memory import Forecast
 from ..progress import progress
 from ..saes import SAE
 from ..text import Tokens
@@ -45,11 +46,14 @@ def build_index(
     device = sae.device
     seen = Counts(sae, Strongest(sae.d_sae, n_contexts, passage, device))
     begin(seen)
+    forecast = Forecast("index", "lm.batch_size, or index a smaller SAE")
     with progress("index", total) as advance:
         for batch in batches:
             for x, rows in zip(batch.x.split(_SLICE), batch.rows.split(_SLICE), strict=True):
                 seen.add(x.to(device), rows.to(device))
             advance(len(batch))
+            # What is counted in was there from the start; the directions come when all is counted.
+            forecast.tell(0, seen.directions_memory())
     if seen.moments.n == 0:
         raise UserError("no activations to index: every position of the text is excluded; give longer text")
     near = nearness(seen.moments, seen.n_fired, sae.W_dec, sae.parent, min_count)
@@ -89,6 +93,13 @@ class Counts:
         self.n_with_parent = torch.zeros_like(self.n_fired)
         self.value_sum = torch.zeros(sae.d_sae, dtype=torch.float64, device=sae.device)
         self.value_max = torch.zeros(sae.d_sae, device=sae.device)
+
+    def directions_memory(self) -> int:
+        """About what it takes to find directions in the end, on the CPU: of those that fired, and as many again."""
+        if self.sae.device.type != "cpu":
+            return 0
+        n_features = min(2 * int((self.n_fired > 0).sum()), self.sae.d_sae)
+        return nearness_memory(n_features, self.sae.d_sae, self.sae.d_in)
 
     def tensors(self) -> dict[str, Tensor]:
         """All that `restore` needs."""

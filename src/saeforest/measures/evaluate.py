@@ -16,14 +16,16 @@ from ..activations import ActivationReader
 from ..code import SparseCode
 from ..forest import Forest
 from ..lm.model import divergences, next_token_losses
-from ..pairs import PairStatistics
+from ..memory import Forecast
+from ..pairs import KEPT_PER_FIRING, PairStatistics
 from ..progress import progress
 from ..saes import SAE
 from ..session import check_bos
 from ..text import Tokens
 from .measure import EvalBatch, Measure, WindowLosses
+from .memory import Measured, studies_memory
 from .options import MeasureOptions
-from .probes import Probes
+from .probes import PAPER_PROBES, Probes
 from .record import Record
 from .registry import MEASURES, Streaming, Study
 from .subject import Seen, Subject
@@ -179,6 +181,7 @@ def _read(tasks: Sequence[Task], ce_tokens: int) -> tuple[Int[Tensor, "n"], Floa
     # As much as there can be; what the excluded positions leave over is never touched.
     x = torch.empty(tokens.n_tokens if sees else 0, width, dtype=reader.lm.dtype)
     rows, n = torch.empty(len(x), dtype=torch.int64), 0
+    forecast = Forecast("measure", "lm.batch_size, or measure fewer tokens or SAEs at once")
     with progress("measure", tokens.n_tokens, "tokens") as advance:
         for windows in torch.arange(len(tokens.ids)).split(reader.batch_size):
             view = read_windows(reader, tokens, windows, int((windows < n_loss_windows).sum()))
@@ -192,7 +195,21 @@ def _read(tasks: Sequence[Task], ce_tokens: int) -> tuple[Int[Tensor, "n"], Floa
                 if task.sees:
                     task.pairs.add(batch.code)
             advance(windows.numel() * tokens.context)
+            forecast.tell(*_still_to_come(tasks, windows.numel() / len(tokens.ids), n))
     return rows[:n], x[:n]
+
+
+def _still_to_come(tasks: Sequence[Task], share: float, n: int) -> tuple[int, int]:
+    """Bytes that the rest of the text adds, when a share of it and `n` activations were read, and that studies take."""
+    sae = tasks[0].subject.sae
+    more = round((1 / share - 1) * n) * (sae.d_in * tasks[0].subject.reader.lm.dtype.itemsize + 8)
+    most = 0
+    for task in tasks:
+        firings = round(task.pairs.n_firings / share)
+        more += round(KEPT_PER_FIRING * firings * (1 - share))
+        of = Measured(task.subject.sae.d_sae, sae.d_in, round(n / share), firings, PAPER_PROBES)
+        most = max(most, studies_memory(tuple(task.studies), of))
+    return more, most
 
 
 class Predictions(NamedTuple):

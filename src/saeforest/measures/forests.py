@@ -30,6 +30,7 @@ from ..files import (
 )
 from ..forest import Forest
 from ..infer import ForestInference, InferredForest
+from ..memory import Forecast
 from ..output import note
 from ..progress import progress
 from ..saes import SAE
@@ -72,11 +73,18 @@ def forests_of(
     if not missing:
         return found
     config = saes[next(iter(missing))][0]
-    with progress("read for forests", min(options.infer_tokens, config.tokens), "tokens") as advance:
+    n_tokens = min(options.infer_tokens, config.tokens)
+    forecast = Forecast("forests", "infer_tokens or lm.batch_size")
+    with progress("read for forests", n_tokens, "tokens") as advance:
         for x in _training_activations(config, reader, options.infer_tokens):
             for inference in missing.values():
                 inference.add(x)
             advance(len(x))
+            share = min(len(x) / n_tokens, 1.0)
+            forecast.tell(
+                sum(inference.still_to_come(share) for inference in missing.values()),
+                max(inference.afterwards(share) for inference in missing.values()),
+            )
     for name, inference in missing.items():
         config, sae = saes[name]
         place = within(folder / FOREST_FOLDER, name)

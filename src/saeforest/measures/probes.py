@@ -274,6 +274,14 @@ class Probes:
         return self.x.to(self.device) if self.x.nbytes < free / 2 else self.x
 
 
+def probes_memory(n_tokens: int, d_in: int, n_probes: int, batch_size: int = 4096) -> int:
+    """The most bytes that training and judging probes takes: their weights and moments, a batch, and logits."""
+    training = 4 * (4 * n_probes + 2 * batch_size) * d_in + 3 * 4 * batch_size * _CHUNK
+    # Logits of a sample in both precisions, and once more while they are joined.
+    judging = 20 * min(n_tokens, QUALITY_SAMPLE) * min(n_probes, _CHUNK)
+    return max(training, judging + 8 * n_probes * d_in)
+
+
 def _auroc(positive: Float64[Tensor, "n_c"], negative: Float64[Tensor, "others"]) -> float:
     negative = negative.sort().values
     smaller = torch.searchsorted(negative, positive)

@@ -345,6 +345,11 @@ class SAE(nn.Module):
         """Called after optimiser step `step` (counted from 1)."""
         return []
 
+    @property
+    def first_update(self) -> int | None:
+        """The first step after which `after_step` does work on a large scale; None where it never does."""
+        return None
+
     @torch.no_grad()
     def finish(self) -> None:
         """Called before saving: the optimiser's last step left the decoder slightly off unit norm.

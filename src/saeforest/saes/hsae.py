@@ -215,6 +215,10 @@ class HSAE(JumpReLUSAE):
         due = step % self._period == 0 if updates == "alternate" else step == self._period
         return self._update(step) if due and updates in ("alternate", "fixed") else []
 
+    @property
+    def first_update(self) -> int | None:
+        return self._period if self.config.hierarchy.updates in ("alternate", "fixed") else None
+
     @torch.no_grad()
     def finish(self) -> None:
         if self.config.hierarchy.updates == "after":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import os
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,15 +22,15 @@ from ..activations.sources import is_store
 from ..config import TrainConfig
 from ..errors import UserError
 from ..lm import ModelIdentity, identify, same_model
+from ..memory import available
 from ..output import note
 from ..session import about_activations, read_tokens, settle_positions
 from ..stopping import NEVER, Stop
 from ..text import Tokens, adds_bos
 
 ACTIVATIONS = "activations"
-# Of the machine's memory, what stored activations may take before they go to disk.
+# Of the memory that is left, what stored activations may take before they go to disk.
 _MEMORY_SHARE = 0.4
-_CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
 @dataclass(frozen=True)
@@ -100,11 +100,17 @@ def check_model(manifest: dict[str, Any], model: ModelIdentity, data: str) -> No
 
 
 def open_data(
-    config: TrainConfig, reader: ActivationReader, d_in: int, out: Path, stop: Stop = NEVER
+    config: TrainConfig,
+    reader: ActivationReader,
+    d_in: int,
+    out: Path,
+    stop: Stop = NEVER,
+    settled: Callable[[TrainConfig], None] = lambda config: None,
 ) -> TrainingData:
     """Reads the text and, unless they are read live or were harvested before, its activations.
 
-    Activations that an earlier process has read for the same run are used again.
+    Activations that an earlier process has read for the same run are used again. `settled` is called with the
+    configuration once it is known where they wait: a run that is killed and goes on must not choose anew.
 
     Raises UserError where the text is missing or too short, or the activations are of another width; Interrupted where
     `stop` says so.
@@ -129,6 +135,7 @@ def open_data(
     config = settle_positions(config, reader, tokens)
     store = choose_store(config, tokens.n_tokens, d_in, reader.lm.dtype.itemsize)
     config = replace(config, activations=replace(config.activations, store=store))
+    settled(config)
     if store == "live":
         n_rows = sum(int(reader.keep(ids).sum()) for ids in tokens.ids.split(4096))
         return TrainingData(config, tokens, LiveActivations(reader, tokens, config.data_seed, d_in), n_rows)
@@ -169,15 +176,6 @@ def choose_store(config: TrainConfig, n_tokens: int, d_in: int, itemsize: int) -
     """Where activations wait: as configured, or in memory if they fit there beside the rest."""
     if config.activations.store != "auto":
         return config.activations.store
-    if n_tokens * d_in * itemsize <= _MEMORY_SHARE * machine_memory():
+    if n_tokens * d_in * itemsize <= _MEMORY_SHARE * available():
         return "memory"
     return "disk" if config.epochs > 1 else "live"
-
-
-def machine_memory() -> int:
-    """Bytes of memory this process may use: the machine's, or its container's limit."""
-    installed = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    try:
-        return min(installed, int(_CGROUP_LIMIT.read_text()))
-    except (OSError, ValueError):  # no such limit, or "max"
-        return installed

@@ -3,24 +3,48 @@
 from __future__ import annotations
 
 import math
-import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from rich.table import Table
+from torch import Tensor
 
-from ..activations import open_store
-from ..activations.sources import is_store
+from ..activations import ActivationReader, open_store
+from ..activations.sources import BLOCK_ROWS, LIVE_ROWS, SHARDS_MIXED, is_store
+from ..activations.writer import SHARD_ROWS
 from ..config import TrainConfig, resolve
-from ..saes import SAE
+from ..memory import available, give_back, on_gpu, peak, reset_peak, resident, size
+from ..saes.systems import SYSTEMS
 from ..session import open_reader, read_tokens
 from ..text import Tokens
 from .data import as_harvested, choose_store
-from .loop import make_optimizer, update
+from .rehearsal import Rehearsal, rehearse
 from .run import count_steps, new_sae
 
-_PROBE_WINDOWS, _PROBE_STEPS = 16, 3
+_PROBE_WINDOWS = 16
+
+
+@dataclass(frozen=True)
+class PeakMemory:
+    """The most memory that a run holds at once, in bytes, and what it consists of when training."""
+
+    peak: int
+    """Of the whole run, on the CPU."""
+    base: int
+    """Libraries, language model, text."""
+    activations: int
+    """What waits in memory to be trained on."""
+    state: int
+    """The SAEs with gradients and the optimiser's moments."""
+    dead: int
+    """The peak if most features were dead."""
+    lower: str
+    """What to lower if it is too much."""
+    measured: bool
+    """From steps that were tried, which is not done where not even the state has room."""
+    gpu: int = 0
+    """The peak on the GPU, of PyTorch's tensors and what it holds ready for them."""
 
 
 @dataclass(frozen=True)
@@ -36,12 +60,14 @@ class Estimate:
     bytes_sae: int
     bytes_lm: int
     bytes_activations: int
+    memory: PeakMemory
     seconds_lm: float
-    seconds_sae: float
+    seconds_sae: float | None
+    """None where no step could be tried."""
 
 
 def estimate(config: TrainConfig) -> Estimate:
-    """Times a little of the real work on this machine: the language model on a few windows, and a few SAE steps.
+    """Tries a little of the real work on this machine: the language model on a few windows, and a few SAE steps.
 
     Raises UserError where the model, the site or the text is not to be had, as the run itself would.
     """
@@ -49,6 +75,7 @@ def estimate(config: TrainConfig) -> Estimate:
     reader = open_reader(config)
     d_in = reader.lm.site_width(reader.site)
     harvested = is_store(Path(config.data))
+    row = d_in * reader.lm.dtype.itemsize + 8  # an activation, and where it comes from
     if harvested:
         n_rows = open_store(Path(config.data)).n_rows
         store = "harvested"
@@ -58,25 +85,28 @@ def estimate(config: TrainConfig) -> Estimate:
         store = choose_store(config, n_rows, d_in, reader.lm.dtype.itemsize)
     n_steps = count_steps(config, n_rows)
 
-    n_ids = min(len(reader.lm.tokenizer), reader.lm.vocab_size)
-    ids = (
-        torch.arange(_PROBE_WINDOWS * config.text.context, dtype=torch.int32).view(_PROBE_WINDOWS, -1) % n_ids
-    )
-    probe = Tokens(ids, torch.zeros(1, dtype=torch.int64), ("probe",))
-    reader.read(probe, torch.arange(_PROBE_WINDOWS))
-    before = reader.seconds
-    x = reader.read(probe, torch.arange(_PROBE_WINDOWS)).x
-    lm_per_token = (reader.seconds - before) / ids.numel()
+    held = resident()
+    reset_peak()
+    x, lm_per_token = _activations(config, reader)
+    reading = peak() - held
+    give_back()
     lm_passes = 0 if harvested else config.epochs if store == "live" else 1
 
-    n_parameters, seconds_per_step = {}, 0.0
-    for name, member in config.members().items():
-        sae = new_sae(member, d_in, n_steps, reader)
-        n_parameters[name] = sum(p.numel() for p in sae.parameters())
-        if member.sae.normalize_activations == "dataset_scale":
-            scale = math.sqrt(d_in) / float(x.float().norm(dim=1).mean())
-            sae.config = replace(sae.config, normalize_activations=scale)  # pyright: ignore[reportArgumentType]
-        seconds_per_step += _seconds_per_step(member, sae, x)
+    members = config.members()
+    n_parameters = {name: _n_parameters(member, d_in) for name, member in members.items()}
+    bytes_sae = sum(_bytes(member) * n_parameters[name] for name, member in members.items())
+    bytes_lm = sum(p.numel() * p.element_size() for p in reader.lm.model.parameters())
+    base, waiting = resident(), _Waiting(store, n_rows, row, reader)
+    tried = None
+    if reader.lm.device.type != "cpu" or bytes_sae + waiting.held < available():
+        saes = {}
+        for name, member in members.items():
+            sae = saes[name] = new_sae(member, d_in, n_steps, reader)
+            if member.sae.normalize_activations == "dataset_scale":
+                scale = math.sqrt(d_in) / float(x.float().norm(dim=1).mean())
+                sae.config = replace(sae.config, normalize_activations=scale)  # pyright: ignore[reportArgumentType]
+            n_parameters[name] = sum(p.numel() for p in sae.parameters())
+        tried = rehearse(saes, members, x, n_steps, base)
     return Estimate(
         config=config,
         device=reader.lm.device,
@@ -84,12 +114,106 @@ def estimate(config: TrainConfig) -> Estimate:
         n_parameters=n_parameters,
         n_steps=n_steps,
         store=store,
-        bytes_sae=sum(_bytes(m) * n_parameters[name] for name, m in config.members().items()),
-        bytes_lm=sum(p.numel() * p.element_size() for p in reader.lm.model.parameters()),
+        bytes_sae=bytes_sae,
+        bytes_lm=bytes_lm,
         bytes_activations=0 if store == "live" else n_rows * d_in * reader.lm.dtype.itemsize,
+        memory=_peak_memory(base, reading, waiting, bytes_sae, bytes_lm, tried, reader.lm.device),
         seconds_lm=lm_per_token * n_rows * lm_passes,
-        seconds_sae=seconds_per_step * n_steps,
+        seconds_sae=None if tried is None else tried.seconds_per_step * n_steps,
     )
+
+
+@dataclass(frozen=True)
+class _Waiting:
+    """Memory for activations on their way to the SAEs."""
+
+    store: str
+    n_rows: int
+    row: int
+    """Bytes."""
+    reader: ActivationReader
+
+    @property
+    def held(self) -> int:
+        """While a batch is trained on: all of them, or the block it is from and the one that is read meanwhile."""
+        match self.store:
+            case "memory":
+                return (self.n_rows + min(self.n_rows, BLOCK_ROWS)) * self.row
+            case "live":
+                return (1 if self.reader.lm.device.type == "cpu" else 3) * self._live
+            case _:
+                return 3 * min(self.n_rows, SHARDS_MIXED * SHARD_ROWS) * self.row
+
+    @property
+    def harvesting(self) -> int:
+        """While they are read from the language model, before there is any training."""
+        shards = 2 * min(self.n_rows, SHARD_ROWS) * self.row
+        match self.store:
+            case "memory":
+                return self.n_rows * self.row + shards
+            case "disk":
+                return shards
+            case _:
+                return 0
+
+    @property
+    def between(self) -> int:
+        """While the next are read from the language model, and no batch is trained on."""
+        return 2 * self._live if self.store == "live" else 0
+
+    @property
+    def _live(self) -> int:
+        return min(self.n_rows, LIVE_ROWS) * self.row
+
+
+def _peak_memory(
+    base: int,
+    reading: int,
+    waiting: _Waiting,
+    state: int,
+    lm: int,
+    tried: Rehearsal | None,
+    device: torch.device,
+) -> PeakMemory:
+    cuda = device.type == "cuda"
+    own = 0 if cuda else state  # of what the SAEs hold, that on the CPU
+    steps, dead, saving = (tried.steps, tried.dead, tried.saving) if tried else (own, own, own)
+    harvest = base + reading + waiting.harvesting
+    training = base + max(waiting.held + max(steps, saving), own + reading + waiting.between)
+    highest = max(harvest, training)
+    by_size = {
+        _lower_activations(waiting.store): max(waiting.held, waiting.between),
+        "sae.layer_sizes": own,
+        "optim.batch_size or sae.layer_sizes": steps - own,
+        "lm.dtype to bfloat16, or choose a smaller model": 0 if cuda else lm,
+        "lm.batch_size or text.context": reading if harvest > training else 0,
+    }
+    return PeakMemory(
+        peak=highest,
+        base=base,
+        activations=waiting.held,
+        state=state,
+        dead=max(highest, base + waiting.held + dead),
+        lower=max(by_size, key=by_size.__getitem__),
+        measured=tried is not None,
+        gpu=on_gpu() if cuda else 0,
+    )
+
+
+def _lower_activations(store: str) -> str:
+    match store:
+        case "harvested":
+            return "the number of activations that are harvested"
+        case "live":
+            return "tokens"
+        case _:
+            return "tokens, or set activations.store to live"
+
+
+def _n_parameters(config: TrainConfig, d_in: int) -> int:
+    """Of an SAE, without making it; those that don't grow with the dictionary may be left out."""
+    shapes = SYSTEMS[config.sae.architecture].tensor_shapes(d_in, sum(config.sae.layer_sizes))
+    return sum(math.prod(shape) for name, shape in shapes.items() if name != "parent")
 
 
 def _bytes(config: TrainConfig) -> int:
@@ -97,22 +221,16 @@ def _bytes(config: TrainConfig) -> int:
     return 2 * 4 + 2 * (2 if config.optim.state == "bfloat16" else 4)
 
 
-def _seconds_per_step(config: TrainConfig, sae: SAE, x: torch.Tensor) -> float:
-    generator = torch.Generator().manual_seed(0)
-    rows = torch.randint(len(x), (config.optim.batch_size,), generator=generator)
-    batch = x[rows].float()
-    batch += 0.1 * batch.std() * torch.randn(batch.shape, generator=generator)
-    batch = batch.to(sae.device)
-    sae.initialize(batch)
-    optimizer = make_optimizer(sae, config.optim)
-    seconds = []
-    for _ in range(_PROBE_STEPS):
-        start = time.perf_counter()
-        step = sae.training_step(batch)
-        update(optimizer, step.loss, config.optim.lr)
-        float(step.loss.detach())  # waits for a GPU
-        seconds.append(time.perf_counter() - start)
-    return min(seconds)
+def _activations(config: TrainConfig, reader: ActivationReader) -> tuple[Tensor, float]:
+    """A few activations, read as the run would, and the seconds a token takes."""
+    n_ids = min(len(reader.lm.tokenizer), reader.lm.vocab_size)
+    n_windows = max(_PROBE_WINDOWS, reader.batch_size)
+    ids = torch.arange(n_windows * config.text.context, dtype=torch.int32).view(n_windows, -1) % n_ids
+    probe = Tokens(ids, torch.zeros(1, dtype=torch.int64), ("probe",))
+    reader.read(probe, torch.arange(min(_PROBE_WINDOWS, reader.batch_size)))
+    before = reader.seconds
+    x = torch.cat([batch.x for batch, _ in reader.batches(probe)])
+    return x, (reader.seconds - before) / ids.numel()
 
 
 def describe(e: Estimate) -> Table:
@@ -126,10 +244,11 @@ def describe(e: Estimate) -> Table:
         ("text", f"{config.data}: {config.tokens:,} tokens (if it has so many), {config.epochs} epoch(s)"),
         ("steps", f"{e.n_steps:,} of {config.batch_size:,} activations"),
         (
-            "memory",
-            f"SAE with gradients and optimiser {_size(e.bytes_sae)}, language model {_size(e.bytes_lm)}, "
-            f"activations {_size(e.bytes_activations)} ({e.store})",
+            "sizes",
+            f"SAE with gradients and optimiser {size(e.bytes_sae)}, language model {size(e.bytes_lm)}, "
+            f"activations {size(e.bytes_activations)} ({e.store})",
         ),
+        ("peak memory", _describe_memory(e.memory)),
         (
             "time",
             f"language model {_minutes(e.seconds_lm)}, SAE {_minutes(e.seconds_sae)} "
@@ -155,9 +274,24 @@ def _describe_sae(e: Estimate, name: str) -> str:
     )
 
 
-def _size(n: int) -> str:
-    return f"{n / 2**30:.1f} GiB" if n >= 2**30 else f"{n / 2**20:.0f} MiB"
+def _describe_memory(m: PeakMemory) -> str:
+    work = m.peak - m.base - m.activations - (0 if m.gpu else m.state)
+    parts = {
+        "libraries, language model and text": m.base,
+        "activations": m.activations,
+        **({} if m.gpu else {"SAE with gradients and optimiser": m.state}),
+        "working memory": max(work, 0),
+    }
+    text = f"{size(m.peak)}: " + ", ".join(f"{name} {size(n)}" for name, n in parts.items())
+    if not m.measured:
+        text += " (at least: there is no room to try a step)"
+    elif m.dead > 1.05 * m.peak:
+        text += f"; up to {size(m.dead)} while most features are dead"
+    text += f"; {size(available())} more are available"
+    return text + (f"; on the GPU {size(m.gpu)} and its own context" if m.gpu else "")
 
 
-def _minutes(seconds: float) -> str:
+def _minutes(seconds: float | None) -> str:
+    if seconds is None:
+        return "unknown"
     return f"{seconds / 3600:.1f} h" if seconds >= 5400 else f"{seconds / 60:.1f} min"

@@ -17,6 +17,7 @@ from ..config import TrainConfig, load_config, resolve, resolve_precision, save_
 from ..errors import UserError
 from ..files import write_json
 from ..lm import ModelIdentity
+from ..memory import give_back
 from ..saes import SAE, TrainingPlan, build
 from ..session import CONFIG, about_model, about_text, load_run, open_reader, settle_text
 from ..stopping import stopping
@@ -106,7 +107,8 @@ def _train(out: Path, config: TrainConfig) -> Run:
     config = settle_text(config, reader)
     d_in = reader.lm.site_width(reader.site)
     with stopping("what was read") as stop:
-        data = open_data(config, reader, d_in, out, stop)
+        data = open_data(config, reader, d_in, out, stop, lambda settled: save_config(settled, out / CONFIG))
+    give_back()
     n_steps = count_steps(config, data.n_rows)
     config = settle_scales(data.config, data.blocks)
     saes = {name: new_sae(member, d_in, n_steps, reader) for name, member in config.members().items()}

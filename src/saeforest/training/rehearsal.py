@@ -1,0 +1,159 @@
+"""A few steps of a run that is not made: how long they take, and how much memory."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..config import TrainConfig
+from ..memory import peak, reset_peak
+from ..saes import SAE
+from .adam import Adam
+from .loop import make_optimizer, update
+
+# A system whose steps would take longer is tried on a part of a batch, and a whole one reckoned from that.
+_SECONDS_PER_STEP = 30.0
+_SMALL_SHARE, _SMALL_ROWS = 16, 512
+# Memory that is given back is not all taken again: after some steps, of batches that differ, the peak stands still.
+_LEAST_STEPS, _MOST_STEPS, _SECONDS = 3, 8, 10.0
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """What the steps took. Memory is beyond what was held before, the SAEs with their optimisers included."""
+
+    seconds_per_step: float
+    """Of all SAEs together."""
+    steps: int
+    """Peak bytes of training."""
+    dead: int
+    """The same while most features are dead."""
+    saving: int
+    """Peak bytes of saving what was trained."""
+
+
+@dataclass
+class _Tried:
+    sae: SAE
+    optimizer: Adam
+    x: Float[Tensor, "rows d_in"]
+    """What batches are made from."""
+    n: int
+    """Activations in a batch."""
+    due: int | None
+    """The first step after which the forest is found anew, where that is work on a large scale."""
+    batches: int = 0
+
+    @property
+    def few(self) -> int:
+        """A small batch."""
+        return min(self.n, max(self.n // _SMALL_SHARE, _SMALL_ROWS))
+
+    def batch(self, n: int) -> Float[Tensor, "n d_in"]:
+        """Rows like those of `x`, others in every step."""
+        self.batches += 1
+        generator = torch.Generator().manual_seed(self.batches)
+        batch = self.x[torch.randint(len(self.x), (n,), generator=generator)].float()
+        spread = float(batch.std())
+        for part in batch.split(1024):
+            part += 0.1 * spread * torch.randn(part.shape, generator=generator)
+        return batch.to(self.sae.device)
+
+    def step(self, n: int) -> float:
+        """A training step on `n` activations; returns its seconds."""
+        batch = self.batch(n)
+        start = time.perf_counter()
+        step = self.sae.training_step(batch)
+        update(self.optimizer, step.loss, self.optimizer.defaults["lr"])
+        float(step.loss.detach())  # waits for a GPU
+        return time.perf_counter() - start
+
+    def find_forest(self) -> None:
+        if self.due is not None:
+            self.sae.after_step(self.due, 1.0)
+
+
+def rehearse(
+    saes: Mapping[str, SAE],
+    members: Mapping[str, TrainConfig],
+    x: Float[Tensor, "n d_in"],
+    n_steps: int,
+    before: int,
+) -> Rehearsal:
+    """Trains all SAEs for some steps, as a run of `n_steps` would, on batches made from a few activations.
+
+    Their weights are changed, and of no use afterwards. before: what was held before they were made.
+    """
+    reset_peak()
+    tried = []
+    for name, sae in saes.items():
+        optim, due = members[name].optim, sae.first_update
+        if due is not None and due > n_steps:
+            due = None
+        tried.append(_Tried(sae, make_optimizer(sae, optim), x, optim.batch_size, due))
+    begun = [_begin(one, before) for one in tried]
+    whole = [first if first.slow else _measured(one, before) for one, first in zip(tried, begun, strict=True)]
+    seconds = sum(found.seconds for found in whole)
+    most = max(max(first.beginning for first in begun), max(found.growth for found in whole))
+    dead = most
+    for one, first in zip(tried, begun, strict=True):
+        if not first.slow:
+            one.sae.steps_since_fired.fill_(one.sae.dead_steps)
+            dead = max(dead, _measured(one, before, 1, 1).growth)
+    reset_peak()
+    for one in tried:
+        one.sae.finish()
+        written = {name: t.detach().contiguous().cpu() for name, t in one.sae.tensors().items()}
+        del written
+    return Rehearsal(seconds, most, dead, peak() - before)
+
+
+class _Found(NamedTuple):
+    """What a step on a whole batch takes; memory is what the peak lies above that which was held before."""
+
+    seconds: float
+    growth: int
+    beginning: int = 0
+    """Before the first step on a whole batch."""
+
+    @property
+    def slow(self) -> bool:
+        return self.seconds > _SECONDS_PER_STEP
+
+
+def _begin(one: _Tried, before: int) -> _Found:
+    """Brings an SAE to where training soon is: with gradients, moments and, where parents are found, a forest.
+
+    Returns what two small batches say of a whole one: what a step takes grows with its rows.
+    """
+    one.sae.initialize(one.batch(one.n))
+    one.step(one.few)  # compiles and loads what steps need
+    one.find_forest()
+    beginning = peak() - before
+    found = []
+    for n in (one.few, min(2 * one.few, one.n)):
+        reset_peak()
+        found.append((one.step(n), peak() - before))
+    reset_peak()
+    one.find_forest()
+    (s, m), (s2, m2) = found
+    times = max(one.n / one.few - 2, 0)
+    work = round(times * max(m2 - m, 0))
+    growth = max(beginning, max(m2, peak() - before) + work)
+    return _Found(s2 + times * max(s2 - s, s2 / 8), growth, beginning)
+
+
+def _measured(one: _Tried, before: int, least: int = _LEAST_STEPS, most: int = _MOST_STEPS) -> _Found:
+    """The same from whole batches."""
+    reset_peak()
+    seconds: list[float] = []
+    while len(seconds) < least or (len(seconds) < most and sum(seconds) < _SECONDS):
+        seconds.append(one.step(one.n))
+    one.find_forest()
+    return _Found(min(seconds), peak() - before)
