@@ -14,6 +14,7 @@ from ..activations import ActivationReader, open_store
 from ..activations.sources import BLOCK_ROWS, LIVE_ROWS, SHARDS_MIXED, is_store
 from ..activations.writer import SHARD_ROWS
 from ..config import TrainConfig, resolve
+from ..errors import UserError
 from ..memory import available, give_back, on_gpu, peak, reset_peak, resident, size
 from ..saes.systems import SYSTEMS
 from ..session import open_reader, read_tokens
@@ -76,18 +77,19 @@ def estimate(config: TrainConfig) -> Estimate:
     d_in = reader.lm.site_width(reader.site)
     harvested = is_store(Path(config.data))
     row = d_in * reader.lm.dtype.itemsize + 8  # an activation, and where it comes from
+    n_probe = max(_PROBE_WINDOWS, reader.batch_size)
     if harvested:
-        n_rows = open_store(Path(config.data)).n_rows
-        store = "harvested"
+        stored = open_store(Path(config.data))
+        n_rows, store, tokens = stored.n_rows, "harvested", stored.tokens()
     else:
-        read_tokens(config, reader, "train", config.text.context)
+        tokens = read_tokens(config, reader, "train", min(n_probe * config.text.context, config.tokens))
         n_rows = config.tokens // config.text.context * config.text.context
         store = choose_store(config, n_rows, d_in, reader.lm.dtype.itemsize)
     n_steps = count_steps(config, n_rows)
 
     held = resident()
     reset_peak()
-    x, lm_per_token = _activations(config, reader)
+    x, lm_per_token = _activations(reader, tokens, n_probe)
     reading = peak() - held
     give_back()
     lm_passes = 0 if harvested else config.epochs if store == "live" else 1
@@ -221,16 +223,15 @@ def _bytes(config: TrainConfig) -> int:
     return 2 * 4 + 2 * (2 if config.optim.state == "bfloat16" else 4)
 
 
-def _activations(config: TrainConfig, reader: ActivationReader) -> tuple[Tensor, float]:
-    """A few activations, read as the run would, and the seconds a token takes."""
-    n_ids = min(len(reader.lm.tokenizer), reader.lm.vocab_size)
-    n_windows = max(_PROBE_WINDOWS, reader.batch_size)
-    ids = torch.arange(n_windows * config.text.context, dtype=torch.int32).view(n_windows, -1) % n_ids
-    probe = Tokens(ids, torch.zeros(1, dtype=torch.int64), ("probe",))
-    reader.read(probe, torch.arange(min(_PROBE_WINDOWS, reader.batch_size)))
+def _activations(reader: ActivationReader, tokens: Tokens, n_windows: int) -> tuple[Tensor, float]:
+    """The first activations, read as the run would, and the seconds a token takes."""
+    windows = torch.arange(min(n_windows, len(tokens.ids)))
+    reader.read(tokens, windows[: min(_PROBE_WINDOWS, reader.batch_size)])
     before = reader.seconds
-    x = torch.cat([batch.x for batch, _ in reader.batches(probe)])
-    return x, (reader.seconds - before) / ids.numel()
+    x = torch.cat([batch.x for batch, _ in reader.batches(tokens, windows)])
+    if not len(x):
+        raise UserError("no activations: every position of the text is excluded; give longer text")
+    return x, (reader.seconds - before) / (len(windows) * tokens.context)
 
 
 def describe(e: Estimate) -> Table:
