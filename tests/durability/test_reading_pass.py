@@ -26,7 +26,8 @@ def test_twenty_kills_while_reading_cost_no_second_pass(cases: Cases, whole: Who
         def count(self: ActivationReader, tokens: object, windows: object) -> object:
             with counted.open("a") as file:
                 file.write(f"{len(windows)}\n")  # pyright: ignore[reportArgumentType]
-            if next(calls) == 2:  # the reading is one batch ahead; the norms are read once, by the first process
+            # The reading is one batch ahead; the norms are read once, by the first process.
+            if next(calls) == 2:
                 time.sleep(0.3)  # as long as a disk may take for what was handed to it before
                 os.kill(os.getpid(), signal.SIGKILL)
             return begin(self, tokens, windows)  # pyright: ignore[reportArgumentType]
