@@ -35,7 +35,7 @@ class Case:
 def small_pieces() -> None:
     """In a child: several shards and blocks, and everything that is kept now and then is kept always."""
     writer.SHARD_ROWS, writer._KEEP_EVERY_S, index_run._KEEP_EVERY_S = 250, 0.0, 0.0
-    sources._BLOCK_ROWS, sources._SHARDS_MIXED = 300, 2
+    sources.BLOCK_ROWS, sources.SHARDS_MIXED = 300, 2
 
 
 class Cases:
