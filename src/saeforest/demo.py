@@ -22,6 +22,7 @@ def run_demo(config: TrainConfig, out: Path, eval_tokens: int) -> None:
     with these settings made, or another process works in it.
     """
     start = time.monotonic()
+    tidy(out)
     with claimed_run(out):
         if is_complete(out, config) and not (out / DEMO).exists():
             note(f"{out}: this demo is complete; see it with `saeforest show {out}`")

@@ -96,7 +96,6 @@ class StoreWriter:
         if journal is None:
             self._created += [TOKENS, JOURNAL, HARVEST]
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._tokens.save(self.folder / TOKENS)
             write_json(self.folder / JOURNAL, self._journal.model_dump())
             return
         for key in sorted(journal.about.keys() | self._journal.about.keys()):

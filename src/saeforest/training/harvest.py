@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..activations import Harvest, StoredActivations, harvest_folder, open_store
 from ..activations.sources import is_store
-from ..activations.writer import JOURNAL
+from ..activations.writer import JOURNAL, PENDING
 from ..config import TrainConfig, resolve
 from ..errors import UserError
 from ..output import note
@@ -34,6 +34,8 @@ def run_harvest(config: TrainConfig, out: Path) -> tuple[StoredActivations, Harv
         if is_store(out):
             store = open_store(out)
             check_store(store, about, "choose another folder")
+            for unfinished in (JOURNAL, PENDING):  # killed in the moment before these were removed
+                (out / unfinished).unlink(missing_ok=True)
             note(f"{out}: this harvest is complete; nothing is left to do")
             return store, Harvest.of_record(store.harvest, store.n_rows, tokens.n_tokens)
         done = harvest_folder(reader, tokens, out, about, stop)
