@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import torch
 
-from saeforest.allocation import greedy_allocation, reassign_dead
+from saeforest.saes.allocation import greedy_allocation, reassign_dead
 
 PARENTS, CHILDREN, TIMES = 13_824, 24_576, 5
 

@@ -27,14 +27,14 @@ from torch import Tensor
 from saeforest.activations import ActivationReader
 from saeforest.config import TrainConfig
 from saeforest.errors import UserError
+from saeforest.evaluation.evaluate import Source, Task, evaluate_all, subject_of
+from saeforest.evaluation.options import MeasureOptions
 from saeforest.files import write_json
-from saeforest.forest import ROOT
-from saeforest.measures.evaluate import Source, Task, evaluate_all, subject_of
 from saeforest.measures.hierarchy import HierarchyConfig
-from saeforest.measures.options import MeasureOptions
 from saeforest.measures.probes import ProbeConfig
 from saeforest.saes import SAE, build
 from saeforest.session import check_site, load_run, open_reader, read_tokens, text_source
+from saeforest.structure.forest import ROOT
 
 Split = Literal["train", "held_out"]
 TRAINED, SHUFFLED, UNTRAINED = "as trained", "parents shuffled within each layer", "untrained"

@@ -23,12 +23,13 @@ import torch
 from benchmarks.memory import resident
 from torch import Tensor
 
-from saeforest.forest import Forest
-from saeforest.measures import SETS, EvalBatch
+from saeforest.evaluation import SETS
+from saeforest.evaluation.registry import MEASURES, Streaming
+from saeforest.measures import EvalBatch
 from saeforest.measures.mcs import MCSConfig, mcs
-from saeforest.measures.registry import MEASURES, Streaming
-from saeforest.pairs import PairStatistics
 from saeforest.saes import TopKConfig, build
+from saeforest.structure.forest import Forest
+from saeforest.structure.pairs import PairStatistics
 
 WINDOW, WINDOWS = 128, 16
 _DIRECTIONS = 400

@@ -40,9 +40,9 @@ from saeforest.config import (
     TrainConfig,
     save_config,
 )
+from saeforest.evaluation import measure_names, measure_run
+from saeforest.evaluation.options import MeasureOptions
 from saeforest.explore import index_run
-from saeforest.measures import measure_names, measure_run
-from saeforest.measures.options import MeasureOptions
 from saeforest.memory import Forecast, resident
 from saeforest.saes import (
     BatchTopKConfig,
@@ -55,7 +55,7 @@ from saeforest.saes import (
 )
 from saeforest.session import load_run, open_reader, sae_names
 from saeforest.training import run_training
-from saeforest.training.plan import estimate
+from saeforest.training.dry_run import estimate
 
 
 class Size(NamedTuple):

@@ -27,10 +27,10 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
-from saeforest.code import SparseCode
 from saeforest.files import write_json
 from saeforest.measures.probes import ProbeConfig, Probes
-from saeforest.pairs import PairStatistics
+from saeforest.sparse_code import SparseCode
+from saeforest.structure.pairs import PairStatistics
 
 _BLOCK = 1 << 14
 _ITERATIONS = 100

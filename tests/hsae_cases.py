@@ -8,7 +8,6 @@ import numpy as np
 import torch
 
 from oracles.hsae import HSAEOptions, HSAEOracle
-from saeforest.forest import ROOT
 from saeforest.saes import (
     HSAE,
     HierarchyConfig,
@@ -18,6 +17,7 @@ from saeforest.saes import (
     SparsityConfig,
     TrainingPlan,
 )
+from saeforest.structure.forest import ROOT
 
 SIZES, K, D, BATCH, STEPS = (4, 7, 11), (1, 2, 3), 8, 16, 40
 DEAD_STEPS = 3

@@ -11,13 +11,13 @@ import torch
 
 from oracles.autointerp import FloatArray
 from saeforest.activations import ActivationReader
-from saeforest.code import SparseCode
-from saeforest.forest import Forest
 from saeforest.lm import load_lm
 from saeforest.measures.probes import ProbeConfig, Probes
 from saeforest.measures.subject import Seen
-from saeforest.pairs import PairStatistics
 from saeforest.saes import TreeConfig, TreeSAE
+from saeforest.sparse_code import SparseCode
+from saeforest.structure.forest import Forest
+from saeforest.structure.pairs import PairStatistics
 from saeforest.text import Tokens
 
 CONTEXT, BUFFER = 32, 4

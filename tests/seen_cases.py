@@ -10,12 +10,12 @@ from jaxtyping import Float32, Int
 from torch import Tensor
 
 from saeforest.activations import ActivationReader
-from saeforest.code import SparseCode
-from saeforest.forest import Forest
 from saeforest.measures.probes import ProbeConfig, Probes
 from saeforest.measures.subject import Seen
-from saeforest.pairs import PairStatistics
 from saeforest.saes import SAE, TreeConfig, TreeSAE
+from saeforest.sparse_code import SparseCode
+from saeforest.structure.forest import Forest
+from saeforest.structure.pairs import PairStatistics
 from saeforest.text import Tokens
 
 THRESHOLD = 1e-3

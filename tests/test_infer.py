@@ -12,12 +12,12 @@ from torch import Tensor
 
 from oracles import pairs as oracle
 from saeforest import UserError
-from saeforest import pairs as pairs_module
-from saeforest.code import SparseCode
-from saeforest.directions import RIDGE
 from saeforest.infer import METHODS, InferConfig, InferredForest, infer_forest
-from saeforest.pairs import SCORES, PairStatistics, Score, first_best
 from saeforest.saes import TreeConfig, TreeSAE
+from saeforest.sparse_code import SparseCode
+from saeforest.structure import pairs as pairs_module
+from saeforest.structure.directions import RIDGE
+from saeforest.structure.pairs import SCORES, PairStatistics, Score, first_best
 
 THRESHOLD = 1e-3
 

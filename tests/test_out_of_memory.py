@@ -90,7 +90,7 @@ def test_the_command_line_ends_with_status_2(
 
 def test_a_trained_sae_has_no_sizes_to_lower() -> None:
     space: dict[str, Any] = {
-        "__name__": "saeforest.measures.evaluate",
+        "__name__": "saeforest.evaluation.evaluate",
         "encode": raising("saeforest.saes.tree"),
     }
     exec("def work(): encode()", space)

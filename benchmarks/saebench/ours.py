@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from saeforest.activations import ActivationReader
+from saeforest.evaluation.evaluate import Source, evaluate
+from saeforest.evaluation.options import MeasureOptions
 from saeforest.measures.absorption import (
     AbsorptionConfig,
     absorption_scores,
@@ -22,7 +24,6 @@ from saeforest.measures.absorption import (
     split_letters,
 )
 from saeforest.measures.composition import max_cosines
-from saeforest.measures.evaluate import Source, evaluate
 from saeforest.measures.first_letters import (
     LETTERS,
     FirstLetters,
@@ -32,7 +33,6 @@ from saeforest.measures.first_letters import (
     train_probe,
     vocabulary,
 )
-from saeforest.measures.options import MeasureOptions
 from saeforest.saes import SAE
 from saeforest.text import Tokens
 

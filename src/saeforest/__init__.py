@@ -3,9 +3,9 @@
 __version__ = "0.1.0"
 
 from . import _environment as _environment  # before PyTorch
-from .code import SparseCode
 from .errors import UserError
-from .forest import Forest
 from .interop import load
+from .sparse_code import SparseCode
+from .structure.forest import Forest
 
 __all__ = ["Forest", "SparseCode", "UserError", "__version__", "load"]

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from .config import TrainConfig
 from .errors import UserError
+from .evaluation import SETS, MeasureOptions, measure_run, table
 from .explore import build_index, show_families
 from .files import read_json, write_json
-from .measures import SETS, MeasureOptions, measure_run, table
 from .output import note, results
 from .training.run import reopened, train_in
 from .training.unfinished import DEMO, claimed_run, is_complete, run_state, tidy

@@ -26,10 +26,12 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float32, Int
 from torch import Tensor
 
-from .directions import Directions, Moments
 from .errors import UserError
-from .forest import ROOT, Forest, flat_forest
-from .pairs import (
+from .progress import progress
+from .saes import SAE
+from .structure.directions import Directions, Moments
+from .structure.forest import ROOT, Forest, flat_forest
+from .structure.pairs import (
     KEPT_PER_FIRING,
     SCORES,
     PairStatistics,
@@ -38,8 +40,6 @@ from .pairs import (
     scores_memory,
     sorted_memory,
 )
-from .progress import progress
-from .saes import SAE
 
 Method = Literal[Score, "reconstruction"]
 METHODS: tuple[Method, ...] = (*SCORES, "reconstruction")

@@ -26,9 +26,10 @@ _LOWER = (
     ("saeforest.activations.reader", "the language model", "lm.batch_size or text.context"),
     ("saeforest.activations", "the activations", "tokens, or set activations.store to disk or live"),
     ("saeforest.synthetic", "the synthetic world", "size, batch_size or held_out"),
-    ("saeforest.toys", "the synthetic world", "size, batch_size or held_out"),
     ("saeforest.explore", "the index", "lm.batch_size, or index a smaller SAE"),
     ("saeforest.measures", "a measure", "the tokens measured, or leave that measure out"),
+    ("saeforest.evaluation", "a measure", "the tokens measured, or leave that measure out"),
+    ("saeforest.structure", "the pairs of features", "the tokens measured, or the number of features"),
     ("saeforest.infer", "the inference of a forest", "infer_tokens"),
     ("saeforest.report", "the report", "the number of runs compared"),
     ("saeforest.text", "the text", "tokens"),
@@ -36,7 +37,7 @@ _LOWER = (
     ("saeforest.training", "the SAE's training", "sae.layer_sizes or optim.batch_size"),
 )
 # Here an SAE is trained already, and its sizes are no setting any more.
-_TRAINED = ("saeforest.measures.", "saeforest.explore.", "saeforest.infer.")
+_TRAINED = ("saeforest.measures.", "saeforest.evaluation.", "saeforest.explore.", "saeforest.infer.")
 
 
 def explained(error: BaseException) -> str | None:

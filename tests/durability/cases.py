@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from saeforest import cli
+from saeforest import presets
 from saeforest.activations import sources, writer
 from saeforest.config import MemberConfig, TrainConfig, save_config
 from saeforest.explore import run as index_run
@@ -57,7 +57,7 @@ class Cases:
     def prepare(self) -> None:
         """In a child, before the command."""
         small_pieces()
-        cli.PRESETS["demo"] = self._config
+        presets.PRESETS["demo"] = self._config
 
     def case(self, name: str) -> Case:
         one, several = self._shared / "one.yaml", self._shared / "several.yaml"

@@ -25,6 +25,8 @@ from saeforest.activations import ActivationStream
 from saeforest.activations.sources import MemoryActivations, open_store
 from saeforest.activations.writer import read_journal
 from saeforest.config import load_config
+from saeforest.evaluation.forests import _read as kept_forest
+from saeforest.evaluation.options import MeasureOptions
 from saeforest.explore import Index
 from saeforest.explore.build import Counts
 from saeforest.explore.run import _STATE as INDEX_STATE
@@ -36,8 +38,6 @@ from saeforest.interop import load_released
 from saeforest.judges.cache import CachedJudge
 from saeforest.lm import load_lm
 from saeforest.measures.dead_training import read_dead_rates
-from saeforest.measures.forests import _read as kept_forest
-from saeforest.measures.options import MeasureOptions
 from saeforest.measures.record import Record
 from saeforest.report.load import load_runs
 from saeforest.report.page import build_page

@@ -13,8 +13,8 @@ from conftest import MakeConfig, save_llama
 from saeforest.activations import harvest_folder, open_store
 from saeforest.config import TrainConfig, resolve
 from saeforest.errors import UserError
+from saeforest.evaluation.evaluate import Source, subject_of
 from saeforest.lm import load_lm
-from saeforest.measures.evaluate import Source, subject_of
 from saeforest.saes import load_sae
 from saeforest.session import about_activations, check_site, open_reader, read_tokens, settle_positions
 from saeforest.training.data import as_harvested

@@ -30,7 +30,7 @@ from saeforest.lm import LanguageModel, load_lm
 from saeforest.measures.first_letters import read_last
 from saeforest.measures.pooled import read_texts
 from saeforest.session import open_reader, read_tokens
-from saeforest.training.plan import estimate
+from saeforest.training.dry_run import estimate
 
 
 def llama_with(**settings: Any) -> LlamaForCausalLM:

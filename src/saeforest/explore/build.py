@@ -9,11 +9,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..activations import ActivationBatch
-from ..directions import RIDGE, Moments, nearness, nearness_memory
 from ..errors import UserError
 from ..memory import Forecast
 from ..progress import progress
 from ..saes import SAE
+from ..structure.directions import RIDGE, Moments, nearness, nearness_memory
 from ..text import Tokens
 from .index import About, Index, fingerprint
 from .strongest import Strongest, passages

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from ..forest import Forest
+from ..structure.forest import Forest
 from .index import Index
 
 # Read token by token, a feature on more of the text than this says nothing (section 2.2's "PCA feature").

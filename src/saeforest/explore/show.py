@@ -13,10 +13,10 @@ from rich.tree import Tree
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import UserError
-from ..forest import ROOT, Forest
+from ..structure.forest import ROOT, Forest
+from ..text.passages import Passage, keyword_line, read_passage
 from .families import Family, telling_families
 from .index import Index
-from .text_view import Passage, keyword_line, read_passage
 
 _WIDEST = 120
 # Of the columns, what the active token and the text behind it take.

@@ -20,7 +20,6 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..files import read_json, read_tensors
-from ..forest import ROOT
 from ..saes import (
     SAE,
     JumpReLUConfig,
@@ -34,6 +33,7 @@ from ..saes import (
 from ..saes.base import MOST_FEATURES
 from ..saes.files import CFG
 from ..schema import FLOATS, INTEGERS, listed, shown
+from ..structure.forest import ROOT
 
 CONFIG, WEIGHTS = "config.json", "sae.safetensors"
 _HUB_NAME = re.compile(r"(?P<repo>[\w-][\w.-]*/[\w-][\w.-]*)(:(?P<folder>[\w-][\w./-]*))?")

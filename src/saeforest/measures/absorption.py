@@ -35,9 +35,9 @@ from jaxtyping import Bool, Float, Float64, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..code import SparseCode, concat_rows
 from ..errors import require
 from ..saes import SAE
+from ..sparse_code import SparseCode, concat_rows
 from .bootstrap import Estimate, FloatArray, estimate, interval_method
 from .first_letters import (
     LETTERS,

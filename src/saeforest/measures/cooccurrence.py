@@ -20,8 +20,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from ..forest import ROOT, Forest
 from ..saes import SAE
+from ..structure.forest import ROOT, Forest
 from .bootstrap import FloatArray, estimate, interval_method
 from .measure import EvalBatch, Measure, pair_slices
 from .record import Record, undefined

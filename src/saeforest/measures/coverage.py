@@ -15,8 +15,8 @@ import numpy as np
 import torch
 
 from ..errors import require
-from ..forest import Forest
 from ..saes import SAE
+from ..structure.forest import Forest
 from .bootstrap import FloatArray, estimate, interval_method
 from .measure import EvalBatch, Measure
 from .record import Record, undefined

@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ..forest import Forest
 from ..saes import SAE
+from ..structure.forest import Forest
 from .bootstrap import FloatArray, estimate, interval_method
 from .measure import EvalBatch, Measure, WindowTable
 from .record import Record, undefined

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from ..forest import Forest
 from ..saes import SAE
+from ..structure.forest import Forest
 from .measure import EvalBatch, Measure
 from .record import Record, undefined
 

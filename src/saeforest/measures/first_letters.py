@@ -34,13 +34,13 @@ from transformers import PreTrainedTokenizerBase
 
 from ..activations import ActivationReader
 from ..activations.reader import all_finite
-from ..code import SparseCode
 from ..errors import UserError
 from ..kernels import sparse_decode
 from ..lm import LanguageModel, Site
 from ..output import note
 from ..progress import progress
 from ..seeds import seeded
+from ..sparse_code import SparseCode
 from ..text import bos_before, encode
 
 LETTERS = string.ascii_lowercase

@@ -44,8 +44,8 @@ from scipy.linalg import eigh
 from torch import Tensor
 
 from ..errors import UserError
-from ..forest import ROOT, Forest
 from ..progress import progress
+from ..structure.forest import ROOT, Forest
 from .bootstrap import Estimate, FloatArray, estimate, interval_method
 from .record import Record, undefined
 from .subject import Seen

@@ -41,8 +41,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import UserError, require
-from ..forest import ROOT
 from ..seeds import seeded
+from ..structure.forest import ROOT
 from .bootstrap import FloatArray, Formula, estimate, interval_method
 from .mcs import VARIANTS, Variant
 from .probes import Probes

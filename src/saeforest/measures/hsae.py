@@ -22,8 +22,8 @@ import torch
 from jaxtyping import Float64, Int
 from torch import Tensor
 
-from ..forest import ROOT, Forest
 from ..saes import SAE
+from ..structure.forest import ROOT, Forest
 from .bootstrap import FloatArray, Formula, estimate, interval_method
 from .measure import EvalBatch, Measure, WindowTable
 from .record import Record, undefined

@@ -25,9 +25,9 @@ from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 from ..errors import UserError, require
-from ..forest import ROOT
-from ..pairs import Score
 from ..progress import progress
+from ..structure.forest import ROOT
+from ..structure.pairs import Score
 from .bootstrap import FloatArray, Formula, estimate, interval_method
 from .record import Interval, Record, undefined
 from .subject import Seen

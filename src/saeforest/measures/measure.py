@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int
 from torch import Tensor
 
-from ..code import SparseCode
+from ..sparse_code import SparseCode
 from .bootstrap import FloatArray
 from .record import Record
 

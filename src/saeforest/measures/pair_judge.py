@@ -20,8 +20,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..errors import UserError
-from ..forest import Forest
 from ..judges import NO_JUDGE, Judge, JudgeConfig, Question, ask_all, open_judge, prompt
+from ..structure.forest import Forest
 from .bootstrap import FloatArray, estimate, interval_method
 from .examples import FeatureWindows, fires_enough, numbered
 from .record import Record, undefined

@@ -39,10 +39,10 @@ from jaxtyping import Bool, Float, Float32, Float64, Int
 from torch import Tensor
 
 from ..config import Precision, resolve_precision
-from ..directions import Directions, Moments
 from ..errors import UserError
-from ..pairs import PairStatistics
 from ..progress import progress
+from ..structure.directions import Directions, Moments
+from ..structure.pairs import PairStatistics
 
 #: The paper's 100 parents with 5 children each: its L2 is relative to the mean loss of so many probes.
 PAPER_PROBES = 500

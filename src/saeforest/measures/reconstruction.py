@@ -21,8 +21,8 @@ import numpy as np
 import torch.nn.functional as F
 
 from ..errors import require
-from ..forest import Forest
 from ..saes import SAE
+from ..structure.forest import Forest
 from .bootstrap import FloatArray, estimate, interval_method
 from .measure import EvalBatch, Measure, WindowTable
 from .record import Record, undefined

@@ -11,9 +11,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..activations import ActivationReader
-from ..forest import Forest
-from ..pairs import PairStatistics
 from ..saes import SAE
+from ..structure.forest import Forest
+from ..structure.pairs import PairStatistics
 from ..text import Tokens
 from .probes import Probes
 

@@ -16,9 +16,9 @@ from scipy.stats import t as student
 
 from ..config import TrainConfig, load_config
 from ..errors import UserError, command
+from ..evaluation.run import EVAL_FOLDER
 from ..measures.dead_training import DeadRates, read_dead_rates
 from ..measures.record import Interval, Record
-from ..measures.run import EVAL_FOLDER
 from ..session import CONFIG, sae_names, within
 from ..training.log import LOG, log_folder
 

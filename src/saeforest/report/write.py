@@ -12,8 +12,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from ..errors import UserError
+from ..evaluation.run import EVAL_FOLDER
 from ..files import atomic_file, atomic_folder, write_json
-from ..measures.run import EVAL_FOLDER
 from ..saes.files import SAE_FOLDER
 from ..session import CONFIG
 from ..training.loop import CHECKPOINTS

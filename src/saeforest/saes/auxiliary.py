@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..code import SparseCode
 from ..errors import UserError
 from ..kernels import sparse_decode
+from ..sparse_code import SparseCode
 from .base import TokenStats
 
 

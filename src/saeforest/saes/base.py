@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from ..code import SparseCode, concat_rows
 from ..errors import UserError
-from ..forest import Forest
 from ..kernels import layer_errors, sparse_decode, sparse_encode
+from ..sparse_code import SparseCode, concat_rows
+from ..structure.forest import Forest
 
 Normalization = Literal["layer_norm", "none", "dataset_scale"] | float
 _STD_EPS = 1e-5

@@ -13,8 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..code import SparseCode
 from ..errors import UserError
+from ..sparse_code import SparseCode
 from .base import PAPER_STEPS, Event, Step, TrainingPlan
 from .select import above, batch_top_k, exceeding, top_k
 from .topk import TopKConfig, TopKSAE

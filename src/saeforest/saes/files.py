@@ -23,8 +23,8 @@ from ..files import (
     write_json,
     write_tensors,
 )
-from ..forest import Forest
 from ..schema import FLOATS, INTEGERS, Checksum, Name, Schema, checked, listed, shown
+from ..structure.forest import Forest
 from .base import MOST_FEATURES, SAE, SAEConfig
 from .systems import SYSTEMS
 

@@ -20,11 +20,11 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ..code import SparseCode
 from ..errors import UserError
-from ..forest import ROOT
 from ..kernels import jagged_decode
 from ..seeds import seeded
+from ..sparse_code import SparseCode
+from ..structure.forest import ROOT
 from .base import PAPER_STEPS, Event, Step, TrainingPlan
 from .jumprelu import JumpReLUConfig, JumpReLUSAE, Level, of_features
 

@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ..code import SparseCode, concat_slots, from_entries
 from ..errors import UserError
 from ..kernels import jagged_decode, jagged_encode
+from ..sparse_code import SparseCode, concat_slots, from_entries
 from .base import (
     DENSE_ENTRIES,
     PAPER_STEPS,

@@ -13,9 +13,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ..code import SparseCode, concat_rows
 from ..errors import UserError
 from ..kernels import choose_atoms, take_atoms
+from ..sparse_code import SparseCode, concat_rows
 from .base import (
     DENSE_ENTRIES,
     SAE,

@@ -13,8 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..code import SparseCode
 from ..errors import UserError
+from ..sparse_code import SparseCode
 from .base import SAE, TokenStats, check_dead_after, check_sizes
 from .batch_topk import BatchTopKConfig, BatchTopKSAE
 

@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ..code import SparseCode, concat_rows, concat_slots
 from ..kernels import top_positive
+from ..sparse_code import SparseCode, concat_rows, concat_slots
 
 
 def top_k(h: Float[Tensor, "n F"], k: int) -> SparseCode:

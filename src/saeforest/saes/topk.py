@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..code import SparseCode
+from ..sparse_code import SparseCode
 from .auxiliary import AuxConfig, auxiliary_loss
 from .base import (
     SAE,

@@ -15,11 +15,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ..allocation import Growth, ReallocationSteps, greedy_allocation, reassign_dead
-from ..code import SparseCode, concat_rows, concat_slots
 from ..errors import UserError
-from ..forest import ROOT, Families, families
 from ..kernels import top_children
+from ..sparse_code import SparseCode, concat_rows, concat_slots
+from ..structure.forest import ROOT, Families, families
+from .allocation import Growth, ReallocationSteps, greedy_allocation, reassign_dead
 from .auxiliary import AuxConfig, auxiliary_loss
 from .base import (
     PAPER_STEPS,

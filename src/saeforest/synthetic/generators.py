@@ -10,8 +10,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import UserError
-from ..forest import ROOT, Forest
 from ..seeds import seeded
+from ..structure.forest import ROOT, Forest
 from .geometry import lean_on_parents, mix_group, nearly_orthogonal, unit_vectors
 from .trees import TreeSpec
 from .world import World

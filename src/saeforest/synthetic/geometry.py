@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import UserError
-from ..forest import ROOT, Forest
+from ..structure.forest import ROOT, Forest
 
 
 def unit_vectors(

@@ -20,8 +20,8 @@ from scipy.optimize import linear_sum_assignment
 from scipy.sparse import csc_array
 from torch import Tensor
 
-from ..code import SparseCode
-from ..forest import ROOT, Forest
+from ..sparse_code import SparseCode
+from ..structure.forest import ROOT, Forest
 from .world import Sample, World
 
 MATCHED, LOOSELY_MATCHED = 0.8, 0.6

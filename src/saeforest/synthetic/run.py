@@ -23,11 +23,11 @@ from ..infer import InferConfig, infer_forest
 from ..progress import progress
 from ..saes import SAE, SystemConfig, TrainingPlan, build
 from ..schema import shown
-from ..toys import SyntheticConfig, system_for
 from ..training.loop import fit
 from ..training.unfinished import claim_empty, claimed_run
 from .generators import GENERATORS
 from .recovery import Recovery, recover
+from .systems import SyntheticConfig, system_for
 from .world import Sample, World
 
 RECOVERY, SCORES = "recovery.json", "scores.json"

@@ -14,9 +14,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ..code import SparseCode, from_entries
 from ..errors import UserError
-from ..forest import ROOT, Forest
+from ..sparse_code import SparseCode, from_entries
+from ..structure.forest import ROOT, Forest
 
 Siblings = Literal["independent", "choice", "contest"]
 """How the children of one parent share it. independent: each on its own. choice: one of them or none, with the given

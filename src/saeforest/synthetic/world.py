@@ -9,11 +9,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..activations import ActivationBatch
-from ..code import SparseCode
 from ..errors import UserError
-from ..forest import Forest
 from ..kernels import sparse_decode
 from ..seeds import seeded
+from ..sparse_code import SparseCode
+from ..structure.forest import Forest
 from .trees import TreeSpec, sample_code
 
 

@@ -22,9 +22,9 @@ from ..files import (
     write_json,
     write_tensors,
 )
-from ..forest import Forest
 from ..saes import SAE
 from ..schema import MOST, Checksum, Count, Name, Positive, Schema, checked
+from ..structure.forest import Forest
 from .adam import Adam, kept_in
 
 TENSORS, STATE = "state.safetensors", "state.json"

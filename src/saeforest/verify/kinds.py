@@ -11,6 +11,9 @@ from ..activations.sources import HARVEST, MANIFEST, TOKENS, open_store
 from ..activations.writer import JOURNAL, PENDING, Journal, read_journal
 from ..config import is_signed, load_config
 from ..errors import UserError, command
+from ..evaluation.forests import ABOUT as FOREST
+from ..evaluation.forests import TENSORS as FOREST_TENSORS
+from ..evaluation.forests import read_forest
 from ..explore import index as indexes
 from ..files import (
     CHECKSUM,
@@ -20,20 +23,17 @@ from ..files import (
     read_bytes,
     read_tensors,
 )
-from ..forest import Forest
 from ..interop.tree_sae import CONFIG as RELEASED
 from ..interop.tree_sae import WEIGHTS as RELEASED_WEIGHTS
 from ..interop.tree_sae import load_released
 from ..judges.cache import FILE as ANSWERS
 from ..judges.cache import read_answers
-from ..measures.forests import ABOUT as FOREST
-from ..measures.forests import TENSORS as FOREST_TENSORS
-from ..measures.forests import read_forest
 from ..measures.record import Record
 from ..report.write import VALUES as REPORT
 from ..saes import SAE, load_sae
 from ..saes.files import CFG, SAE_FOLDER, WEIGHTS
 from ..session import CONFIG, within
+from ..structure.forest import Forest
 from ..synthetic.results import read_recovery, read_scores
 from ..synthetic.run import RECOVERY, SCORES
 from ..text import Tokens

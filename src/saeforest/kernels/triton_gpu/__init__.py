@@ -11,7 +11,7 @@ The host is waited for once, in `top_children`: how many scores there are decide
 are float32; `top_positive` takes bfloat16 too. Every matrix but the ones Adam updates may have any strides.
 
 Without a GPU, `TRITON_INTERPRET=1` (set before the import) runs all of it in Triton's interpreter, on tensors of the
-CPU: that is how `tests/test_triton.py` checks it.
+CPU: that is how `tests/kernels/test_triton.py` checks it.
 """
 
 from ..plain import choose_atoms, put_back_atoms, take_atoms  # of rows that PyTorch reads well itself

@@ -1,0 +1,109 @@
+"""What the commands share: how arguments are read, and what is said of going on."""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr
+from difflib import get_close_matches
+from pathlib import Path
+from shlex import quote
+from shutil import which
+from typing import Annotated, Any, TypeVar
+
+import tyro
+
+from ..errors import UserError
+from ..output import say
+from ..stopping import Interrupted
+
+T = TypeVar("T")
+Run = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+#: Tokens of the training text that an index is made from, unless the user says.
+INDEX_TOKENS = 600_000
+
+
+def parse(args: type[T], argv: Sequence[str], command: str, description: str, default: Any = None) -> T:
+    """The arguments of a command. Raises UserError, one line that names the option, where they are wrong."""
+    extra = {} if default is None else {"default": default}
+    told = io.StringIO()
+    try:
+        with redirect_stderr(told):
+            return tyro.cli(
+                args,
+                args=list(argv),
+                prog=f"saeforest {command}",
+                description=description,
+                config=(tyro.conf.AvoidSubcommands,),
+                **extra,
+            )
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        # tyro draws a box: a title, the message, help. Ours is the one line that names the option.
+        lines = [line for raw in told.getvalue().splitlines() if (line := raw.strip("╭╮╰╯─│ "))]
+        said = lines[1:3] if len(lines) > 1 and lines[1].endswith(":") else lines[1:2]
+        raise UserError(f"{' '.join(said or lines)} (see `saeforest {command} --help`)") from None
+
+
+@contextmanager
+def resumable(out: Path, command: str) -> Iterator[None]:
+    """Within, an interruption says how to go on if anything is there to go on with."""
+    try:
+        yield
+    except Interrupted as stop:
+        there = out.exists() and any(out.iterdir())
+        how = f"{program()} {command} --out {quoted(out)}" if command.startswith("train") else command
+        go_on = f"; go on with: {how}" if there else ""
+        raise Interrupted(f"{stop}{go_on}", stop.signum) from None
+
+
+def quoted(path: Path) -> str:
+    """A path as it is typed in a shell."""
+    return quote(str(path))
+
+
+def program() -> str:
+    """What to type to run this program: `make demo` uses one that may not be on the PATH."""
+    return "saeforest" if which("saeforest") else sys.argv[0]
+
+
+def say_next(run: Path, name: str = "", *, families: bool = True) -> None:
+    """Says which commands a trained SAE is looked at with."""
+    typed, which_sae = program(), f" --sae {name}" if name else ""
+    folder = f"{run}/sae/{name}" if name else f"{run}/sae"
+    commands = (
+        {f"{typed} show {run}{which_sae}": "the most telling families; -n 30 for more"} if families else {}
+    )
+    commands |= {
+        f"{typed} show {run} FEATURE{which_sae}": "what a feature fires on, and the tree under it",
+        f"{typed} eval {run}": "measure it on held-out text",
+        f"{typed} train --help": "your own model, site, text and sizes",
+        f'In Python: saeforest.load("{folder}")': "the SAE: encode, decode, forest",
+    }
+    width = max(map(len, commands))
+    say_lines("\nNext:\n" + "\n".join(f"  {command:{width}}   {what}" for command, what in commands.items()))
+
+
+def near(name: str, known: Iterable[str]) -> str:
+    """A hint at the known name that is spelled most like `name`; empty if there is none."""
+    found = get_close_matches(name, known, n=1)
+    return f"; did you mean {found[0]}?" if found else ""
+
+
+def doc(function: Callable[..., Any]) -> str:
+    """What a command's help begins with."""
+    return function.__doc__ or ""
+
+
+def positive(args: Any, *names: str) -> None:
+    """Raises UserError where one of the named arguments is below 1."""
+    for name in names:
+        if getattr(args, name) < 1:
+            raise UserError(f"--{name.replace('_', '-')} {getattr(args, name)}: expected 1 or more")
+
+
+def say_lines(text: str) -> None:
+    for line in text.splitlines():
+        say(line)

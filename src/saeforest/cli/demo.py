@@ -1,0 +1,33 @@
+"""`saeforest demo`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ..presets import PRESETS
+from .common import doc, parse, positive, resumable, say_next
+
+DEMO_EVAL_TOKENS = 50_000
+
+
+@dataclass(frozen=True)
+class _Demo:
+    out: Path = Path("runs/demo")
+    """The run's folder, new or empty."""
+    tokens: int = PRESETS["demo"].tokens
+    """Different tokens to train on."""
+    eval_tokens: int = DEMO_EVAL_TOKENS
+    """Held-out tokens to measure on."""
+
+
+def demo(argv: Sequence[str]) -> None:
+    """Train a 4-layer Tree SAE on SmolLM2-135M, measure it, and show a piece of its concept forest."""
+    args = parse(_Demo, argv, "demo", doc(demo))
+    positive(args, "tokens", "eval_tokens")
+    from ..demo import run_demo
+
+    with resumable(args.out, "the same command"):
+        run_demo(replace(PRESETS["demo"], tokens=args.tokens), args.out, args.eval_tokens)
+    say_next(args.out)

@@ -1,0 +1,39 @@
+"""`saeforest eval`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..output import results
+from ..stopping import Interrupted
+from .common import doc, parse
+
+
+def evaluate(argv: Sequence[str]) -> None:
+    """Measure trained SAEs on text they have not seen. Writes RUN/eval/MEASURE.json; goes on where it was stopped."""
+    from ..evaluation import measure_names, measure_run, table
+    from ..evaluation.options import preset_options
+    from ..session import check_site, load_run, open_reader, sae_names
+    from ..training.unfinished import tidy
+    from .eval_arguments import eval_arguments
+
+    options, rest = preset_options(argv)
+    args = parse(eval_arguments(options), rest, "eval", doc(evaluate))
+    tidy(args.run)
+    names = measure_names(args.measures)
+    saes = {
+        name: load_run(args.run, args.device, name)
+        for name in ([args.sae] if args.sae else sae_names(args.run))
+    }
+    reader = open_reader(next(iter(saes.values()))[0])
+    for _, sae in saes.values():
+        check_site(sae, reader)
+    try:
+        found = measure_run(saes, reader, names, args.options, args.run, again=args.again)
+    except Interrupted as stop:
+        kept = (
+            f"the measures taken so far are kept in {args.run / 'eval'}; give the same command for the others"
+        )
+        raise Interrupted(f"stopped; {kept}", stop.signum) from None
+    for name, records in found.items():
+        results().print(table(records, title=name or None))

@@ -1,0 +1,36 @@
+"""`saeforest index`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from .common import INDEX_TOKENS, Run, doc, parse, positive
+
+
+@dataclass(frozen=True)
+class _Index:
+    run: Run
+    """A run's folder."""
+    tokens: int | None = None
+    """Tokens of the training text to look at. Default: those of the run, 600,000 at most."""
+    sae: str = ""
+    """Which SAE, of a run that trained several."""
+    device: str | None = None
+    """Of language model and SAE; by default the one the run was trained on."""
+
+
+def index(argv: Sequence[str]) -> None:
+    """Collect what `show` needs: where each feature fires most, its density, its direction. Writes RUN/index/."""
+    args = parse(_Index, argv, "index", doc(index))
+    if args.tokens is not None:
+        positive(args, "tokens")
+    from ..explore import index_run
+    from ..session import check_site, load_run, open_reader
+    from ..training.unfinished import tidy
+
+    tidy(args.run)
+    config, sae = load_run(args.run, args.device, args.sae)
+    reader = open_reader(config)
+    check_site(sae, reader)
+    index_run(args.run, config, sae, reader, args.tokens or min(INDEX_TOKENS, config.tokens), args.sae)

@@ -1,0 +1,61 @@
+"""`saeforest show`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from ..errors import UserError
+from ..output import note, results
+from .common import INDEX_TOKENS, Run, doc, parse, positive
+
+_MOST_DIGITS = 20
+
+
+@dataclass(frozen=True)
+class _Show:
+    run: Run
+    """A run's folder."""
+    feature: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="FEATURE")] = None
+    """A feature id; without it the most telling families."""
+    families: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 10
+    """How many families."""
+    sae: str = ""
+    """Which SAE, of a run that trained several."""
+    device: str | None = None
+    """Of the language model, where there is no index yet; by default the one the run was trained on."""
+
+
+def show(argv: Sequence[str]) -> None:
+    """Show the tree under a feature with the text that activates it; without a feature, the most telling families."""
+    args = parse(_Show, argv, "show", doc(show))
+    positive(args, "families")
+    from ..explore import Index, index_run, show_families, show_feature
+    from ..lm import load_tokenizer
+    from ..session import check_site, load_run, open_reader, within
+
+    config, sae = load_run(args.run, args.device, args.sae)
+    folder = within(args.run / "index", args.sae)
+    feature = None if args.feature is None else _feature(args.feature, sae.d_sae, args.run)
+    if folder.exists():
+        found = Index.load(folder, sae)
+    else:
+        reader = open_reader(config)
+        check_site(sae, reader)
+        note(f"{args.run} has no index yet; making it, once")
+        found = index_run(args.run, config, sae, reader, min(INDEX_TOKENS, config.tokens), args.sae)
+    console, tokenizer = results(), load_tokenizer(config.model)
+    if feature is None:
+        show_families(console, found, sae.forest, tokenizer, n=args.families)
+    else:
+        show_feature(console, found, sae.forest, tokenizer, feature)
+
+
+def _feature(text: str, d_sae: int, run: Path) -> int:
+    if text.isdecimal() and len(text) <= _MOST_DIGITS and int(text) < d_sae:
+        return int(text)
+    raise UserError(f"feature {text[:_MOST_DIGITS]}: expected 0 to {d_sae - 1}, the features of {run}")

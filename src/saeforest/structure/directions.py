@@ -1,0 +1,129 @@
+"""The direction of every feature's concept, and how near to it the decoder rows of child and parent lie (Eq. 5).
+
+The paper finds the direction d*_c by a logistic probe for each child. Here it is the LDA direction
+
+    d*_c = (Sigma + lambda I)^-1 (mu_c - mu),
+
+mu_c being the mean of the activations on which c fires: a mean for every feature and one covariance, all from one
+pass, and one linear solve. That makes it affordable for all features, and approximate: the published numbers are
+those of the measure `hierarchy`. With the covariance of all tokens instead of that within the two classes, and
+with mu instead of the mean of the other tokens, only the length of d*_c changes, not its direction.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Float32, Int
+from torch import Tensor
+
+from ..kernels import scatter_outer
+from ..progress import progress
+from .forest import ROOT
+
+#: lambda, as a share of the mean variance. Against 32 probes trained as the paper's (a small Tree SAE on SmolLM2-135M,
+#: 59k tokens): S_res 0.31 on average, theirs 0.26, correlation 0.60, and the criterion agrees on 30 of the 32 edges.
+#: Cosines with the probes' directions fall from 0.63 to 0.56 at 0.01 (more noise) and to 0.52 at 10.
+RIDGE = 0.1
+# Cosines are taken in blocks of features, with all decoder rows each, of this many entries.
+_BLOCK_ENTRIES = 1 << 24
+
+
+class Moments:
+    """Streaming float64 moments: of all activations, and of those on which each feature fires."""
+
+    def __init__(self, d_sae: int, d_in: int, device: torch.device) -> None:
+        self.n = 0
+        self.sum = torch.zeros(d_in, dtype=torch.float64, device=device)
+        self.product = torch.zeros(d_in, d_in, dtype=torch.float64, device=device)
+        self.fired_sum = torch.zeros(d_sae, d_in, dtype=torch.float64, device=device)
+
+    def add(self, u: Float[Tensor, "n d_in"], ids: Int[Tensor, "n k"], weight: Float[Tensor, "n k"]) -> None:
+        """Takes in activations with their active features; `weight` is 1 on a slot that fires, else 0."""
+        u = u.double()
+        self.n += len(u)
+        self.sum += u.sum(0)
+        self.product += u.T @ u
+        present, compact = ids.unique(return_inverse=True)
+        self.fired_sum[present] += scatter_outer(weight.double(), compact, u, len(present))
+
+    def covariance(self) -> Float[Tensor, "d_in d_in"]:
+        mean = self.sum / self.n
+        return self.product / self.n - mean[:, None] * mean
+
+
+class Directions:
+    """The LDA directions of the features that fired `min_count` times or more, but not on every token."""
+
+    def __init__(
+        self, moments: Moments, n_fired: Int[Tensor, "d_sae"], min_count: int, ridge: float = RIDGE
+    ) -> None:
+        self._moments, self._n_fired = moments, n_fired
+        self.features = ((n_fired >= min_count) & (n_fired < moments.n)).nonzero().flatten()
+        """Those that have a direction, ascending."""
+        if len(self.features):  # else the activations may all be alike, and nothing can be solved
+            covariance = moments.covariance()
+            identity = torch.eye(len(covariance), dtype=covariance.dtype, device=covariance.device)
+            mean_variance = covariance.diagonal().mean()
+            self._factor = torch.linalg.cholesky(covariance + ridge * mean_variance * identity)
+
+    def of(self, features: Int[Tensor, "b"]) -> Float32[Tensor, "b d_in"]:
+        """The unit directions of some of `self.features`."""
+        moments = self._moments
+        if not len(features):
+            return torch.zeros(0, len(moments.sum), device=moments.sum.device)
+        shift = moments.fired_sum[features] / self._n_fired[features, None] - moments.sum / moments.n
+        return F.normalize(torch.cholesky_solve(shift.T, self._factor).T).float()
+
+
+class Nearness(NamedTuple):
+    """How near the decoder rows of a feature and of its parent lie to the feature's direction.
+
+    A cosine is NaN, and a rank 0, where there is no direction or no parent. The rank of a row is 1 plus the number
+    of decoder rows, dead ones included, with a larger cosine.
+    """
+
+    cos_child: Float[Tensor, "d_sae"]
+    cos_parent: Float[Tensor, "d_sae"]
+    rank_child: Int[Tensor, "d_sae"]
+    rank_parent: Int[Tensor, "d_sae"]
+
+
+def nearness_memory(n_features: int, d_sae: int, d_in: int) -> int:
+    """The most bytes that `nearness` takes at once, of `n_features` that have a direction."""
+    block = max(min(_BLOCK_ENTRIES // d_sae, n_features), 1)
+    before = 4 * block if block < n_features else 0
+    # The rows of unit norm; cosines of a block and of the one before, and which are larger; directions; covariance.
+    return (
+        4 * d_sae * d_in + (4 + 1) * block * d_sae + before * d_sae + 5 * 8 * block * d_in + 4 * 8 * d_in**2
+    )
+
+
+def nearness(
+    moments: Moments,
+    n_fired: Int[Tensor, "d_sae"],
+    decoder: Float[Tensor, "d_sae d_in"],
+    parent: Int[Tensor, "d_sae"],
+    min_count: int,
+    ridge: float = RIDGE,
+) -> Nearness:
+    """Directions of the features that fired `min_count` times or more (but not on every token), and their cosines."""
+    d_sae = len(decoder)
+    rows = F.normalize(decoder.float())
+    directions = Directions(moments, n_fired, min_count, ridge)
+    cosines = torch.full((2, d_sae), torch.nan, device=decoder.device)
+    ranks = torch.zeros(2, d_sae, dtype=torch.int64, device=decoder.device)
+    found = directions.features
+    with progress("directions", len(found), "features") as advance:
+        for features in found.split(max(_BLOCK_ENTRIES // d_sae, 1)):
+            cosine = directions.of(features) @ rows.T
+            for i, other in enumerate((features, parent[features])):
+                exists = other != ROOT
+                own = cosine.gather(1, other.clamp(min=0)[:, None])
+                rank = 1 + (cosine > own).sum(1)
+                cosines[i, features[exists]] = own[exists, 0]
+                ranks[i, features[exists]] = rank[exists]
+            advance(len(features))
+    return Nearness(cosines[0], cosines[1], ranks[0], ranks[1])

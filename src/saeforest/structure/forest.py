@@ -1,0 +1,191 @@
+"""The Forest: which feature is whose child. Learned or inferred, everything downstream takes one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import accumulate
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from ..errors import UserError
+
+ROOT = -1
+
+
+@dataclass(frozen=True, eq=False)
+class Forest:
+    """Parents of the features `0..d_sae-1`, laid out layer by layer (layer 0 first). Immutable.
+
+    parent: `[d_sae]` int64; -1 is the root.
+    layer_sizes: number of features of each layer.
+    layered: a parent lies in an earlier layer than its child. Otherwise any feature may be the parent of any other,
+        as long as none is its own ancestor: so are forests inferred for a flat SAE, which has one layer.
+
+    Raises UserError where `parent` does not describe such a forest.
+    """
+
+    parent: Int[Tensor, "d_sae"]
+    layer_sizes: tuple[int, ...]
+    layered: bool = field(default=True, kw_only=True)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "parent", self.parent.detach().to("cpu", torch.int64).clone())
+        object.__setattr__(self, "layer_sizes", tuple(int(s) for s in self.layer_sizes))
+        self._validate()
+
+    def _validate(self) -> None:
+        if not self.layer_sizes or min(self.layer_sizes) < 1:
+            raise UserError(
+                f"layer_sizes {list(self.layer_sizes)}: expected at least one layer, each of 1 or more"
+            )
+        if sum(self.layer_sizes) != len(self.parent):
+            raise UserError(
+                f"layer_sizes {list(self.layer_sizes)} add up to {sum(self.layer_sizes)}, "
+                f"but parent has {len(self.parent)} entries; expected one entry a feature"
+            )
+        if self.layered:
+            self._check_layers()
+        else:
+            self._check_cycles()
+
+    def _check_layers(self) -> None:
+        start = torch.tensor(self.layer_starts)[self.layer]
+        bad = ((self.parent < ROOT) | (self.parent >= start)).nonzero().flatten()
+        if len(bad):
+            i = int(bad[0])
+            raise UserError(
+                f"parent[{i}] = {int(self.parent[i])}: expected -1 (root) or a feature of a layer before "
+                f"layer {int(self.layer[i])}, that is below {int(start[i])}"
+            )
+
+    def _check_cycles(self) -> None:
+        bad = ((self.parent < ROOT) | (self.parent >= self.d_sae)).nonzero().flatten()
+        if len(bad):
+            i = int(bad[0])
+            raise UserError(
+                f"parent[{i}] = {int(self.parent[i])}: expected -1 (root) or another feature, "
+                f"0 to {self.d_sae - 1}"
+            )
+        # Whoever has climbed d_sae steps and not come to the root walks in a circle.
+        lost = self._climbed[1]
+        lost = lost[lost != self.d_sae]
+        if len(lost):
+            i = int(lost.min())
+            raise UserError(
+                f"parent[{i}] = {int(self.parent[i])}: feature {i} is its own ancestor; "
+                "expected parents that lead to the root (-1)"
+            )
+
+    @property
+    def d_sae(self) -> int:
+        return len(self.parent)
+
+    @cached_property
+    def layer_starts(self) -> tuple[int, ...]:
+        """First feature id of each layer."""
+        return (0, *accumulate(self.layer_sizes))[:-1]
+
+    @cached_property
+    def layer(self) -> Int[Tensor, "d_sae"]:
+        """The layer of each feature."""
+        sizes = torch.tensor(self.layer_sizes)
+        return torch.repeat_interleave(torch.arange(len(sizes)), sizes)
+
+    @cached_property
+    def depth(self) -> Int[Tensor, "d_sae"]:
+        """Number of ancestors of each feature (0: a child of the root)."""
+        return self._climbed[0]
+
+    @cached_property
+    def _climbed(self) -> tuple[Int[Tensor, "d_sae"], Int[Tensor, "d_sae"]]:
+        """Number of ancestors of each feature, and where d_sae or more steps up lead: d_sae stands for the root."""
+        root = self.d_sae
+        above = torch.cat([torch.where(self.parent == ROOT, root, self.parent), torch.tensor([root])])
+        steps = (above != root).long()
+        # Every round doubles the stride, so depth takes few rounds; a cycle never ends, and is cut off.
+        for _ in range(root.bit_length()):
+            if bool((above == root).all()):
+                break
+            steps += steps[above]
+            above = above[above]
+        return steps[:root], above[:root]
+
+    @cached_property
+    def n_children(self) -> Int[Tensor, "d_sae"]:
+        return torch.bincount(self.parent[self.parent != ROOT], minlength=self.d_sae)
+
+    @cached_property
+    def _children(self) -> dict[int, list[int]]:
+        children: dict[int, list[int]] = {}
+        for child, parent in enumerate(self.parent.tolist()):
+            children.setdefault(parent, []).append(child)
+        return children
+
+    def children(self, feature: int) -> list[int]:
+        """Children of a feature in ascending order; of the root for `feature=-1`."""
+        self._check(feature, least=ROOT)
+        return list(self._children.get(feature, ()))
+
+    @property
+    def roots(self) -> list[int]:
+        """Features that hang from the root."""
+        return self.children(ROOT)
+
+    def path(self, feature: int) -> list[int]:
+        """From the topmost ancestor down to the feature itself."""
+        self._check(feature)
+        path = [feature]
+        while (above := int(self.parent[path[-1]])) != ROOT:
+            path.append(above)
+        return path[::-1]
+
+    def ancestors(self, feature: int) -> list[int]:
+        """Proper ancestors, nearest first."""
+        return self.path(feature)[-2::-1]
+
+    def subtree(self, feature: int) -> Iterator[int]:
+        """The feature and all its descendants, parents before children; of the root, -1 first, all features."""
+        stack = [feature]
+        while stack:
+            node = stack.pop()
+            yield node
+            stack.extend(reversed(self.children(node)))
+
+    def _check(self, feature: int, least: int = 0) -> None:
+        if not least <= feature < self.d_sae:
+            raise IndexError(f"feature {feature}: expected {least} to {self.d_sae - 1}")
+
+    @cached_property
+    def edges(self) -> Int[Tensor, "2 n_edges"]:
+        """All (parent, child) pairs without the root, by ascending child."""
+        child = (self.parent != ROOT).nonzero().flatten()
+        return torch.stack([self.parent[child], child])
+
+
+class Families(NamedTuple):
+    """Some features by the parent they have."""
+
+    roots: Int[Tensor, "r"]
+    """Those that hang from the root."""
+    first: Int[Tensor, "d_sae_and_1"]
+    """The children of feature p are `children[first[p]:first[p + 1]]`."""
+    children: Int[Tensor, "c"]
+
+
+def families(parent: Int[Tensor, "d_sae"], features: Int[Tensor, "m"]) -> Families:
+    """The given features by their parents, in their order."""
+    above = parent[features]
+    below = features[above != ROOT]
+    by_parent, order = parent[below].sort(stable=True)
+    first = torch.searchsorted(by_parent, torch.arange(len(parent) + 1, device=parent.device))
+    return Families(features[above == ROOT], first, below[order])
+
+
+def flat_forest(layer_sizes: tuple[int, ...]) -> Forest:
+    """Every feature hangs from the root."""
+    return Forest(torch.full((sum(layer_sizes),), ROOT, dtype=torch.int64), layer_sizes)

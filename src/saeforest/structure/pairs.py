@@ -1,0 +1,332 @@
+"""Exact statistics of all pairs of features that fire together, and the scores of a parent and a child from them.
+
+Over the tokens on which the child c fires (its value is above the threshold), values at or below the threshold
+counting as 0, `n_c` is their number, `M_i` the largest value of feature i on any token, and
+
+    n_pc = #{t: both fire}    D_pc = sum a_p a_c    Q_pc = sum a_p^2    S_pc = sum a_p    q_c, s_c: of a_c alike
+
+                              score of parent p and child c                           source
+    coverage                  n_pc / n_c                                              Tree SAE, Eq. 4
+    mcs_binary                sqrt(n_pc / n_c)                                        Tree SAE, App. I
+    mcs_binary_scaled         sqrt(n_pc / n_c) min(1, M_p) / M_p                      Tree SAE, App. I
+    mcs_correlation           D_pc / sqrt(q_c Q_pc)                                   Bricken et al. 2023
+    mcs_correlation_scaled    D_pc / sqrt(q_c Q_pc) min(M_c, M_p) / M_p               Matryoshka SAE, App. F
+    pearson                   (D - S s/n) / sqrt((Q - S^2/n) (q - s^2/n)), n = n_c    "correlation" taken literally
+
+These are SPEC 4.2's; a score that would be 0/0 is 0. There is no d_sae x d_sae matrix: the firings are kept (8 bytes
+each, and 8 more to find those of a feature), and the pairs of a feature are counted when it is asked for (SPEC 4.3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Literal, NamedTuple, get_args
+
+import torch
+from jaxtyping import Bool, Float, Float32, Float64, Int, Int32
+from torch import Tensor
+
+from ..errors import UserError, require
+from ..sparse_code import SparseCode
+
+Score = Literal[
+    "coverage", "mcs_binary", "mcs_binary_scaled", "mcs_correlation", "mcs_correlation_scaled", "pearson"
+]
+SCORES: tuple[Score, ...] = get_args(Score)
+
+_BINARY: tuple[Score, ...] = ("coverage", "mcs_binary", "mcs_binary_scaled")
+# Slots looked at together while firings are sorted, and while the pairs of a feature are counted.
+_SLOTS = 1 << 21
+# Dense rows of scores come in blocks of so many entries.
+_BLOCK_ENTRIES = 1 << 21
+#: Bytes of a firing that `PairStatistics` takes in, before it sorts them.
+KEPT_PER_FIRING = 8
+_MIN_MAX = 1e-12
+# A variance below this share of its mean square is rounding: the values are all the same.
+_MIN_VARIANCE = 1e-10
+
+
+class Marginals(NamedTuple):
+    """Of single features over all tokens: firings, and sum, sum of squares and maximum of their values."""
+
+    n: Int[Tensor, "*f"]
+    sum: Float64[Tensor, "*f"]
+    square: Float64[Tensor, "*f"]
+    max: Float32[Tensor, "*f"]
+
+
+class PairSums(NamedTuple):
+    """Of pairs, over the tokens on which both fire: their number, sum a_p a_c, sum a_p and sum a_p^2."""
+
+    n: Int[Tensor, "*pairs"]
+    dot: Float64[Tensor, "*pairs"]
+    parent_sum: Float64[Tensor, "*pairs"]
+    parent_square: Float64[Tensor, "*pairs"]
+
+
+def pair_score(kind: Score, pair: PairSums, parent: Marginals, child: Marginals) -> Float64[Tensor, "*pairs"]:
+    """The score of pairs (module docstring); `parent` and `child` broadcast against `pair`."""
+    n_c = child.n.clamp(min=1)
+    scale = parent.max.double().clamp(min=_MIN_MAX)
+    match kind:
+        case "coverage":
+            return pair.n / n_c.double()
+        case "mcs_binary":
+            return (pair.n / n_c.double()).sqrt()
+        case "mcs_binary_scaled":
+            return (pair.n / n_c.double()).sqrt() * (scale.clamp(max=1) / scale)
+        case "mcs_correlation":
+            return _cosine(pair, child)
+        case "mcs_correlation_scaled":
+            return _cosine(pair, child) * (torch.minimum(child.max.double(), scale) / scale)
+        case "pearson":
+            return _pearson(pair, child)
+
+
+def _cosine(pair: PairSums, child: Marginals) -> Float64[Tensor, "*pairs"]:
+    # Two roots: the product of two small sums of squares would underflow.
+    length = child.square.sqrt() * pair.parent_square.sqrt()
+    return torch.where(length > 0, pair.dot / length, 0).clamp(max=1)
+
+
+def _pearson(pair: PairSums, child: Marginals) -> Float64[Tensor, "*pairs"]:
+    n = child.n.clamp(min=1)
+    covariance = pair.dot - pair.parent_sum * child.sum / n
+    of_parent = pair.parent_square - pair.parent_sum**2 / n
+    of_child = child.square - child.sum**2 / n
+    varies = (of_parent > _MIN_VARIANCE * pair.parent_square) & (of_child > _MIN_VARIANCE * child.square)
+    length = of_parent.clamp(min=0).sqrt() * of_child.clamp(min=0).sqrt()
+    return torch.where(varies, covariance / length, 0).clamp(-1, 1)
+
+
+class TopPairs(NamedTuple):
+    """The best partners of some features, best first; where there are fewer, the id is -1 and the score 0."""
+
+    ids: Int[Tensor, "b top"]
+    score: Float64[Tensor, "b top"]
+
+
+class PairStatistics:
+    """Takes in codes, and gives the scores of all pairs. On the CPU, whatever device the codes are on.
+
+    A feature is active above `threshold` (`activation_threshold` of an SAE's configuration). The active ids of one
+    token are distinct, as in any code of an SAE. How tokens are cut into codes changes nothing, to the last bit.
+
+    Memory: 16 bytes a firing (0.5 GB for a million tokens with 32 active features each) and blocks of fixed size.
+    """
+
+    def __init__(self, d_sae: int, threshold: float = 1e-3) -> None:
+        if not 0 <= threshold < float("inf"):
+            raise UserError(f"activation threshold {threshold}: expected 0 or more")
+        self.d_sae, self.threshold = d_sae, threshold
+        self._ids: list[Int32[Tensor, "slots"]] = []
+        self._values: list[Float32[Tensor, "slots"]] = []
+        self._widths: list[Int32[Tensor, "n"]] = []
+        self._firings: _Firings | None = None
+        self.n_tokens = 0
+
+    def add(self, code: SparseCode) -> None:
+        """Takes in the code of more tokens."""
+        code = code.reshape(-1)
+        active = code.active(self.threshold)
+        self._ids.append(code.ids[active].to("cpu", torch.int32))
+        self._values.append(code.values[active].to("cpu", torch.float32))
+        self._widths.append(active.sum(1).to("cpu", torch.int32))
+        self.n_tokens += len(active)
+        self._firings = None
+
+    @property
+    def n_firings(self) -> int:
+        return sum(map(len, self._ids))
+
+    @property
+    def marginals(self) -> Marginals:
+        """Of all features."""
+        return self._sorted.marginals
+
+    def firings(self, feature: int) -> tuple[Int32[Tensor, "n_c"], Float32[Tensor, "n_c"]]:
+        """The tokens on which a feature fires, ascending and counted in the order they were added, and its values."""
+        begin = int(self._sorted.begin[feature])
+        mine = slice(begin, begin + int(self.marginals.n[feature]))
+        return self._sorted.token[mine], self._sorted.own[mine]
+
+    def scores(
+        self, kind: Score, features: Int[Tensor, "f"], role: Literal["child", "parent"] = "child"
+    ) -> Iterator[tuple[Int[Tensor, "b"], Float64[Tensor, "b d_sae"]]]:
+        """Blocks of `features`, in order, with the scores of each as `role` and every feature in the other role.
+
+        A pair that never fires together scores 0; what stands where a feature meets itself means nothing.
+        """
+        for block, found in self.scores_of((kind,), features, role):
+            yield block, found[kind]
+
+    def scores_of(
+        self,
+        kinds: Sequence[Score],
+        features: Int[Tensor, "f"],
+        role: Literal["child", "parent"] = "child",
+    ) -> Iterator[tuple[Int[Tensor, "b"], dict[Score, Float64[Tensor, "b d_sae"]]]]:
+        """`scores` of several kinds, the pairs being counted once."""
+        for block in features.split(max(_BLOCK_ENTRIES // max(self.d_sae, 1), 1)):
+            pair = self._sorted.pairs(block, role, values=not set(kinds).issubset(_BINARY))
+            own = Marginals(*(m[block, None] for m in self.marginals))
+            parent, child = (self.marginals, own) if role == "child" else (own, self.marginals)
+            found: dict[Score, Float64[Tensor, "b d_sae"]] = {}
+            for kind in kinds:
+                score = pair_score(kind, pair, parent, child)
+                require(bool(torch.isfinite(score).all()), kind, "finite scores")
+                found[kind] = torch.where(pair.n > 0, score, 0)
+            yield block, found
+
+    def top_parents(self, kind: Score, children: Int[Tensor, "b"], top: int) -> TopPairs:
+        """The best parents of each child, of all features that fire with it.
+
+        Ties, which agree in float32, go to the less frequent feature (with coverage 1 throughout, that is the nearest
+        ancestor), then to the lower index.
+        """
+        return self._top(kind, children, top, "child", self.rarest_first, min_count=1)
+
+    def top_children(
+        self, kind: Score, parents: Int[Tensor, "b"], top: int, min_count: int = 100
+    ) -> TopPairs:
+        """The best children of each parent, of the features that fire with it, and `min_count` times or more.
+
+        A child that fired once scores 1 under any parent that fired with it: hence `min_count`, 100 in the Tree SAE
+        paper's protocol. Ties, which agree in float32, go to the more frequent child, then to the lower index.
+        """
+        preference = self.marginals.n.sort(descending=True, stable=True).indices
+        return self._top(kind, parents, top, "parent", preference, min_count)
+
+    @property
+    def rarest_first(self) -> Int[Tensor, "d_sae"]:
+        """All features, the least frequent first, then by index."""
+        return self.marginals.n.sort(stable=True).indices
+
+    def _top(
+        self,
+        kind: Score,
+        features: Int[Tensor, "b"],
+        top: int,
+        role: Literal["child", "parent"],
+        preference: Int[Tensor, "d_sae"],
+        min_count: int,
+    ) -> TopPairs:
+        ids = torch.full((len(features), top), -1)
+        best = torch.zeros(len(features), top, dtype=torch.float64)
+        first = 0
+        for block, score in self.scores(kind, features, role):
+            allowed = (score != 0) & (self.marginals.n >= min_count)
+            allowed &= block[:, None] != torch.arange(self.d_sae)
+            for place in range(top):
+                found = first_best(score, allowed, preference)
+                rows = (found >= 0).nonzero().flatten()
+                ids[first + rows, place] = found[rows]
+                best[first + rows, place] = score[rows, found[rows]]
+                allowed[rows, found[rows]] = False
+            first += len(block)
+        return TopPairs(ids, best)
+
+    @property
+    def _sorted(self) -> _Firings:
+        if self._firings is None:
+            # What was joined replaces its parts: both together would take twice the memory.
+            self._ids = [torch.cat([torch.zeros(0, dtype=torch.int32), *self._ids])]
+            self._values = [torch.cat([torch.zeros(0), *self._values])]
+            self._widths = [torch.cat([torch.zeros(0, dtype=torch.int32), *self._widths])]
+            self._firings = _Firings(self.d_sae, self._ids[0], self._values[0], self._widths[0])
+        return self._firings
+
+
+def first_best(
+    score: Float[Tensor, "b d_sae"], allowed: Bool[Tensor, "b d_sae"], preference: Int[Tensor, "d_sae"]
+) -> Int[Tensor, "b"]:
+    """The allowed column of the largest score in each row, -1 where none is.
+
+    Scores that agree in float32 tie; of those, the first in `preference` (all columns, in some order) is taken.
+    """
+    ranked = torch.where(allowed, score.float(), -torch.inf)[:, preference]
+    best, place = ranked.max(1)  # the first of equals
+    return torch.where(best > -torch.inf, preference[place], -1)
+
+
+class _Firings:
+    """All firings, by token (`ids`, `values`; `start` of each token) and again by feature (`token`, `own`).
+
+    token, own: `[slots]` the tokens on which each feature fires, feature by feature and ascending, and its values
+    there; those of feature i begin at `begin[i]`.
+    """
+
+    def __init__(
+        self,
+        d_sae: int,
+        ids: Int32[Tensor, "slots"],
+        values: Float32[Tensor, "slots"],
+        width: Int32[Tensor, "n"],
+    ) -> None:
+        self.d_sae, self.ids, self.values, self.width = d_sae, ids, values, width
+        self.start = width.cumsum(0) - width
+        n = torch.zeros(d_sae, dtype=torch.int64)
+        total, square = torch.zeros(2, d_sae, dtype=torch.float64)
+        largest = torch.zeros(d_sae)
+        for feature, value in zip(ids.split(_SLOTS), values.split(_SLOTS), strict=True):
+            largest.scatter_reduce_(0, feature.long(), value, "amax")
+            value = value.double()
+            n += torch.bincount(feature, minlength=d_sae)
+            total += torch.bincount(feature, value, minlength=d_sae)
+            square += torch.bincount(feature, value**2, minlength=d_sae)
+        self.marginals = Marginals(n, total, square, largest)
+        self.begin = n.cumsum(0) - n
+        self._sort()
+
+    def _sort(self) -> None:
+        """A counting sort in parts: sorting everything at once would take several times the memory."""
+        self.token, self.own = torch.empty_like(self.ids), torch.empty_like(self.values)
+        free = self.begin.clone()
+        for first in range(0, len(self.ids), _SLOTS):
+            part = slice(first, first + _SLOTS)
+            feature, order = self.ids[part].long().sort(stable=True)
+            count = torch.bincount(feature, minlength=self.d_sae)
+            place = (free + count - count.cumsum(0))[feature] + torch.arange(len(feature))
+            token = torch.searchsorted(self.start, first + order, right=True) - 1
+            self.token[place] = token.int()
+            self.own[place] = self.values[part][order]
+            free += count
+
+    def pairs(
+        self, features: Int[Tensor, "b"], role: Literal["child", "parent"], *, values: bool
+    ) -> PairSums:
+        """Of each of `features` as `role` with every feature: `[b, d_sae]`. Without `values`, only n is filled."""
+        shape = (len(features), self.d_sae)
+        n = torch.zeros(shape, dtype=torch.int64)
+        dot, parent_sum, parent_square = torch.zeros(3, *(shape if values else (1, 1)), dtype=torch.float64)
+        step = max(_SLOTS // max(int(self.width.max()) if len(self.width) else 1, 1), 1)
+        for i, feature in enumerate(features.tolist()):
+            begin = int(self.begin[feature])
+            mine = slice(begin, begin + int(self.marginals.n[feature]))
+            for token, own in zip(self.token[mine].split(step), self.own[mine].split(step), strict=True):
+                width = self.width[token].long()
+                # The slots of all these tokens, one token after the other.
+                skip = self.start[token] - (width.cumsum(0) - width)
+                slots = skip.repeat_interleave(width) + torch.arange(int(width.sum()))
+                other = self.ids[slots]
+                n[i] += torch.bincount(other, minlength=self.d_sae)
+                if values:
+                    mine_there = own.double().repeat_interleave(width)
+                    other_there = self.values[slots].double()
+                    of_parent = other_there if role == "child" else mine_there
+                    dot[i] += torch.bincount(other, mine_there * other_there, minlength=self.d_sae)
+                    parent_sum[i] += torch.bincount(other, of_parent, minlength=self.d_sae)
+                    parent_square[i] += torch.bincount(other, of_parent**2, minlength=self.d_sae)
+        return PairSums(n, dot, parent_sum, parent_square)
+
+
+def sorted_memory(n_firings: int, d_sae: int) -> int:
+    """The bytes that it takes to sort firings that are kept already: by feature, and what is at hand meanwhile."""
+    return 8 * n_firings + max(4 * n_firings, 64 * min(n_firings, _SLOTS)) + 64 * d_sae
+
+
+def scores_memory(d_sae: int, kinds: Sequence[Score]) -> int:
+    """The most bytes that a block of scores takes, with the one before it and what is at hand."""
+    # The sums of a pair are numbers of 8 bytes; a score is kept twice and takes about four more on its way.
+    sums = 1 if set(kinds).issubset(_BINARY) else 4
+    return 8 * (sums + 5 + 4 * len(kinds)) * max(min(_BLOCK_ENTRIES, d_sae**2), d_sae)

@@ -1,0 +1,478 @@
+"""First letters and their absorption: slow float64 arithmetic, the specification's vectors, and a world in which the
+absorption is known."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from typing import Any
+from unittest.mock import Mock
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from tokenizers.processors import TemplateProcessing
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from conftest import EOS, byte_tokenizer
+from oracles import absorption as oracle
+from saeforest.activations import ActivationReader
+from saeforest.errors import UserError
+from saeforest.lm import LanguageModel
+from saeforest.measures.absorption import (
+    AbsorptionConfig,
+    absorption,
+    absorption_of,
+    absorption_scores,
+    encode_words,
+    k_sparse,
+    split_features,
+)
+from saeforest.measures.first_letters import (
+    LETTERS,
+    FirstLetterConfig,
+    draw,
+    f1_scores,
+    first_letters,
+    letters_of,
+    prompts,
+    read_last,
+    resid_post,
+    train_probe,
+    vocabulary,
+)
+from saeforest.measures.subject import Subject
+from saeforest.saes import SAE, TopKConfig, TopKSAE, TreeConfig, TreeSAE
+from saeforest.seeds import seeded
+from saeforest.sparse_code import SparseCode
+from saeforest.text import Tokens
+
+CONFIG = AbsorptionConfig()
+
+
+def generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def random_code(n: int, k: int, d_sae: int, seed: int) -> SparseCode:
+    """Some slots are unused."""
+    ids = torch.stack([torch.randperm(d_sae, generator=generator(seed + i))[:k] for i in range(n)])
+    values = (torch.rand(n, k, generator=generator(seed)) - 0.2).relu()
+    return SparseCode(values, torch.where(values > 0, ids, 0))
+
+
+# The calculus
+
+
+def one_word(
+    p: list[float], cosines: list[float], n_main: int, projection: float
+) -> tuple[float, bool, list[int]]:
+    """A word on which features 0, 1, ... have projections `p`, the first of them main."""
+    cosine = torch.tensor([cosines]).double()
+    main = torch.arange(len(p))[None] < n_main
+    values, ids = torch.tensor([p]).double() / cosine, torch.arange(len(p))[None]
+    found = absorption_of(values, cosine, main, ids, torch.tensor([projection]), CONFIG)
+    return float(found.fraction), bool(found.full), found.absorbers[0].tolist()
+
+
+def test_known_words() -> None:
+    """SPEC 10, vector 7."""
+    absorbers, cosines = [5.0, 1.0, 0.5, 0.4], [0.5] * 5
+    assert one_word([2.0, *absorbers], cosines, 1, 10.0) == (pytest.approx(6.5 / 8.5), False, [1, 2, 3])
+    assert one_word([0.0, *absorbers], cosines, 1, 10.0)[0] == 1
+    assert one_word([11.0, *absorbers], cosines, 1, 10.0)[0] == 0
+    assert one_word([2.0, 2.0, 0.5, 0.5, 0.4], cosines, 1, 10.0)[0] == 0
+    assert one_word([0.0, 4.0], [0.5, 0.03], 1, 10.0)[1]
+    assert not one_word([0.0, 3.9], [0.5, 0.03], 1, 10.0)[1]
+
+
+def test_borders() -> None:
+    # What the absorbers have beyond the projection does not count.
+    assert one_word([2.0, 20.0], [0.5] * 2, 1, 10.0)[0] == pytest.approx(0.8)
+    # Cosines: below 0.1 nothing of the fraction, below 0.025 no full absorption.
+    assert one_word([0.0, 9.0], [0.5, 0.09], 1, 10.0)[:2] == (0, True)
+    assert one_word([0.0, 9.0], [0.5, 0.02], 1, 10.0)[:2] == (0, False)
+    # A main feature that speaks, however softly, rules out full absorption; a harmful one does not lower the fraction.
+    assert one_word([1e-6, 9.0], [0.5] * 2, 1, 10.0)[1] is False
+    assert one_word([-1.0, 9.0], [-0.5, 0.5], 1, 10.0)[:2] == (1, False)
+    # No projection, nothing to explain.
+    for projection in (0.0, -1.0):
+        assert one_word([0.0, 9.0], [0.5] * 2, 1, projection)[:2] == (0, False)
+        assert one_word([-3.0, 9.0], [-0.5, 0.5], 1, projection)[:2] == (0, False)
+
+
+def test_absorption_against_the_oracle() -> None:
+    n, k, d_sae, d = 120, 6, 15, 4
+    code = random_code(n, k, d_sae, 3)
+    decoder = torch.randn(d_sae, d, generator=generator(1)) + 0.3
+    x = torch.randn(n, d, generator=generator(2)) + 0.3
+    directions = torch.randn(26, d, generator=generator(4)) + 0.3
+    letter = torch.arange(n) % 3 + 5
+    mains = {5: [0, 3], 6: [4], 7: [14, 2, 9]}
+    found = absorption_scores(code, x, letter, directions, decoder, mains, CONFIG)
+    dense, w = code.dense(d_sae).double().numpy(), directions.double().numpy()
+    expected = [
+        oracle.absorption(dense[i], x[i].double().numpy(), w[own], decoder.double().numpy(), mains[own])
+        for i, own in enumerate(letter.tolist())
+    ]
+    np.testing.assert_allclose(found.fraction.numpy(), [e[0] for e in expected], atol=1e-5)
+    assert found.full.tolist() == [e[1] for e in expected]
+    kinds = found.fraction
+    assert bool((kinds == 0).any() and (kinds == 1).any() and ((kinds > 0) & (kinds < 1)).any())
+    assert 0 < int(found.full.sum()) < n
+
+
+def test_split_rule() -> None:
+    """SPEC 10, vector 8."""
+    for f1, expected in [([0.50, 0.54, 0.57, 0.60], 2), ([0.5, 0.53], 1), ([0.0], 1), ([0.1, 0.2, 0.9], 3)]:
+        assert split_features(f1) == oracle.n_main(f1) == expected
+    assert split_features([0.5, 0.53], jump=0.02) == 2
+
+
+def test_f1() -> None:
+    predicted = torch.tensor([[1, 0, 0], [1, 1, 0], [0, 1, 0]]).bool()
+    truth = torch.tensor([[1, 0, 0], [0, 1, 0], [1, 1, 0]]).bool()
+    assert f1_scores(predicted, truth).tolist() == [0.5, 1, 0]
+
+
+# Probes
+
+
+@pytest.mark.parametrize(
+    ("sparse", "l1", "weight_decay"), [(False, 0.0, 1e-4), (True, 0.01, 1e-6), (True, 0.0, 0.1)]
+)
+def test_letter_probe_against_the_oracle(sparse: bool, l1: float, weight_decay: float) -> None:
+    n, width, batch, epochs, seed = 37, 12, 10, 6, 5
+    code = random_code(n, 4, width, 11)
+    inputs = code if sparse else code.dense(width)
+    letter = torch.randint(0, 5, (n,), generator=generator(6))
+    found = train_probe(
+        inputs, letter, width=width, batch=batch, epochs=epochs, weight_decay=weight_decay, l1=l1, seed=seed
+    )
+
+    draws = seeded(seed, "letter probe")
+    bound = width**-0.5
+    weight, bias = (torch.empty(s).uniform_(-bound, bound, generator=draws) for s in ((width, 26), (26,)))
+    order = [torch.randperm(n, generator=draws).split(batch) for _ in range(epochs)]
+    expected = oracle.letter_probe(
+        code.dense(width).double().numpy(),
+        letter.tolist(),
+        weight.double().numpy(),
+        bias.double().numpy(),
+        [[rows.tolist() for rows in steps] for steps in order],
+        weight_decay,
+        l1,
+    )
+    np.testing.assert_allclose(found.weight.numpy(), expected[0], atol=2e-4)
+    np.testing.assert_allclose(found.bias.numpy(), expected[1], atol=2e-4)
+    scores = code.dense(width).double().numpy() @ expected[0] + expected[1]
+    np.testing.assert_allclose(found.scores(inputs).numpy(), scores, atol=2e-3)
+
+
+def test_k_sparse_against_the_oracle() -> None:
+    n, d_sae, max_k = 90, 20, 4
+    train, test = random_code(n, 6, d_sae, 21), random_code(40, 6, d_sae, 500)
+    weight = torch.randn(d_sae, 26, generator=generator(8))
+    # A letter is more likely where some of its features of large weight are active.
+    best = weight.topk(2, dim=0).indices
+
+    def label(code: SparseCode, seed: int) -> Tensor:
+        evidence = code.dense(d_sae)[:, best[:, :3]].sum(1)
+        return (evidence + 0.3 * torch.rand(evidence.shape, generator=generator(seed))).argmax(1)
+
+    y_train, y_test = label(train, 9), label(test, 10)
+    found = k_sparse(train, y_train, test, y_test, weight, [2, 0], max_k)
+    assert list(found) == [2, 0]
+    for letter, (features, f1) in found.items():
+        assert features == np.argsort(-weight[:, letter].numpy())[:max_k].tolist()
+        for k in range(1, max_k + 1):
+            inputs = train.dense(d_sae)[:, features[:k]].double().numpy()
+            w, b = oracle.balanced_logistic(inputs, (y_train == letter).tolist())
+            scores = test.dense(d_sae)[:, features[:k]].double().numpy() @ w + b
+            assert np.abs(scores).min() > 1e-3  # or rounding decides
+            assert f1[k - 1] == pytest.approx(oracle.f1((scores > 0).tolist(), (y_test == letter).tolist()))
+    assert max(found[0].f1 + found[2].f1) > 0.4
+
+
+def test_no_more_features_than_there_are() -> None:
+    code = SparseCode(torch.rand(8, 1, generator=generator(0)), torch.tensor([0, 1] * 4)[:, None])
+    letter = torch.tensor([0, 1] * 4)
+    found = k_sparse(
+        code, letter, code, letter, torch.tensor([[1.0, 0.0], [0.0, 1.0]]).repeat(1, 13), [0], 10
+    )
+    assert found[0].features == [0, 1]
+    assert len(found[0].f1) == 2
+
+
+def test_effective_units_add_up_to_the_reconstruction() -> None:
+    sae = TreeSAE(TreeConfig(layer_sizes=(5, 20), k_per_layer=(2, 3)), 8)
+    sae.decoder.data *= torch.linspace(0.5, 2, 25)[:, None]
+    x = 7 * torch.randn(30, 8, generator=generator(0)) + 3
+    code, stats = encode_words(sae, x, "effective"), sae.encode_with_stats(x)[1]
+    total = code.dense(25) @ F.normalize(sae.decoder.detach()) + stats.std * sae.b_dec + stats.mean
+    torch.testing.assert_close(total, sae(x), atol=1e-4, rtol=1e-4)
+    raw = encode_words(sae, x, "raw")
+    assert torch.equal(raw.dense(25), sae.encode(x).dense(25))
+
+
+# Words and prompts. The world: a language model whose words are a direction of their letter each, and the rare ones
+# (those in capitals) another direction besides.
+
+WIDTH, RARE, PER_LETTER = 64, 3, 12
+
+
+def words_of_the_world() -> list[str]:
+    """Of each letter 12 words; 3 are rare."""
+    return [
+        (c * 3 + d).upper() if i < RARE else f" {c * 3 + d}"
+        for c in LETTERS
+        for i, d in enumerate("bcdfghjklmnp"[:PER_LETTER])
+    ]
+
+
+def tokenizer_of_the_world() -> PreTrainedTokenizerFast:
+    tokenizer = byte_tokenizer()
+    tokenizer.add_tokens(words_of_the_world())
+    return tokenizer
+
+
+@pytest.fixture(scope="module")
+def lm() -> LanguageModel:
+    torch.manual_seed(0)
+    tokenizer = tokenizer_of_the_world()
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=WIDTH, num_hidden_layers=2, num_attention_heads=2,
+        intermediate_size=16, bos_token_id=None, eos_token_id=EOS, pad_token_id=None,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.02)
+    with torch.no_grad():
+        for i, word in enumerate(tokenizer.batch_decode([[i] for i in range(len(tokenizer))])):
+            if word in vocabulary(tokenizer):
+                own = LETTERS.index(word.strip()[0].lower())
+                model.model.embed_tokens.weight[i, own] += 1
+                model.model.embed_tokens.weight[i, 26 + own] += len(word) == 4 and word.isupper()
+    return LanguageModel("world", model, tokenizer)
+
+
+@pytest.fixture
+def reader(lm: LanguageModel) -> ActivationReader:
+    return ActivationReader(lm, lm.site("blocks.0.hook_resid_pre"), batch_size=64)
+
+
+def absorbing_sae(absorbs: bool = True) -> SAE:
+    """Features 0 to 25 are the letters and 26 to 51 their rare words, on which the letters are silent if it absorbs."""
+    sae = TopKSAE(TopKConfig(layer_sizes=(52,), k_per_layer=(2,), normalize_activations="none"), WIDTH)
+    letter, rare = torch.eye(WIDTH)[:26], torch.eye(WIDTH)[26:52]
+    sae.decoder.data = F.normalize(torch.cat([letter, letter + rare if absorbs else rare]))
+    sae.encoder.data = torch.cat([letter - rare if absorbs else letter, rare * (2**0.5 if absorbs else 1)])
+    return sae
+
+
+WORLD = AbsorptionConfig(icl=3, epochs=40, batch=32, sparse_batch=64, max_k=3, f1_jump=0.4, min_letters=12)
+
+
+def subject_of(sae: SAE, reader: ActivationReader) -> Subject:
+    return Subject(sae, sae.forest, reader, Mock(spec=Tokens), {"model": "m"}, None, None)
+
+
+def test_vocabulary(lm: LanguageModel) -> None:
+    single = [*LETTERS.upper(), *LETTERS]
+    assert vocabulary(lm.tokenizer) == [*single, *words_of_the_world()]
+    assert letters_of(["apple", " Zoo", "b"]).tolist() == [0, 25, 1]
+
+
+def test_letters_are_drawn_evenly() -> None:
+    words = [f"{letter}{i * 'b'}" for letter, n in (("a", 50), ("c", 9), ("d", 2)) for i in range(n)]
+    found = draw(words, 20, random.Random(0))
+    assert torch.bincount(letters_of(found)).tolist() == [9, 0, 9, 2]
+    assert len({*found}) == 20
+    assert [word[0] for word in found] != sorted(word[0] for word in found)
+    assert draw(words, 20, random.Random(0)) == found != draw(words, 20, random.Random(1))
+    for n in (None, 61, 100):
+        every = draw(words, n, random.Random(0))
+        assert sorted(every) == sorted(words)
+        assert every != words
+
+
+def test_prompts() -> None:
+    pool = [" one", "Two", "three", " Four"]
+    found = prompts(pool * 20, pool, 3, random.Random(0))
+    assert prompts(pool * 20, pool, 3, random.Random(0)) == found
+    letters = {" one": "O", "Two": "T", "three": "T", " Four": "F"}
+    seen = set()
+    for word, prompt in zip(pool * 20, found, strict=True):
+        empty, *examples, last = prompt.split("\n")
+        assert (empty, last) == ("", word)
+        named = [example.split(" has the first letter: ") for example in examples]
+        assert dict(named) == {w: letters[w] for w in pool if w != word}
+        seen.add((word, *examples))
+    assert len(seen) > 12  # of 24 orders: they are drawn
+
+
+def test_words_are_read_in_their_whole_prompts(lm: LanguageModel) -> None:
+    site = lm.site("blocks.1.hook_resid_post")
+    texts = ["\nxyz", "\n aaab", "\nzz", "\nAAAB", "\n\nab", "\n bbbc"]
+    found = read_last(lm, site, texts, batch_size=2)
+    for text, x in zip(texts, found, strict=True):
+        whole = lm.tokenizer(text + " has the first letter:")["input_ids"]
+        behind = len(lm.tokenizer(" has the first letter:")["input_ids"])
+        torch.testing.assert_close(
+            x, lm.activations(torch.tensor([whole]), site)[0, -behind - 1], atol=1e-5, rtol=0
+        )
+
+
+def test_bos_comes_first_where_it_is_given(lm: LanguageModel) -> None:
+    site = lm.site("blocks.1.hook_resid_post")
+    with_bos = tokenizer_of_the_world()
+    with_bos.bos_token = "<eos>"
+    with_bos.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<eos> $A", special_tokens=[("<eos>", EOS)]
+    )
+    silent = read_last(LanguageModel("m", lm.model, with_bos), site, ["\nabc"], 1)
+    found = read_last(LanguageModel("m", lm.model, with_bos), site, ["\nabc"], 1, bos_id=EOS)
+    ids = [10, *b"abc"]
+    for x, expected in ((silent, ids), (found, [EOS, *ids])):
+        torch.testing.assert_close(x[0], lm.activations(torch.tensor([expected]), site)[0, -1])
+    assert not torch.equal(silent, found)
+
+
+def test_activations_must_be_finite(lm: LanguageModel) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LanguageModel, "activations", lambda *_: torch.full((1, 4, WIDTH), torch.nan))
+        with pytest.raises(UserError, match=r"NaN or infinite"):
+            read_last(lm, lm.site("blocks.1.hook_resid_post"), ["\nabc"], 1)
+
+
+def test_words_are_read_once_for_all_saes(reader: ActivationReader, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = replace(WORLD, seed=1, words=60, epochs=1)
+    first = first_letters(reader, config)
+    other = ActivationReader(reader.lm, reader.lm.site(reader.site.name))
+    monkeypatch.setattr(LanguageModel, "activations", None)  # not needed again
+    assert first_letters(other, replace(config, units="raw", min_letters=3)) is first
+    monkeypatch.undo()
+    assert first_letters(reader, replace(config, seed=2)) is not first
+
+    assert (len(first.train.words), len(first.test.words)) == (48, 12)
+    assert not {*first.train.words} & {*first.test.words}
+    assert letters_of(first.train.words).equal(first.train.letter)
+
+
+# The measure
+
+
+def test_absorption_of_a_known_world(reader: ActivationReader) -> None:
+    record = absorption(subject_of(absorbing_sae(), reader), WORLD)
+    data = first_letters(reader, WORLD)
+    letters = {row["letter"]: row for row in record.detail["letters"]}
+    absorbed: list[int] = []
+    for own, letter in enumerate(LETTERS):
+        words = [
+            w for w, i in zip(data.positives.words, data.positives.letter.tolist(), strict=True) if i == own
+        ]
+        if not words:
+            assert letter not in letters
+            continue
+        rare = [w for w in words if len(w) == 4 and w.isupper()]
+        row = letters[letter]
+        assert row["true_positives"] == len(words)
+        if row["split_features"] != [own]:  # almost only its rare words were held out
+            continue
+        assert row["mean_fraction"] == pytest.approx(len(rare) / len(words))
+        assert row["full_rate"] == pytest.approx(len(rare) / len(words))
+        assert row["absorbers"] == ([{"feature": 26 + own, "count": len(rare)}] if rare else [])
+        absorbed.append(len(rare))
+    counted = [row for row in letters.values() if row["f1_probe"] > 0.6]
+    assert len(absorbed) >= 15
+    assert sum(absorbed) >= 5
+    value = record.value
+    assert value["letters"] == len(counted) >= 20
+    assert value["mean_absorption_fraction"] == pytest.approx(
+        np.mean([row["mean_fraction"] for row in counted])
+    )
+    assert value["full_absorption"] == pytest.approx(np.mean([row["full_rate"] for row in counted]))
+    assert value["splitting"] == pytest.approx(np.mean([row["n_split"] for row in counted]))
+    assert value["splitting_spelling"] == pytest.approx(np.mean([row["n_split"] - 1 for row in counted]))
+    assert value["probe_f1"] == pytest.approx(float(data.f1[data.test.letter.unique()].mean()))
+    # The block changes little.
+    for name in ("mean_absorption_fraction", "full_absorption"):
+        assert value[f"{name}_resid_post"] == pytest.approx(value[name], abs=0.1)
+        assert record.interval[name] is not None
+    assert record.null == {}
+    assert record.settings["readings"] == {
+        "site": "blocks.0.hook_resid_pre",
+        "resid_post": "blocks.0.hook_resid_post",
+    }
+    assert record.tokens == 364 + len(data.positives.words)
+    assert absorption(subject_of(absorbing_sae(), reader), WORLD) == record
+
+
+def test_no_absorption_where_the_letter_always_fires(reader: ActivationReader) -> None:
+    record = absorption(subject_of(absorbing_sae(absorbs=False), reader), WORLD)
+    assert record.value["full_absorption"] == 0
+    assert len(record.detail["letters"]) >= 20
+
+
+def test_undefined_values_say_why(reader: ActivationReader, lm: LanguageModel) -> None:
+    sae = absorbing_sae()
+    config = replace(WORLD, words=60, min_letters=26)
+    few = absorption(subject_of(sae, reader), config)
+    assert few.value["splitting"] is None
+    assert "26 are needed" in few.null["full_absorption_resid_post"]
+    assert few.value["probe_f1"] is not None
+
+    post = ActivationReader(lm, lm.site("blocks.0.hook_resid_post"))
+    same = absorption(subject_of(sae, post), replace(config, min_letters=1))
+    assert same.null["full_absorption_resid_post"] == "the site is resid_post itself: see full_absorption"
+    assert same.value["full_absorption"] is not None
+    module = ActivationReader(lm, lm.site("model.layers.0"))
+    unknown = absorption(subject_of(sae, module), replace(config, min_letters=1))
+    assert "names no block" in unknown.null["mean_absorption_fraction_resid_post"]
+    assert unknown.value["full_absorption"] == same.value["full_absorption"]
+    assert resid_post(lm.site("blocks.1.hook_mlp_out")) == "blocks.1.hook_resid_post"
+
+    large = absorption(subject_of(sae, reader), replace(WORLD, words=None, icl=100))
+    assert large.value["letters"] == 0
+    assert {v for k, v in large.value.items() if k != "letters"} == {None}
+    assert large.null["splitting"] == "the tokenizer has 364 words of English letters; 505 are needed"
+    with pytest.raises(UserError, match="expected 505 or more"):
+        first_letters(reader, FirstLetterConfig(words=None, icl=100))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("words", 54, "55 or more, or None for all"),
+        ("icl", 0, "1 or more"),
+        ("batch", 0, "1 or more"),
+        ("max_k", 0, "1 or more"),
+        ("min_probe_f1", 1.0, "at least 0 and below 1"),
+        ("projection", 0.0, "above 0 and at most 1"),
+        ("min_letters", 27, "1 to 26"),
+    ],
+)
+def test_bad_configurations(name: str, value: Any, expected: str) -> None:
+    with pytest.raises(UserError, match=f"^absorption.{name} = {value}: expected {expected}$"):
+        AbsorptionConfig(**{name: value})
+
+
+def test_presets() -> None:
+    ours, saebench, reference = AbsorptionConfig(), AbsorptionConfig.saebench(), AbsorptionConfig.reference()
+    same = {"words": None, "sparse_batch": 4096, "units": "raw", "bos": "always"}
+    assert saebench == replace(ours, **same)
+    assert reference == replace(saebench, min_probe_f1=0.4)
+
+
+@pytest.mark.model
+def test_words_of_the_embedded_model(smollm2: LanguageModel) -> None:
+    lm = smollm2
+    words = vocabulary(lm.tokenizer)
+    assert len(words) > 40_000
+    assert {" apple", "apple", "Apple"} <= {*words}
+    prompt = prompts(words[-1:], words, 10, random.Random(0))[0]
+    assert len(lm.tokenizer(prompt)["input_ids"]) == 82
+    x = read_last(lm, lm.site("blocks.2.hook_resid_post"), ["\n apple", "\nzebra"], 2)
+    assert x.shape == (2, 576)

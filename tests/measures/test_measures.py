@@ -1,0 +1,746 @@
+"""Measures against slow float64 arithmetic, the specification's vectors, and what must hold of any record."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from oracles import measures as oracle
+from saeforest.activations import ActivationReader
+from saeforest.config import TextConfig, TrainConfig
+from saeforest.errors import UserError
+from saeforest.evaluation import (
+    MEASURES,
+    SETS,
+    MeasureOptions,
+    Source,
+    evaluate,
+    measure_names,
+    measure_run,
+    read_windows,
+    table,
+)
+from saeforest.evaluation.registry import Streaming
+from saeforest.lm import LanguageModel
+from saeforest.measures import EvalBatch, Record, WindowLosses
+from saeforest.measures import measure as measure_module
+from saeforest.saes import SAE, TreeConfig, TreeSAE
+from saeforest.sparse_code import SparseCode
+from saeforest.structure.forest import Forest, flat_forest
+from saeforest.text import Tokens
+
+VOCAB, D, CONTEXT, N_WINDOWS, EOS, LAYER = 30, 16, 12, 22, 2, 1
+SIZES, K = (6, 12, 16), (4, 3, 3)
+SITE = f"blocks.{LAYER}.hook_resid_post"
+SOURCE = Source("test text", "held_out", 0, "the sae")
+
+
+def ce(n_tokens: int) -> MeasureOptions:
+    """The cross-entropy taken on so many tokens."""
+    return MeasureOptions(ce_tokens=n_tokens)
+
+
+@pytest.fixture(scope="module")
+def lm() -> LanguageModel:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=VOCAB, hidden_size=D, num_hidden_layers=3, num_attention_heads=2, intermediate_size=24,
+        bos_token_id=1, eos_token_id=EOS, pad_token_id=None,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    words = {"<unk>": 0, "<s>": 1, "</s>": EOS} | {f"w{i}": i for i in range(3, VOCAB)}
+    backend = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()  # pyright: ignore[reportAttributeAccessIssue]
+    special = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    return LanguageModel("tiny", model, PreTrainedTokenizerFast(tokenizer_object=backend, **special))
+
+
+@pytest.fixture
+def reader(lm: LanguageModel) -> ActivationReader:
+    return ActivationReader(lm, lm.site(SITE), batch_size=5)
+
+
+@pytest.fixture(scope="module")
+def tokens() -> Tokens:
+    ids = torch.randint(3, VOCAB, (N_WINDOWS, CONTEXT), generator=torch.Generator().manual_seed(1))
+    ids[::3, 4] = EOS
+    return Tokens(ids.int(), torch.tensor([0]), ("document",))
+
+
+def tree_sae(d_in: int = D, sizes: tuple[int, ...] = SIZES, k: tuple[int, ...] = K) -> TreeSAE:
+    """Random weights; encoder and decoder differ."""
+    sae = TreeSAE(TreeConfig(layer_sizes=sizes, k_per_layer=k), d_in, seed=3)
+    generator = torch.Generator().manual_seed(7)
+    sae.encoder.data += 0.2 * torch.randn(sae.encoder.shape, generator=generator)
+    sae.b_dec.data += 0.1 * torch.randn(sae.b_dec.shape, generator=generator)
+    return sae
+
+
+@pytest.fixture(scope="module")
+def sae() -> TreeSAE:
+    return tree_sae()
+
+
+def keep_by_hand(tokens: Tokens) -> Tensor:
+    keep = tokens.ids > EOS
+    keep[:, 0] = False
+    return keep
+
+
+def shuffled(forest: Forest) -> Forest:
+    """Another forest of the same layers."""
+    generator = torch.Generator().manual_seed(4)
+    parent = forest.parent.clone()
+    for start, size in zip(forest.layer_starts[1:], forest.layer_sizes[1:], strict=True):
+        parent[start : start + size] = torch.randint(-1, start, (size,), generator=generator)
+    return Forest(parent, forest.layer_sizes)
+
+
+def code_of(rows: list[list[int]], value: float = 1.0) -> SparseCode:
+    """The features active on each token."""
+    k = max(map(len, rows))
+    ids = torch.tensor([row + [0] * (k - len(row)) for row in rows])
+    used = torch.tensor([[1.0] * len(row) + [0.0] * (k - len(row)) for row in rows])
+    return SparseCode(value * used, ids)
+
+
+def eval_batch(
+    x: Tensor | None, x_hat: Tensor | None, code: SparseCode | None, n_windows: int = 1, first: int = 0
+) -> EvalBatch:
+    """Rows dealt in order to windows of equal length, from window `first` on."""
+    n = len(next(part for part in (x, code and code.values) if part is not None))
+    x = torch.ones(n, 2) if x is None else x
+    window = first + torch.arange(n) * n_windows // n
+    return EvalBatch(
+        x=x,
+        rows=torch.arange(n),
+        window=window,
+        windows=torch.arange(first, first + n_windows),
+        code=code_of([[]] * (n - 1) + [[0]]) if code is None else code,
+        x_hat=x if x_hat is None else x_hat,
+    )
+
+
+def measured(name: str, sae: SAE, batches: list[EvalBatch], forest: Forest | None = None) -> Record:
+    spec = MEASURES[name]
+    assert isinstance(spec, Streaming)
+    measure = spec.make(sae, forest or sae.forest)
+    for batch in batches:
+        measure.update(batch)
+    return measure.record({})
+
+
+def on_flat_forest(layer_sizes: tuple[int, ...]) -> TreeSAE:
+    """An SAE of these layers whose own forest has no edges, so that another can be measured on it."""
+    sae = tree_sae(2, layer_sizes, tuple(1 for _ in layer_sizes))
+    sae.parent.fill_(-1)
+    return sae
+
+
+def random_batches(
+    n_batches: int, n_windows: int, per_window: int = 6, d: int = 5, seed: int = 0
+) -> list[EvalBatch]:
+    """Data with a mean far from zero, as activations have, and a reconstruction that misses some of it."""
+    generator = torch.Generator().manual_seed(seed)
+    mean = 2 * torch.randn(d, generator=torch.Generator().manual_seed(99))
+    batches = []
+    for i in range(n_batches):
+        x = mean + torch.randn(n_windows * per_window, d, generator=generator)
+        x_hat = x + 0.3 * torch.randn(x.shape, generator=generator)
+        batches.append(eval_batch(x, x_hat, None, n_windows, first=i * n_windows))
+    return batches
+
+
+def doubles(batches: list[EvalBatch]) -> list[tuple[oracle.FloatArray, oracle.FloatArray]]:
+    return [(b.x.double().numpy(), b.x_hat.double().numpy()) for b in batches]
+
+
+def close(value: float | None, expected: float, tolerance: float = 1e-10) -> bool:
+    return value is not None and math.isclose(value, expected, rel_tol=tolerance, abs_tol=tolerance)
+
+
+# -- reconstruction
+
+
+def test_reconstruction_equals_the_oracle(sae: TreeSAE) -> None:
+    batches = [*random_batches(3, 4), *random_batches(1, 2, seed=1)]
+    found = measured("reconstruction", sae, batches)
+    pairs = doubles(batches)
+    x, x_hat = (np.concatenate(part) for part in zip(*pairs, strict=True))
+    assert found.tokens == len(x)
+    assert close(found.value["fve"], oracle.fve(x, x_hat))
+    assert close(found.value["fve_legacy"], oracle.fve_legacy(pairs))
+    assert close(found.value["fve_tree"], oracle.fve_tree(pairs))
+    assert close(found.value["fvu_uncentred"], oracle.fvu_uncentred(x, x_hat))
+    assert close(found.value["saebench_explained_variance"], oracle.saebench_explained_variance(pairs))
+    assert close(found.value["cosine"], oracle.cosine(x, x_hat))
+    assert close(found.value["norm_ratio"], oracle.norm_ratio(x, x_hat))
+
+
+def test_definitions_of_fve_order_as_in_the_specification(sae: TreeSAE) -> None:
+    """Vector 11: on data with a mean, legacy < proper < per-token own mean < uncentred."""
+    value = measured("reconstruction", sae, random_batches(2, 10, per_window=20, d=64)).value
+    legacy, fve, tree, fvu = (value[n] for n in ("fve_legacy", "fve", "fve_tree", "fvu_uncentred"))
+    assert legacy is not None
+    assert fve is not None
+    assert tree is not None
+    assert fvu is not None
+    assert legacy < fve < tree < 1 - fvu < 1
+
+
+def test_saebench_explains_more_than_everything(sae: TreeSAE) -> None:
+    """Where the mean square of an activation's entries exceeds its width (SPEC 1.1.3)."""
+    batches = [replace(b, x=40 * b.x, x_hat=40 * b.x_hat) for b in random_batches(2, 4)]
+    value = measured("reconstruction", sae, batches).value["saebench_explained_variance"]
+    assert close(value, oracle.saebench_explained_variance(doubles(batches)))
+    assert value is not None
+    assert value > 1
+
+
+def test_fve_of_a_perfect_and_of_a_constant_reconstruction(sae: TreeSAE) -> None:
+    batches = random_batches(1, 4)
+    perfect = measured("reconstruction", sae, [replace(b, x_hat=b.x) for b in batches])
+    assert perfect.value["fve"] == perfect.value["fve_legacy"] == perfect.value["fve_tree"] == 1
+    assert perfect.value["fvu_uncentred"] == 0
+    x = batches[0].x
+    mean = measured("reconstruction", sae, [replace(batches[0], x_hat=x.mean(0).expand_as(x))])
+    assert close(mean.value["fve"], 0, 1e-6)
+
+
+def test_fve_survives_a_mean_much_larger_than_the_variance(sae: TreeSAE) -> None:
+    batches = [replace(b, x=b.x + 3000, x_hat=b.x_hat + 3000) for b in random_batches(1, 4)]
+    (pair,) = doubles(batches)
+    assert close(measured("reconstruction", sae, batches).value["fve"], oracle.fve(*pair), 1e-7)
+
+
+def test_undefined_reconstruction_is_null_with_a_reason(sae: TreeSAE) -> None:
+    same = torch.ones(8, 3)
+    found = measured("reconstruction", sae, [eval_batch(same, 0.9 * same, None, n_windows=4)])
+    assert found.value["fve"] is found.value["fve_legacy"] is None
+    assert found.interval["fve"] is None
+    assert "variance" in found.null["fve"]
+    assert "mean of its batch" in found.null["fve_legacy"]
+    zero = torch.zeros(4, 3)
+    nothing = measured("reconstruction", sae, [eval_batch(zero, zero, None)])
+    assert "zero" in nothing.null["fvu_uncentred"]
+    assert "zero" in nothing.null["saebench_explained_variance"]
+
+
+# -- sparsity and dead features
+
+
+def test_sparsity_and_dead_equal_the_oracle(sae: TreeSAE, reader: ActivationReader, tokens: Tokens) -> None:
+    records = evaluate(sae, reader, tokens, ["sparsity", "dead"], SOURCE, ce(0))
+    batch = read_windows(reader, tokens, torch.arange(N_WINDOWS)).through(sae)
+    on = (batch.code.dense(sae.d_sae) > 1e-3).numpy()
+    starts = np.cumsum([0, *SIZES])
+    sparsity, dead = records["sparsity"].value, records["dead"].value
+    assert close(sparsity["l0"], oracle.l0(on))
+    assert close(dead["dead"], (~on.any(0)).sum())
+    assert close(dead["dead_share"], (~on.any(0)).mean())
+    for layer in range(3):
+        part = on[:, starts[layer] : starts[layer + 1]]
+        assert close(sparsity[f"l0_layer_{layer}"], oracle.l0(part))
+        assert close(dead[f"dead_layer_{layer}"], (~part.any(0)).sum())
+        assert close(dead[f"dead_share_layer_{layer}"], (~part.any(0)).mean())
+
+
+def test_a_feature_at_the_threshold_is_not_active() -> None:
+    sae = on_flat_forest((2, 2))
+    code = SparseCode(torch.tensor([[1e-3, 2e-3]]), torch.tensor([[0, 1]]))
+    batch = eval_batch(None, None, code)
+    assert measured("sparsity", sae, [batch]).value["l0"] == 1
+    assert measured("dead", sae, [batch]).value["dead"] == 3
+
+
+def test_more_features_than_k_break_an_identity() -> None:
+    batch = eval_batch(None, None, code_of([[0, 1, 2]]))
+    with pytest.raises(RuntimeError, match="l0 <= the sum of k_per_layer"):
+        measured("sparsity", on_flat_forest((2, 2)), [batch])
+
+
+# -- coverage
+
+
+def test_coverage_vector() -> None:
+    """Vector 3: S_cov(0,1) = 2/3, S_cov(0,2) = 1; a child that never fires has none."""
+    rows = [[0, 1], [0, 2], [1], [0, 1]]
+    forest = Forest(torch.tensor([-1, 0, 0, 0]), (1, 3))
+    found = measured("coverage", on_flat_forest((1, 3)), [eval_batch(None, None, code_of(rows))], forest)
+    assert found.value == {"min": 2 / 3, "mean": (2 / 3 + 1) / 2, "edges_measured": 2, "edges_unmeasured": 1}
+    assert found.detail["worst_edges"] == [{"parent": 0, "child": 1, "coverage": 2 / 3, "fired": 3}]
+
+
+def test_coverage_of_a_tree_is_one_and_of_another_forest_is_not(
+    sae: TreeSAE, reader: ActivationReader, tokens: Tokens
+) -> None:
+    own = evaluate(sae, reader, tokens, ["coverage"], SOURCE, ce(0))["coverage"]
+    assert own.value["min"] == own.value["mean"] == 1
+    assert own.interval["mean"] == (1, 1)
+    edges = int((sae.parent >= 0).sum())
+    measured_edges, others = own.value["edges_measured"], own.value["edges_unmeasured"]
+    assert measured_edges is not None
+    assert others is not None
+    assert measured_edges > 5
+    assert measured_edges + others == edges
+
+    forest = shuffled(sae.forest)
+    other = evaluate(sae, reader, tokens, ["coverage"], SOURCE, ce(0), forest=forest)["coverage"]
+    batch = read_windows(reader, tokens, torch.arange(N_WINDOWS)).through(sae)
+    on = (batch.code.dense(sae.d_sae) > 1e-3).numpy()
+    expected = oracle.coverage(on, forest.parent.tolist())
+    assert other.value["edges_measured"] == len(expected)
+    assert close(other.value["min"], min(expected.values()))
+    assert close(other.value["mean"], float(np.mean(list(expected.values()))))
+    assert min(expected.values()) < 0.9
+    low, high = other.interval["mean"] or (0, 0)
+    assert low < np.mean(list(expected.values())) < high
+
+
+def test_a_child_without_its_parent_breaks_an_identity_of_tree_saes() -> None:
+    sae = on_flat_forest((1, 2))
+    sae.parent[1] = 0
+    with pytest.raises(RuntimeError, match="S_cov = 1"):
+        measured("coverage", sae, [eval_batch(None, None, code_of([[0, 1], [1]]))])
+
+
+def test_coverage_without_edges_is_null() -> None:
+    silent = Forest(torch.tensor([-1, 0, 0]), (1, 2))
+    batch = eval_batch(None, None, code_of([[0], [0]]))
+    none = measured("coverage", on_flat_forest((1, 2)), [batch])
+    assert none.value["mean"] is None
+    assert none.null["mean"] == "the forest has no edges: every feature hangs from the root"
+    never = measured("coverage", on_flat_forest((1, 2)), [batch], silent)
+    assert "never fired" in never.null["min"]
+    assert never.value["edges_unmeasured"] == 2
+
+
+# -- co-occurrence
+
+
+def test_cooccurrence_vector() -> None:
+    """Vector 5: firing sets {1,2}, {2,3}, {4} of three siblings."""
+    forest = Forest(torch.tensor([-1, 0, 0, 0]), (1, 3))
+    rows = [[1], [1, 2], [2], [3]]
+    found = measured("cooccurrence", on_flat_forest((1, 3)), [eval_batch(None, None, code_of(rows))], forest)
+    assert close(found.value["iou"], (2 / 3) / 6)
+    assert found.value["iou"] == found.value["iou_alive"] == found.value["iou_layer_1"]
+
+
+@pytest.mark.parametrize("comparisons", [1, 1 << 24])
+def test_cooccurrence_equals_the_oracle(comparisons: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With families across layers, single children, root children, and dead siblings alone and in pairs."""
+    monkeypatch.setattr(measure_module, "_COMPARISONS", comparisons)
+    generator = torch.Generator().manual_seed(0)
+    sizes = (4, 20, 30)
+    parent = [torch.full((4,), -1), *(torch.randint(-1, 4, (n,), generator=generator) for n in sizes[1:])]
+    forest = Forest(torch.cat(parent), sizes)
+    on = torch.rand(60, 54, generator=generator) < 0.2
+    families = [[c for c in range(4, 24) if int(forest.parent[c]) == p] for p in range(4)]
+    small, large = sorted(families, key=len)[-2:]
+    assert len(small) > 3
+    on[:, large[0]] = False  # one dead sibling: IoU 0
+    on[:, small[:2]] = False  # two: 0/0
+    code = code_of([row.nonzero().flatten().tolist() for row in on])
+    batches = [
+        eval_batch(None, None, SparseCode(code.values[part], code.ids[part]))
+        for part in (slice(0, 25), slice(25, 60))
+    ]
+    found = measured("cooccurrence", on_flat_forest(sizes), batches, forest)
+    for name, alive_only in (("iou", False), ("iou_alive", True)):
+        args = on.numpy(), forest.parent.tolist(), forest.layer.tolist()
+        expected = oracle.cooccurrence(*args, alive_only=alive_only)
+        assert len(expected) == 2
+        for layer, value in expected.items():
+            assert close(found.value[f"{name}_layer_{layer}"], value)
+        assert close(found.value[name], float(np.mean(list(expected.values()))))
+    assert found.value["iou"] != found.value["iou_alive"]
+    assert found.detail["families_left_out_for_0/0"] == 1
+    low, high = found.interval["iou_alive"] or (1, 0)
+    assert low < (found.value["iou_alive"] or 0) < high
+
+
+def test_cooccurrence_without_siblings_is_null() -> None:
+    batch = eval_batch(None, None, code_of([[0, 1], [2]]))
+    for forest in (flat_forest((1, 2)), Forest(torch.tensor([-1, 0, -1]), (1, 2)), flat_forest((3,))):
+        sae = on_flat_forest(forest.layer_sizes)
+        found = measured("cooccurrence", sae, [batch], forest)
+        assert set(found.value.values()) == {None}
+        assert "two children" in found.null["iou"]
+
+
+# -- cross-entropy
+
+
+@contextmanager
+def replaced(lm: LanguageModel, change: Any) -> Iterator[None]:
+    """A hook of the test's own on the block's output."""
+
+    def hook(_module: Any, _args: Any, output: Any) -> Any:
+        return (change(output[0]), *output[1:]) if isinstance(output, tuple) else change(output)
+
+    handle = lm.model.get_submodule(f"model.layers.{LAYER}").register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def means(lm: LanguageModel, tokens: Tokens, change: Any) -> tuple[float, float]:
+    """Of loss and divergence, over the kept positions that have a next token."""
+    keep, ids = keep_by_hand(tokens).numpy(), tokens.ids.long()
+    with torch.no_grad(), replaced(lm, change):
+        changed = lm.model(input_ids=ids).logits.double().numpy()
+    with torch.no_grad():
+        clean = lm.model(input_ids=ids).logits.double().numpy()
+    rows = list(zip(clean, changed, ids.numpy(), keep, strict=True))
+    losses = [oracle.next_token_losses(new, i)[k[:-1]] for _, new, i, k in rows]
+    divergences = [oracle.divergences(old, new)[k] for old, new, _, k in rows]
+    return float(np.concatenate(losses).mean()), float(np.concatenate(divergences).mean())
+
+
+def test_cross_entropy_equals_the_oracle(
+    sae: TreeSAE, lm: LanguageModel, reader: ActivationReader, tokens: Tokens
+) -> None:
+    keep = keep_by_hand(tokens)[..., None]
+    found = evaluate(sae, reader, tokens, ["cross_entropy"], SOURCE, ce(10**6))["cross_entropy"]
+    clean, _ = means(lm, tokens, lambda x: x)
+    spliced, kl_spliced = means(lm, tokens, lambda x: torch.where(keep, sae(x), x))
+    ablated, kl_ablated = means(lm, tokens, torch.zeros_like)
+    assert len({round(loss, 3) for loss in (clean, spliced, ablated)}) == 3
+    assert found.tokens == int(keep[:, :-1].sum())
+    assert close(found.value["clean"], clean, 1e-5)
+    assert close(found.value["spliced"], spliced, 1e-5)
+    assert close(found.value["ablated"], ablated, 1e-5)
+    assert close(found.value["kl_spliced"], kl_spliced, 1e-5)
+    assert close(found.value["kl_ablated"], kl_ablated, 1e-5)
+    assert close(found.value["kl_div_score"], 1 - kl_spliced / kl_ablated, 1e-3)
+    assert close(found.value["ce_loss_score"], oracle.ce_loss_score(clean, spliced, ablated), 1e-3)
+
+
+def losses(
+    clean: float, spliced: float, ablated: float, kl: tuple[float, float] = (0.1, 1.0), n_windows: int = 3
+) -> EvalBatch:
+    def four(mean: float) -> Tensor:
+        return torch.full((n_windows,), 4 * mean, dtype=torch.float64)
+
+    n = torch.full((n_windows,), 4)
+    found = WindowLosses(n, four(clean), four(spliced), four(ablated), n, four(kl[0]), four(kl[1]))
+    return replace(eval_batch(torch.ones(n_windows, 2), None, None, n_windows), losses=found)
+
+
+def test_ce_loss_score_vector(sae: TreeSAE) -> None:
+    """Vector 10."""
+    found = measured("cross_entropy", sae, [losses(3.0, 3.2, 10.0)])
+    assert close(found.value["ce_loss_score"], 6.8 / 7)
+    assert close(found.value["kl_div_score"], 0.9)
+    assert found.tokens == 12
+
+
+def test_ce_loss_score_is_null_where_ablation_costs_nothing(sae: TreeSAE) -> None:
+    found = measured("cross_entropy", sae, [losses(3.0, 3.2, 3.0, kl=(0.0, 0.0))])
+    assert found.value["kl_div_score"] is None
+    assert found.value["ce_loss_score"] is None
+    assert "ablated equals clean" in found.null["ce_loss_score"]
+    assert close(found.value["spliced"], 3.2)
+
+
+def test_losses_are_taken_on_whole_windows_of_the_first_tokens_only(
+    sae: TreeSAE, reader: ActivationReader, tokens: Tokens
+) -> None:
+    """And the batches they end in, and where they end, change nothing."""
+    keep = keep_by_hand(tokens)[:7, :-1]
+    n = 6 * CONTEXT + 1
+    records = []
+    for reader.batch_size in (4, 5, 7):
+        records.append(evaluate(sae, reader, tokens, SETS["fast"], SOURCE, ce(n)))
+        assert records[-1]["cross_entropy"].tokens == int(keep.sum())
+        assert records[-1]["reconstruction"].tokens == int(keep_by_hand(tokens).sum())
+    first = replace(tokens, ids=tokens.ids[:7])
+    expected = evaluate(sae, reader, first, ["cross_entropy"], SOURCE, ce(n))["cross_entropy"].value
+    for record in records:
+        for name, value in record["cross_entropy"].value.items():
+            assert close(value, expected[name] or 0, 1e-4)
+    none = evaluate(sae, reader, tokens, ["cross_entropy"], SOURCE, ce(0))["cross_entropy"]
+    assert none.tokens == 0
+    assert set(none.null.values()) == {"no token was measured"}
+
+
+def test_clean_windows_cost_no_pass_of_their_own(
+    sae: TreeSAE, lm: LanguageModel, reader: ActivationReader, tokens: Tokens
+) -> None:
+    calls = 0
+
+    def count(*_: Any) -> None:
+        nonlocal calls
+        calls += 1
+
+    with lm.model.get_submodule("model.layers.0").register_forward_hook(count):
+        evaluate(sae, reader, tokens, SETS["fast"], SOURCE, ce(5 * CONTEXT))
+    assert calls == math.ceil(N_WINDOWS / 5) + 2  # spliced and ablated, of the one batch with losses
+
+
+# -- the pass
+
+
+def test_batch_holds_the_kept_rows(
+    sae: TreeSAE, lm: LanguageModel, reader: ActivationReader, tokens: Tokens
+) -> None:
+    windows = torch.tensor([3, 4, 6])
+    batch = read_windows(reader, tokens, windows, n_losses=2).through(sae)
+    expected = reader.read(tokens, windows)
+    assert torch.equal(batch.rows, expected.rows)
+    torch.testing.assert_close(batch.x, expected.x)
+    assert torch.equal(batch.window, batch.rows // CONTEXT)
+    torch.testing.assert_close(batch.x_hat, sae(expected.x))
+    assert batch.losses is not None
+    assert len(batch.losses.count) == 2
+    assert torch.equal(batch.sums(torch.ones(len(batch))), keep_by_hand(tokens)[windows].sum(1).double())
+
+
+def test_excluded_positions_are_neither_measured_nor_replaced(
+    sae: TreeSAE, lm: LanguageModel, reader: ActivationReader, tokens: Tokens, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first position of every window is made huge: no measure moves, and the splice leaves it as it is."""
+    plain = evaluate(sae, reader, tokens, SETS["fast"], SOURCE, ce(0))
+    site, module = reader.site, lm.model.get_submodule(f"model.layers.{LAYER}")
+    spliced = []
+
+    def huge(_module: Any, _args: Any, output: Any) -> Any:
+        x = (output[0] if isinstance(output, tuple) else output).clone()
+        x[:, 0] = 1e6
+        return (x, *output[1:]) if isinstance(output, tuple) else x
+
+    original = LanguageModel.logits
+
+    def spy(self: LanguageModel, ids: Tensor, at: Any = None, change: Any = None) -> Tensor:
+        if change is None:
+            return original(self, ids)
+
+        def watched(x: Tensor) -> Tensor:
+            new = change(x)
+            spliced.append((x.clone(), new.clone()))
+            return new
+
+        return original(self, ids, at, watched)
+
+    monkeypatch.setattr(LanguageModel, "logits", spy)
+    with module.register_forward_hook(huge):
+        batch = read_windows(reader, tokens, torch.arange(N_WINDOWS), n_losses=N_WINDOWS).through(sae)
+        found = evaluate(sae, reader, tokens, ["reconstruction", "sparsity"], SOURCE, ce(0))
+    assert reader.site == site
+    for name, record in found.items():
+        assert record.value == plain[name].value
+    (x, looked), (_, ablated), (_, new) = spliced
+    keep = keep_by_hand(tokens)
+    assert torch.equal(x, looked)
+    assert bool((x[:, 0] == 1e6).all())
+    assert torch.equal(new[~keep], x[~keep])
+    assert torch.equal(new[keep], batch.x_hat)
+    assert not bool(ablated.any())
+
+
+def test_measures_do_not_depend_on_the_batches(
+    sae: TreeSAE, reader: ActivationReader, tokens: Tokens
+) -> None:
+    """But for the definitions that say so."""
+    found = []
+    for reader.batch_size in (3, N_WINDOWS):
+        found.append(evaluate(sae, reader, tokens, SETS["fast"], SOURCE, ce(4 * CONTEXT)))
+    by_batch = {"fve_legacy", "fve_tree", "saebench_explained_variance"}
+    for name, first in found[0].items():
+        second = found[1][name]
+        for key, value in first.value.items():
+            other = second.value[key]
+            if key in by_batch:
+                assert value != other
+            else:
+                assert (value is None and other is None) or close(value, other or 0, 1e-5), (name, key)
+                pairs = zip(first.interval[key] or (), second.interval[key] or (), strict=True)
+                assert all(close(a, b, 1e-4) for a, b in pairs)
+
+
+def test_two_runs_are_identical(sae: TreeSAE, reader: ActivationReader, tokens: Tokens) -> None:
+    first, second = (
+        {
+            name: record.to_json()
+            for name, record in evaluate(sae, reader, tokens, SETS["fast"], SOURCE, ce(9 * CONTEXT)).items()
+        }
+        for _ in range(2)
+    )
+    assert first == second
+
+
+def test_no_token_measured_gives_reasons_not_numbers(
+    sae: TreeSAE, reader: ActivationReader, tokens: Tokens
+) -> None:
+    nothing = replace(tokens, ids=torch.full((3, CONTEXT), EOS, dtype=torch.int32))
+    for record in evaluate(sae, reader, nothing, SETS["fast"], SOURCE, ce(CONTEXT)).values():
+        assert record.tokens == 0
+        for name, value in record.value.items():
+            assert value is None or name.startswith("edges"), (record.measure, name)
+
+
+def test_activation_that_is_not_a_number_is_the_users_error(
+    sae: TreeSAE, lm: LanguageModel, reader: ActivationReader, tokens: Tokens
+) -> None:
+    def spoil(_module: Any, _args: Any, output: Any) -> Any:
+        return output * torch.nan if isinstance(output, Tensor) else (output[0] * torch.nan, *output[1:])
+
+    with (
+        lm.model.get_submodule("model.layers.0").register_forward_hook(spoil),
+        pytest.raises(UserError, match="NaN or infinite at document 'document'"),
+    ):
+        evaluate(sae, reader, tokens, ["reconstruction"], SOURCE, ce(0))
+
+
+# -- intervals
+
+
+def test_intervals_hold_the_value_and_shrink_with_more_windows(sae: TreeSAE) -> None:
+    few = measured("reconstruction", sae, random_batches(2, 6))
+    many = measured("reconstruction", sae, random_batches(20, 12))
+    for name, value in many.value.items():
+        widths = []
+        for record in (few, many):
+            low, high = record.interval[name] or (1, 0)
+            assert low < (record.value[name] or math.inf) < high
+            widths.append(high - low)
+        assert widths[1] < 0.5 * widths[0]
+        assert value is not None
+
+
+def test_interval_covers_the_truth_about_as_often_as_it_says(sae: TreeSAE) -> None:
+    """The true FVE of the test's data is 1 - 0.3^2."""
+    hits = 0
+    for seed in range(60):
+        low, high = measured("reconstruction", sae, random_batches(1, 40, seed=seed)).interval["fve"] or (
+            1,
+            0,
+        )
+        hits += low < 1 - 0.09 < high
+    assert hits >= 50
+
+
+def test_interval_equals_resampling_by_hand(sae: TreeSAE) -> None:
+    batches = random_batches(2, 5)
+    (low, high) = measured("reconstruction", sae, batches).interval["fve"] or (1, 0)
+    x, x_hat = (np.concatenate(part) for part in zip(*doubles(batches), strict=True))
+    window = torch.cat([b.window for b in batches]).numpy()
+    generator, values = np.random.default_rng(0), []
+    for _ in range(1000):
+        rows = np.concatenate([np.flatnonzero(window == w) for w in generator.integers(10, size=10)])
+        values.append(oracle.fve(x[rows], x_hat[rows]))
+    np.testing.assert_allclose((low, high), np.percentile(values, (2.5, 97.5)), rtol=1e-9)
+
+
+def test_one_window_has_no_interval(sae: TreeSAE, reader: ActivationReader, tokens: Tokens) -> None:
+    one = replace(tokens, ids=tokens.ids[:1])
+    records = evaluate(sae, reader, one, SETS["fast"], SOURCE, ce(CONTEXT))
+    for name in ("reconstruction", "cross_entropy", "sparsity", "dead"):
+        assert set(records[name].interval.values()) == {None}
+        assert None not in records[name].value.values()
+
+
+# -- records
+
+
+def test_records_say_what_was_measured_and_come_back_from_their_files(
+    sae: TreeSAE, reader: ActivationReader, tokens: Tokens, tmp_path: Path
+) -> None:
+    records = evaluate(sae, reader, tokens, SETS["fast"], SOURCE, ce(9 * CONTEXT))
+    assert list(records) == list(SETS["fast"])
+    for name, record in records.items():
+        path = tmp_path / "eval" / f"{name}.json"
+        record.write(path)
+        assert Record.read(path) == record
+        data = json.loads(path.read_text())
+        assert data["measure"] == name
+        expected = {
+            "model": "tiny", "site": SITE, "lm_dtype": "float32", "data": "test text", "split": "held_out",
+            "normalize_activations": "layer_norm", "activation_threshold": 1e-3, "reading": "recommended",
+            "positions": {"exclude_first": True, "exclude_special": True, "max_norm": 0.0}, "seed": 0, "sae": "the sae",
+            "batch": "5 windows", "context": CONTEXT,
+        }  # fmt: skip
+        assert expected.items() <= data["settings"].items()
+        assert {"version", "interval_method"} <= data["settings"].keys()
+
+
+def test_measure_run_writes_a_file_for_each_measure_of_held_out_text(
+    sae: TreeSAE, reader: ActivationReader, tmp_path: Path
+) -> None:
+    generator = np.random.default_rng(0)
+    documents = [" ".join(f"w{i}" for i in generator.integers(3, VOCAB, size=20)) for _ in range(60)]
+    text = tmp_path / "text.jsonl"
+    text.write_text("".join(json.dumps({"text": document}) + "\n" for document in documents))
+    config = TrainConfig(data=str(text), site=SITE, text=TextConfig(context=CONTEXT, held_out=0.5), seed=5)
+    folder = tmp_path / "run"
+    names = ["dead", "cross_entropy"]
+    records = measure_run(
+        {"": (config, sae)}, reader, names, MeasureOptions(tokens=240, ce_tokens=24), folder
+    )[""]
+    assert [record.measure for record in records] == names
+    assert sorted(path.name for path in (folder / "eval").iterdir()) == ["cross_entropy.json", "dead.json"]
+    for record in records:
+        assert Record.read(folder / "eval" / f"{record.measure}.json") == record
+        assert record.settings["split"] == "held_out"
+        assert record.settings["data"] == str(text)
+        assert record.settings["seed"] == 5
+        assert record.settings["sae"] == str(folder / "sae")
+        assert record.settings["tokens_read"] == 240
+
+
+def test_damaged_record_is_the_users_error(tmp_path: Path) -> None:
+    for text in ("[]", "{}", '{"interval": {"a": 3}}', "no json"):
+        (tmp_path / "a.json").write_text(text)
+        with pytest.raises(UserError, match=r"a\.json"):
+            Record.read(tmp_path / "a.json")
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, None])
+def test_record_refuses_what_is_no_number(value: float | None) -> None:
+    with pytest.raises(ValueError, match="m: a"):
+        Record("m", {"a": value}, {"a": None}, "nats", 1, {})
+
+
+def test_measure_names() -> None:
+    assert measure_names("fast") == list(SETS["fast"])
+    assert measure_names("dead, sparsity,dead") == ["dead", "sparsity"]
+    assert measure_names("dead,fast")[0] == "dead"
+    for text in ("fats", "dead,", ""):
+        with pytest.raises(
+            UserError,
+            match="no such measure; expected fast, paper, saebench, or any of reconstruction, cross_",
+        ) as e:
+            measure_names(text)
+        assert "\n" not in str(e.value)
+
+
+def test_table_fits_a_terminal(sae: TreeSAE, reader: ActivationReader, tokens: Tokens) -> None:
+    records = list(evaluate(sae, reader, tokens, SETS["fast"], SOURCE, ce(9 * CONTEXT)).values())
+    records.append(measured("cross_entropy", sae, [losses(3.0, 3.2, 3.0)]))
+    console = Console(file=io.StringIO(), width=100)
+    console.print(table(records))
+    assert isinstance(console.file, io.StringIO)
+    lines = console.file.getvalue().splitlines()
+    assert all(len(line) <= 100 for line in lines)
+    for name in [*records[0].value, "ce_loss_score", "l0_layer_2", "dead_share_layer_1", "edges_unmeasured"]:
+        assert any(line.split()[:1] == [name] for line in lines)
+    assert any(line.split()[:2] == ["ce_loss_score", "–"] for line in lines)
+    print("\n".join(lines))

@@ -1,0 +1,682 @@
+"""TopK, BatchTopK and Matryoshka SAEs against their oracles; what all flat systems share, Matching Pursuit included."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from oracles.flat import (
+    BatchTopKOracle,
+    FlatOptions,
+    FlatOracle,
+    MatryoshkaOracle,
+    TopKOracle,
+)
+from saeforest import UserError
+from saeforest.config import OptimConfig
+from saeforest.saes import (
+    SAE,
+    AuxConfig,
+    BatchTopKConfig,
+    BatchTopKSAE,
+    MatchingPursuitConfig,
+    MatryoshkaConfig,
+    MatryoshkaSAE,
+    SAEConfig,
+    ThresholdConfig,
+    TopKConfig,
+    TopKSAE,
+    TrainingPlan,
+    build,
+    load_sae,
+    save_sae,
+)
+from saeforest.saes.select import above, batch_top_k, exceeding, top_k
+from saeforest.sparse_code import SparseCode
+from saeforest.training.loop import make_optimizer, update
+
+D, D_SAE, K, GROUPS = 12, 24, 3, (6, 8, 10)
+BATCH, N_STEPS = 16, 30
+ONE: dict[str, Any] = {"layer_sizes": (D_SAE,), "k_per_layer": (K,)}
+NESTED: dict[str, Any] = {"layer_sizes": GROUPS, "k_per_layer": (K,)}
+
+REFERENCE = AuxConfig(k=4)
+DETACHED = AuxConfig(coefficient=0.1, k=4, detach=True, bias=False, rescale=True)
+RESCALED = AuxConfig(coefficient=0.2, k=3, rescale=True)
+NONE = AuxConfig(coefficient=0, k=4)
+THRESHOLD = ThresholdConfig(start=5, momentum=0.9)
+
+CASES: dict[str, TopKConfig] = {
+    "topk": TopKConfig(**ONE, aux=REFERENCE),
+    "topk, encoder bias, detached": TopKConfig(**ONE, aux=DETACHED, encoder_bias=True),
+    "topk, raw, no auxiliary": TopKConfig(**ONE, aux=NONE, normalize_activations="none"),
+    "topk, a factor, encoder bias": TopKConfig(
+        **ONE, aux=RESCALED, normalize_activations=0.7, encoder_bias=True
+    ),
+    "batchtopk": BatchTopKConfig(**ONE, aux=REFERENCE, threshold=THRESHOLD),
+    "batchtopk, raw, encoder bias": BatchTopKConfig(
+        **ONE, aux=DETACHED, normalize_activations="none", encoder_bias=True, threshold=THRESHOLD
+    ),
+    "batchtopk, a factor, no auxiliary": BatchTopKConfig(
+        **ONE, aux=NONE, normalize_activations=0.7, threshold=ThresholdConfig(start=1, momentum=0.0)
+    ),
+    "matryoshka": MatryoshkaConfig(**NESTED, aux=REFERENCE),
+    "matryoshka, mean, encoder bias": MatryoshkaConfig(
+        **NESTED, aux=DETACHED, prefix_weights="mean", encoder_bias=True
+    ),
+    "matryoshka, b_dec alone, raw": MatryoshkaConfig(
+        **NESTED, aux=RESCALED, prefix_weights="mean_with_bias", normalize_activations="none"
+    ),
+    "matryoshka by batch, b_dec alone, encoder bias": MatryoshkaConfig(
+        **NESTED,
+        aux=REFERENCE,
+        selection="batch",
+        prefix_weights="mean_with_bias",
+        encoder_bias=True,
+        threshold=THRESHOLD,
+    ),
+    "matryoshka by batch, weights, a factor": MatryoshkaConfig(
+        **NESTED,
+        aux=RESCALED,
+        selection="batch",
+        prefix_weights=(0.5, 2.0, 1.25),
+        normalize_activations=0.7,
+        threshold=THRESHOLD,
+    ),
+    "matryoshka by batch, no auxiliary": MatryoshkaConfig(
+        **NESTED, aux=NONE, selection="batch", threshold=THRESHOLD
+    ),
+}
+
+
+SYSTEM_CONFIGS: dict[str, SAEConfig] = {
+    "topk": TopKConfig(**ONE),
+    "topk, encoder bias": TopKConfig(**ONE, encoder_bias=True, normalize_activations="none"),
+    "batchtopk": BatchTopKConfig(**ONE),
+    "batchtopk, encoder bias": BatchTopKConfig(**ONE, encoder_bias=True),
+    "matryoshka": MatryoshkaConfig(**NESTED),
+    "matryoshka by batch": MatryoshkaConfig(**NESTED, selection="batch", encoder_bias=True),
+    "matching pursuit": MatchingPursuitConfig((D_SAE,), (K,), residual_tolerance=2.0),
+    "matching pursuit, decoder bias": MatchingPursuitConfig((D_SAE,), (K,), decoder_bias=True),
+}
+
+
+def make_sae(config: TopKConfig, dtype: torch.dtype = torch.float64) -> TopKSAE:
+    """With an encoder that is not the decoder's transpose, biases that are not zero, and 3 steps to death."""
+    sae = build(replace(config, dead_after_tokens=3 * BATCH), D, seed=1)
+    assert isinstance(sae, TopKSAE)
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        sae.decoder.copy_(F.normalize(torch.randn(D_SAE, D, generator=generator)))
+        sae.b_dec.copy_(0.3 * torch.randn(D, generator=generator))
+        if config.encoder_bias:
+            sae.b_enc.copy_(0.1 * torch.randn(D_SAE, generator=generator))
+    sae = sae.to(dtype)
+    sae.compute_dtype = dtype
+    sae.exact_inverse = True
+    sae.prepare(TrainingPlan(N_STEPS, BATCH))
+    return sae
+
+
+def make_oracle(sae: TopKSAE) -> FlatOracle:
+    config = sae.config
+    how = config.normalize_activations
+    aux = config.aux
+    threshold = config.threshold if isinstance(config, BatchTopKConfig) else THRESHOLD
+    options = FlatOptions(
+        normalise="token" if how == "layer_norm" else how,
+        encoder_bias=config.encoder_bias,
+        aux_coef=aux.coefficient,
+        k_aux=aux.k,
+        aux_bias=aux.bias,
+        aux_detach=aux.detach,
+        aux_rescale=aux.rescale,
+        dead_steps=3,
+        threshold_start=threshold.start or 1,
+        threshold_momentum=getattr(sae, "_momentum", 0.0),
+    )
+    encoder, decoder, b_dec = (w.detach().numpy().copy() for w in (sae.encoder, sae.decoder, sae.b_dec))
+    b_enc = sae.b_enc.detach().numpy().copy()
+    if isinstance(config, MatryoshkaConfig):
+        prefix_weights, selection = config.prefix_weights, config.selection
+        return MatryoshkaOracle(encoder, decoder, b_dec, K, GROUPS, prefix_weights, selection, options, b_enc)
+    oracle = BatchTopKOracle if isinstance(config, BatchTopKConfig) else TopKOracle
+    return oracle(encoder, decoder, b_dec, K, options, b_enc)
+
+
+def make_data(n: int = BATCH * N_STEPS, seed: int = 5) -> torch.Tensor:
+    """In few directions, so that features die."""
+    generator = torch.Generator().manual_seed(seed)
+    directions = torch.randn(5, D, generator=generator, dtype=torch.float64)
+    x = torch.randn(n, 5, generator=generator, dtype=torch.float64).relu() @ directions
+    return x + 0.1 * torch.randn(n, D, generator=generator, dtype=torch.float64)
+
+
+def close(got: Any, wanted: Any, what: str) -> None:
+    got = got.detach().numpy() if isinstance(got, torch.Tensor) else np.asarray(got)
+    np.testing.assert_allclose(got, wanted, rtol=1e-9, atol=1e-10, err_msg=what)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_training_equals_the_oracle(name: str) -> None:
+    """30 steps in float64 in which features die and revive, more are dead than the auxiliary loss takes, and the
+    threshold moves."""
+    config = CASES[name]
+    sae = make_sae(config)
+    oracle = make_oracle(sae)
+    optim = OptimConfig(lr=0.02, batch_size=BATCH)
+    optimizer = make_optimizer(sae, optim)
+    assert len(optimizer.param_groups) == (4 if config.encoder_bias else 3)
+    most_dead = revived = thresholds = 0
+    aux_reached_encoder = False
+    for step, x in enumerate(make_data().split(BATCH), 1):
+        dead_before = oracle.dead()
+        expected = oracle.step(x.numpy(), lr=optim.lr)
+
+        out = sae.training_step(x)
+        optimizer.zero_grad()
+        out.loss.backward()
+        gradients = {"grad_E": sae.encoder, "grad_D": sae.decoder, "grad_b_dec": sae.b_dec}
+        if config.encoder_bias:
+            gradients["grad_b_enc"] = sae.b_enc
+        for gradient, weight in gradients.items():
+            close(weight.grad, expected[gradient], f"{gradient}, step {step}")
+        optimizer.step()
+        assert sae.after_step(step, float(out.loss.detach())) == []
+
+        assert float(out.loss.detach()) == pytest.approx(expected["loss"], rel=1e-9)
+        recon = [float(term) for term in oracle.weights * expected["recon"]]
+        if oracle.prefixes[-1] == 0:  # b_dec alone: the SAE's first term
+            recon = [recon[-1], *recon[:-1]]
+        assert out.terms["reconstruction"] == pytest.approx(recon, rel=1e-9)
+        if config.aux.coefficient:
+            assert out.terms["auxiliary"] == pytest.approx([expected["aux"]], rel=1e-9)
+        else:
+            assert "auxiliary" not in out.terms
+        close(out.code.dense(D_SAE), expected["code"], f"code, step {step}")
+        close(out.x_hat, expected["xhat"][oracle.full], f"reconstruction, step {step}")
+        weights = {"E": sae.encoder, "D": sae.decoder, "b_dec": sae.b_dec, "b_enc": sae.b_enc}
+        for weight, value in weights.items():
+            close(value, getattr(oracle, weight), f"{weight}, step {step}")
+        assert sae.steps_since_fired.tolist() == oracle.steps_since_fired.tolist()
+        if isinstance(sae, BatchTopKSAE):
+            close(sae.threshold, np.full(D_SAE, oracle.theta or 0.0), f"threshold, step {step}")
+            thresholds += oracle.theta is not None
+
+        dead = oracle.dead()
+        most_dead = max(most_dead, int(dead.sum()))
+        revived += int((dead_before & ~dead).sum())
+        aux_reached_encoder |= bool(expected["grad_E"][dead].any())
+    assert most_dead > config.aux.k, "the run must meet more dead features than the auxiliary loss takes"
+    assert aux_reached_encoder == (config.aux.coefficient > 0), (
+        "dead features learn by the auxiliary loss alone"
+    )
+    if config.aux.coefficient:
+        assert revived > 0, "the run must revive features"
+    if isinstance(config, BatchTopKConfig):
+        by_batch = not isinstance(config, MatryoshkaConfig) or config.selection == "batch"
+        assert thresholds == (N_STEPS - (config.threshold.start or 0) + 1 if by_batch else 0)
+        x = make_data(50, seed=6)
+        close(sae.encode(x).dense(D_SAE), oracle.encode(x.numpy()), "code in use")
+        close(sae(x), oracle.reconstruct(x.numpy()), "reconstruction in use")
+
+
+def dense_loss(sae: TopKSAE, x: torch.Tensor, weights: dict[str, torch.Tensor]) -> torch.Tensor:
+    """The loss by dense matrices alone, for autograd (SPEC 7.1 to 7.3)."""
+    config, aux = sae.config, sae.config.aux
+    E, W, b_dec, b_enc = (weights[name] for name in ("encoder", "decoder", "b_dec", "b_enc"))
+    how = config.normalize_activations
+    mean, std = torch.zeros(len(x), 1).double(), torch.ones(len(x), 1).double()
+    if how == "layer_norm":
+        mean, std = x.mean(1, keepdim=True), x.std(1, keepdim=True) + 1e-5
+    elif how != "none":
+        std = std / float(how)
+    h = ((x - mean) / std - b_dec) @ E.T + b_enc
+    batch = isinstance(config, BatchTopKConfig) and getattr(config, "selection", "batch") == "batch"
+    if batch:
+        least = h.detach().flatten().sort(descending=True).values[K * len(x) - 1]
+    else:
+        least = h.detach().sort(1, descending=True).values[:, K - 1 : K]
+    f = h.relu() * (h.detach() >= least)
+    variance = x.var() + 1e-8
+
+    def reconstruction(size: int) -> torch.Tensor:
+        return std * (f[:, :size] @ W[:size] + b_dec) + mean
+
+    ends, prefix_weights = [D_SAE], [1.0]
+    if isinstance(config, MatryoshkaConfig):
+        ends = np.cumsum(GROUPS).tolist()
+        prefix_weights, bias_weight = config.weights
+        ends, prefix_weights = [0, *ends], [bias_weight, *prefix_weights]
+    loss = torch.zeros(()).double()
+    for end, weight in zip(ends, prefix_weights, strict=True):
+        loss = loss + weight * (reconstruction(end) - x).square().mean() / variance
+    if not aux.coefficient:
+        return loss
+    e = x - reconstruction(D_SAE)
+    e = e.detach() if aux.detach else e
+    dead = (sae.steps_since_fired >= sae.dead_steps).nonzero().flatten()
+    h_dead = h[:, dead]
+    k = min(aux.k, len(dead))
+    a = h_dead.relu() * (h_dead.detach() >= h_dead.detach().sort(1, descending=True).values[:, k - 1 : k])
+    e_hat = a @ W[dead]
+    e_hat = e_hat + b_dec if aux.bias else e_hat
+    e_hat = e_hat * std if aux.rescale else e_hat
+    ratio = (e_hat - e).square().mean() / (e - e.mean(1, keepdim=True)).square().mean()
+    return loss + aux.coefficient * ratio
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_gradients_equal_those_of_the_dense_formula(name: str) -> None:
+    config = CASES[name]
+    sae = make_sae(config)
+    sae.steps_since_fired.fill_(7)
+    x = make_data(7)
+    step = sae.training_step(x)
+    step.loss.backward()
+    assert int(sae.dead.sum()) > config.aux.k, "some must have stayed dead"
+    weights = {
+        name: value.detach().clone().requires_grad_(value.requires_grad)
+        for name, value in sae.named_parameters()
+    }
+    dense = dense_loss(sae, x, weights)
+    dense.backward()
+    close(step.loss, float(dense.detach()), "loss")
+    for weight, parameter in sae.named_parameters():
+        if parameter.requires_grad:
+            assert parameter.grad is not None
+            close(parameter.grad, weights[weight].grad, weight)
+        else:
+            assert parameter.grad is None
+
+
+def test_the_auxiliary_loss_moves_the_living_through_its_target_unless_detached() -> None:
+    def encoder_gradient(aux: AuxConfig) -> torch.Tensor:
+        sae = make_sae(TopKConfig(**ONE, aux=aux))
+        sae.steps_since_fired.fill_(7)
+        sae.training_step(make_data(7)).loss.backward()
+        assert sae.encoder.grad is not None
+        return sae.encoder.grad[~sae.dead]
+
+    none = encoder_gradient(NONE)
+    assert torch.equal(encoder_gradient(AuxConfig(coefficient=1, k=4, detach=True)), none)
+    attached = encoder_gradient(AuxConfig(coefficient=1, k=4))
+    assert (attached - none).abs().max() > 1e-3 * none.abs().max()
+
+
+def test_a_perfect_reconstruction_has_no_auxiliary_loss() -> None:
+    sae = make_sae(TopKConfig(**ONE, aux=REFERENCE, normalize_activations="none"))
+    with torch.no_grad():
+        sae.b_dec.zero_()
+    step = sae.training_step(torch.zeros(4, D))
+    assert step.terms["auxiliary"] == [0.0]
+    step.loss.backward()
+    assert all(p.grad is None or bool(p.grad.isfinite().all()) for p in sae.parameters())
+
+
+# Inference
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_code_in_float32_equals_the_oracle(name: str) -> None:
+    sae = make_sae(CASES[name], torch.float32)
+    oracle = make_oracle(sae)
+    if isinstance(sae, BatchTopKSAE) and sae.by_batch:
+        oracle.theta = 0.6
+        sae.threshold.fill_(0.6)
+    x = make_data(60)
+    code = sae.encode(x.float())
+    wanted = oracle.encode(x.numpy())
+    np.testing.assert_array_equal(code.dense(D_SAE) > 0, wanted > 0)
+    np.testing.assert_allclose(code.dense(D_SAE), wanted, atol=2e-5)
+    np.testing.assert_allclose(sae(x.float()).detach(), oracle.reconstruct(x.numpy()), atol=2e-5)
+    # Every used slot holds another feature, and an unused one nothing.
+    for ids, active in zip(code.ids, code.active(), strict=True):
+        assert len(ids[active].unique()) == int(active.sum())
+    assert not code.ids[~code.active()].any()
+    if sae.at_most_k:
+        assert code.ids.shape[1] == K
+
+
+def with_threshold(config: SAEConfig, value: float = 0.5, d_in: int = D) -> SAE:
+    sae = build(config, d_in, seed=4)
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        sae.b_dec.copy_(0.2 * torch.randn(d_in, generator=generator))
+        if config.encoder_bias:
+            sae.b_enc.copy_(0.1 * torch.randn(sae.d_sae, generator=generator))
+    if isinstance(sae, BatchTopKSAE) and sae.by_batch:
+        sae.threshold.fill_(value)
+    return sae
+
+
+@pytest.mark.parametrize(
+    "config",
+    [BatchTopKConfig(**ONE), MatryoshkaConfig(**NESTED, selection="batch")],
+    ids=["batchtopk", "matryoshka"],
+)
+def test_in_use_the_batch_does_not_matter(config: BatchTopKConfig) -> None:
+    sae = with_threshold(config)
+    x = make_data(40).float()
+    x[1:] *= 50  # in training, these would take all the places
+    together = sae.encode(x).dense(D_SAE)
+    assert (together[0] > 0).any()
+    for i in range(len(x)):
+        alone = sae.encode(x[i]).dense(D_SAE)
+        assert torch.equal(alone > 0, together[i] > 0)
+        torch.testing.assert_close(alone, together[i], rtol=1e-4, atol=1e-4)
+    assert together[together > 0].min() > 0.5, (
+        "values are pre-activations, not their excess over the threshold"
+    )
+
+
+def test_the_slices_of_a_batch_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    sae = with_threshold(BatchTopKConfig(**ONE))
+    x = make_data(40).float()
+    whole = sae.encode(x)
+    monkeypatch.setattr("saeforest.saes.base.DENSE_ENTRIES", 7 * D_SAE)
+    monkeypatch.setattr("saeforest.saes.base._LEAST_ROWS", 1)
+    parts = sae.encode(x)
+    assert torch.equal(whole.ids, parts.ids)
+    torch.testing.assert_close(whole.values, parts.values)
+
+
+def test_no_activations_have_no_features() -> None:
+    for config in SYSTEM_CONFIGS.values():
+        raw = replace(config, normalize_activations="none")  # pyright: ignore[reportArgumentType]
+        assert build(raw, D)(torch.zeros(0, D)).shape == (0, D)
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_the_inverse_of_the_normalisation_may_leave_out_the_epsilon(exact: bool) -> None:
+    sae = make_sae(TopKConfig(**ONE))
+    oracle = make_oracle(sae)
+    sae.exact_inverse = exact
+    x = make_data(20)
+    mean, std = x.mean(1, keepdim=True).numpy(), x.std(1, keepdim=True).numpy()
+    u_hat = oracle.encode(x.numpy()) @ oracle.D + oracle.b_dec
+    close(sae(x), (std + (1e-5 if exact else 0)) * u_hat + mean, "reconstruction")
+
+
+@pytest.mark.parametrize("name", SYSTEM_CONFIGS)
+def test_saved_and_loaded(name: str, tmp_path: Path) -> None:
+    sae = with_threshold(SYSTEM_CONFIGS[name])
+    save_sae(sae, tmp_path / "sae")
+    again = load_sae(tmp_path / "sae")
+    assert type(again) is type(sae)
+    x = make_data(60).float()
+    ours, theirs = sae.encode(x), again.encode(x)
+    assert ours.active().any()
+    assert torch.equal(ours.values, theirs.values)
+    assert torch.equal(ours.ids, theirs.ids)
+    assert torch.equal(sae(x), again(x))
+    assert (again.at_most_k, again.gated, again.cumulative) == (sae.at_most_k, sae.gated, sae.cumulative)
+
+
+@pytest.mark.parametrize("name", SYSTEM_CONFIGS)
+@pytest.mark.parametrize("scale", [0.37, 11.0])
+def test_finish_folds_the_scale_of_the_input_into_the_weights(name: str, scale: float) -> None:
+    changes: dict[str, Any] = {"normalize_activations": scale, "activation_threshold": 0.8}
+    config = replace(SYSTEM_CONFIGS[name], **changes)  # pyright: ignore[reportArgumentType]
+    sae = with_threshold(config)
+    x = make_data(60).float() / scale
+    code, x_hat = sae.encode(x).dense(D_SAE), sae(x)
+    fired = sae.encode(x).fired(D_SAE, 0.8)
+    assert 0 < fired.sum() < (code > 0).sum()
+    sae.finish()
+    assert sae.config.normalize_activations == "none"
+    torch.testing.assert_close(sae.encode(x).dense(D_SAE) * scale, code, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(sae(x), x_hat, rtol=1e-5, atol=1e-5 / min(scale, 1))
+    assert torch.equal(sae.encode(x).fired(D_SAE, sae.config.activation_threshold), fired)
+
+
+def test_finish_leaves_unit_rows() -> None:
+    sae = build(TopKConfig(**ONE), D)
+    with torch.no_grad():
+        sae.decoder.mul_(1.1)
+    sae.finish()
+    torch.testing.assert_close(sae.decoder.norm(dim=1), torch.ones(D_SAE))
+    assert sae.config.normalize_activations == "layer_norm"
+
+
+def test_the_threshold_is_set_by_the_end_of_a_short_run() -> None:
+    sae = build(BatchTopKConfig(**ONE), D)
+    assert isinstance(sae, BatchTopKSAE)
+    sae.prepare(TrainingPlan(97_657, 16))
+    assert sae._threshold_start == 1_000
+    sae = build(BatchTopKConfig(**ONE, threshold=ThresholdConfig(start=1_000)), D)
+    assert isinstance(sae, BatchTopKSAE)
+    sae.prepare(TrainingPlan(2, BATCH))
+    for step, x in enumerate(make_data(2 * BATCH).float().split(BATCH), 1):
+        least = sae.training_step(x).code.values
+        sae.after_step(step, 0.0)
+        positive = least[least > 0].tolist()
+        assert sae.threshold.tolist() == [min(positive) if step == 2 else 0.0] * D_SAE
+
+
+# Choosing features
+
+
+def chosen_by_token(h: np.ndarray, k: int) -> np.ndarray:
+    out = np.zeros_like(h)
+    for row, kept in zip(h, out, strict=True):
+        for i in sorted(range(len(row)), key=lambda i: -row[i])[:k]:
+            kept[i] = max(row[i], 0)
+    return out
+
+
+def chosen_by_batch(h: np.ndarray, k: int) -> np.ndarray:
+    out = np.zeros_like(h)
+    for place in sorted(np.ndindex(*h.shape), key=lambda place: -h[place])[: k * len(h)]:
+        out[place] = max(h[place], 0)
+    return out
+
+
+def of_batch(h: torch.Tensor, k: int) -> SparseCode:
+    return batch_top_k(
+        lambda width: top_k(h, width), lambda rows, bound: exceeding(h[rows], bound), len(h), h.shape[1], k
+    )
+
+
+def pre_activations(kind: str) -> torch.Tensor:
+    h = torch.randn(12, 40, generator=torch.Generator().manual_seed(7))
+    if kind == "rows that hold far more than 4k":
+        h[3] = 10 + h[3].abs()
+        h[8, :25] = 20 + h[8, :25].abs()
+    elif kind == "one row takes it all":
+        h[5] = 10 + h[5].abs()
+    elif kind == "fewer positive than wanted":
+        h = h - 2
+    elif kind == "all negative":
+        h = -h.abs() - 0.1
+    elif kind == "one row":
+        h = h[:1]
+    return h
+
+
+KINDS = [
+    "random",
+    "rows that hold far more than 4k",
+    "one row takes it all",
+    "fewer positive than wanted",
+    "all negative",
+    "one row",
+]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("k", [1, 2, 3, 11, 40])
+def test_choosing_equals_brute_force(kind: str, k: int) -> None:
+    h = pre_activations(kind)
+    floor = torch.linspace(-0.5, 0.8, h.shape[1])
+    excess = h.numpy() - floor.numpy()
+    for code, wanted in [
+        (top_k(h, k), chosen_by_token(h.numpy(), k)),
+        (of_batch(h, k), chosen_by_batch(h.numpy(), k)),
+        (above(h, floor), np.where(excess > 0, excess, 0)),
+    ]:
+        np.testing.assert_array_equal(code.dense(h.shape[1]), wanted)
+        active = code.active()
+        assert int(active.sum()) == int((wanted > 0).sum()), "a feature has one slot"
+        assert not code.ids[~active].any()
+        assert not code.values[~active].any()
+    assert top_k(h, k).ids.shape == (len(h), k)
+
+
+def test_choosing_is_wide_enough() -> None:
+    """The slots are as many as the fullest row needs: more than 4k here, and none to waste."""
+    code = of_batch(pre_activations("rows that hold far more than 4k"), 2)
+    assert code.ids.shape == (12, 24)
+    assert above(pre_activations("all negative"), torch.zeros(40)).ids.shape == (12, 1)
+    assert above(torch.zeros(0, 40), torch.zeros(40)).ids.shape == (0, 1)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_choosing_among_equals_takes_as_many(seed: int) -> None:
+    """In bfloat16 many pre-activations are equal: which of them are chosen is open, how many is not."""
+    h = torch.randint(-2, 4, (12, 20), generator=torch.Generator().manual_seed(seed)).float()
+    for k in (1, 2, 5):
+        code = of_batch(h, k)
+        wanted = chosen_by_batch(h.numpy(), k)
+        assert int(code.active().sum()) == int((wanted > 0).sum())
+        values = code.dense(20)
+        assert sorted(values.flatten().tolist()) == sorted(wanted.flatten().tolist())
+        assert torch.equal(values[values > 0], h[values > 0])
+
+
+# Learning
+
+
+@dataclass(frozen=True)
+class Learner:
+    """A system, and what it must reach on data from 60 known directions."""
+
+    config: SAEConfig
+    fve: float
+    found: float
+
+
+SMALL: dict[str, Any] = {"layer_sizes": (64,), "k_per_layer": (4,)}
+NESTED_SMALL: dict[str, Any] = {"layer_sizes": (32, 32), "k_per_layer": (4,)}
+QUICK = ThresholdConfig(momentum=0.95)  # 300 steps are too few for the usual average
+# Measured: FVE 0.85, 0.86, 0.82, 0.82, 0.93 and found 0.82, 0.72, 0.48, 0.40, 0.90; before training FVE 0.37 to 0.54
+# and none found. The inner prefix of a Matryoshka SAE mixes directions, for it has too few features for all; alone it
+# reaches an FVE of 0.69 and 0.74.
+LEARNERS = {
+    "topk": Learner(TopKConfig(**SMALL), 0.8, 0.7),
+    "batchtopk": Learner(BatchTopKConfig(**SMALL, threshold=QUICK), 0.82, 0.6),
+    "matryoshka": Learner(MatryoshkaConfig(**NESTED_SMALL), 0.78, 0.35),
+    "matryoshka by batch": Learner(
+        MatryoshkaConfig(**NESTED_SMALL, selection="batch", threshold=QUICK), 0.79, 0.25
+    ),
+    "matching pursuit": Learner(MatchingPursuitConfig(**SMALL), 0.9, 0.8),
+}
+TRUTH = F.normalize(torch.randn(60, 24, generator=torch.Generator().manual_seed(0)))
+
+
+def sparse_data(n: int, generator: torch.Generator) -> torch.Tensor:
+    on = torch.rand(n, 60, generator=generator) < 0.06
+    return (on * torch.rand(n, 60, generator=generator)) @ TRUTH + 0.3
+
+
+def trained(config: SAEConfig, n_steps: int, batch: int = 256, seed: int = 0) -> SAE:
+    sae = build(config, 24, seed=seed)
+    sae.prepare(TrainingPlan(n_steps, batch))
+    optimizer = make_optimizer(sae, OptimConfig(lr=6e-3, batch_size=batch))
+    generator = torch.Generator().manual_seed(1)
+    for step in range(1, n_steps + 1):
+        x = sparse_data(batch, generator)
+        if step == 1:
+            sae.initialize(x)
+        out = sae.training_step(x)
+        update(optimizer, out.loss, 6e-3)
+        sae.after_step(step, float(out.loss.detach()))
+    sae.finish()
+    return sae
+
+
+def fve(x_hat: torch.Tensor, x: torch.Tensor) -> float:
+    return 1 - float((x - x_hat).square().sum() / (x - x.mean(0)).square().sum())
+
+
+@pytest.mark.parametrize("name", LEARNERS)
+def test_every_system_learns(name: str) -> None:
+    learner = LEARNERS[name]
+    sae = trained(learner.config, 300)
+    x = sparse_data(4096, torch.Generator().manual_seed(2))
+    code = sae.encode(x)
+    l0 = float(code.active(1e-3).sum(1).float().mean())
+    cosines = (TRUTH @ sae.decoder.detach().T).amax(1)
+    found = float((cosines > 0.9).float().mean())
+    assert fve(sae(x).detach(), x) > learner.fve
+    assert found > learner.found
+    if isinstance(sae, MatryoshkaSAE):
+        assert fve(sae.decode(*sae.encode_with_stats(x), layer=0), x) > 0.62
+    if sae.at_most_k:
+        assert l0 <= 4
+    else:
+        assert l0 == pytest.approx(4, abs=0.5), "the threshold keeps what training chose on average"
+
+
+@pytest.mark.parametrize("name", LEARNERS)
+def test_a_seed_fixes_the_weights(name: str) -> None:
+    config = LEARNERS[name].config
+    first, second, other = (trained(config, 12, batch=64, seed=seed) for seed in (5, 5, 6))
+    for key, value in first.state_dict().items():
+        assert torch.equal(value, second.state_dict()[key]), key
+    assert not torch.equal(first.decoder, other.decoder)
+
+
+# A user's mistakes
+
+BAD: dict[str, tuple[Callable[[], object], str]] = {
+    "k above the layer": (lambda: TopKConfig((4,), (5,)), "expected 1 to 4"),
+    "k of 0": (lambda: BatchTopKConfig((4,), (0,)), "expected 1 to 4"),
+    "two layers, topk": (lambda: TopKConfig((4, 4), (2, 2)), "one layer; give one size, such as 8"),
+    "two layers, batchtopk": (lambda: BatchTopKConfig((4, 4), (2, 2)), "a batchtopk SAE has one layer"),
+    "two layers, matching pursuit": (
+        lambda: MatchingPursuitConfig((4, 4), (2, 2)),
+        "a matching_pursuit SAE has one layer",
+    ),
+    "two k": (lambda: TopKConfig((4,), (2, 2)), "one k for each layer"),
+    "no layers": (lambda: TopKConfig((), ()), "at least one layer"),
+    "an empty layer": (lambda: MatryoshkaConfig((4, 0), (2,)), "at least one layer, each of 1 or more"),
+    "matryoshka, no layers": (lambda: MatryoshkaConfig((), (2,)), "at least one layer"),
+    "matryoshka, two k": (lambda: MatryoshkaConfig((4, 4), (2, 3)), "give one number, such as 5"),
+    "matryoshka, k above all layers": (lambda: MatryoshkaConfig((4, 4), (9,)), "expected 1 to 8"),
+    "matryoshka, weights": (
+        lambda: MatryoshkaConfig((4, 4), (2,), prefix_weights=(1.0,)),
+        "expected 2 numbers, one for each layer",
+    ),
+    "threshold start": (lambda: ThresholdConfig(start=0), "step 1 or later"),
+    "threshold momentum 1": (lambda: ThresholdConfig(momentum=1.0), "less than 1"),
+    "threshold momentum below 0": (lambda: ThresholdConfig(momentum=-0.1), "0 or more"),
+    "threshold momentum NaN": (lambda: ThresholdConfig(momentum=math.nan), "less than 1"),
+    "aux k": (lambda: AuxConfig(k=0), "1 or more"),
+    "aux coefficient": (lambda: AuxConfig(coefficient=-0.1), "0 or more"),
+    "residual tolerance": (lambda: MatchingPursuitConfig((4,), (2,), residual_tolerance=-1.0), "0 or more"),
+    "matching pursuit, k": (lambda: MatchingPursuitConfig((4,), (5,)), "expected 1 to 4"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_configuration(name: str) -> None:
+    make, words = BAD[name]
+    with pytest.raises(UserError, match=words) as error:
+        make()
+    assert "\n" not in str(error.value)
+    assert "sae." in str(error.value), "it names the key"
+
+
+def test_k_of_a_matryoshka_sae_may_exceed_its_first_layer() -> None:
+    sae = build(MatryoshkaConfig((2, 22), (9,)), D)
+    assert isinstance(sae, MatryoshkaSAE)
+    assert sae.encode(make_data(4).float()).ids.shape == (4, 9)

@@ -1,0 +1,434 @@
+"""HSAE, and the JumpReLU SAE, which is its case of one level: training, against the oracle."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from hsae_cases import (
+    BATCH,
+    CASES,
+    DEAD_STEPS,
+    ONE_LEVEL,
+    SIZES,
+    STEPS,
+    Case,
+    D,
+    batches,
+    brute_force,
+    make_oracle,
+    make_sae,
+    random_parent,
+    same,
+)
+from oracles.hsae import assign
+from saeforest.config import OptimConfig
+from saeforest.saes import (
+    HSAE,
+    HSAEConfig,
+    JumpReLUConfig,
+    JumpReLUSAE,
+    SparsityConfig,
+)
+from saeforest.saes.hsae import choose_parents
+from saeforest.saes.jumprelu import heaviside, jumprelu
+from saeforest.seeds import seeded
+from saeforest.structure.forest import ROOT
+from saeforest.training.loop import make_optimizer
+
+# ---- training, step by step -------------------------------------------------------------------------------
+
+
+def follow(sae: JumpReLUSAE, case: Case) -> dict[str, float]:
+    """Trains SAE and oracle and compares them after every step; returns how much of what the run has met."""
+    first, *data = batches(STEPS + 1)
+    sae.initialize(first)
+    with torch.no_grad():
+        sae.threshold[::5] += 2.0  # these fall silent
+        if case.parents:
+            sae.parent.copy_(random_parent())
+    config = OptimConfig(lr=0.02, batch_size=BATCH, beta1=0.0, beta2=0.995)
+    optimizer = make_optimizer(sae, config)
+    oracle = make_oracle(sae, case, config.eps)
+    pairs = {
+        "E": sae.encoder,
+        "D": sae.decoder,
+        "b_enc": sae.b_enc,
+        "theta": sae.threshold,
+        "B": sae.b_dec,
+    }
+    seen: dict[str, float] = dict.fromkeys(
+        ("dead", "ghost", "links", "replaced", "moved", "updates", "negative", "near", "zero"), 0.0
+    )
+    for step, x in enumerate(data, 1):
+        before = sae.parent.clone()
+        u, stats = sae.normalize(x)
+        bias = sae.b_dec.detach().view(-1, 1, D).repeat_interleave(torch.tensor(oracle.sizes), 0)
+        h = ((u - bias) @ sae.encoder.detach()[:, :, None]).squeeze(2).T + sae.b_enc.detach()
+        near = (h - sae.threshold.detach()).abs() < sae.bandwidth / 2
+        seen["near"] += int(near.sum())
+        seen["negative"] += int((near & (h < 0)).sum())
+        out = sae.training_step(x)
+        optimizer.zero_grad()
+        out.loss.backward()
+        drawn = sae._replaced[:-1].numpy() if isinstance(sae, HSAE) else None
+        expected = oracle.step(x.numpy(), config.lr, drawn)
+        for name, weight in pairs.items():
+            assert weight.grad is not None
+            same(weight.grad.reshape(expected[f"grad_{name}"].shape), expected[f"grad_{name}"], name)
+        optimizer.step()
+        loss = float(out.loss.detach())
+        events = sae.after_step(step, loss)
+
+        assert loss == pytest.approx(expected["loss"], rel=1e-9)
+        same(out.terms["reconstruction"], expected["recon"])
+        same(out.terms["sparsity"], expected["sparsity"])
+        same(out.terms["weight"], expected["lam"])
+        assert ("ghost" in out.terms) == case.ghost
+        if case.ghost:
+            same(out.terms["ghost"], expected["ghost"])
+        assert ("links" in out.terms) == (isinstance(sae, HSAE) and case.constraint > 0)
+        if "links" in out.terms:
+            same(out.terms["links"], [case.constraint * expected["constraint"].sum()])
+        same(out.code.dense(sae.d_sae), expected["f"])
+        same((out.x_hat - stats.mean) / stats.std, expected["u_hat"][-1])
+        for name, weight in pairs.items():
+            same(weight.reshape(getattr(oracle, name).shape), getattr(oracle, name), name)
+        same(sae.weight, oracle.lam)
+        same(sae.l0, oracle.l0_ema)
+        assert sae.parent.tolist() == oracle.parent.tolist()
+        assert sae.steps_since_fired.tolist() == oracle.steps_since_fired.tolist()
+        assert bool(events) == bool(expected["updated"] and isinstance(sae, HSAE))
+        for event in events:
+            level = event.log["layer"]
+            own = slice(oracle.starts[level], oracle.starts[level] + SIZES[level])
+            new = sae.parent[own]
+            assert event.log == {
+                "event": "hierarchy",
+                "step": step,
+                "layer": level,
+                "moved": int((new != before[own]).sum()),
+                "to_root": int((new == ROOT).sum()),
+                "parents": len(set(new.tolist()) - {ROOT}),
+            }
+            seen["moved"] += event.log["moved"]
+        if hasattr(sae, "together_0"):
+            for level in range(len(SIZES) - 1):
+                below = slice(oracle.starts[level + 1], oracle.starts[level + 1] + SIZES[level + 1])
+                same(getattr(sae, f"together_{level}"), oracle.joint[level])
+                same(getattr(sae, f"child_{level}"), oracle.frequency[below])
+        seen["zero"] += int((sae.threshold == 0).sum())
+        seen["dead"] += int(sae.dead.sum())
+        seen["ghost"] += expected["ghost"].sum()
+        seen["links"] += expected["constraint"].sum()
+        seen["replaced"] += expected["replaced"].sum()
+        seen["updates"] += len(events)
+    sae.finish()
+    oracle.finish()
+    assert sae.parent.tolist() == oracle.parent.tolist()
+    return seen
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_training_equals_the_oracle(name: str) -> None:
+    """40 steps in float64 in which features die, are replaced, draw on ghosts and change their parents."""
+    case = CASES[name]
+    sae = make_sae(case)
+    assert isinstance(sae, HSAE)
+    seen = follow(sae, case)
+    assert seen["dead"] > 0, "the run must meet dead features"
+    assert (seen["ghost"] > 0) == case.ghost
+    assert seen["near"] > 0, "the thresholds must learn"
+    if case.bandwidth and case.bandwidth >= 0.7:
+        assert seen["negative"] > 0, "negative pre-activations must lie within the kernel"
+    updates = case.hierarchy.updates
+    alternate = 2 * (STEPS // (case.hierarchy.period or 2))  # by default 5,000 of 97,657 steps: 2 of 40
+    assert seen["updates"] == {"alternate": alternate, "fixed": 2}.get(updates, 0)
+    assert int(sae.steps) == STEPS
+    if case.threshold_init == 0.02:
+        assert seen["zero"] > 0, "thresholds must come to their lower end"
+    if updates in ("alternate", "fixed"):
+        assert seen["moved"] > SIZES[1] // 2, "the run must move children"
+    if updates != "after":
+        assert (seen["replaced"] > 0) == (case.perturbation > 0)
+        assert seen["links"] > 0
+    assert (sae.parent != ROOT).any()
+
+
+@pytest.mark.parametrize("name", ONE_LEVEL)
+def test_one_level_equals_the_oracle(name: str) -> None:
+    case = ONE_LEVEL[name]
+    seen = follow(make_sae(case, (13,), (3,)), case)
+    assert seen["dead"] > 0
+    assert (seen["ghost"] > 0) == case.ghost
+    assert (seen["negative"] > 0) == ((case.bandwidth or 0) > 1)
+    assert seen["near"] > 0
+
+
+@pytest.mark.parametrize("rows", [1, 2, 12, 600])
+def test_thresholds_start_where_l0_is_at_its_target(rows: int) -> None:
+    x = torch.randn(rows, D, generator=torch.Generator().manual_seed(2))
+    config = HSAEConfig((40, 60), (4, 30), normalize_activations=0.7)
+    sae = HSAE(config, D)
+    sae.initialize(x)
+    fired = sae.encode(x).fired(100)
+    if rows > 2:
+        assert fired[:40].tolist() == [max(round(0.1 * rows), 1)] * 40
+        # Half of the tokens: where that is more than are positive, the threshold is 0.
+        full, low = fired[40:] == rows // 2, sae.threshold[40:] == 0
+        assert bool((full | low).all())
+        assert bool(full.any())
+    assert torch.isfinite(sae.threshold).all()
+    given = HSAE(replace(config, threshold_init=0.25), D)
+    given.initialize(x)
+    assert given.threshold.eq(0.25).all()
+
+
+def test_bf16_leaves_out_no_active_feature() -> None:
+    """Features are chosen with a margin below their thresholds, and then by their exact pre-activations."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(512, 64, generator=generator)
+    sae = JumpReLUSAE(JumpReLUConfig((512,), (16,), normalize_activations="none"), 64)
+    sae.initialize(x)
+    exact = sae.encode(x).dense(512)
+    sae.compute_dtype = torch.bfloat16
+    torch.testing.assert_close(sae.encode(x).dense(512), exact)
+
+
+def test_the_weight_stays_within_bounds() -> None:
+    """SPEC 6.5: 1e-8 to 1e2, of losses that are sums over coordinates."""
+    case = Case(sparsity=SparsityConfig(gain=1))
+    sae = make_sae(case, (13,), (3,))
+    for far, bound in [(13.0, 1e2 * D), (0.0, 1e-8 * D)]:
+        sae.l0.fill_(far)
+        for _ in range(40):
+            sae._steer(0, far)
+        assert float(sae.weight) == bound
+
+
+# ---- gradients --------------------------------------------------------------------------------------------
+
+
+def test_vector_15() -> None:
+    """SPEC 10: theta 0.5, bandwidth 0.2. The kernel reaches as far below the threshold as above."""
+    h = torch.tensor([0.55, 0.65, 0.45, 0.35, 0.5], dtype=torch.float64, requires_grad=True)
+    theta = torch.full_like(h, 0.5).detach().requires_grad_()
+    f = jumprelu(h, theta, 0.2)
+    assert f.tolist() == [0.55, 0.65, 0, 0, 0]
+    of_h, of_theta = torch.autograd.grad(f.sum(), (h, theta))
+    assert of_h.tolist() == [1, 1, 0, 0, 0]
+    same(of_theta, [-2.5, 0, -2.5, 0, -2.5])
+    on = heaviside(h, theta, 0.2)
+    assert on.tolist() == [1, 1, 0, 0, 0]
+    of_h, of_theta = torch.autograd.grad(on.sum(), (h, theta), allow_unused=True)
+    assert of_h is None
+    same(of_theta, [-5, 0, -5, 0, -5])
+
+
+def dense_loss(sae: JumpReLUSAE, x: torch.Tensor, replaced: torch.Tensor, rho: float) -> torch.Tensor:
+    """The loss of a step in dense formulas; a pseudo-derivative is a term that is 0 and has a gradient."""
+    u = sae.normalize(x)[0]
+    sizes = sae.config.layer_sizes
+    has_child = torch.tensor([bool((sae.parent == i).any()) for i in range(sae.d_sae)])
+    child_of = (sae.parent[:, None] == torch.arange(sae.d_sae)).to(torch.float64)
+    level_of = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
+    b_dec = sae.b_dec.view(-1, D)
+    h = torch.stack(
+        [(u - b_dec[level_of[i]]) @ sae.encoder[i] + sae.b_enc[i] for i in range(sae.d_sae)], dim=1
+    )
+    theta = sae.threshold
+    near = ((h - theta).detach().abs() < sae.bandwidth / 2).double() / sae.bandwidth
+    zero = theta - theta.detach()
+    f = torch.where(h > theta, h, 0) - near * theta.detach() * zero
+    on = (h > theta).to(torch.float64) - near * zero
+    vectors = f[:, :, None] * sae.decoder  # what each feature adds, per token
+    of_children = torch.einsum("nfd,fp->npd", vectors, child_of)
+    stand_in = torch.where(replaced[:, None], of_children, vectors)
+    loss = rho * ((vectors - of_children).square().sum(2) * has_child).sum(1).mean()
+    for level in range(len(sizes)):
+        own = level_of == level
+        u_hat = stand_in[:, own].sum(1) + b_dec[level]
+        loss = loss + (u - u_hat).square().sum(1).mean() + sae.weight[level] * on[:, own].sum(1).mean()
+        dead = own & sae.dead
+        if sae.config.ghost and dead.any():
+            r = (u - u_hat).detach()
+            ghost_h = (u - b_dec[level].detach()) @ sae.encoder[dead].T + sae.b_enc[dead]
+            out = ghost_h.exp() @ sae.decoder[dead]
+            out = out * (r.norm(dim=1) / (2 * out.norm(dim=1) + 1e-6)).detach()[:, None]
+            error = (out - r).square().sum(1)
+            loss = loss + (error * (r.square().sum(1) / (error + 1e-6)).detach()).mean()
+    return loss
+
+
+GRADIENTS = {
+    "narrow": Case(normalize="layer_norm", bandwidth=0.05, perturbation=0.4, constraint=0.3),
+    "wide": Case(normalize=0.8, bandwidth=1.5, perturbation=1, constraint=0.2),
+    "no ghosts": Case(ghost=False, bandwidth=0.5, perturbation=0, constraint=2),
+    "one level": Case(bandwidth=0.8, perturbation=0, constraint=0),
+}
+
+
+def stirred(name: str) -> HSAE | JumpReLUSAE:
+    """An SAE with a forest, arbitrary biases and thresholds, some dead features and weights that matter."""
+    case = GRADIENTS[name]
+    sae = make_sae(case, (13,), (3,)) if name == "one level" else make_sae(case)
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for weight in (sae.b_dec, sae.b_enc):
+            weight.copy_(0.3 * torch.randn(weight.shape, generator=generator))
+        sae.threshold.copy_(0.3 * torch.rand(sae.d_sae, generator=generator))
+        sae.threshold[::4] += 9
+        sae.steps_since_fired[::4] = DEAD_STEPS
+        sae.weight.fill_(0.7)
+        if isinstance(sae, HSAE):
+            sae.parent.copy_(random_parent())
+    return sae
+
+
+@pytest.mark.parametrize("name", GRADIENTS)
+def test_gradients_equal_those_of_dense_formulas(name: str) -> None:
+    case, sae = GRADIENTS[name], stirred(name)
+    x = batches(1, batch=32)[0]
+    step = sae.training_step(x)
+    step.loss.backward()
+    found = {n: p.grad for n, p in sae.named_parameters()}
+    sae.zero_grad()
+    replaced = sae._replaced[:-1] if isinstance(sae, HSAE) else torch.zeros(sae.d_sae, dtype=torch.bool)
+    expected = dense_loss(sae, x, replaced, case.constraint)
+    expected.backward()
+    assert bool(sae.dead.any())
+    assert bool(replaced.any()) == (case.perturbation > 0)
+    same(step.loss, expected.detach().numpy())
+    assert set(found) == {"encoder", "decoder", "b_enc", "b_dec", "threshold"}
+    for parameter, weight in sae.named_parameters():
+        assert weight.grad is not None
+        assert weight.grad.abs().max() > 0
+        same(found[parameter], weight.grad.numpy(), parameter)
+
+
+@pytest.mark.parametrize("name", GRADIENTS)
+def test_what_is_far_below_its_threshold_changes_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step looks only at features that are no more than half the bandwidth below: here at all of them."""
+    x = batches(1, batch=32)[0]
+    sae, whole = stirred(name), stirred(name)
+    within, widths = whole._within_reach, []
+
+    def everything(u: torch.Tensor, level: int, reach: float) -> Any:
+        rows, ids, h = within(u, level, reach=1e3)
+        widths.append((len(ids), len(u) * whole.config.layer_sizes[level], len(within(u, level, reach)[1])))
+        return rows, ids, h
+
+    monkeypatch.setattr(whole, "_within_reach", everything)
+    steps = [s.training_step(x) for s in (sae, whole)]
+    assert all(used == n for used, n, _ in widths)
+    assert any(chosen < n for _, n, chosen in widths), "some must have been left out"
+    for step in steps:
+        step.loss.backward()
+    same(steps[0].loss, steps[1].loss.detach().numpy())
+    for a, b in zip(sae.parameters(), whole.parameters(), strict=True):
+        assert a.grad is not None
+        assert b.grad is not None
+        same(a.grad, b.grad.numpy())
+
+
+# ---- perturbation -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("share", [0.0, 0.05, 0.5, 1.0])
+def test_the_draw_of_the_perturbation(share: float) -> None:
+    config = HSAEConfig((40, 80), (2, 2), normalize_activations="none", perturbation=share)
+    sae = HSAE(config, D, seed=4)
+    assert not sae._draw().any(), "nothing has children"
+    sae.parent[40:] = torch.arange(80) % 30  # 30 with children, 10 without
+    draws = []
+    for step in range(200):
+        sae.steps.fill_(step)
+        drawn = sae._draw()
+        assert torch.equal(drawn, sae._draw())
+        draws.append(drawn)
+    drawn = torch.stack(draws)
+    assert drawn.shape == (200, 121)
+    assert not drawn[:, 30:].any(), "childless features, the last level and the root stay"
+    deviation = (share * (1 - share) / (200 * 30)) ** 0.5
+    assert float(drawn[:, :30].double().mean()) == pytest.approx(share, abs=4 * deviation)
+    if 0 < share < 1:
+        assert len({tuple(row.tolist()) for row in drawn}) > 100, "anew in every step"
+        other = HSAE(config, D, seed=5)
+        other.parent.copy_(sae.parent)
+        assert not torch.equal(other._draw(), drawn[0])
+        drawn_alone = torch.rand(120, generator=seeded(4, "perturbation", 0)) < share
+        assert torch.equal(drawn[0, :30], drawn_alone[:30])
+
+
+# ---- choosing parents -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("max_children", [None, 1, 2, 4])
+@pytest.mark.parametrize("unassigned", [0.0, 0.2, 0.5, 1.0])
+def test_parents_equal_a_brute_force(unassigned: float, max_children: int | None) -> None:
+    rng = np.random.default_rng(0)
+    for n_above, n_below, digits in [(3, 5, 8), (4, 9, 1), (5, 13, 0), (1, 4, 1), (6, 7, 1), (2, 10, 8)]:
+        similarity = rng.uniform(-1, 1, (n_above, n_below)).round(digits)  # few digits: many ties
+        found = choose_parents(torch.tensor(similarity), unassigned, max_children).tolist()
+        assert found == brute_force(similarity.tolist(), unassigned, max_children)
+        assert found == assign(similarity, unassigned, max_children).tolist()
+        assert found.count(ROOT) >= int(unassigned * n_below)
+        if max_children is not None:
+            assert max(found.count(a) for a in range(n_above)) <= max_children
+
+
+def test_parents_by_hand() -> None:
+    similarity = torch.tensor([[0.9, 0.1, 0.5, 0.8, 0.2], [0.3, 0.1, 0.6, 0.7, 0.4]])
+    assert choose_parents(similarity, 0.0).tolist() == [0, 0, 1, 0, 1], "a tie goes to the lower parent"
+    assert choose_parents(similarity, 0.2).tolist() == [0, -1, 1, 0, 1]
+    assert choose_parents(similarity, 0.39).tolist() == [0, -1, 1, 0, 1], "a share is rounded down"
+    assert choose_parents(similarity, 0.4).tolist() == [0, -1, 1, 0, -1]
+    assert choose_parents(similarity, 1.0).tolist() == [-1] * 5
+    # Child 3 comes before child 2, but after child 0, which has filled parent 0.
+    assert choose_parents(similarity, 0.0, 1).tolist() == [0, -1, -1, 1, -1], "too little room"
+    assert choose_parents(similarity, 0.0, 2).tolist() == [0, -1, 1, 0, 1]
+    # The three without room are the least similar: two of them are the 40%.
+    assert choose_parents(similarity, 0.4, 1).tolist() == [0, -1, -1, 1, -1]
+    assert choose_parents(similarity, 0.8, 1).tolist() == [0, -1, -1, -1, -1]
+    equal = torch.zeros(2, 5)
+    assert choose_parents(equal, 0.4).tolist() == [-1, -1, 0, 0, 0], "of equals the lower are left out"
+    assert choose_parents(equal, 0.0, 2).tolist() == [0, 0, 1, 1, -1]
+
+
+# ---- extremes ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("crowd", [0, 1, 2])
+def test_crowded_families_are_summed_to_the_same(crowd: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = batches(1, batch=32)[0]
+    pairwise_sae, summed = stirred("wide"), stirred("wide")
+    steps = [pairwise_sae.training_step(x)]
+    monkeypatch.setattr("saeforest.saes.hsae._CROWD", crowd)
+    steps.append(summed.training_step(x))
+    for step in steps:
+        step.loss.backward()
+    assert steps[0].terms["links"][0]
+    same(steps[1].loss, steps[0].loss.detach().numpy())
+    for a, b in zip(summed.parameters(), pairwise_sae.parameters(), strict=True):
+        assert a.grad is not None
+        assert b.grad is not None
+        same(a.grad, b.grad.numpy())
+
+
+def test_ghosts_of_huge_activations_do_not_overflow() -> None:
+    """exp(h) is infinite in float32 from h = 89 on; an attention sink reaches hundreds."""
+    sae = make_sae(Case(normalize="none"), (13,), (3,)).to(torch.float32)
+    sae.compute_dtype = torch.float32
+    sae.steps_since_fired.fill_(100)
+    with torch.no_grad():
+        sae.threshold.fill_(1e6)
+    x = batches(1, torch.float32)[0]
+    x[0] *= 1e4
+    step = sae.training_step(x)
+    step.loss.backward()
+    assert step.terms["ghost"][0]
+    assert bool(torch.isfinite(step.loss))
+    assert sae.encoder.grad is not None
+    assert bool(torch.isfinite(sae.encoder.grad).all())

@@ -1,0 +1,201 @@
+"""A training step keeps nothing dense, and a tree computes only what may fire: with the same result."""
+
+from collections.abc import Callable
+from copy import deepcopy
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from saeforest.config import OptimConfig, TrainConfig
+from saeforest.kernels.backend import VARIABLE
+from saeforest.saes import (
+    BatchTopKConfig,
+    BatchTopKSAE,
+    MatryoshkaConfig,
+    SAEConfig,
+    TopKConfig,
+    TrainingPlan,
+    TreeConfig,
+    TreeSAE,
+    build,
+)
+from saeforest.saes.auxiliary import AuxConfig
+from saeforest.saes.tree import TreeAuxConfig
+from saeforest.sparse_code import SparseCode
+from saeforest.training.loop import Trainee, make_optimizer
+
+D, BATCH, F = 16, 512, 4096
+LAYERS = (256, 512, 1024, F - 1792)
+SYSTEMS: dict[str, SAEConfig] = {
+    "topk": TopKConfig(layer_sizes=(F,), k_per_layer=(8,), aux=AuxConfig(k=16)),
+    "batchtopk": BatchTopKConfig(layer_sizes=(F,), k_per_layer=(8,), aux=AuxConfig(k=16)),
+    "matryoshka": MatryoshkaConfig(layer_sizes=LAYERS, k_per_layer=(8,), aux=AuxConfig(k=16)),
+    "tree": TreeConfig(layer_sizes=LAYERS, k_per_layer=(4, 2, 2, 2), aux=TreeAuxConfig(layers=None, k=16)),
+}
+
+
+def data(n: int, seed: int = 0) -> torch.Tensor:
+    g = torch.Generator().manual_seed(seed)
+    directions = torch.randn(100, D, generator=g)
+    strength = torch.rand(n, 100, generator=g) * (torch.rand(n, 100, generator=g) < 0.05)
+    return strength @ directions + 0.1 * torch.randn(n, D, generator=g)
+
+
+def trainee(config: SAEConfig, precision: torch.dtype = torch.float32, **optim: Any) -> Trainee:
+    sae = build(config, D, seed=1)
+    sae.compute_dtype = precision
+    sae.prepare(TrainingPlan(40, BATCH))
+    settings = OptimConfig(lr=3e-3, batch_size=BATCH, **optim)
+    return Trainee("", TrainConfig(optim=settings), sae, make_optimizer(sae, settings))
+
+
+class Largest(TorchDispatchMode):
+    """Remembers the largest tensor that any operation made, whatever it was for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.numel, self.name = 0, ""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, (tuple, list)) else (out,):
+            if isinstance(tensor, torch.Tensor) and tensor.numel() > self.numel:
+                self.numel, self.name = tensor.numel(), str(func)
+        return out
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_nothing_is_as_large_as_batch_times_features(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where features are dead and learn the residual."""
+    monkeypatch.setattr("saeforest.saes.base.DENSE_ENTRIES", 1 << 14)
+    monkeypatch.setattr("saeforest.saes.base._LEAST_ROWS", 1)
+    one = trainee(SYSTEMS[name])
+    x = data(BATCH)
+    for step in (1, 2):
+        one.step(x, step, 40)
+    one.sae.steps_since_fired[::3] = one.sae.dead_steps
+    with Largest() as largest:
+        done, _ = one.step(x, 3, 40)
+    auxiliary = done.terms["auxiliary"]
+    assert any(term for term in auxiliary if term), "the step must meet dead features"
+    assert largest.numel <= max(F * D, len(LAYERS) * BATCH * D) < BATCH * F / 8, largest.name
+
+
+def codes_equal(a: SparseCode, b: SparseCode) -> bool:
+    return torch.equal(a.dense(F) > 0, b.dense(F) > 0)
+
+
+@pytest.fixture(scope="module")
+def tree() -> TreeSAE:
+    one = trainee(SYSTEMS["tree"])
+    for step in range(1, 31):
+        one.step(data(BATCH, step), step, 40)
+    assert isinstance(one.sae, TreeSAE)
+    with torch.no_grad():  # some of every layer under the root, as after its reset
+        one.sae.parent[torch.arange(0, F, 7)] = -1
+    return one.sae.eval()
+
+
+def test_the_conditional_encode_gives_the_dense_gates_codes(
+    tree: TreeSAE, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x = data(2000, seed=99)
+    fast = tree.encode(x)
+    monkeypatch.setenv(VARIABLE, "plain")
+    slow = tree.encode(x)
+    by_hand = dense_gate(tree, x)
+    assert codes_equal(fast, slow)
+    torch.testing.assert_close(fast.dense(F), slow.dense(F))
+    assert torch.equal(fast.dense(F) > 0, by_hand > 0)
+    torch.testing.assert_close(fast.dense(F), by_hand, rtol=1e-4, atol=1e-5)
+
+
+def dense_gate(sae: TreeSAE, x: torch.Tensor) -> torch.Tensor:
+    """Eq. 6 over all pre-activations, in float64."""
+    u, _ = sae.normalize(x)
+    h = (u - sae.b_dec).double() @ sae.encoder.double().T
+    f = torch.zeros(len(x), F + 1, dtype=torch.float64)
+    f[:, -1] = 1  # the root
+    start = 0
+    for size, k in zip(sae.config.layer_sizes, sae.config.k_per_layer, strict=True):
+        layer = slice(start, start + size)
+        gated = h[:, layer] * (f[:, sae.parent[layer]] > sae.config.activation_threshold)
+        top = gated.topk(k, dim=1)
+        f[:, layer] = torch.zeros_like(gated).scatter(1, top.indices, top.values.relu())
+        start += size
+    return f[:, :-1].float().detach()
+
+
+def test_half_precision_chooses_nearly_the_same(tree: TreeSAE) -> None:
+    x = data(2000, seed=98)
+    exact = tree.encode(x).dense(F)
+    tree.compute_dtype = torch.bfloat16
+    rough = tree.encode(x).dense(F)
+    tree.compute_dtype = torch.float32
+    both = (exact > 0) & (rough > 0)
+    assert both.sum() / (exact > 0).sum() > 0.97
+    # Values are exact, whatever chose them.
+    torch.testing.assert_close(exact[both], rough[both])
+
+
+def trained_fve(change: Callable[[dict[str, Any]], None]) -> tuple[float, float]:
+    settings: dict[str, Any] = {"precision": torch.float32, "optim": {}}
+    change(settings)
+    one = trainee(SYSTEMS["tree"], settings["precision"], **settings["optim"])
+    for step in range(1, 121):
+        one.step(data(BATCH, step), step, 120)
+    x = data(2000, seed=1000)
+    fve = 1 - float((one.sae(x) - x).square().sum() / (x - x.mean(0)).square().sum())
+    return fve, float(one.sae.dead.double().mean())
+
+
+def test_speed_costs_no_quality(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compiled, in bfloat16 and with Adam's state in bfloat16, against the plain float32 reference."""
+    fast = trained_fve(lambda s: s.update(precision=torch.bfloat16))
+    half = trained_fve(lambda s: s.update(precision=torch.bfloat16, optim={"state": "bfloat16"}))
+    monkeypatch.setenv(VARIABLE, "plain")
+    reference = trained_fve(lambda s: None)
+    assert reference[0] > 0.8
+    for fve, dead in (fast, half):
+        assert fve == pytest.approx(reference[0], abs=0.005)
+        assert dead == pytest.approx(reference[1], abs=0.02)
+
+
+def test_half_precision_state_survives_a_checkpoint() -> None:
+    one = trainee(SYSTEMS["topk"], state="bfloat16")
+    x = data(BATCH)
+    one.step(x, 1, 40)
+    again = trainee(SYSTEMS["topk"], state="bfloat16")
+    again.sae.load_state_dict(one.sae.state_dict())
+    again.optimizer.load_state_dict(deepcopy(one.optimizer.state_dict()))
+    kept = again.optimizer.state[again.sae.decoder]["exp_avg"]
+    assert kept.dtype == torch.bfloat16
+    assert again.optimizer.state[again.sae.b_dec]["exp_avg"].dtype == torch.float32
+    for each in (one, again):
+        each.step(x, 2, 40)
+    assert torch.equal(one.sae.decoder, again.sae.decoder)
+    assert torch.equal(one.sae.encoder, again.sae.encoder)
+
+
+def test_a_copied_optimiser_goes_on() -> None:
+    one = trainee(SYSTEMS["topk"], state="bfloat16")
+    one.step(data(BATCH), 1, 40)
+    again = deepcopy(one.optimizer)
+    again.load_state_dict(deepcopy(one.optimizer.state_dict()))
+    assert again.param_groups[0]["state"] == torch.bfloat16
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_half_precision_models_read_large_activations(name: str) -> None:
+    """The squares of a row would add up to more than float16 can hold."""
+    sae = build(SYSTEMS[name], D, seed=1)
+    if isinstance(sae, BatchTopKSAE):
+        sae.threshold += 0.5
+    x = 120 * data(100)
+    expected = sae.encode(x).active().sum()
+    found = sae.half().encode(x.half()).active().sum()
+    assert abs(int(found) - int(expected)) < 0.1 * int(expected)
