@@ -1,0 +1,50 @@
+"""Golden runs: the same settings and seeds give the same bits as when the values in this folder were written."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+
+from .runs import HERE, SAES, make_run, make_world, run_of
+from .values import differences, values_of
+
+if TYPE_CHECKING:
+    from conftest import MakeOnce
+
+#: With another PyTorch the last digits of sums are others: then numbers alone are compared, and only roughly.
+EXACT_WITH = "2.13.0"
+
+
+@pytest.fixture(scope="session")
+def world(make_once: MakeOnce) -> Path:
+    return make_once("golden-world", make_world)
+
+
+def golden(sae: str) -> dict[str, Any]:
+    return json.loads((HERE / f"{sae}.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("sae", SAES)
+def test_golden(sae: str, world: Path, make_once: MakeOnce) -> None:
+    run = run_of(sae)
+    folder = make_once(f"golden-{run}", lambda folder: make_run(run, world, folder))
+    exact = torch.__version__.startswith(EXACT_WITH)
+    lines = differences(golden(sae), values_of(folder / run, sae, world), exact=exact)
+    if lines:
+        text = "\n  ".join([f"{sae}: {len(lines)} values differ from tests/golden/{sae}.json", *lines])
+        pytest.fail(text, pytrace=False)
+
+
+@pytest.mark.parametrize("sae", SAES)
+def test_the_run_goes_where_things_happen(sae: str) -> None:
+    """A run without dead features or moves would guard little."""
+    numbers = golden(sae)["numbers"]
+    if sae != "matching_pursuit":  # it takes whatever atom is nearest, so that none dies
+        assert sum(numbers["dead"]) > 10
+    if not sae.startswith(("tree", "hsae")):
+        return
+    assert numbers["moved"] > 100
