@@ -15,7 +15,7 @@ from .values import differences, values_of
 if TYPE_CHECKING:
     from conftest import MakeOnce
 
-#: With another PyTorch the last digits of sums are others: then numbers alone are compared, and only roughly.
+#: With another PyTorch sums are rounded in other ways: then losses and FVE alone are compared, and only roughly.
 EXACT_WITH = "2.13.0"
 
 
