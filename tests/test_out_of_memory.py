@@ -88,6 +88,18 @@ def test_the_command_line_ends_with_status_2(
     assert said.count("\n") == 1
 
 
+def test_a_library_that_cannot_be_loaded_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def command(argv: object) -> None:
+        raise OSError("Could not find/load shared object file 'libllvmlite.so'")
+
+    monkeypatch.setitem(cli.COMMANDS, "show", command)
+    assert cli.run(["show"]) == 2
+    said = capsys.readouterr().err
+    assert said == "saeforest: error: Could not find/load shared object file 'libllvmlite.so'\n"
+
+
 def test_a_trained_sae_has_no_sizes_to_lower() -> None:
     space: dict[str, Any] = {
         "__name__": "saeforest.evaluation.evaluate",

@@ -77,8 +77,8 @@ def _run(argv: Sequence[str]) -> int:
         note(str(stop) or "stopped")
         return 128 + (stop.signum if isinstance(stop, Interrupted) else signal.SIGINT)
     except OSError as error:
-        if error.errno is None:
-            raise
+        if error.errno is None:  # of a library, such as one that cannot be loaded for want of memory
+            return _fail(out_of_memory.explained(error) or str(error) or type(error).__name__)
         return _fail(f"{error.filename or 'writing'}: {os.strerror(error.errno)}")
     except (MemoryError, RuntimeError, ValueError) as error:
         if (line := out_of_memory.explained(error)) is None:
