@@ -115,6 +115,14 @@ class SAE(nn.Module):
 
     config_class: ClassVar[type]
     """Of its configuration."""
+    title: ClassVar[str]
+    """Its name in reports and figures."""
+    color: ClassVar[str]
+    """Its color in figures, as #RRGGBB."""
+    color_of_two_layers: ClassVar[str] = ""
+    """Another shade for SAEs of two layers, where figures tell them apart from those of more."""
+    marker: ClassVar[str] = "o"
+    """Its marker in figures, one of matplotlib's."""
     at_most_k: ClassVar[bool] = False
     """No activation has more active features in a layer than that layer's k."""
     gated: ClassVar[bool] = False

@@ -50,6 +50,7 @@ class BatchTopKConfig(TopKConfig):
 
 class BatchTopKSAE(TopKSAE):
     config_class = BatchTopKConfig
+    title, color, marker = "BatchTopK", "#7A7A7A", "v"
     at_most_k = False
 
     config: BatchTopKConfig  # pyright: ignore[reportIncompatibleVariableOverride]

@@ -92,6 +92,7 @@ class HSAEConfig(JumpReLUConfig):
 
 class HSAE(JumpReLUSAE):
     config_class = HSAEConfig
+    title, color, marker = "HSAE", "#009E73", "s"
     flat = False
 
     config: HSAEConfig  # pyright: ignore[reportIncompatibleVariableOverride]

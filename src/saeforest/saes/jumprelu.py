@@ -172,6 +172,7 @@ class Level:
 
 class JumpReLUSAE(SAE):
     config_class = JumpReLUConfig
+    title, color, marker = "JumpReLU", "#9C8B00", "<"
     cumulative = False
     flat = True
 

@@ -68,6 +68,7 @@ class MatchingPursuitConfig:
 
 class MatchingPursuitSAE(SAE):
     config_class = MatchingPursuitConfig
+    title, color, marker = "Matching Pursuit", "#CC79A7", "*"
     at_most_k = flat = True
     inference_keys = (*SAE.inference_keys, "residual_tolerance")
 

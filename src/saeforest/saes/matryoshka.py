@@ -64,6 +64,8 @@ class MatryoshkaConfig(BatchTopKConfig):
 
 class MatryoshkaSAE(BatchTopKSAE):
     config_class = MatryoshkaConfig
+    title, color, marker = "Matryoshka", "#0072B2", "P"
+    color_of_two_layers = "#56B4E9"
     inference_keys = (*SAE.inference_keys, "selection")
 
     config: MatryoshkaConfig  # pyright: ignore[reportIncompatibleVariableOverride]

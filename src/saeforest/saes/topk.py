@@ -57,6 +57,7 @@ class TopKConfig:
 
 class TopKSAE(SAE):
     config_class = TopKConfig
+    title, color, marker = "TopK", "#000000", "^"
     at_most_k = flat = True
 
     config: TopKConfig

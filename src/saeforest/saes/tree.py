@@ -148,6 +148,8 @@ class TreeConfig:
 
 class TreeSAE(SAE):
     config_class = TreeConfig
+    title, color, marker = "Tree SAE", "#D55E00", "o"
+    color_of_two_layers = "#E69F00"
     at_most_k = gated = True
 
     config: TreeConfig
