@@ -1,10 +1,11 @@
 """How measures are taken: which there are, their settings, the passes over text that feed them, and a run's records."""
 
-from .evaluate import Source, Task, evaluate, evaluate_all, read_windows, subject_of
+from .evaluate import Source, Task, evaluate, evaluate_all, subject_of
 from .options import MeasureOptions
 from .registry import MEASURES, SETS, measure_names
 from .run import measure_run
 from .table import table
+from .windows import read_windows
 
 __all__ = [
     "MEASURES",
