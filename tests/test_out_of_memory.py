@@ -62,7 +62,7 @@ def raised_in(module: str) -> BaseException:
         ("saeforest.activations.reader", "lm.batch_size or text.context"),
         ("saeforest.activations.sources", "activations.store"),
         ("saeforest.saes.tree", "sae.layer_sizes or optim.batch_size"),
-        ("saeforest.training.adam", "sae.layer_sizes or optim.batch_size"),
+        ("saeforest.optim.adam", "sae.layer_sizes or optim.batch_size"),
         ("saeforest.explore.build", "lm.batch_size, or index a smaller SAE"),
         ("saeforest.measures.mcs", "the tokens measured"),
         ("saeforest.synthetic.world", "size, batch_size or held_out"),

@@ -16,10 +16,10 @@ from pydantic import BeforeValidator, ConfigDict, TypeAdapter, ValidationError
 
 from .errors import UserError
 from .files import atomic_file, checksum_of_data, read_bytes, read_yaml
+from .optim import OptimConfig, Precision, resolve_precision
 from .saes import SYSTEMS, SystemConfig, TreeConfig, check_inference
 from .schema import MOST, flaw, shown
 
-Precision = Literal["auto", "float32", "bfloat16"]
 # YAML reads a bare yes and no as true and false.
 Bos = Annotated[
     Literal["auto", "yes", "no"],
@@ -80,30 +80,6 @@ class ActivationConfig:
     max_norm: float | None = None
     """Leave out activations of a larger norm: attention sinks that are not at the first position. 0: no limit.
     None: ten times the median norm."""
-
-
-@dataclass(frozen=True)
-class OptimConfig:
-    """Adam and its schedule."""
-
-    lr: float = 1e-4
-    batch_size: int = 5120
-    """Activations in a training step."""
-    beta1: float = 0.9
-    beta2: float = 0.999
-    eps: float = 6.25e-10
-    warmup: float = 0.0
-    """Share of the run in which the rate rises from 0."""
-    decay: Literal["none", "linear", "cosine"] = "none"
-    """How the rate falls to 0 after `decay_from`."""
-    decay_from: float = 0.8
-    """Share of the run after which the decay sets in."""
-    precision: Precision = "auto"
-    """Of the dense encode that selects features; weights, values and gradients are float32."""
-    project_gradient: bool = True
-    """Take from every decoder row's gradient its part along the row, which would only change the row's norm."""
-    state: Literal["float32", "bfloat16"] = "float32"
-    """Of Adam's moving averages. bfloat16 halves their memory; they are rounded at random, right on average."""
 
 
 @dataclass(frozen=True)
@@ -371,15 +347,3 @@ def resolve(config: TrainConfig) -> TrainConfig:
             for name, member in config.members().items()
         }
     )
-
-
-def resolve_precision(precision: Precision, device: torch.device) -> torch.dtype:
-    """auto is bfloat16 where the processor multiplies it natively: elsewhere it would be slower than float32."""
-    if precision == "auto":
-        native = (
-            torch.cuda.is_bf16_supported()
-            if device.type == "cuda"
-            else torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-        )
-        return torch.bfloat16 if native else torch.float32
-    return getattr(torch, precision)

@@ -35,6 +35,7 @@ _LOWER = (
     ("saeforest.text", "the text", "tokens"),
     ("saeforest.saes", "the SAE", "sae.layer_sizes or optim.batch_size"),
     ("saeforest.training", "the SAE's training", "sae.layer_sizes or optim.batch_size"),
+    ("saeforest.optim", "the SAE's training", "sae.layer_sizes or optim.batch_size"),
 )
 # Here an SAE is trained already, and its sizes are no setting any more.
 _TRAINED = ("saeforest.measures.", "saeforest.evaluation.", "saeforest.explore.", "saeforest.infer.")

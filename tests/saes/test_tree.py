@@ -8,8 +8,9 @@ import torch
 from oracles.tree import TreeOptions, TreeOracle
 from saeforest import SparseCode, UserError
 from saeforest.config import OptimConfig
+from saeforest.optim import learning_rate
 from saeforest.saes import AllocationConfig, TrainingPlan, TreeAuxConfig, TreeConfig, TreeSAE
-from saeforest.training.loop import learning_rate, make_optimizer
+from saeforest.training.loop import make_optimizer
 
 SIZES, K, D = (6, 8, 10), (2, 2, 2), 12
 

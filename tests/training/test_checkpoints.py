@@ -17,8 +17,8 @@ from saeforest.activations import ActivationStream
 from saeforest.activations.sources import MemoryActivations
 from saeforest.config import OptimConfig
 from saeforest.errors import UserError
+from saeforest.optim import Adam
 from saeforest.saes import SAE, HSAEConfig, SystemConfig, TrainingPlan, TreeConfig, build
-from saeforest.training.adam import Adam
 from saeforest.training.checkpoint import TENSORS, latest_checkpoint, load_checkpoint, save_checkpoint
 from saeforest.training.loop import make_optimizer, update
 

@@ -22,10 +22,10 @@ from ..files import (
     write_json,
     write_tensors,
 )
+from ..optim import Adam, kept_in
 from ..saes import SAE
 from ..schema import MOST, Checksum, Count, Name, Positive, Schema, checked
 from ..structure.forest import Forest
-from .adam import Adam, kept_in
 
 TENSORS, STATE = "state.safetensors", "state.json"
 _FOLDER = re.compile(r"step-[0-9]{8,}")

@@ -17,8 +17,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..activations import ActivationStream
-from ..config import OptimConfig, TrainConfig
+from ..config import TrainConfig
 from ..errors import UserError
+from ..optim import Adam, OptimConfig, learning_rate
 from ..output import note
 from ..progress import progress
 from ..saes import SAE, Step, save_sae
@@ -26,23 +27,10 @@ from ..saes.base import Event
 from ..saes.files import SAE_FOLDER
 from ..session import within
 from ..stopping import stopping
-from .adam import Adam
 from .checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from .log import RunLog, describe_step, log_folder, peak_memory_mb
 
 CHECKPOINTS = "checkpoints"
-
-
-def learning_rate(config: OptimConfig, step: int, n_steps: int) -> float:
-    """Of step `step` (counted from 1): linear warm-up, constant, then the decay to 0 at the end of the run."""
-    done = step / n_steps
-    rate = config.lr
-    if done < config.warmup:
-        rate *= done / config.warmup
-    if config.decay != "none" and done > config.decay_from:
-        part = (done - config.decay_from) / max(1 - config.decay_from, 1e-12)
-        rate *= 1 - part if config.decay == "linear" else 0.5 * (1 + math.cos(math.pi * part))
-    return rate
 
 
 def make_optimizer(sae: SAE, config: OptimConfig) -> Adam:

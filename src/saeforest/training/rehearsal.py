@@ -13,8 +13,8 @@ from torch import Tensor
 
 from ..config import TrainConfig
 from ..memory import peak, reset_peak
+from ..optim import Adam
 from ..saes import SAE
-from .adam import Adam
 from .loop import make_optimizer, update
 
 # A system whose steps would take longer is tried on a part of a batch, and a whole one reckoned from that.

@@ -1,0 +1,6 @@
+"""The optimizer: Adam for SAEs, its settings and its schedule. It knows matrices, and no SAE."""
+
+from .adam import Adam, kept_in
+from .config import OptimConfig, Precision, learning_rate, resolve_precision
+
+__all__ = ["Adam", "OptimConfig", "Precision", "kept_in", "learning_rate", "resolve_precision"]
