@@ -81,9 +81,9 @@ def tokenizer(**special: str) -> PreTrainedTokenizerFast:
 
 
 def tiny(make: Callable[[], PreTrainedModel]) -> LanguageModel:
-    """A random model. Weights are large, and biases random, so that nothing is equal by accident."""
+    """A random model, frozen as a loaded one. Weights are large and biases random: nothing is equal by accident."""
     torch.manual_seed(0)
-    model = make().eval()
+    model = make().eval().requires_grad_(False)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     return LanguageModel("tiny", model, tokenizer(bos_token="<s>", eos_token="</s>", unk_token="<unk>"))

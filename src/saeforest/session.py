@@ -12,6 +12,7 @@ from .activations.sources import is_store, open_store
 from .config import TrainConfig, load_config, resolve_device, resolve_precision
 from .errors import UserError, command
 from .lm import ModelIdentity, load_lm, same_model
+from .lm.parity import parity
 from .output import note
 from .saes import SAE, load_sae
 from .saes.files import SAE_FOLDER
@@ -87,7 +88,7 @@ def settle_text(config: TrainConfig, reader: ActivationReader) -> TrainConfig:
 
 def about_model(reader: ActivationReader) -> dict[str, Any]:
     """What a run keeps of its language model: which it is, and how it fares on a short text; says what is odd."""
-    found = reader.lm.parity(bos=reader.bos_id is not None)
+    found = parity(reader.lm, bos=reader.bos_id is not None)
     for warning in found["warnings"]:
         note(warning)
     return {**reader.lm.identity.to_dict(), **found}

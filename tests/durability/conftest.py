@@ -10,6 +10,7 @@ import pytest
 from saeforest import cli
 from saeforest.config import TrainConfig, to_dict
 from saeforest.lm import load_lm
+from saeforest.lm.parity import parity
 
 from .cases import Cases, MakeConfig
 from .harness import command, contents, leftovers
@@ -39,7 +40,7 @@ def warm_up(model: Path) -> None:
     for name in ("demo", "explore", "kernels.compiled.loops", "measures.arguments", "synthetic.run"):
         import_module(f"saeforest.{name}")
     import_module("torch._dynamo")
-    load_lm(str(model)).parity()
+    parity(load_lm(str(model)))
     to_dict(TrainConfig())
 
 

@@ -25,7 +25,7 @@ def test_embedded_model(smollm2: LanguageModel) -> None:
     norms = lm.activations(ids, site)[0].norm(dim=-1)
     assert norms[0] > 50 * norms[1:].max()
     assert 1 < lm.token_losses(ids).mean() < 4
-    assert lm.token_losses(ids, site, torch.zeros_like).mean() > 8
+    assert lm.token_losses(ids, {site: torch.zeros_like}).mean() > 8
 
 
 @pytest.mark.model

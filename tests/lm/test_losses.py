@@ -51,12 +51,12 @@ def test_replacement(lm: LanguageModel, ids: Tensor, hook: str) -> None:
         seen.append(x)
         return x.clone()
 
-    assert torch.equal(lm.token_losses(ids, site, identity), clean)
+    assert torch.equal(lm.token_losses(ids, {site: identity}), clean)
     assert len(seen) == 1
     assert torch.equal(seen[0], lm.activations(ids, site))
-    assert (lm.token_losses(ids, site, torch.zeros_like) - clean).abs().max() > 1e-3
+    assert (lm.token_losses(ids, {site: torch.zeros_like}) - clean).abs().max() > 1e-3
     # a replacement in another dtype is cast
-    torch.testing.assert_close(lm.token_losses(ids, site, Tensor.double), clean)
+    torch.testing.assert_close(lm.token_losses(ids, {site: Tensor.double}), clean)
 
 
 def test_replaced_stream_alone_decides_what_follows(lm: LanguageModel, ids: Tensor) -> None:
@@ -67,13 +67,13 @@ def test_replaced_stream_alone_decides_what_follows(lm: LanguageModel, ids: Tens
     with torch.no_grad():
         log_p = lm.model(input_ids=others).logits[:, :-1].log_softmax(-1)
     expected = -log_p.gather(-1, ids[:, 1:, None]).squeeze(-1)
-    torch.testing.assert_close(lm.token_losses(ids, site, lambda _: stream), expected)
+    torch.testing.assert_close(lm.token_losses(ids, {site: lambda _: stream}), expected)
 
 
 def test_replacing_resid_post_equals_replacing_the_next_resid_pre(lm: LanguageModel, ids: Tensor) -> None:
     post, pre = lm.site("blocks.0.hook_resid_post"), lm.site("blocks.1.hook_resid_pre")
     halve = lambda x: x / 2  # noqa: E731
-    torch.testing.assert_close(lm.token_losses(ids, post, halve), lm.token_losses(ids, pre, halve))
+    torch.testing.assert_close(lm.token_losses(ids, {post: halve}), lm.token_losses(ids, {pre: halve}))
 
 
 class ByKeyword(torch.nn.Module):
@@ -107,16 +107,14 @@ def test_keyword_inputs_and_tuple_outputs(ids: Tensor) -> None:
     path = "model.layers.1.inner"
     for site, expected in ((Site("in", path, "input"), stream), (Site("out", path, "output"), after)):
         assert torch.equal(lm.activations(ids, site), expected)
-        assert torch.equal(lm.token_losses(ids, site, torch.clone), clean)
-        assert not torch.equal(lm.token_losses(ids, site, torch.zeros_like), clean)
+        assert torch.equal(lm.token_losses(ids, {site: torch.clone}), clean)
+        assert not torch.equal(lm.token_losses(ids, {site: torch.zeros_like}), clean)
 
 
-def test_replace_must_keep_the_shape_and_needs_a_site(ids: Tensor) -> None:
+def test_a_function_must_keep_the_shape(ids: Tensor) -> None:
     lm = tiny(llama)
     with pytest.raises(ValueError, match=r"\(2, 7, 16\) into \(2, 7, 8\)"):
-        lm.token_losses(ids, lm.site("blocks.0.hook_mlp_out"), lambda x: x[..., :8])
-    with pytest.raises(ValueError, match="needs a site"):
-        lm.token_losses(ids, None, torch.clone)
+        lm.token_losses(ids, {lm.site("blocks.0.hook_mlp_out"): lambda x: x[..., :8]})
 
 
 def test_bfloat16(ids: Tensor) -> None:
@@ -125,6 +123,6 @@ def test_bfloat16(ids: Tensor) -> None:
     lm.model.bfloat16()
     site = lm.site("blocks.1.hook_resid_post")
     assert lm.activations(ids, site).dtype == lm.dtype == torch.bfloat16
-    losses = lm.token_losses(ids, site, Tensor.float)
+    losses = lm.token_losses(ids, {site: Tensor.float})
     assert losses.dtype == torch.float32
     torch.testing.assert_close(losses, clean, rtol=0.1, atol=0.2)

@@ -124,6 +124,7 @@ def test_nothing_behind_the_site_is_computed(make: Any, hook: str, ids: Tensor) 
 
 
 def test_activations_carry_no_gradient(lm: LanguageModel, ids: Tensor) -> None:
+    lm.model.requires_grad_(True)
     assert not get(lm, ids, "blocks.1.hook_resid_post").requires_grad
 
 
@@ -136,9 +137,9 @@ def test_hooks_are_always_removed(lm: LanguageModel, ids: Tensor) -> None:
     for hook in ("resid_pre", "resid_post"):
         site = lm.site(f"blocks.1.hook_{hook}")
         lm.activations(ids, site)
-        lm.token_losses(ids, site, torch.zeros_like)
+        lm.token_losses(ids, {site: torch.zeros_like})
         with pytest.raises(Computed):
-            lm.token_losses(ids, site, fail)
+            lm.token_losses(ids, {site: fail})
     forbid(lm.model.get_submodule(lm.site("blocks.0.hook_resid_pre").module_path))
     with pytest.raises(Computed):
         lm.activations(ids, lm.site("blocks.1.hook_resid_post"))
@@ -185,4 +186,4 @@ def test_sites_without_an_activation(path: str, part: str, ids: Tensor) -> None:
     one_line(info, f"site {path!r}: ", part)
     assert n_hooks(lm) == 0
     with pytest.raises(UserError, match="site"):
-        lm.token_losses(ids, lm.site(path), torch.clone)
+        lm.token_losses(ids, {lm.site(path): torch.clone})

@@ -529,16 +529,13 @@ def test_excluded_positions_are_neither_measured_nor_replaced(
 
     original = LanguageModel.logits
 
-    def spy(self: LanguageModel, ids: Tensor, at: Any = None, change: Any = None) -> Tensor:
-        if change is None:
-            return original(self, ids)
-
-        def watched(x: Tensor) -> Tensor:
-            new = change(x)
-            spliced.append((x.clone(), new.clone()))
+    def spy(self: LanguageModel, ids: Tensor, hooks: Any = None) -> Tensor:
+        def watched(x: Tensor) -> Tensor | None:
+            new = hooks[site](x)
+            spliced.append((x.clone(), x.clone() if new is None else new.clone()))
             return new
 
-        return original(self, ids, at, watched)
+        return original(self, ids, {site: watched} if hooks else None)
 
     monkeypatch.setattr(LanguageModel, "logits", spy)
     with module.register_forward_hook(huge):

@@ -17,6 +17,7 @@ from architecture_cases import ARCHITECTURES, CONTEXT, LAYERS, ROWS, WIDTH, Arch
 from conftest import byte_tokenizer
 from saeforest.errors import UserError
 from saeforest.lm import LanguageModel, load_lm
+from saeforest.lm.parity import parity
 from saeforest.lm.tokenizer import difference
 
 IDS = torch.randint(0, ROWS - 1, (2, 9), generator=torch.Generator().manual_seed(1))
@@ -57,7 +58,7 @@ def test_architecture(architecture: Architecture, tmp_path: Path, capsys: pytest
     check_stream(lm, architecture)
     check_parts(lm, architecture)
     check_replacement(lm, architecture, expected)
-    assert lm.parity()["sums_hold"] is (architecture.adds_up if architecture.parts else None)
+    assert parity(lm)["sums_hold"] is (architecture.adds_up if architecture.parts else None)
 
 
 def check_limits(lm: LanguageModel, architecture: Architecture) -> None:
@@ -98,9 +99,9 @@ def check_replacement(lm: LanguageModel, architecture: Architecture, expected: T
         known = architecture.parts or not hook.endswith("out")
         if known:
             site = lm.site(f"blocks.1.hook_{hook}")
-            torch.testing.assert_close(lm.logits(IDS, site, torch.clone), expected)
+            torch.testing.assert_close(lm.logits(IDS, {site: torch.clone}), expected)
             if architecture.adds_up:
-                assert not torch.allclose(lm.logits(IDS, site, torch.zeros_like), expected, atol=1e-6)
+                assert not torch.allclose(lm.logits(IDS, {site: torch.zeros_like}), expected, atol=1e-6)
 
 
 def test_all_are_there() -> None:

@@ -68,7 +68,7 @@ class WindowView:
         ids, keep = self.ids[first], self.keep[first]
         spliced = self.x[first].clone()
         spliced[keep] = x_hat[: int(keep.sum())].to(spliced)
-        logits = self.reader.lm.logits(ids, self.reader.site, lambda _: spliced)
+        logits = self.reader.lm.logits(ids, {self.reader.site: lambda _: spliced})
 
         def total(losses: Float32[Tensor, "w some"]) -> Float64[Tensor, "w"]:
             return torch.where(keep[:, : losses.shape[1]], losses.double(), 0).sum(1).cpu()
@@ -97,7 +97,7 @@ def read_windows(
     if n_losses:
         x, logits = _activations_and_logits(reader, ids)
         clean, first = logits[:n_losses], ids[:n_losses]
-        zeros = reader.lm.logits(first, reader.site, torch.zeros_like)
+        zeros = reader.lm.logits(first, {reader.site: torch.zeros_like})
         predictions = Predictions(clean, next_token_losses(zeros, first), divergences(clean, zeros))
     else:
         x = reader.lm.activations(ids, reader.site)
@@ -121,9 +121,8 @@ def _activations_and_logits(
     """Both from one forward pass."""
     seen: list[Tensor] = []
 
-    def look(x: Tensor) -> Tensor:
+    def look(x: Tensor) -> None:
         seen.append(x.clone())  # what follows might work in place
-        return x
 
-    logits = reader.lm.logits(ids, reader.site, look)
+    logits = reader.lm.logits(ids, {reader.site: look})
     return seen[0], logits

@@ -16,8 +16,6 @@ class LocalJudge:
     def __init__(self, lm: LanguageModel) -> None:
         self.name, self.workers = f"{lm.name} in {str(lm.dtype).removeprefix('torch.')}", 1
         self._lm = lm
-        ends = getattr(lm.model.generation_config, "eos_token_id", None)
-        self._ends = {lm.eos_id, *(ends if isinstance(ends, list) else [ends])} - {None}
         specials = lm.tokenizer.convert_ids_to_tokens(lm.special_ids.tolist())
         self._specials = [token for token in specials if len(token) > 1]
 
@@ -35,7 +33,7 @@ class LocalJudge:
         greedy = GenerationConfig(
             do_sample=False,
             max_new_tokens=max_tokens,
-            eos_token_id=sorted(self._ends),
+            eos_token_id=self._lm.end_ids,
             pad_token_id=self._lm.eos_id,
         )
         with quiet_transformers():  # it warns of settings for sampling that come with the model

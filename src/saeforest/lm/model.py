@@ -1,26 +1,25 @@
-"""A causal language model with its tokenizer: activations at a site, and losses with a site replaced."""
+"""A causal language model with its tokenizer: reading and changing the activations at its sites."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
+from functools import cached_property, partial
+from typing import overload
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Float32, Int, Int64
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from saeforest.errors import UserError
+from saeforest.lm.hooks import Hooks, hooked
 from saeforest.lm.identity import ModelIdentity
 from saeforest.lm.limits import embedding_rows, longest_text
-from saeforest.lm.parity import parity
+from saeforest.lm.pretrained import quiet_transformers
 from saeforest.lm.sites import Site, resolve
-
-Replace = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,22 +79,6 @@ class LanguageModel:
                 "resize the embedding to the tokenizer and train it, or use the tokenizer the model was trained with"
             )
 
-    def parity(self, *, bos: bool = False) -> dict[str, Any]:
-        """How the model fares on a short English text, to be stored with a run; found once and kept.
-
-        Keys: `loss` in nats a token beside the `loss_of_guessing`, and whether it is that of a `trained` model; how far
-        pre + attn + mlp is from post in some blocks (`sums`, `sums_hold`, None where a block has other parts);
-        `vocab_size`, `max_context`, and the `warnings` that a user should see. bos: whether BOS stands before the text.
-        Raises UserError where the loss is no number.
-        """
-        if bos not in self._parities:
-            self._parities[bos] = parity(self, bos=bos)
-        return self._parities[bos]
-
-    @cached_property
-    def _parities(self) -> dict[bool, dict[str, Any]]:
-        return {}
-
     @cached_property
     def eos_id(self) -> int:
         """The id that ends a text: the tokenizer's EOS or, where it has none, its BOS, SEP or PAD.
@@ -112,6 +95,12 @@ class LanguageModel:
         )
 
     @cached_property
+    def end_ids(self) -> list[int]:
+        """The ids that end what the model writes: `eos_id` and those that its settings for generation name."""
+        ends = getattr(self.model.generation_config, "eos_token_id", None)
+        return sorted({self.eos_id, *(ends if isinstance(ends, list) else [ends])} - {None})
+
+    @cached_property
     def special_ids(self) -> Int64[Tensor, " n"]:
         """The ids of all special tokens, ascending, on the CPU: the named ones and those added as special."""
         added = self.tokenizer.added_tokens_decoder.items()
@@ -125,6 +114,9 @@ class LanguageModel:
         """
         return resolve(self.model, self.n_layers, name)
 
+    def _site(self, site: Site | str) -> Site:
+        return self.site(site) if isinstance(site, str) else site
+
     def site_width(self, site: Site) -> int:
         """The number of features at the site, measured on a few tokens.
 
@@ -133,111 +125,137 @@ class LanguageModel:
         # Batch and context differ from one another and from 1, so that no other shape passes by accident.
         return self.activations(torch.zeros(2, 3, dtype=torch.int64), site).shape[-1]
 
-    @torch.no_grad()
-    def activations(self, ids: Int[Tensor, "batch ctx"], site: Site) -> Float[Tensor, "batch ctx d"]:
-        """The activations at the site, in the model's dtype and on its device. Nothing behind it is computed.
-
-        Raises UserError when the site holds no activation of shape [batch, ctx, d], or is never reached.
-        """
-        found: list[Tensor] = []
-
-        def keep(x: Tensor) -> Tensor:
-            found.append(x)
-            raise _Reached
-
-        try:
-            with self._hooked(site, ids, keep):
-                self.logits(ids)
-        except _Reached:
-            return found[0]
-        raise UserError(f"site {site.name!r}: {site.module_path} takes no part in the forward pass")
-
-    @torch.no_grad()
-    def logits(
-        self, ids: Int[Tensor, "batch ctx"], site: Site | None = None, replace: Replace | None = None
-    ) -> Float[Tensor, "batch ctx vocab"]:
-        """The scores of the next token, in the model's dtype and on its device.
-
-        With `site` and `replace`, the activation x: [batch, ctx, d] at the site becomes `replace(x)`, of the
-        same shape, which is cast to x's dtype and device. Raises UserError as `activations` does.
-        """
-        if replace is None:
-            self.check_ids(ids)
-            if self.max_context is not None and ids.shape[1] > self.max_context:
-                raise UserError(
-                    f"a text of {ids.shape[1]} tokens: {self.name} reads at most {self.max_context}; give shorter ones"
-                )
-            return self.model(input_ids=ids.to(self.device), use_cache=False).logits
-        if site is None:
-            raise ValueError("replace needs a site")
-        calls = 0
-
-        def count(x: Tensor) -> Tensor:
-            nonlocal calls
-            calls += 1
-            new = replace(x)
-            if new.shape != x.shape:
-                raise ValueError(f"replace turned {tuple(x.shape)} into {tuple(new.shape)}")
-            return new.to(x)
-
-        with self._hooked(site, ids, count):
-            logits = self.logits(ids)
-        if calls == 0:
-            raise UserError(f"site {site.name!r}: {site.module_path} takes no part in the forward pass")
-        return logits
-
-    def token_losses(
-        self, ids: Int[Tensor, "batch ctx"], site: Site | None = None, replace: Replace | None = None
-    ) -> Float32[Tensor, "batch ctx-1"]:
-        """Cross-entropy, in nats, of each token but the first given those before it; `site`, `replace` as `logits`."""
-        return next_token_losses(self.logits(ids, site, replace), ids)
-
     @contextmanager
-    def _hooked(self, site: Site, ids: Tensor, change: Replace) -> Iterator[None]:
-        """Within, the activation at the site passes through `change`."""
+    def hooked(self, hooks: Hooks) -> Iterator[None]:
+        """Within, every forward pass calls each function with the activation x: [batch, ctx, d] at its site.
 
-        def checked(x: Any) -> Tensor:
-            if isinstance(x, Tensor) and x.ndim == 2 and x.shape[0] == ids.numel():
-                # OPT's MLP and some mixtures of experts see the tokens of all texts as one list.
-                return checked(x.unflatten(0, ids.shape)).flatten(0, 1)
-            if not _is_activation(x, ids):
-                raise UserError(
-                    f"site {site.name!r}: expected a floating-point tensor [batch, ctx, width] for ids "
-                    f"{list(ids.shape)}, but {site.module_path} has {_describe(x)}; give another site"
-                )
-            return change(x) if site.scale == 1 else change(x * site.scale) / site.scale
+        What a function returns takes the place of x, cast to x's dtype and device; where it returns None, x stays.
+        Within `generate`, ctx is the length of the prompt at first and then, with the key-value cache, 1. Gradients
+        flow through the functions wherever the caller enables them.
 
-        def after(_module: Any, _args: Any, output: Any) -> Any:
-            if isinstance(output, tuple | list):  # a list in the first GPT alone
-                return type(output)((checked(output[0] if output else None), *output[1:]))
-            return checked(output)
+            with lm.hooked({"blocks.3.hook_resid_post": lambda x: x + direction}):
+                logits = lm.logits(ids)
 
-        def before(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            if args:
-                return (checked(args[0]), *args[1:]), kwargs
-            return args, kwargs | {"hidden_states": checked(kwargs.get("hidden_states"))}
-
-        module = self.model.get_submodule(site.module_path)
-        if site.kind == "input":
-            handle = module.register_forward_pre_hook(before, with_kwargs=True)
-        else:
-            handle = module.register_forward_hook(after)
-        with handle:  # leaving removes the hook, whatever happened
+        Raises UserError when there is no such site, when it holds no activation of shape [batch, ctx, d], or, on
+        leaving, when forward passes never reached it; ValueError where a function changes the shape.
+        """
+        with hooked(self.model, [(self._site(site), hook) for site, hook in hooks.items()]):
             yield
 
+    @overload
+    def activations(
+        self, ids: Int[Tensor, "batch ctx"], sites: Site | str
+    ) -> Float[Tensor, "batch ctx d"]: ...
+    @overload
+    def activations(self, ids: Int[Tensor, "batch ctx"], sites: Sequence[Site]) -> dict[str, Tensor]: ...
+    @torch.no_grad()
+    def activations(
+        self, ids: Int[Tensor, "batch ctx"], sites: Site | str | Sequence[Site]
+    ) -> Tensor | dict[str, Tensor]:
+        """The activations at a site, or at several by their names, in the model's dtype and on its device.
 
-class _Reached(Exception):
-    """Ends a forward pass at the site."""
+        Takes one forward pass, of which nothing behind the last of the sites is computed. Raises UserError as `hooked`
+        does.
+        """
+        wanted = [self._site(sites)] if isinstance(sites, Site | str) else list(sites)
+        found: dict[str, Tensor] = {}
+
+        def keep(name: str, x: Tensor) -> None:
+            if len(found) + 1 == len(wanted):
+                found[name] = x
+                raise _AllFound
+            found[name] = x.clone()  # what follows might work in place
+
+        try:
+            with self.hooked({site: partial(keep, site.name) for site in wanted}):
+                self.logits(ids)
+        except _AllFound:
+            pass
+        return found[wanted[0].name] if isinstance(sites, Site | str) else found
+
+    def logits(
+        self, ids: Int[Tensor, "batch ctx"], hooks: Hooks | None = None
+    ) -> Float[Tensor, "batch ctx vocab"]:
+        """The scores of the next token, in the model's dtype and on its device; `hooks` as in `hooked`."""
+        if hooks:
+            with self.hooked(hooks):
+                return self.logits(ids)
+        self.check_ids(ids)
+        if self.max_context is not None and ids.shape[1] > self.max_context:
+            raise UserError(
+                f"a text of {ids.shape[1]} tokens: {self.name} reads at most {self.max_context}; give shorter ones"
+            )
+        return self.model(input_ids=ids.to(self.device), use_cache=False).logits
+
+    def token_losses(
+        self, ids: Int[Tensor, "batch ctx"], hooks: Hooks | None = None
+    ) -> Float32[Tensor, "batch ctx-1"]:
+        """Cross-entropy, in nats, of each token but the first given those before it; `hooks` as in `hooked`."""
+        return next_token_losses(self.logits(ids, hooks), ids)
+
+    @overload
+    def generate(
+        self, prompt: str, n_tokens: int, *, temperature: float = ..., seed: int = ..., use_cache: bool = ...
+    ) -> str: ...
+    @overload
+    def generate(
+        self,
+        prompt: Int[Tensor, "batch ctx"],
+        n_tokens: int,
+        *,
+        temperature: float = ...,
+        seed: int = ...,
+        use_cache: bool = ...,
+    ) -> Int64[Tensor, "batch new"]: ...
+    @torch.no_grad()
+    def generate(
+        self,
+        prompt: str | Int[Tensor, "batch ctx"],
+        n_tokens: int,
+        *,
+        temperature: float = 0.0,
+        seed: int = 0,
+        use_cache: bool = True,
+    ) -> str | Tensor:
+        """What the model writes after a prompt: the text after a text, the ids (on the CPU) after ids.
+
+        At most `n_tokens` new tokens: a text ends after one of `end_ids`, and is filled up with `eos_id` while others
+        go on. temperature: 0 takes the likeliest token each time; above 0, tokens are drawn with `seed`.
+        """
+        ids = prompt if isinstance(prompt, Tensor) else torch.tensor([self.tokenizer(prompt)["input_ids"]])
+        if n_tokens < 1 or ids.numel() == 0:
+            raise UserError("generate: expected a prompt of one token or more and n_tokens of 1 or more")
+        if temperature < 0:
+            raise UserError(f"temperature = {temperature}: expected 0 or more")
+        self.check_ids(ids)
+        self.check_context(ids.shape[1] + n_tokens, "tokens of the prompt and n_tokens")
+        ids = ids.to(self.device, torch.int64)
+        drawn = {"temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature else {}
+        settings = GenerationConfig(
+            do_sample=temperature > 0,
+            max_new_tokens=n_tokens,
+            use_cache=use_cache,
+            repetition_penalty=1.0,
+            eos_token_id=self.end_ids,
+            pad_token_id=self.eos_id,
+            **drawn,
+        )
+        devices = [self.device] if self.device.type == "cuda" else []
+        with quiet_transformers(), torch.random.fork_rng(devices):
+            torch.manual_seed(seed)
+            out = self.model.generate(  # pyright: ignore[reportCallIssue]
+                ids, attention_mask=torch.ones_like(ids), generation_config=settings
+            )
+        new = out[:, ids.shape[1] :].cpu()
+        if isinstance(prompt, Tensor):
+            return new
+        text = self.tokenizer.decode(new[0], skip_special_tokens=True)
+        assert isinstance(text, str)
+        return text
 
 
-def _is_activation(x: Any, ids: Tensor) -> bool:
-    return isinstance(x, Tensor) and x.is_floating_point() and x.ndim == 3 and x.shape[:2] == ids.shape
-
-
-def _describe(x: Any) -> str:
-    if isinstance(x, Tensor):
-        return f"{str(x.dtype).removeprefix('torch.')} {list(x.shape)}"
-    return f"a {type(x).__name__}"
+class _AllFound(Exception):
+    """Ends a forward pass when all sites have been reached."""
 
 
 def next_token_losses(

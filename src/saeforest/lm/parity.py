@@ -8,15 +8,13 @@ purpose.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from saeforest.errors import UserError
-
-if TYPE_CHECKING:
-    from saeforest.lm.model import LanguageModel
+from saeforest.lm.model import LanguageModel
 
 TEXT = (
     "The sun rises in the east and sets in the west. When it rains, people open their umbrellas and walk a little "
@@ -28,10 +26,14 @@ _MOST = 96  # tokens of it
 TRAINED_BELOW = 0.75
 
 
-def parity(lm: LanguageModel, *, bos: bool) -> dict[str, Any]:
-    """The loss on a fixed text, how well blocks add up, and what is odd about either. See `LanguageModel.parity`.
+@torch.no_grad()
+def parity(lm: LanguageModel, *, bos: bool = False) -> dict[str, Any]:
+    """How a model fares on a short English text, to be stored with a run.
 
-    bos: whether BOS stands before the text. Raises UserError for a loss that is no number.
+    Keys: `loss` in nats per token beside the `loss_of_guessing`, and whether it is that of a `trained` model; how far
+    pre + attn + mlp is from post in some blocks (`sums`, `sums_hold`, None where a block has other parts);
+    `vocab_size`, `max_context`, and the `warnings` that a user should see. bos: whether BOS stands before the text.
+    Raises UserError where the loss is not a number.
     """
     ids = _ids(lm, bos)
     loss = float(lm.token_losses(ids).mean())
@@ -85,13 +87,13 @@ def _sums(lm: LanguageModel, ids: Tensor) -> dict[int, float]:
     """How far pre + attn + mlp is from post, of what the block adds, in the first, a middle and the last block."""
     found = {}
     for block in sorted({0, lm.n_layers // 2, lm.n_layers - 1}):
+        hooks = ("resid_pre", "attn_out", "mlp_out", "resid_post")
         try:
-            pre, attn, mlp, post = (
-                lm.activations(ids, lm.site(f"blocks.{block}.hook_{hook}")).double()
-                for hook in ("resid_pre", "attn_out", "mlp_out", "resid_post")
-            )
+            sites = [lm.site(f"blocks.{block}.hook_{hook}") for hook in hooks]
+            there = lm.activations(ids, sites)
         except UserError:  # a block with other parts
             continue
+        pre, attn, mlp, post = (there[site.name].double() for site in sites)
         added = (post - pre).norm()
         if added > 0:
             found[block] = float((pre + attn + mlp - post).norm() / added)

@@ -1,0 +1,112 @@
+"""Functions at sites of a language model: each is shown the activation at its site and may put another in its place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from saeforest.errors import UserError
+from saeforest.lm.sites import Site
+
+Hook = Callable[[Tensor], Tensor | None]
+"""Maps the activation `[batch, ctx, d]` at a site to the one that takes its place; None leaves it as it is."""
+Hooks = Mapping[Site, Hook] | Mapping[str, Hook] | Mapping[Site | str, Hook]
+
+
+@contextmanager
+def hooked(model: nn.Module, hooks: Iterable[tuple[Site, Hook]]) -> Iterator[None]:
+    """Within, every forward pass of the model calls each function with the activation at its site.
+
+    See `LanguageModel.hooked`. Leaving removes the hooks, whatever happened.
+    """
+    now = _Pass()
+    placed = [_Placed(site, hook, now) for site, hook in hooks]
+    with ExitStack() as handles:
+        handles.enter_context(model.register_forward_pre_hook(now.begin, with_kwargs=True))
+        for one in placed:
+            handles.enter_context(one.register(model.get_submodule(one.site.module_path)))
+        yield
+    for one in placed:
+        if now.begun and not one.reached:
+            raise UserError(
+                f"site {one.site.name!r}: {one.site.module_path} takes no part in the forward pass"
+            )
+
+
+@dataclass
+class _Pass:
+    """The forward pass that is under way."""
+
+    shape: torch.Size = field(default_factory=torch.Size)
+    """`[batch, ctx]`. With a key-value cache, ctx counts the new tokens only."""
+    begun: bool = False
+
+    def begin(self, _model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        tokens = args[0] if args else kwargs.get("input_ids")
+        if tokens is None:
+            tokens = kwargs["inputs_embeds"]
+        self.shape, self.begun = tokens.shape[:2], True
+
+
+@dataclass(eq=False)
+class _Placed:
+    """A function at its site."""
+
+    site: Site
+    hook: Hook
+    now: _Pass
+    reached: bool = False
+
+    def register(self, module: nn.Module) -> Any:
+        if self.site.kind == "input":
+            return module.register_forward_pre_hook(self._before, with_kwargs=True)
+        return module.register_forward_hook(self._after)
+
+    def _before(self, _module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        new = self._new(args[0] if args else kwargs.get("hidden_states"))
+        if new is None:
+            return None
+        return ((new, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": new})
+
+    def _after(self, _module: Any, _args: Any, output: Any) -> Any:
+        several = isinstance(output, tuple | list)  # a list in the first GPT alone
+        if several:
+            new = self._new(output[0] if output else None)
+            return None if new is None else type(output)((new, *output[1:]))
+        return self._new(output)
+
+    def _new(self, x: Any) -> Tensor | None:
+        """What takes the place of x; None where x stays."""
+        shape = self.now.shape
+        if isinstance(x, Tensor) and x.ndim == 2 and len(x) == shape.numel():
+            # OPT's MLP and some mixtures of experts see the tokens of all texts as one list.
+            new = self._new(x.unflatten(0, shape))
+            return None if new is None else new.flatten(0, 1)
+        if not (isinstance(x, Tensor) and x.is_floating_point() and x.ndim == 3 and x.shape[:2] == shape):
+            raise UserError(
+                f"site {self.site.name!r}: expected a floating-point tensor [batch, ctx, width] for ids "
+                f"{list(shape)}, but {self.site.module_path} has {_describe(x)}; give another site"
+            )
+        self.reached = True
+        scale = self.site.scale
+        seen = x if scale == 1 else x * scale
+        new = self.hook(seen)
+        if new is None:
+            return None
+        if new.shape != x.shape:
+            raise ValueError(
+                f"the function at {self.site.name} turned {tuple(x.shape)} into {tuple(new.shape)}"
+            )
+        new = new.to(x)
+        return new if scale == 1 else new / scale
+
+
+def _describe(x: Any) -> str:
+    if isinstance(x, Tensor):
+        return f"{str(x.dtype).removeprefix('torch.')} {list(x.shape)}"
+    return f"a {type(x).__name__}"
