@@ -229,7 +229,7 @@ def test_reallocation_is_told_from_the_root_reset(
         "with": (TREE, 0, [record("dead_training", {"end": 0.05})]),
         "without": (replace(TREE, allocation=fixed), 0, [record("dead_training", {"end": 0.25})]),
     }
-    (claim,) = (c for c in claims.CLAIMS if c.left.measure == "dead_training")
+    (claim,) = (c for c in claims.claims() if c.left.measure == "dead_training")
     (finding,) = check(claim, settings_in(tmp_path / "run", saes)).findings
     assert (finding.verdict, finding.note) == (verdict, note)
 
@@ -282,7 +282,7 @@ def test_the_number_of_claims_is_said(tmp_path: Path) -> None:
     results = claims.check_all(gated_and_flat(tmp_path))
     text = " ".join(how_judged(results))
     judged = sum(r.verdict not in (Verdict.MISSING, Verdict.NEEDS_NULL, Verdict.SAME_PAIRS) for r in results)
-    assert f"{len(claims.CLAIMS)} claims were looked at and {judged} judged by intervals" in text
+    assert f"{len(claims.claims())} claims were looked at and {judged} judged by intervals" in text
     assert "without a correction for their number" in text
 
 

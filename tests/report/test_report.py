@@ -32,11 +32,12 @@ from report_cases import (
 )
 from saeforest.errors import UserError
 from saeforest.measures import Record
-from saeforest.report import claims, compare, curves, figures, paper
+from saeforest.report import claims, compare, curves, figures
 from saeforest.report.gallery import compare_figures
 from saeforest.report.load import load_runs, settings_of
 from saeforest.report.numbers import number
 from saeforest.report.page import build_page
+from saeforest.report.papers import papers
 from saeforest.report.style import styled
 from saeforest.report.write import markdown
 
@@ -272,7 +273,7 @@ def test_the_page_needs_nothing_beside_it(out: Path) -> None:
     assert not seen.open
     assert not {"script", "link", "iframe", "object"} & set(seen.tags)
     links = [value for _, value in seen.loads if not value.startswith(("data:image/svg+xml;base64,", "#"))]
-    assert links == list(paper.LINKS.values())
+    assert links == [paper.link for paper in papers().values()]
     assert "url(" not in page
     assert "@import" not in page
     anchors = [value[1:] for _, value in seen.loads if value.startswith("#")]
@@ -331,7 +332,7 @@ def test_the_json_holds_every_value(out: Path) -> None:
     assert all((out / name).is_file() for name in written["figures"])
     on_disk = {f"figures/{path.name}" for path in (out / "figures").iterdir()}
     assert set(written["figures"]) == on_disk
-    assert len(written["claims"]) == len(claims.CLAIMS)
+    assert len(written["claims"]) == len(claims.claims())
 
 
 def test_undefined_values_are_dashes_with_a_footnote(out: Path) -> None:

@@ -25,10 +25,11 @@ from report_cases import (
     sparsity,
 )
 from saeforest.measures import Record
-from saeforest.report import claims, paper
+from saeforest.report import claims
 from saeforest.report.claim_text import finding_text
 from saeforest.report.load import Value, load_runs, settings_of
 from saeforest.report.page import build_page
+from saeforest.report.papers import papers
 from saeforest.report.verdict import (
     Claim,
     Difference,
@@ -88,7 +89,7 @@ def test_several_pairs_must_agree() -> None:
 
 
 HIGHER = Claim(
-    "t", "trees are higher", "Tree SAE paper, Figure 4",
+    "t", "trees are higher", papers()["1-tree-sae"], "Figure 4",
     Side("tree", "hierarchy", "tree"), ">", Side("topk", "hierarchy", "mcs"),
 )  # fmt: skip
 
@@ -240,7 +241,7 @@ def test_counts_of_one_seed_must_differ_by_something(
         "with": (TREE, 0, [record("dead_training", {"end": 0.085})]),
         "without": (fixed, 0, [record("dead_training", {"end": end})]),
     }
-    (claim,) = (c for c in claims.CLAIMS if c.left.measure == "dead_training")
+    (claim,) = (c for c in claims.claims() if c.left.measure == "dead_training")
     result = check(claim, settings_in(tmp_path / "run", saes))
     assert (result.verdict, result.findings[0].note) == (verdict, note)
 
@@ -255,7 +256,7 @@ def test_hsaes_variance_explained_is_the_papers(tmp_path: Path) -> None:
         for name, system, legacy in (("h", HSAE, 0.711), ("b", BASELINE, 0.714))
     }  # fmt: skip
     run = make_run(tmp_path / "run", saes)
-    (claim,) = (c for c in claims.CLAIMS if c.left.kind == "hsae" and c.left.measure == "reconstruction")
+    (claim,) = (c for c in claims.claims() if c.left.kind == "hsae" and c.left.measure == "reconstruction")
     (finding,) = check(claim, settings_of(load_runs([run]))).findings
     assert finding.left_value.value == 0.711
     assert "explained_variance_legacy" in claim.text
@@ -263,8 +264,10 @@ def test_hsaes_variance_explained_is_the_papers(tmp_path: Path) -> None:
     (table,) = (t for t in page.paper_tables if "Levels" in t.title)
     assert [row[2].text for row in table.rows[:2]] == ["0.7110", "0.7140"]
     assert "explained_variance_legacy" in table.note
-    assert paper.numbers("reconstruction", "fve_legacy", ("hsae", 1))[1] == 0.713
-    assert paper.numbers("reconstruction", "fve", ("hsae", 1)) == ()
+    assert (
+        next(row[2].text for row in table.rows if row[0].text == "paper: HSAE, gemma-2-2b, layer 13")
+        == "0.713"
+    )
 
 
 def test_missing_systems_and_values_are_named(tmp_path: Path) -> None:
@@ -312,15 +315,13 @@ def test_claims_within_one_sae_and_against_a_number(tmp_path: Path) -> None:
 def test_the_papers_own_numbers_bear_out_its_claims() -> None:
     """Averaged over L0, as its text reads its figures; but TopK's variance explained is below Matryoshka's nowhere."""
     checked = 0
-    for claim in claims.CLAIMS:
-        if not claim.in_paper or not isinstance(claim.right, Side) or claim.left.kind in paper.HSAE_TABLE:
+    for claim in claims.claims():
+        if claim.paper is None or not isinstance(claim.right, Side):
             continue
         reported = claim.paper_value
         a, b = (
-            paper.numbers(
-                side.measure,
-                reported.value if reported else side.value,
-                (side.kind, 4 if side.kind in ("tree", "matryoshka") else 1),
+            claim.paper.series(side.measure, reported.value if reported else side.value).get(
+                (side.kind, max(claim.paper.layers_of(side.kind), default=1)), ()
             )
             for side in (claim.left, claim.right)
         )

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from . import paper
 from .load import Setting, Value
 from .numbers import number
 from .verdict import Finding, Result, Verdict
@@ -55,8 +54,7 @@ def how_judged(results: Sequence[Result]) -> list[str]:
 
 
 def claim_row(result: Result) -> ClaimRow:
-    kind = result.claim.left.kind
-    model = paper.source_model(kind) if result.claim.in_paper else ""
+    model = result.claim.paper.trained if result.claim.paper else ""
     several = len(result.findings) > 1
     here = [finding_text(finding, several) for finding in result.findings]
     null = result.claim.null

@@ -11,12 +11,12 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import PercentFormatter
 
-from . import paper
 from .figures import bars, dots, having, measured, paper_dots, paper_title, short
 from .load import VARIANTS, Entry, Setting, Value
 from .load import rank_curve as rank_curve_of
 from .panel import NULLS, Panel
-from .style import color, marker, new_figure, note
+from .papers import reported
+from .style import new_figure, note
 
 _MOST_PANELS = 8
 _LINESTYLES = ("-", "--", ":", "-.")
@@ -40,7 +40,7 @@ def rank_curve(settings: Sequence[Setting]) -> Panel | str:
     figure = new_figure(3.4)
     axes = figure.subplots()
     for (setting, curve, parents, _), style in zip(found, _styles([s for s, *_ in found]), strict=True):
-        look: dict[str, Any] = {"color": color(setting.system), "marker": marker(setting.system), "ls": style}
+        look: dict[str, Any] = {"color": setting.system.color, "marker": setting.system.marker, "ls": style}
         label = short(f"{_name(setting, settings)} ({parents} parents)", 70)
         axes.plot(range(1, len(curve) + 1), curve, ms=4, label=label, **look)
     axes.set(xlabel="rank of the child by coverage", ylabel="cosine of parent and child's direction")
@@ -60,7 +60,7 @@ def rank_curve(settings: Sequence[Setting]) -> Panel | str:
 
 def dead_over_training(settings: Sequence[Setting]) -> Panel | str:
     """Figure 14: the rate of dead features by layer, with and without reallocation."""
-    entries = [e for s in settings if s.system.kind.startswith("tree") for e in s.entries]
+    entries = [e for s in settings if s.system.gated for e in s.entries]
     entries = entries or [e for s in settings for e in s.entries]
     entries = [e for e in entries if e.dead_rates is not None]
     if not entries:
@@ -122,8 +122,9 @@ def variants(settings: Sequence[Setting]) -> Panel | str:
             dots(ours, rows)
         else:
             note(ours, "not measured")
-        paper_title(theirs, "24,576 features")
-        paper_dots(theirs, paper.BY_L0[("hierarchy", f"variant_{key}")])
+        papers_own = reported("hierarchy", f"variant_{key}")
+        paper_title(theirs, papers_own, "24,576 features")
+        paper_dots(theirs, papers_own)
     values = [v for _, row in found for v in row if v.value is not None]
     caption = (
         "The paper's Figure 16 shows the hierarchy score of Tree SAEs with four variants of MCS: plain binary is "
@@ -144,8 +145,8 @@ def precision(settings: Sequence[Setting]) -> Panel | str:
     for setting, way, curve in found:
         name = short(f"{_name(setting, settings)}, {'by its tree' if way == 'tree' else 'by MCS'}", 70)
         axes.plot(
-            curve[:, 0], curve[:, 1], color=color(setting.system), ls="-" if way == "tree" else "--",
-            marker=marker(setting.system), markevery=max(len(curve) // 6, 1), ms=4.5, label=name,
+            curve[:, 0], curve[:, 1], color=setting.system.color, ls="-" if way == "tree" else "--",
+            marker=setting.system.marker, markevery=max(len(curve) // 6, 1), ms=4.5, label=name,
         )  # fmt: skip
     if max(curve[-1, 0] for *_, curve in found) > 20 * min(curve[0, 0] for *_, curve in found):
         axes.set_xscale("log")

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from ..config import TrainConfig, to_dict
 from ..presets import PRESETS
-from .load import Setting, flatten, kind_of
+from .load import Setting, flatten
+from .papers import papers
+from .system import kind_of, whole
 
-# What the papers trained, as their authors' code has it: docs/presets.md.
-_OF_PAPERS = re.compile(
-    r"(tree|matryoshka)-\dlayer(-6k|-49k|-l0-\d+)?|(topk|matching-pursuit)(-6k|-49k|-l0-\d+)?|hsae(-baseline)?(-l0-\d+)?"
-)
 # What matters to an SAE beside its own settings and its optimizer's; and what of those does not.
 _SHARED = ("model", "site", "tokens", "epochs")
 _POSITIONS = ("exclude_first", "exclude_special", "max_norm")
@@ -51,9 +48,7 @@ def _differing(ours: dict[str, str], theirs: dict[str, str]) -> str:
 
 def _nearest(setting: Setting) -> str | None:
     """The preset of the same system and number of layers that is nearest in L0, then in features."""
-    sae = setting.first.config.sae
-    # Without reallocation it is the paper's tree but for that.
-    kind = "tree" if setting.system.kind == "tree-fixed" else setting.system.kind
+    sae, kind = setting.first.config.sae, setting.system.kind
 
     def far(name: str) -> tuple[int, int, str]:
         of = PRESETS[name].sae
@@ -63,14 +58,12 @@ def _nearest(setting: Setting) -> str | None:
             name,
         )
 
-    alike = [
-        name
-        for name, config in PRESETS.items()
-        if _OF_PAPERS.fullmatch(name)
-        and kind_of(config) == kind
-        and len(config.sae.layer_sizes) == len(sae.layer_sizes)
-    ]
-    return min(alike, key=far, default=None)
+    of_papers: dict[str, list[str]] = {}
+    for name in (name for paper in papers().values() for name in paper.presets):
+        if len(PRESETS[name].sae.layer_sizes) == len(sae.layer_sizes):
+            of_papers.setdefault(kind_of(PRESETS[name]), []).append(name)
+    # An ablation without a preset of its own is the paper's system but for what was taken away.
+    return min(of_papers.get(kind) or of_papers.get(whole(kind), ()), key=far, default=None)
 
 
 def _of_interest(config: TrainConfig) -> tuple[dict[str, str], dict[str, str], dict[str, str]]:

@@ -13,10 +13,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from . import paper
-from .load import Setting, System, Value
+from .load import Setting, Value
 from .panel import NULLS, Panel
-from .style import GREY, color, marker, new_figure, note
+from .papers import Along, Reported, reported
+from .style import GREY, new_figure, note
+from .system import System
 
 _INTERVAL = "Bars are 95 % intervals"
 _SEEDS = "small dots single seeds, whose mean is the large one"
@@ -49,8 +50,8 @@ class Spec(NamedTuple):
     key: str
     title: str
     metrics: tuple[Metric, ...]
-    by: str
-    """What runs along the paper's horizontal axis: l0 or size."""
+    by: Along
+    """What runs along the paper's horizontal axis."""
     paper: str
 
 
@@ -87,18 +88,17 @@ def compared(spec: Spec, settings: Sequence[Setting]) -> Panel | str:
     heights = [2.3 if as_lines else 0.75 + 0.25 * max(len(found), 4) for _, found in rows]
     figure = new_figure(sum(heights) + (0.6 if as_lines else 0.25))
     grid = figure.subplots(len(rows), 2, squeeze=False, height_ratios=heights, width_ratios=(3, 2))
-    series = paper.BY_L0 if spec.by == "l0" else paper.BY_SIZE
     for (ours, theirs), (metric, found) in zip(grid, rows, strict=True):
         title = f"{metric.title} ({metric.better})"
         ours.set_title(title, fontsize=9.5)
-        paper_title(theirs, "24,576 features" if spec.by == "l0" else "6k to 49k features")
-        reported = series.get((metric.measure, metric.value), {})
+        papers_own = reported(metric.measure, metric.value, spec.by)
+        paper_title(theirs, papers_own, "24,576 features" if spec.by == "l0" else "6k to 49k features")
         if as_lines:
             lines(ours, found, spec.by)
-            _paper_lines(theirs, reported, spec.by)
+            _paper_lines(theirs, papers_own, spec.by)
         else:
             dots(ours, found)
-            paper_dots(theirs, reported)
+            paper_dots(theirs, papers_own)
     if as_lines:
         legend(figure, [s.system for _, found in rows for s, _ in found])
     told = f"Not measured: {', '.join(missing)}. " if missing else ""
@@ -125,8 +125,9 @@ def having(settings: Iterable[Setting], measure: str, value: str) -> list[tuple[
     return [(s, found) for s in able if (found := s.value(measure, value)).value is not None]
 
 
-def paper_title(axes: Axes, size: str) -> None:
-    axes.set_title(f"paper: GPT-2 small, {size}", loc="right", fontsize=8.5, color=GREY, fontweight="normal")
+def paper_title(axes: Axes, theirs: Reported | None, size: str) -> None:
+    model = theirs.paper.model if theirs else "no numbers"
+    axes.set_title(f"paper: {model}, {size}", loc="right", fontsize=8.5, color=GREY, fontweight="normal")
 
 
 def measured(values: Iterable[Value]) -> str:
@@ -161,7 +162,7 @@ def error(value: Value) -> list[list[float]] | None:
 def dots(axes: Axes, points: Sequence[tuple[Setting, Value]]) -> None:
     """A row for each SAE, top down: its value with its interval."""
     for row, (setting, value) in enumerate(points):
-        look: dict[str, Any] = {"color": color(setting.system), "marker": marker(setting.system)}
+        look: dict[str, Any] = {"color": setting.system.color, "marker": setting.system.marker}
         if value.value is None:
             continue
         if value.each:
@@ -186,15 +187,17 @@ def short(text: str, limit: int = 42) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
-def paper_dots(axes: Axes, reported: paper.Series) -> None:
-    if not reported:
+def paper_dots(axes: Axes, theirs: Reported | None) -> None:
+    if theirs is None:
         note(axes, "no numbers")
         return
-    keys = sorted(reported, key=lambda key: System(*key).rank)
+    keys = sorted(theirs.series, key=lambda key: System(*key).rank)
     for row, key in enumerate(keys):
-        axes.plot(reported[key], [row] * len(reported[key]), ls="", marker="o", mfc="none", mec=GREY, ms=5)
+        axes.plot(
+            theirs.series[key], [row] * len(theirs.series[key]), ls="", marker="o", mfc="none", mec=GREY, ms=5
+        )
     axes.set_yticks(range(len(keys)), [System(*key).title for key in keys], color=GREY, fontsize=8)
-    axes.set_ylim(len(reported) - 0.4, -0.6)
+    axes.set_ylim(len(keys) - 0.4, -0.6)
     axes.tick_params(axis="x", labelcolor=GREY, labelsize=8)
     axes.grid(visible=False, axis="y")
     axes.margins(x=0.08)
@@ -210,13 +213,13 @@ def lines(axes: Axes, points: Sequence[tuple[Setting, Value]], by: str) -> None:
     for system, line in of.items():
         line.sort(key=lambda point: point[0])
         x, y = [p for p, _ in line], [v.value for _, v in line if v.value is not None]
-        look: dict[str, Any] = {"color": color(system), "marker": marker(system)}
+        look: dict[str, Any] = {"color": system.color, "marker": system.marker}
         axes.plot(x, y, label=system.title, **look)
         for place, value in line:
             if value.value is None:
                 continue
             axes.errorbar([place], [value.value], yerr=error(value), capsize=2.5, elinewidth=1.1, ls="",
-                          ecolor=color(system))  # fmt: skip
+                          ecolor=system.color)  # fmt: skip
             axes.plot([place] * len(value.each), value.each, ls="", ms=2.5, alpha=0.55, **look)
         if len(y) > 1:
             axes.plot([end], [sum(y) / len(y)], ls="", ms=7, mec="white", **look)
@@ -251,23 +254,22 @@ def _along(axes: Axes, by: str, places: Sequence[float], mean_at: float | None =
     axes.set_xlabel("L0" if by == "l0" else "features", fontsize=8.5, labelpad=1)
 
 
-def _paper_lines(axes: Axes, reported: paper.Series, by: str) -> None:
-    if not reported:
+def _paper_lines(axes: Axes, theirs: Reported | None, by: Along) -> None:
+    if theirs is None:
         note(axes, "no numbers")
         return
-    places = paper.L0 if by == "l0" else paper.SIZES
-    for key, numbers in reported.items():
+    paper = theirs.paper
+    places = paper.l0 if by == "l0" else paper.sizes
+    for key, numbers in theirs.series.items():
         system = System(*key)
-        x = paper.L0_MATCHING_PURSUIT if key == paper.MP and by == "l0" else places
+        x = paper.measured_l0.get(system.kind, places) if by == "l0" else places
         axes.plot(
-            x, numbers, color=color(system), marker=marker(system), mfc="white", lw=0.8, ms=4.5, alpha=0.8
+            x, numbers, color=system.color, marker=system.marker, mfc="white", lw=0.8, ms=4.5, alpha=0.8
         )
     _along(axes, by, places)
     axes.tick_params(labelcolor=GREY, labelsize=8)
 
 
 def legend(figure: Figure, systems: Iterable[System]) -> None:
-    handles = [
-        Line2D([], [], color=color(s), marker=marker(s), label=s.title) for s in dict.fromkeys(systems)
-    ]
+    handles = [Line2D([], [], color=s.color, marker=s.marker, label=s.title) for s in dict.fromkeys(systems)]
     figure.legend(handles=handles, loc="outside upper center", ncols=min(len(handles), 4), fontsize=8.5)

@@ -56,7 +56,7 @@ def closer_looks(entries: Sequence[Entry]) -> list[Panel]:
             for measure, make in makers.items():
                 if measure in entry.records:
                     panels += _of(entry, number, measure, make)
-        if any(entry.system.kind.startswith("tree") for entry in entries):
+        if any(entry.system.gated for entry in entries):
             panels += landscape_panels()
     return list(_distinct(panels))
 

@@ -21,18 +21,8 @@ from ..measures.dead_training import DeadRates, read_dead_rates
 from ..measures.record import Interval, Record
 from ..session import CONFIG, sae_names, within
 from ..training.log import LOG, log_folder
+from .system import System, kind_of
 
-_TITLES = {
-    "tree": "Tree SAE",
-    "tree-fixed": "Tree SAE without reallocation",
-    "hsae": "HSAE",
-    "hsae-baseline": "HSAE baseline",
-    "topk": "TopK",
-    "batchtopk": "BatchTopK",
-    "matryoshka": "Matryoshka",
-    "jumprelu": "JumpReLU",
-    "matching_pursuit": "Matching Pursuit",
-}
 #: the variants of MCS as the hierarchy record names them, the papers' choice first
 VARIANTS = (
     ("mcs_binary", "binary"),
@@ -45,32 +35,6 @@ _HOW = (
     "reading", "positions", "data", "split", "tokens_read", "context", "prepend_bos", "lm_dtype", "config", "probe",
     "judge", "model_fingerprint",
 )  # fmt: skip
-
-
-class System(NamedTuple):
-    """A kind of SAE; two that differ in their number of layers are different systems, as in the papers' figures."""
-
-    kind: str
-    layers: int
-
-    @property
-    def title(self) -> str:
-        name = _TITLES.get(self.kind, self.kind)
-        return name if self.layers == 1 else f"{name}, {self.layers} layers"
-
-    @property
-    def rank(self) -> tuple[int, int]:
-        """Its place among the systems."""
-        kinds = list(_TITLES)
-        return kinds.index(self.kind) if self.kind in kinds else len(kinds), self.layers
-
-    @property
-    def learns_forest(self) -> bool:
-        return self.kind.startswith(("tree", "hsae"))
-
-
-def kind_title(kind: str) -> str:
-    return _TITLES.get(kind, kind)
 
 
 class Value(NamedTuple):
@@ -292,16 +256,6 @@ def _how(record: Record, key: str) -> Any:
         # The judge has a setting of its own: its name. Figures 13 and 16 are drawn beside the scores.
         return {k: v for k, v in value.items() if k not in ("seed", "judge", "rank_curve", "variants")}
     return value
-
-
-def kind_of(config: TrainConfig) -> str:
-    """The system that a configuration trains, as the papers tell systems apart."""
-    sae = config.sae
-    if sae.architecture == "tree" and 0 in (sae.allocation.first, sae.allocation.root_reset_at):
-        return "tree-fixed"
-    if sae.architecture == "hsae" and not sae.constraint and not sae.perturbation:
-        return "hsae-baseline"
-    return sae.architecture
 
 
 def load_runs(runs: Sequence[Path]) -> list[Entry]:

@@ -1,4 +1,4 @@
-"""How every figure looks: one colour and one marker for each system, wherever it appears."""
+"""How every figure looks. The colors and markers of systems are their own (`saes/`)."""
 
 from __future__ import annotations
 
@@ -12,26 +12,10 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from .load import System
-
 WIDTH = 9.0
 """Of a figure, in inches."""
 GREY = "#767676"
 """Of what the papers report: always hollow, always in a panel of its own."""
-
-# Okabe and Ito's colours, which the colour-blind tell apart; systems of one family have shades of one hue.
-_LOOK: dict[str, tuple[str, str]] = {
-    "tree": ("#D55E00", "o"),
-    "tree-fixed": ("#7F3800", "X"),
-    "hsae": ("#009E73", "s"),
-    "hsae-baseline": ("#66C5AB", "D"),
-    "topk": ("#000000", "^"),
-    "batchtopk": ("#7A7A7A", "v"),
-    "matryoshka": ("#0072B2", "P"),
-    "jumprelu": ("#9C8B00", "<"),
-    "matching_pursuit": ("#CC79A7", "*"),
-}
-_TWO_LAYERS = {"tree": "#E69F00", "matryoshka": "#56B4E9"}
 
 _RC: Any = {
     "font.size": 9.5,
@@ -58,15 +42,6 @@ def styled() -> Iterator[None]:
     with matplotlib.rc_context(_RC), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # a sign in a name that the font lacks
         yield
-
-
-def color(system: System) -> str:
-    own = _LOOK.get(system.kind, ("#444444", "o"))[0]
-    return _TWO_LAYERS.get(system.kind, own) if system.layers == 2 else own
-
-
-def marker(system: System) -> str:
-    return _LOOK.get(system.kind, ("#444444", "o"))[1]
 
 
 def new_figure(height: float) -> Figure:

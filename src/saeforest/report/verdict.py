@@ -19,11 +19,12 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from operator import attrgetter
 from typing import Literal, NamedTuple
 
-from ..saes import TreeConfig
-from . import paper
-from .load import Setting, Value, differently, kind_title
+from .load import Setting, Value, differently
+from .papers import Paper
+from .system import kind_title, whole
 
 # SAEs whose L0 or training differ by more than this share are not compared.
 _COMPARABLE = 0.25
@@ -85,28 +86,27 @@ class PaperValue(NamedTuple):
 class Claim:
     """`left` stands in `relation` to `right`, a value of another kind of SAE, of the same SAE, or a number.
 
-    paper: its numbers, where `numbers` does not know them. margin: of "about equal".
+    paper: which paper says so, if one does, and where in it. margin: of "about equal".
+    said: the paper's numbers as text, where it has none for each L0.
     paper_value: the value that the paper reports instead, with its unit and the relation that it has there.
     null: where a difference could also come from something else.
     """
 
     topic: str
     text: str
-    source: str
+    paper: Paper | None
+    where: str
     left: Side
     relation: Relation
     right: Side | float
-    paper: str = ""
+    said: str = ""
     margin: float = 0.0
     paper_value: PaperValue | None = None
     null: Null | None = None
 
     @property
-    def in_paper(self) -> bool:
-        return self.source != OURS
-
-
-OURS = "not in the papers"
+    def source(self) -> str:
+        return f"{self.paper.name}, {self.where}" if self.paper else "not in the papers"
 
 
 class Difference(NamedTuple):
@@ -215,7 +215,7 @@ def not_comparable(a: Setting, b: Setting, measure: str) -> str:
         return f"{_NOT_COMPARABLE}: L0 {a.l0:.1f} and {b.l0:.1f}"
     if differ(*trained):
         return f"{_NOT_COMPARABLE}: trained on {trained[0]:,} and {trained[1]:,} tokens"
-    if switched := _root_reset_too(a, b):
+    if switched := _differs_too(a, b):
         return f"{_NOT_COMPARABLE}: {switched}"
     # Those of one setting agree among themselves, or it has no value.
     x, y = (s.measured(measure)[0].records[measure] for s in (a, b))
@@ -224,17 +224,17 @@ def not_comparable(a: Setting, b: Setting, measure: str) -> str:
     return ""
 
 
-def _root_reset_too(a: Setting, b: Setting) -> str:
-    """Trees with and without reallocation are to differ in nothing else: the root reset alone revives dead features."""
-    resets = []
-    for setting in (a, b):
-        sae = setting.first.config.sae
-        if not isinstance(sae, TreeConfig):
-            return ""
-        resets.append(sae.allocation.root_reset_at)
-    if a.system.kind == b.system.kind or resets[0] == resets[1]:
+def _differs_too(a: Setting, b: Setting) -> str:
+    """In which setting a system and its ablation, or two ablations of it, differ that they have to share."""
+    kinds = [s.system.kind for s in (a, b)]
+    if kinds[0] == kinds[1] or whole(kinds[0]) != whole(kinds[1]):
         return ""
-    return f"the reset to the root differs too (root_reset_at {resets[0]:g} and {resets[1]:g})"
+    for ablation in (a.system.ablation, b.system.ablation):
+        for key, what in (ablation.shares if ablation else {}).items():
+            x, y = (attrgetter(key)(s.first.config.sae) for s in (a, b))
+            if x != y:
+                return f"{what} differs too ({key.split('.')[-1]} {x:g} and {y:g})"
+    return ""
 
 
 def _judged(claim: Claim, a: Value, b: Value, d: Difference) -> tuple[Verdict, str]:
@@ -299,23 +299,22 @@ def _rights(
 
 def _paper(claim: Claim, findings: Sequence[Finding]) -> str:
     """The paper's numbers of the systems compared, at its values of L0; empty if it lacks so many layers."""
-    if claim.paper or not claim.in_paper:
-        return claim.paper
+    if claim.said or claim.paper is None:
+        return claim.said
     sides = [(claim.left, findings[0].left if findings else None)]
     if isinstance(claim.right, Side):
         sides.append((claim.right, findings[0].right if findings else None))
     said = []
     for side, setting in sides:
-        layers = 1
-        if side.kind in ("tree", "matryoshka"):
-            layers = side.layers or (setting.system.layers if setting else 4)
-        system = (side.kind, layers)
+        most = max(claim.paper.layers_of(side.kind), default=1)
+        layers = 1 if most == 1 else side.layers or (setting.system.layers if setting else most)
         value = claim.paper_value.value if claim.paper_value else side.value
-        if not (found := paper.numbers(side.measure, value, system)):
+        found = claim.paper.series(side.measure, value).get((side.kind, layers))
+        if not found:
             return ""
         which = f" ({layers} layers)" if layers > 1 else ""
-        if system == paper.MP:
-            which = f" (L0 {', '.join(f'{x:g}' for x in paper.L0_MATCHING_PURSUIT)})"
+        if l0 := claim.paper.measured_l0.get(side.kind):
+            which = f" (L0 {', '.join(f'{x:g}' for x in l0)})"
         said.append(", ".join(f"{x:.4g}" for x in found) + which)
     unit = f", in {claim.paper_value.unit}" if claim.paper_value else ""
-    return f"{' against '.join(said)}{unit}, at L0 {', '.join(f'{x:g}' for x in paper.L0)}"
+    return f"{' against '.join(said)}{unit}, at L0 {', '.join(f'{x:g}' for x in claim.paper.l0)}"

@@ -18,12 +18,13 @@ from ..saes.files import SAE_FOLDER
 from ..session import CONFIG
 from ..training.loop import CHECKPOINTS
 from ..training.unfinished import claim_empty
-from . import paper
 from .gallery import closer_looks, compare_figures
 from .load import load_runs, settings_of
-from .page import build_page, to_json
+from .page import build_page
 from .panel import Panel
+from .papers import papers
 from .style import render
+from .values import to_json
 
 PAGE, MARKDOWN, VALUES, FIGURES = "report.html", "report.md", "report.json", "figures"
 
@@ -61,7 +62,7 @@ def compare(runs: Sequence[Path], out: Path) -> None:
             "figures": figures,
             "skipped": gallery.skipped,
             "looks": looks,
-            "links": paper.LINKS,
+            "links": {paper.name: paper.link for paper in papers().values()},
         }
         for name, escape in ((PAGE, True), (MARKDOWN, False)):
             text = _environment(escape).get_template(f"{name}.j2").render(about)

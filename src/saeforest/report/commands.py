@@ -1,0 +1,43 @@
+"""The commands with which everything in a report can be made again."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from ..measures.record import Record
+from .load import Entry
+
+
+def commands(entries: Sequence[Entry], runs: Iterable[Path], out: Path) -> list[str]:
+    found = []
+    runs = list(dict.fromkeys(runs))
+    for run in runs:
+        place = shlex.quote(str(run))
+        found.append(f"saeforest train --config {shlex.quote(str(run / 'config.yaml'))} --out {place}")
+        measures: dict[str, list[str]] = {}
+        for entry in entries:
+            for name, record in entry.records.items() if entry.run == run else ():
+                of_same = measures.setdefault(_options(record), [])
+                of_same += [] if name in of_same else [name]
+        found += [
+            f"saeforest eval {place} --measures {','.join(m)}{options}" for options, m in measures.items()
+        ]
+    places = " ".join(shlex.quote(str(run)) for run in runs)
+    return [*found, f"saeforest compare {places} --out {shlex.quote(str(out))}"]
+
+
+def _options(record: Record) -> str:
+    """How a measurement was asked for: tokens, reading and judge. All else is the default, or with the record."""
+    settings, given = record.settings, []
+    tokens, reading, config = (settings.get(key) for key in ("tokens_read", "reading", "config"))
+    # Labelled texts are as many as they are: their tokens are nobody's choice.
+    if isinstance(tokens, int) and "train_texts" not in settings:
+        given.append(("tokens", str(tokens)))
+    if reading and reading != "recommended":
+        given.append(("preset", str(reading)))
+    judge = config.get("judge") if isinstance(config, dict) else None
+    if isinstance(judge, dict) and judge.get("model"):
+        given += [(f"judge.{key}", str(judge[key])) for key in ("endpoint", "model") if judge.get(key)]
+    return "".join(f" --{key} {shlex.quote(value)}" for key, value in given)

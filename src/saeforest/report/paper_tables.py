@@ -1,0 +1,90 @@
+"""Tables that set what was measured beside the papers' settings and numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from .deviations import deviations
+from .load import Setting
+from .numbers import DASH, interval, number
+from .papers import PaperTable, papers, reported
+from .tables import Cell, Table
+
+
+def deviations_table(settings: Sequence[Setting]) -> Table:
+    return Table(
+        "Settings that differ from the papers'",
+        ["SAE", "the paper's, as a preset", "what is read", "SAE", "optimizer"],
+        [[Cell(part or DASH) for part in row] for row in deviations(settings)],
+        "In brackets the preset's. null: by the length of the run or, of a dictionary's layers, all. What a paper does "
+        "not give is the preset's own choice: docs/presets.md.",
+    )
+
+
+def paper_tables(settings: Sequence[Setting]) -> list[Table]:
+    """The papers' tables of which something was measured here."""
+    tables = [_l0_by_layer(settings), _cooccurrence(settings)]
+    tables += [_table(table, settings) for paper in papers().values() for table in paper.tables]
+    return [table for table in tables if table.rows]
+
+
+def _l0_by_layer(settings: Sequence[Setting]) -> Table:
+    found = [(paper, paper.l0_by_layer.by_l0) for paper in papers().values() if paper.l0_by_layer]
+    rows = []
+    for s in settings:
+        values = [s.value("sparsity", f"l0_layer_{i}").value for i in range(s.system.layers)]
+        if s.system.layers > 1 and any(v is not None for v in values):
+            theirs = [of for _, by in found for of in by.get(s.system.kind, {}).get(s.system.layers, ())]
+            near = min(theirs, key=lambda of: abs(sum(of) - s.l0), default=())
+            rows.append([
+                Cell(s.label), Cell(s.system.title), Cell(", ".join(map(number, values))),
+                Cell(", ".join(f"{x:g}" for x in near) or DASH, tone="paper"),
+            ])  # fmt: skip
+    return Table(
+        "L0 by layer (Tables 1 and 2)",
+        ["SAE", "system", "measured here", "paper, at the nearest L0"],
+        rows,
+        f"Paper: {'; '.join(paper.trained for paper, _ in found)}.",
+    )
+
+
+def _cooccurrence(settings: Sequence[Setting]) -> Table:
+    papers_own = [reported("cooccurrence", "iou"), reported("mcs", "k_all_pairs")]
+    rows = []
+    for s in settings:
+        siblings, k = s.value("cooccurrence", "iou"), s.value("mcs", "k_all_pairs")
+        if siblings.value is None and k.value is None:
+            continue
+        theirs = [of.series.get((s.system.kind, s.system.layers), ()) if of else () for of in papers_own]
+        shown = [Cell(", ".join(f"{x:g}" for x in numbers) or DASH, tone="paper") for numbers in theirs]
+        rows.append([
+            Cell(s.label), Cell(number(siblings.value), interval(siblings)), shown[0],
+            Cell(number(k.value), interval(k)), shown[1],
+        ])  # fmt: skip
+    trained = "; ".join(dict.fromkeys(of.paper.trained for of in papers_own if of))
+    return Table(
+        "Siblings that fire together, and |k| (Tables 3 and 4)",
+        ["SAE", "siblings together", "paper, L0 32 to 80", "|k|", "paper, L0 32"],
+        rows,
+        f"Paper: {trained}. The siblings of a flat SAE are those of the forest inferred for it.",
+    )
+
+
+def _table(table: PaperTable, settings: Sequence[Setting]) -> Table:
+    """A paper's table; above its rows those of the same systems measured here, if there are any."""
+    rows = []
+    for s in settings:
+        values = [s.value(c.measure, c.value) for c in table.columns]
+        own = (v for v, c in zip(values, table.columns, strict=True) if c.measure == table.measure)
+        if s.system.kind in table.rows and any(v.value is not None for v in own):
+            rows.append([
+                Cell(s.label), Cell(number(s.l0)), *(Cell(number(v.value), interval(v)) for v in values),
+            ])  # fmt: skip
+    if rows:
+        for theirs in table.rows.values():
+            rows += [
+                [Cell(f"paper: {theirs.name}, {row.where}", tone="paper"),
+                 *(Cell(f"{x:g}", tone="paper") for x in row.numbers)]
+                for row in theirs.rows
+            ]  # fmt: skip
+    return Table(table.title, ["SAE", "L0", *(c.title for c in table.columns)], rows, table.note)

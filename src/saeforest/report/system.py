@@ -1,0 +1,93 @@
+"""Systems as the report tells them apart: what an SAE class says of itself, and the papers' ablations of it."""
+
+from __future__ import annotations
+
+from functools import cache
+from operator import attrgetter
+from typing import NamedTuple
+
+from ..config import TrainConfig
+from ..saes import SAE, SYSTEMS
+from .papers import Ablation, ablations
+
+
+class System(NamedTuple):
+    """A kind of SAE; two that differ in their number of layers are different systems, as in the papers' figures.
+
+    kind: the name of a system, or of an ablation of one.
+    """
+
+    kind: str
+    layers: int
+
+    @property
+    def ablation(self) -> Ablation | None:
+        return ablations().get(self.kind)
+
+    @property
+    def sae_class(self) -> type[SAE]:
+        return SYSTEMS[whole(self.kind)]
+
+    @property
+    def title(self) -> str:
+        name = kind_title(self.kind)
+        return name if self.layers == 1 else f"{name}, {self.layers} layers"
+
+    @property
+    def color(self) -> str:
+        """The same wherever it appears."""
+        if self.ablation:
+            return self.ablation.color
+        two_layers = self.sae_class.color_of_two_layers if self.layers == 2 else ""
+        return two_layers or self.sae_class.color
+
+    @property
+    def marker(self) -> str:
+        return self.ablation.marker if self.ablation else self.sae_class.marker
+
+    @property
+    def rank(self) -> tuple[int, int]:
+        """Its place among the systems."""
+        return _kinds().index(self.kind), self.layers
+
+    @property
+    def learns_forest(self) -> bool:
+        return not self.sae_class.flat
+
+    @property
+    def gated(self) -> bool:
+        """A child fires only where its parent does."""
+        return self.sae_class.gated
+
+
+def whole(kind: str) -> str:
+    """The system of a kind: itself, or what it is an ablation of."""
+    ablation = ablations().get(kind)
+    return ablation.system if ablation else kind
+
+
+def kind_title(kind: str) -> str:
+    ablation = ablations().get(kind)
+    return ablation.title if ablation else SYSTEMS[kind].title
+
+
+def kind_of(config: TrainConfig) -> str:
+    """The system that a configuration trains, as the papers tell systems apart."""
+    sae = config.sae
+    for kind, ablation in ablations().items():
+        if ablation.system == sae.architecture and any(
+            all(attrgetter(key)(sae) == value for key, value in settings.items())
+            for settings in ablation.settings
+        ):
+            return kind
+    return sae.architecture
+
+
+@cache
+def _kinds() -> list[str]:
+    """All kinds in order: each system, then its ablations."""
+    return [
+        kind
+        for name in SYSTEMS
+        for kind in (name, *(k for k, ablation in ablations().items() if ablation.system == name))
+    ]
