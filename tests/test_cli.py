@@ -21,6 +21,7 @@ from edits import edit_run_config, forget_checksums
 from saeforest import cli, files
 from saeforest.activations.sources import open_store
 from saeforest.config import load_config, save_config
+from saeforest.saes import TopKConfig
 
 FAST = {"reconstruction", "cross_entropy", "sparsity", "dead", "coverage", "cooccurrence"}
 FINISHED = {"config.yaml", "model.json", "log.jsonl", "allocations.jsonl", "sae"}
@@ -128,8 +129,8 @@ def test_every_command_has_help(command: str, call: Call) -> None:
         (["eval"], "RUN"),
         (["eval", "nowhere"], "nowhere"),
         (["eval", "nowhere", "--measures", "speed"], "measure 'speed'"),
-        (["eval", "nowhere", "--tokens", "0"], "--tokens 0"),
-        (["eval", "nowhere", "--ce-tokens", "-1"], "--ce-tokens"),
+        (["eval", "nowhere", "--tokens", "0"], "tokens = 0"),
+        (["eval", "nowhere", "--ce-tokens", "-1"], "ce_tokens = -1"),
         (["index", "nowhere"], "nowhere"),
         (["index", "nowhere", "--tokens", "0"], "--tokens 0"),
         (["show"], "RUN"),
@@ -251,6 +252,26 @@ def test_ctrl_c_and_resume(config_file: Path, call: Call, finished_run: Path) ->
     assert (Path("run/sae/sae_weights.safetensors")).read_bytes() == (
         finished_run / "sae" / "sae_weights.safetensors"
     ).read_bytes()
+
+
+def test_a_system_is_chosen_by_name(config_file: Path, call: Call) -> None:
+    """Over a configuration of another system: its own defaults, and its own options."""
+    sizes = ["--sae.layer-sizes", "32", "--sae.k-per-layer", "4", "--sae.encoder-bias"]
+    said = call("train", "--config", config_file, "--architecture", "topk", *sizes, "--tokens", "1024")
+    assert said.status == 0, said.err
+    config = load_config(Path("runs/tiny-topk/config.yaml"))
+    assert config.sae == TopKConfig(layer_sizes=(32,), k_per_layer=(4,), encoder_bias=True)
+    assert saeforest.load("runs/tiny-topk/sae").forest.layer_sizes == (32,)
+
+
+def test_the_help_lists_the_options_of_the_system(capsys: pytest.CaptureFixture[str]) -> None:
+    for option in ("--architecture", "--sae.architecture"):
+        with pytest.raises(SystemExit):
+            cli.run(["train", option, "jumprelu", "--help"])
+        text = capsys.readouterr().out
+        assert "--sae.bandwidth" in text
+        assert "--sae.allocation" not in text
+        assert "--architecture {tree,hsae,topk,batchtopk," in text
 
 
 # What a finished run goes through

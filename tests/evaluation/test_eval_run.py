@@ -20,7 +20,7 @@ from saeforest.evaluation import MeasureOptions, evaluate, measure_run
 from saeforest.evaluation import run as run_module
 from saeforest.evaluation.evaluate import Source, subject_of
 from saeforest.evaluation.forests import forests_of
-from saeforest.evaluation.options import PRESETS, PositionOptions, preset_options
+from saeforest.evaluation.options import PRESETS, PositionOptions
 from saeforest.infer import InferConfig
 from saeforest.lm import LanguageModel
 from saeforest.measures import Record
@@ -149,16 +149,6 @@ def test_a_stopped_measurement_goes_on(run: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_presets_are_readings(run: Path) -> None:
-    assert preset_options(["runs/x", "--tokens", "5"]) == (
-        PRESETS["recommended"],
-        ["runs/x", "--tokens", "5"],
-    )
-    options, rest = preset_options(["--preset=saebench_0.6", "runs/x"])
-    assert (options.preset, rest) == ("saebench_0.6", ["runs/x"])
-    with pytest.raises(
-        UserError, match=r"--preset saebench: expected one of recommended, saebench_0\.6, ref_tree_sae"
-    ):
-        preset_options(["runs/x", "--preset", "saebench"])
     for name, options in PRESETS.items():
         assert options.preset == name
     few = replace(PRESETS["ref_tree_sae"], tokens=1600, ce_tokens=320)

@@ -1,16 +1,15 @@
-"""What the commands share: how arguments are read, and what is said of going on."""
+"""What the commands share: arguments that several have, and what is said of going on."""
 
 from __future__ import annotations
 
-import io
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 from shlex import quote
 from shutil import which
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import tyro
 
@@ -18,33 +17,9 @@ from ..errors import UserError
 from ..output import say
 from ..stopping import Interrupted
 
-T = TypeVar("T")
 Run = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
 #: Tokens of the training text that an index is made from, unless the user says.
 INDEX_TOKENS = 600_000
-
-
-def parse(args: type[T], argv: Sequence[str], command: str, description: str, default: Any = None) -> T:
-    """The arguments of a command. Raises UserError, one line that names the option, where they are wrong."""
-    extra = {} if default is None else {"default": default}
-    told = io.StringIO()
-    try:
-        with redirect_stderr(told):
-            return tyro.cli(
-                args,
-                args=list(argv),
-                prog=f"saeforest {command}",
-                description=description,
-                config=(tyro.conf.AvoidSubcommands,),
-                **extra,
-            )
-    except SystemExit as stop:
-        if not stop.code:
-            raise
-        # tyro draws a box: a title, the message, help. Ours is the one line that names the option.
-        lines = [line for raw in told.getvalue().splitlines() if (line := raw.strip("╭╮╰╯─│ "))]
-        said = lines[1:3] if len(lines) > 1 and lines[1].endswith(":") else lines[1:2]
-        raise UserError(f"{' '.join(said or lines)} (see `saeforest {command} --help`)") from None
 
 
 @contextmanager

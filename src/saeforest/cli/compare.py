@@ -11,7 +11,8 @@ import tyro
 
 from ..errors import UserError
 from ..output import say
-from .common import doc, parse
+from .arguments import parse
+from .common import doc
 
 
 @dataclass(frozen=True)

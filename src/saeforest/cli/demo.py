@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..presets import PRESETS
-from .common import doc, parse, positive, resumable, say_next
+from .arguments import parse
+from .common import doc, positive, resumable, say_next
 
 DEMO_EVAL_TOKENS = 50_000
 

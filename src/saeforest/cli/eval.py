@@ -4,21 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ..errors import UserError
 from ..output import results
 from ..stopping import Interrupted
-from .common import doc, parse
+from .arguments import parse, taken
+from .common import doc
 
 
 def evaluate(argv: Sequence[str]) -> None:
     """Measure trained SAEs on text they have not seen. Writes RUN/eval/MEASURE.json; goes on where it was stopped."""
     from ..evaluation import measure_names, measure_run, table
-    from ..evaluation.options import preset_options
+    from ..evaluation.options import PRESETS
     from ..session import check_site, load_run, open_reader, sae_names
     from ..training.unfinished import tidy
     from .eval_arguments import eval_arguments
 
-    options, rest = preset_options(argv)
-    args = parse(eval_arguments(options), rest, "eval", doc(evaluate))
+    preset, rest = taken(argv, "--preset")
+    if preset is not None and preset not in PRESETS:
+        raise UserError(f"--preset {preset[:100]}: expected one of {', '.join(PRESETS)}")
+    args = parse(eval_arguments(PRESETS[preset or "recommended"]), rest, "eval", doc(evaluate))
     tidy(args.run)
     names = measure_names(args.measures)
     saes = {

@@ -12,7 +12,8 @@ import tyro
 from ..config import TrainConfig
 from ..errors import UserError
 from ..output import say
-from .common import doc, parse, quoted, resumable
+from .arguments import parse
+from .common import doc, quoted, resumable
 
 
 @dataclass(frozen=True)

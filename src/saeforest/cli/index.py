@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .common import INDEX_TOKENS, Run, doc, parse, positive
+from .arguments import parse
+from .common import INDEX_TOKENS, Run, doc, positive
 
 
 @dataclass(frozen=True)

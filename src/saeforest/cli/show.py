@@ -11,7 +11,8 @@ import tyro
 
 from ..errors import UserError
 from ..output import note, results
-from .common import INDEX_TOKENS, Run, doc, parse, positive
+from .arguments import parse
+from .common import INDEX_TOKENS, Run, doc, positive
 
 _MOST_DIGITS = 20
 

@@ -12,7 +12,8 @@ import tyro
 from ..errors import UserError
 from ..output import results, say
 from ..synthetic.systems import SYSTEM_NAMES, SyntheticConfig
-from .common import doc, near, parse, positive, resumable
+from .arguments import parse
+from .common import doc, near, positive, resumable
 
 
 @dataclass(frozen=True)

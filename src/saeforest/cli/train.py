@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
@@ -13,14 +13,21 @@ from ..config import TrainConfig, load_config
 from ..errors import UserError
 from ..output import note, say, status
 from ..presets import PRESET_NAMES, PRESETS, together, with_seeds
-from .common import near, parse, resumable, say_next
+from ..saes import SYSTEMS
+from .arguments import parse, taken
+from .common import near, resumable, say_next
+
+_SEVERAL = "set up each with --saes.NAME..."
 
 
 @dataclass(frozen=True)
 class _Train:
     config: Annotated[TrainConfig, tyro.conf.arg(name="")]
+    architecture: Annotated[str, tyro.conf.arg(metavar=f"{{{','.join(SYSTEMS)}}}")]
+    """Which system to train, if not the preset's: then the --sae options are that system's, with its own defaults,
+    the papers' sizes (--sae.layer-sizes and --sae.k-per-layer set others)."""
     out: Path | None = None
-    """The run's folder, new or empty. Default: runs/PRESET."""
+    """The run's folder, new or empty. Default: runs/PRESET, or runs/PRESET-ARCHITECTURE."""
     resume: tyro.conf.FlagCreatePairsOff[bool] = False
     """Go on with the run in --out from its latest checkpoint."""
     dry_run: tyro.conf.FlagCreatePairsOff[bool] = False
@@ -32,8 +39,9 @@ class _Train:
 def train(argv: Sequence[str]) -> None:
     """Train one SAE, or several on the same activations. `saeforest train [PRESET ...] [--config FILE] [--out RUN]`."""
     name, base, rest = _presets(argv)
+    name, base, rest = _architecture(name, base, rest)
     about = f"{train.__doc__} {PRESET_NAMES}"
-    args = parse(_Train, rest, "train", about, default=_Train(base))
+    args = parse(_Train, rest, "train", about, default=_Train(base, base.sae.architecture))
     out = args.out or Path("runs") / name
     if args.resume and (args.dry_run or args.seeds or args.config != PRESETS["demo"]):
         raise UserError(
@@ -83,7 +91,7 @@ def _say_trained(run: Path, name: str, d_sae: int) -> None:
 
 def _presets(argv: Sequence[str]) -> tuple[str, TrainConfig, list[str]]:
     """The name and configuration a command starts from, and the arguments that are left."""
-    rest = [part for arg in argv for part in (arg.split("=", 1) if arg.startswith("--config=") else [arg])]
+    file, rest = taken(argv, "--config")
     names = []
     while rest and not rest[0].startswith("-"):
         names.append(rest.pop(0))
@@ -91,14 +99,10 @@ def _presets(argv: Sequence[str]) -> tuple[str, TrainConfig, list[str]]:
         if name not in PRESETS:
             hint = near(name, PRESETS)
             raise UserError(f"preset '{name}': no such preset{hint}; `saeforest train --help` lists them")
-    if "--config" in rest:
-        i = rest.index("--config")
-        if len(rest) < i + 2:
-            raise UserError("--config: expected a file such as RUN/config.yaml behind it")
+    if file is not None:
         if names:
-            raise UserError(f"preset '{names[0]}' and --config {rest[i + 1]}: give one of them")
-        path = Path(rest[i + 1])
-        del rest[i : i + 2]
+            raise UserError(f"preset '{names[0]}' and --config {file}: give one of them")
+        path = Path(file)
         # RUN/config.yaml is known by its run, any other file by its own name.
         known_as = path.resolve().parent.name if path.name == "config.yaml" else path.stem
         return known_as, load_config(path), rest
@@ -106,10 +110,24 @@ def _presets(argv: Sequence[str]) -> tuple[str, TrainConfig, list[str]]:
     return "+".join(names), together(names), rest
 
 
+def _architecture(name: str, base: TrainConfig, argv: list[str]) -> tuple[str, TrainConfig, list[str]]:
+    """The same with the system that `--architecture` names: its own defaults, unless it is the one that is there."""
+    for option in ("--architecture", "--sae.architecture"):
+        system, argv = taken(argv, option)
+        if system is None or (not base.saes and system == base.sae.architecture):
+            continue
+        if system not in SYSTEMS:
+            hint = near(system, SYSTEMS)
+            raise UserError(f"{option} {system[:100]}: expected one of {', '.join(SYSTEMS)}{hint}")
+        if base.saes:
+            raise UserError(f"{option} {system}: sets up one SAE, but there are several; {_SEVERAL}")
+        sae: Any = SYSTEMS[system].config_class()
+        name, base = f"{name}-{system}", replace(base, sae=sae)
+    return name, base, argv
+
+
 def _checked(config: TrainConfig, base: TrainConfig) -> TrainConfig:
     """Raises UserError where an option for one SAE was given beside several."""
     if config.saes and any(getattr(config, key) != getattr(base, key) for key in ("sae", "optim", "seed")):
-        raise UserError(
-            "--sae, --optim and --seed set up one SAE, but there are several; set up each with --saes.NAME..."
-        )
+        raise UserError(f"--sae, --optim and --seed set up one SAE, but there are several; {_SEVERAL}")
     return config

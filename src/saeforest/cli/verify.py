@@ -10,7 +10,8 @@ from typing import Annotated
 import tyro
 
 from ..output import say
-from .common import doc, parse
+from .arguments import parse
+from .common import doc
 
 
 @dataclass(frozen=True)

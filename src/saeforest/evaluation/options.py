@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
@@ -74,7 +73,7 @@ class MeasureOptions:
     def __post_init__(self) -> None:
         for name, least in (("tokens", 1), ("ce_tokens", 0), ("infer_tokens", 1)):
             if (value := getattr(self, name)) < least:
-                raise UserError(f"--{name.replace('_', '-')} {value}: expected {least} or more")
+                raise UserError(f"{name} = {value}: expected {least} or more")
 
     def config_of(self, name: str) -> Any:
         """The settings of a measure's own, asking the judge of all measures unless it has one; None: it has none."""
@@ -106,15 +105,3 @@ PRESETS: dict[str, MeasureOptions] = {
         autointerp=AutoInterpConfig(random="unchecked"),
     ),
 }
-
-
-def preset_options(argv: Sequence[str]) -> tuple[MeasureOptions, list[str]]:
-    """The options that `--preset NAME` names, and the other arguments. Raises UserError for an unknown name."""
-    rest = [part for arg in argv for part in (arg.split("=", 1) if arg.startswith("--preset=") else [arg])]
-    if "--preset" not in rest:
-        return PRESETS["recommended"], rest
-    i = rest.index("--preset")
-    name = rest[i + 1] if len(rest) > i + 1 else ""
-    if name not in PRESETS:
-        raise UserError(f"--preset {name}: expected one of {', '.join(PRESETS)}")
-    return PRESETS[name], rest[:i] + rest[i + 2 :]
