@@ -47,7 +47,11 @@ class Architecture:
     adds_up: bool = True
     """Whether pre + attn + mlp = post, of sites that are known."""
     parts: bool = True
-    """Whether the sites attn_out and mlp_out are known."""
+    """Whether the sites of attention and MLP are known."""
+    projection: bool = True
+    """Whether the attention's output projection is known."""
+    parallel: bool = False
+    """Whether attention and MLP read the same, so that there is no resid_mid."""
     shifted: bool = False
     """Whether transformers' list of hidden states begins behind the first block."""
     context: int | None = CONTEXT
@@ -95,8 +99,8 @@ ARCHITECTURES = [
             "attention_types": [[["global"], LAYERS]],
         },
     ),
-    A("gptj", "GPTJ", NARROW | {"rotary_dim": 4}),
-    A("gpt_neox", "GPTNeoX", DEEP | {"use_parallel_residual": True}, always=True),
+    A("gptj", "GPTJ", NARROW | {"rotary_dim": 4}, parallel=True),
+    A("gpt_neox", "GPTNeoX", DEEP | {"use_parallel_residual": True}, parallel=True, always=True),
     A("gpt_neox_sequential", "GPTNeoX", DEEP | {"use_parallel_residual": False}),
     A("llama", "Llama", GROUPED, always=True),
     A("llama_tied", "Llama", GROUPED | {"tie_word_embeddings": True}),
@@ -131,7 +135,7 @@ ARCHITECTURES = [
     ),
     A("opt", "OPT", OPT, always=True),
     A("opt_post_norm", "OPT", OPT | {"do_layer_norm_before": False}, adds_up=False),
-    A("phi", "Phi", DEEP),
+    A("phi", "Phi", DEEP, parallel=True),
     A("phi3", "Phi3", GROUPED),
     A("mistral", "Mistral", HEADS | {"sliding_window": 16}),
     A("mixtral", "Mixtral", HEADS | {"num_local_experts": 4}),
@@ -142,8 +146,13 @@ ARCHITECTURES = [
         context=None,
         always=True,
     ),
-    A("falcon", "Falcon", DEEP | {"new_decoder_architecture": True, "num_kv_heads": 2, "alibi": False}),
-    A("falcon_parallel", "Falcon", DEEP | {"parallel_attn": True, "alibi": False}),
+    A(
+        "falcon",
+        "Falcon",
+        DEEP | {"new_decoder_architecture": True, "num_kv_heads": 2, "alibi": False},
+        parallel=True,
+    ),
+    A("falcon_parallel", "Falcon", DEEP | {"parallel_attn": True, "alibi": False}, parallel=True),
     A("falcon_sequential", "Falcon", DEEP | {"parallel_attn": False, "alibi": True, "multi_query": False}),
     A(
         "mpt",
@@ -151,15 +160,15 @@ ARCHITECTURES = [
         COMMON
         | {"d_model": WIDTH, "n_layers": LAYERS, "n_heads": 4, "expansion_ratio": 2, "max_seq_len": CONTEXT},
     ),
-    A("cohere", "Cohere", GROUPED),
-    A("cohere2", "Cohere2", HEADS | {"sliding_window": 16}),
+    A("cohere", "Cohere", GROUPED, parallel=True),
+    A("cohere2", "Cohere2", HEADS | {"sliding_window": 16}, parallel=True),
     A("olmo", "Olmo", GROUPED),
     A("olmo2", "Olmo2", GROUPED),
     A("olmoe", "Olmoe", GROUPED | {"num_experts": 4, "num_experts_per_tok": 2}),
     A("stablelm", "StableLm", GROUPED),
     A("starcoder2", "Starcoder2", GROUPED),
     A("gpt_bigcode", "GPTBigCode", NARROW),
-    A("codegen", "CodeGen", NARROW | {"rotary_dim": 4, "n_ctx": CONTEXT}),
+    A("codegen", "CodeGen", NARROW | {"rotary_dim": 4, "n_ctx": CONTEXT}, parallel=True),
     A(
         "xglm",
         "XGLM",
@@ -207,6 +216,7 @@ ARCHITECTURES = [
             "num_local_experts": 4,
             "num_experts_per_tok": 2,
         },
+        projection=False,
     ),
     A("arcee", "Arcee", GROUPED),
     A("nanochat", "NanoChat", GROUPED),

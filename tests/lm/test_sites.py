@@ -13,6 +13,7 @@ from lm_cases import (
     LAYERS,
     VOCAB,
     WIDTH,
+    bloom,
     gemma2,
     get,
     gpt2,
@@ -20,6 +21,7 @@ from lm_cases import (
     n_hooks,
     neox,
     one_line,
+    opt,
     tiny,
     tokenizer,
 )
@@ -67,6 +69,45 @@ def test_module_paths_give_the_module_output_or_its_first_element(ids: Tensor) -
         assert site == Site(f"model.layers.1.{path}", f"model.layers.1.{path}", "output")
         expected = get(lm, ids, f"blocks.1.hook_{hook}")
         torch.testing.assert_close(lm.activations(ids, site), expected, rtol=0, atol=0)
+
+
+def test_inputs_of_modules(ids: Tensor) -> None:
+    """What a module makes of the activation at its input is the activation at its output."""
+    lm = tiny(llama)
+    for hook, path in (
+        ("ln2.hook_normalized", "model.layers.1.mlp"),
+        ("attn.hook_z", "model.layers.1.self_attn.o_proj"),
+    ):
+        x = get(lm, ids, f"blocks.1.{hook}")
+        assert torch.equal(get(lm, ids, f"{path}:input"), x)
+        assert torch.equal(lm.model.get_submodule(path)(x), get(lm, ids, path))
+    assert torch.equal(get(lm, ids, "model.layers.1.self_attn"), get(lm, ids, "blocks.1.hook_attn_out"))
+    norm = lm.model.get_submodule("model.layers.1.post_attention_layernorm")
+    assert torch.equal(
+        norm(get(lm, ids, "blocks.1.hook_resid_mid")), get(lm, ids, "blocks.1.ln2.hook_normalized")
+    )
+
+
+@pytest.mark.parametrize("make", [llama, gpt2, gemma2, bloom, opt])
+def test_what_replaces_resid_mid_goes_around_the_mlp_too(make: Any, ids: Tensor) -> None:
+    """To add to the stream behind the attention is to add to what the attention writes."""
+    lm = tiny(make)
+    add = torch.randn(WIDTH, generator=torch.Generator().manual_seed(0))
+    mid, attn, post = (lm.site(f"blocks.1.hook_{hook}") for hook in ("resid_mid", "attn_out", "resid_post"))
+    at_mid, at_attn = (lm.logits(ids, {site: lambda x: x + add}) for site in (mid, attn))
+    torch.testing.assert_close(at_mid, at_attn)
+    # A function at the output of the block sees the change, whatever the order in which the two were given.
+    seen = []
+    with lm.hooked({post: seen.append}), lm.hooked({mid: lambda x: x + add}):
+        torch.testing.assert_close(lm.logits(ids), at_mid)
+    with lm.hooked({mid: lambda x: x + add}):
+        torch.testing.assert_close(lm.activations(ids, post), seen[0])
+
+
+def test_parallel_blocks_have_no_resid_mid() -> None:
+    with pytest.raises(UserError) as info:
+        tiny(neox).site("blocks.1.hook_resid_mid")
+    one_line(info, "site 'blocks.1.hook_resid_mid': ", "in parallel", "choose resid_pre or resid_post")
 
 
 def test_post_attention_norm_of_llama_is_not_its_attention_output() -> None:
@@ -151,7 +192,9 @@ def test_hooks_are_always_removed(lm: LanguageModel, ids: Tensor) -> None:
     [
         ("blocks.3.hook_resid_post", ["block 3 is out of range", "0..2"]),
         ("blocks.1.hook_resid_pots", ["did you mean blocks.1.hook_resid_post", "0..2", "resid_pre"]),
-        ("model.layers.1.mpl", ["did you mean", "model.layers.1.mlp", "blocks.I.hook_H"]),
+        ("model.layers.1.mpl", ["did you mean", "model.layers.1.mlp", "blocks.I.H"]),
+        ("blocks.1.hook_mlp_in", ["did you mean blocks.1.", "mlp.hook_in"]),
+        ("model.layers.1.mpl:input", ["no such hook or module", "model.layers.0.mlp:input"]),
         ("", ["no such hook or module", "a module path such as model.layers.0.mlp"]),
     ],
 )

@@ -57,6 +57,8 @@ def test_architecture(architecture: Architecture, tmp_path: Path, capsys: pytest
     assert difference(lm.tokenizer, Tokenizer.from_file(str(tmp_path / "tokenizer.json"))) is None
     check_stream(lm, architecture)
     check_parts(lm, architecture)
+    check_inputs(lm, architecture)
+    check_between(lm, architecture)
     check_replacement(lm, architecture, expected)
     assert parity(lm)["sums_hold"] is (architecture.adds_up if architecture.parts else None)
 
@@ -92,6 +94,51 @@ def check_parts(lm: LanguageModel, architecture: Architecture) -> None:
             pre, attn, mlp, post = (read(lm, i, hook) for hook in HOOKS)
             assert min(attn.abs().max(), mlp.abs().max()) > 1e-6
             torch.testing.assert_close(pre + attn + mlp, post)
+
+
+def moved(lm: LanguageModel, put: str, read: str) -> tuple[Tensor, Tensor]:
+    """What is read at a hook of block 1 when another holds what it holds in other texts; and what is read in those."""
+    others = IDS.flip(0)
+    there = lm.activations(others, f"blocks.1.{put}")
+    with lm.hooked({f"blocks.1.{put}": lambda _: there}):
+        found = lm.activations(IDS, f"blocks.1.{read}")
+    return found, lm.activations(others, f"blocks.1.{read}")
+
+
+def check_inputs(lm: LanguageModel, architecture: Architecture) -> None:
+    """What attention and MLP read decides what they write."""
+    ways = [("ln1.hook_normalized", "hook_attn_out"), ("ln2.hook_normalized", "hook_mlp_out")]
+    if architecture.projection:
+        ways.append(("attn.hook_z", "hook_attn_out"))
+    for put, read in ways if architecture.parts else ():
+        torch.testing.assert_close(*moved(lm, put, read))
+        assert lm.site_width(lm.site(f"blocks.1.{put}")) >= WIDTH
+    if architecture.parts:
+        assert (
+            lm.site("blocks.1.mlp.hook_in").module_path == lm.site("blocks.1.ln2.hook_normalized").module_path
+        )
+        assert (
+            lm.site("blocks.1.attn.hook_in").module_path
+            == lm.site("blocks.1.ln1.hook_normalized").module_path
+        )
+
+
+def check_between(lm: LanguageModel, architecture: Architecture) -> None:
+    """The stream between attention and MLP, which decides all that comes behind it."""
+    if architecture.parts and architecture.adds_up and not architecture.parallel:
+        for i in range(LAYERS):
+            pre, attn, mid, mlp, post = (
+                read(lm, i, hook) for hook in ("resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post")
+            )
+            torch.testing.assert_close(pre + attn, mid)
+            torch.testing.assert_close(mid + mlp, post)
+        torch.testing.assert_close(*moved(lm, "hook_resid_mid", "hook_resid_post"))
+    elif architecture.parallel or not architecture.parts:
+        with pytest.raises(
+            UserError, match="in parallel" if architecture.parallel else "no part known"
+        ) as info:
+            read(lm, 1, "resid_mid")
+        assert "\n" not in str(info.value)
 
 
 def check_replacement(lm: LanguageModel, architecture: Architecture, expected: Tensor) -> None:

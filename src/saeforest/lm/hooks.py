@@ -29,7 +29,7 @@ def hooked(model: nn.Module, hooks: Iterable[tuple[Site, Hook]]) -> Iterator[Non
     with ExitStack() as handles:
         handles.enter_context(model.register_forward_pre_hook(now.begin, with_kwargs=True))
         for one in placed:
-            handles.enter_context(one.register(model.get_submodule(one.site.module_path)))
+            one.register(model, handles)
         yield
     for one in placed:
         if now.begun and not one.reached:
@@ -61,24 +61,36 @@ class _Placed:
     hook: Hook
     now: _Pass
     reached: bool = False
+    around: Tensor | None = None
+    """What was changed, on its other way to the output of `site.around`."""
 
-    def register(self, module: nn.Module) -> Any:
+    def register(self, model: nn.Module, handles: ExitStack) -> None:
+        module = model.get_submodule(self.site.module_path)
         if self.site.kind == "input":
-            return module.register_forward_pre_hook(self._before, with_kwargs=True)
-        return module.register_forward_hook(self._after)
+            handles.enter_context(module.register_forward_pre_hook(self._before, with_kwargs=True))
+        else:
+            handles.enter_context(module.register_forward_hook(self._after))
+        if self.site.around is not None:
+            around = model.get_submodule(self.site.around)
+            # Before any function at that output sees it.
+            handles.enter_context(around.register_forward_hook(self._behind, prepend=True))
 
     def _before(self, _module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        new = self._new(args[0] if args else kwargs.get("hidden_states"))
+        old = args[0] if args else kwargs.get("hidden_states")
+        new = self._new(old)
         if new is None:
             return None
+        if self.site.around is not None:
+            self.around = new - old
         return ((new, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": new})
 
     def _after(self, _module: Any, _args: Any, output: Any) -> Any:
-        several = isinstance(output, tuple | list)  # a list in the first GPT alone
-        if several:
-            new = self._new(output[0] if output else None)
-            return None if new is None else type(output)((new, *output[1:]))
-        return self._new(output)
+        return _with_first(output, self._new(_first(output)))
+
+    def _behind(self, _module: Any, _args: Any, output: Any) -> Any:
+        change, self.around = self.around, None
+        x = _first(output)
+        return _with_first(output, None if change is None else x + change.view_as(x))
 
     def _new(self, x: Any) -> Tensor | None:
         """What takes the place of x; None where x stays."""
@@ -104,6 +116,20 @@ class _Placed:
             )
         new = new.to(x)
         return new if scale == 1 else new / scale
+
+
+def _first(output: Any) -> Any:
+    """The activation in a module's output: of several things, the first."""
+    if isinstance(output, tuple | list):  # a list in the first GPT alone
+        return output[0] if output else None
+    return output
+
+
+def _with_first(output: Any, new: Tensor | None) -> Any:
+    """The output with another activation in it; None, which leaves it as it is, where there is none."""
+    if new is None or isinstance(output, Tensor):
+        return new
+    return type(output)((new, *output[1:]))
 
 
 def _describe(x: Any) -> str:

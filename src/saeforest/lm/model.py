@@ -21,6 +21,9 @@ from saeforest.lm.limits import embedding_rows, longest_text
 from saeforest.lm.pretrained import quiet_transformers
 from saeforest.lm.sites import Site, resolve
 
+# Batch and context differ from one another and from 1, so that no other shape passes by accident.
+_SHORT = torch.zeros(2, 3, dtype=torch.int64)
+
 
 @dataclass(frozen=True, eq=False)
 class LanguageModel:
@@ -108,11 +111,11 @@ class LanguageModel:
         return torch.tensor(sorted(ids), dtype=torch.int64)
 
     def site(self, name: str) -> Site:
-        """Resolves a hook name such as `blocks.15.hook_resid_post`, or a module path.
+        """The site of a hook name such as `blocks.15.hook_resid_post`, or of a module path: see `lm.sites`.
 
         Raises UserError when there is no such place.
         """
-        return resolve(self.model, self.n_layers, name)
+        return resolve(self.model, self.n_layers, name, lambda site: self.activations(_SHORT, site))
 
     def _site(self, site: Site | str) -> Site:
         return self.site(site) if isinstance(site, str) else site
@@ -122,8 +125,7 @@ class LanguageModel:
 
         Raises UserError when the site holds no activation of shape [batch, ctx, d].
         """
-        # Batch and context differ from one another and from 1, so that no other shape passes by accident.
-        return self.activations(torch.zeros(2, 3, dtype=torch.int64), site).shape[-1]
+        return self.activations(_SHORT, site).shape[-1]
 
     @contextmanager
     def hooked(self, hooks: Hooks) -> Iterator[None]:
