@@ -6,7 +6,8 @@ import re
 from typing import Any
 
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel
+
+from saeforest.hf_types import PreTrainedConfig, PreTrainedModel
 
 # The names that configurations give to the longest text.
 _CONTEXT = (

@@ -1,20 +1,23 @@
-"""Finding and loading a language model: the embedded one, a GGUF file, a local folder, or a Hub name."""
+"""Finding and loading a language model: the embedded one, a GGUF file, a local folder, or a Hub name.
+
+transformers takes seconds to import, and not every command loads a model: what brings it is imported where it is used.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from saeforest.errors import UserError
-from saeforest.lm.gguf import load_gguf
+from saeforest.hf_types import PreTrainedTokenizerBase
 from saeforest.lm.hub import fetch, first_line
 from saeforest.lm.identity import EMBEDDED, embedded_file, full_name, identify, local_path
 from saeforest.lm.model import LanguageModel
-from saeforest.lm.pretrained import Pretrained, quiet_transformers, read_pretrained
-from saeforest.lm.tokenizer import read_tokenizer
+
+if TYPE_CHECKING:
+    from saeforest.lm.pretrained import Pretrained
 
 # Where language models can be read; others, such as meta, hold no numbers.
 DEVICES = ("cpu", "cuda", "mps", "xpu")
@@ -31,6 +34,8 @@ def load_lm(name: str, *, device: str = "cpu", dtype: torch.dtype = torch.float3
     Raises UserError when there is no such model or device, or when the model is damaged, is no causal
     language model, or has a tokenizer without special tokens.
     """
+    from saeforest.lm.pretrained import quiet_transformers
+
     _check_device(device)
     try:
         with quiet_transformers():
@@ -53,6 +58,9 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     if name == EMBEDDED or (path is not None and path.is_file()):
         return load_lm(name, dtype=torch.bfloat16).tokenizer  # it comes out of the model's own file
     folder = fetch(name, weights=False) if path is None else path
+    from saeforest.lm.pretrained import quiet_transformers
+    from saeforest.lm.tokenizer import read_tokenizer
+
     try:
         with quiet_transformers():
             return read_tokenizer(folder)
@@ -61,6 +69,9 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
 
 
 def _read(name: str, dtype: torch.dtype) -> Pretrained:
+    from saeforest.lm.gguf import load_gguf
+    from saeforest.lm.pretrained import read_pretrained
+
     if name == EMBEDDED:
         return load_gguf(embedded_file(), dtype)
     path = local_path(name)

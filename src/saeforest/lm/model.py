@@ -12,13 +12,12 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Float32, Int, Int64
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from saeforest.errors import UserError
+from saeforest.hf_types import PreTrainedModel, PreTrainedTokenizerBase
 from saeforest.lm.hooks import Hooks, hooked
 from saeforest.lm.identity import ModelIdentity
 from saeforest.lm.limits import embedding_rows, longest_text
-from saeforest.lm.pretrained import quiet_transformers
 from saeforest.lm.sites import Site, resolve
 
 # Batch and context differ from one another and from 1, so that no other shape passes by accident.
@@ -224,6 +223,10 @@ class LanguageModel:
         At most `n_tokens` new tokens: a text ends after one of `end_ids`, and is filled up with `eos_id` while others
         go on. temperature: 0 takes the likeliest token each time; above 0, tokens are drawn with `seed`.
         """
+        from transformers import GenerationConfig
+
+        from saeforest.lm.pretrained import quiet_transformers
+
         ids = prompt if isinstance(prompt, Tensor) else torch.tensor([self.tokenizer(prompt)["input_ids"]])
         if n_tokens < 1 or ids.numel() == 0:
             raise UserError("generate: expected a prompt of one token or more and n_tokens of 1 or more")

@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
-
 from saeforest.errors import UserError
+from saeforest.hf_types import PreTrainedTokenizerBase
 from saeforest.text.document import Document
 
 TEXT_FIELDS = ("text", "content", "document", "body")

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from transformers import PreTrainedTokenizerBase
-
 from saeforest.errors import UserError
+from saeforest.hf_types import PreTrainedTokenizerBase
 
 _PROBE = "a"
 

@@ -10,7 +10,8 @@ from typing import Literal
 import torch
 from rich.cells import cell_len, get_character_cell_size
 from rich.text import Text
-from transformers import PreTrainedTokenizerBase
+
+from saeforest.hf_types import PreTrainedTokenizerBase
 
 from ..output import UNKNOWN, printable
 from . import Tokens

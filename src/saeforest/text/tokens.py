@@ -13,10 +13,10 @@ import torch
 from jaxtyping import Int
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from saeforest.errors import UserError
 from saeforest.files import parse_json, read_tensors, write_tensors
+from saeforest.hf_types import PreTrainedTokenizerBase
 from saeforest.output import note
 from saeforest.progress import progress
 from saeforest.text.corpora import documents
