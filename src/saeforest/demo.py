@@ -8,7 +8,7 @@ from pathlib import Path
 from .config import TrainConfig
 from .errors import UserError
 from .evaluation import SETS, MeasureOptions, measure_run, table
-from .explore import build_index, show_families
+from .explore import Explorer, build_index, show_families
 from .files import read_json, write_json
 from .output import note, results
 from .training.run import reopened, train_in
@@ -50,7 +50,7 @@ def run_demo(config: TrainConfig, out: Path, eval_tokens: int) -> None:
 
         output = results()
         output.print(table(records))
-        show_families(output, index, run.sae.forest, run.reader.lm.tokenizer)
+        show_families(output, Explorer(index, run.sae.forest, run.reader.lm.tokenizer))
         harvest = run.seconds_harvest
         output.print(
             f"Time: harvest {harvest:.0f} s, loading and training {trained - start - harvest:.0f} s, "

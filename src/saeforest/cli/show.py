@@ -35,7 +35,7 @@ def show(argv: Sequence[str]) -> None:
     """Show the tree under a feature with the text that activates it; without a feature, the most telling families."""
     args = parse(_Show, argv, "show", doc(show))
     positive(args, "families")
-    from ..explore import Index, index_run, show_families, show_feature
+    from ..explore import Explorer, Index, index_run, show_families, show_feature
     from ..lm import load_tokenizer
     from ..session import check_site, load_run, open_reader, within
 
@@ -49,11 +49,11 @@ def show(argv: Sequence[str]) -> None:
         check_site(sae, reader)
         note(f"{args.run} has no index yet; making it, once")
         found = index_run(args.run, config, sae, reader, min(INDEX_TOKENS, config.tokens), args.sae)
-    console, tokenizer = results(), load_tokenizer(config.model)
+    explorer = Explorer(found, sae.forest, load_tokenizer(config.model))
     if feature is None:
-        show_families(console, found, sae.forest, tokenizer, n=args.families)
+        show_families(results(), explorer, args.families)
     else:
-        show_feature(console, found, sae.forest, tokenizer, feature)
+        show_feature(results(), explorer, feature)
 
 
 def _feature(text: str, d_sae: int, run: Path) -> int:

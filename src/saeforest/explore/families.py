@@ -44,7 +44,7 @@ def telling_families(index: Index, forest: Forest, n: int = 10) -> Families:
     2. A passing child adds something when its strongest token is none of its parent's strongest, and better than
        a sibling with the same strongest token. It counts S_res, divided by the fourth root of the number of
        different tokens in its strongest contexts: one that says what it is at a glance counts more.
-    3. A family counts when its parent fires on at most 5 % of the tokens and at least 2 children add something.
+    3. A family counts when its parent fires, on at most 5 % of the tokens, and at least 2 children add something.
        Its score is the sum over its best 3 of these, times log2 of 1 / density of the parent: rare parents are
        specific. More children would only favour the parents with the most, which are the ones that mean the least.
     4. For variety, a family is skipped whose parent lies above or below the parent of a better one.
@@ -70,7 +70,7 @@ def telling_families(index: Index, forest: Forest, n: int = 10) -> Families:
 
 def _family(index: Index, forest: Forest, parent: int) -> Family | None:
     """The family under a parent, if it counts."""
-    if index.density[parent] > _MAX_DENSITY:
+    if not 0 < index.density[parent] <= _MAX_DENSITY:
         return None
     judged = [c for c in forest.children(parent) if index.measured[c]]
     children = tuple(sorted(judged, key=lambda c: (-int(index.n_fired[c]), c)))

@@ -37,6 +37,11 @@ class Passage:
     ends: bool
     """Nothing follows `after` in the document."""
 
+    @property
+    def text(self) -> str:
+        """All of it."""
+        return self.before + self.token + self.after
+
 
 def read_passage(tokens: Tokens, tokenizer: PreTrainedTokenizerBase, row: int) -> Passage:
     """The passage around the token at `row`."""

@@ -1,0 +1,194 @@
+"""What can be asked of a forest and its index: a feature, an edge, the most telling families, a search for text."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from ..errors import UserError
+from ..structure.forest import ROOT, Forest
+from ..text.passages import read_passage
+from .cards import ContextCard, EdgeCard, FamilyCard, FeatureCard, OverviewCard, SearchResult
+from .families import telling_families
+from .index import Index
+from .search import Search
+
+# By how much of the text around a token two passages are the same.
+_SAME = 24
+
+
+class Explorer:
+    """Answers with cards (`cards.py`).
+
+    index:  measured on the same SAE and with the same parents as `forest`.
+    labels: what features are called, if anybody named them.
+
+    Raises UserError where index and forest are of different size.
+    """
+
+    def __init__(
+        self,
+        index: Index,
+        forest: Forest,
+        tokenizer: PreTrainedTokenizerBase,
+        labels: Mapping[int, str] | None = None,
+    ) -> None:
+        if index.d_sae != forest.d_sae:
+            raise UserError(f"an index of {index.d_sae:,} features and a forest of {forest.d_sae:,}")
+        self.index, self.forest, self.tokenizer = index, forest, tokenizer
+        self.labels = dict(labels or {})
+
+    def overview(self) -> OverviewCard:
+        about = self.index.about
+        return OverviewCard(
+            model=about.model,
+            site=about.site,
+            n_tokens=about.n_tokens,
+            n_features=self.index.d_sae,
+            n_alive=int((self.index.n_fired > 0).sum()),
+            layer_sizes=self.forest.layer_sizes,
+            n_edges=self.forest.edges.shape[1],
+            n_judged=int(self.index.measured.sum()),
+            min_count=about.min_count,
+        )
+
+    def feature(self, feature: int) -> FeatureCard:
+        """The card of a feature. Raises UserError where there is no such feature."""
+        self._check(feature)
+        n_fired = int(self.index.n_fired[feature])
+        contexts = tuple(self._contexts(feature))
+        children = self.forest.children(feature)
+        live = sorted(
+            (c for c in children if self.index.n_fired[c] > 0), key=lambda c: (-int(self.index.n_fired[c]), c)
+        )
+        parent = int(self.forest.parent[feature])
+        return FeatureCard(
+            id=feature,
+            layer=int(self.forest.layer[feature]),
+            depth=int(self.forest.depth[feature]),
+            path=tuple(self.forest.path(feature)),
+            edge=None if parent == ROOT else self.edge(parent, feature),
+            alive=n_fired > 0,
+            n_fired=n_fired,
+            density=float(self.index.density[feature]),
+            value_max=float(self.index.value_max[feature]) if n_fired else None,
+            value_mean=float(self.index.value_sum[feature]) / n_fired if n_fired else None,
+            label=self.labels.get(feature),
+            tokens=tuple(dict.fromkeys(context.passage.token for context in contexts)),
+            contexts=contexts,
+            children=tuple(self.edge(feature, child) for child in live),
+            n_silent=len(children) - len(live),
+        )
+
+    def edge(self, parent: int, child: int) -> EdgeCard:
+        """The card of an edge. Raises UserError where the forest has no such edge."""
+        self._check(child)
+        if not parent >= 0 or int(self.forest.parent[child]) != parent:
+            raise UserError(f"features {parent} and {child}: no edge of the forest")
+        n_parent, n_child = int(self.index.n_fired[parent]), int(self.index.n_fired[child])
+        n_both = int(self.index.n_with_parent[child])
+        measured = bool(self.index.measured[child])
+        null = {}
+        if not n_parent:
+            null["p_child"] = "the parent never fired"
+        if not n_child:
+            null["p_parent"] = "the child never fired"
+        if not measured:
+            why = f"the child fired {n_child:,} times; a direction takes {self.index.about.min_count:,}"
+            null |= dict.fromkeys(
+                ("cos_child", "cos_parent", "rank_child", "rank_parent", "s_res", "passes"), why
+            )
+        return EdgeCard(
+            parent=parent,
+            child=child,
+            n_parent=n_parent,
+            n_child=n_child,
+            n_both=n_both,
+            p_child=n_both / n_parent if n_parent else None,
+            p_parent=n_both / n_child if n_child else None,
+            cos_child=_finite(float(self.index.cos_child[child])) if measured else None,
+            cos_parent=_finite(float(self.index.cos_parent[child])) if measured else None,
+            rank_child=int(self.index.rank_child[child]) if measured else None,
+            rank_parent=int(self.index.rank_parent[child]) if measured else None,
+            s_res=_finite(float(self.index.s_res[child])) if measured else None,
+            passes=bool(self.index.passes[child]) if measured else None,
+            null=null,
+        )
+
+    def families(self, n: int = 10) -> list[FamilyCard]:
+        """The `n` most telling families, best first (see `telling_families`)."""
+        return [
+            FamilyCard(
+                parent=self.feature(family.parent),
+                children=tuple(
+                    self.edge(family.parent, child)
+                    for child in (*family.passing, *(c for c in family.children if c not in family.passing))
+                ),
+                passing=family.passing,
+                score=family.score,
+            )
+            for family in telling_families(self.index, self.forest, n).shown
+        ]
+
+    def search(self, text: str, n: int = 20) -> list[SearchResult]:
+        """Up to `n` features with `text`, in capitals or not, in their label, in a token they fire on, or around one.
+
+        Those are found first whose label has it, then those of which more contexts have it in the token itself, then
+        in the text around. Raises UserError where `text` is empty.
+        """
+        query = text.casefold()
+        if not query.strip():
+            raise UserError("search: expected some text to look for")
+        found: dict[int, SearchResult] = {}
+        for matched, feature, place in self._search.hits(query, self.labels):
+            if len(found) == n:
+                break
+            if feature in found:
+                continue
+            context = None if place is None else self._context(feature, place)
+            # A window goes on where the passage is cut, maybe with another document.
+            if matched == "text" and context and query not in context.passage.text.casefold():
+                continue
+            found[feature] = SearchResult(text, feature, self.labels.get(feature), matched, context)
+        return list(found.values())
+
+    @cached_property
+    def _search(self) -> Search:
+        return Search(self.index, self.tokenizer)
+
+    # -- contexts
+
+    def _contexts(self, feature: int) -> Iterator[ContextCard]:
+        """Its strongest activations; the same text once only."""
+        seen: set[tuple[str, str, str]] = set()
+        for place, row in enumerate(self.index.top_row[feature].tolist()):
+            if row < 0:
+                continue
+            context = self._context(feature, place)
+            passage = context.passage
+            key = (passage.before[-_SAME:], passage.token, passage.after[:_SAME])
+            if key not in seen:
+                seen.add(key)
+                yield context
+
+    def _context(self, feature: int, place: int) -> ContextCard:
+        row, value = int(self.index.top_row[feature, place]), self.index.top_value[feature, place]
+        return ContextCard(
+            value=float(value),
+            share=float(value / self.index.value_max[feature]),
+            passage=read_passage(self.index.tokens, self.tokenizer, row),
+            document=self.index.tokens.names[int(self.index.tokens.document_of(torch.tensor([row])))],
+            row=row,
+        )
+
+    def _check(self, feature: int) -> None:
+        if not 0 <= feature < self.forest.d_sae:
+            raise UserError(f"feature {feature}: expected 0 to {self.forest.d_sae - 1}")
+
+
+def _finite(number: float) -> float | None:
+    return number if math.isfinite(number) else None

@@ -1,0 +1,84 @@
+"""Where a text occurs in the contexts of an index."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from .cards import Matched
+from .index import Index
+
+
+class Search:
+    """Looks for text in the contexts of all features. What is decoded is kept: the first search takes longest."""
+
+    def __init__(self, index: Index, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.index, self.tokenizer = index, tokenizer
+
+    def hits(self, query: str, labels: Mapping[int, str]) -> Iterator[tuple[Matched, int, int | None]]:
+        """Where `query`, in lower case, was found: how, the feature, and which of its contexts (none for a label).
+
+        A whole token comes before a part of one. Of the text around, all of the window is looked through.
+        """
+        for feature, label in sorted(labels.items()):
+            if query in label.casefold():
+                yield "label", feature, None
+        word = query.strip()
+        for matches in (lambda token: token.strip() == word, lambda token: query in token):
+            for feature, place in self._ranked(_where(self._top_ids, self._tokens, matches)):
+                yield "token", feature, place
+        around = _where(self._top_windows, self._windows, lambda text: query in text)
+        for feature, place in self._ranked(around):
+            yield "text", feature, place
+
+    def _ranked(self, hits: Bool[Tensor, "d_sae n_contexts"]) -> Iterator[tuple[int, int]]:
+        """Feature and context of every hit: features by the share of their activations that are hit."""
+        value = self.index.top_value
+        share = (value * hits).sum(1) / value.sum(1).clamp(min=1e-12)
+        for feature in share.argsort(descending=True, stable=True).tolist():
+            if share[feature] <= 0:
+                return
+            for place in hits[feature].nonzero().flatten().tolist():
+                yield feature, place
+
+    @cached_property
+    def _top_ids(self) -> Int[Tensor, "d_sae n_contexts"]:
+        """The token of every context; -1 where there is none."""
+        rows = self.index.top_row
+        return torch.where(rows >= 0, self.index.tokens.ids.flatten()[rows.clamp(min=0)].long(), -1)
+
+    @cached_property
+    def _tokens(self) -> dict[int, str]:
+        """The text of these tokens, by id."""
+        return {i: self._decoded([i]) for i in self._top_ids.unique().tolist() if i >= 0}
+
+    @cached_property
+    def _top_windows(self) -> Int[Tensor, "d_sae n_contexts"]:
+        """The window of every context; -1 where there is none."""
+        rows = self.index.top_row
+        return torch.where(rows >= 0, rows // self.index.tokens.context, -1)
+
+    @cached_property
+    def _windows(self) -> dict[int, str]:
+        """The text of these windows, by number."""
+        ids = self.index.tokens.ids
+        return {w: self._decoded(ids[w].tolist()) for w in self._top_windows.unique().tolist() if w >= 0}
+
+    def _decoded(self, ids: list[int]) -> str:
+        """Text in lower case."""
+        text = self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        assert isinstance(text, str)
+        return text.casefold()
+
+
+def _where(
+    keys: Int[Tensor, "d_sae n_contexts"], texts: Mapping[int, str], matches: Callable[[str], bool]
+) -> Bool[Tensor, "d_sae n_contexts"]:
+    """The contexts whose text matches."""
+    found = [key for key, text in texts.items() if matches(text)]
+    return torch.isin(keys, torch.tensor(found, dtype=keys.dtype))
