@@ -17,8 +17,8 @@ from saeforest.files import write_json
 from saeforest.judges.cache import CachedJudge
 from saeforest.saes import TopKConfig
 from saeforest.synthetic import GENERATORS
+from saeforest.synthetic.config import SyntheticConfig
 from saeforest.synthetic.run import compare as compare_systems
-from saeforest.synthetic.systems import SyntheticConfig
 from saeforest.training import Interrupted, loop, run_training
 
 WIDTH, STOPPED_AT = 16, 20

@@ -11,7 +11,8 @@ import tyro
 
 from ..errors import UserError
 from ..output import results, say
-from ..synthetic.systems import SYSTEM_NAMES, SyntheticConfig
+from ..synthetic.config import SyntheticConfig
+from ..synthetic.presets import SYSTEM_NAMES
 from .arguments import parse
 from .common import doc, near, positive, resumable
 

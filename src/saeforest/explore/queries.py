@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping
 from functools import cached_property
 
 import torch
-from transformers import PreTrainedTokenizerBase
 
 from ..errors import UserError
+from ..hf_types import PreTrainedTokenizerBase
 from ..structure.forest import ROOT, Forest
 from ..text.passages import read_passage
 from .cards import ContextCard, EdgeCard, FamilyCard, FeatureCard, OverviewCard, SearchResult

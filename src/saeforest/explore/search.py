@@ -8,8 +8,8 @@ from functools import cached_property
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
+from ..hf_types import PreTrainedTokenizerBase
 from .cards import Matched
 from .index import Index
 

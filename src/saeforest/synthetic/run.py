@@ -25,9 +25,10 @@ from ..saes import SAE, SystemConfig, TrainingPlan, build
 from ..schema import shown
 from ..training.loop import fit
 from ..training.unfinished import claim_empty, claimed_run
+from .config import SyntheticConfig
 from .generators import GENERATORS
+from .presets import system_for
 from .recovery import Recovery, recover
-from .systems import SyntheticConfig, system_for
 from .world import Sample, World
 
 RECOVERY, SCORES = "recovery.json", "scores.json"

@@ -1,0 +1,109 @@
+"""The presets of systems for worlds whose tree is known: of equal size, in layers in proportion to the true ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from typing import Any
+
+from ..errors import UserError
+from ..saes import (
+    AllocationConfig,
+    AuxConfig,
+    BatchTopKConfig,
+    HierarchyConfig,
+    HSAEConfig,
+    JumpReLUConfig,
+    MatchingPursuitConfig,
+    MatryoshkaConfig,
+    SystemConfig,
+    TopKConfig,
+    TreeAuxConfig,
+    TreeConfig,
+)
+from .config import SyntheticConfig
+
+_DEAD = 10_000
+_AUX: dict[str, Any] = {"detach": True, "bias": False, "coefficient": 1 / 32}
+# True activations are about 1: what is far below is noise, and neither fires nor opens a gate.
+_PLAIN: dict[str, Any] = {"normalize_activations": "none", "activation_threshold": 0.2}
+_COMMON: dict[str, Any] = _PLAIN | {"dead_after_tokens": _DEAD}
+# Nothing rarer than once in some thousand samples; a dead child may wait a hundred steps.
+_ALLOCATION = AllocationConfig(
+    first=100, cap=100, root_reset_at=0.8, dead_after_tokens=_DEAD, eligible_within_tokens=_DEAD
+)
+_UNLINKED: dict[str, Any] = {
+    "constraint": 0.0,
+    "perturbation": 0.0,
+    "hierarchy": HierarchyConfig(updates="after"),
+}
+
+
+@dataclass(frozen=True)
+class _Shape:
+    """The features of an SAE in layers, and how many of each are active: on most samples, and on average."""
+
+    sizes: tuple[int, ...]
+    most: tuple[int, ...]
+    mean: tuple[float, ...]
+
+    @property
+    def flat(self) -> tuple[int]:
+        """All of them in one layer."""
+        return (sum(self.sizes),)
+
+    @property
+    def total(self) -> tuple[int]:
+        """How many are active on most samples, for systems with a k for every activation."""
+        return (sum(self.most),)
+
+    @property
+    def average(self) -> tuple[int]:
+        """How many are active on average, for systems that aim at a mean."""
+        return (max(round(sum(self.mean)), 1),)
+
+
+def _tree(shape: _Shape) -> TreeConfig:
+    aux = TreeAuxConfig(layers=None, **_AUX)
+    return TreeConfig(shape.sizes, shape.most, **_PLAIN, aux=aux, allocation=_ALLOCATION)
+
+
+def _hsae(shape: _Shape) -> HSAEConfig:
+    # An HSAE's levels reconstruct alone: each holds the features of all layers so far.
+    k = tuple(max(round(k), 1) for k in accumulate(shape.mean))
+    return HSAEConfig(tuple(accumulate(shape.sizes)), k, bandwidth=0.05, **_COMMON)
+
+
+#: `tree` may hang a feature only below the layer before its own; `tree-any-parent`, as in the paper, below any.
+_PRESETS: dict[str, Callable[[_Shape], SystemConfig]] = {
+    "tree": lambda s: replace(_tree(s), allocation=replace(_ALLOCATION, parents="previous")),
+    "tree-any-parent": _tree,
+    "hsae": _hsae,
+    "hsae-baseline": lambda s: replace(_hsae(s), **_UNLINKED),
+    "topk": lambda s: TopKConfig(s.flat, s.total, aux=AuxConfig(**_AUX), **_COMMON),
+    "batchtopk": lambda s: BatchTopKConfig(s.flat, s.average, aux=AuxConfig(**_AUX), **_COMMON),
+    "matryoshka": lambda s: MatryoshkaConfig(s.sizes, s.total, aux=AuxConfig(**_AUX), **_COMMON),
+    "jumprelu": lambda s: JumpReLUConfig(s.flat, s.average, bandwidth=0.05, **_COMMON),
+    "matching_pursuit": lambda s: MatchingPursuitConfig(s.flat, s.total, **_COMMON),
+}
+SYSTEM_NAMES = tuple(_PRESETS)
+
+
+def system_for(
+    name: str,
+    layer_sizes: tuple[int, ...],
+    most: tuple[int, ...],
+    mean: tuple[float, ...],
+    config: SyntheticConfig,
+) -> SystemConfig:
+    """The configuration of a system by name.
+
+    `layer_sizes`: true features of each layer; `most`, `mean`: how many of each layer are active on most samples,
+    and on average. Raises UserError where such a system cannot be.
+    """
+    sizes = tuple(max(round(n * config.size), 1) for n in layer_sizes)
+    try:
+        return _PRESETS[name](_Shape(sizes, most, mean))
+    except UserError as error:
+        raise UserError(f"system {name} with size {config.size} and l0 {config.l0}: {error}") from None
