@@ -32,8 +32,9 @@ from saeforest.evaluation.options import MeasureOptions
 from saeforest.files import write_json
 from saeforest.measures.hierarchy import HierarchyConfig
 from saeforest.measures.probes import ProbeConfig
+from saeforest.run_folder import RunFolder
 from saeforest.saes import SAE, build
-from saeforest.session import check_site, load_run, open_reader, read_tokens, text_source
+from saeforest.session import check_site, open_reader, read_tokens, text_source
 from saeforest.structure.forest import ROOT
 
 Split = Literal["train", "held_out"]
@@ -92,10 +93,11 @@ def first_activations(config: TrainConfig, reader: ActivationReader, n: int) -> 
 
 
 def measured(
-    run: Path, name: str, split: Split, options: MeasureOptions, shuffle_seed: int, device: str | None
+    run: Path, name: str | None, split: Split, options: MeasureOptions, shuffle_seed: int, device: str | None
 ) -> list[Row]:
     """The three rows. Raises UserError where the run is none, or its SAE no Tree SAE."""
-    config, sae = load_run(run, device, name)
+    folder = RunFolder(run)
+    config, sae = folder.load(name, device)
     if not sae.gated:
         raise UserError(f"{run}: expected a Tree SAE, whose children fire only with their parents")
     reader = open_reader(config)
@@ -104,7 +106,7 @@ def measured(
     x = first_activations(config, reader, config.optim.batch_size).to(sae.device)
     saes = {
         TRAINED: sae,
-        SHUFFLED: shuffled(load_run(run, device, name)[1], shuffle_seed),
+        SHUFFLED: shuffled(folder.load(name, device)[1], shuffle_seed),
         UNTRAINED: untrained(config, x),
     }
     names = {}
@@ -145,7 +147,7 @@ def _cell(value: float | None, interval: tuple[float, float] | None) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="The hierarchy metric beside its nulls.")
     parser.add_argument("run", type=Path)
-    parser.add_argument("--sae", default="", help="which SAE, of a run that trained several")
+    parser.add_argument("--sae", help="which SAE, of a run that trained several")
     parser.add_argument("--split", choices=("held_out", "train"), default="held_out")
     parser.add_argument("--tokens", type=int, default=100_000, help="tokens to measure on")
     parser.add_argument("--parents", type=int, default=100, help="parents drawn by each seed")

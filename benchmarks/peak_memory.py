@@ -44,6 +44,7 @@ from saeforest.evaluation import measure_names, measure_run
 from saeforest.evaluation.options import MeasureOptions
 from saeforest.explore import index_run
 from saeforest.memory import Forecast, resident
+from saeforest.run_folder import RunFolder
 from saeforest.saes import (
     BatchTopKConfig,
     HSAEConfig,
@@ -53,7 +54,7 @@ from saeforest.saes import (
     TopKConfig,
     TreeConfig,
 )
-from saeforest.session import load_run, open_reader, sae_names
+from saeforest.session import open_reader
 from saeforest.training import run_training
 from saeforest.training.dry_run import estimate
 
@@ -197,16 +198,18 @@ def told(work: Callable[[], object]) -> dict[str, Any]:
 
 
 def evaluated(run: Path, measures: str, tokens: int) -> None:
-    saes = {name: load_run(run, None, name) for name in sae_names(run)}
+    folder = RunFolder(run)
+    saes = {name: folder.load(name) for name in folder.names()}
     reader = open_reader(next(iter(saes.values()))[0])
     options = MeasureOptions(tokens=tokens, ce_tokens=tokens // 2, infer_tokens=tokens)
-    measure_run(saes, reader, measure_names(measures), options, run, again=True)
+    measure_run(saes, reader, measure_names(measures), options, folder, again=True)
 
 
 def indexed(run: Path, tokens: int) -> None:
-    name = sae_names(run)[0]
-    config, sae = load_run(run, None, name)
-    index_run(run, config, sae, open_reader(config), tokens, name)
+    folder = RunFolder(run)
+    name = folder.names()[0]
+    config, sae = folder.load(name)
+    index_run(folder, name, config, sae, open_reader(config), tokens)
 
 
 def limited(config: TrainConfig, folder: Path) -> dict[str, Any]:

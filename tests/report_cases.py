@@ -8,9 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from saeforest.config import MemberConfig, OptimConfig, TrainConfig, save_config
+from saeforest.config import MemberConfig, OptimConfig, TrainConfig
 from saeforest.measures import Record
 from saeforest.report.load import Setting, load_runs, settings_of
+from saeforest.run_folder import RunFolder
 from saeforest.saes import (
     HierarchyConfig,
     HSAEConfig,
@@ -21,6 +22,8 @@ from saeforest.saes import (
     TreeConfig,
 )
 
+#: The name of the SAE of a run that has no other.
+ALONE = "alone"
 TREE = TreeConfig(layer_sizes=(4, 12), k_per_layer=(3, 1))
 TOPK = TopKConfig(layer_sizes=(16,), k_per_layer=(4,))
 MATRYOSHKA = MatryoshkaConfig(layer_sizes=(4, 12), k_per_layer=(4,))
@@ -54,7 +57,7 @@ def make_run(
     logs: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
     **config: Any,
 ) -> Path:
-    """A run folder with SAEs by name: system, seed, records. The single SAE of a run has an empty name."""
+    """A run folder with SAEs by name: system, seed, records. One by the name `ALONE` is the run's only SAE."""
     base = TrainConfig(
         model="gpt-tiny",
         tokens=4096,
@@ -63,19 +66,20 @@ def make_run(
         **config,
     )
     folder.mkdir(parents=True)
-    if "" in saes:
-        system, seed, _ = saes[""]
+    if ALONE in saes:
+        system, seed, _ = saes[ALONE]
         base = replace(base, sae=system, seed=seed)
     else:
         base = replace(base, saes={n: MemberConfig(s, base.optim, seed) for n, (s, seed, _) in saes.items()})
-    save_config(base, folder / "config.yaml")
+    run = RunFolder(folder)
+    run.save_config(base)
     for name, (_, _, records) in saes.items():
         for made in records:
-            place = folder / "eval" / name / f"{made.measure}.json"
+            place = run.record(name, made.measure)
             place.parent.mkdir(parents=True, exist_ok=True)
             made.write(place)
     for name, lines in (logs or {}).items():
-        place = (folder / "logs" / name if name else folder) / "log.jsonl"
+        place = run.logs(name) / "log.jsonl"
         place.parent.mkdir(parents=True, exist_ok=True)
         place.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return folder

@@ -1,71 +1,105 @@
-"""Who works in a run's folder."""
+"""Where the files of a run are, and what its SAEs are called."""
 
 from __future__ import annotations
 
-import errno
-import fcntl
-import os
-import subprocess
-import sys
+import re
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from conftest import MakeConfig
+from saeforest.config import MemberConfig, TrainConfig
 from saeforest.errors import UserError
-from saeforest.run_folder import claimed
+from saeforest.run_folder import RunFolder
+from saeforest.saes import TopKConfig, TreeConfig
 
-HOLDER = """
-import sys, time
-from pathlib import Path
-from saeforest.run_folder import claimed
-with claimed(Path(sys.argv[1])):
-    print("in", flush=True)
-    time.sleep(60)
-"""
-
-
-def test_one_process_at_a_time(tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    command = [sys.executable, "-c", HOLDER, folder]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
-        assert holder.stdout is not None
-        assert holder.stdout.readline() == "in\n"
-        refused = pytest.raises(UserError, match=rf"run: in use by process {holder.pid} on .*; wait")
-        with refused, claimed(folder):
-            pass
-        holder.kill()
-    with claimed(folder):  # the lock died with its process
-        pass
-    assert list(folder.iterdir()) == []
+SINGLE = TrainConfig(sae=TopKConfig())
+SEVERAL = TrainConfig(saes={"a": MemberConfig(TreeConfig()), "b": MemberConfig(TopKConfig())})
+ONE_OF_SEVERAL = TrainConfig(saes={"a": MemberConfig(TreeConfig())})
+# Once written down, files lie where they were looked for when they were written.
+SHARED = {
+    "config_file": "config.yaml",
+    "model_file": "model.json",
+    "demo_file": "demo.json",
+    "checkpoints": "checkpoints",
+    "activations": "activations",
+    "records": "eval",
+}
+PARTS = {
+    "sae": ("sae", "sae/b"),
+    "logs": (".", "logs/b"),
+    "eval": ("eval", "eval/b"),
+    "forest": ("forest", "forest/b"),
+    "index": ("index", "index/b"),
+    "unfinished_index": ("index.unfinished", "index.unfinished/b"),
+}
 
 
-def test_also_within_one_process(tmp_path: Path) -> None:
-    with (
-        claimed(tmp_path),
-        pytest.raises(UserError, match=f"in use by process {os.getpid()}"),
-        claimed(tmp_path),
-    ):
-        pass
-    with claimed(tmp_path):
-        pass
+def begun(folder: Path, config: TrainConfig) -> RunFolder:
+    run = RunFolder(folder)
+    run.save_config(config)
+    return run
 
 
-def test_a_folder_that_goes_away(tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    with claimed(folder):
-        (folder / ".lock").unlink()
-        folder.rmdir()
-    assert not folder.exists()
+def test_what_a_run_has_once(tmp_path: Path) -> None:
+    """No configuration is needed to know where it is."""
+    run = RunFolder(tmp_path / "run")
+    for name, place in SHARED.items():
+        assert getattr(run, name) == tmp_path / "run" / place, name
+    assert not run.path.exists()
 
 
-def test_a_file_system_without_locks_is_said(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def refuse(*args: Any) -> None:
-        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+@pytest.mark.parametrize(("part", "places"), PARTS.items())
+def test_what_a_run_has_for_each_sae(part: str, places: tuple[str, str], tmp_path: Path) -> None:
+    single, several = begun(tmp_path / "single", SINGLE), begun(tmp_path / "several", SEVERAL)
+    assert getattr(single, part)("topk") == single.path / places[0]
+    assert getattr(several, part)("b") == several.path / places[1]
 
-    monkeypatch.setattr(fcntl, "flock", refuse)
-    with claimed(tmp_path):
-        pass
-    assert "has no locks; make sure that no other process writes there" in capsys.readouterr().err
+
+def test_the_record_of_a_measure(tmp_path: Path) -> None:
+    single, several = begun(tmp_path / "single", SINGLE), begun(tmp_path / "several", SEVERAL)
+    assert single.record("topk", "dead") == single.path / "eval" / "dead.json"
+    assert several.record("a", "dead") == several.path / "eval" / "a" / "dead.json"
+
+
+def test_names(tmp_path: Path) -> None:
+    """A single SAE is called by its architecture; one that was given a name keeps that, and folders of its own."""
+    single, several = begun(tmp_path / "single", SINGLE), begun(tmp_path / "several", SEVERAL)
+    assert (single.names(), single.several) == (["topk"], False)
+    assert (several.names(), several.several) == (["a", "b"], True)
+    one = begun(tmp_path / "one", ONE_OF_SEVERAL)
+    assert (one.names(), one.several, one.sae("a")) == (["a"], True, one.path / "sae" / "a")
+
+
+def test_the_run_around_a_folder(tmp_path: Path) -> None:
+    run = begun(tmp_path / "run", SEVERAL)
+    (tmp_path / "run" / "index" / "a").mkdir(parents=True)
+    for part, name in ((run.path, None), (run.index("a").parent, None), (run.index("a"), "a")):
+        assert RunFolder.around(part) == run
+        assert run.name_of(part) == name
+        assert run.sae_beside(part) == (run.sae(name) if name else run.path / "sae")
+    assert RunFolder.around(tmp_path) is None
+
+
+def test_what_is_no_run(tmp_path: Path) -> None:
+    for folder in (tmp_path, tmp_path / "missing"):
+        with pytest.raises(UserError, match=r"no config\.yaml; expected a run folder"):
+            RunFolder(folder).names()
+        with pytest.raises(UserError, match=r"no config\.yaml; expected a run folder"):
+            RunFolder(folder).load()
+
+
+def test_loading(finished_run: Path, tiny_config: MakeConfig, tmp_path: Path) -> None:
+    run = RunFolder(finished_run)
+    config, sae = run.load()
+    assert (config, sae.config.architecture) == (run.config(), "tree")
+    assert run.load("tree")[0] == config
+    with pytest.raises(UserError, match=re.escape(f"{run}: holds one SAE, none named 'b'")):
+        run.load("b")
+    with pytest.raises(UserError, match="no trained SAE yet; finish it with `saeforest train --resume"):
+        begun(tmp_path / "begun", tiny_config()).load()
+    several = begun(tmp_path / "several", SEVERAL)
+    several.sae("a").mkdir(parents=True)
+    for name in (None, "c"):
+        with pytest.raises(UserError, match="holds several SAEs; give --sae with one of a, b"):
+            several.load(name)

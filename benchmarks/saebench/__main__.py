@@ -22,9 +22,9 @@ from safetensors.torch import load_file, save_file
 from saeforest.activations import ActivationReader
 from saeforest.config import TrainConfig
 from saeforest.errors import UserError
+from saeforest.run_folder import RunFolder
 from saeforest.saes import SAE
-from saeforest.saes.files import SAE_FOLDER
-from saeforest.session import load_run, open_reader, read_tokens, within
+from saeforest.session import open_reader, read_tokens
 
 from . import ours, report
 from .environment import saebench_python
@@ -40,7 +40,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "run", type=Path, help="folder of a run with a top-k or tree SAE at blocks.I.hook_resid_post"
     )
-    p.add_argument("--sae", default="", metavar="NAME", help="which, where the run trained several")
+    p.add_argument("--sae", metavar="NAME", help="which, where the run trained several")
     p.add_argument(
         "--out", type=Path, required=True, metavar="FOLDER", help="for what the two sides exchange and find"
     )
@@ -65,7 +65,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def compare(options: argparse.Namespace) -> None:
     """Writes `comparison.json` and `comparison.md`. Raises UserError, EnvironmentFailure."""
     torch.manual_seed(SEED)
-    config, sae = load_run(options.run, "cpu", options.sae)
+    run = RunFolder(options.run)
+    config, sae = run.load(options.sae, "cpu")
     # Of the batch: its mean is in the legacy explained variance.
     config = replace(config, lm=replace(config.lm, dtype="float32", batch_size=options.batch))
     reader = open_reader(config)
@@ -80,7 +81,7 @@ def compare(options: argparse.Namespace) -> None:
     job = {
         "model": str(Path(reader.lm.model.config.name_or_path).absolute()),
         "model_name": config.model,
-        "sae": str(within(options.run / SAE_FOLDER, options.sae).absolute()),
+        "sae": str(run.sae(options.sae or run.names()[0]).absolute()),
         "layer": int(config.site.split(".")[1]),
         "batch": reader.batch_size,
         "core": options.windows > 0,

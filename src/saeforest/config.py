@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -184,22 +185,27 @@ class TrainConfig:
         return next(iter(self.members().values())).optim.batch_size
 
     def members(self) -> dict[str, TrainConfig]:
-        """The configuration of each SAE as if it were alone, by name; a single one's name is empty."""
+        """The configuration of each SAE as if it were alone, by name; a single one's name is its architecture."""
         if not self.saes:
-            return {"": self}
+            return {self.sae.architecture: self}
         return {
             name: replace(self, sae=m.sae, optim=m.optim, seed=m.seed, saes={})
             for name, m in self.saes.items()
         }
 
     def with_members(self, members: dict[str, TrainConfig]) -> TrainConfig:
-        """The configuration that gives these `members()`: what differs between them and what they share."""
-        if list(members) == [""]:
-            return members[""]
+        """The configuration of several SAEs that gives these `members()`: what differs between them and what they
+        share."""
         shared = next(iter(members.values()))
         return replace(
             shared, saes={name: MemberConfig(m.sae, m.optim, m.seed) for name, m in members.items()}
         )
+
+    def with_each(self, change: Callable[[TrainConfig], TrainConfig]) -> TrainConfig:
+        """The configuration with a change made to that of each SAE."""
+        if not self.saes:
+            return change(self)
+        return self.with_members({name: change(member) for name, member in self.members().items()})
 
 
 def _check_finite(config: Any, prefix: str = "") -> None:
@@ -341,9 +347,6 @@ def resolve(config: TrainConfig) -> TrainConfig:
         data=str(data.resolve()) if data.exists() else config.data,
         lm=replace(config.lm, dtype=settled(config.lm.dtype)),
     )
-    return config.with_members(
-        {
-            name: replace(member, optim=replace(member.optim, precision=settled(member.optim.precision)))
-            for name, member in config.members().items()
-        }
+    return config.with_each(
+        lambda member: replace(member, optim=replace(member.optim, precision=settled(member.optim.precision)))
     )

@@ -11,8 +11,9 @@ from .evaluation import SETS, MeasureOptions, measure_run, table
 from .explore import Explorer, build_index, show_families
 from .files import read_json, write_json
 from .output import note, results
+from .run_folder import RunFolder
 from .training.run import reopened, train_in
-from .training.unfinished import DEMO, claimed_run, is_complete, run_state, tidy
+from .training.unfinished import claimed_run, is_complete, run_state, tidy
 
 
 def run_demo(config: TrainConfig, out: Path, eval_tokens: int) -> None:
@@ -22,30 +23,33 @@ def run_demo(config: TrainConfig, out: Path, eval_tokens: int) -> None:
     with these settings made, or another process works in it.
     """
     start = time.monotonic()
-    tidy(out)
+    folder = RunFolder(out)
+    tidy(folder)
     with claimed_run(out):
-        if is_complete(out, config) and not (out / DEMO).exists():
+        if is_complete(folder, config) and not folder.demo_file.exists():
             note(f"{out}: this demo is complete; see it with `saeforest show {out}`")
             return
-        begin(out, {"tokens": config.tokens, "eval_tokens": eval_tokens})
+        begin(folder, {"tokens": config.tokens, "eval_tokens": eval_tokens})
         note(f"Training a Tree SAE on {config.model} at {config.site} into {out}")
         try:
-            run = reopened(out) if run_state(out) == "complete" else train_in(out, config)
+            run = reopened(folder) if run_state(folder) == "complete" else train_in(folder, config)
         except BaseException:
-            if run_state(out) == "empty":
-                (out / DEMO).unlink()
+            if run_state(folder) == "empty":
+                folder.demo_file.unlink()
             raise
         trained = time.monotonic()
 
         note("Measuring it on held-out text")
         options = MeasureOptions(tokens=eval_tokens)
-        records = measure_run({"": (run.config, run.sae)}, run.reader, SETS["fast"], options, out)[""]
+        (name,) = run.saes
+        saes = {name: (run.config, run.sae)}
+        records = measure_run(saes, run.reader, SETS["fast"], options, folder)[name]
         measured = time.monotonic()
 
         note("Indexing what its features fire on")
         blocks = (run.blocks.block(0, i) for i in range(run.blocks.n_blocks))
         index = build_index(run.sae, blocks, run.tokens, total=run.tokens.n_tokens)
-        index.save(out / "index")
+        index.save(folder.index(name))
         indexed = time.monotonic()
 
         output = results()
@@ -56,17 +60,17 @@ def run_demo(config: TrainConfig, out: Path, eval_tokens: int) -> None:
             f"Time: harvest {harvest:.0f} s, loading and training {trained - start - harvest:.0f} s, "
             f"measures {measured - trained:.0f} s, index {indexed - measured:.0f} s."
         )
-        (out / DEMO).unlink()
-    tidy(out)
+        folder.demo_file.unlink()
+    tidy(folder)
 
 
-def begin(out: Path, about: dict[str, int]) -> None:
+def begin(run: RunFolder, about: dict[str, int]) -> None:
     """Marks the folder as that of a demo. Raises UserError where it holds anything but one with the same settings."""
-    if (out / DEMO).exists():
-        if (there := read_json(out / DEMO)) != about:
+    if run.demo_file.exists():
+        if (there := read_json(run.demo_file)) != about:
             raise UserError(
-                f"{out}: holds an unfinished demo with {there}, not {about}; choose another --out"
+                f"{run}: holds an unfinished demo with {there}, not {about}; choose another --out"
             )
-    elif run_state(out) != "empty":
-        raise UserError(f"{out}: exists and is not empty, and no demo began there; choose another --out")
-    write_json(out / DEMO, about)
+    elif run_state(run) != "empty":
+        raise UserError(f"{run}: exists and is not empty, and no demo began there; choose another --out")
+    write_json(run.demo_file, about)

@@ -236,7 +236,7 @@ def together(names: list[str]) -> TrainConfig:
                     f"presets {names[0]} and {name}: {key} is {getattr(first, key)} for one and {getattr(other, key)} "
                     "for the other, but the SAEs of a run read the same activations"
                 )
-    return first.with_members({"": first} if len(names) == 1 else {name: PRESETS[name] for name in names})
+    return first if len(names) == 1 else first.with_members({name: PRESETS[name] for name in names})
 
 
 def with_seeds(config: TrainConfig, seeds: tuple[int, ...], alone: str) -> TrainConfig:
@@ -247,7 +247,7 @@ def with_seeds(config: TrainConfig, seeds: tuple[int, ...], alone: str) -> Train
         raise UserError(f"--seeds {' '.join(map(str, seeds))}: expected different ones")
     return config.with_members(
         {
-            f"{name or alone}-seed-{seed}": replace(member, seed=seed)
+            f"{name if config.saes else alone}-seed-{seed}": replace(member, seed=seed)
             for name, member in config.members().items()
             for seed in seeds
         }

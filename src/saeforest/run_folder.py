@@ -1,74 +1,182 @@
-"""The folder of a run: who works in it."""
+"""The folder of a run: the one place that knows where its files are.
+
+one SAE               several SAEs
+RUN/config.yaml       RUN/config.yaml          configuration
+RUN/model.json        RUN/model.json           which language model was read
+RUN/checkpoints/      RUN/checkpoints/         while it trains
+RUN/activations/      RUN/activations/         while it trains
+RUN/sae/              RUN/sae/NAME/            trained SAE
+RUN/log.jsonl         RUN/logs/NAME/log.jsonl  training log; allocations.jsonl beside it
+RUN/eval/             RUN/eval/NAME/           records of measures
+RUN/forest/           RUN/forest/NAME/         forest inferred for an SAE that learns none
+RUN/index/            RUN/index/NAME/          what the explorer shows
+"""
 
 from __future__ import annotations
 
-import errno
-import fcntl
-import os
-import socket
-import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
-from .errors import UserError
-from .output import note
+from .claim import claimed
+from .config import TrainConfig, load_config, resolve_device, save_config
+from .errors import UserError, command
+from .saes import SAE, load_sae
+from .saes.files import CFG, SAE_FOLDER
 
-LOCK = ".lock"
-# What a file system without locks answers.
-_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
+CONFIG = "config.yaml"
+# How far above a folder the run is that it belongs to: RUN/eval/NAME, RUN/checkpoints/step-N.
+_WITHIN_A_RUN = 2
 
 
-@contextmanager
-def claimed(folder: Path) -> Iterator[None]:
-    """Within, no other process can claim the folder, which is made if it is missing.
+@dataclass(frozen=True)
+class RunFolder:
+    """A run's folder, which may be there or not.
 
-    The claim is a lock on the file `.lock` in it. It ends with the process, however that ends, and holds across
-    machines wherever the file system passes locks on, as NFS does; where there are no locks at all, a line says so.
-
-    Raises UserError where another process has claimed it.
+    Each SAE of a run has a name: the one it was configured with or, where the run has a single SAE, its architecture.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / LOCK
-    handle = _locked(path, folder)
-    try:
-        yield
-    finally:
-        with suppress(OSError):  # the folder may be gone
-            path.unlink()
-        os.close(handle)
 
+    path: Path
 
-def _locked(path: Path, folder: Path) -> int:
-    while True:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            holder = os.pread(handle, 300, 0).decode("utf-8", "replace").strip()
-            os.close(handle)
-            if error.errno in _NO_LOCKS:
-                note(f"{folder}: its file system has no locks; make sure that no other process writes there")
-                return os.open(os.devnull, os.O_RDONLY)
-            by = f" by {holder}" if holder else ""
-            raise UserError(
-                f"{folder}: in use{by}; wait until that is done or stop it, or choose another folder"
-            ) from None
-        try:
-            # Its former holder may have removed the file between our opening and our locking it.
-            current = path.stat()
-            if (current.st_dev, current.st_ino) == (os.fstat(handle).st_dev, os.fstat(handle).st_ino):
-                os.ftruncate(handle, 0)
-                os.pwrite(handle, _about_us().encode(), 0)
-                return handle
-        except FileNotFoundError:
-            pass
-        except OSError:  # a full disk: the lock holds without the words
-            return handle
-        os.close(handle)
+    def __str__(self) -> str:
+        return str(self.path)
 
+    @classmethod
+    def around(cls, folder: Path) -> RunFolder | None:
+        """The run that a folder is, or is a part of."""
+        for above in (folder, *folder.parents[:_WITHIN_A_RUN]):
+            if (run := cls(above)).config_file.is_file():
+                return run
+        return None
 
-def _about_us() -> str:
-    command = " ".join(["saeforest", *sys.argv[1:2]])
-    return f"process {os.getpid()} on {socket.gethostname()} ({command}, since {time.strftime('%Y-%m-%d %H:%M')})\n"
+    # What a run has once
+
+    @property
+    def config_file(self) -> Path:
+        return self.path / CONFIG
+
+    @property
+    def model_file(self) -> Path:
+        """Which language model the run reads, and how that fares on a short text."""
+        return self.path / "model.json"
+
+    @property
+    def demo_file(self) -> Path:
+        """The mark of a demo that is not finished."""
+        return self.path / "demo.json"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def activations(self) -> Path:
+        """Activations that wait to be trained on."""
+        return self.path / "activations"
+
+    # What it has for each of its SAEs
+
+    def sae(self, name: str) -> Path:
+        return self._part(SAE_FOLDER, name)
+
+    def logs(self, name: str) -> Path:
+        """The folder of an SAE's training logs: the run itself where it has a single SAE."""
+        return self._part("logs", name) if self.several else self.path
+
+    @property
+    def records(self) -> Path:
+        """The records of all measures of all SAEs."""
+        return self.path / "eval"
+
+    def eval(self, name: str) -> Path:
+        return self._part("eval", name)
+
+    def record(self, name: str, measure: str) -> Path:
+        """The file with the record of a measure."""
+        return self.eval(name) / f"{measure}.json"
+
+    def forest(self, name: str) -> Path:
+        return self._part("forest", name)
+
+    def index(self, name: str) -> Path:
+        return self._part("index", name)
+
+    def unfinished_index(self, name: str) -> Path:
+        """What was counted for an index that is being made."""
+        return self._part("index.unfinished", name)
+
+    def _part(self, part: str, name: str) -> Path:
+        return self.path / part / name if self.several else self.path / part
+
+    # The same, told from a folder alone: the configuration may be damaged
+
+    def name_of(self, part: Path) -> str | None:
+        """NAME of a folder RUN/PART/NAME; None for RUN/PART and for the run itself."""
+        parts = part.relative_to(self.path).parts
+        return parts[1] if len(parts) == 2 else None
+
+    def sae_beside(self, part: Path) -> Path:
+        """The SAE that an index, a forest, records or logs in the run belong to."""
+        name = self.name_of(part)
+        return self.path / SAE_FOLDER / name if name else self.path / SAE_FOLDER
+
+    def has_results(self) -> bool:
+        """Whether the folder holds what a run trained or measured, whatever its configuration is worth."""
+        return any((self.path / part).is_dir() for part in (SAE_FOLDER, "checkpoints", "eval"))
+
+    # What is in it
+
+    def config(self) -> TrainConfig:
+        """The run's configuration. Raises UserError where the folder is no run."""
+        if not self.config_file.is_file():
+            raise UserError(f"{self.path}: no {CONFIG}; expected a run folder that `saeforest train` made")
+        return load_config(self.config_file, of_run=True)
+
+    def save_config(self, config: TrainConfig) -> None:
+        self.path.mkdir(parents=True, exist_ok=True)
+        save_config(config, self.config_file)
+
+    def names(self) -> list[str]:
+        """The names of the run's SAEs. Raises UserError where the folder is no run."""
+        return list(self.config().members())
+
+    @cached_property
+    def several(self) -> bool:
+        """Whether the run was configured with several SAEs, so that each has folders of its own."""
+        return bool(self.config().saes)
+
+    def has_sae(self) -> bool:
+        """Whether an SAE of the run was saved."""
+        return (self.path / SAE_FOLDER).exists()
+
+    def is_trained(self) -> bool:
+        """Whether every SAE of the run is there."""
+        return all((self.sae(name) / CFG).is_file() for name in self.names())
+
+    def load(self, name: str | None = None, device: str | None = None) -> tuple[TrainConfig, SAE]:
+        """The configuration of a trained SAE, as if it were alone, and the SAE.
+
+        name:   of the SAE; None for the only one of the run.
+        device: of the SAE, and in the configuration; None for the device it was trained on.
+
+        Raises UserError where there is no such SAE.
+        """
+        config = self.config()
+        if device is not None:
+            config = replace(config, device=device)
+        members = config.members()
+        if not self.has_sae():
+            again = command("train", "--resume", "--out", self.path)
+            raise UserError(f"{self.path}: no trained SAE yet; finish it with `{again}`")
+        if name is None and not config.saes:
+            (name,) = members
+        if name not in members:
+            if not config.saes:
+                raise UserError(f"{self.path}: holds one SAE, none named '{name}'; leave out --sae")
+            raise UserError(f"{self.path}: holds several SAEs; give --sae with one of {', '.join(members)}")
+        return members[name], load_sae(self.sae(name)).to(resolve_device(config.device))
+
+    def claimed(self) -> AbstractContextManager[None]:
+        """Within, no other process can claim the run. Raises UserError where one has."""
+        return claimed(self.path)

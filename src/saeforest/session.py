@@ -1,4 +1,4 @@
-"""What a run reads: its language model, its text, and, once trained, its SAE."""
+"""What a run reads: its language model and its text."""
 
 from __future__ import annotations
 
@@ -9,13 +9,12 @@ from typing import Any, Literal
 from . import __version__
 from .activations import ActivationReader
 from .activations.sources import is_store, open_store
-from .config import TrainConfig, load_config, resolve_device, resolve_precision
-from .errors import UserError, command
+from .config import TrainConfig, resolve_device, resolve_precision
+from .errors import UserError
 from .lm import ModelIdentity, load_lm, same_model
 from .lm.parity import parity
 from .output import note
-from .saes import SAE, load_sae
-from .saes.files import SAE_FOLDER
+from .saes import SAE
 from .text import (
     Reading,
     Tokens,
@@ -26,8 +25,6 @@ from .text import (
     pinned,
     tokenize,
 )
-
-CONFIG = "config.yaml"
 
 
 def open_reader(config: TrainConfig) -> ActivationReader:
@@ -121,43 +118,6 @@ def settle_positions(config: TrainConfig, reader: ActivationReader, tokens: Toke
     if config.activations.max_norm is None:
         reader.settle_max_norm(tokens)
     return replace(config, activations=replace(config.activations, max_norm=reader.max_norm))
-
-
-def within(folder: Path, name: str) -> Path:
-    """Where in a folder of a run the files of one of its SAEs are: the single SAE of a run has an empty name."""
-    return folder / name if name else folder
-
-
-def sae_names(folder: Path) -> list[str]:
-    """The names of a run's SAEs; a single one's is empty. Raises UserError where the folder is no run."""
-    return list(_run_config(folder).members())
-
-
-def _run_config(folder: Path) -> TrainConfig:
-    if not (folder / CONFIG).is_file():
-        raise UserError(f"{folder}: no {CONFIG}; expected a run folder that `saeforest train` made")
-    return load_config(folder / CONFIG, of_run=True)
-
-
-def load_run(folder: Path, device: str | None = None, name: str = "") -> tuple[TrainConfig, SAE]:
-    """The configuration and a trained SAE of a run folder, for `device` or the one it was trained on.
-
-    `name`: which, where the run trained several. Raises UserError where there is no such SAE.
-    """
-    config = _run_config(folder)
-    if device is not None:
-        config = replace(config, device=device)
-    if not (folder / SAE_FOLDER).is_dir():
-        raise UserError(
-            f"{folder}: no trained SAE yet; finish it with `{command('train', '--resume', '--out', folder)}`"
-        )
-    members = config.members()
-    if name not in members:
-        if not config.saes:
-            raise UserError(f"{folder}: holds one SAE, none named '{name}'; leave out --sae")
-        raise UserError(f"{folder}: holds several SAEs; give --sae with one of {', '.join(members)}")
-    sae = load_sae(within(folder / SAE_FOLDER, name))
-    return members[name], sae.to(resolve_device(config.device))
 
 
 def check_site(sae: SAE, reader: ActivationReader) -> None:

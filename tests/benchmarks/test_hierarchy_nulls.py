@@ -17,8 +17,9 @@ from saeforest.evaluation import measure_run
 from saeforest.evaluation.options import MeasureOptions
 from saeforest.measures.hierarchy import HierarchyConfig
 from saeforest.measures.probes import ProbeConfig
+from saeforest.run_folder import RunFolder
 from saeforest.saes import TopKConfig, build, save_sae
-from saeforest.session import load_run, open_reader
+from saeforest.session import open_reader
 from saeforest.structure.forest import ROOT
 
 sys.path.insert(
@@ -29,8 +30,8 @@ from benchmarks import hierarchy_nulls as nulls
 
 
 def test_shuffling_keeps_layers_and_numbers_of_children(finished_run: Path) -> None:
-    _, before = load_run(finished_run)
-    after = nulls.shuffled(load_run(finished_run)[1], seed=0)
+    _, before = RunFolder(finished_run).load()
+    after = nulls.shuffled(RunFolder(finished_run).load()[1], seed=0)
     assert not torch.equal(after.parent, before.parent)
     start = 0
     for size in before.config.layer_sizes:
@@ -40,14 +41,14 @@ def test_shuffling_keeps_layers_and_numbers_of_children(finished_run: Path) -> N
         start += size
     for name in ("encoder", "decoder", "b_dec"):
         assert torch.equal(getattr(after, name), getattr(before, name))
-    again = nulls.shuffled(load_run(finished_run)[1], seed=0)
+    again = nulls.shuffled(RunFolder(finished_run).load()[1], seed=0)
     assert torch.equal(again.parent, after.parent)
-    other = nulls.shuffled(load_run(finished_run)[1], seed=1)
+    other = nulls.shuffled(RunFolder(finished_run).load()[1], seed=1)
     assert not torch.equal(other.parent, after.parent)
 
 
 def test_the_untrained_sae_is_the_one_that_training_starts_from(finished_run: Path) -> None:
-    config, trained = load_run(finished_run)
+    config, trained = RunFolder(finished_run).load()
     x = nulls.first_activations(config, open_reader(config), 128)
     assert x.shape == (128, trained.d_in)
     sae, fresh = nulls.untrained(config, x), build(config.sae, trained.d_in, seed=config.seed)
@@ -60,7 +61,7 @@ def test_the_untrained_sae_is_the_one_that_training_starts_from(finished_run: Pa
 
 
 def test_a_scale_of_the_data_is_folded_in(finished_run: Path) -> None:
-    config, _ = load_run(finished_run)
+    config, _ = RunFolder(finished_run).load()
     scaled = replace(config, sae=replace(config.sae, normalize_activations="dataset_scale"))
     x = 3 * torch.randn(64, 16, generator=torch.Generator().manual_seed(0))
     assert nulls.untrained(scaled, x).config.normalize_activations == "none"
@@ -93,8 +94,11 @@ def test_the_three_are_measured_alike(
         hierarchy=HierarchyConfig(parents=20, seeds=(0,), min_count=5, rank_curve=0, variants=()),
         probes=ProbeConfig(epochs=2),
     )
-    config, sae = load_run(finished_run)
-    (record,) = measure_run({"": (config, sae)}, open_reader(config), ["hierarchy"], options, tmp_path)[""]
+    config, sae = RunFolder(finished_run).load()
+    run = RunFolder(tmp_path)
+    run.save_config(config)
+    saes = {"tree": (config, sae)}
+    (record,) = measure_run(saes, open_reader(config), ["hierarchy"], options, run)["tree"]
     assert {name: trained["values"][name][0] for name in nulls.COLUMNS} == {
         name: record.value[name] for name in nulls.COLUMNS
     }

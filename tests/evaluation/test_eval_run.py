@@ -27,8 +27,9 @@ from saeforest.measures import Record
 from saeforest.measures.pooled import LabelledTextConfig
 from saeforest.measures.probes import ProbeConfig
 from saeforest.measures.sparse_probing import SparseProbingConfig
+from saeforest.run_folder import RunFolder
 from saeforest.saes import HSAEConfig, MatchingPursuitConfig, MatryoshkaConfig, TopKConfig
-from saeforest.session import check_site, load_run, open_reader, read_tokens, sae_names
+from saeforest.session import check_site, open_reader, read_tokens
 from saeforest.text import Tokens
 from saeforest.training import run_training
 
@@ -62,9 +63,10 @@ def run(tiny_config: MakeConfig, tmp_path_factory: pytest.TempPathFactory) -> Pa
 def measured(
     run: Path, names: tuple[str, ...] = NAMES, options: MeasureOptions = OPTIONS, *, again: bool = False
 ) -> dict[str, list[Record]]:
-    saes = {name: load_run(run, name=name) for name in sae_names(run)}
+    folder = RunFolder(run)
+    saes = {name: folder.load(name) for name in folder.names()}
     reader = open_reader(saes["tree"][0])
-    return measure_run(saes, reader, names, options, run, again=again)
+    return measure_run(saes, reader, names, options, folder, again=again)
 
 
 def count_forwards(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
@@ -88,7 +90,7 @@ def test_all_saes_are_measured_in_one_reading(run: Path, monkeypatch: pytest.Mon
     # with the site ablated, and one an SAE.
     assert len(calls) == 1 + 7 + 2 * (1 + len(records))
     for name, found in records.items():
-        config, sae = load_run(run, name=name)
+        config, sae = RunFolder(run).load(name)
         reader = open_reader(config)
         text = read_tokens(config, reader, "held_out", OPTIONS.tokens)
         source = Source(config.data, "held_out", 0, name)
@@ -107,21 +109,23 @@ def test_flat_saes_are_measured_with_an_inferred_forest(run: Path, monkeypatch: 
     assert records["tree"]["coverage"].settings["forest"] == "its own"
     assert records["tree"]["coverage"].value["min"] == 1
 
-    saes = {name: load_run(run, name=name) for name in ("topk", "tree")}
+    saes = {name: RunFolder(run).load(name) for name in ("topk", "tree")}
     reader = open_reader(saes["tree"][0])
-    kept = forests_of(saes, reader, OPTIONS, run)
+    kept = forests_of(saes, reader, OPTIONS, RunFolder(run))
     with monkeypatch.context() as patch:
         patch.setattr(LanguageModel, "activations", None)  # nothing is read for a forest that is kept
-        again = forests_of(saes, reader, OPTIONS, run)
+        again = forests_of(saes, reader, OPTIONS, RunFolder(run))
     assert torch.equal(kept["topk"][0].parent, again["topk"][0].parent)
     assert kept["topk"][1] == again["topk"][1]
     assert torch.equal(kept["tree"][0].parent, saes["tree"][1].forest.parent)
     other = forests_of(
-        saes, reader, replace(OPTIONS, infer=InferConfig(method="coverage", min_score=0.9)), run
+        saes, reader, replace(OPTIONS, infer=InferConfig(method="coverage", min_score=0.9)), RunFolder(run)
     )
     assert not torch.equal(other["topk"][0].parent, kept["topk"][0].parent)
     (run / "forest" / "topk" / "forest.json").write_text("{")
-    assert torch.equal(forests_of(saes, reader, OPTIONS, run)["topk"][0].parent, kept["topk"][0].parent)
+    assert torch.equal(
+        forests_of(saes, reader, OPTIONS, RunFolder(run))["topk"][0].parent, kept["topk"][0].parent
+    )
 
 
 def test_a_stopped_measurement_goes_on(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,7 +166,7 @@ def test_presets_are_readings(run: Path) -> None:
 
 
 def test_positions_default_to_the_runs(run: Path) -> None:
-    reader = open_reader(load_run(run, name="tree")[0])
+    reader = open_reader(RunFolder(run).load("tree")[0])
     assert PositionOptions().applied(reader).exclude_first == reader.exclude_first
     assert not PositionOptions(exclude_first=False).applied(reader).exclude_first
 
@@ -196,9 +200,9 @@ def test_a_record_of_another_question_is_not_kept(run: Path, monkeypatch: pytest
 def test_labels_belong_to_the_question(run: Path, tmp_path: Path) -> None:
     source = tmp_path / "labels.csv"
     subject = subject_of(
-        load_run(run, name="tree")[1],
-        load_run(run, name="tree")[1].forest,
-        open_reader(load_run(run, name="tree")[0]),
+        RunFolder(run).load("tree")[1],
+        RunFolder(run).load("tree")[1].forest,
+        open_reader(RunFolder(run).load("tree")[0]),
         Tokens(torch.zeros(1, 32, dtype=torch.int32), torch.zeros(1, dtype=torch.int64), ("a",)),
         Source("text", "held_out", 0, "tree"),
     )
@@ -225,7 +229,7 @@ def test_an_sae_of_another_model_is_not_measured(run: Path, tmp_path: Path) -> N
     shutil.copytree(run, tmp_path / "run")
     cfg = tmp_path / "run" / "sae" / "tree" / "cfg.json"
     edit_json(cfg, lambda about: about["metadata"].update(hook_name="blocks.0.hook_resid_post"))
-    config, sae = load_run(tmp_path / "run", name="tree")
+    config, sae = RunFolder(tmp_path / "run").load("tree")
     with pytest.raises(
         UserError, match=r"trained on site blocks\.0\.hook_resid_post, but the run's is blocks\.1"
     ):

@@ -49,7 +49,7 @@ from saeforest.synthetic.results import read_recovery
 from saeforest.synthetic.run import Kept
 from saeforest.text import Tokens, documents
 from saeforest.text.labelled import labelled
-from saeforest.training.checkpoint import TENSORS, load_checkpoint
+from saeforest.training.checkpoint import SINGLE, load_checkpoint
 from saeforest.training.log import RunLog, read_log
 from saeforest.training.loop import make_optimizer
 
@@ -116,7 +116,7 @@ def _checkpoint(root: Path) -> str:
     data = MemoryActivations(torch.zeros(ROWS, WIDTH), torch.arange(ROWS), seed=0)
     stream = ActivationStream(data, config.optim.batch_size)
     fingerprint = json.loads((root / "fingerprint.json").read_text())
-    step = load_checkpoint(root / CHECKPOINT, {"": (sae, optimizer)}, stream, fingerprint, 46)
+    step = load_checkpoint(root / CHECKPOINT, {SINGLE: (sae, optimizer)}, stream, fingerprint, 46)
     stream.next()
     return digest(
         step, sae.state_dict(), optimizer.state_dict()["state"], stream.state(), torch.get_rng_state()
@@ -245,7 +245,9 @@ TARGETS = [
     Target("cfg.json", _CFG, json_mutations, _sae, verified="run/sae"),
     Target("sae_weights", f"run/sae/{WEIGHTS}", tensor_mutations, _sae, verified="run/sae", manifest=_CFG),
     Target("state.json", _STATE, json_mutations, _checkpoint, verified=CHECKPOINT),
-    Target("checkpoint", f"{CHECKPOINT}/{TENSORS}", tensor_mutations, _checkpoint, manifest=_STATE),
+    Target(
+        "checkpoint", f"{CHECKPOINT}/{SINGLE}.safetensors", tensor_mutations, _checkpoint, manifest=_STATE
+    ),
     Target("log.jsonl", "run/log.jsonl", line_mutations, _log),
     Target("allocations.jsonl", "run/allocations.jsonl", line_mutations, _log),
     Target("log.jsonl on resume", "stopped/log.jsonl", line_mutations, _log_on_resume, _FORM),

@@ -121,11 +121,11 @@ def make_run(run: str, world: Path, folder: Path) -> None:
     settings = folder / f"{run}.yaml"
     config = {**_COMMON, **saes, "model": str(world / "model"), "data": str(world / "store")}
     settings.write_text(json.dumps(config), encoding="utf-8")  # JSON is YAML
-    out, first = str(folder / run), names[0] if len(names) > 1 else ""
+    out, first = str(folder / run), ["--sae", names[0]] if len(names) > 1 else []
     commands = [
         ["train", "--config", str(settings), "--out", out],
         ["eval", out, *_EVAL],
-        ["index", out, "--tokens", "2048", "--sae", first],
+        ["index", out, "--tokens", "2048", *first],
     ]
     _python(["commands.py", json.dumps(commands)], folder)
 

@@ -38,6 +38,7 @@ from saeforest.evaluation.registry import Streaming
 from saeforest.lm import LanguageModel
 from saeforest.measures import EvalBatch, Record, WindowLosses
 from saeforest.measures import measure as measure_module
+from saeforest.run_folder import RunFolder
 from saeforest.saes import SAE, TreeConfig, TreeSAE
 from saeforest.sparse_code import SparseCode
 from saeforest.structure.forest import Forest, flat_forest
@@ -688,10 +689,11 @@ def test_measure_run_writes_a_file_for_each_measure_of_held_out_text(
     text.write_text("".join(json.dumps({"text": document}) + "\n" for document in documents))
     config = TrainConfig(data=str(text), site=SITE, text=TextConfig(context=CONTEXT, held_out=0.5), seed=5)
     folder = tmp_path / "run"
+    run = RunFolder(folder)
+    run.save_config(config)
     names = ["dead", "cross_entropy"]
-    records = measure_run(
-        {"": (config, sae)}, reader, names, MeasureOptions(tokens=240, ce_tokens=24), folder
-    )[""]
+    options = MeasureOptions(tokens=240, ce_tokens=24)
+    records = measure_run({"tree": (config, sae)}, reader, names, options, run)["tree"]
     assert [record.measure for record in records] == names
     assert sorted(path.name for path in (folder / "eval").iterdir()) == ["cross_entropy.json", "dead.json"]
     for record in records:

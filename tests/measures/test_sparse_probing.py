@@ -29,8 +29,9 @@ from saeforest.measures.pooled import (
 )
 from saeforest.measures.sparse_probing import SparseProbingConfig, sparse_probing, top_dimensions
 from saeforest.measures.subject import Subject
+from saeforest.run_folder import RunFolder
 from saeforest.saes import SAE, TopKConfig, TopKSAE, TreeConfig, TreeSAE
-from saeforest.session import load_run, open_reader, read_tokens
+from saeforest.session import open_reader, read_tokens
 from saeforest.text.labelled import LabelledText
 
 D = 12
@@ -283,7 +284,7 @@ def animals(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def subject(finished_run: Path) -> Subject:
-    config, sae = load_run(finished_run)
+    config, sae = RunFolder(finished_run).load()
     reader = open_reader(config)
     tokens = read_tokens(config, reader, "held_out", 256)
     return Subject(sae, sae.forest, reader, tokens, {"sae": "run", "context": 32}, None, None)

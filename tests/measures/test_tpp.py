@@ -24,8 +24,9 @@ from saeforest.measures.tpp import (
     tpp_score,
     train_probes,
 )
+from saeforest.run_folder import RunFolder
 from saeforest.saes import HSAE, SAE, HSAEConfig, TreeConfig, TreeSAE
-from saeforest.session import load_run, open_reader, read_tokens
+from saeforest.session import open_reader, read_tokens
 
 QUICK = TPPConfig(n=(1, 2, 5), epochs=6)
 
@@ -210,7 +211,7 @@ def test_wrong_configurations(wrong: dict[str, Any], message: str) -> None:
 
 
 def test_a_record_from_texts_on_disk(finished_run: Path, tmp_path: Path) -> None:
-    config, sae = load_run(finished_run)
+    config, sae = RunFolder(finished_run).load()
     reader = open_reader(config)
     tokens = read_tokens(config, reader, "held_out", 256)
     subject = Subject(sae, sae.forest, reader, tokens, {"sae": "run"}, None, None)

@@ -18,6 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from report_cases import (
+    ALONE,
     LOG,
     MATRYOSHKA,
     PURSUIT,
@@ -80,12 +81,12 @@ def test_labels_name_one_sae_each(tmp_path: Path) -> None:
     labels = [entry.label for entry in load_runs([one, two, tmp_path / "x" / ".." / "x" / "run"])]
     assert labels == ["x/run/tree", "x/run/topk", "y/run/tree", "y/run/topk"]
     assert [entry.label for entry in load_runs([one])] == ["tree", "topk"]
-    single = make_run(tmp_path / "single", {"": (TREE, 0, [sparsity(4.0)])})
+    single = make_run(tmp_path / "single", {ALONE: (TREE, 0, [sparsity(4.0)])})
     assert [entry.label for entry in load_runs([single])] == ["single"]
 
 
 def test_what_cannot_be_compared_is_one_clear_line(tmp_path: Path, run: Path) -> None:
-    bare = make_run(tmp_path / "bare", {"": (TREE, 0, [])})
+    bare = make_run(tmp_path / "bare", {ALONE: (TREE, 0, [])})
     with pytest.raises(UserError, match=r"bare: nothing was measured yet; first run `saeforest eval .*bare`"):
         compare([bare], tmp_path / "out")
     with pytest.raises(UserError, match=r"no config\.yaml; expected a run folder"):
@@ -167,7 +168,7 @@ def test_damage_in_a_detail_is_one_line_that_names_the_file(
     tmp_path: Path, measure: str, detail: dict[str, Any]
 ) -> None:
     damaged = replace(record(measure, {"x": 1.0}), detail=detail)
-    run = make_run(tmp_path / "run", {"": (TREE, 0, [damaged])})
+    run = make_run(tmp_path / "run", {ALONE: (TREE, 0, [damaged])})
     with pytest.raises(UserError, match=rf"run/eval/{measure}\.json: its detail lacks") as info:
         compare([run], tmp_path / "out")
     assert "\n" not in str(info.value)
@@ -175,7 +176,7 @@ def test_damage_in_a_detail_is_one_line_that_names_the_file(
 
 
 def test_names_of_files_need_not_be_utf8(tmp_path: Path) -> None:
-    run = make_run(Path(f"{tmp_path}/run-\udcff"), {"": (TOPK, 0, [sparsity(4.0)])})
+    run = make_run(Path(f"{tmp_path}/run-\udcff"), {ALONE: (TOPK, 0, [sparsity(4.0)])})
     compare([run], tmp_path / "out")
     text = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
     assert "run-?" in text
@@ -255,7 +256,7 @@ class Seen(HTMLParser):
 def fast_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A single SAE with little measured."""
     records = [sparsity(4.1), record("dead", {"dead_share": 0.1})]
-    return make_run(tmp_path_factory.mktemp("module") / "fast", {"": (MATRYOSHKA, 0, records)})
+    return make_run(tmp_path_factory.mktemp("module") / "fast", {ALONE: (MATRYOSHKA, 0, records)})
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from report_cases import (
+    ALONE,
     BASELINE,
     HSAE,
     MATRYOSHKA,
@@ -355,11 +356,11 @@ def test_seeds_are_averaged_and_their_spread_widens_the_interval(tmp_path: Path)
 
 def test_the_same_seed_twice_is_one_seed(tmp_path: Path) -> None:
     records = [hierarchy(0.8, 0.5)]
-    twice = [make_run(tmp_path / name, {"": (TREE, 0, records)}) for name in ("a", "b")]
+    twice = [make_run(tmp_path / name, {ALONE: (TREE, 0, records)}) for name in ("a", "b")]
     (setting,) = settings_of(load_runs(twice))
     assert setting.label == "a"
     assert setting.value("hierarchy", "tree") == setting.first.value("hierarchy", "tree")
-    other = make_run(tmp_path / "c", {"": (TREE, 1, [hierarchy(0.7, 0.5)])})
+    other = make_run(tmp_path / "c", {ALONE: (TREE, 1, [hierarchy(0.7, 0.5)])})
     (setting,) = settings_of(load_runs([*twice, other]))
     assert setting.label == "a (2 seeds)"
     assert setting.value("hierarchy", "tree").each == (0.8, 0.7)

@@ -29,10 +29,10 @@ from saeforest.measures.examples import FeatureWindows
 from saeforest.measures.first_letters import first_letters
 from saeforest.measures.pooled import LabelledTextConfig, read_texts
 from saeforest.presets import PRESETS
+from saeforest.run_folder import RunFolder
 from saeforest.session import (
     about_activations,
     check_site,
-    load_run,
     open_reader,
     read_tokens,
     settle_positions,
@@ -199,7 +199,7 @@ def test_a_run_reads_with_bos_throughout(with_bos: tuple[TrainConfig, Path]):
     assert config.text.bos == "auto"
     assert load_config(out / "config.yaml").text.bos == "yes"
     assert yaml.safe_load((out / "config.yaml").read_text("utf-8"))["text"]["bos"] == "yes"
-    resolved, sae = load_run(out)
+    resolved, sae = RunFolder(out).load()
     assert sae.metadata["prepend_bos"] is True
     reader = open_reader(resolved)
     check_site(sae, reader)
@@ -208,7 +208,9 @@ def test_a_run_reads_with_bos_throughout(with_bos: tuple[TrainConfig, Path]):
         assert (tokens.ids[:, 0] == BOS).all()
         assert not (tokens.ids[:, 1:] == BOS).any()
         assert not reader.keep(tokens.ids)[:, 0].any()
-    records = measure_run({"": (resolved, sae)}, reader, ["sparsity"], MeasureOptions(tokens=640), out)
+    records = measure_run(
+        {"tree": (resolved, sae)}, reader, ["sparsity"], MeasureOptions(tokens=640), RunFolder(out)
+    )
     assert records[""][0].settings["prepend_bos"] is True
     batches = (batch for batch, _ in reader.batches(tokens))
     index = build_index(sae, batches, tokens, total=tokens.n_tokens)
@@ -275,7 +277,7 @@ def test_another_state_than_in_training_is_refused(
     capsys: pytest.CaptureFixture[str],
 ):
     """Also where the run's configuration is of before the setting: then the SAE's own word counts."""
-    config, sae = load_run(with_bos[1])
+    config, sae = RunFolder(with_bos[1]).load()
     other = replace(config, text=replace(config.text, bos="no"))
     out = tmp_path / "run"
     shutil.copytree(with_bos[1], out)
@@ -284,7 +286,7 @@ def test_another_state_than_in_training_is_refused(
         data = yaml.safe_load((out / "config.yaml").read_text("utf-8"))
         del data["text"]["bos"]
         (out / "config.yaml").write_text(yaml.safe_dump(data), "utf-8")
-    loaded, sae = load_run(out)
+    loaded, sae = RunFolder(out).load()
     assert loaded.text.bos == "no"
     assert load_config(out / "config.yaml", of_run=True).text.bos == "no"
     reader = open_reader(loaded)
@@ -292,7 +294,7 @@ def test_another_state_than_in_training_is_refused(
     with pytest.raises(UserError, match=message):
         check_site(sae, reader)
     with pytest.raises(UserError, match=message):
-        measure_run({"": (loaded, sae)}, reader, ["sparsity"], MeasureOptions(tokens=640), out)
+        measure_run({"tree": (loaded, sae)}, reader, ["sparsity"], MeasureOptions(tokens=640), RunFolder(out))
     del sae.metadata["prepend_bos"]  # an SAE of before the setting: read as it was trained, and said
     capsys.readouterr()
     check_site(sae, reader)
@@ -314,7 +316,7 @@ def test_harvested_activations_say_and_keep_it(
     with pytest.raises(UserError, match=r"text\.bos = no: .* activations of text read with BOS"):
         as_harvested(replace(on_store, text=replace(config.text, bos="no")))
     run_training(on_store, tmp_path / "run")
-    assert load_run(tmp_path / "run")[1].metadata["prepend_bos"] is True
+    assert RunFolder(tmp_path / "run").load()[1].metadata["prepend_bos"] is True
 
 
 def test_a_store_without_the_key_was_read_without_bos(
@@ -329,7 +331,7 @@ def test_a_store_without_the_key_was_read_without_bos(
     capsys.readouterr()
     run_training(replace(config, data=str(tmp_path / "acts"), text=with_bos[0].text), tmp_path / "run")
     assert "harvest again to read it so" in capsys.readouterr().err
-    assert load_run(tmp_path / "run")[0].text.bos == "no"
+    assert RunFolder(tmp_path / "run").load()[0].text.bos == "no"
 
 
 @pytest.mark.parametrize(
@@ -355,5 +357,5 @@ def test_presets_for_gemma_leave_bos_to_the_tokenizer():
 
 
 def test_runs_without_a_bos_are_as_before(finished_run: Path):
-    config, sae = load_run(finished_run)
+    config, sae = RunFolder(finished_run).load()
     assert (config.text.bos, sae.metadata["prepend_bos"]) == ("no", False)

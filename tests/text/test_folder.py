@@ -14,7 +14,8 @@ from conftest import MakeConfig
 from saeforest.evaluation import measure_run
 from saeforest.evaluation.options import MeasureOptions
 from saeforest.files import write_json
-from saeforest.session import load_run, open_reader
+from saeforest.run_folder import RunFolder
+from saeforest.session import open_reader
 from saeforest.text import Reading, documents
 from saeforest.training import run_training
 from text_cases import error_line, read, reading_error, write_jsonl
@@ -172,11 +173,10 @@ def test_a_run_inside_its_own_data(
     config = tiny_config(data=str(data), epochs=1)
     first = names(data)
     run_training(config, data / "runs" / "a")
-    resolved, sae = load_run(data / "runs" / "a")
-    folder = data / "runs" / "a"
-    measure_run(
-        {"": (resolved, sae)}, open_reader(resolved), ["sparsity"], MeasureOptions(tokens=640), folder
-    )
+    run = RunFolder(data / "runs" / "a")
+    resolved, sae = run.load()
+    saes = {"tree": (resolved, sae)}
+    measure_run(saes, open_reader(resolved), ["sparsity"], MeasureOptions(tokens=640), run)
     assert names(data) == first
     assert "1 folder that is a run of saeforest (runs/a)" in capsys.readouterr().err
     assert "a run of saeforest, not text" in reading_error(data / "runs" / "a")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from conftest import MakeConfig
-from saeforest.session import load_run
+from saeforest.run_folder import RunFolder
 from saeforest.text import Document, Tokens
 from saeforest.text.held_out import split_of
 from saeforest.training import run_training
@@ -180,7 +180,7 @@ def test_the_true_number_of_tokens(
     assert f"its train text holds {there:,} tokens in whole windows, fewer than the 5,000,000 asked for" in (
         capsys.readouterr().err
     )
-    resolved, sae = load_run(tmp_path / "run")
+    resolved, sae = RunFolder(tmp_path / "run").load()
     assert resolved.tokens == sae.metadata["tokens_read"] == there
     # With that number from the start, nothing is different.
     run_training(tiny_config(data=source, tokens=there, epochs=1), tmp_path / "again")
@@ -193,5 +193,5 @@ def test_the_true_number_of_tokens(
 
 def test_enough_tokens_leave_the_number_as_it_was_asked_for(tiny_config: MakeConfig, tmp_path: Path):
     run_training(tiny_config(tokens=3_075, epochs=1), tmp_path / "run")  # three beyond the last window
-    resolved, sae = load_run(tmp_path / "run")
+    resolved, sae = RunFolder(tmp_path / "run").load()
     assert (resolved.tokens, sae.metadata["tokens_read"]) == (3_075, 3_072)

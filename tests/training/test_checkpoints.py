@@ -19,7 +19,7 @@ from saeforest.config import OptimConfig
 from saeforest.errors import UserError
 from saeforest.optim import Adam
 from saeforest.saes import SAE, HSAEConfig, SystemConfig, TrainingPlan, TreeConfig, build
-from saeforest.training.checkpoint import TENSORS, latest_checkpoint, load_checkpoint, save_checkpoint
+from saeforest.training.checkpoint import SINGLE, latest_checkpoint, load_checkpoint, save_checkpoint
 from saeforest.training.loop import make_optimizer, update
 
 D_IN, BATCH, STEPS, N_STEPS = 8, 16, 5, 40
@@ -40,6 +40,9 @@ def trainee(system: str = "tree", **optim: Any) -> tuple[SAE, Adam]:
     return sae, make_optimizer(sae, OptimConfig(batch_size=BATCH, **optim))
 
 
+TENSORS = f"{SINGLE}.safetensors"
+
+
 def train(sae: SAE, optimizer: Adam, data: ActivationStream, first: int, last: int) -> None:
     for step in range(first, last + 1):
         done = sae.training_step(data.next().x)
@@ -51,7 +54,7 @@ def write(folder: Path, system: str) -> Path:
     """A checkpoint of a system after five steps."""
     data, (sae, optimizer) = stream(), trainee(system)
     train(sae, optimizer, data, 1, STEPS)
-    save_checkpoint(folder, STEPS, {"": (sae, optimizer)}, data, "of the data")
+    save_checkpoint(folder, STEPS, {SINGLE: (sae, optimizer)}, data, "of the data")
     return folder / f"step-{STEPS:08}"
 
 
@@ -74,7 +77,7 @@ def refused(checkpoint: Path, match: str, system: str = "tree", **optim: Any) ->
     before = {name: tensor.clone() for name, tensor in sae.state_dict().items()}
     data, rng = stream(), torch.get_rng_state()
     with pytest.raises(UserError, match=match) as error:
-        load_checkpoint(checkpoint, {"": (sae, optimizer)}, data, "of the data", N_STEPS)
+        load_checkpoint(checkpoint, {SINGLE: (sae, optimizer)}, data, "of the data", N_STEPS)
     assert str(checkpoint) in str(error.value)
     assert "\n" not in str(error.value)
     assert "optim.lr" not in str(error.value)
@@ -105,7 +108,7 @@ def filled(value: float) -> Callable[[Tensor], Tensor]:
 def test_it_comes_back(tmp_path: Path, system: str) -> None:
     checkpoint = write(tmp_path, system)
     data, (sae, optimizer) = stream(), trainee(system)
-    assert load_checkpoint(checkpoint, {"": (sae, optimizer)}, data, "of the data", N_STEPS) == STEPS
+    assert load_checkpoint(checkpoint, {SINGLE: (sae, optimizer)}, data, "of the data", N_STEPS) == STEPS
     train(sae, optimizer, data, STEPS + 1, 2 * STEPS)
     whole, (same, adam) = stream(), trainee(system)
     train(same, adam, whole, 1, 2 * STEPS)
@@ -145,7 +148,7 @@ def test_a_row_that_there_is_not(damaged: Path) -> None:
     """Known when the block has been read. It was an endless loop, or the block behind it."""
     edit_json(damaged / "state.json", lambda state: state["data"].update(row=101))
     data = stream()
-    load_checkpoint(damaged, {"": trainee()}, data, "of the data", N_STEPS)
+    load_checkpoint(damaged, {SINGLE: trainee()}, data, "of the data", N_STEPS)
     with pytest.raises(UserError, match="row 101 of block 0 of the activations: it has 100"):
         data.next()
     with pytest.raises(ValueError, match="negative"):
@@ -154,7 +157,7 @@ def test_a_row_that_there_is_not(damaged: Path) -> None:
 
 def test_a_step_beyond_the_run(written: Path) -> None:
     with pytest.raises(UserError, match="is of step 5, but the run has 4"):
-        load_checkpoint(written, {"": trainee()}, stream(), "of the data", 4)
+        load_checkpoint(written, {SINGLE: trainee()}, stream(), "of the data", 4)
 
 
 @pytest.mark.parametrize("name", ["exp_avg", "exp_avg_sq"])

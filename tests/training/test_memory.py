@@ -277,7 +277,7 @@ def rehearsed(
     base = TrainConfig(sae=config)
     member = replace(base, optim=replace(base.optim, batch_size=batch_size))
     x = torch.randn(300, 16, generator=torch.Generator().manual_seed(0))
-    return rehearsal.rehearse({"": sae}, {"": member}, x, 100, memory.resident()), sizes
+    return rehearsal.rehearse({"tree": sae}, {"tree": member}, x, 100, memory.resident()), sizes
 
 
 def test_a_slow_system_is_tried_on_a_part_of_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from conftest import MakeConfig
 from saeforest import UserError
 from saeforest.config import load_config, save_config
-from saeforest.session import load_run
+from saeforest.run_folder import RunFolder
 from saeforest.training import Interrupted, log, loop, run_training
 from saeforest.training.log import read_log
 from saeforest.training.run import resume_config
@@ -59,10 +59,10 @@ def test_a_run_stopped_by_ctrl_c_and_resumed_is_as_if_never_stopped(
         with pytest.MonkeyPatch.context() as patch:
             at_step(patch, stop, ctrl_c)
             with pytest.raises(Interrupted, match=f"after step {stop} of {STEPS}; a checkpoint is saved"):
-                run_training(resume_config(out) if i else config, out, resume=i > 0)
+                run_training(resume_config(RunFolder(out)) if i else config, out, resume=i > 0)
         assert [p.name for p in (out / "checkpoints").iterdir()] == [f"step-{stop:08}"]
         assert not (out / "sae").exists()
-    run_training(resume_config(out), out, resume=True).drop_activations()
+    run_training(resume_config(RunFolder(out)), out, resume=True).drop_activations()
     assert {p.name for p in out.iterdir()} == FINISHED
     assert_same_run(whole_runs[store], out)
 
@@ -75,7 +75,7 @@ def test_adams_state_in_half_precision_resumes_exactly(tiny_config: MakeConfig, 
         at_step(patch, 20, ctrl_c)
         with pytest.raises(Interrupted):
             run_training(config, out)
-    run_training(resume_config(out), out, resume=True)
+    run_training(resume_config(RunFolder(out)), out, resume=True)
     assert_same_run(whole, out)
 
 
@@ -95,7 +95,7 @@ def test_a_crashed_run_goes_on_from_its_last_checkpoint(
     for name in ("log.jsonl", "allocations.jsonl"):
         with (out / name).open("a") as f:
             f.write(json.dumps(ahead) + "\n")
-    run_training(resume_config(out), out, resume=True)
+    run_training(resume_config(RunFolder(out)), out, resume=True)
     steps = [line["step"] for line in read_log(out) if "event" not in line]
     assert steps == list(range(1, STEPS + 1))
     assert allocations(out) == allocations(finished_run)
@@ -114,7 +114,7 @@ def test_a_line_that_a_crash_cut_short_is_dropped(
     for name in ("log.jsonl", "allocations.jsonl"):
         with (out / name).open("a") as f:
             f.write('{"step": 2')
-    run_training(resume_config(out), out, resume=True)
+    run_training(resume_config(RunFolder(out)), out, resume=True)
     assert_same_run(finished_run, out)
 
 
@@ -128,7 +128,7 @@ def test_a_damaged_line_of_a_log_is_set_aside(
     """These files alone are appended to: a power cut damages them first, and the checkpoint is sound all the same."""
     lines = (stopped / name).read_bytes().splitlines(keepends=True)
     (stopped / name).write_bytes(b"".join([*lines[:1], damage + b"\n", *lines[1:]]))
-    run_training(resume_config(stopped), stopped, resume=True)
+    run_training(resume_config(RunFolder(stopped)), stopped, resume=True)
     assert f"{name}: 1 damaged lines were set aside in {name.removesuffix('.jsonl')}.damaged.jsonl" in (
         capsys.readouterr().err
     )
@@ -170,17 +170,17 @@ def test_an_edited_configuration_of_a_run_is_noticed(finished_run: Path, tmp_pat
     with pytest.raises(
         UserError, match=r"config\.yaml: does not match the checksum in its first line.*delete that"
     ):
-        load_run(run)
+        RunFolder(run).load()
     (run / "config.yaml").write_text(
         text[: text.index("text:")]
     )  # at the end of a line: defaults would fill in
     with pytest.raises(UserError, match=r"config\.yaml: does not match the checksum"):
-        load_run(run)
+        RunFolder(run).load()
     (run / "config.yaml").write_text(text.replace("context: 32", "context: 64"))
     assert load_config(run / "config.yaml").text.context == 64  # as a file of settings it may be edited
     _, *lines = (run / "config.yaml").read_text().splitlines(keepends=True)
     (run / "config.yaml").write_text("".join(lines))
-    assert load_run(run)[0].text.context == 64
+    assert RunFolder(run).load()[0].text.context == 64
 
 
 def test_a_log_that_the_disk_has_no_room_for_waits_for_the_next_line(
@@ -228,14 +228,14 @@ def test_checkpoints_come_as_often_as_asked(tiny_config: MakeConfig, tmp_path: P
 
 def test_a_complete_run_is_not_resumed(finished_run: Path) -> None:
     with pytest.raises(UserError, match="complete; nothing to resume"):
-        resume_config(finished_run)
+        resume_config(RunFolder(finished_run))
 
 
 @pytest.mark.parametrize("prepare", [lambda out: None, lambda out: out.mkdir()])
 def test_nothing_there_to_resume(prepare: Any, tmp_path: Path) -> None:
     prepare(tmp_path / "run")
     with pytest.raises(UserError, match="nothing to resume; expected a folder"):
-        resume_config(tmp_path / "run")
+        resume_config(RunFolder(tmp_path / "run"))
 
 
 @pytest.fixture(scope="module")
@@ -256,7 +256,7 @@ def stopped(stopped_once: Path, tmp_path: Path) -> Path:
 
 def resuming_fails(out: Path, names: str) -> None:
     with pytest.raises(UserError) as error:
-        run_training(resume_config(out), out, resume=True)
+        run_training(resume_config(RunFolder(out)), out, resume=True)
     assert "\n" not in str(error.value)
     assert names in str(error.value)
     assert (out / "checkpoints" / "step-00000020").exists()
@@ -326,7 +326,7 @@ def test_a_run_with_another_model_does_not_go_on(
     weights = load_file(model / "model.safetensors")
     save_file({k: v * 1.01 for k, v in weights.items()}, model / "model.safetensors", {"format": "pt"})
     with pytest.raises(UserError, match=r"step-00000020: was written with model\.fingerprint"):
-        run_training(resume_config(out), out, resume=True)
+        run_training(resume_config(RunFolder(out)), out, resume=True)
 
 
 # Ctrl-C of a real process
@@ -372,7 +372,7 @@ def test_ctrl_c_ends_a_process_with_130_and_a_checkpoint(tiny_config: MakeConfig
     with pytest.MonkeyPatch.context() as patch:
         at_step(patch, step + 1, ctrl_c)
         with pytest.raises(Interrupted, match=f"after step {step + 1} of"):
-            run_training(resume_config(out), out, resume=True)
+            run_training(resume_config(RunFolder(out)), out, resume=True)
     steps = [line["step"] for line in read_log(out) if "event" not in line]
     assert steps == list(range(1, step + 2))
 

@@ -17,6 +17,7 @@ import saeforest
 from saeforest import UserError, cli
 from saeforest.config import MemberConfig, TrainConfig, load_config, save_config
 from saeforest.presets import PRESETS
+from saeforest.run_folder import RunFolder
 from saeforest.saes import (
     AuxConfig,
     BatchTopKConfig,
@@ -29,7 +30,7 @@ from saeforest.saes import (
     TopKConfig,
 )
 from saeforest.training import Interrupted, loop, run_training
-from saeforest.training.log import log_folder, read_log
+from saeforest.training.log import read_log
 from saeforest.training.run import resume_config
 
 MakeConfig = Callable[..., TrainConfig]
@@ -77,7 +78,7 @@ def test_alone_or_among_others_an_sae_is_the_same(
         lines = [line for line in read_log(folder) if line.get("event") != "finished"]
         return [{k: v for k, v in line.items() if k not in times} for line in lines]
 
-    assert told(log_folder(run, name)) == told(tmp_path / "alone")
+    assert told(RunFolder(run).logs(name)) == told(tmp_path / "alone")
 
 
 def test_every_sae_has_its_folder_and_its_log(run: Path) -> None:
@@ -94,7 +95,7 @@ def test_every_sae_has_its_folder_and_its_log(run: Path) -> None:
         code = sae.encode(x)
         assert torch.equal(sae(x), sae.decode(*sae.encode_with_stats(x)))
         assert int(code.ids.max()) < sae.d_sae
-        last = [line for line in read_log(log_folder(run, name)) if "event" not in line][-1]
+        last = [line for line in read_log(RunFolder(run).logs(name)) if "event" not in line][-1]
         assert len(last["l0"]) == len(last["dead"]) == len(sae.config.layer_sizes)
         assert sae.metadata["seed"] == member.seed
 
@@ -120,7 +121,7 @@ def test_a_stopped_run_goes_on_exactly(
     with pytest.raises(Interrupted, match="after step 21"):
         run_training(several(tiny_config()), out)
     monkeypatch.undo()
-    run_training(resume_config(out), out, resume=True)
+    run_training(resume_config(RunFolder(out)), out, resume=True)
     for path in (run / "sae").rglob("*.safetensors"):
         theirs = load_file(out / path.relative_to(run))
         for name, tensor in load_file(path).items():

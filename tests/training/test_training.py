@@ -20,6 +20,7 @@ from saeforest import UserError
 from saeforest.activations import ActivationStream, harvest_folder
 from saeforest.activations.sources import MemoryActivations
 from saeforest.config import OptimConfig, TrainConfig, load_config
+from saeforest.run_folder import RunFolder
 from saeforest.saes import AllocationConfig, TrainingPlan, TreeAuxConfig, TreeConfig, build, load_sae
 from saeforest.session import about_activations, open_reader, read_tokens, settle_positions
 from saeforest.training import run_training, train
@@ -137,7 +138,7 @@ def test_a_batch_without_variance_does_not_break_the_log(tmp_path: Path) -> None
     sae = build(config.sae, 16, seed=0)
     sae.prepare(TrainingPlan(2, 1))
     memory = MemoryActivations(torch.randn(4, 16), torch.arange(4), 0)
-    train(config, {"": sae}, ActivationStream(memory, 1), 2, tmp_path)
+    train(config, {"tree": sae}, ActivationStream(memory, 1), 2, begun(tmp_path, config))
 
     def refuse(word: str) -> None:
         raise AssertionError(f"{word} is no JSON")
@@ -166,6 +167,13 @@ def test_the_moves_lead_from_the_first_parents_to_the_last(
 
 
 # Learning
+
+
+def begun(folder: Path, config: TrainConfig) -> RunFolder:
+    """A run that has its configuration and nothing else."""
+    run = RunFolder(folder)
+    run.save_config(config)
+    return run
 
 
 def synthetic_config(batch_size: int, lr: float) -> TrainConfig:
@@ -212,10 +220,10 @@ def test_training_recovers_the_directions_of_a_synthetic_tree(tmp_path: Path) ->
     assert recovered().sum() == 0
     train(
         config,
-        {"": sae},
+        {"tree": sae},
         ActivationStream(MemoryActivations(x, torch.arange(len(x)), 0), 256),
         n_steps,
-        tmp_path,
+        begun(tmp_path, config),
     )
     steps = [line for line in read_log(tmp_path) if "event" not in line]
     assert steps[0]["fve"] < 0.3
@@ -237,8 +245,9 @@ def test_a_loss_that_is_not_finite_is_told(tmp_path: Path) -> None:
     sae = build(config.sae, 16, seed=0)
     sae.prepare(TrainingPlan(5, 8))
     x = torch.full((16, 16), 1e30)
+    stream, run = ActivationStream(MemoryActivations(x, torch.arange(16), 0), 8), begun(tmp_path, config)
     with pytest.raises(UserError, match=r"step 1: the loss is (nan|inf); lower optim\.lr = 0\.001"):
-        train(config, {"": sae}, ActivationStream(MemoryActivations(x, torch.arange(16), 0), 8), 5, tmp_path)
+        train(config, {"tree": sae}, stream, 5, run)
     assert not (tmp_path / "sae").exists()
 
 

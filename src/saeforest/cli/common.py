@@ -9,13 +9,16 @@ from difflib import get_close_matches
 from pathlib import Path
 from shlex import quote
 from shutil import which
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
 from ..errors import UserError
 from ..output import say
 from ..stopping import Interrupted
+
+if TYPE_CHECKING:
+    from ..run_folder import RunFolder
 
 Run = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
 #: Tokens of the training text that an index is made from, unless the user says.
@@ -44,10 +47,9 @@ def program() -> str:
     return "saeforest" if which("saeforest") else sys.argv[0]
 
 
-def say_next(run: Path, name: str = "", *, families: bool = True) -> None:
+def say_next(run: RunFolder, name: str, *, families: bool = True) -> None:
     """Says which commands a trained SAE is looked at with."""
-    typed, which_sae = program(), f" --sae {name}" if name else ""
-    folder = f"{run}/sae/{name}" if name else f"{run}/sae"
+    typed, which_sae = program(), f" --sae {name}" if run.several else ""
     commands = (
         {f"{typed} show {run}{which_sae}": "the most telling families; -n 30 for more"} if families else {}
     )
@@ -55,7 +57,7 @@ def say_next(run: Path, name: str = "", *, families: bool = True) -> None:
         f"{typed} show {run} FEATURE{which_sae}": "what a feature fires on, and the tree under it",
         f"{typed} eval {run}": "measure it on held-out text",
         f"{typed} train --help": "your own model, site, text and sizes",
-        f'In Python: saeforest.load("{folder}")': "the SAE: encode, decode, forest",
+        f'In Python: saeforest.load("{run.sae(name)}")': "the SAE: encode, decode, forest",
     }
     width = max(map(len, commands))
     say_lines("\nNext:\n" + "\n".join(f"  {command:{width}}   {what}" for command, what in commands.items()))

@@ -28,7 +28,9 @@ def demo(argv: Sequence[str]) -> None:
     args = parse(_Demo, argv, "demo", doc(demo))
     positive(args, "tokens", "eval_tokens")
     from ..demo import run_demo
+    from ..run_folder import RunFolder
 
     with resumable(args.out, "the same command"):
         run_demo(replace(PRESETS["demo"], tokens=args.tokens), args.out, args.eval_tokens)
-    say_next(args.out)
+    run = RunFolder(args.out)
+    say_next(run, run.names()[0])

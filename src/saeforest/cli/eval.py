@@ -15,7 +15,8 @@ def evaluate(argv: Sequence[str]) -> None:
     """Measure trained SAEs on text they have not seen. Writes RUN/eval/MEASURE.json; goes on where it was stopped."""
     from ..evaluation import measure_names, measure_run, table
     from ..evaluation.options import PRESETS
-    from ..session import check_site, load_run, open_reader, sae_names
+    from ..run_folder import RunFolder
+    from ..session import check_site, open_reader
     from ..training.unfinished import tidy
     from .eval_arguments import eval_arguments
 
@@ -23,21 +24,18 @@ def evaluate(argv: Sequence[str]) -> None:
     if preset is not None and preset not in PRESETS:
         raise UserError(f"--preset {preset[:100]}: expected one of {', '.join(PRESETS)}")
     args = parse(eval_arguments(PRESETS[preset or "recommended"]), rest, "eval", doc(evaluate))
-    tidy(args.run)
+    run = RunFolder(args.run)
+    tidy(run)
     names = measure_names(args.measures)
-    saes = {
-        name: load_run(args.run, args.device, name)
-        for name in ([args.sae] if args.sae else sae_names(args.run))
-    }
+    chosen = run.names() if args.sae is None else [args.sae]
+    saes = {name: run.load(name, args.device) for name in chosen}
     reader = open_reader(next(iter(saes.values()))[0])
     for _, sae in saes.values():
         check_site(sae, reader)
     try:
-        found = measure_run(saes, reader, names, args.options, args.run, again=args.again)
+        found = measure_run(saes, reader, names, args.options, run, again=args.again)
     except Interrupted as stop:
-        kept = (
-            f"the measures taken so far are kept in {args.run / 'eval'}; give the same command for the others"
-        )
+        kept = f"the measures taken so far are kept in {run.records}; give the same command for the others"
         raise Interrupted(f"stopped; {kept}", stop.signum) from None
     for name, records in found.items():
-        results().print(table(records, title=name or None))
+        results().print(table(records, title=name if run.several else None))

@@ -21,7 +21,7 @@ def eval_arguments(preset: MeasureOptions) -> type[Any]:
         options: Annotated[MeasureOptions, tyro.conf.arg(name="")] = field(default_factory=lambda: preset)
         measures: str = "fast"
         """A set (fast, paper, saebench) or names, separated by commas."""
-        sae: str = ""
+        sae: str | None = None
         """Which SAE, of a run that trained several; all of them by default."""
         device: str | None = None
         """Of language model and SAE; by default the one the run was trained on."""

@@ -15,7 +15,7 @@ class _Index:
     """A run's folder."""
     tokens: int | None = None
     """Tokens of the training text to look at. Default: those of the run, 600,000 at most."""
-    sae: str = ""
+    sae: str | None = None
     """Which SAE, of a run that trained several."""
     device: str | None = None
     """Of language model and SAE; by default the one the run was trained on."""
@@ -27,11 +27,14 @@ def index(argv: Sequence[str]) -> None:
     if args.tokens is not None:
         positive(args, "tokens")
     from ..explore import index_run
-    from ..session import check_site, load_run, open_reader
+    from ..run_folder import RunFolder
+    from ..session import check_site, open_reader
     from ..training.unfinished import tidy
 
-    tidy(args.run)
-    config, sae = load_run(args.run, args.device, args.sae)
+    run = RunFolder(args.run)
+    tidy(run)
+    config, sae = run.load(args.sae, args.device)
     reader = open_reader(config)
     check_site(sae, reader)
-    index_run(args.run, config, sae, reader, args.tokens or min(INDEX_TOKENS, config.tokens), args.sae)
+    name = args.sae or run.names()[0]
+    index_run(run, name, config, sae, reader, args.tokens or min(INDEX_TOKENS, config.tokens))

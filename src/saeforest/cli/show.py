@@ -25,7 +25,7 @@ class _Show:
     """A feature id; without it the most telling families."""
     families: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 10
     """How many families."""
-    sae: str = ""
+    sae: str | None = None
     """Which SAE, of a run that trained several."""
     device: str | None = None
     """Of the language model, where there is no index yet; by default the one the run was trained on."""
@@ -37,10 +37,13 @@ def show(argv: Sequence[str]) -> None:
     positive(args, "families")
     from ..explore import Explorer, Index, index_run, show_families, show_feature
     from ..lm import load_tokenizer
-    from ..session import check_site, load_run, open_reader, within
+    from ..run_folder import RunFolder
+    from ..session import check_site, open_reader
 
-    config, sae = load_run(args.run, args.device, args.sae)
-    folder = within(args.run / "index", args.sae)
+    run = RunFolder(args.run)
+    config, sae = run.load(args.sae, args.device)
+    name = args.sae or run.names()[0]
+    folder = run.index(name)
     feature = None if args.feature is None else _feature(args.feature, sae.d_sae, args.run)
     if folder.exists():
         found = Index.load(folder, sae)
@@ -48,7 +51,7 @@ def show(argv: Sequence[str]) -> None:
         reader = open_reader(config)
         check_site(sae, reader)
         note(f"{args.run} has no index yet; making it, once")
-        found = index_run(args.run, config, sae, reader, min(INDEX_TOKENS, config.tokens), args.sae)
+        found = index_run(run, name, config, sae, reader, min(INDEX_TOKENS, config.tokens))
     explorer = Explorer(found, sae.forest, load_tokenizer(config.model))
     if feature is None:
         show_families(results(), explorer, args.families)

@@ -13,6 +13,7 @@ from ..config import TrainConfig, load_config
 from ..errors import UserError
 from ..output import note, say, status
 from ..presets import PRESET_NAMES, PRESETS, together, with_seeds
+from ..run_folder import CONFIG, RunFolder
 from ..saes import SYSTEMS
 from .arguments import parse, taken
 from .common import near, resumable, say_next
@@ -45,7 +46,7 @@ def train(argv: Sequence[str]) -> None:
     out = args.out or Path("runs") / name
     if args.resume and (args.dry_run or args.seeds or args.config != PRESETS["demo"]):
         raise UserError(
-            f"--resume goes on with the settings of {out / 'config.yaml'}; give only --out beside it"
+            f"--resume goes on with the settings of {RunFolder(out).config_file}; give only --out beside it"
         )
     config = _checked(args.config, base)
     if args.seeds and args.config.seed != base.seed:
@@ -60,33 +61,33 @@ def train(argv: Sequence[str]) -> None:
         if warning := too_much(found.memory.peak, found.memory.lower):
             note(f"warning: {warning}")
         return
-    from ..session import load_run, sae_names
     from ..training import run_training
     from ..training.unfinished import is_complete, tidy
 
-    if is_complete(out, None if args.resume else config):
+    run = RunFolder(out)
+    if is_complete(run, None if args.resume else config):
         note(f"{out}: this run is complete; nothing is left to do")
     else:
         with resumable(out, "train --resume"):
             run_training(config, out, resume=args.resume)
-    tidy(out)
-    saes = {name: load_run(out, name=name)[1] for name in sae_names(out)}
+    tidy(run)
+    saes = {name: run.load(name)[1] for name in run.names()}
     for name, sae in saes.items():
-        _say_trained(out, name, sae.d_sae)
+        _say_trained(run, name, sae.d_sae)
     name, sae = next(iter(saes.items()))
-    say_next(out, name, families=not sae.flat)
+    say_next(run, name, families=not sae.flat)
 
 
-def _say_trained(run: Path, name: str, d_sae: int) -> None:
-    from ..training.log import log_folder, read_log
+def _say_trained(run: RunFolder, name: str, d_sae: int) -> None:
+    from ..training.log import read_log
 
-    steps = [line for line in read_log(log_folder(run, name)) if "event" not in line]
+    steps = [line for line in read_log(run.logs(name)) if "event" not in line]
     if not steps:
         return
     last = steps[-1]
     l0, dead, fve = sum(last["l0"]), sum(last["dead"]), last["fve"]
     said = f"FVE {'-' if fve is None else f'{fve:.3f}'}, L0 {l0:.1f}, {dead:,} of {d_sae:,} features dead"
-    say(f"In training: {name + ': ' if name else ''}{said}")
+    say(f"In training: {name + ': ' if run.several else ''}{said}")
 
 
 def _presets(argv: Sequence[str]) -> tuple[str, TrainConfig, list[str]]:
@@ -104,7 +105,7 @@ def _presets(argv: Sequence[str]) -> tuple[str, TrainConfig, list[str]]:
             raise UserError(f"preset '{names[0]}' and --config {file}: give one of them")
         path = Path(file)
         # RUN/config.yaml is known by its run, any other file by its own name.
-        known_as = path.resolve().parent.name if path.name == "config.yaml" else path.stem
+        known_as = path.resolve().parent.name if path.name == CONFIG else path.stem
         return known_as, load_config(path), rest
     names = names or ["demo"]
     return "+".join(names), together(names), rest

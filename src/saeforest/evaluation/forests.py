@@ -32,13 +32,13 @@ from ..infer import ForestInference, InferredForest
 from ..memory import Forecast
 from ..output import note
 from ..progress import progress
+from ..run_folder import RunFolder
 from ..saes import SAE
 from ..schema import Count, Schema, checked, without
-from ..session import read_tokens, within
+from ..session import read_tokens
 from ..structure.forest import Forest
 from .options import MeasureOptions
 
-FOREST_FOLDER = "forest"
 ABOUT, TENSORS = "forest.json", "forest.safetensors"
 
 
@@ -53,7 +53,7 @@ def forests_of(
     saes: Mapping[str, tuple[TrainConfig, SAE]],
     reader: ActivationReader,
     options: MeasureOptions,
-    folder: Path,
+    run: RunFolder,
 ) -> dict[str, tuple[Forest, str]]:
     """Forest and its origin in a few words, for each SAE; flat ones share one reading of the training text.
 
@@ -65,8 +65,7 @@ def forests_of(
         if not sae.flat:
             found[name] = sae.forest, "its own"
             continue
-        place = within(folder / FOREST_FOLDER, name)
-        if (kept := _read(place, sae, _about(config, sae, options), options)) is not None:
+        if (kept := _read(run.forest(name), sae, _about(config, sae, options), options)) is not None:
             found[name] = kept
         else:
             missing[name] = ForestInference(sae, options.infer)
@@ -87,9 +86,8 @@ def forests_of(
             )
     for name, inference in missing.items():
         config, sae = saes[name]
-        place = within(folder / FOREST_FOLDER, name)
         inferred = inference.forest()
-        _write(place, inferred, _about(config, sae, options))
+        _write(run.forest(name), inferred, _about(config, sae, options))
         found[name] = inferred.forest, _origin(options, inferred.n_tokens)
     return found
 

@@ -17,16 +17,15 @@ from ..errors import UserError
 from ..measures.record import Record
 from ..measures.subject import Subject
 from ..output import note
+from ..run_folder import RunFolder
 from ..saes import SAE
-from ..saes.files import SAE_FOLDER
-from ..session import read_tokens, text_source, within
-from ..training.log import LOG, log_folder
+from ..session import read_tokens, text_source
+from ..training.log import has_log
 from .evaluate import Source, Task, evaluate_all, subject_of
 from .forests import digest, forests_of
 from .options import MeasureOptions
 from .registry import MEASURES, Streaming
 
-EVAL_FOLDER = "eval"
 # Raised when a measure comes to mean something else, so that older records are taken anew.
 _FORMAT = 1
 
@@ -36,14 +35,13 @@ def measure_run(
     reader: ActivationReader,
     names: Sequence[str],
     options: MeasureOptions,
-    folder: Path,
+    run: RunFolder,
     *,
     again: bool = False,
 ) -> dict[str, list[Record]]:
-    """Measures SAEs of a run on `options.tokens` held-out tokens and writes `folder/eval/<measure>.json` for each.
+    """Measures SAEs of a run on `options.tokens` held-out tokens and writes the record of each (`run.record`).
 
-    saes: configuration and SAE by name, as `load_run` gives them; a single SAE's name is empty, and the records of
-        one of several go to `folder/eval/<name>/`. All read the same text.
+    saes: configuration and SAE by name, as `run.load` gives them. All read the same text.
     again: take measures anew of which there is a record already, made with the same settings on the same text.
 
     Every record is written as soon as it is known: a measurement that was stopped goes on with those that are missing.
@@ -51,46 +49,38 @@ def measure_run(
     Raises UserError where the text or the activations are at fault (see `evaluate_all`).
     """
     config = next(iter(saes.values()))[0]
-    forests = (
-        forests_of(saes, reader, options, folder) if any(MEASURES[name].forest for name in names) else {}
-    )
+    forests = forests_of(saes, reader, options, run) if any(MEASURES[name].forest for name in names) else {}
     reader = options.positions.applied(reader)
     text = read_tokens(config, reader, "held_out", options.tokens)
     tasks, keys = {}, {}
     for name, (member, sae) in saes.items():
         forest, origin = forests.get(name, (sae.forest, "its own"))
-        log = log_folder(folder, name)
+        log = run.logs(name)
         subject = subject_of(
             sae,
             forest,
             reader,
             text,
-            Source(
-                text_source(config), "held_out", member.seed, str(within(folder / SAE_FOLDER, name)), origin
-            ),
-            folder=within(folder / EVAL_FOLDER, name),
-            log=log if (log / LOG).is_file() else None,
+            Source(text_source(config), "held_out", member.seed, str(run.sae(name)), origin),
+            folder=run.eval(name),
+            log=log if has_log(log) else None,
         )
         keys[name] = {measure: _key(measure, subject, options) for measure in names}
-        missing = names if again else [m for m in names if not _there(subject.folder, m, keys[name][m])]
+        missing = names if again else [m for m in names if not _there(run.record(name, m), keys[name][m])]
         tasks[name] = Task(subject, missing)
     name_of = {id(task): name for name, task in tasks.items()}
     for task, record in evaluate_all(list(tasks.values()), options):
         name = name_of[id(task)]
         key = keys[name][record.measure]
-        place = within(folder / EVAL_FOLDER, name) / f"{record.measure}.json"
-        replace(record, settings={**record.settings, "key": key}).write(place)
-        note(f"measured  {name} {record.measure}".rstrip())
-    return {
-        name: [Record.read(within(folder / EVAL_FOLDER, name) / f"{measure}.json") for measure in names]
-        for name in saes
-    }
+        replace(record, settings={**record.settings, "key": key}).write(run.record(name, record.measure))
+        note(f"measured  {name} {record.measure}" if run.several else f"measured  {record.measure}")
+    return {name: [Record.read(run.record(name, measure)) for measure in names] for name in saes}
 
 
-def _there(folder: Path | None, measure: str, key: str) -> bool:
+def _there(record: Path, key: str) -> bool:
     """Whether there is a record that answers the same question."""
     try:
-        return folder is not None and Record.read(folder / f"{measure}.json").settings.get("key") == key
+        return Record.read(record).settings.get("key") == key
     except UserError:  # none, or a damaged one
         return False
 

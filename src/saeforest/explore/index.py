@@ -23,6 +23,7 @@ from ..files import (
     write_json,
     write_tensors,
 )
+from ..run_folder import RunFolder
 from ..saes import SAE
 from ..schema import FLOATS, INTEGERS, Count, Name, Positive, checked, shown, without
 from ..text import Tokens
@@ -147,10 +148,9 @@ def fingerprint(sae: SAE) -> str:
 
 def index_command(folder: Path) -> str:
     """What makes the index in `folder` anew: RUN/index, or RUN/index/NAME of one of several SAEs."""
-    named = folder.parent.name == "index"
-    return command(
-        "index", folder.parent.parent if named else folder.parent, *(("--sae", folder.name) if named else ())
-    )
+    run = RunFolder.around(folder)
+    name = None if run is None else run.name_of(folder)
+    return command("index", run or folder.parent, *(("--sae", name) if name else ()))
 
 
 def read_about(folder: Path) -> tuple[About, dict[str, Any]]:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from ..activations import ActivationBatch, ActivationReader
+from ..claim import claimed
 from ..config import TrainConfig
 from ..errors import UserError
 from ..files import (
@@ -24,29 +25,28 @@ from ..files import (
     write_tensors,
 )
 from ..output import note
-from ..run_folder import claimed
+from ..run_folder import RunFolder
 from ..saes import SAE
-from ..session import read_tokens, within
+from ..session import read_tokens
 from ..stopping import Stop, stopping
 from ..text import Tokens
 from .build import Counts, build_index
 from .index import Index, fingerprint
 
-INDEX_FOLDER, UNFINISHED = "index", "index.unfinished"
 _STATE, _TENSORS = "state.json", "counts.safetensors"
 _KEEP_EVERY_S = 60.0
 
 
 def index_run(
-    run: Path, config: TrainConfig, sae: SAE, reader: ActivationReader, n_tokens: int, name: str = ""
+    run: RunFolder, name: str, config: TrainConfig, sae: SAE, reader: ActivationReader, n_tokens: int
 ) -> Index:
-    """Makes `RUN/index` of one of a run's SAEs from `n_tokens` of its training text, which the language model reads.
+    """Makes the index of one of a run's SAEs from `n_tokens` of its training text, which the language model reads.
 
-    What was counted is kept every minute in `RUN/index.unfinished`, from where the same call goes on, to the same bits.
+    What was counted is kept every minute in RUN/index.unfinished, from where the same call goes on, to the same bits.
     Raises UserError where another process is at it; Interrupted where a signal asks to stop.
     """
     tokens = read_tokens(config, reader, "train", n_tokens)
-    folder = within(run / UNFINISHED, name)
+    folder = run.unfinished_index(name)
     try:
         with claimed(folder), stopping("what was counted") as stop:
             remove_leftovers(folder)
@@ -54,10 +54,10 @@ def index_run(
             index = build_index(
                 sae, unfinished.batches(reader), tokens, total=tokens.n_tokens, begin=unfinished.begin
             )
-            index.save(within(run / INDEX_FOLDER, name))
+            index.save(run.index(name))
             unfinished.remove()
     finally:
-        for empty in (folder, run / UNFINISHED):
+        for empty in (folder, folder.parent) if run.several else (folder,):
             with suppress(OSError):
                 empty.rmdir()
     return index

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from ..measures.record import Record
+from ..run_folder import RunFolder
 from .load import Entry
 
 
@@ -15,10 +16,10 @@ def commands(entries: Sequence[Entry], runs: Iterable[Path], out: Path) -> list[
     runs = list(dict.fromkeys(runs))
     for run in runs:
         place = shlex.quote(str(run))
-        found.append(f"saeforest train --config {shlex.quote(str(run / 'config.yaml'))} --out {place}")
+        found.append(f"saeforest train --config {shlex.quote(str(RunFolder(run).config_file))} --out {place}")
         measures: dict[str, list[str]] = {}
         for entry in entries:
-            for name, record in entry.records.items() if entry.run == run else ():
+            for name, record in entry.records.items() if entry.run.path == run else ():
                 of_same = measures.setdefault(_options(record), [])
                 of_same += [] if name in of_same else [name]
         found += [

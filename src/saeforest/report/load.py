@@ -14,13 +14,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.stats import t as student
 
-from ..config import TrainConfig, load_config
+from ..config import TrainConfig
 from ..errors import UserError, command
-from ..evaluation.run import EVAL_FOLDER
 from ..measures.dead_training import DeadRates, read_dead_rates
 from ..measures.record import Interval, Record
-from ..session import CONFIG, sae_names, within
-from ..training.log import LOG, log_folder
+from ..run_folder import RunFolder
+from ..training.log import has_log
 from .system import System, kind_of
 
 #: the variants of MCS as the hierarchy record names them, the papers' choice first
@@ -61,7 +60,7 @@ class Entry:
     """
 
     label: str
-    run: Path
+    run: RunFolder
     name: str
     config: TrainConfig
     records: dict[str, Record]
@@ -82,7 +81,7 @@ class Entry:
 
     def path(self, measure: str) -> Path:
         """Of the record."""
-        return within(self.run / EVAL_FOLDER, self.name) / f"{measure}.json"
+        return self.run.record(self.name, measure)
 
     @contextmanager
     def showing(self, measure: str) -> Iterator[None]:
@@ -96,7 +95,9 @@ class Entry:
             ) from None
 
     def eval_command(self, measure: str) -> str:
-        return command("eval", self.run, "--measures", measure, *(("--sae", self.name) if self.name else ()))
+        return command(
+            "eval", self.run, "--measures", measure, *(("--sae", self.name) if self.run.several else ())
+        )
 
     def value(self, measure: str, name: str) -> Value:
         record = self.records.get(measure)
@@ -116,8 +117,8 @@ class Entry:
             with self.showing("dead_training"):
                 found = _dead_rates(record)
         else:
-            folder = log_folder(self.run, self.name)
-            if not (folder / LOG).is_file():
+            folder = self.run.logs(self.name)
+            if not has_log(folder):
                 return None
             found = read_dead_rates(folder, self.config.sae.layer_sizes)
         return found if found.steps else None
@@ -267,19 +268,17 @@ def load_runs(runs: Sequence[Path]) -> list[Entry]:
         raise UserError("compare: expected one run folder or more")
     folders = list({run.resolve(): run for run in runs}.values())
     found: list[Entry] = []
-    for run, run_label in zip(folders, _distinct(folders), strict=True):
-        names = sae_names(run)
-        members = load_config(run / CONFIG, of_run=True).members()
-        for name in names:
-            records = _records(within(run / EVAL_FOLDER, name))
-            label = f"{run_label}/{name}" if name else run_label
-            found.append(Entry(_printable(label), run, name, members[name], records))
+    for folder, run_label in zip(folders, _distinct(folders), strict=True):
+        run = RunFolder(folder)
+        for name, member in run.config().members().items():
+            label = f"{run_label}/{name}" if run.several else run_label
+            found.append(Entry(_printable(label), run, name, member, _records(run.eval(name))))
     unmeasured = [entry.run for entry in found if not entry.records]
     if len(unmeasured) == len(found):
         raise UserError(
             f"{unmeasured[0]}: nothing was measured yet; first run `{command('eval', unmeasured[0])}`"
         )
-    if len(folders) == 1 and all(entry.name for entry in found):
+    if len(folders) == 1 and all(entry.run.several for entry in found):
         found = [replace(entry, label=_printable(entry.name)) for entry in found]
     return found
 

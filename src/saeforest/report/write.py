@@ -12,11 +12,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from ..errors import UserError
-from ..evaluation.run import EVAL_FOLDER
 from ..files import atomic_file, atomic_folder, write_json
-from ..saes.files import SAE_FOLDER
-from ..session import CONFIG
-from ..training.loop import CHECKPOINTS
+from ..run_folder import RunFolder
 from ..training.unfinished import claim_empty
 from .gallery import closer_looks, compare_figures
 from .load import load_runs, settings_of
@@ -46,7 +43,7 @@ def compare(runs: Sequence[Path], out: Path) -> None:
     """
     claim_empty(out)
     for folder in out.resolve().parents:
-        if _is_run(folder):
+        if (run := RunFolder(folder)).config_file.is_file() and run.has_results():
             raise UserError(
                 f"--out {out}: lies in the run {folder}, which is not written to; choose another --out"
             )
@@ -72,11 +69,6 @@ def compare(runs: Sequence[Path], out: Path) -> None:
                 )  # names of files may be no UTF-8
         files = [f"{FIGURES}/{shown.key}.{kind}" for shown in (*figures, *looks) for kind in ("png", "svg")]
         write_json(folder / VALUES, to_json(entries, results, files))
-
-
-def _is_run(folder: Path) -> bool:
-    parts = (SAE_FOLDER, EVAL_FOLDER, CHECKPOINTS)
-    return (folder / CONFIG).is_file() and any((folder / part).is_dir() for part in parts)
 
 
 def _save(panel: Panel, folder: Path) -> Shown:

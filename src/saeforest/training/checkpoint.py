@@ -27,7 +27,9 @@ from ..saes import SAE
 from ..schema import MOST, Checksum, Count, Name, Positive, Schema, checked
 from ..structure.forest import Forest
 
-TENSORS, STATE = "state.safetensors", "state.json"
+STATE = "state.json"
+#: How the file with the tensors of a run's single SAE is named.
+SINGLE = "state"
 _FOLDER = re.compile(r"step-[0-9]{8,}")
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 _REMEDY = "delete this checkpoint's folder, and resume from an older one or start anew"
@@ -64,7 +66,8 @@ def save_checkpoint(
 ) -> None:
     """Writes `folder/step-NNNNNNNN` whole, then drops older ones.
 
-    `fingerprint` is of the data; `about` is what else a run must agree with to go on from here.
+    `trained` is by the name of its file, without its ending. `fingerprint` is of the data; `about` is what else a run
+    must agree with to go on from here.
     """
     target = folder / f"step-{step:08}"
     with atomic_folder(target) as temporary:
@@ -80,7 +83,7 @@ def save_checkpoint(
 
 
 def _file(checkpoint: Path, name: str) -> Path:
-    return checkpoint / (f"{name}.safetensors" if name else TENSORS)
+    return checkpoint / f"{name}.safetensors"
 
 
 def _tensors(sae: SAE, optimizer: Adam) -> dict[str, Tensor]:

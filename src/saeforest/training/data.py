@@ -28,7 +28,6 @@ from ..session import about_activations, read_tokens, settle_positions
 from ..stopping import NEVER, Stop
 from ..text import Tokens, adds_bos
 
-ACTIVATIONS = "activations"
 # Of the memory that is left, what stored activations may take before they go to disk.
 _MEMORY_SHARE = 0.4
 
@@ -103,14 +102,15 @@ def open_data(
     config: TrainConfig,
     reader: ActivationReader,
     d_in: int,
-    out: Path,
+    folder: Path,
     stop: Stop = NEVER,
     settled: Callable[[TrainConfig], None] = lambda config: None,
 ) -> TrainingData:
     """Reads the text and, unless they are read live or were harvested before, its activations.
 
-    Activations that an earlier process has read for the same run are used again. `settled` is called with the
-    configuration once it is known where they wait: a run that is killed and goes on must not choose anew.
+    folder:  where activations wait on disk. Those that an earlier process has read for the same run are used again.
+    settled: called with the configuration once it is known where they wait: a run that is killed and goes on must not
+        choose anew.
 
     Raises UserError where the text is missing or too short, or the activations are of another width; Interrupted where
     `stop` says so.
@@ -139,7 +139,7 @@ def open_data(
     if store == "live":
         n_rows = sum(int(reader.keep(ids).sum()) for ids in tokens.ids.split(4096))
         return TrainingData(config, tokens, LiveActivations(reader, tokens, config.data_seed, d_in), n_rows)
-    folder, about = out / ACTIVATIONS, about_activations(config, tokens, reader.lm.identity)
+    about = about_activations(config, tokens, reader.lm.identity)
     there = _of_this_run(folder, about, config.data_seed)
     if store == "memory":
         memory = (

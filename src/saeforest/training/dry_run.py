@@ -241,7 +241,7 @@ def describe(e: Estimate) -> Table:
     device = "this machine's" if e.device.type == "cpu" else "the GPU's"
     rows = [
         ("model, site", f"{config.model}, {config.site} (width {e.d_in})"),
-        *((f"SAE {name}".strip(), _describe_sae(e, name)) for name in config.members()),
+        *((f"SAE {name}" if config.saes else "SAE", _describe_sae(e, name)) for name in config.members()),
         ("text", f"{config.data}: {config.tokens:,} tokens (if it has so many), {config.epochs} epoch(s)"),
         ("steps", f"{e.n_steps:,} of {config.batch_size:,} activations"),
         (

@@ -13,7 +13,7 @@ from ..output import note
 from ..session import about_activations, open_reader, read_tokens, settle_positions, settle_text
 from ..stopping import stopping
 from .data import check_store
-from .unfinished import claimed_run, run_state
+from .unfinished import claimed_run, is_free
 
 
 def run_harvest(config: TrainConfig, out: Path) -> tuple[StoredActivations, Harvest]:
@@ -24,7 +24,7 @@ def run_harvest(config: TrainConfig, out: Path) -> tuple[StoredActivations, Harv
     """
     config = resolve(config)
     with claimed_run(out), stopping("what was read") as stop:
-        if not is_store(out) and not (out / JOURNAL).exists() and run_state(out) != "empty":
+        if not is_store(out) and not (out / JOURNAL).exists() and not is_free(out):
             raise UserError(f"{out}: exists and is not empty; choose another folder")
         reader = open_reader(config)
         config = settle_text(config, reader)

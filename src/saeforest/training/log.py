@@ -26,9 +26,10 @@ from ..files import (
     read_json,
 )
 from ..output import note
+from ..run_folder import RunFolder
 from ..saes import SAE, Step
 from ..saes.base import Event
-from ..saes.files import CFG, SAE_FOLDER, WEIGHTS
+from ..saes.files import CFG, WEIGHTS
 
 LOG, ALLOCATIONS = "log.jsonl", "allocations.jsonl"
 FINISHED = "finished"
@@ -143,9 +144,13 @@ def read_lines(path: Path) -> tuple[list[dict[str, Any]], list[bytes]]:
     return sound, damaged
 
 
-def log_folder(run: Path, name: str) -> Path:
-    """Where the logs of one of a run's SAEs are: in the run's folder itself if it is the only one."""
-    return run / "logs" / name if name else run
+def log_files(folder: Path) -> list[Path]:
+    """The logs that a folder holds, or may hold."""
+    return [folder / LOG, folder / ALLOCATIONS]
+
+
+def has_log(folder: Path) -> bool:
+    return (folder / LOG).is_file()
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
@@ -181,11 +186,10 @@ def check_log(path: Path) -> None:
 
 def is_closed(folder: Path) -> bool:
     """Whether the logs in `folder` are of an SAE that was finished by a version that closes them with checksums."""
-    named = folder.parent.name == "logs"
-    run, name = (folder.parent.parent, folder.name) if named else (folder, "")
-    cfg = (run / SAE_FOLDER / name if name else run / SAE_FOLDER) / CFG
+    if (run := RunFolder.around(folder)) is None:
+        return False
     try:
-        return listed_checksum(read_json(cfg), WEIGHTS) is not None
+        return listed_checksum(read_json(run.sae_beside(folder) / CFG), WEIGHTS) is not None
     except UserError:  # none, or a damaged one
         return False
 

@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,15 +21,12 @@ from ..errors import UserError
 from ..optim import Adam, OptimConfig, learning_rate
 from ..output import note
 from ..progress import progress
+from ..run_folder import RunFolder
 from ..saes import SAE, Step, save_sae
 from ..saes.base import Event
-from ..saes.files import SAE_FOLDER
-from ..session import within
 from ..stopping import stopping
-from .checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
-from .log import RunLog, describe_step, log_folder, peak_memory_mb
-
-CHECKPOINTS = "checkpoints"
+from .checkpoint import SINGLE, latest_checkpoint, load_checkpoint, save_checkpoint
+from .log import RunLog, describe_step, peak_memory_mb
 
 
 def make_optimizer(sae: SAE, config: OptimConfig) -> Adam:
@@ -58,6 +54,8 @@ class Trainee:
     config: TrainConfig
     sae: SAE
     optimizer: Adam
+    of: str = ""
+    """How messages tell it from the others of a run."""
     seconds: float = 0.0
 
     def step(self, x: Float[Tensor, "n d_in"], step: int, n_steps: int) -> tuple[Step, list[Event]]:
@@ -69,8 +67,7 @@ class Trainee:
         done = self.sae.training_step(x)
         loss = float(done.loss.detach())
         if not math.isfinite(loss):
-            of = f" of {self.name}" if self.name else ""
-            raise UserError(f"step {step}: the loss{of} is {loss}; lower optim.lr = {optim.lr}")
+            raise UserError(f"step {step}: the loss{self.of} is {loss}; lower optim.lr = {optim.lr}")
         update(self.optimizer, done.loss, learning_rate(optim, step, n_steps))
         events = self.sae.after_step(step, loss)
         self.seconds += time.perf_counter() - begin
@@ -82,15 +79,15 @@ def train(
     saes: Mapping[str, SAE],
     stream: ActivationStream,
     n_steps: int,
-    out: Path,
+    run: RunFolder,
     *,
     fingerprint: str = "",
     about: Mapping[str, Any] | None = None,
     lm_seconds: Callable[[], float] = lambda: 0.0,
 ) -> None:
-    """Trains the SAEs of `config.members()` to step `n_steps`, on the same batches, and saves each in `out`.
+    """Trains the SAEs of `config.members()` to step `n_steps`, on the same batches, and saves each in the run.
 
-    Goes on from the latest checkpoint in `out` if there is one. `fingerprint` and `about` are kept in checkpoints (see
+    Goes on from the latest checkpoint in it if there is one. `fingerprint` and `about` are kept in checkpoints (see
     `save_checkpoint`). `lm_seconds` tells how long the language model has run so far, so that the log can say where the
     time went. A checkpoint that the disk has no room for is left out, and a line says so.
 
@@ -98,15 +95,21 @@ def train(
     OSError where the logs, the SAE, or the checkpoint before stopping cannot be written.
     """
     trainees = [
-        Trainee(name, member, saes[name], make_optimizer(saes[name], member.optim))
+        Trainee(
+            name,
+            member,
+            saes[name],
+            make_optimizer(saes[name], member.optim),
+            f" of {name}" if config.saes else "",
+        )
         for name, member in config.members().items()
     ]
-    trained = {t.name: (t.sae, t.optimizer) for t in trainees}
+    trained = {t.name if config.saes else SINGLE: (t.sae, t.optimizer) for t in trainees}
     batch_size, device = stream.batch_size, trainees[0].sae.device
     start = 0
-    if checkpoint := latest_checkpoint(out / CHECKPOINTS):
+    if checkpoint := latest_checkpoint(run.checkpoints):
         start = load_checkpoint(checkpoint, trained, stream, fingerprint, n_steps)
-    logs = [RunLog(log_folder(out, t.name), resume_at=start) for t in trainees]
+    logs = [RunLog(run.logs(t.name), resume_at=start) for t in trainees]
     if start == 0 and (harvest := lm_seconds()):
         for log in logs:
             log.step({"event": "harvest", "step": 0, "seconds": {"lm": round(harvest, 3)}} | stream.harvest)
@@ -116,7 +119,7 @@ def train(
     def save(step: int) -> None:
         for log in logs:
             log.sync()
-        save_checkpoint(out / CHECKPOINTS, step, trained, stream, fingerprint, about)
+        save_checkpoint(run.checkpoints, step, trained, stream, fingerprint, about)
 
     with (
         closing(stream),
@@ -145,7 +148,7 @@ def train(
             if stopped() and step < n_steps:
                 save(step)
                 raise stopped.interrupted(
-                    f"stopped after step {step:,} of {n_steps:,}; a checkpoint is saved in {out}"
+                    f"stopped after step {step:,} of {n_steps:,}; a checkpoint is saved in {run}"
                 )
             due = 0 < config.checkpoint_minutes * 60 < time.monotonic() - saved_at
             if due or step == n_steps:
@@ -160,13 +163,13 @@ def train(
             log.finish(n_steps)
         for trainee in trainees:
             trainee.sae.finish()
-            save_sae(trainee.sae, within(out / SAE_FOLDER, trainee.name))
-        shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
+            save_sae(trainee.sae, run.sae(trainee.name))
+        shutil.rmtree(run.checkpoints, ignore_errors=True)
 
 
 def fit(sae: SAE, stream: ActivationStream, optim: OptimConfig, n_steps: int) -> Iterator[Step]:
     """Trains one SAE without a folder or a log, for toys and tests: a step each time the next is asked for."""
-    trainee = Trainee("", TrainConfig(optim=optim), sae, make_optimizer(sae, optim))
+    trainee = Trainee(sae.config.architecture, TrainConfig(optim=optim), sae, make_optimizer(sae, optim))
     for step in range(1, n_steps + 1):
         yield trainee.step(stream.next().x.to(sae.device).float(), step, n_steps)[0]
 

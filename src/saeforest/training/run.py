@@ -13,29 +13,30 @@ import torch
 from .. import __version__
 from ..activations import ActivationReader, ActivationStream, Blocks
 from ..activations.sources import MemoryActivations
-from ..config import TrainConfig, load_config, resolve, resolve_precision, save_config, to_dict
+from ..config import TrainConfig, resolve, resolve_precision, to_dict
 from ..errors import UserError
 from ..files import write_json
 from ..lm import ModelIdentity
 from ..memory import give_back
+from ..run_folder import RunFolder
 from ..saes import SAE, TrainingPlan, build
-from ..session import CONFIG, about_model, about_text, load_run, open_reader, settle_text
+from ..session import about_model, about_text, open_reader, settle_text
 from ..stopping import stopping
 from ..text import Tokens
 from .checkpoint import latest_checkpoint
-from .data import ACTIVATIONS, as_harvested, open_data
-from .loop import CHECKPOINTS, train
-from .unfinished import MODEL, TooFew, check_about, claimed_run, going_on, run_state, undone_if_worthless
+from .data import as_harvested, open_data
+from .loop import train
+from .unfinished import TooFew, check_about, claimed_run, going_on, run_state, undone_if_worthless
 
 
 @dataclass
 class Run:
     """A finished run, and what it read, for those who go on with it in the same process."""
 
-    folder: Path
+    folder: RunFolder
     config: TrainConfig
     saes: dict[str, SAE]
-    """By name; the single SAE of a run has an empty one."""
+    """By name."""
     reader: ActivationReader
     tokens: Tokens
     blocks: Blocks
@@ -49,17 +50,19 @@ class Run:
 
     def drop_activations(self) -> None:
         """Deletes activations that waited on disk; `blocks` is of no use afterwards."""
-        shutil.rmtree(self.folder / ACTIVATIONS, ignore_errors=True)
+        shutil.rmtree(self.folder.activations, ignore_errors=True)
 
 
-def resume_config(out: Path) -> TrainConfig:
-    """The configuration of the run in `out`, with which it must go on. Raises UserError where there is none."""
-    state = run_state(out)
+def resume_config(run: RunFolder) -> TrainConfig:
+    """The configuration with which an unfinished run must go on. Raises UserError where there is none."""
+    state = run_state(run)
     if state == "complete":
-        raise UserError(f"{out}: this run is complete; nothing to resume")
+        raise UserError(f"{run}: this run is complete; nothing to resume")
     if state != "started":
-        raise UserError(f"{out}: nothing to resume; expected a folder with the {CONFIG} of an unfinished run")
-    return load_config(out / CONFIG, of_run=True)
+        raise UserError(
+            f"{run}: nothing to resume; expected a folder with the {run.config_file.name} of an unfinished run"
+        )
+    return run.config()
 
 
 def count_steps(config: TrainConfig, n_rows: int) -> int:
@@ -82,64 +85,65 @@ def run_training(config: TrainConfig, out: Path, *, resume: bool = False) -> Run
     where another process works in it; Interrupted where a signal asks to stop. If nothing that took time was kept by
     then, nothing is left of the run.
     """
+    folder = RunFolder(out)
     with claimed_run(out):
-        run = train_in(out, config, resume=resume)
+        run = train_in(folder, config, resume=resume)
         if isinstance(run.blocks, MemoryActivations):
             run.drop_activations()  # only their copy, in case the run was killed
         return run
 
 
-def train_in(out: Path, config: TrainConfig, *, resume: bool = False) -> Run:
+def train_in(run: RunFolder, config: TrainConfig, *, resume: bool = False) -> Run:
     """`run_training` in a folder that is claimed already."""
     if resume:
-        config = resume_config(out)
-    config = going_on(out, as_harvested(resolve(config)))
-    with undone_if_worthless(out):
-        if not (out / CONFIG).exists():
-            save_config(config, out / CONFIG)
-        return _train(out, config)
+        config = resume_config(run)
+    config = going_on(run, as_harvested(resolve(config)))
+    with undone_if_worthless(run):
+        if not run.config_file.exists():
+            run.save_config(config)
+        return _train(run, config)
 
 
-def _train(out: Path, config: TrainConfig) -> Run:
+def _train(run: RunFolder, config: TrainConfig) -> Run:
     count_steps(config, config.tokens)
     reader = open_reader(config)
-    write_json(out / MODEL, about_model(reader))
+    write_json(run.model_file, about_model(reader))
     config = settle_text(config, reader)
     d_in = reader.lm.site_width(reader.site)
     with stopping("what was read") as stop:
-        data = open_data(config, reader, d_in, out, stop, lambda settled: save_config(settled, out / CONFIG))
+        data = open_data(config, reader, d_in, run.activations, stop, run.save_config)
     give_back()
     n_steps = count_steps(config, data.n_rows)
     config = settle_scales(data.config, data.blocks)
     saes = {name: new_sae(member, d_in, n_steps, reader) for name, member in config.members().items()}
     about = {"config": to_dict(config), "model": {"fingerprint": reader.lm.identity.fingerprint}}
-    if (checkpoint := latest_checkpoint(out / CHECKPOINTS)) is not None:
-        check_about(checkpoint, about, out / CONFIG)
-    save_config(config, out / CONFIG)
+    if (checkpoint := latest_checkpoint(run.checkpoints)) is not None:
+        check_about(checkpoint, about, run.config_file)
+    run.save_config(config)
     harvested = reader.seconds
     train(
         config,
         saes,
         ActivationStream(data.blocks, config.batch_size),
         n_steps,
-        out,
+        run,
         fingerprint=data.fingerprint(),
         about=about,
         lm_seconds=lambda: reader.seconds,
     )
     for sae in saes.values():
         sae.eval().compute_dtype = torch.float32
-    return Run(out, config, saes, reader, data.tokens, data.blocks, harvested)
+    return Run(run, config, saes, reader, data.tokens, data.blocks, harvested)
 
 
-def reopened(out: Path) -> Run:
+def reopened(run: RunFolder) -> Run:
     """A complete run as `run_training` returned it: what it read is used again if it is still there, else read anew."""
-    config = load_config(out / CONFIG, of_run=True)
+    config = run.config()
     reader = open_reader(config)
-    saes = {name: load_run(out, name=name)[1] for name in config.members()}
+    saes = {name: run.load(name)[1] for name in config.members()}
     with stopping("what was read") as stop:
-        data = open_data(config, reader, reader.lm.site_width(reader.site), out, stop)
-    return Run(out, config, saes, reader, data.tokens, data.blocks, reader.seconds)
+        data = open_data(config, reader, reader.lm.site_width(reader.site), run.activations, stop)
+    return Run(run, config, saes, reader, data.tokens, data.blocks, reader.seconds)
 
 
 def settle_scales(config: TrainConfig, blocks: Blocks) -> TrainConfig:
@@ -148,13 +152,12 @@ def settle_scales(config: TrainConfig, blocks: Blocks) -> TrainConfig:
     if all(member.sae.normalize_activations != "dataset_scale" for member in members.values()):
         return config
     scale = dataset_scale(blocks)
-    return config.with_members(
-        {
-            name: replace(member, sae=replace(member.sae, normalize_activations=scale))
+    return config.with_each(
+        lambda member: (
+            replace(member, sae=replace(member.sae, normalize_activations=scale))
             if member.sae.normalize_activations == "dataset_scale"
             else member
-            for name, member in members.items()
-        }
+        )
     )
 
 

@@ -10,62 +10,59 @@ from typing import Any, Literal
 
 from ..activations.sources import is_store
 from ..activations.writer import read_journal
-from ..config import TrainConfig, load_config, resolve, to_dict
+from ..claim import LOCK, claimed
+from ..config import TrainConfig, resolve, to_dict
 from ..errors import UserError
 from ..files import is_temporary, remove_leftovers
 from ..output import note
-from ..run_folder import LOCK, claimed
-from ..saes.files import CFG, SAE_FOLDER
-from ..session import CONFIG, within
+from ..run_folder import RunFolder
 from ..stopping import Interrupted
 from .checkpoint import latest_checkpoint, read_state
-from .data import ACTIVATIONS, as_harvested
-from .log import ALLOCATIONS, LOG, log_folder
-from .loop import CHECKPOINTS
+from .data import as_harvested
+from .log import log_files
 
 State = Literal["empty", "started", "complete", "foreign"]
-#: A demo that is not finished; it still wants the activations.
-DEMO = "demo.json"
-#: Which language model a run reads, and how it fares on a short text.
-MODEL = "model.json"
 # What stands for a number or a choice until the run knows which.
 _OPEN = {"auto", "dataset_scale"}
 
 
-def run_state(out: Path) -> State:
+def run_state(run: RunFolder) -> State:
     """empty: nothing that a run would mind; complete: every SAE is there; foreign: files, but no run's configuration.
 
-    Raises UserError where `out` cannot be a folder.
+    Raises UserError where it cannot be a folder.
     """
+    if is_free(run.path):
+        return "empty"
+    if not run.config_file.is_file():
+        return "foreign"
+    return "complete" if run.is_trained() else "started"
+
+
+def is_free(out: Path) -> bool:
+    """Whether nothing is in `out` that new results would mind. Raises UserError where it cannot be a folder."""
+    _check_folder(out)
+    ignored = (LOCK, RunFolder(out).demo_file.name)
+    return not out.exists() or all(path.name in ignored or is_temporary(path) for path in out.iterdir())
+
+
+def _check_folder(out: Path) -> None:
     for folder in (out, *out.parents):
         if folder.is_symlink() and not folder.exists():
             raise UserError(f"{folder}: a link to nothing; choose another folder")
         if folder.exists() and not folder.is_dir():
             raise UserError(f"{folder}: is a file, but {out} must be a folder; choose another one")
-    if not out.exists() or all(_ours_to_ignore(path) for path in out.iterdir()):
-        return "empty"
-    if not (out / CONFIG).is_file():
-        return "foreign"
-    members = load_config(out / CONFIG, of_run=True).members()
-    saved = all((within(out / SAE_FOLDER, name) / CFG).is_file() for name in members)
-    return "complete" if saved else "started"
 
 
-def _ours_to_ignore(path: Path) -> bool:
-    return path.name in (LOCK, DEMO) or is_temporary(path)
-
-
-def is_complete(out: Path, config: TrainConfig | None = None) -> bool:
-    """Whether the run in `out` is complete and, if `config` is given, one of that configuration."""
-    if run_state(out) != "complete":
+def is_complete(run: RunFolder, config: TrainConfig | None = None) -> bool:
+    """Whether a run is complete and, if `config` is given, one of that configuration."""
+    if run_state(run) != "complete":
         return False
-    there = load_config(out / CONFIG, of_run=True)
-    return config is None or not differences(to_dict(as_harvested(resolve(config))), to_dict(there))
+    return config is None or not differences(to_dict(as_harvested(resolve(config))), to_dict(run.config()))
 
 
 def claim_empty(out: Path, *, hint: str = "choose another folder") -> None:
     """Raises UserError where `out` is in use: for results that are made in one go."""
-    if run_state(out) != "empty":
+    if not is_free(out):
         raise UserError(f"{out}: exists and is not empty; {hint}")
 
 
@@ -75,7 +72,7 @@ def claimed_run(out: Path) -> Iterator[None]:
 
     What was made for it goes again if nothing came into it. Raises UserError where another process works in it.
     """
-    run_state(out)
+    _check_folder(out)
     created = [folder for folder in (out, *out.parents) if not folder.exists()]
     try:
         with claimed(out):
@@ -87,41 +84,41 @@ def claimed_run(out: Path) -> Iterator[None]:
                 folder.rmdir()
 
 
-def tidy(out: Path) -> None:
+def tidy(run: RunFolder) -> None:
     """Removes what killed processes left in a run that nobody works in, and what a complete one needs no more."""
-    if not out.is_dir():
+    if not run.path.is_dir():
         return
-    with suppress(UserError, OSError), claimed(out):  # in use, or not ours to write in
-        remove_leftovers(out)
-        if run_state(out) == "complete":
-            shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
-            if not (out / DEMO).exists():
-                shutil.rmtree(out / ACTIVATIONS, ignore_errors=True)
+    with suppress(UserError, OSError), run.claimed():  # in use, or not ours to write in
+        remove_leftovers(run.path)
+        if run_state(run) == "complete":
+            shutil.rmtree(run.checkpoints, ignore_errors=True)
+            if not run.demo_file.exists():  # a demo still wants them
+                shutil.rmtree(run.activations, ignore_errors=True)
 
 
-def going_on(out: Path, config: TrainConfig) -> TrainConfig:
-    """The configuration to train with in `out`: `config`, or that of the unfinished run there, which must agree.
+def going_on(run: RunFolder, config: TrainConfig) -> TrainConfig:
+    """The configuration to train with in a folder: `config`, or that of the unfinished run there, which must agree.
 
     Raises UserError where the folder holds anything else.
     """
-    state = run_state(out)
+    state = run_state(run)
     if state == "empty":
         return config
     if state == "foreign":
-        raise UserError(f"{out}: exists and is not empty; choose another folder")
-    there = load_config(out / CONFIG, of_run=True)
+        raise UserError(f"{run}: exists and is not empty; choose another folder")
+    there = run.config()
     what = "a finished run" if state == "complete" else "an unfinished run"
     if differing := differences(to_dict(config), to_dict(there)):
         key, (wanted, found) = next(iter(differing.items()))
         others = f" and {len(differing) - 1} more settings" if len(differing) > 1 else ""
         raise UserError(
-            f"{out}: exists and is not empty: it holds {what} with {key} = {found!r}, not {wanted!r}{others}; "
+            f"{run}: exists and is not empty: it holds {what} with {key} = {found!r}, not {wanted!r}{others}; "
             "choose another folder"
             + ("" if state == "complete" else ", or resume that run with its own settings")
         )
     if state == "complete":
-        raise UserError(f"{out}: this run is complete; nothing to resume")
-    note(f"{out}: going on with the unfinished run there")
+        raise UserError(f"{run}: this run is complete; nothing to resume")
+    note(f"{run}: going on with the unfinished run there")
     return there
 
 
@@ -164,35 +161,35 @@ class TooFew(UserError):
 
 
 @contextmanager
-def undone_if_worthless(out: Path) -> Iterator[None]:
+def undone_if_worthless(run: RunFolder) -> Iterator[None]:
     """If what is within fails, a run that began in it leaves nothing, unless it has read activations or trained.
 
     What stays is said: in the message of an Interrupted, and of a UserError.
     """
-    fresh = not (out / CONFIG).exists()
+    fresh = not run.config_file.exists()
     try:
         yield
     except BaseException as error:
-        kept = _kept(out)
+        kept = _kept(run)
         if fresh and (not kept or isinstance(error, TooFew)):
-            _remove_beginnings(out)
+            _remove_beginnings(run)
             kept = ""
-        if isinstance(error, Interrupted) and not latest_checkpoint(out / CHECKPOINTS):
+        if isinstance(error, Interrupted) and not latest_checkpoint(run.checkpoints):
             said = str(error) or "stopped"
             raise Interrupted(f"{said}; {kept or 'nothing was kept'}", error.signum) from None
-        if isinstance(error, UserError) and fresh and kept and is_store(out / ACTIVATIONS):
-            place = out / ACTIVATIONS
+        if isinstance(error, UserError) and fresh and kept and is_store(run.activations):
+            place = run.activations
             raise UserError(
                 f"{error} (the activations of this run are in {place}: with data = {place} another run can use them)"
             ) from None
         raise
 
 
-def _kept(out: Path) -> str:
+def _kept(run: RunFolder) -> str:
     """What there is of a run that took time to make, in words; empty if nothing."""
-    if latest_checkpoint(out / CHECKPOINTS) is not None or (out / SAE_FOLDER).exists():
-        return f"{out} holds what was trained"
-    folder = out / ACTIVATIONS
+    if latest_checkpoint(run.checkpoints) is not None or run.has_sae():
+        return f"{run} holds what was trained"
+    folder = run.activations
     if is_store(folder):
         return f"all activations are kept in {folder}"
     journal = read_journal(folder)
@@ -201,18 +198,17 @@ def _kept(out: Path) -> str:
     return ""
 
 
-def _remove_beginnings(out: Path) -> None:
-    """Deletes what a run that began in `out` just now has written before it trained, and nothing else."""
-    shutil.rmtree(out / ACTIVATIONS, ignore_errors=True)
-    names = load_config(out / CONFIG, of_run=True).members() if (out / CONFIG).exists() else {}
-    folders = [log_folder(out, name) for name in names]
+def _remove_beginnings(run: RunFolder) -> None:
+    """Deletes what a run that began just now has written before it trained, and nothing else."""
+    shutil.rmtree(run.activations, ignore_errors=True)
+    folders = [run.logs(name) for name in run.names()] if run.config_file.exists() else []
     for file in (
-        out / CONFIG,
-        out / MODEL,
-        *(folder / name for folder in folders for name in (LOG, ALLOCATIONS)),
+        run.config_file,
+        run.model_file,
+        *(file for folder in folders for file in log_files(folder)),
     ):
         file.unlink(missing_ok=True)
-    for folder in (*folders, out / "logs", out / CHECKPOINTS):
-        if folder != out:
+    for folder in (*folders, *(folder.parent for folder in folders), run.checkpoints):
+        if run.path in folder.parents:
             with suppress(OSError):
                 folder.rmdir()

@@ -9,10 +9,6 @@ from typing import Any
 
 from ..errors import UserError
 from ..files import CHECKSUM, listed_checksum, read_bytes, read_json, read_tensors
-from ..session import CONFIG
-
-# How far above a folder the run is that it belongs to: RUN/eval/NAME, RUN/checkpoints/step-N.
-_WITHIN_A_RUN = 2
 
 
 @dataclass(frozen=True)
@@ -37,21 +33,6 @@ class Finding:
 
     def __str__(self) -> str:
         return f"{self.path}: {self.problem}; {self.remedy}"
-
-
-def run_of(folder: Path) -> Path | None:
-    """The run that a folder is in, or is."""
-    folder = folder.resolve()
-    for above in (folder, *folder.parents[: _WITHIN_A_RUN + 1]):
-        if (above / CONFIG).is_file():
-            return above
-    return None
-
-
-def name_in(folder: Path, run: Path | None) -> str:
-    """Of a folder RUN/PART/NAME the name, which is that of one of the run's SAEs."""
-    parts = () if run is None else folder.resolve().relative_to(run).parts
-    return parts[1] if len(parts) == 2 else ""
 
 
 def tried(

@@ -30,17 +30,16 @@ from ..judges.cache import FILE as ANSWERS
 from ..judges.cache import read_answers
 from ..measures.record import Record
 from ..report.write import VALUES as REPORT
+from ..run_folder import CONFIG, RunFolder
 from ..saes import SAE, load_sae
-from ..saes.files import CFG, SAE_FOLDER, WEIGHTS
-from ..session import CONFIG, within
+from ..saes.files import CFG, WEIGHTS
 from ..structure.forest import Forest
 from ..synthetic.results import read_recovery, read_scores
 from ..synthetic.run import RECOVERY, SCORES
 from ..text import Tokens
 from ..training.checkpoint import STATE, checkpoints, is_checkpoint, read_state
-from ..training.log import ALLOCATIONS, LOG, check_log, is_closed, read_lines
-from ..training.loop import CHECKPOINTS
-from .finding import Finding, checked_json, checked_tensors, is_plain, name_in, run_of, tried
+from ..training.log import ALLOCATIONS, LOG, check_log, has_log, is_closed, read_lines
+from .finding import Finding, checked_json, checked_tensors, is_plain, tried
 
 
 def checks_of(folder: Path, names: set[str]) -> Iterator[Callable[[Path], Iterator[Finding]]]:
@@ -68,19 +67,21 @@ def checks_of(folder: Path, names: set[str]) -> Iterator[Callable[[Path], Iterat
 
 def is_run(folder: Path) -> bool:
     """Whether a config.yaml is a run's, and not that of another tool or a user's own."""
-    if any(
-        (folder / part).exists() for part in (SAE_FOLDER, CHECKPOINTS, LOG, "logs", "eval", "activations")
-    ):
+    run = RunFolder(folder)
+    if run.has_results() or run.activations.exists() or has_log(folder):
         return True
-    return tried(folder / CONFIG, lambda: load_config(folder / CONFIG), "")[0].sound
+    return tried(run.config_file, lambda: load_config(run.config_file), "")[0].sound
+
+
+def _run_of(folder: Path) -> RunFolder | None:
+    """The run that a folder is in, or is."""
+    return RunFolder.around(folder.resolve())
 
 
 def _config(folder: Path) -> Iterator[Finding]:
-    remedy = "write the settings anew, as they were when the run began"
-    _, signed = tried(folder / CONFIG, lambda: is_signed(folder / CONFIG), remedy)
-    yield tried(
-        folder / CONFIG, lambda: load_config(folder / CONFIG, of_run=True), remedy, has_checksum=bool(signed)
-    )[0]
+    remedy, run = "write the settings anew, as they were when the run began", RunFolder(folder)
+    _, signed = tried(run.config_file, lambda: is_signed(run.config_file), remedy)
+    yield tried(run.config_file, run.config, remedy, has_checksum=bool(signed))[0]
 
 
 def _sae(folder: Path) -> Iterator[Finding]:
@@ -113,19 +114,19 @@ def _released(folder: Path) -> Iterator[Finding]:
 
 
 def _train_again(folder: Path) -> str:
-    run = run_of(folder)
+    run = _run_of(folder)
     if run is None:
         return "restore it from a copy: the trained weights can't be made from anything else here"
-    if checkpoints(run / CHECKPOINTS):
+    if checkpoints(run.checkpoints):
         return (
             f"delete {folder.name}/ and run `{command('train', '--resume', '--out', run)}`: nothing is lost"
         )
-    again = command("train", "--config", run / CONFIG, "--out", "NEW")
+    again = command("train", "--config", run.config_file, "--out", "NEW")
     return f"restore it from a copy, or train anew with `{again}`: the trained weights are lost"
 
 
 def _checkpoint(folder: Path) -> Iterator[Finding]:
-    run = run_of(folder)
+    run = _run_of(folder)
     others = [path for path in checkpoints(folder.parent) if path.name != folder.name]
     lost = f"the steps since {others[-1].name} are lost" if others else "the training so far is lost"
     go_on = command("train", "--resume", "--out", run) if run else "saeforest train --resume"
@@ -141,8 +142,8 @@ def _checkpoint(folder: Path) -> Iterator[Finding]:
 
 
 def _store(folder: Path) -> Iterator[Finding]:
-    run = run_of(folder)
-    if run is not None and run != folder.resolve():
+    run = _run_of(folder)
+    if run is not None and run.path != folder.resolve():
         again = f"`{command('train', '--resume', '--out', run)}`, which reads the language model again"
     else:
         again = "`saeforest harvest` with the settings in the manifest"
@@ -217,17 +218,17 @@ def _index(folder: Path) -> Iterator[Finding]:
 
 def _sae_beside(folder: Path) -> SAE | None:
     """The SAE of the run that a folder of its parts is of; None where there is none, or a damaged one."""
-    run = run_of(folder)
+    run = _run_of(folder)
     if run is None:
         return None
     try:
-        return load_sae(within(run / SAE_FOLDER, name_in(folder, run)))
+        return load_sae(run.sae_beside(folder.resolve()))
     except (UserError, OSError):
         return None
 
 
 def _forest(folder: Path) -> Iterator[Finding]:
-    run = run_of(folder)
+    run = _run_of(folder)
     again = command("eval", run or "RUN")
     remedy = f"delete the folder {folder}: the next `{again}` infers it anew, and nothing is lost"
     about, data = checked_json(folder / FOREST, remedy)
@@ -247,8 +248,8 @@ def _forest(folder: Path) -> Iterator[Finding]:
 
 
 def _record(path: Path) -> Finding:
-    run = run_of(path.parent)
-    name = name_in(path.parent, run)
+    run = _run_of(path.parent)
+    name = None if run is None else run.name_of(path.parent.resolve())
     again = command("eval", run or "RUN", "--measures", path.stem, *(("--sae", name) if name else ()))
     remedy = f"run `{again}`: nothing is lost but the time"
     file, _ = checked_json(path, remedy)
@@ -307,8 +308,8 @@ def other_file(path: Path, known: set[Path]) -> Iterator[Finding]:
     """A file that tells nothing of its folder: a record, a report, or a manifest with checksums."""
     if path.suffix != ".json" or path.is_symlink():
         return
-    of_run = path.parent.name == "eval" or path.parent.parent.name == "eval"
-    if of_run and run_of(path.parent) is not None:
+    run, folder = _run_of(path.parent), path.parent.resolve()
+    if run is not None and run.records in (folder, folder.parent):
         yield _record(path)
         return
     again = "saeforest compare" if path.name == REPORT else "the command that wrote it"
