@@ -76,7 +76,7 @@ class _Placed:
             handles.enter_context(around.register_forward_hook(self._behind, prepend=True))
 
     def _before(self, _module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        old = args[0] if args else kwargs.get("hidden_states")
+        old: Any = args[0] if args else kwargs.get("hidden_states")
         new = self._new(old)
         if new is None:
             return None

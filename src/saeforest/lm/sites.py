@@ -51,6 +51,7 @@ HOOKS = (
 )
 
 _HOOK_NAME = re.compile(r"blocks\.(\d+)\.([\w.]+)")
+_SUM = ("resid_pre", "attn_out", "mlp_out", "resid_post")
 _INPUT = ":input"
 # In order of preference. The norms come first: where a block has them behind its attention or MLP
 # (Gemma 2 and 3, OLMo 2, GLM 4), it is their output that is added to the residual stream.
@@ -120,27 +121,20 @@ def resolve(model: nn.Module, n_layers: int, name: str, read: Read) -> Site:
     return Site(name, f"{path}.{child}", "input")
 
 
-def _parts(index: int) -> list[str]:
-    return [f"blocks.{index}.hook_{part}" for part in ("resid_pre", "attn_out", "mlp_out", "resid_post")]
-
-
-def _resid_mid(
-    name: str, path: str, block: nn.Module, pre: Site, attn_out: Site, mlp_out: Site, post: Site, read: Read
-) -> Site:
+def _resid_mid(name: str, path: str, block: nn.Module, x: dict[str, Tensor], read: Read) -> Site:
     """The input of the part of the block that reads pre + attn_out, where that plus mlp_out is post.
 
     It is looked for on a short text: no name tells what a norm called `post_attention_layernorm` reads.
     """
-    attn, mlp = read(attn_out), read(mlp_out)
-    mid = read(pre) + attn
-    if _equal(mid + mlp, read(post), mlp):
+    mid = x["resid_pre"] + x["attn_out"]
+    if _equal(mid + x["mlp_out"], x["resid_post"], x["mlp_out"]):
         for child, _ in block.named_children():
             site = Site(name, f"{path}.{child}", "input", around=path)
             try:
                 there = read(site)
             except UserError:  # it reads something else than an activation, or takes no part
                 continue
-            if there.shape == mid.shape and _equal(there, mid, attn):
+            if there.shape == mid.shape and _equal(there, mid, x["attn_out"]):
                 return site
     raise UserError(
         f"site {name!r}: no part of {path} reads resid_pre + attn_out: its attention and MLP work in parallel, or are "
