@@ -13,6 +13,7 @@ from test_sparse_probing import D, planted_sae, planted_texts, subject_of, texts
 
 from oracles import sparse_probing as oracle
 from saeforest.errors import UserError
+from saeforest.interventions import ablate, splice
 from saeforest.measures import tpp as module
 from saeforest.measures.pooled import LabelledTextConfig, ReadTexts, apart, one_vs_rest
 from saeforest.measures.subject import Subject
@@ -131,7 +132,10 @@ def test_record_against_ablation_token_by_token(given: list[ReadTexts], normaliz
             features = oracle.largest(effect, n)
             assert effect[features].min() > 0
             assert record.detail["classes"][c]["features"][:n] == features
-            without = oracle.mean_over_tokens(oracle.ablate(x, f, scale, decoder, features))
+            ablated = oracle.ablate(x, f, scale, decoder, features)
+            spliced = splice(sae, ablate(features), error=True)(torch.from_numpy(x[0]).float())
+            np.testing.assert_allclose(spliced, ablated[0], atol=1e-4)
+            without = oracle.mean_over_tokens(ablated)
             moved += int(np.abs(without - pooled).max() > 0.1)
             drop.append([a - b for a, b in zip(clean, accuracies(without), strict=True)])
         np.testing.assert_allclose(record.detail["drop"][str(n)], drop, atol=1e-9)

@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Float32, Float64, Int
 from torch import Tensor
 
 from ..activations import ActivationReader
+from ..interventions import put
 from ..lm.model import divergences, next_token_losses
 from ..measures.measure import EvalBatch, WindowLosses
 from ..saes import SAE
@@ -66,8 +67,7 @@ class WindowView:
         """Sums over the kept positions, each of which predicts the next token."""
         first = slice(len(predictions.clean))
         ids, keep = self.ids[first], self.keep[first]
-        spliced = self.x[first].clone()
-        spliced[keep] = x_hat[: int(keep.sum())].to(spliced)
+        spliced = put(self.x[first], x_hat[: int(keep.sum())], keep)
         logits = self.reader.lm.logits(ids, {self.reader.site: lambda _: spliced})
 
         def total(losses: Float32[Tensor, "w some"]) -> Float64[Tensor, "w"]:

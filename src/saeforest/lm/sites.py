@@ -109,9 +109,8 @@ def resolve(model: nn.Module, n_layers: int, name: str, read: Read) -> Site:
     if hook == "hook_resid_post":
         return Site(name, path, "output")
     if hook == "hook_resid_mid":
-        return _resid_mid(
-            name, path, block, *(resolve(model, n_layers, n, read) for n in _parts(index)), read
-        )
+        parts = {part: resolve(model, n_layers, f"blocks.{index}.hook_{part}", read) for part in _SUM}
+        return _resid_mid(name, path, block, {part: read(site) for part, site in parts.items()}, read)
     child = _component(block, hook)
     if child is None:
         children = ", ".join(f"{path}.{child}" for child, _ in block.named_children())

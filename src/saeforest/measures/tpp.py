@@ -7,9 +7,9 @@ A linear probe w_c of every class against the rest is trained on the mean-pooled
     drop(c, c')  = accuracy of probe c' on the test texts - the same without the features S_n(c)
     tpp_n        = mean over c of drop(c, c) - mean over c' != c of drop(c, c')
 
-Without S each activation becomes x_t - decode(f_t) + decode(f_t without S) = x_t - s_t sum_{i in S} f_ti d_i: the
-error of the reconstruction stays. Pooling is linear, so the text's vector loses sum_{i in S} effective(f)_i d_i
-(see `pooled`), and no activation has to be decoded.
+Without S each activation becomes x_t - decode(f_t) + decode(f_t without S) = x_t - s_t sum_{i in S} f_ti d_i, as
+`interventions.splice` writes it with the error term. Pooling is linear, so the text's vector loses
+sum_{i in S} effective(f)_i d_i (see `pooled`), and no activation has to be decoded.
 
 Read as recommended, a feature without effect is never ablated, and the epoch of the probes is chosen on validation
 texts. SAEBench 0.6 fills S_n with features of effect 0, and chooses the epoch on the test texts (SPEC 0.3, trap 15).
