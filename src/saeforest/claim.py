@@ -21,17 +21,18 @@ _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
 
 
 @contextmanager
-def claimed(folder: Path) -> Iterator[None]:
-    """Within, no other process can claim the folder, which is made if it is missing.
+def claimed(folder: Path, part: str = "") -> Iterator[None]:
+    """Within, no other process can claim the folder, which is made if it is missing, or the same part of it.
 
-    The claim is a lock on the file `.lock` in it. It ends with the process, however that ends, and holds across
-    machines wherever the file system passes locks on, as NFS does; where there are no locks at all, a line says so.
+    The claim is a lock on a file in it, `.lock` or `.lock-PART`. It ends with the process, however that ends, and holds
+    across machines wherever the file system passes locks on, as NFS does; where there are no locks at all, a line says
+    so. A part is claimed apart from the whole.
 
     Raises UserError where another process has claimed it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / LOCK
-    handle = _locked(path, folder)
+    path = folder / (f"{LOCK}-{part.replace('/', '-')}" if part else LOCK)
+    handle = _locked(path, folder / part)
     try:
         yield
     finally:
@@ -40,7 +41,11 @@ def claimed(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def _locked(path: Path, folder: Path) -> int:
+def is_lock(path: Path) -> bool:
+    return path.name == LOCK or path.name.startswith(f"{LOCK}-")
+
+
+def _locked(path: Path, claim: Path) -> int:
     while True:
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
@@ -49,12 +54,11 @@ def _locked(path: Path, folder: Path) -> int:
             holder = os.pread(handle, 300, 0).decode("utf-8", "replace").strip()
             os.close(handle)
             if error.errno in _NO_LOCKS:
-                note(f"{folder}: its file system has no locks; make sure that no other process writes there")
+                note(f"{claim}: its file system has no locks; make sure that no other process writes there")
                 return os.open(os.devnull, os.O_RDONLY)
             by = f" by {holder}" if holder else ""
-            raise UserError(
-                f"{folder}: in use{by}; wait until that is done or stop it, or choose another folder"
-            ) from None
+            otherwise = ", or choose another folder" if claim == path.parent else ""
+            raise UserError(f"{claim}: in use{by}; wait until that is done or stop it{otherwise}") from None
         try:
             # Its former holder may have removed the file between our opening and our locking it.
             current = path.stat()

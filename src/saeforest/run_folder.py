@@ -14,7 +14,8 @@ RUN/index/            RUN/index/NAME/          what the explorer shows
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -177,6 +178,18 @@ class RunFolder:
             raise UserError(f"{self.path}: holds several SAEs; give --sae with one of {', '.join(members)}")
         return members[name], load_sae(self.sae(name)).to(resolve_device(config.device))
 
-    def claimed(self) -> AbstractContextManager[None]:
-        """Within, no other process can claim the run. Raises UserError where one has."""
-        return claimed(self.path)
+    @contextmanager
+    def claimed(self, *parts: Path) -> Iterator[None]:
+        """Within, no other process can claim the run, or these parts of it: records, forests, indexes.
+
+        Whoever trains claims the run, whoever adds to a trained one only the parts that he writes: an evaluation and an
+        index of one SAE may be made at the same time, two evaluations of it may not.
+
+        Raises UserError where another process has claimed it.
+        """
+        with ExitStack() as claims:
+            for part in parts or (self.path,):
+                claims.enter_context(
+                    claimed(self.path, part.relative_to(self.path).as_posix().removeprefix("."))
+                )
+            yield

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from saeforest import cli
+from saeforest.claim import is_lock
 from saeforest.files import is_temporary
 
 from .cases import Case
@@ -160,7 +161,6 @@ def _content(path: Path) -> Any:
 def leftovers(folder: Path) -> list[str]:
     """What a finished command must not leave: temporary files, locks, copies of activations, checkpoints."""
     names = {
-        ".lock",
         "unfinished.json",
         "pending.safetensors",
         "checkpoints",
@@ -170,7 +170,7 @@ def leftovers(folder: Path) -> list[str]:
     return [
         path.relative_to(folder).as_posix()
         for path in folder.rglob("*")
-        if is_temporary(path) or path.name in names
+        if is_temporary(path) or is_lock(path) or path.name in names
     ]
 
 

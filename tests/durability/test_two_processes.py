@@ -11,12 +11,32 @@ import pytest
 
 from saeforest.training import loop
 
-from .cases import Cases
+from .cases import Case, Cases
 from .conftest import Whole
-from .harness import command, contents, same
+from .harness import command, contents, leftovers, same
 
 
-@pytest.mark.parametrize("name", ["train", "resume", "harvest", "index", "synthetic", "demo"])
+def _started(case: Case, folder: Path, at: int, waiting: Path, go_on: Path, cases: Cases) -> int:
+    """The id of a process that runs a command and, at its operation `at`, waits until `go_on` is there."""
+
+    def wait() -> None:
+        waiting.touch()
+        while not go_on.exists():
+            time.sleep(0.01)
+
+    if (process := os.fork()) == 0:
+        ended = command(case.argv, folder, at, wait, prepare=cases.prepare)
+        os._exit(ended.status)
+    for _ in range(6000):
+        if waiting.exists():
+            break
+        time.sleep(0.01)
+    return process
+
+
+@pytest.mark.parametrize(
+    "name", ["train", "resume", "harvest", "index", "eval", "eval flat", "synthetic", "demo"]
+)
 def test_a_second_process_is_refused_and_touches_nothing(
     name: str, cases: Cases, whole: Whole, tmp_path: Path
 ) -> None:
@@ -25,21 +45,8 @@ def test_a_second_process_is_refused_and_touches_nothing(
     folder.mkdir()
     case.made(folder)
     waiting, go_on = tmp_path / "waiting", tmp_path / "go-on"
-
-    def wait() -> None:
-        waiting.touch()
-        while not go_on.exists():
-            time.sleep(0.01)
-
-    first = os.fork()
-    if first == 0:
-        ended = command(case.argv, folder, n // 2, wait, prepare=cases.prepare)
-        os._exit(ended.status)
+    first = _started(case, folder, n // 2, waiting, go_on, cases)
     try:
-        for _ in range(6000):
-            if waiting.exists():
-                break
-            time.sleep(0.01)
         before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
         (tmp_path / "elsewhere").mkdir()
         second = command(
@@ -72,3 +79,22 @@ def test_the_claim_dies_with_its_process(cases: Cases, whole: Whole, tmp_path: P
     assert (folder / "run" / ".lock").exists()
     assert command(case.argv, folder, prepare=cases.prepare).status == 0
     assert same(contents(folder), expected) == ""
+
+
+def test_one_run_is_measured_and_indexed_at_the_same_time(cases: Cases, whole: Whole, tmp_path: Path) -> None:
+    """They write different parts of it, and both leave what they leave alone."""
+    (n, evaluated), (_, indexed) = whole.of("eval"), whole.of("index")
+    case, folder = cases.case("eval"), tmp_path / "run"
+    folder.mkdir()
+    case.made(folder)
+    waiting, go_on = tmp_path / "waiting", tmp_path / "go-on"
+    first = _started(case, folder, n // 2, waiting, go_on, cases)
+    try:
+        second = command(cases.case("index").argv, folder, prepare=cases.prepare)
+        assert second.status == 0, second.err
+    finally:
+        go_on.touch()
+        _, status = os.waitpid(first, 0)
+    assert os.waitstatus_to_exitcode(status) == 0
+    assert same(contents(folder), evaluated | indexed) == ""
+    assert leftovers(folder) == []

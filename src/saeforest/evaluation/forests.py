@@ -58,6 +58,7 @@ def forests_of(
     """Forest and its origin in a few words, for each SAE; flat ones share one reading of the training text.
 
     `reader` leaves out the positions that training did, whatever is left out of what is measured.
+    Raises UserError where another process infers one of the forests that are missing.
     """
     found: dict[str, tuple[Forest, str]] = {}
     missing: dict[str, ForestInference] = {}
@@ -69,8 +70,21 @@ def forests_of(
             found[name] = kept
         else:
             missing[name] = ForestInference(sae, options.infer)
-    if not missing:
-        return found
+    if missing:
+        with run.claimed(*map(run.forest, missing)):
+            found |= _inferred(missing, saes, reader, options, run)
+    return found
+
+
+def _inferred(
+    missing: Mapping[str, ForestInference],
+    saes: Mapping[str, tuple[TrainConfig, SAE]],
+    reader: ActivationReader,
+    options: MeasureOptions,
+    run: RunFolder,
+) -> dict[str, tuple[Forest, str]]:
+    """Reads the text, and keeps and returns the forests that are missing."""
+    found: dict[str, tuple[Forest, str]] = {}
     config = saes[next(iter(missing))][0]
     n_tokens = min(options.infer_tokens, config.tokens)
     forecast = Forecast("forests", "infer_tokens or lm.batch_size")

@@ -46,8 +46,21 @@ def measure_run(
 
     Every record is written as soon as it is known: a measurement that was stopped goes on with those that are missing.
 
-    Raises UserError where the text or the activations are at fault (see `evaluate_all`).
+    Raises UserError where another process measures one of the SAEs, or where the text or the activations are at fault
+    (see `evaluate_all`).
     """
+    with run.claimed(*map(run.eval, saes)):
+        return _measured(saes, reader, names, options, run, again)
+
+
+def _measured(
+    saes: Mapping[str, tuple[TrainConfig, SAE]],
+    reader: ActivationReader,
+    names: Sequence[str],
+    options: MeasureOptions,
+    run: RunFolder,
+    again: bool,
+) -> dict[str, list[Record]]:
     config = next(iter(saes.values()))[0]
     forests = forests_of(saes, reader, options, run) if any(MEASURES[name].forest for name in names) else {}
     reader = options.positions.applied(reader)

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 
 from ..activations import ActivationBatch, ActivationReader
-from ..claim import claimed
 from ..config import TrainConfig
 from ..errors import UserError
 from ..files import (
@@ -47,8 +46,9 @@ def index_run(
     """
     tokens = read_tokens(config, reader, "train", n_tokens)
     folder = run.unfinished_index(name)
-    try:
-        with claimed(folder), stopping("what was counted") as stop:
+    with run.claimed(run.index(name)), stopping("what was counted") as stop:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
             remove_leftovers(folder)
             unfinished = _Unfinished(folder, _key(sae, reader, tokens), tokens, stop)
             index = build_index(
@@ -56,10 +56,10 @@ def index_run(
             )
             index.save(run.index(name))
             unfinished.remove()
-    finally:
-        for empty in (folder, folder.parent) if run.several else (folder,):
-            with suppress(OSError):
-                empty.rmdir()
+        finally:
+            for empty in (folder, folder.parent) if run.several else (folder,):
+                with suppress(OSError):
+                    empty.rmdir()
     return index
 
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from ..activations.sources import is_store
 from ..activations.writer import read_journal
-from ..claim import LOCK, claimed
+from ..claim import claimed, is_lock
 from ..config import TrainConfig, resolve, to_dict
 from ..errors import UserError
 from ..files import is_temporary, remove_leftovers
@@ -41,8 +41,8 @@ def run_state(run: RunFolder) -> State:
 def is_free(out: Path) -> bool:
     """Whether nothing is in `out` that new results would mind. Raises UserError where it cannot be a folder."""
     _check_folder(out)
-    ignored = (LOCK, RunFolder(out).demo_file.name)
-    return not out.exists() or all(path.name in ignored or is_temporary(path) for path in out.iterdir())
+    demo = RunFolder(out).demo_file
+    return not out.exists() or all(p == demo or is_lock(p) or is_temporary(p) for p in out.iterdir())
 
 
 def _check_folder(out: Path) -> None:
