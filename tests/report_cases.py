@@ -10,7 +10,8 @@ from typing import Any
 
 from saeforest.config import MemberConfig, OptimConfig, TrainConfig
 from saeforest.measures import Record
-from saeforest.report.load import Setting, load_runs, settings_of
+from saeforest.report.load import load_runs
+from saeforest.report.seed_groups import SeedGroup, seed_groups
 from saeforest.run_folder import RunFolder
 from saeforest.saes import (
     HierarchyConfig,
@@ -47,8 +48,8 @@ def record(measure: str, values: Given, tokens: int = 1000, **detail: Any) -> Re
             value[name], interval[name] = given[0], (given[0] - given[1], given[0] + given[1])
         else:
             value[name], interval[name] = given, None
-    settings = {"model": "m", "tokens_read": tokens, "interval_method": "95% percentile bootstrap"}
-    return Record(measure, value, interval, "fraction", tokens, settings, {"null": null, **detail})
+    groups = {"model": "m", "tokens_read": tokens, "interval_method": "95% percentile bootstrap"}
+    return Record(measure, value, interval, "fraction", tokens, groups, {"null": null, **detail})
 
 
 def make_run(
@@ -85,10 +86,10 @@ def make_run(
     return folder
 
 
-def settings_in(
+def groups_in(
     folder: Path, saes: Mapping[str, tuple[SystemConfig, int, Sequence[Record]]]
-) -> list[Setting]:
-    return settings_of(load_runs([make_run(folder, saes)]))
+) -> list[SeedGroup]:
+    return seed_groups(load_runs([make_run(folder, saes)]))
 
 
 def hierarchy(tree: float | None, mcs: float, half: float = 0.05, **detail: Any) -> Record:

@@ -48,8 +48,8 @@ def geometry_record(
         "chance": 0.25 if agreement is not None else None,
         "null": null,
     }
-    settings = {"config": {"parents": [], "max_points": 300}}
-    return Record("geometry", value, dict.fromkeys(names), "fraction", 100, settings, detail)
+    groups = {"config": {"parents": [], "max_points": 300}}
+    return Record("geometry", value, dict.fromkeys(names), "fraction", 100, groups, detail)
 
 
 def child(number: int, cos_child: float | None, cos_parent: float) -> dict[str, Any]:

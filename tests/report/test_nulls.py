@@ -15,10 +15,10 @@ from report_cases import (
     PURSUIT,
     TOPK,
     TREE,
+    groups_in,
     hierarchy,
     make_run,
     record,
-    settings_in,
     sparsity,
 )
 from saeforest.config import save_config
@@ -27,8 +27,9 @@ from saeforest.presets import PRESETS
 from saeforest.report import claims, compare
 from saeforest.report.claim_text import how_judged
 from saeforest.report.deviations import deviations
-from saeforest.report.load import Setting, load_runs, settings_of
+from saeforest.report.load import load_runs
 from saeforest.report.page import build_page
+from saeforest.report.seed_groups import SeedGroup, seed_groups
 from saeforest.report.verdict import Null, Result, Side, Verdict, check, partners
 from saeforest.saes import AllocationConfig, BatchTopKConfig
 
@@ -36,11 +37,11 @@ TREE_4 = replace(TREE, layer_sizes=(2, 2, 4, 8), k_per_layer=(1, 1, 1, 1))
 MATRYOSHKA_4 = replace(MATRYOSHKA, layer_sizes=(2, 2, 4, 8))
 
 
-def found_in(settings: list[Setting], left: str, right: str) -> list[Result]:
+def found_in(groups: list[SeedGroup], left: str, right: str) -> list[Result]:
     """What became of the claims about these values of hierarchy, as left and right side."""
     return [
         result
-        for result in claims.check_all(settings)
+        for result in claims.check_all(groups)
         if result.claim.left.value == left
         and isinstance(result.claim.right, Side)
         and result.claim.right.value == right
@@ -51,7 +52,7 @@ def found_in(settings: list[Setting], left: str, right: str) -> list[Result]:
 # -- claims that an untrained tree meets
 
 
-def gated_and_flat(tmp_path: Path, **values: tuple[float, float]) -> list[Setting]:
+def gated_and_flat(tmp_path: Path, **values: tuple[float, float]) -> list[SeedGroup]:
     """A tree with 4 layers, ahead of flat SAEs by every score of hierarchy."""
     variants = {
         name: {"value": value, "interval": [value - 0.02, value + 0.02]}
@@ -69,7 +70,7 @@ def gated_and_flat(tmp_path: Path, **values: tuple[float, float]) -> list[Settin
         name: record("mcs", {"k_all_pairs": (value, 0.001)})
         for name, value in (("tree", 0.03), ("topk", 0.06))
     }
-    return settings_in(
+    return groups_in(
         tmp_path / "run",
         {
             "tree": (TREE_4, 0, [sparsity(4.0), tree, k["tree"]]),
@@ -81,13 +82,13 @@ def gated_and_flat(tmp_path: Path, **values: tuple[float, float]) -> list[Settin
 
 
 def test_what_a_gate_alone_gives_does_not_hold_before_its_null_is_measured(tmp_path: Path) -> None:
-    settings = gated_and_flat(tmp_path)
+    groups = gated_and_flat(tmp_path)
     gated = [
-        *found_in(settings, "tree", "mcs"),
-        *found_in(settings, "mcs", "mcs"),
-        *found_in(settings, "mcs_unconditional", "mcs_unconditional"),
-        *found_in(settings, "variant_mcs_binary", "variant_mcs_correlation"),
-        *found_in(settings, "k_all_pairs", "k_all_pairs"),
+        *found_in(groups, "tree", "mcs"),
+        *found_in(groups, "mcs", "mcs"),
+        *found_in(groups, "mcs_unconditional", "mcs_unconditional"),
+        *found_in(groups, "variant_mcs_binary", "variant_mcs_correlation"),
+        *found_in(groups, "k_all_pairs", "k_all_pairs"),
     ]
     against = [
         r
@@ -98,15 +99,15 @@ def test_what_a_gate_alone_gives_does_not_hold_before_its_null_is_measured(tmp_p
     for result in against:
         assert result.verdict is Verdict.NEEDS_NULL, result.claim.text
         assert "To be decided beside" in (result.claim.null or Null("")).why
-    assert not any(result.verdict is Verdict.HOLDS for result in claims.check_all(settings))
+    assert not any(result.verdict is Verdict.HOLDS for result in claims.check_all(groups))
 
 
 def test_the_same_pairs_twice_decide_nothing(tmp_path: Path) -> None:
-    settings = gated_and_flat(tmp_path)
+    groups = gated_and_flat(tmp_path)
     within = [
-        r for r in found_in(settings, "tree", "mcs") if r.claim.right == Side("tree", "hierarchy", "mcs", 4)
+        r for r in found_in(groups, "tree", "mcs") if r.claim.right == Side("tree", "hierarchy", "mcs", 4)
     ]
-    matched = found_in(settings, "matched_tree", "matched_mcs")
+    matched = found_in(groups, "matched_tree", "matched_mcs")
     assert [r.verdict for r in (*within, *matched)] == [
         Verdict.SAME_PAIRS
     ] * 2  # a tie, and a clear difference
@@ -117,7 +118,7 @@ def test_a_claim_that_fails_even_so_fails(tmp_path: Path) -> None:
         "tree": (TREE, 0, [sparsity(4.0), hierarchy(0.1, 0.1)]),
         "topk": (TOPK, 0, [sparsity(4.0), hierarchy(None, 0.9)]),
     }
-    (result,) = found_in(settings_in(tmp_path / "run", saes), "tree", "mcs")
+    (result,) = found_in(groups_in(tmp_path / "run", saes), "tree", "mcs")
     assert result.verdict is Verdict.FAILS
 
 
@@ -158,7 +159,7 @@ def test_the_order_by_cross_entropy_is_judged_by_the_score(tmp_path: Path) -> No
         "mp": (PURSUIT, 0, losses(3.172, 0.992)),
     }
     results = [
-        r for r in claims.check_all(settings_in(tmp_path / "run", saes))
+        r for r in claims.check_all(groups_in(tmp_path / "run", saes))
         if r.claim.left.measure == "cross_entropy" and r.findings
     ]  # fmt: skip
     assert {r.claim.left.kind: r.verdict for r in results} == {
@@ -181,7 +182,7 @@ def test_other_numbers_of_layers_are_not_compared_without_a_word(tmp_path: Path)
         "tree-4": (TREE_4, 0, [sparsity(4.0), hierarchy(0.8, 0.5)]),
         "matryoshka-4": (MATRYOSHKA_4, 0, [sparsity(4.0), hierarchy(None, 0.1)]),
     }
-    (result,) = found_in(settings_in(tmp_path / "run", saes), "tree", "mcs")[:1]
+    (result,) = found_in(groups_in(tmp_path / "run", saes), "tree", "mcs")[:1]
     assert [(f.left.label, f.right and f.right.label, f.verdict) for f in result.findings] == [
         ("tree-2", "matryoshka-4", Verdict.UNDECIDED),
         ("tree-4", "matryoshka-4", Verdict.NEEDS_NULL),
@@ -198,11 +199,11 @@ def test_partners(tmp_path: Path) -> None:
         "topk": (TOPK, 0, [sparsity(4.0)]),
         "m-4": (MATRYOSHKA_4, 0, [sparsity(4.0)]),
     }
-    settings = settings_in(tmp_path / "run", saes)
-    by_label = {s.label: s for s in settings}
-    trees = [s for s in settings if s.system.kind == "tree"]
+    groups = groups_in(tmp_path / "run", saes)
+    by_label = {s.label: s for s in groups}
+    trees = [s for s in groups if s.system.kind == "tree"]
 
-    def labels(of: str, among: list[Setting]) -> list[str]:
+    def labels(of: str, among: list[SeedGroup]) -> list[str]:
         return [s.label for s in partners(by_label[of], among)]
 
     assert labels("topk", trees) == ["tree-2", "tree-4"]  # one of each number of layers, the nearest in L0
@@ -230,7 +231,7 @@ def test_reallocation_is_told_from_the_root_reset(
         "without": (replace(TREE, allocation=fixed), 0, [record("dead_training", {"end": 0.25})]),
     }
     (claim,) = (c for c in claims.claims() if c.left.measure == "dead_training")
-    (finding,) = check(claim, settings_in(tmp_path / "run", saes)).findings
+    (finding,) = check(claim, groups_in(tmp_path / "run", saes)).findings
     assert (finding.verdict, finding.note) == (verdict, note)
 
 
@@ -248,8 +249,8 @@ def test_settings_that_differ_from_the_papers_are_listed(tmp_path: Path) -> None
         "batch": (BatchTopKConfig(layer_sizes=(16,), k_per_layer=(4,)), 0, []),
     }
     run = make_run(tmp_path / "run", saes)
-    settings = settings_of(load_runs([run]))
-    rows = {row.label: row for row in deviations(settings)}
+    groups = seed_groups(load_runs([run]))
+    rows = {row.label: row for row in deviations(groups)}
     assert {label: row.preset for label, row in rows.items()} == {
         "tree": "tree-2layer-6k",  # of the same L0, or near it
         "fixed": "tree-4layer-6k",
@@ -271,7 +272,7 @@ def test_a_preset_of_the_paper_differs_in_nothing(tmp_path: Path) -> None:
     (run / "eval").mkdir(parents=True)
     save_config(PRESETS["tree-4layer-l0-64"], run / "config.yaml")
     sparsity(64.0).write(run / "eval" / "sparsity.json")
-    (row,) = deviations(settings_of(load_runs([run])))
+    (row,) = deviations(seed_groups(load_runs([run])))
     assert row[1:] == ("tree-4layer-l0-64", "", "", "")
 
 

@@ -11,26 +11,23 @@ import numpy as np
 import pytest
 
 from report_cases import (
-    ALONE,
     BASELINE,
     HSAE,
-    MATRYOSHKA,
-    PURSUIT,
     TOPK,
     TREE,
+    groups_in,
     hierarchy,
     make_run,
     measured_as,
     record,
-    settings_in,
     sparsity,
 )
-from saeforest.measures import Record
 from saeforest.report import claims
 from saeforest.report.claim_text import finding_text
-from saeforest.report.load import Value, load_runs, settings_of
+from saeforest.report.load import Value, load_runs
 from saeforest.report.page import build_page
 from saeforest.report.papers import papers
+from saeforest.report.seed_groups import seed_groups
 from saeforest.report.verdict import (
     Claim,
     Difference,
@@ -43,7 +40,6 @@ from saeforest.report.verdict import (
 )
 from saeforest.saes import (
     AllocationConfig,
-    SystemConfig,
 )
 
 # -- verdicts
@@ -96,7 +92,7 @@ HIGHER = Claim(
 
 
 def test_a_claim_is_checked_on_the_nearest_l0_with_the_papers_numbers(tmp_path: Path) -> None:
-    settings = settings_in(
+    groups = groups_in(
         tmp_path / "run",
         {
             "tree": (TREE, 0, [sparsity(4.0), hierarchy(0.8, 0.5)]),
@@ -104,7 +100,7 @@ def test_a_claim_is_checked_on_the_nearest_l0_with_the_papers_numbers(tmp_path: 
             "far": (replace(TOPK, k_per_layer=(8,)), 0, [sparsity(8.0), hierarchy(None, 0.95)]),
         },
     )
-    result = check(HIGHER, settings)
+    result = check(HIGHER, groups)
     assert result.verdict is Verdict.HOLDS
     (finding,) = result.findings
     assert finding.right is not None
@@ -116,7 +112,7 @@ def test_a_claim_is_checked_on_the_nearest_l0_with_the_papers_numbers(tmp_path: 
         "0.7, 0.63, 0.58, 0.8 (2 layers) against 0.17, 0.12, 0.08, 0.22, at L0 32, 48, 64, 80"
     )
     three = replace(TREE, layer_sizes=(4, 4, 8), k_per_layer=(2, 1, 1))
-    other = settings_in(
+    other = groups_in(
         tmp_path / "other",
         {
             "tree": (three, 0, [sparsity(4.0), hierarchy(0.8, 0.5)]),
@@ -132,14 +128,14 @@ def test_what_is_not_comparable_is_undecided(tmp_path: Path) -> None:
     for i, (system, l0, why) in enumerate(
         [(TOPK, 8.0, "L0 4.0 and 8.0"), (bigger, 4.0, "16 and 32 features")]
     ):
-        settings = settings_in(
+        groups = groups_in(
             tmp_path / str(i),
             {
                 "tree": (TREE, 0, [sparsity(4.0), hierarchy(0.8, 0.5)]),
                 "topk": (system, 0, [sparsity(l0), hierarchy(None, 0.1)]),
             },
         )
-        result = check(HIGHER, settings)
+        result = check(HIGHER, groups)
         assert result.verdict is Verdict.UNDECIDED
         assert result.findings[0].note == f"not comparable: {why}"
 
@@ -167,11 +163,11 @@ def test_values_measured_differently_are_not_compared(tmp_path: Path, key: str, 
         for seed, how in enumerate(({}, {key: other}))
     }
     topk = {"topk": (TOPK, 0, [sparsity(4.0), measured_as(hierarchy(None, 0.1), **{key: other})])}
-    one = settings_in(tmp_path / "one", {"tree": trees["tree-seed-0"], **topk})
+    one = groups_in(tmp_path / "one", {"tree": trees["tree-seed-0"], **topk})
     result = check(HIGHER, one)
     assert result.verdict is Verdict.UNDECIDED
     assert result.findings[0].note == f"not comparable: measured differently ({key})"
-    seeds = settings_in(tmp_path / "seeds", trees)[0].value("hierarchy", "tree")
+    seeds = groups_in(tmp_path / "seeds", trees)[0].value("hierarchy", "tree")
     assert (seeds.value, seeds.why) == (
         None,
         f"not comparable: the seeds were measured differently ({key})",
@@ -186,7 +182,7 @@ def test_what_names_the_sae_does_not_keep_it_from_being_compared(tmp_path: Path)
         "tree": (TREE, 0, [sparsity(4.0), measured_as(hierarchy(0.8, 0.5))]),
         "topk": (TOPK, 0, [sparsity(4.0), other]),
     }
-    assert check(HIGHER, settings_in(tmp_path / "run", saes)).verdict is Verdict.HOLDS
+    assert check(HIGHER, groups_in(tmp_path / "run", saes)).verdict is Verdict.HOLDS
 
 
 @pytest.mark.parametrize("how", [{"prepend_bos": False}, {"model_fingerprint": "xxh3:1"}])
@@ -197,7 +193,7 @@ def test_older_records_are_compared_with_newer_ones(tmp_path: Path, how: dict[st
         "tree": (TREE, 0, [sparsity(4.0), measured_as(hierarchy(0.8, 0.5), **how)]),
         "topk": (TOPK, 0, [sparsity(4.0), older]),
     }
-    assert check(HIGHER, settings_in(tmp_path / "run", saes)).verdict is Verdict.HOLDS
+    assert check(HIGHER, groups_in(tmp_path / "run", saes)).verdict is Verdict.HOLDS
 
 
 def test_losses_on_more_of_the_text_are_not_compared(tmp_path: Path) -> None:
@@ -207,7 +203,7 @@ def test_losses_on_more_of_the_text_are_not_compared(tmp_path: Path) -> None:
     }  # fmt: skip
     left, right = (Side(kind, "cross_entropy", "spliced") for kind in ("tree", "topk"))
     lower = replace(HIGHER, left=left, relation="<", right=right)
-    (finding,) = check(lower, settings_in(tmp_path / "run", saes)).findings
+    (finding,) = check(lower, groups_in(tmp_path / "run", saes)).findings
     assert finding.note == "not comparable: measured differently (tokens)"
 
 
@@ -218,7 +214,7 @@ def test_what_is_not_comparable_does_not_count_beside_what_is(tmp_path: Path) ->
         "big": (big, 0, [sparsity(4.0), hierarchy(0.8, 0.5)]),
         "topk": (TOPK, 0, [sparsity(4.0), hierarchy(None, 0.1)]),
     }
-    result = check(HIGHER, settings_in(tmp_path / "run", saes))
+    result = check(HIGHER, groups_in(tmp_path / "run", saes))
     assert [f.verdict for f in result.findings] == [Verdict.HOLDS, Verdict.UNDECIDED]
     assert result.verdict is Verdict.HOLDS
     text = finding_text(result.findings[1], several=True)
@@ -243,7 +239,7 @@ def test_counts_of_one_seed_must_differ_by_something(
         "without": (fixed, 0, [record("dead_training", {"end": end})]),
     }
     (claim,) = (c for c in claims.claims() if c.left.measure == "dead_training")
-    result = check(claim, settings_in(tmp_path / "run", saes))
+    result = check(claim, groups_in(tmp_path / "run", saes))
     assert (result.verdict, result.findings[0].note) == (verdict, note)
 
 
@@ -258,7 +254,7 @@ def test_hsaes_variance_explained_is_the_papers(tmp_path: Path) -> None:
     }  # fmt: skip
     run = make_run(tmp_path / "run", saes)
     (claim,) = (c for c in claims.claims() if c.left.kind == "hsae" and c.left.measure == "reconstruction")
-    (finding,) = check(claim, settings_of(load_runs([run]))).findings
+    (finding,) = check(claim, seed_groups(load_runs([run]))).findings
     assert finding.left_value.value == 0.711
     assert "explained_variance_legacy" in claim.text
     page, _ = build_page(load_runs([run]), [run], tmp_path / "out")
@@ -272,16 +268,16 @@ def test_hsaes_variance_explained_is_the_papers(tmp_path: Path) -> None:
 
 
 def test_missing_systems_and_values_are_named(tmp_path: Path) -> None:
-    alone = settings_in(tmp_path / "a", {"tree": (TREE, 0, [hierarchy(0.8, 0.5)])})
+    alone = groups_in(tmp_path / "a", {"tree": (TREE, 0, [hierarchy(0.8, 0.5)])})
     assert (check(HIGHER, alone).verdict, check(HIGHER, alone).why) == (
         Verdict.MISSING,
         "no TopK among the runs",
     )
-    unmeasured = settings_in(
+    unmeasured = groups_in(
         tmp_path / "b", {"tree": (TREE, 0, [hierarchy(0.8, 0.5)]), "topk": (TOPK, 0, [sparsity(4.0)])}
     )
     assert check(HIGHER, unmeasured).why == "topk: hierarchy was not measured"
-    undefined = settings_in(
+    undefined = groups_in(
         tmp_path / "c",
         {
             "tree": (TREE, 0, [record("hierarchy", {"tree": "no parent has a child"})]),
@@ -296,14 +292,14 @@ def test_claims_within_one_sae_and_against_a_number(tmp_path: Path) -> None:
         "mcs_binary": {"value": 0.6, "interval": [0.5, 0.7]},
         "mcs_correlation": {"value": 0.3, "interval": None},
     }
-    settings = settings_in(
+    groups = groups_in(
         tmp_path / "run",
         {
             "tree": (TREE, 0, [hierarchy(0.8, 0.6, variants=variants), record("cooccurrence", {"iou": (0.02, 0.004)})]),
             "topk": (TOPK, 0, [hierarchy(None, 0.1, rank_curve={"cos_parent": [0.5, 0.4, 0.3, 0.2, 0.15, 0.1]})]),
         },
     )  # fmt: skip
-    found = {(r.claim.left.value, r.claim.source): r for r in claims.check_all(settings) if r.findings}
+    found = {(r.claim.left.value, r.claim.source): r for r in claims.check_all(groups) if r.findings}
     assert found["iou", "Tree SAE paper, Table 3"].verdict is Verdict.HOLDS
     trend = found["rank_trend", "Tree SAE paper, Figure 13"]
     assert trend.findings[0].left_value.value == pytest.approx(-1)
@@ -335,74 +331,3 @@ def test_the_papers_own_numbers_bear_out_its_claims() -> None:
         ]
         assert holds, claim.text
     assert checked >= 20
-
-
-# -- seeds
-
-
-def test_seeds_are_averaged_and_their_spread_widens_the_interval(tmp_path: Path) -> None:
-    values = (0.70, 0.80, 0.84)
-    saes = {f"tree-seed-{i}": (TREE, i, [hierarchy(v, 0.5)]) for i, v in enumerate(values)}
-    (setting,) = settings_in(tmp_path / "run", saes)
-    assert setting.label == "tree (3 seeds)"
-    found = setting.value("hierarchy", "tree")
-    assert found.value == pytest.approx(np.mean(values))
-    assert found.each == pytest.approx(values)
-    spread = 4.302653 * np.std(values, ddof=1) / math.sqrt(3)  # Student's t, 2 degrees of freedom
-    assert found.interval is not None
-    assert found.interval[0] == pytest.approx(np.mean(values) - math.hypot(0.05, spread))
-    assert found.interval[1] == pytest.approx(np.mean(values) + math.hypot(0.05, spread))
-
-
-def test_the_same_seed_twice_is_one_seed(tmp_path: Path) -> None:
-    records = [hierarchy(0.8, 0.5)]
-    twice = [make_run(tmp_path / name, {ALONE: (TREE, 0, records)}) for name in ("a", "b")]
-    (setting,) = settings_of(load_runs(twice))
-    assert setting.label == "a"
-    assert setting.value("hierarchy", "tree") == setting.first.value("hierarchy", "tree")
-    other = make_run(tmp_path / "c", {ALONE: (TREE, 1, [hierarchy(0.7, 0.5)])})
-    (setting,) = settings_of(load_runs([*twice, other]))
-    assert setting.label == "a (2 seeds)"
-    assert setting.value("hierarchy", "tree").each == (0.8, 0.7)
-
-
-def test_a_mean_of_fewer_seeds_says_so(tmp_path: Path) -> None:
-    saes: dict[str, tuple[SystemConfig, int, list[Record]]] = {
-        f"tree-seed-{i}": (TREE, i, [sparsity(4.0), *([hierarchy(0.8, 0.5)] if i < 2 else [])])
-        for i in range(3)
-    }
-    saes["topk"] = (TOPK, 0, [sparsity(4.0), hierarchy(None, 0.1)])
-    run = make_run(tmp_path / "run", saes)
-    page, results = build_page(load_runs([run]), [run], tmp_path / "out")
-    block = next(table for table in page.summary if table.title.startswith("Hierarchy"))
-    (mean,) = (row for row in block.rows if row[0].tone == "mean")
-    assert mean[0].text == "mean of 3 seeds"
-    assert mean[1].small.endswith("; of 2 of 3 seeds")
-    sparse = next(table for table in page.summary if table.title.startswith("Reconstruction"))
-    (whole,) = (row for row in sparse.rows if row[0].tone == "mean")
-    assert "seeds" not in whole[1].small
-    finding = next(r.findings[0] for r in results if r.findings)
-    assert finding_text(finding).startswith("tree (3 seeds), of 2 of 3 seeds and topk: ")
-
-
-def test_only_seeds_make_one_setting(tmp_path: Path) -> None:
-    other = replace(TREE, allocation=AllocationConfig(first=0))
-    saes = {"a": (TREE, 0, [sparsity(4.0)]), "b": (TREE, 1, []), "c": (other, 0, [])}
-    settings = settings_in(tmp_path / "run", saes)
-    assert [len(s.entries) for s in settings] == [2, 1]
-    assert [s.system.title for s in settings] == [
-        "Tree SAE, 2 layers",
-        "Tree SAE without reallocation, 2 layers",
-    ]
-    assert settings[0].value("sparsity", "l0").value == 4.0  # of the one seed that has it
-
-
-def test_systems_are_told_apart(tmp_path: Path) -> None:
-    saes = {
-        "h": (HSAE, 0, [sparsity(8.0)]),
-        "b": (BASELINE, 0, []),
-        "m": (MATRYOSHKA, 0, []),
-        "p": (PURSUIT, 0, []),
-    }
-    settings = settings_in(tmp_path / "run", saes)
-    assert [s.system.kind for s in settings] == ["hsae", "hsae-baseline", "matryoshka", "matching_pursuit"]

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from .load import Setting, Value
+from .load import Value
 from .numbers import number
+from .seed_groups import SeedGroup
 from .verdict import Finding, Result, Verdict
 
 # The share of an interval's misses that lie on one side.
@@ -79,15 +80,14 @@ def finding_text(finding: Finding, several: bool = False) -> str:
     if finding.right is not None and finding.right is not finding.left:
         sides.append((finding.right, finding.right_value))
     who = " and ".join(
-        f"{setting.label}, {seeds}" if (seeds := fewer(setting, value)) else setting.label
-        for setting, value in sides
+        f"{group.label}, {seeds}" if (seeds := fewer(group, value)) else group.label for group, value in sides
     )
     said = [finding.verdict.value, finding.note] if finding.note else [finding.verdict.value] * several
     verdict = f" {': '.join(said)}." if said else ""
     return f"{who}: {compared} (difference {number(d.value)}{bounds}).{verdict}"
 
 
-def fewer(setting: Setting, value: Value) -> str:
+def fewer(group: SeedGroup, value: Value) -> str:
     """Of how many of its seeds a value is, where not of all."""
     found = max(len(value.each), 1)
-    return "" if value.value is None or found == setting.n_seeds else f"of {found} of {setting.n_seeds} seeds"
+    return "" if value.value is None or found == group.n_seeds else f"of {found} of {group.n_seeds} seeds"

@@ -11,8 +11,8 @@ from ..errors import UserError
 from ..files import read_yaml
 from ..saes import SYSTEMS
 from ..schema import Name, checked, listed
-from .load import Setting
 from .papers import CLAIMS_SUFFIX, DATA, Data, Paper, ablations, check_systems, papers
+from .seed_groups import SeedGroup
 from .verdict import Claim, Null, PaperValue, Relation, Result, Side, check
 
 
@@ -75,5 +75,5 @@ def _claim(topic: str, claim: _Claim, file: _File, paper: Paper) -> Claim:
     )
 
 
-def check_all(settings: Sequence[Setting]) -> list[Result]:
-    return [check(claim, settings) for claim in claims()]
+def check_all(groups: Sequence[SeedGroup]) -> list[Result]:
+    return [check(claim, groups) for claim in claims()]

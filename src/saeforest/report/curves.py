@@ -12,42 +12,43 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import PercentFormatter
 
 from .figures import bars, dots, having, measured, paper_dots, paper_title, short
-from .load import VARIANTS, Entry, Setting, Value
+from .load import VARIANTS, Entry, Value
 from .load import rank_curve as rank_curve_of
 from .panel import NULLS, Panel
 from .papers import reported
+from .seed_groups import SeedGroup
 from .style import new_figure, note
 
 _MOST_PANELS = 8
 _LINESTYLES = ("-", "--", ":", "-.")
 
 
-def rank_curve(settings: Sequence[Setting]) -> Panel | str:
+def rank_curve(groups: Sequence[SeedGroup]) -> Panel | str:
     """Figure 13: how near the parent lies to a child's direction, by the child's rank."""
-    found: list[tuple[Setting, np.ndarray, int, Value]] = []
-    for setting in settings:
+    found: list[tuple[SeedGroup, np.ndarray, int, Value]] = []
+    for group in groups:
         rows = []
-        for entry in _measured(setting):
+        for entry in _measured(group):
             with entry.showing("hierarchy"):
                 rows.append(rank_curve_of(entry.records["hierarchy"]))
         if rows := [row for row in rows if len(row[0])]:
             length = min(len(curve) for curve, _ in rows)
             curve = np.mean([curve[:length] for curve, _ in rows], axis=0)
             parents = min(n for _, n in rows)
-            found.append((setting, curve, parents, setting.value("hierarchy", "rank_trend")))
+            found.append((group, curve, parents, group.value("hierarchy", "rank_trend")))
     if not found:
         return "not measured in any run"
     figure = new_figure(3.4)
     axes = figure.subplots()
-    for (setting, curve, parents, _), style in zip(found, _styles([s for s, *_ in found]), strict=True):
-        look: dict[str, Any] = {"color": setting.system.color, "marker": setting.system.marker, "ls": style}
-        label = short(f"{_name(setting, settings)} ({parents} parents)", 70)
+    for (group, curve, parents, _), style in zip(found, _styles([s for s, *_ in found]), strict=True):
+        look: dict[str, Any] = {"color": group.system.color, "marker": group.system.marker, "ls": style}
+        label = short(f"{_name(group, groups)} ({parents} parents)", 70)
         axes.plot(range(1, len(curve) + 1), curve, ms=4, label=label, **look)
     axes.set(xlabel="rank of the child by coverage", ylabel="cosine of parent and child's direction")
     axes.set_xticks([1, *range(5, max(len(c) for _, c, *_ in found) + 1, 5)])
     axes.legend(fontsize=8, handlelength=3)
     trends = ", ".join(
-        f"{_name(s, settings)} {trend.value:+.2f}" for s, *_, trend in found if trend.value is not None
+        f"{_name(s, groups)} {trend.value:+.2f}" for s, *_, trend in found if trend.value is not None
     )
     caption = (
         "The paper's Figure 13 shows, of 100 parents in TopK SAEs, the mean cosine of the parent with the probe "
@@ -58,10 +59,10 @@ def rank_curve(settings: Sequence[Setting]) -> Panel | str:
     return Panel("figure-13", "Parents lie near children they cover (Figure 13)", caption, figure)
 
 
-def dead_over_training(settings: Sequence[Setting]) -> Panel | str:
+def dead_over_training(groups: Sequence[SeedGroup]) -> Panel | str:
     """Figure 14: the rate of dead features by layer, with and without reallocation."""
-    entries = [e for s in settings if s.system.gated for e in s.entries]
-    entries = entries or [e for s in settings for e in s.entries]
+    entries = [e for s in groups if s.system.gated for e in s.entries]
+    entries = entries or [e for s in groups for e in s.entries]
     entries = [e for e in entries if e.dead_rates is not None]
     if not entries:
         return "no run holds the log of its training"
@@ -102,11 +103,11 @@ def _dead(axes: Axes, entry: Entry) -> None:
     axes.legend(fontsize=8, loc="upper right")
 
 
-def variants(settings: Sequence[Setting]) -> Panel | str:
+def variants(groups: Sequence[SeedGroup]) -> Panel | str:
     """Figure 16: the hierarchy score of Tree SAEs by each variant of MCS."""
     found = [
         (s, [s.value("hierarchy", f"variant_{key}") for key, _ in VARIANTS])
-        for s in settings
+        for s in groups
         if s.system.learns_forest
     ]
     found = [(s, values) for s, values in found if any(v.value is not None for v in values)]
@@ -135,18 +136,18 @@ def variants(settings: Sequence[Setting]) -> Panel | str:
     return Panel("figure-16", "Variants of MCS (Figure 16)", caption, figure)
 
 
-def precision(settings: Sequence[Setting]) -> Panel | str:
+def precision(groups: Sequence[SeedGroup]) -> Panel | str:
     """Ours: of the n best pairs of each SAE, the share that are hierarchical."""
-    found = [(s, way, curve) for s in settings for way, curve in _curves(s)]
+    found = [(s, way, curve) for s in groups for way, curve in _curves(s)]
     if not found:
         return "not measured in any run"
     figure = new_figure(3.6)
     axes = figure.subplots()
-    for setting, way, curve in found:
-        name = short(f"{_name(setting, settings)}, {'by its tree' if way == 'tree' else 'by MCS'}", 70)
+    for group, way, curve in found:
+        name = short(f"{_name(group, groups)}, {'by its tree' if way == 'tree' else 'by MCS'}", 70)
         axes.plot(
-            curve[:, 0], curve[:, 1], color=setting.system.color, ls="-" if way == "tree" else "--",
-            marker=setting.system.marker, markevery=max(len(curve) // 6, 1), ms=4.5, label=name,
+            curve[:, 0], curve[:, 1], color=group.system.color, ls="-" if way == "tree" else "--",
+            marker=group.system.marker, markevery=max(len(curve) // 6, 1), ms=4.5, label=name,
         )  # fmt: skip
     if max(curve[-1, 0] for *_, curve in found) > 20 * min(curve[0, 0] for *_, curve in found):
         axes.set_xscale("log")
@@ -167,10 +168,10 @@ def precision(settings: Sequence[Setting]) -> Panel | str:
     return Panel("precision", "Precision against the number of pairs (ours)", caption, figure)
 
 
-def _curves(setting: Setting) -> Iterator[tuple[str, np.ndarray]]:
+def _curves(group: SeedGroup) -> Iterator[tuple[str, np.ndarray]]:
     """tree and mcs: of the first seed that has it, `[n, 2]` of pairs counted and precision."""
-    for way in ("tree", "mcs") if setting.system.learns_forest else ("mcs",):
-        for entry in _measured(setting):
+    for way in ("tree", "mcs") if group.system.learns_forest else ("mcs",):
+        for entry in _measured(group):
             with entry.showing("hierarchy"):
                 curve = (entry.records["hierarchy"].detail.get("curve") or {}).get(way) or []
                 curve = np.array(curve, dtype=float).reshape(len(curve), 2)
@@ -179,7 +180,7 @@ def _curves(setting: Setting) -> Iterator[tuple[str, np.ndarray]]:
                 break
 
 
-def unconditional(settings: Sequence[Setting]) -> Panel | str:
+def unconditional(groups: Sequence[SeedGroup]) -> Panel | str:
     """Ours: what choosing only parents with children in the tree does to the hierarchy score."""
     names = (
         ("tree", "By the tree's edges"),
@@ -187,7 +188,7 @@ def unconditional(settings: Sequence[Setting]) -> Panel | str:
         ("mcs", "By MCS, the paper's protocol"),
         ("mcs_unconditional", "By MCS, any parents"),
     )
-    rows = [(title, found) for name, title in names if (found := having(settings, "hierarchy", name))]
+    rows = [(title, found) for name, title in names if (found := having(groups, "hierarchy", name))]
     if not any(title.endswith("any parents") for title, _ in rows):
         return "not measured in any run"
     heights = [0.65 + 0.25 * len(found) for _, found in rows]
@@ -205,25 +206,25 @@ def unconditional(settings: Sequence[Setting]) -> Panel | str:
     return Panel("unconditional", "With and without the tree's parents (ours)", caption, figure)
 
 
-def _measured(setting: Setting) -> list[Entry]:
+def _measured(group: SeedGroup) -> list[Entry]:
     """One of each seed; of seeds that were measured differently, the first."""
-    found = setting.measured("hierarchy")
-    return found[:1] if setting.differs("hierarchy") else found
+    found = group.measured("hierarchy")
+    return found[:1] if group.differs("hierarchy") else found
 
 
-def _name(setting: Setting, settings: Sequence[Setting]) -> str:
+def _name(group: SeedGroup, groups: Sequence[SeedGroup]) -> str:
     """The system; or the SAE, where there are several of its system."""
-    same = [s for s in settings if s.system == setting.system]
-    return setting.system.title if len(same) == 1 else setting.label
+    same = [s for s in groups if s.system == group.system]
+    return group.system.title if len(same) == 1 else group.label
 
 
-def _styles(settings: Sequence[Setting]) -> list[str]:
+def _styles(groups: Sequence[SeedGroup]) -> list[str]:
     """Lines of one system, and so of one colour, differ in their dashes."""
-    systems = [s.system for s in settings]
+    systems = [s.system for s in groups]
     return [_LINESTYLES[systems[:i].count(s) % 4] for i, s in enumerate(systems)]
 
 
-FIGURES: tuple[tuple[str, Callable[[Sequence[Setting]], Panel | str]], ...] = (
+FIGURES: tuple[tuple[str, Callable[[Sequence[SeedGroup]], Panel | str]], ...] = (
     ("Parents lie near children they cover (Figure 13)", rank_curve),
     ("Dead features over training (Figure 14)", dead_over_training),
     ("Variants of MCS (Figure 16)", variants),

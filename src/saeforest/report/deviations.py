@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 
 from ..config import TrainConfig, to_dict
 from ..presets import PRESETS
-from .load import Setting, flatten
+from .load import flatten
 from .papers import papers
+from .seed_groups import SeedGroup
 from .system import kind_of, whole
 
 # What matters to an SAE beside its own settings and its optimizer's; and what of those does not.
@@ -27,14 +28,14 @@ class Deviations(NamedTuple):
     optim: str
 
 
-def deviations(settings: Iterable[Setting]) -> list[Deviations]:
+def deviations(groups: Iterable[SeedGroup]) -> list[Deviations]:
     """How every SAE differs from the paper's; SAEs of systems or numbers of layers that no paper has are left out."""
     found = []
-    for setting in settings:
-        if (preset := _nearest(setting)) is not None:
-            parts = (_of_interest(config) for config in (setting.first.config, PRESETS[preset]))
+    for group in groups:
+        if (preset := _nearest(group)) is not None:
+            parts = (_of_interest(config) for config in (group.first.config, PRESETS[preset]))
             differing = [_differing(ours, theirs) for ours, theirs in zip(*parts, strict=True)]
-            found.append(Deviations(setting.label, preset, *differing))
+            found.append(Deviations(group.label, preset, *differing))
     return found
 
 
@@ -46,9 +47,9 @@ def _differing(ours: dict[str, str], theirs: dict[str, str]) -> str:
     )
 
 
-def _nearest(setting: Setting) -> str | None:
+def _nearest(group: SeedGroup) -> str | None:
     """The preset of the same system and number of layers that is nearest in L0, then in features."""
-    sae, kind = setting.first.config.sae, setting.system.kind
+    sae, kind = group.first.config.sae, group.system.kind
 
     def far(name: str) -> tuple[int, int, str]:
         of = PRESETS[name].sae

@@ -13,9 +13,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from .load import Setting, Value
+from .load import Value
 from .panel import NULLS, Panel
 from .papers import Along, Reported, reported
+from .seed_groups import SeedGroup
 from .style import GREY, new_figure, note
 from .system import System
 
@@ -75,9 +76,9 @@ SPECS = (
 )  # fmt: skip
 
 
-def compared(spec: Spec, settings: Sequence[Setting]) -> Panel | str:
+def compared(spec: Spec, groups: Sequence[SeedGroup]) -> Panel | str:
     """A row for each metric: what was measured here on the left, the paper's numbers on the right."""
-    rows = [(metric, having(settings, metric.measure, metric.value)) for metric in spec.metrics]
+    rows = [(metric, having(groups, metric.measure, metric.value)) for metric in spec.metrics]
     missing = [metric.title for metric, found in rows if not found]
     rows = [(metric, found) for metric, found in rows if found]
     if not rows:
@@ -118,10 +119,10 @@ def compared(spec: Spec, settings: Sequence[Setting]) -> Panel | str:
     return Panel(spec.key, spec.title, caption, figure)
 
 
-def having(settings: Iterable[Setting], measure: str, value: str) -> list[tuple[Setting, Value]]:
+def having(groups: Iterable[SeedGroup], measure: str, value: str) -> list[tuple[SeedGroup, Value]]:
     """The SAEs that have the value; of a forest's edges, those that learned it: others were given theirs by a rule."""
     of_forest = measure == "hierarchy" and "tree" in value
-    able = [s for s in settings if s.system.learns_forest or not of_forest]
+    able = [s for s in groups if s.system.learns_forest or not of_forest]
     return [(s, found) for s in able if (found := s.value(measure, value)).value is not None]
 
 
@@ -142,10 +143,10 @@ def bars(values: Iterable[Value]) -> str:
     return f"{_INTERVAL}; {_SEEDS}" if any(v.each for v in values) else _INTERVAL
 
 
-def _varies(settings: Iterable[Setting], by: str) -> bool:
+def _varies(groups: Iterable[SeedGroup], by: str) -> bool:
     """Whether some system was trained at two values of L0 in one size, or in two sizes."""
     seen: dict[tuple[System, int], set[int]] = {}
-    for s in settings:
+    for s in groups:
         line, place = ((s.system, s.d_sae), round(s.l0)) if by == "l0" else ((s.system, 0), s.d_sae)
         seen.setdefault(line, set()).add(place)
     return any(len(places) > 1 for places in seen.values())
@@ -159,10 +160,10 @@ def error(value: Value) -> list[list[float]] | None:
     return [[max(value.value - low, 0.0)], [max(high - value.value, 0.0)]]
 
 
-def dots(axes: Axes, points: Sequence[tuple[Setting, Value]]) -> None:
+def dots(axes: Axes, points: Sequence[tuple[SeedGroup, Value]]) -> None:
     """A row for each SAE, top down: its value with its interval."""
-    for row, (setting, value) in enumerate(points):
-        look: dict[str, Any] = {"color": setting.system.color, "marker": setting.system.marker}
+    for row, (group, value) in enumerate(points):
+        look: dict[str, Any] = {"color": group.system.color, "marker": group.system.marker}
         if value.value is None:
             continue
         if value.each:
@@ -174,12 +175,12 @@ def dots(axes: Axes, points: Sequence[tuple[Setting, Value]]) -> None:
     axes.margins(x=0.08)
 
 
-def _row_names(settings: Sequence[Setting]) -> list[str]:
+def _row_names(groups: Sequence[SeedGroup]) -> list[str]:
     """The systems; where one stands in several rows, its SAEs."""
-    systems = [s.system for s in settings]
+    systems = [s.system for s in groups]
     return [
         s.system.title if systems.count(s.system) == 1 else short(f"{s.system.title}: {s.label}")
-        for s in settings
+        for s in groups
     ]
 
 
@@ -203,11 +204,11 @@ def paper_dots(axes: Axes, theirs: Reported | None) -> None:
     axes.margins(x=0.08)
 
 
-def lines(axes: Axes, points: Sequence[tuple[Setting, Value]], by: str) -> None:
+def lines(axes: Axes, points: Sequence[tuple[SeedGroup, Value]], by: str) -> None:
     """A line for each system along L0 or size; the mark behind its end is the average of its points."""
     of: dict[System, list[tuple[float, Value]]] = {}
-    for setting, value in one_line(points, by):
-        of.setdefault(setting.system, []).append((setting.l0 if by == "l0" else setting.d_sae, value))
+    for group, value in one_line(points, by):
+        of.setdefault(group.system, []).append((group.l0 if by == "l0" else group.d_sae, value))
     places = sorted({x for line in of.values() for x, _ in line})
     end = places[-1] * 1.25 if by == "size" else places[-1] + 0.12 * max(places[-1] - places[0], 1.0)
     for system, line in of.items():
@@ -226,13 +227,13 @@ def lines(axes: Axes, points: Sequence[tuple[Setting, Value]], by: str) -> None:
     _along(axes, by, places, end)
 
 
-def one_line(points: Sequence[tuple[Setting, Value]], by: str) -> list[tuple[Setting, Value]]:
+def one_line(points: Sequence[tuple[SeedGroup, Value]], by: str) -> list[tuple[SeedGroup, Value]]:
     """Of each system the points in which nothing but L0, or nothing but size, need differ.
 
     Along L0 those of the size that has most points, the smallest of several; along size those whose L0 is nearest to
     that of its largest SAE.
     """
-    chosen: list[tuple[Setting, Value]] = []
+    chosen: list[tuple[SeedGroup, Value]] = []
     for system in dict.fromkeys(s.system for s, _ in points):
         mine = [(s, v) for s, v in points if s.system == system]
         sizes = sorted({s.d_sae for s, _ in mine})

@@ -10,8 +10,9 @@ from typing import NamedTuple
 from ..measures.record import Record
 from .curves import FIGURES
 from .figures import SPECS, compared
-from .load import Entry, Setting
+from .load import Entry
 from .panel import Panel
+from .seed_groups import SeedGroup
 from .style import styled
 
 
@@ -22,16 +23,16 @@ class Gallery(NamedTuple):
     skipped: list[str]
 
 
-def compare_figures(settings: Sequence[Setting]) -> Gallery:
-    """The papers' figures that compare SAEs, and ours, as far as the settings fill them."""
-    makers: list[tuple[str, Callable[[Sequence[Setting]], Panel | str]]] = [
+def compare_figures(groups: Sequence[SeedGroup]) -> Gallery:
+    """The papers' figures that compare SAEs, and ours, as far as the SAEs fill them."""
+    makers: list[tuple[str, Callable[[Sequence[SeedGroup]], Panel | str]]] = [
         *((spec.title, partial(compared, spec)) for spec in SPECS),
         *FIGURES,
     ]
     gallery = Gallery([], [])
     with styled():
         for title, make in makers:
-            made = make(settings)
+            made = make(groups)
             if isinstance(made, str):
                 gallery.skipped.append(f"{title}: {made}")
             else:

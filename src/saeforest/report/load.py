@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
-import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -12,7 +10,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.stats import t as student
 
 from ..config import TrainConfig
 from ..errors import UserError, command
@@ -29,11 +26,6 @@ VARIANTS = (
     ("mcs_correlation", "correlation"),
     ("mcs_correlation_scaled", "scaled correlation"),
 )
-# The settings of a record that say how it was measured. Others name the SAE, or its training.
-_HOW = (
-    "reading", "positions", "data", "split", "tokens_read", "context", "prepend_bos", "lm_dtype", "config", "probe",
-    "judge", "model_fingerprint",
-)  # fmt: skip
 
 
 class Value(NamedTuple):
@@ -166,99 +158,6 @@ def _trend(curve: np.ndarray, tokens: int) -> Value:
     return Value(rho, None, "rank correlation", tokens)
 
 
-@dataclass(frozen=True, eq=False)
-class Setting:
-    """SAEs that differ in their seeds alone. Their values are averaged; a seed that came twice counts once."""
-
-    entries: tuple[Entry, ...]
-
-    @property
-    def first(self) -> Entry:
-        return self.entries[0]
-
-    @property
-    def system(self) -> System:
-        return self.first.system
-
-    @property
-    def d_sae(self) -> int:
-        return self.first.d_sae
-
-    @property
-    def l0(self) -> float:
-        return sum(entry.l0 for entry in self.entries) / len(self.entries)
-
-    @property
-    def n_seeds(self) -> int:
-        return len({entry.config.seed for entry in self.entries})
-
-    @property
-    def label(self) -> str:
-        if self.n_seeds == 1:
-            return self.first.label
-        shared = re.sub(r"-seed-\d+$", "", self.first.label)
-        return f"{shared} ({self.n_seeds} seeds)"
-
-    def measured(self, measure: str) -> list[Entry]:
-        """Those with a record of the measure, one for each seed."""
-        of_seed: dict[int, Entry] = {}
-        for entry in self.entries:
-            if measure in entry.records:
-                of_seed.setdefault(entry.config.seed, entry)
-        return list(of_seed.values())
-
-    def differs(self, measure: str) -> str:
-        """In which setting the seeds' records were measured differently, if so."""
-        first, *others = [entry.records[measure] for entry in self.measured(measure)] or [None]
-        return next((key for r in others if first and r and (key := differently(first, r))), "")
-
-    def value(self, measure: str, name: str) -> Value:
-        """The mean over the seeds that have the value, of which there is none if they were measured differently.
-
-        With several, the interval covers both the error of measuring one (the same text is measured for all: it does
-        not shrink) and, by Student's t, the spread between them.
-        """
-        found = [e.value(measure, name) for e in self.measured(measure)] or [self.first.value(measure, name)]
-        known = [(v, v.value) for v in found if v.value is not None]
-        if len(known) < 2:
-            return known[0][0] if known else found[0]
-        if key := self.differs(measure):
-            return Value(None, why=f"not comparable: the seeds were measured differently ({key})")
-        each = tuple(value for _, value in known)
-        mean = sum(each) / len(each)
-        spread = float(student.ppf(0.975, len(each) - 1) * np.std(each, ddof=1) / math.sqrt(len(each)))
-        below, above = (
-            sum(abs(v.interval[side] - value) if v.interval else 0.0 for v, value in known) / len(known)
-            for side in (0, 1)
-        )
-        interval = (mean - math.hypot(below, spread), mean + math.hypot(above, spread))
-        return Value(mean, interval, known[0][0].unit, min(v.tokens for v, _ in known), each=each)
-
-
-def differently(a: Record, b: Record) -> str:
-    """The first setting by which two records of a measure are not measured alike; empty if they are."""
-    # Training's log is what it is, whatever text was measured later.
-    keys = ("config",) if a.measure == "dead_training" else _HOW
-    for key in keys:
-        # Records of before a model had a fingerprint may be of any.
-        known = key != "model_fingerprint" or all(record.settings.get(key) for record in (a, b))
-        if known and _how(a, key) != _how(b, key):
-            return key
-    # On how much of the text losses are taken is in no setting.
-    return "tokens" if a.measure == "cross_entropy" and a.tokens != b.tokens else ""
-
-
-def _how(record: Record, key: str) -> Any:
-    """A setting; of a measure's own settings those that are no matter of chance or of patience."""
-    value = record.settings.get(key)
-    if key == "prepend_bos":  # there was none before records said so
-        return bool(value)
-    if key in ("config", "probe") and isinstance(value, dict):
-        # The judge has a setting of its own: its name. Figures 13 and 16 are drawn beside the scores.
-        return {k: v for k, v in value.items() if k not in ("seed", "judge", "rank_curve", "variants")}
-    return value
-
-
 def load_runs(runs: Sequence[Path]) -> list[Entry]:
     """The SAEs of the runs, in the order given; a run may be named twice but is read once.
 
@@ -300,20 +199,6 @@ def _distinct(folders: Sequence[Path]) -> list[str]:
 
 def _printable(text: str) -> str:
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
-
-
-def settings_of(entries: Iterable[Entry]) -> list[Setting]:
-    """The SAEs grouped by everything but their seeds, in the order of systems, sizes and L0."""
-    groups: dict[str, list[Entry]] = {}
-    for entry in entries:
-        groups.setdefault(_but_for_seed(entry.config), []).append(entry)
-    found = (Setting(tuple(group)) for group in groups.values())
-    return sorted(found, key=lambda s: (s.system.rank, s.d_sae, s.l0, s.label))
-
-
-def _but_for_seed(config: TrainConfig) -> str:
-    """A text that is equal for two configurations that differ in nothing that matters but the seed."""
-    return repr(replace(config, seed=0, device="", log_every=1, checkpoint_minutes=0.0, saes={}))
 
 
 def flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, str]:

@@ -12,9 +12,10 @@ from .claim_text import ClaimRow, claim_row, how_judged, tally
 from .claims import check_all
 from .columns import BLOCKS, NOTES, Column
 from .commands import commands
-from .load import Entry, Setting, flatten, settings_of
+from .load import Entry, flatten
 from .numbers import DASH, interval, number
 from .paper_tables import deviations_table, paper_tables
+from .seed_groups import SeedGroup, seed_groups
 from .tables import Cell, Footnotes, Table, cell, mean_cell
 from .verdict import Result
 
@@ -50,11 +51,11 @@ class Page:
 
 def build_page(entries: Sequence[Entry], runs: Sequence[Path], out: Path) -> tuple[Page, list[Result]]:
     """The page, and what became of the claims. SAEs stand in the order of their systems, sizes and L0."""
-    settings, notes = settings_of(entries), Footnotes()
-    entries = [entry for setting in settings for entry in setting.entries]
-    results = check_all(settings)
+    groups, notes = seed_groups(entries), Footnotes()
+    entries = [entry for group in groups for entry in group.entries]
+    results = check_all(groups)
     shared, compared = _compared(entries)
-    summary = [table for title, columns in BLOCKS if (table := _block(title, columns, settings, notes))]
+    summary = [table for title, columns in BLOCKS if (table := _block(title, columns, groups, notes))]
     columns = [column for _, block in BLOCKS for column in block]
     absent = {c.measure for c in columns if not any(c.measure in entry.records for entry in entries)}
     made = [result for result in results if result.findings]
@@ -68,10 +69,10 @@ def build_page(entries: Sequence[Entry], runs: Sequence[Path], out: Path) -> tup
         footnotes=notes.texts,
         verdicts=tally(results),
         how_judged=how_judged(results),
-        deviations=deviations_table(settings),
+        deviations=deviations_table(groups),
         claims=[(topic, [claim_row(r) for r in made if r.claim.topic == topic]) for topic in topics],
         missing_claims=[(r.claim.text, r.why) for r in results if not r.findings],
-        paper_tables=paper_tables(settings),
+        paper_tables=paper_tables(groups),
         details=[_details(entry) for entry in entries],
         commands=commands(entries, runs, out),
         version=__version__,
@@ -143,23 +144,23 @@ def _facts(entry: Entry) -> dict[str, str]:
 
 
 def _block(
-    title: str, columns: Sequence[Column], settings: Sequence[Setting], notes: Footnotes
+    title: str, columns: Sequence[Column], groups: Sequence[SeedGroup], notes: Footnotes
 ) -> Table | None:
-    entries = [entry for setting in settings for entry in setting.entries]
+    entries = [entry for group in groups for entry in group.entries]
     measured = [c for c in columns if any(c.measure in entry.records for entry in entries)]
     able = [entry for entry in entries if any(c.measure in entry.records for c in measured)]
     if not able:
         return None
     rows = []
-    for setting in settings:
-        mine = [entry for entry in setting.entries if entry in able]
+    for group in groups:
+        mine = [entry for entry in group.entries if entry in able]
         rows += [
             [Cell(entry.label), *(cell(entry.value(c.measure, c.value), notes) for c in measured)]
             for entry in mine
         ]
         if len({entry.config.seed for entry in mine}) > 1:
-            mean = Cell(f"mean of {setting.n_seeds} seeds", setting.system.title, tone="mean")
-            values = [mean_cell(setting, setting.value(c.measure, c.value), notes) for c in measured]
+            mean = Cell(f"mean of {group.n_seeds} seeds", group.system.title, tone="mean")
+            values = [mean_cell(group, group.value(c.measure, c.value), notes) for c in measured]
             rows.append([mean, *values])
     rest = ", ".join(entry.label for entry in entries if entry not in able)
     note = " ".join(filter(None, (NOTES.get(title, ""), f"Not measured: {rest}." if rest else "")))

@@ -5,33 +5,33 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from .deviations import deviations
-from .load import Setting
 from .numbers import DASH, interval, number
 from .papers import PaperTable, papers, reported
+from .seed_groups import SeedGroup
 from .tables import Cell, Table
 
 
-def deviations_table(settings: Sequence[Setting]) -> Table:
+def deviations_table(groups: Sequence[SeedGroup]) -> Table:
     return Table(
         "Settings that differ from the papers'",
         ["SAE", "the paper's, as a preset", "what is read", "SAE", "optimizer"],
-        [[Cell(part or DASH) for part in row] for row in deviations(settings)],
+        [[Cell(part or DASH) for part in row] for row in deviations(groups)],
         "In brackets the preset's. null: by the length of the run or, of a dictionary's layers, all. What a paper does "
         "not give is the preset's own choice: docs/presets.md.",
     )
 
 
-def paper_tables(settings: Sequence[Setting]) -> list[Table]:
+def paper_tables(groups: Sequence[SeedGroup]) -> list[Table]:
     """The papers' tables of which something was measured here."""
-    tables = [_l0_by_layer(settings), _cooccurrence(settings)]
-    tables += [_table(table, settings) for paper in papers().values() for table in paper.tables]
+    tables = [_l0_by_layer(groups), _cooccurrence(groups)]
+    tables += [_table(table, groups) for paper in papers().values() for table in paper.tables]
     return [table for table in tables if table.rows]
 
 
-def _l0_by_layer(settings: Sequence[Setting]) -> Table:
+def _l0_by_layer(groups: Sequence[SeedGroup]) -> Table:
     found = [(paper, paper.l0_by_layer.by_l0) for paper in papers().values() if paper.l0_by_layer]
     rows = []
-    for s in settings:
+    for s in groups:
         values = [s.value("sparsity", f"l0_layer_{i}").value for i in range(s.system.layers)]
         if s.system.layers > 1 and any(v is not None for v in values):
             theirs = [of for _, by in found for of in by.get(s.system.kind, {}).get(s.system.layers, ())]
@@ -48,10 +48,10 @@ def _l0_by_layer(settings: Sequence[Setting]) -> Table:
     )
 
 
-def _cooccurrence(settings: Sequence[Setting]) -> Table:
+def _cooccurrence(groups: Sequence[SeedGroup]) -> Table:
     papers_own = [reported("cooccurrence", "iou"), reported("mcs", "k_all_pairs")]
     rows = []
-    for s in settings:
+    for s in groups:
         siblings, k = s.value("cooccurrence", "iou"), s.value("mcs", "k_all_pairs")
         if siblings.value is None and k.value is None:
             continue
@@ -70,10 +70,10 @@ def _cooccurrence(settings: Sequence[Setting]) -> Table:
     )
 
 
-def _table(table: PaperTable, settings: Sequence[Setting]) -> Table:
+def _table(table: PaperTable, groups: Sequence[SeedGroup]) -> Table:
     """A paper's table; above its rows those of the same systems measured here, if there are any."""
     rows = []
-    for s in settings:
+    for s in groups:
         values = [s.value(c.measure, c.value) for c in table.columns]
         own = (v for v, c in zip(values, table.columns, strict=True) if c.measure == table.measure)
         if s.system.kind in table.rows and any(v.value is not None for v in own):

@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from .claim_text import fewer
-from .load import Setting, Value
+from .load import Value
 from .numbers import DASH, interval, number
+from .seed_groups import SeedGroup
 
 
 class Cell(NamedTuple):
@@ -45,7 +46,7 @@ def cell(value: Value, notes: Footnotes) -> Cell:
     return Cell(number(value.value), interval(value))
 
 
-def mean_cell(setting: Setting, value: Value, notes: Footnotes) -> Cell:
+def mean_cell(group: SeedGroup, value: Value, notes: Footnotes) -> Cell:
     made = cell(value, notes)
-    small = "; ".join(text for text in (made.small, fewer(setting, value)) if text)
+    small = "; ".join(text for text in (made.small, fewer(group, value)) if text)
     return made._replace(small=small, tone="mean")

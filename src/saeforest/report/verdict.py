@@ -22,8 +22,9 @@ from enum import StrEnum
 from operator import attrgetter
 from typing import Literal, NamedTuple
 
-from .load import Setting, Value, differently
+from .load import Value
 from .papers import Paper
+from .seed_groups import SeedGroup, differently
 from .system import kind_title, whole
 
 # SAEs whose L0 or training differ by more than this share are not compared.
@@ -56,8 +57,8 @@ class Side(NamedTuple):
     value: str
     layers: int | None = None
 
-    def of(self, settings: Iterable[Setting]) -> list[Setting]:
-        return [s for s in settings if s.system.kind == self.kind and self.layers in (None, s.system.layers)]
+    def of(self, groups: Iterable[SeedGroup]) -> list[SeedGroup]:
+        return [s for s in groups if s.system.kind == self.kind and self.layers in (None, s.system.layers)]
 
 
 class Null(NamedTuple):
@@ -119,8 +120,8 @@ class Difference(NamedTuple):
 class Finding:
     """What one pair of SAEs, or one SAE, says of a claim. note: why it says nothing, or what to bear in mind."""
 
-    left: Setting
-    right: Setting | None
+    left: SeedGroup
+    right: SeedGroup | None
     left_value: Value
     right_value: Value
     difference: Difference
@@ -177,13 +178,13 @@ def together(verdicts: Sequence[Verdict]) -> Verdict:
     return Verdict.MIXED if {Verdict.HOLDS, Verdict.FAILS} <= set(verdicts) else Verdict.UNDECIDED
 
 
-def partners(of: Setting, among: Iterable[Setting]) -> list[Setting]:
+def partners(of: SeedGroup, among: Iterable[SeedGroup]) -> list[SeedGroup]:
     """The SAEs to compare with, on the same model and site: of those alike, the nearest in features and L0.
 
     An SAE of several layers is compared with one of as many, or else a flat one. Where there is neither, the nearest
     stands in, which `not_comparable` says. A flat SAE is compared with one of each number of layers.
     """
-    by_layers: dict[int, list[Setting]] = {}
+    by_layers: dict[int, list[SeedGroup]] = {}
     for s in among:
         if (s.first.config.model, s.first.config.site) == (of.first.config.model, of.first.config.site):
             by_layers.setdefault(s.system.layers, []).append(s)
@@ -199,7 +200,7 @@ def partners(of: Setting, among: Iterable[Setting]) -> list[Setting]:
     return [s for s in nearest if s is not None]
 
 
-def not_comparable(a: Setting, b: Setting, measure: str) -> str:
+def not_comparable(a: SeedGroup, b: SeedGroup, measure: str) -> str:
     """Why a difference between the two need not be one between their systems; empty if nothing speaks against it."""
 
     def differ(x: float, y: float) -> bool:
@@ -217,14 +218,14 @@ def not_comparable(a: Setting, b: Setting, measure: str) -> str:
         return f"{_NOT_COMPARABLE}: trained on {trained[0]:,} and {trained[1]:,} tokens"
     if switched := _differs_too(a, b):
         return f"{_NOT_COMPARABLE}: {switched}"
-    # Those of one setting agree among themselves, or it has no value.
+    # Those of one group agree among themselves, or it has no value.
     x, y = (s.measured(measure)[0].records[measure] for s in (a, b))
     if key := differently(x, y):
         return f"{_NOT_COMPARABLE}: measured differently ({key})"
     return ""
 
 
-def _differs_too(a: Setting, b: Setting) -> str:
+def _differs_too(a: SeedGroup, b: SeedGroup) -> str:
     """In which setting a system and its ablation, or two ablations of it, differ that they have to share."""
     kinds = [s.system.kind for s in (a, b)]
     if kinds[0] == kinds[1] or whole(kinds[0]) != whole(kinds[1]):
@@ -251,21 +252,21 @@ def _judged(claim: Claim, a: Value, b: Value, d: Difference) -> tuple[Verdict, s
     return verdict, note
 
 
-def check(claim: Claim, settings: Sequence[Setting]) -> Result:
+def check(claim: Claim, groups: Sequence[SeedGroup]) -> Result:
     """Judges a claim by every SAE, or pair of SAEs nearest in L0, that it speaks of."""
     findings: list[Finding] = []
     why: list[str] = []
     left_kind = kind_title(claim.left.kind)
-    lefts = claim.left.of(settings)
+    lefts = claim.left.of(groups)
     if not lefts:
         layers = "" if claim.left.layers is None else f" with {claim.left.layers} layers"
         why.append(f"no {left_kind}{layers} among the runs")
     for left in lefts:
         a = left.value(claim.left.measure, claim.left.value)
-        for right, b in _rights(claim, left, settings, why):
+        for right, b in _rights(claim, left, groups, why):
             if a.value is None or b.value is None:
-                missing, setting = (a, left) if a.value is None else (b, right or left)
-                why.append(f"{setting.label}: {missing.why}")
+                missing, group = (a, left) if a.value is None else (b, right or left)
+                why.append(f"{group.label}: {missing.why}")
                 continue
             d = difference(a, b)
             verdict, note = _judged(claim, a, b, d)
@@ -281,15 +282,15 @@ def check(claim: Claim, settings: Sequence[Setting]) -> Result:
 
 
 def _rights(
-    claim: Claim, left: Setting, settings: Sequence[Setting], why: list[str]
-) -> list[tuple[Setting | None, Value]]:
+    claim: Claim, left: SeedGroup, groups: Sequence[SeedGroup], why: list[str]
+) -> list[tuple[SeedGroup | None, Value]]:
     """What the left SAE is compared with, each with its value; where there is nothing, `why` is told."""
     if not isinstance(claim.right, Side):
         return [(None, Value(claim.right))]
     if claim.right.kind == claim.left.kind:
         found = [left]
     else:
-        others = claim.right.of(settings)
+        others = claim.right.of(groups)
         found = partners(left, others)
         if not found:
             there = "on the same model and site" if others else "among the runs"
@@ -305,9 +306,9 @@ def _paper(claim: Claim, findings: Sequence[Finding]) -> str:
     if isinstance(claim.right, Side):
         sides.append((claim.right, findings[0].right if findings else None))
     said = []
-    for side, setting in sides:
+    for side, group in sides:
         most = max(claim.paper.layers_of(side.kind), default=1)
-        layers = 1 if most == 1 else side.layers or (setting.system.layers if setting else most)
+        layers = 1 if most == 1 else side.layers or (group.system.layers if group else most)
         value = claim.paper_value.value if claim.paper_value else side.value
         found = claim.paper.series(side.measure, value).get((side.kind, layers))
         if not found:

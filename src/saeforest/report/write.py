@@ -16,10 +16,11 @@ from ..files import atomic_file, atomic_folder, write_json
 from ..run_folder import RunFolder
 from ..training.unfinished import claim_empty
 from .gallery import closer_looks, compare_figures
-from .load import load_runs, settings_of
+from .load import load_runs
 from .page import build_page
 from .panel import Panel
 from .papers import papers
+from .seed_groups import seed_groups
 from .style import render
 from .values import to_json
 
@@ -48,7 +49,7 @@ def compare(runs: Sequence[Path], out: Path) -> None:
                 f"--out {out}: lies in the run {folder}, which is not written to; choose another --out"
             )
     entries = load_runs(runs)
-    gallery = compare_figures(settings_of(entries))
+    gallery = compare_figures(seed_groups(entries))
     closer = closer_looks(entries)
     page, results = build_page(entries, runs, out)
     with atomic_folder(out) as folder:
