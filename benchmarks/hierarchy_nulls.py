@@ -27,7 +27,7 @@ from torch import Tensor
 from saeforest.activations import ActivationReader
 from saeforest.config import TrainConfig
 from saeforest.errors import UserError
-from saeforest.evaluation.evaluate import Source, Task, evaluate_all, subject_of
+from saeforest.evaluation import Source, evaluate_all, make_task
 from saeforest.evaluation.options import MeasureOptions
 from saeforest.files import write_json
 from saeforest.measures.hierarchy import HierarchyConfig
@@ -113,9 +113,7 @@ def measured(
     tasks = []
     for which, each in saes.items():
         source = Source(text_source(config), split, config.seed, f"{run} ({which})")
-        tasks.append(
-            Task(subject_of(each, each.forest, reader, text, source), ("reconstruction", "hierarchy"))
-        )
+        tasks.append(make_task(each, ("reconstruction", "hierarchy"), reader, text, source))
         names[id(tasks[-1])] = which
     values: dict[str, dict[str, Any]] = {which: {} for which in saes}
     pairs = dict.fromkeys(saes, 0)
@@ -170,7 +168,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     options = MeasureOptions(
         tokens=args.tokens,
-        hierarchy=hierarchy,
+        measures={"hierarchy": hierarchy},
         probes=ProbeConfig(epochs=args.epochs, precision=args.precision),
     )
     rows = measured(args.run, args.sae, args.split, options, args.shuffle_seed, args.device)

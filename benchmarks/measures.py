@@ -16,17 +16,16 @@ import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
 
 import torch
 from benchmarks.memory import resident
 from torch import Tensor
 
 from saeforest.evaluation import SETS
-from saeforest.evaluation.registry import MEASURES, Streaming
-from saeforest.measures import EvalBatch
+from saeforest.evaluation.registry import MEASURES
+from saeforest.measures import EvalBatch, Streaming, Subject
 from saeforest.measures.mcs import MCSConfig, mcs
+from saeforest.measures.subject import Firings
 from saeforest.saes import TopKConfig, build
 from saeforest.structure.forest import Forest
 from saeforest.structure.pairs import PairStatistics
@@ -65,7 +64,8 @@ def main() -> None:
     sae.requires_grad_(False)
     forest = random_forest(args.features)
     names = [n for n in SETS["fast"] if n != "cross_entropy"]
-    measures = [spec.make(sae, forest) for n in names if isinstance(spec := MEASURES[n], Streaming)]
+    subject = Subject(sae, {}, {"forest": lambda: forest})
+    measures = [spec.make(subject, None) for n in names if isinstance(spec := MEASURES[n], Streaming)]
     seconds = {"encode": 0.0, "decode": 0.0, "fast set": 0.0}
     pairs = PairStatistics(args.features, sae.config.activation_threshold)
     codes = []
@@ -93,8 +93,9 @@ def main() -> None:
         pairs.add(codes[pairs.n_tokens // len(codes[0].ids) % len(codes)])
     seconds["firings"] = time.perf_counter() - clock
     clock = time.perf_counter()
-    seen = SimpleNamespace(sae=sae, forest=forest, pairs=pairs, rows=range(pairs.n_tokens), settings={})
-    record = mcs(cast(Any, seen), MCSConfig())
+    firings = Firings(torch.arange(pairs.n_tokens), pairs)
+    subject = Subject(sae, {}, {"forest": lambda: forest, "firings": lambda: firings})
+    record = mcs(subject, MCSConfig())
     seconds["coverage and MCS"] = time.perf_counter() - clock
     found = {
         "tokens encoded": args.encoded,

@@ -10,15 +10,14 @@ import numpy as np
 import torch
 
 from oracles.autointerp import FloatArray
-from saeforest.activations import ActivationReader
-from saeforest.lm import load_lm
-from saeforest.measures.probes import ProbeConfig, Probes
-from saeforest.measures.subject import Seen
+from saeforest.lm import load_tokenizer
+from saeforest.measures.subject import Firings, MeasuredText, Subject
 from saeforest.saes import TreeConfig, TreeSAE
 from saeforest.sparse_code import SparseCode
 from saeforest.structure.forest import Forest
 from saeforest.structure.pairs import PairStatistics
 from saeforest.text import Tokens
+from subject_cases import given
 
 CONTEXT, BUFFER = 32, 4
 #: The letters on which each feature fires; the last is never written.
@@ -26,9 +25,7 @@ LETTERS = ("AB", "CD", "EF", "A", "B", "C", "E", "Z")
 PARENT = (-1, -1, -1, 0, 0, 1, 2, 2)
 
 
-def world(
-    model: Path, folder: Path | None = None, windows: int = 60, share: float = 0.2, seed: int = 0
-) -> Seen:
+def world(model: Path, windows: int = 60, share: float = 0.2, seed: int = 0) -> Subject:
     """Small letters with capitals between them, `share` of the text; the first position of a window is left out."""
     rng = np.random.default_rng(seed)
     capital = rng.random((windows, CONTEXT)) < share
@@ -38,26 +35,20 @@ def world(
     on = np.array([[chr(i) in letters for letters in LETTERS] for i in ids.flatten()[measured]])
     values = np.where(on, rng.uniform(0.5, 2, on.shape), 0).astype(np.float32)
 
-    lm = load_lm(str(model))
     pairs = PairStatistics(len(LETTERS))
     pairs.add(SparseCode(torch.tensor(values), torch.arange(len(LETTERS)).expand(len(values), -1)))
-    x = torch.zeros(len(measured), 16)
-    return Seen(
-        sae=TreeSAE(TreeConfig(layer_sizes=(3, 5), k_per_layer=(1, 1)), 16, seed=0),
+    tokens = Tokens(torch.tensor(ids).int(), torch.tensor([0]), ("document",))
+    return given(
+        TreeSAE(TreeConfig(layer_sizes=(3, 5), k_per_layer=(1, 1)), 16, seed=0),
+        {"sae": "the sae"},
+        text=MeasuredText(tokens, load_tokenizer(str(model))),
+        firings=Firings(torch.tensor(measured), pairs),
         forest=Forest(torch.tensor(PARENT), (3, 5)),
-        reader=ActivationReader(lm, lm.site("blocks.1.hook_resid_post")),
-        tokens=Tokens(torch.tensor(ids).int(), torch.tensor([0]), ("document",)),
-        settings={"sae": "the sae"},
-        folder=folder,
-        log=None,
-        rows=torch.tensor(measured),
-        x=x,
-        pairs=pairs,
-        probes=Probes(x, pairs, ProbeConfig()),
+        judge=None,
     )
 
 
-def dense(seen: Seen) -> FloatArray:
+def dense(seen: Subject) -> FloatArray:
     """The features on every token, `[windows, context, features]`; 0 where nothing was measured."""
     a = np.zeros((seen.tokens.n_tokens, seen.pairs.d_sae))
     for feature in range(seen.pairs.d_sae):

@@ -9,14 +9,13 @@ import torch
 from jaxtyping import Float32, Int
 from torch import Tensor
 
-from saeforest.activations import ActivationReader
 from saeforest.measures.probes import ProbeConfig, Probes
-from saeforest.measures.subject import Seen
+from saeforest.measures.subject import Subject
 from saeforest.saes import SAE, TreeConfig, TreeSAE
 from saeforest.sparse_code import SparseCode
 from saeforest.structure.forest import Forest
 from saeforest.structure.pairs import PairStatistics
-from saeforest.text import Tokens
+from subject_cases import given
 
 THRESHOLD = 1e-3
 
@@ -62,7 +61,7 @@ def seen_of(
     x: Tensor | None = None,
     directions: Tensor | None = None,
     probes: ProbeConfig | None = None,
-) -> Seen:
+) -> Subject:
     """`values [n, d_sae]` of the features on activations `x` (random ones); everything else is not looked at."""
     n, d_sae = values.shape
     if x is None:
@@ -70,19 +69,14 @@ def seen_of(
     pairs = PairStatistics(d_sae, THRESHOLD)
     pairs.add(SparseCode(values.float(), torch.arange(d_sae).expand(n, d_sae).contiguous()))
     table = torch.randn(d_sae, sae.d_in, generator=torch.Generator().manual_seed(8))
-    given = GivenProbes(x, pairs, table if directions is None else directions)
-    return Seen(
-        sae=sae,
+    of_table = GivenProbes(x, pairs, table if directions is None else directions)
+    return given(
+        sae,
+        {"model": "made up"},
         forest=sae.forest if forest is None else forest,
-        reader=object.__new__(ActivationReader),
-        tokens=Tokens(torch.zeros(1, max(n, 1), dtype=torch.int32), torch.tensor([0]), ("document",)),
-        settings={"model": "made up"},
-        folder=None,
-        log=None,
-        rows=torch.arange(n),
-        x=x,
-        pairs=pairs,
-        probes=given if probes is None else Probes(x, pairs, probes),
+        firings=pairs,
+        activations=x,
+        probes=of_table if probes is None else Probes(x, pairs, probes),
     )
 
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from saeforest.activations import ActivationReader
-from saeforest.evaluation.evaluate import Source, evaluate
+from saeforest.evaluation import Source, evaluate
 from saeforest.evaluation.options import MeasureOptions
 from saeforest.measures.absorption import (
     AbsorptionConfig,

@@ -91,7 +91,9 @@ def test_the_three_are_measured_alike(
     assert fve[0] > fve[2]
     options = MeasureOptions(
         tokens=600,
-        hierarchy=HierarchyConfig(parents=20, seeds=(0,), min_count=5, rank_curve=0, variants=()),
+        measures={
+            "hierarchy": HierarchyConfig(parents=20, seeds=(0,), min_count=5, rank_curve=0, variants=())
+        },
         probes=ProbeConfig(epochs=2),
     )
     config, sae = RunFolder(finished_run).load()

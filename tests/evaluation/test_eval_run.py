@@ -16,11 +16,12 @@ from torch import Tensor
 from edits import edit_json
 from saeforest import UserError
 from saeforest.config import MemberConfig, TrainConfig
-from saeforest.evaluation import MeasureOptions, evaluate, measure_run
+from saeforest.evaluation import MeasureOptions, Source, evaluate, make_task, measure_run
 from saeforest.evaluation import run as run_module
-from saeforest.evaluation.evaluate import Source, subject_of
 from saeforest.evaluation.forests import forests_of
+from saeforest.evaluation.key import record_key
 from saeforest.evaluation.options import PRESETS, PositionOptions
+from saeforest.evaluation.registry import MEASURES
 from saeforest.infer import InferConfig
 from saeforest.lm import LanguageModel
 from saeforest.measures import Record
@@ -137,9 +138,7 @@ def test_a_stopped_measurement_goes_on(run: Path, monkeypatch: pytest.MonkeyPatc
     original = run_module.evaluate_all
 
     def spy(tasks: Any, options: MeasureOptions) -> Any:
-        asked.extend(
-            (task.subject.settings["sae"].split("/")[-1], tuple(task.names)) for task in tasks if task.names
-        )
+        asked.extend((task.settings["sae"].split("/")[-1], tuple(task.names)) for task in tasks if task.names)
         return original(tasks, options)
 
     monkeypatch.setattr(run_module, "evaluate_all", spy)
@@ -179,13 +178,13 @@ def test_a_record_of_another_question_is_not_kept(run: Path, monkeypatch: pytest
 
     def spy(tasks: Any, options: MeasureOptions) -> Any:
         for task in tasks:
-            asked[Path(task.subject.settings["sae"]).name] = tuple(task.names)
+            asked[Path(task.settings["sae"]).name] = tuple(task.names)
         return iter(())
 
     monkeypatch.setattr(run_module, "evaluate_all", spy)
     for other, expected in [
         (OPTIONS, ()),
-        (replace(OPTIONS, positions=PositionOptions(exclude_first=False)), names),
+        (replace(OPTIONS, positions=PositionOptions(exclude_first=False)), names[:3]),
         (replace(OPTIONS, tokens=800), names[:3]),
         (replace(OPTIONS, ce_tokens=64), ()),
         (replace(OPTIONS, probes=ProbeConfig(epochs=3)), ()),
@@ -199,21 +198,20 @@ def test_a_record_of_another_question_is_not_kept(run: Path, monkeypatch: pytest
 
 def test_labels_belong_to_the_question(run: Path, tmp_path: Path) -> None:
     source = tmp_path / "labels.csv"
-    subject = subject_of(
-        RunFolder(run).load("tree")[1],
-        RunFolder(run).load("tree")[1].forest,
-        open_reader(RunFolder(run).load("tree")[0]),
-        Tokens(torch.zeros(1, 32, dtype=torch.int32), torch.zeros(1, dtype=torch.int64), ("a",)),
-        Source("text", "held_out", 0, "tree"),
-    )
-    options = replace(
-        OPTIONS, sparse_probing=SparseProbingConfig(texts=LabelledTextConfig(source=str(source)))
-    )
+    config, sae = RunFolder(run).load("tree")
+    text = Tokens(torch.zeros(1, 32, dtype=torch.int32), torch.zeros(1, dtype=torch.int64), ("a",))
+    task = make_task(sae, (), open_reader(config), text, Source("text", "held_out", 0, "tree"))
+    probing = SparseProbingConfig(texts=LabelledTextConfig(source=str(source)))
+    options = replace(OPTIONS, measures={"sparse_probing": probing})
+
+    def key() -> str:
+        return record_key(MEASURES["sparse_probing"], task, options)
+
     source.write_text("text,label\na,b\n")
-    first = run_module._key("sparse_probing", subject, options)
-    assert run_module._key("sparse_probing", subject, options) == first
+    first = key()
+    assert key() == first
     source.write_text("text,label\na,c\n")
-    assert run_module._key("sparse_probing", subject, options) != first
+    assert key() != first
 
 
 def test_forests_are_inferred_where_training_looked(run: Path) -> None:

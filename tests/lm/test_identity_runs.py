@@ -13,7 +13,7 @@ from conftest import MakeConfig, save_llama
 from saeforest.activations import harvest_folder, open_store
 from saeforest.config import TrainConfig, resolve
 from saeforest.errors import UserError
-from saeforest.evaluation.evaluate import Source, subject_of
+from saeforest.evaluation import Source, make_task
 from saeforest.lm import load_lm
 from saeforest.saes import load_sae
 from saeforest.session import about_activations, check_site, open_reader, read_tokens, settle_positions
@@ -77,8 +77,8 @@ def test_a_record_says_which_model(finished_run: Path, tiny_config: MakeConfig) 
     config: TrainConfig = tiny_config()
     reader, sae = open_reader(config), load_sae(finished_run / "sae")
     tokens = read_tokens(config, reader, "held_out", 64)
-    subject = subject_of(sae, sae.forest, reader, tokens, Source("text", "held_out", 0, "sae", "its own"))
+    task = make_task(sae, (), reader, tokens, Source("text", "held_out", 0, "sae"))
     identity = reader.lm.identity
-    assert subject.settings["model"] == identity.name
-    assert subject.settings["model_fingerprint"] == identity.fingerprint != ""
+    assert task.settings["model"] == identity.name
+    assert task.settings["model_fingerprint"] == identity.fingerprint != ""
     assert torch.equal(tokens.ids, read_tokens(config, reader, "held_out", 64).ids)

@@ -6,7 +6,6 @@ from __future__ import annotations
 import random
 from dataclasses import replace
 from typing import Any
-from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -20,6 +19,7 @@ from conftest import EOS, byte_tokenizer
 from oracles import absorption as oracle
 from saeforest.activations import ActivationReader
 from saeforest.errors import UserError
+from saeforest.evaluation.supplies import Shared
 from saeforest.lm import LanguageModel
 from saeforest.measures.absorption import (
     AbsorptionConfig,
@@ -43,11 +43,11 @@ from saeforest.measures.first_letters import (
     train_probe,
     vocabulary,
 )
-from saeforest.measures.subject import Subject
+from saeforest.measures.record import Record
 from saeforest.saes import SAE, TopKConfig, TopKSAE, TreeConfig, TreeSAE
 from saeforest.seeds import seeded
 from saeforest.sparse_code import SparseCode
-from saeforest.text import Tokens
+from subject_cases import given, lazily
 
 CONFIG = AbsorptionConfig()
 
@@ -275,8 +275,9 @@ def absorbing_sae(absorbs: bool = True) -> SAE:
 WORLD = AbsorptionConfig(icl=3, epochs=40, batch=32, sparse_batch=64, max_k=3, f1_jump=0.4, min_letters=12)
 
 
-def subject_of(sae: SAE, reader: ActivationReader) -> Subject:
-    return Subject(sae, sae.forest, reader, Mock(spec=Tokens), {"model": "m"}, None, None)
+def measured(sae: SAE, reader: ActivationReader, config: AbsorptionConfig) -> Record:
+    subject = given(sae, {"model": "m", "site": reader.site.name})
+    return absorption(lazily(subject, "first_letters", lambda: first_letters(reader, config)), config)
 
 
 def test_vocabulary(lm: LanguageModel) -> None:
@@ -349,12 +350,12 @@ def test_activations_must_be_finite(lm: LanguageModel) -> None:
 
 def test_words_are_read_once_for_all_saes(reader: ActivationReader, monkeypatch: pytest.MonkeyPatch) -> None:
     config = replace(WORLD, seed=1, words=60, epochs=1)
-    first = first_letters(reader, config)
-    other = ActivationReader(reader.lm, reader.lm.site(reader.site.name))
+    shared = Shared(reader)
+    first = shared.words(config)
     monkeypatch.setattr(LanguageModel, "activations", None)  # not needed again
-    assert first_letters(other, replace(config, units="raw", min_letters=3)) is first
+    assert shared.words(replace(config, units="raw", min_letters=3)) is first
     monkeypatch.undo()
-    assert first_letters(reader, replace(config, seed=2)) is not first
+    assert shared.words(replace(config, seed=2)) is not first
 
     assert (len(first.train.words), len(first.test.words)) == (48, 12)
     assert not {*first.train.words} & {*first.test.words}
@@ -365,7 +366,7 @@ def test_words_are_read_once_for_all_saes(reader: ActivationReader, monkeypatch:
 
 
 def test_absorption_of_a_known_world(reader: ActivationReader) -> None:
-    record = absorption(subject_of(absorbing_sae(), reader), WORLD)
+    record = measured(absorbing_sae(), reader, WORLD)
     data = first_letters(reader, WORLD)
     letters = {row["letter"]: row for row in record.detail["letters"]}
     absorbed: list[int] = []
@@ -407,11 +408,11 @@ def test_absorption_of_a_known_world(reader: ActivationReader) -> None:
         "resid_post": "blocks.0.hook_resid_post",
     }
     assert record.tokens == 364 + len(data.positives.words)
-    assert absorption(subject_of(absorbing_sae(), reader), WORLD) == record
+    assert measured(absorbing_sae(), reader, WORLD) == record
 
 
 def test_no_absorption_where_the_letter_always_fires(reader: ActivationReader) -> None:
-    record = absorption(subject_of(absorbing_sae(absorbs=False), reader), WORLD)
+    record = measured(absorbing_sae(absorbs=False), reader, WORLD)
     assert record.value["full_absorption"] == 0
     assert len(record.detail["letters"]) >= 20
 
@@ -419,22 +420,22 @@ def test_no_absorption_where_the_letter_always_fires(reader: ActivationReader) -
 def test_undefined_values_say_why(reader: ActivationReader, lm: LanguageModel) -> None:
     sae = absorbing_sae()
     config = replace(WORLD, words=60, min_letters=26)
-    few = absorption(subject_of(sae, reader), config)
+    few = measured(sae, reader, config)
     assert few.value["splitting"] is None
     assert "26 are needed" in few.null["full_absorption_resid_post"]
     assert few.value["probe_f1"] is not None
 
     post = ActivationReader(lm, lm.site("blocks.0.hook_resid_post"))
-    same = absorption(subject_of(sae, post), replace(config, min_letters=1))
+    same = measured(sae, post, replace(config, min_letters=1))
     assert same.null["full_absorption_resid_post"] == "the site is resid_post itself: see full_absorption"
     assert same.value["full_absorption"] is not None
     module = ActivationReader(lm, lm.site("model.layers.0"))
-    unknown = absorption(subject_of(sae, module), replace(config, min_letters=1))
+    unknown = measured(sae, module, replace(config, min_letters=1))
     assert "names no block" in unknown.null["mean_absorption_fraction_resid_post"]
     assert unknown.value["full_absorption"] == same.value["full_absorption"]
-    assert resid_post(lm.site("blocks.1.hook_mlp_out")) == "blocks.1.hook_resid_post"
+    assert resid_post("blocks.1.hook_mlp_out") == "blocks.1.hook_resid_post"
 
-    large = absorption(subject_of(sae, reader), replace(WORLD, words=None, icl=100))
+    large = measured(sae, reader, replace(WORLD, words=None, icl=100))
     assert large.value["letters"] == 0
     assert {v for k, v in large.value.items() if k != "letters"} == {None}
     assert large.null["splitting"] == "the tokenizer has 364 words of English letters; 505 are needed"

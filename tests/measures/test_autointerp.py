@@ -15,7 +15,7 @@ import torch
 from judge_cases import BUFFER, CONTEXT, LETTERS, Fake, dense, marked, world
 from oracles import autointerp as oracle
 from saeforest.errors import UserError
-from saeforest.judges import NO_JUDGE, JudgeConfig
+from saeforest.judges import NO_JUDGE, Judge, JudgeConfig, open_judge
 from saeforest.lm import LanguageModel, load_tokenizer
 from saeforest.measures.autointerp import (
     AutoInterpConfig,
@@ -26,18 +26,24 @@ from saeforest.measures.autointerp import (
 )
 from saeforest.measures.examples import FeatureWindows, window_text
 from saeforest.measures.record import Record
-from saeforest.measures.subject import Seen
+from saeforest.measures.subject import Firings, Subject
 from saeforest.sparse_code import SparseCode
 from saeforest.structure.forest import flat_forest
 from saeforest.structure.pairs import PairStatistics
+from subject_cases import but, lazily, never
 
 CONFIG = AutoInterpConfig(buffer=BUFFER, features=10)
 FIRES = 7  # features; the eighth never does
 SCORES = ("autointerp_score", "chance_none", "multi_child", "other")
 
 
+def judged(subject: Subject, config: AutoInterpConfig, judge: Judge | None = None) -> Record:
+    """What a judge makes of it."""
+    return autointerp(but(subject, judge=judge), config)
+
+
 @pytest.fixture(scope="module")
-def seen(tiny_model: Path) -> Seen:
+def seen(tiny_model: Path) -> Subject:
     return world(tiny_model)
 
 
@@ -49,7 +55,7 @@ def rows(found: list[oracle.Centre]) -> list[int]:
 
 
 @pytest.mark.parametrize("feature", range(FIRES))
-def test_top_windows_equal_the_oracle(seen: Seen, feature: int) -> None:
+def test_top_windows_equal_the_oracle(seen: Subject, feature: int) -> None:
     a = dense(seen)[:, :, feature]
     windows = FeatureWindows(seen, feature, BUFFER)
     for n in (1, 12, 10_000):
@@ -65,20 +71,20 @@ def test_top_windows_equal_the_oracle(seen: Seen, feature: int) -> None:
     assert windows.level(found) == 0.01 * windows.around(found).max()
 
 
-def test_of_equal_peaks_the_earlier_comes_first(seen: Seen) -> None:
+def test_of_equal_peaks_the_earlier_comes_first(seen: Subject) -> None:
     same = PairStatistics(1)
     same.add(SparseCode(torch.ones(len(seen.rows), 1), torch.zeros(len(seen.rows), 1, dtype=torch.int64)))
-    windows = FeatureWindows(replace(seen, pairs=same), 0, BUFFER)
+    windows = FeatureWindows(but(seen, firings=Firings(seen.rows, same)), 0, BUFFER)
     step = BUFFER + 1
     first = [BUFFER + i * step for i in range(-(-(CONTEXT - 2 * BUFFER) // step))]
     assert windows.top(len(first) + 1).tolist() == [*first, CONTEXT + BUFFER]
     assert len(windows.silent(5, np.random.default_rng(0))) == 0
     assert len(windows.sampled(5, 1.0, 2, np.random.default_rng(0))) == 0
-    assert make_trial(replace(seen, pairs=same), 0, CONFIG) is None
+    assert make_trial(but(seen, firings=Firings(seen.rows, same)), 0, CONFIG) is None
 
 
 @pytest.mark.parametrize("power", [1, 2])
-def test_sampled_windows_come_as_often_as_they_should(seen: Seen, power: int) -> None:
+def test_sampled_windows_come_as_often_as_they_should(seen: Subject, power: int) -> None:
     windows = FeatureWindows(seen, 3, BUFFER)
     below = float(windows.values[windows.top(12)].min())
     wanted = oracle.sampling(dense(seen)[:, :, 3], BUFFER, below, power)
@@ -92,7 +98,7 @@ def test_sampled_windows_come_as_often_as_they_should(seen: Seen, power: int) ->
     assert len({round(p, 4) for p in wanted.values()}) > 5
 
 
-def test_sampled_windows_are_different_and_not_among_the_top(seen: Seen) -> None:
+def test_sampled_windows_are_different_and_not_among_the_top(seen: Subject) -> None:
     windows = FeatureWindows(seen, 0, BUFFER)
     top = windows.top(12)
     below = float(windows.values[top].min())
@@ -104,7 +110,7 @@ def test_sampled_windows_are_different_and_not_among_the_top(seen: Seen) -> None
 
 
 @pytest.mark.parametrize("feature", range(len(LETTERS)))
-def test_silent_windows_equal_the_oracle(seen: Seen, feature: int) -> None:
+def test_silent_windows_equal_the_oracle(seen: Subject, feature: int) -> None:
     windows = FeatureWindows(seen, feature, BUFFER)
     a = dense(seen)[:, :, feature]
     found = windows.silent(10**6, np.random.default_rng(0))
@@ -112,7 +118,7 @@ def test_silent_windows_equal_the_oracle(seen: Seen, feature: int) -> None:
     assert windows.around(found).max() == 0
 
 
-def test_windows_anywhere_are_whole_and_may_show_the_feature(seen: Seen) -> None:
+def test_windows_anywhere_are_whole_and_may_show_the_feature(seen: Subject) -> None:
     windows = FeatureWindows(seen, 0, BUFFER)
     found = windows.anywhere(5000, np.random.default_rng(0))
     position = found % CONTEXT
@@ -126,7 +132,7 @@ def test_windows_anywhere_are_whole_and_may_show_the_feature(seen: Seen) -> None
 
 
 @pytest.mark.parametrize("random", ["checked", "unchecked"])
-def test_a_trial_is_what_the_specification_says(seen: Seen, random: str) -> None:
+def test_a_trial_is_what_the_specification_says(seen: Subject, random: str) -> None:
     config = replace(CONFIG, random=random)
     firing_negatives = 0
     for feature in range(FIRES):
@@ -155,7 +161,7 @@ def test_a_trial_is_what_the_specification_says(seen: Seen, random: str) -> None
 
 
 def test_windows_are_sampled_by_the_square_of_values_below_the_top(
-    seen: Seen, monkeypatch: pytest.MonkeyPatch
+    seen: Subject, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given: list[tuple[int, float, float]] = []
     sampled = FeatureWindows.sampled
@@ -170,7 +176,7 @@ def test_windows_are_sampled_by_the_square_of_values_below_the_top(
     assert given == [(7, windows.values[windows.top(12)].min(), 2)]
 
 
-def test_what_is_below_a_hundredth_of_the_largest_is_not_active(seen: Seen) -> None:
+def test_what_is_below_a_hundredth_of_the_largest_is_not_active(seen: Subject) -> None:
     windows = FeatureWindows(seen, 0, BUFFER)
     large = windows.top(12)
     apart = ~np.isin(windows.centres // CONTEXT, large // CONTEXT)
@@ -179,13 +185,13 @@ def test_what_is_below_a_hundredth_of_the_largest_is_not_active(seen: Seen) -> N
     values[large] = 1.0
     one = PairStatistics(1)
     one.add(SparseCode(values[seen.rows, None], torch.zeros(len(seen.rows), 1, dtype=torch.int64)))
-    trial = make_trial(replace(seen, pairs=one), 0, CONFIG)
+    trial = make_trial(but(seen, firings=Firings(seen.rows, one)), 0, CONFIG)
     assert trial is not None
     assert trial.truth.sum() == 2
     assert [bool(marked(text)) for text in trial.shown] == [True] * 10 + [False] * 5
 
 
-def test_shown_windows_are_sorted_by_their_largest_value(seen: Seen) -> None:
+def test_shown_windows_are_sorted_by_their_largest_value(seen: Subject) -> None:
     trial = make_trial(seen, 1, CONFIG)
     assert trial is not None
     windows = FeatureWindows(seen, 1, BUFFER)
@@ -195,7 +201,7 @@ def test_shown_windows_are_sorted_by_their_largest_value(seen: Seen) -> None:
     assert peaks == sorted(peaks, reverse=True)
 
 
-def test_an_excluded_position_counts_as_silent(seen: Seen) -> None:
+def test_an_excluded_position_counts_as_silent(seen: Subject) -> None:
     windows = FeatureWindows(seen, 0, BUFFER)
     first = np.arange(0, seen.tokens.n_tokens, CONTEXT)
     letters = [chr(i) for i in seen.tokens.ids.flatten()[first]]
@@ -284,9 +290,9 @@ def none_of_them(system: str, user: str) -> str:
     return "None"
 
 
-def test_a_judge_that_reads_the_marks_is_always_right(seen: Seen) -> None:
+def test_a_judge_that_reads_the_marks_is_always_right(seen: Subject) -> None:
     judge = Fake(reader_of_marks)
-    record = autointerp(seen, CONFIG, judge)
+    record = judged(seen, CONFIG, judge)
     assert record.value == {
         "autointerp_score": 1.0, "chance_none": 10 / 14, "multi_child": 1.0, "other": 1.0,
         "scored": FIRES, "unparsable": 0, "skipped": 0,
@@ -303,26 +309,26 @@ def test_a_judge_that_reads_the_marks_is_always_right(seen: Seen) -> None:
     assert len(judge.asked) == 2 * FIRES
 
 
-def test_a_judge_that_always_says_none(seen: Seen) -> None:
-    record = autointerp(seen, CONFIG, Fake(none_of_them))
+def test_a_judge_that_always_says_none(seen: Subject) -> None:
+    record = judged(seen, CONFIG, Fake(none_of_them))
     assert record.value["autointerp_score"] == pytest.approx(10 / 14, abs=1e-15)
     assert record.value["chance_none"] == record.value["autointerp_score"]
 
 
-def test_where_it_is_not_checked_the_one_who_reads_seems_wrong(seen: Seen) -> None:
-    record = autointerp(seen, replace(CONFIG, random="unchecked"), Fake(reader_of_marks))
+def test_where_it_is_not_checked_the_one_who_reads_seems_wrong(seen: Subject) -> None:
+    record = judged(seen, replace(CONFIG, random="unchecked"), Fake(reader_of_marks))
     score = record.value["autointerp_score"]
     assert score is not None
     assert 0.4 < score < 0.95
 
 
-def test_scores_equal_the_oracle_for_any_judge(seen: Seen) -> None:
+def test_scores_equal_the_oracle_for_any_judge(seen: Subject) -> None:
     rng = np.random.default_rng(0)
 
     def guess(system: str, user: str) -> str:
         return ", ".join(map(str, rng.choice(14, rng.integers(1, 15), replace=False) + 1))
 
-    record = autointerp(seen, CONFIG, Fake(guess))
+    record = judged(seen, CONFIG, Fake(guess))
     wanted = {}
     for f in record.detail["features"]:
         wanted[f["feature"]] = oracle.score(set(f["predicted"]), [i in f["truth"] for i in range(1, 15)])
@@ -337,34 +343,34 @@ def test_scores_equal_the_oracle_for_any_judge(seen: Seen) -> None:
     assert low < np.mean(list(wanted.values())) < high
 
 
-def test_a_judge_that_talks_nonsense(seen: Seen, tmp_path: Path) -> None:
-    record = autointerp(seen, CONFIG, Fake(lambda system, user: "I think that it is, hm, 3 perhaps"))
+def test_a_judge_that_talks_nonsense(seen: Subject, tmp_path: Path) -> None:
+    record = judged(seen, CONFIG, Fake(lambda system, user: "I think that it is, hm, 3 perhaps"))
     assert record.value == {**dict.fromkeys(SCORES), "scored": 0, "unparsable": FIRES, "skipped": 0}
     assert record.null == dict.fromkeys(SCORES, "no reply of the judge could be read")
     record.write(tmp_path / "autointerp.json")
     assert Record.read(tmp_path / "autointerp.json") == record
 
 
-def test_a_feature_without_an_explanation_is_not_asked_about_again(seen: Seen) -> None:
+def test_a_feature_without_an_explanation_is_not_asked_about_again(seen: Subject) -> None:
     judge = Fake(lambda system, user: "")
-    record = autointerp(seen, CONFIG, judge)
+    record = judged(seen, CONFIG, judge)
     assert record.value["unparsable"] == FIRES
     assert len(judge.asked) == FIRES
 
 
-def test_some_replies_that_cannot_be_read(seen: Seen) -> None:
+def test_some_replies_that_cannot_be_read(seen: Subject) -> None:
     calls = iter(range(100))
 
     def sometimes(system: str, user: str) -> str:
         return reader_of_marks(system, user) if next(calls) % 2 or "Passages:" not in user else "?"
 
-    record = autointerp(seen, CONFIG, Fake(sometimes))
+    record = judged(seen, CONFIG, Fake(sometimes))
     assert record.value["autointerp_score"] == 1
     assert (record.value["scored"], record.value["unparsable"]) == (4, 3)
 
 
-def test_without_a_judge_the_record_says_what_to_set(seen: Seen) -> None:
-    record = autointerp(seen, CONFIG)
+def test_without_a_judge_the_record_says_what_to_set(seen: Subject) -> None:
+    record = judged(seen, CONFIG)
     assert record.value == {**dict.fromkeys(SCORES), "scored": 0, "unparsable": 0, "skipped": 0}
     assert record.null == dict.fromkeys(SCORES, NO_JUDGE)
     assert record.settings["judge"] is None
@@ -379,32 +385,31 @@ def test_without_a_judge_the_record_says_what_to_set(seen: Seen) -> None:
         ({"min_fired": 10**6}, "no feature fires on more than 1000000 tokens and has 12 top windows"),
     ],
 )
-def test_nothing_to_ask_about(seen: Seen, changes: dict[str, int], why: str) -> None:
+def test_nothing_to_ask_about(seen: Subject, changes: dict[str, int], why: str) -> None:
     judge = Fake(none_of_them)
-    record = autointerp(seen, replace(CONFIG, **changes), judge)
+    record = judged(seen, replace(CONFIG, **changes), judge)
     assert judge.asked == []
     assert all(why in record.null[name] for name in SCORES)
-    # A model that does not exist is not looked for where there is nothing to ask.
-    config = replace(CONFIG, **changes, judge=JudgeConfig(model="/no/such/model"))
-    assert autointerp(seen, config).null == record.null
+    # No judge is opened where there is nothing to ask.
+    assert autointerp(lazily(seen, "judge", never), replace(CONFIG, **changes)).null == record.null
 
 
 def test_a_text_too_short_has_no_features_with_enough_windows(tiny_model: Path) -> None:
-    record = autointerp(world(tiny_model, windows=4), replace(CONFIG, min_fired=1), Fake(none_of_them))
+    record = judged(world(tiny_model, windows=4), replace(CONFIG, min_fired=1), Fake(none_of_them))
     assert record.value["scored"] == 0
     assert record.value["skipped"] == FIRES
 
 
-def test_a_forest_without_edges(seen: Seen) -> None:
-    record = autointerp(replace(seen, forest=flat_forest((8,))), CONFIG, Fake(none_of_them))
+def test_a_forest_without_edges(seen: Subject) -> None:
+    record = judged(but(seen, forest=flat_forest((8,))), CONFIG, Fake(none_of_them))
     assert record.value["other"] == record.value["autointerp_score"]
     assert record.null == {"multi_child": "no scored feature has two children or more"}
 
 
-def test_the_seed_draws_features_and_windows(seen: Seen) -> None:
+def test_the_seed_draws_features_and_windows(seen: Subject) -> None:
     def drawn(seed: int, features: int = 3) -> tuple[list[int], list[str]]:
         judge = Fake(none_of_them)
-        record = autointerp(seen, replace(CONFIG, seed=seed, features=features), judge)
+        record = judged(seen, replace(CONFIG, seed=seed, features=features), judge)
         return [f["feature"] for f in record.detail["features"]], [user for _, user, _ in judge.asked]
 
     assert drawn(0) == drawn(0)
@@ -430,9 +435,14 @@ def test_the_configuration_can_be_stored() -> None:
 def test_the_embedded_model_as_a_judge(
     tiny_model: Path, tmp_path: Path, smollm2: LanguageModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen = world(tiny_model, folder=tmp_path)
+    seen = world(tiny_model)
     config = replace(CONFIG, features=2, judge=JudgeConfig(model="smollm2-135m"))
-    record = autointerp(seen, config)
+
+    def once_more() -> Record:
+        with open_judge(config.judge, smollm2, tmp_path) as judge:
+            return judged(seen, config, judge)
+
+    record = once_more()
     scored, unparsable = record.value["scored"], record.value["unparsable"]
     assert scored is not None
     assert unparsable is not None
@@ -442,6 +452,6 @@ def test_the_embedded_model_as_a_judge(
     kept = (tmp_path / "judge.jsonl").read_text()
     assert 2 < len(kept.splitlines()) <= 4
     monkeypatch.setattr(type(smollm2.model), "generate", None)  # all answers are there
-    assert autointerp(seen, config) == record
+    assert once_more() == record
     assert (tmp_path / "judge.jsonl").read_text() == kept
     assert re.search(r"<<[A-F]+>>", kept)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import sys
-from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -12,14 +11,12 @@ import torch
 from torch import Tensor
 
 from oracles import absorption as oracle
-from saeforest.activations import ActivationReader
 from saeforest.measures.composition import CompositionConfig, composition, max_cosines, random_floor
-from saeforest.measures.probes import Probes
-from saeforest.measures.subject import Seen, Subject
+from saeforest.measures.subject import Subject
 from saeforest.saes import SAE, TreeConfig, TreeSAE
 from saeforest.sparse_code import SparseCode
 from saeforest.structure.pairs import PairStatistics
-from saeforest.text import Tokens
+from subject_cases import given
 
 # The package has a function of the same name.
 module = sys.modules[composition.__module__]
@@ -33,25 +30,13 @@ def an_sae(rows: Tensor, layer_sizes: tuple[int, ...]) -> SAE:
     return sae
 
 
-def subject_of(sae: SAE, fired: list[list[int]] | None = None) -> Subject:
-    """With `fired`, the features active on each token of the text that was seen."""
-    common = {
-        "sae": sae,
-        "forest": sae.forest,
-        "reader": Mock(spec=ActivationReader),
-        "tokens": Mock(spec=Tokens),
-        "settings": {"model": "m"},
-        "folder": None,
-        "log": None,
-    }
-    if fired is None:
-        return Subject(**common)
+def subject_of(sae: SAE, fired: list[list[int]]) -> Subject:
+    """`fired`: the features active on each token of the text that was seen."""
     pairs = PairStatistics(sae.d_sae)
     for features in fired:
         ids = torch.tensor([features or [0]])
         pairs.add(SparseCode(torch.full(ids.shape, float(bool(features))), ids))
-    x = torch.zeros(len(fired), sae.d_in)
-    return Seen(**common, rows=torch.arange(len(fired)), x=x, pairs=pairs, probes=Mock(spec=Probes))
+    return given(sae, {"model": "m"}, firings=pairs)
 
 
 def random_rows(n: int, d: int, seed: int = 0) -> Tensor:
@@ -64,7 +49,7 @@ VECTOR = torch.tensor([[1.0, 0.0], [0.0, 2.0], [0.3, 0.4]])
 
 def test_known_decoder() -> None:
     torch.testing.assert_close(max_cosines(VECTOR), torch.tensor([0.6, 0.8, 0.8]).double())
-    record = composition(subject_of(an_sae(VECTOR, (3,))), CompositionConfig())
+    record = composition(subject_of(an_sae(VECTOR, (3,)), []), CompositionConfig())
     assert record.value["mean"] == pytest.approx(0.7333, abs=5e-5)
     assert record.value["median"] == pytest.approx(0.8)
     assert record.settings["model"] == "m"
@@ -128,11 +113,9 @@ def test_random_floor_is_what_random_directions_have() -> None:
 
 
 def test_undefined_values_say_why() -> None:
-    unread = composition(subject_of(an_sae(random_rows(4, 3), (4,))), CompositionConfig())
-    assert unread.null == {"alive": "no text was read"}
     silent = composition(subject_of(an_sae(random_rows(4, 3), (4,)), [[], []]), CompositionConfig())
     assert silent.null == {"alive": "no feature fired on the measured text"}
-    single = composition(subject_of(an_sae(torch.ones(1, 3), (1,))), CompositionConfig())
+    single = composition(subject_of(an_sae(torch.ones(1, 3), (1,)), []), CompositionConfig())
     assert set(single.value.values()) == {None}
     narrow = composition(subject_of(an_sae(torch.ones(3, 1), (3,)), [[0]]), CompositionConfig())
     assert list(narrow.null) == ["random_floor"]

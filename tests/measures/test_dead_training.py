@@ -6,17 +6,17 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from saeforest.errors import UserError
 from saeforest.measures import Record
 from saeforest.measures.dead_training import DeadTrainingConfig, dead_training, read_dead_rates
-from saeforest.measures.subject import Subject
-from saeforest.saes import load_sae
+from saeforest.saes import SAE, load_sae
 from saeforest.structure.forest import flat_forest
 from saeforest.training.log import read_log
+from subject_cases import given
 
 SIZES = (4, 10)
 LINES: list[dict[str, Any]] = [
@@ -41,10 +41,8 @@ def write_log(folder: Path, lines: Sequence[Mapping[str, Any]] = LINES) -> Path:
 
 def measure(log: Path | None, sizes: tuple[int, ...] = SIZES, **config: Any) -> Record:
     """Of a subject of which nothing but the layers of its SAE and its log is known."""
-    subject = object.__new__(Subject)
-    known = {"sae": SimpleNamespace(forest=flat_forest(sizes)), "log": log, "settings": {"model": "m"}}
-    for name, value in known.items():
-        object.__setattr__(subject, name, value)
+    sae = cast(SAE, SimpleNamespace(forest=flat_forest(sizes)))
+    subject = given(sae, {"model": "m"}, training_log=log)
     return dead_training(subject, DeadTrainingConfig(**config))
 
 

@@ -16,24 +16,24 @@ import torch
 from torch import Tensor
 
 from oracles import geometry as oracle
-from saeforest.activations import ActivationReader
 from saeforest.errors import UserError
 from saeforest.measures import geometry as geometry_module
 from saeforest.measures import landscape
 from saeforest.measures.geometry import GeometryConfig, choose_families, geometry, principal_plane, umap_plane
-from saeforest.measures.probes import Probes
 from saeforest.measures.record import Record
-from saeforest.measures.subject import Seen
+from saeforest.measures.subject import Subject
 from saeforest.saes import TreeConfig, TreeSAE
 from saeforest.sparse_code import SparseCode
 from saeforest.structure.forest import Forest
 from saeforest.structure.pairs import PairStatistics
-from saeforest.text import Tokens
+from subject_cases import given
 
 PLAIN = GeometryConfig(min_count=5, max_points=10_000, umap_families=0)
 
 
-def seen(values: Tensor, x: Tensor, forest: Forest, encoder: Tensor, decoder: Tensor | None = None) -> Seen:
+def seen(
+    values: Tensor, x: Tensor, forest: Forest, encoder: Tensor, decoder: Tensor | None = None
+) -> Subject:
     """What one pass has shown: `values [n, d_sae]` of the features on activations `x`; nothing else is looked at."""
     n, d_sae = values.shape
     config = TreeConfig(
@@ -46,22 +46,10 @@ def seen(values: Tensor, x: Tensor, forest: Forest, encoder: Tensor, decoder: Te
     sae.decoder.data = torch.nn.functional.normalize((encoder if decoder is None else decoder).float())
     pairs = PairStatistics(d_sae, threshold=0)
     pairs.add(SparseCode(values.float(), torch.arange(d_sae).expand(n, d_sae).contiguous()))
-    return Seen(
-        sae=sae,
-        forest=forest,
-        reader=object.__new__(ActivationReader),
-        tokens=Tokens(torch.zeros(1, n, dtype=torch.int32), torch.tensor([0]), ("document",)),
-        settings={"model": "planted"},
-        folder=None,
-        log=None,
-        rows=torch.arange(n),
-        x=x.float(),
-        pairs=pairs,
-        probes=object.__new__(Probes),
-    )
+    return given(sae, {"model": "planted"}, forest=forest, firings=pairs, activations=x.float())
 
 
-def planted(turn: int = 0, d: int = 6, each: int = 40, n_children: int = 4) -> Seen:
+def planted(turn: int = 0, d: int = 6, each: int = 40, n_children: int = 4) -> Subject:
     """A parent with children at the corners of a square, far from the origin; each encoder row points at the corner
     of the child that is `turn` further on."""
     angle = 0.3 + 2 * math.pi * torch.arange(n_children) / n_children
@@ -77,7 +65,7 @@ def planted(turn: int = 0, d: int = 6, each: int = 40, n_children: int = 4) -> S
     return seen(values, x, Forest(torch.tensor([-1] + [0] * n_children), (1, n_children)), encoder)
 
 
-def tangled(seed: int = 0, n: int = 300, d: int = 7) -> Seen:
+def tangled(seed: int = 0, n: int = 300, d: int = 7) -> Subject:
     """Three layers with families of many sizes, children in two layers, siblings that fire together, rare features."""
     generator = torch.Generator().manual_seed(seed)
     sizes = (4, 12, 16)
@@ -98,7 +86,7 @@ def tangled(seed: int = 0, n: int = 300, d: int = 7) -> Seen:
     return seen(values, x, Forest(parent, sizes), encoder, decoder)
 
 
-def dense(case: Seen) -> oracle.FloatArray:
+def dense(case: Subject) -> oracle.FloatArray:
     values = torch.zeros(len(case.rows), case.forest.d_sae, dtype=torch.float64)
     for feature in range(case.forest.d_sae):
         token, value = case.pairs.firings(feature)
@@ -110,7 +98,7 @@ def float64(tensor: Tensor) -> oracle.FloatArray:
     return tensor.detach().double().numpy()
 
 
-def measured(case: Seen, **changes: Any) -> Record:
+def measured(case: Subject, **changes: Any) -> Record:
     config = {"min_count": 5, "max_points": 10_000, "umap_families": 0, **changes}
     return geometry(case, GeometryConfig(**config))
 

@@ -18,7 +18,7 @@ from saeforest.measures.hierarchy import HierarchyConfig, hierarchy
 from saeforest.measures.mcs import VARIANTS
 from saeforest.measures.probes import ProbeConfig
 from saeforest.measures.record import Record
-from saeforest.measures.subject import Seen
+from saeforest.measures.subject import Subject
 from saeforest.saes import SAE, TopKConfig, TopKSAE, TreeSAE
 from saeforest.structure.directions import RIDGE
 from saeforest.structure.forest import Forest, flat_forest
@@ -51,7 +51,7 @@ def topk_of(decoder: Tensor) -> SAE:
     return with_decoder(TopKSAE(config, decoder.shape[1]), decoder)
 
 
-def random_case(seed: int, kind: str = "tree") -> tuple[Seen, Tensor]:
+def random_case(seed: int, kind: str = "tree") -> tuple[Subject, Tensor]:
     """Directions near decoder rows of child and parent, so that there are hits and misses."""
     generator = torch.Generator().manual_seed(seed)
     decoder, other = torch.randn(2, D_SAE, D, generator=generator)
@@ -63,7 +63,9 @@ def random_case(seed: int, kind: str = "tree") -> tuple[Seen, Tensor]:
     return seen_of(sae, values, forest=forest, x=x, directions=directions), values
 
 
-def wanted(case: Seen, values: Tensor, config: HierarchyConfig, record: Record) -> tuple[oracle.Chosen, Any]:
+def wanted(
+    case: Subject, values: Tensor, config: HierarchyConfig, record: Record
+) -> tuple[oracle.Chosen, Any]:
     assert isinstance(case.probes, GivenProbes)
     a = above_threshold(values)
     draws = record.detail["parents"]["by_seed"]
@@ -209,7 +211,7 @@ def test_samples_are_of_the_most_frequent_half() -> None:
 # ---- by hand
 
 
-def by_hand(forest: Forest | None, sae: SAE | None = None) -> Seen:
+def by_hand(forest: Forest | None, sae: SAE | None = None) -> Subject:
     """Feature 0 with 4 (30 times), 2 (20) and 3 (12) within it, 1 with 5 (15); 6 and 7 never fire.
 
     The tree has 0 -> 2, 3. The concepts of 2, 3 and 5 lie between child and parent; that of 4 is its own row.
@@ -328,7 +330,7 @@ N_PARENTS, N_CHILDREN = 4, 3
 PLANTED = torch.tensor([-1] * N_PARENTS + [p for p in range(N_PARENTS) for _ in range(N_CHILDREN)])
 
 
-def planted(forest: Tensor = PLANTED, n: int = 3000, d: int = 48) -> Seen:
+def planted(forest: Tensor = PLANTED, n: int = 3000, d: int = 48) -> Subject:
     """The ideal SAE: concepts made of their parent's direction and one of their own, and the code that has both."""
     generator = torch.Generator().manual_seed(0)
     d_sae = len(PLANTED)

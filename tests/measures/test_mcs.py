@@ -15,7 +15,7 @@ from saeforest.errors import UserError
 from saeforest.measures import mcs as mcs_module
 from saeforest.measures.mcs import VARIANTS, MCSConfig, mcs
 from saeforest.measures.record import Record
-from saeforest.measures.subject import Seen
+from saeforest.measures.subject import Subject
 from saeforest.saes import TreeSAE
 from saeforest.structure import pairs as pairs_module
 from saeforest.structure.forest import Forest, flat_forest
@@ -26,14 +26,14 @@ D_SAE, D = 14, 10
 FOREST = Forest(torch.tensor([-1, 3, 0, -1, 0, 2, 0, 3, 5, 1, 9, 3, 3, -1]), (D_SAE,), layered=False)
 
 
-def random_case(seed: int) -> tuple[Seen, oracle.FloatArray, oracle.FloatArray]:
+def random_case(seed: int) -> tuple[Subject, oracle.FloatArray, oracle.FloatArray]:
     decoder = torch.randn(D_SAE, D, generator=torch.Generator().manual_seed(seed))
     values = random_values(seed)
     sae = tree_of(flat_forest((D_SAE,)), decoder)
     return seen_of(sae, values, forest=FOREST), above_threshold(values), sae.W_dec.detach().double().numpy()
 
 
-def by_hand(rows: list[list[float]], parent: list[int] | None = None) -> Seen:
+def by_hand(rows: list[list[float]], parent: list[int] | None = None) -> Subject:
     """Values of the features on every token; decoder rows at angles of 60 degrees."""
     values = torch.tensor(rows)
     angle = torch.arange(values.shape[1]) * math.pi / 3

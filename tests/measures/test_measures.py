@@ -34,15 +34,15 @@ from saeforest.evaluation import (
     read_windows,
     table,
 )
-from saeforest.evaluation.registry import Streaming
 from saeforest.lm import LanguageModel
-from saeforest.measures import EvalBatch, Record, WindowLosses
+from saeforest.measures import EvalBatch, Record, Streaming, WindowLosses
 from saeforest.measures import measure as measure_module
 from saeforest.run_folder import RunFolder
 from saeforest.saes import SAE, TreeConfig, TreeSAE
 from saeforest.sparse_code import SparseCode
 from saeforest.structure.forest import Forest, flat_forest
 from saeforest.text import Tokens
+from subject_cases import given
 
 VOCAB, D, CONTEXT, N_WINDOWS, EOS, LAYER = 30, 16, 12, 22, 2, 1
 SIZES, K = (6, 12, 16), (4, 3, 3)
@@ -141,7 +141,7 @@ def eval_batch(
 def measured(name: str, sae: SAE, batches: list[EvalBatch], forest: Forest | None = None) -> Record:
     spec = MEASURES[name]
     assert isinstance(spec, Streaming)
-    measure = spec.make(sae, forest or sae.forest)
+    measure = spec.make(given(sae, forest=forest or sae.forest), None)
     for batch in batches:
         measure.update(batch)
     return measure.record({})

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from oracles import pairs as pairs_oracle
 from oracles import probes as oracle
-from saeforest.activations import ActivationReader
 from saeforest.errors import UserError
 from saeforest.measures import reconstruction_score as module
 from saeforest.measures.probes import ProbeConfig, Probes
@@ -26,20 +25,22 @@ from saeforest.measures.reconstruction_score import (
     reconstruction_score,
 )
 from saeforest.measures.record import Record
-from saeforest.measures.subject import Seen
+from saeforest.measures.subject import Subject
 from saeforest.saes import TreeConfig, TreeSAE
 from saeforest.sparse_code import SparseCode
 from saeforest.structure.forest import Forest
 from saeforest.structure.pairs import PairStatistics
 from saeforest.synthetic import World
 from saeforest.synthetic.generators import tree
-from saeforest.text import Tokens
+from subject_cases import given
 
 VALUES = {"s_res", "cos_child", "cos_parent", "hits", "coverage", "lda_s_res", "lda_cosine"}
 LDA = ProbeConfig(method="lda")
 
 
-def seen_of(x: Tensor, code: SparseCode, decoder: Tensor, forest: Forest, probe: ProbeConfig = LDA) -> Seen:
+def seen_of(
+    x: Tensor, code: SparseCode, decoder: Tensor, forest: Forest, probe: ProbeConfig = LDA
+) -> Subject:
     """An SAE of these decoder rows and this code."""
     sizes = forest.layer_sizes
     sae = TreeSAE(TreeConfig(layer_sizes=sizes, k_per_layer=(1,) * len(sizes)), x.shape[1])
@@ -47,19 +48,8 @@ def seen_of(x: Tensor, code: SparseCode, decoder: Tensor, forest: Forest, probe:
         sae.decoder.copy_(decoder)
     pairs = PairStatistics(forest.d_sae)
     pairs.add(code)
-    return Seen(
-        sae=sae,
-        forest=forest,
-        reader=object.__new__(ActivationReader),  # no activation is read here
-        tokens=Tokens(torch.zeros(1, 2, dtype=torch.int32), torch.tensor([0]), ("document",)),
-        settings={"model": "none"},
-        folder=None,
-        log=None,
-        rows=torch.arange(len(x)),
-        x=x,
-        pairs=pairs,
-        probes=Probes(x, pairs, probe),
-    )
+    probes = Probes(x, pairs, probe)
+    return given(sae, {"model": "none"}, forest=forest, firings=pairs, activations=x, probes=probes)
 
 
 def on(columns: Tensor) -> SparseCode:
@@ -70,7 +60,7 @@ def on(columns: Tensor) -> SparseCode:
 # ---- against float64
 
 
-def small(parent: list[int], seed: int = 0, n: int = 400, **probe: Any) -> Seen:
+def small(parent: list[int], seed: int = 0, n: int = 400, **probe: Any) -> Subject:
     """Nine features of falling frequency, child within parent; 7 never fires, 8 always does."""
     generator = torch.Generator().manual_seed(seed)
     y = torch.rand(n, 9, generator=generator) < torch.tensor([0.6, 0.4, 0.6, 0.5, 0.4, 0.5, 0.2, 0, 1.1])

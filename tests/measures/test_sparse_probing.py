@@ -11,11 +11,13 @@ import pytest
 import torch
 
 from oracles import sparse_probing as oracle
+from saeforest.activations import ActivationReader
 from saeforest.errors import UserError
+from saeforest.evaluation.supplies import Shared
 from saeforest.lm import LanguageModel
 from saeforest.measures import pooled as pooled_module
-from saeforest.measures import sparse_probing as module
 from saeforest.measures.pooled import (
+    LabelledCodes,
     LabelledTextConfig,
     ReadTexts,
     apart,
@@ -31,8 +33,9 @@ from saeforest.measures.sparse_probing import SparseProbingConfig, sparse_probin
 from saeforest.measures.subject import Subject
 from saeforest.run_folder import RunFolder
 from saeforest.saes import SAE, TopKConfig, TopKSAE, TreeConfig, TreeSAE
-from saeforest.session import open_reader, read_tokens
+from saeforest.session import open_reader
 from saeforest.text.labelled import LabelledText
+from subject_cases import given
 
 D = 12
 CLASSES = ("arts", "birds", "cars")
@@ -46,11 +49,8 @@ def texts_of(x: list[np.ndarray], label: np.ndarray, config: LabelledTextConfig 
     return ReadTexts(config, CLASSES[: label.max() + 1], tokens, count, train, test, len(tokens))
 
 
-def subject_of(sae: SAE) -> Subject:
-    """With neither a model nor text: tests that read none give the texts themselves."""
-    subject = object.__new__(Subject)
-    vars(subject).update(sae=sae, forest=sae.forest, reader=None, settings={"sae": "test"})
-    return subject
+def subject_of(sae: SAE, texts: ReadTexts) -> Subject:
+    return given(sae, {"sae": "test"}, labelled_texts=LabelledCodes(texts, pooled_code(sae, texts)))
 
 
 def planted_sae() -> TopKSAE:
@@ -72,14 +72,6 @@ def planted_texts(seed: int = 0, n: int = 40) -> ReadTexts:
         tokens[::3, 3 + c] = 8
         x.append(tokens)
     return texts_of(x, label)
-
-
-@pytest.fixture
-def given(monkeypatch: pytest.MonkeyPatch) -> list[ReadTexts]:
-    """Texts put in here are what sparse probing reads."""
-    found: list[ReadTexts] = []
-    monkeypatch.setattr(module, "read_texts", lambda reader, config: found[-1])
-    return found
 
 
 def test_top_dimensions_takes_the_lower_of_equals() -> None:
@@ -105,7 +97,7 @@ def test_pooled_codes_against_the_oracle(monkeypatch: pytest.MonkeyPatch, normal
     x = [rng.normal(size=(n, D)) * rng.uniform(0.5, 20, size=(n, 1)) for n in lengths]
     monkeypatch.setattr(pooled_module, "_SLICE_TOKENS", 6)
     texts = texts_of(x, np.repeat([0, 1], 12))
-    code = pooled_code(subject_of(sae), texts)
+    code = pooled_code(sae, texts)
     dense, scaled = [], []
     for t in x:
         found, stats = sae.encode_with_stats(torch.from_numpy(t).float())
@@ -218,9 +210,8 @@ def test_wrong_configurations(wrong: dict[str, Any], message: str) -> None:
         SparseProbingConfig(**wrong)
 
 
-def test_the_planted_feature_is_found(given: list[ReadTexts]) -> None:
-    given.append(planted_texts())
-    record = sparse_probing(subject_of(planted_sae()), SparseProbingConfig(k=(1, 2, 50)))
+def test_the_planted_feature_is_found() -> None:
+    record = sparse_probing(subject_of(planted_sae(), planted_texts()), SparseProbingConfig(k=(1, 2, 50)))
     assert [entry["features"][0] for entry in record.detail["classes"]] == [3, 4, 5]
     assert [entry["label"] for entry in record.detail["classes"]] == list(CLASSES)
     assert record.value["sae_top_1"] == record.value["llm_top_1"] == record.value["llm_all"] == 1
@@ -229,13 +220,13 @@ def test_the_planted_feature_is_found(given: list[ReadTexts]) -> None:
     assert record.null == dict.fromkeys(("sae_top_50", "llm_top_50"), "there are only 12 dimensions")
 
 
-def test_a_feature_of_another_class_does_not_help(given: list[ReadTexts]) -> None:
+def test_a_feature_of_another_class_does_not_help() -> None:
     """With the labels dealt at random there is nothing to find: nothing is far above chance."""
     texts = planted_texts(n=200)
     label = np.random.default_rng(3).integers(3, size=600)
     train, test = divide(label, LabelledTextConfig(train=1, test=1))
-    given.append(ReadTexts(texts.config, CLASSES, texts.x, texts.count, train, test, texts.n_tokens))
-    record = sparse_probing(subject_of(planted_sae()), SparseProbingConfig())
+    dealt = ReadTexts(texts.config, CLASSES, texts.x, texts.count, train, test, texts.n_tokens)
+    record = sparse_probing(subject_of(planted_sae(), dealt), SparseProbingConfig())
     for name, value in record.value.items():
         interval = record.interval[name]
         assert value is not None
@@ -244,21 +235,21 @@ def test_a_feature_of_another_class_does_not_help(given: list[ReadTexts]) -> Non
         assert interval[0] < value < interval[1]
 
 
-def test_a_dead_sae_is_at_chance(given: list[ReadTexts]) -> None:
+def test_a_dead_sae_is_at_chance() -> None:
     sae = planted_sae()
     sae.encoder.data = -torch.eye(D)
-    given.append(planted_texts())
-    record = sparse_probing(subject_of(sae), SparseProbingConfig())
+    record = sparse_probing(subject_of(sae, planted_texts()), SparseProbingConfig())
     assert [record.value[f"sae_top_{k}"] for k in (1, 2, 5)] == [0.5, 0.5, 0.5]
     assert record.value["llm_all"] == 1
 
 
-def test_accuracy_is_that_of_the_classes(given: list[ReadTexts]) -> None:
+def test_accuracy_is_that_of_the_classes() -> None:
     """The mean over classes of the class's own, and of a text's answers in the classes that asked for it."""
     rng = np.random.default_rng(5)
     x = [rng.random((4, D)) + 0.15 * (np.arange(D) == c) for c in np.repeat(np.arange(3), 40)]
-    given.append(texts_of(x, np.repeat(np.arange(3), 40)))
-    record = sparse_probing(subject_of(planted_sae()), SparseProbingConfig())
+    record = sparse_probing(
+        subject_of(planted_sae(), texts_of(x, np.repeat(np.arange(3), 40))), SparseProbingConfig()
+    )
     for name, value in record.value.items():
         own = [entry[name] for entry in record.detail["classes"]]
         assert len(set(own)) > 1
@@ -283,23 +274,20 @@ def animals(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="module")
-def subject(finished_run: Path) -> Subject:
-    config, sae = RunFolder(finished_run).load()
-    reader = open_reader(config)
-    tokens = read_tokens(config, reader, "held_out", 256)
-    return Subject(sae, sae.forest, reader, tokens, {"sae": "run", "context": 32}, None, None)
+def reader(finished_run: Path) -> ActivationReader:
+    return open_reader(RunFolder(finished_run).load()[0])
 
 
-def test_texts_are_read_one_by_one(subject: Subject, animals: str) -> None:
+def test_texts_are_read_one_by_one(reader: ActivationReader, animals: str) -> None:
     """What is pooled is what the model gives each text alone: no padding, no first token, no text of one token."""
     config = LabelledTextConfig(animals, train=60, test=24, context=32)
-    texts = read_texts(subject.reader, config)
-    lm = subject.reader.lm
+    texts = read_texts(reader, config)
+    lm = reader.lm
     expected = []
     for line in Path(animals).read_text("utf-8").splitlines()[:84]:
         ids = torch.tensor([list(json.loads(line)["text"].encode())[:32]])
         if ids.shape[1] > 1:
-            expected.append(lm.activations(ids, subject.reader.site)[0, 1:].double().mean(0).numpy())
+            expected.append(lm.activations(ids, reader.site)[0, 1:].double().mean(0).numpy())
     assert texts.pooled.shape == (80, len(expected[0]))
     assert sorted(texts.count)[-1] == 31
     distance = np.abs(texts.pooled[:, None] - np.array(expected)).max(2)
@@ -311,10 +299,15 @@ def test_texts_are_read_one_by_one(subject: Subject, animals: str) -> None:
 
 
 def test_a_record_from_texts_on_disk(
-    subject: Subject, animals: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    reader: ActivationReader,
+    finished_run: Path,
+    animals: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     config = SparseProbingConfig(LabelledTextConfig(animals, train=60, test=24))
-    record = sparse_probing(subject, config)
+    shared, sae = Shared(reader), RunFolder(finished_run).load()[1]
+    record = sparse_probing(subject_of(sae, shared.texts(config.texts)), config)
     record.write(tmp_path / "sparse_probing.json")
     assert record.measure == "sparse_probing"
     assert set(record.value) == {f"{of}_top_{k}" for of in ("sae", "llm") for k in (1, 2, 5)} | {"llm_all"}
@@ -333,21 +326,19 @@ def test_a_record_from_texts_on_disk(
 
     with monkeypatch.context() as patch:
         patch.setattr(LanguageModel, "activations", never)
-        patch.setattr(type(subject.sae), "encode_with_stats", never)
-        assert sparse_probing(subject, config) == record
-    monkeypatch.setattr(pooled_module, "_texts", type(pooled_module._texts)())
-    assert sparse_probing(subject, config) == record
+        assert sparse_probing(subject_of(sae, shared.texts(config.texts)), config) == record
+    assert sparse_probing(subject_of(sae, read_texts(reader, config.texts)), config) == record
 
 
-def test_texts_without_a_measured_token(subject: Subject, tmp_path: Path) -> None:
+def test_texts_without_a_measured_token(reader: ActivationReader, tmp_path: Path) -> None:
     """One token each, the first: nothing is measured."""
     path = tmp_path / "short.jsonl"
     records = [{"text": chr(33 + i), "label": "ab"[i % 2]} for i in range(60)]
     path.write_text("".join(json.dumps(r) + "\n" for r in records), encoding="utf-8")
     with pytest.raises(UserError, match=r"0 different texts with tokens to measure have the label 'a'"):
-        read_texts(subject.reader, LabelledTextConfig(str(path)))
+        read_texts(reader, LabelledTextConfig(str(path)))
 
 
-def test_a_context_that_the_model_lacks(subject: Subject, animals: str) -> None:
+def test_a_context_that_the_model_lacks(reader: ActivationReader, animals: str) -> None:
     with pytest.raises(UserError, match=r"texts\.context = 5000: .* reads at most 2048 tokens"):
-        read_texts(subject.reader, LabelledTextConfig(animals, context=5000))
+        read_texts(reader, LabelledTextConfig(animals, context=5000))

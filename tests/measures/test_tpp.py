@@ -15,8 +15,7 @@ from oracles import sparse_probing as oracle
 from saeforest.errors import UserError
 from saeforest.interventions import ablate, splice
 from saeforest.measures import tpp as module
-from saeforest.measures.pooled import LabelledTextConfig, ReadTexts, apart, one_vs_rest
-from saeforest.measures.subject import Subject
+from saeforest.measures.pooled import LabelledTextConfig, apart, one_vs_rest, read_texts
 from saeforest.measures.tpp import (
     TPPConfig,
     ablated,
@@ -27,17 +26,9 @@ from saeforest.measures.tpp import (
 )
 from saeforest.run_folder import RunFolder
 from saeforest.saes import HSAE, SAE, HSAEConfig, TreeConfig, TreeSAE
-from saeforest.session import open_reader, read_tokens
+from saeforest.session import open_reader
 
 QUICK = TPPConfig(n=(1, 2, 5), epochs=6)
-
-
-@pytest.fixture
-def given(monkeypatch: pytest.MonkeyPatch) -> list[ReadTexts]:
-    """Texts put in here are what TPP reads."""
-    found: list[ReadTexts] = []
-    monkeypatch.setattr(module, "read_texts", lambda reader, config: found[-1])
-    return found
 
 
 def test_the_specifications_vector() -> None:
@@ -90,7 +81,7 @@ def test_each_probe_keeps_its_best_epoch() -> None:
 
 
 @pytest.mark.parametrize("normalize", ["layer_norm", "none"])
-def test_record_against_ablation_token_by_token(given: list[ReadTexts], normalize: Any) -> None:
+def test_record_against_ablation_token_by_token(normalize: Any) -> None:
     """Every activation decoded with and without the features, then pooled, then shown to the probes."""
     rng = np.random.default_rng(2)
     config = TreeConfig(layer_sizes=(8, 24), k_per_layer=(4, 4), normalize_activations=normalize)
@@ -100,8 +91,8 @@ def test_record_against_ablation_token_by_token(given: list[ReadTexts], normaliz
     x = [
         rng.uniform(1, 4) * (rng.normal(size=(int(rng.integers(1, 6)), D)) + 0.7 * towards[c]) for c in label
     ]
-    given.append(texts := texts_of(x, label))
-    record = tpp(subject_of(sae), QUICK)
+    texts = texts_of(x, label)
+    record = tpp(subject_of(sae, texts), QUICK)
 
     f, scale = [], []
     for t in x:
@@ -148,9 +139,8 @@ def test_record_against_ablation_token_by_token(given: list[ReadTexts], normaliz
     assert np.abs(record.detail["drop"]["5"]).max() > 0
 
 
-def test_the_planted_feature_carries_its_class(given: list[ReadTexts]) -> None:
-    given.append(planted_texts(n=60))
-    record = tpp(subject_of(planted_sae()), TPPConfig(n=(1, 2, 13), lr=0.02))
+def test_the_planted_feature_carries_its_class() -> None:
+    record = tpp(subject_of(planted_sae(), planted_texts(n=60)), TPPConfig(n=(1, 2, 13), lr=0.02))
     assert [entry["features"][0] for entry in record.detail["classes"]] == [3, 4, 5]
     assert [entry["accuracy"] for entry in record.detail["classes"]] == [1, 1, 1]
     drop = np.array(record.detail["drop"]["1"])
@@ -163,17 +153,16 @@ def test_the_planted_feature_carries_its_class(given: list[ReadTexts]) -> None:
     assert record.null == {"tpp_13": "only 12 features take part in the reconstruction"}
 
 
-def test_a_dead_sae_changes_nothing(given: list[ReadTexts]) -> None:
+def test_a_dead_sae_changes_nothing() -> None:
     sae = planted_sae()
     sae.encoder.data = -torch.eye(D)
-    given.append(planted_texts())
-    record = tpp(subject_of(sae), QUICK)
+    record = tpp(subject_of(sae, planted_texts()), QUICK)
     assert record.value == {"tpp_1": 0, "tpp_2": 0, "tpp_5": 0}
     assert [(entry["features"], entry["helpful"]) for entry in record.detail["classes"]] == [([], 0)] * 3
 
 
-def test_select_on_test_is_another_choice(given: list[ReadTexts], monkeypatch: pytest.MonkeyPatch) -> None:
-    given.append(texts := planted_texts())
+def test_select_on_test_is_another_choice(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = planted_texts()
     seen: list[tuple[np.ndarray, np.ndarray]] = []
 
     def spy(x: Any, train: Any, check: Any, config: TPPConfig, seed: int) -> Any:
@@ -182,7 +171,7 @@ def test_select_on_test_is_another_choice(given: list[ReadTexts], monkeypatch: p
 
     monkeypatch.setattr(module, "train_probes", spy)
     for select_on in ("validation", "test"):
-        tpp(subject_of(planted_sae()), TPPConfig(n=(1,), epochs=1, select_on=select_on))
+        tpp(subject_of(planted_sae(), texts), TPPConfig(n=(1,), epochs=1, select_on=select_on))
     (train, check), (all_train, test) = seen
     assert {*train.ravel(), *check.ravel()} == {*texts.train.ravel()}
     assert not set(train.ravel()) & set(check.ravel())
@@ -217,8 +206,6 @@ def test_wrong_configurations(wrong: dict[str, Any], message: str) -> None:
 def test_a_record_from_texts_on_disk(finished_run: Path, tmp_path: Path) -> None:
     config, sae = RunFolder(finished_run).load()
     reader = open_reader(config)
-    tokens = read_tokens(config, reader, "held_out", 256)
-    subject = Subject(sae, sae.forest, reader, tokens, {"sae": "run"}, None, None)
     records = [
         {"text": letter * length, "label": kind}
         for kind, letters in (("vowel", "aei"), ("other", "bcd"))
@@ -228,10 +215,11 @@ def test_a_record_from_texts_on_disk(finished_run: Path, tmp_path: Path) -> None
     path = tmp_path / "letters.jsonl"
     path.write_text("".join(json.dumps(r) + "\n" for r in records), encoding="utf-8")
     probing = TPPConfig(LabelledTextConfig(str(path), train=30, test=12), n=(2, 5, 500), epochs=8)
+    subject = subject_of(sae, read_texts(reader, probing.texts))
     record = tpp(subject, probing)
     record.write(tmp_path / "tpp.json")
     assert json.loads((tmp_path / "tpp.json").read_text())["value"].keys() == {"tpp_2", "tpp_5", "tpp_500"}
     assert record.null == {"tpp_500": "only 112 features take part in the reconstruction"}
     assert record.settings["classes"] == ["other", "vowel"]
-    assert record.settings["sae"] == "run"
+    assert record.settings["sae"] == "test"
     assert tpp(subject, probing) == record

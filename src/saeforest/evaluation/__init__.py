@@ -1,10 +1,11 @@
 """How measures are taken: which there are, their settings, the passes over text that feed them, and a run's records."""
 
-from .evaluate import Source, Task, evaluate, evaluate_all, subject_of
+from .evaluate import evaluate, evaluate_all
 from .options import MeasureOptions
 from .registry import MEASURES, SETS, measure_names
 from .run import measure_run
 from .table import table
+from .task import Source, Task, make_task
 from .windows import read_windows
 
 __all__ = [
@@ -15,9 +16,9 @@ __all__ = [
     "Task",
     "evaluate",
     "evaluate_all",
+    "make_task",
     "measure_names",
     "measure_run",
     "read_windows",
-    "subject_of",
     "table",
 ]

@@ -2,28 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal
+from typing import Any
 
 from ..activations import ActivationReader
 from ..errors import UserError
 from ..infer import InferConfig
 from ..judges import JudgeConfig
-from ..measures.absorption import AbsorptionConfig
-from ..measures.autointerp import AutoInterpConfig
-from ..measures.composition import CompositionConfig
-from ..measures.dead_training import DeadTrainingConfig
-from ..measures.geometry import GeometryConfig
-from ..measures.hierarchy import HierarchyConfig
-from ..measures.mcs import MCSConfig
-from ..measures.pair_judge import PairJudgeConfig
-from ..measures.pooled import LabelledTextConfig
 from ..measures.probes import ProbeConfig
-from ..measures.reconstruction_score import ReconstructionScoreConfig
-from ..measures.sparse_probing import SparseProbingConfig
-from ..measures.tpp import TPPConfig
-
-Preset = Literal["recommended", "saebench_0.6", "ref_tree_sae"]
+from ..measures.spec import READINGS, Reading
+from .registry import MEASURES
 
 
 @dataclass(frozen=True)
@@ -44,64 +33,70 @@ class PositionOptions:
 
 @dataclass(frozen=True)
 class MeasureOptions:
-    """How measures are taken. What a measure alone reads has the measure's name."""
+    """How measures are taken.
 
-    preset: Preset = "recommended"
+    Raises UserError for a value out of its range, and for settings of a measure that there is not or of another.
+    """
+
+    preset: Reading = "recommended"
     """Whose reading the settings below start from."""
     tokens: int = 100_000
-    """Held-out tokens to measure on."""
+    """Number of held-out tokens to measure on."""
     ce_tokens: int = 16_384
-    """Of these, tokens for the cross-entropy, which takes whole passes of the language model: two, and one an SAE."""
+    """How many of these tokens to use for cross-entropy. It takes two forward passes of the language model over them,
+    and one more for each SAE."""
     infer_tokens: int = 200_000
-    """Training tokens to infer the forest of a flat SAE from."""
+    """Number of training tokens to infer the forest of a flat SAE from."""
     positions: PositionOptions = field(default_factory=PositionOptions)
     infer: InferConfig = field(default_factory=InferConfig)
     probes: ProbeConfig = field(default_factory=ProbeConfig)
     judge: JudgeConfig = field(default_factory=JudgeConfig)
-    composition: CompositionConfig = field(default_factory=CompositionConfig)
-    dead_training: DeadTrainingConfig = field(default_factory=DeadTrainingConfig)
-    mcs: MCSConfig = field(default_factory=MCSConfig)
-    reconstruction_score: ReconstructionScoreConfig = field(default_factory=ReconstructionScoreConfig)
-    hierarchy: HierarchyConfig = field(default_factory=HierarchyConfig)
-    absorption: AbsorptionConfig = field(default_factory=AbsorptionConfig)
-    sparse_probing: SparseProbingConfig = field(default_factory=SparseProbingConfig)
-    tpp: TPPConfig = field(default_factory=TPPConfig)
-    autointerp: AutoInterpConfig = field(default_factory=AutoInterpConfig)
-    pair_judge: PairJudgeConfig = field(default_factory=PairJudgeConfig)
-    geometry: GeometryConfig = field(default_factory=GeometryConfig)
+    measures: Mapping[str, Any] = field(default_factory=dict)
+    """Settings of single measures by name; those of the others are the reading's."""
 
     def __post_init__(self) -> None:
         for name, least in (("tokens", 1), ("ce_tokens", 0), ("infer_tokens", 1)):
             if (value := getattr(self, name)) < least:
                 raise UserError(f"{name} = {value}: expected {least} or more")
+        configurable = {name: spec.config for name, spec in MEASURES.items() if spec.config is not None}
+        for name, config in self.measures.items():
+            if name not in configurable:
+                raise UserError(f"settings of measure '{name}': expected any of {', '.join(configurable)}")
+            if not isinstance(config, configurable[name]):
+                raise UserError(
+                    f"settings of measure '{name}': expected a {configurable[name].__name__}, not {config!r}"
+                )
+
+    def of_measure(self, name: str) -> Any:
+        """The settings of a measure; None: it has none."""
+        spec = MEASURES[name]
+        if spec.config is None:
+            return None
+        if name in self.measures:
+            return self.measures[name]
+        return spec.readings[self.preset] if self.preset in spec.readings else spec.config()
 
     def config_of(self, name: str) -> Any:
-        """The settings of a measure's own, asking the judge of all measures unless it has one; None: it has none."""
-        config = getattr(self, name, None)
-        if isinstance(config, AutoInterpConfig | PairJudgeConfig) and not config.judge.model:
+        """As `of_measure`, but asking the judge of all measures unless it has one of its own."""
+        config = self.of_measure(name)
+        if "judge" in MEASURES[name].needs and not config.judge.model:
             return replace(config, judge=self.judge)
         return config
 
 
-#: Where others read a measure differently (SPEC 11).
-PRESETS: dict[str, MeasureOptions] = {
+#: Where others read all measures differently (SPEC 11); what they set of single measures, these declare (`readings`).
+PRESETS: dict[Reading, MeasureOptions] = {
     "recommended": MeasureOptions(),
     # Special tokens alone are left out (SPEC 1.1.1).
     "saebench_0.6": MeasureOptions(
         preset="saebench_0.6",
         positions=PositionOptions(exclude_first=False, exclude_special=True, max_norm=0),
-        absorption=AbsorptionConfig.saebench(),
-        autointerp=AutoInterpConfig(features=1000, random="unchecked"),
-        sparse_probing=SparseProbingConfig(texts=LabelledTextConfig(train=4000, test=1000)),
-        tpp=TPPConfig(texts=LabelledTextConfig(train=4000, test=1000), select_on="test"),
     ),
     # Nothing is left out (SPEC 0.3, trap 4).
     "ref_tree_sae": MeasureOptions(
         preset="ref_tree_sae",
         positions=PositionOptions(exclude_first=False, exclude_special=False, max_norm=0),
         probes=ProbeConfig(reduction="mean_all"),
-        hierarchy=HierarchyConfig.reference(),
-        absorption=AbsorptionConfig.reference(),
-        autointerp=AutoInterpConfig(random="unchecked"),
     ),
 }
+assert PRESETS.keys() == set(READINGS)

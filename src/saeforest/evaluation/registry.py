@@ -1,86 +1,39 @@
-"""The measures by name. A new one is one file and one line here; with settings, a line in `options` too."""
+"""The measures by name. A new one is one file in `measures` that ends with its `SPEC`, and one line here."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from importlib import import_module
 
 from ..errors import UserError
-from ..measures.absorption import absorption
-from ..measures.autointerp import autointerp
-from ..measures.composition import composition
-from ..measures.cooccurrence import Cooccurrence
-from ..measures.coverage import Coverage
-from ..measures.cross_entropy import CrossEntropy
-from ..measures.dead import Dead
-from ..measures.dead_training import dead_training
-from ..measures.geometry import geometry
-from ..measures.hierarchy import hierarchy
-from ..measures.hsae import HSAELinks
-from ..measures.mcs import mcs
-from ..measures.measure import Measure
-from ..measures.pair_judge import pair_judge
-from ..measures.reconstruction import Reconstruction
-from ..measures.reconstruction_score import reconstruction_score
-from ..measures.record import Record
-from ..measures.sparse_probing import sparse_probing
-from ..measures.sparsity import Sparsity
-from ..measures.tpp import tpp
-from ..saes import SAE
-from ..structure.forest import Forest
+from ..measures.spec import SET_NAMES, Streaming, Study
 
-
-class Streaming(NamedTuple):
-    """A measure that is fed batch by batch: `make(sae, forest)`."""
-
-    make: Callable[[SAE, Forest], Measure]
-    forest: bool = False
-    """Whether it measures the forest."""
-
-
-class Study(NamedTuple):
-    """A measure of an SAE as a whole: `function(subject, config)`."""
-
-    function: Callable[[Any, Any], Record]
-    sees: bool = False
-    """Whether it is given a `Seen`: a subject with all that a pass over the measured text has shown."""
-    forest: bool = False
-    probes: bool = False
-    """Whether it takes directions from the probes."""
-
+# In the order in which a report shows them.
+_FILES = (
+    "reconstruction",
+    "cross_entropy",
+    "sparsity",
+    "dead",
+    "dead_training",
+    "coverage",
+    "hierarchy",
+    "reconstruction_score",
+    "geometry",
+    "absorption",
+    "composition",
+    "cooccurrence",
+    "mcs",
+    "autointerp",
+    "pair_judge",
+    "sparse_probing",
+    "tpp",
+    "hsae",
+)
 
 MEASURES: dict[str, Streaming | Study] = {
-    "reconstruction": Streaming(Reconstruction),
-    "cross_entropy": Streaming(CrossEntropy),
-    "sparsity": Streaming(Sparsity),
-    "dead": Streaming(Dead),
-    "dead_training": Study(dead_training),
-    "composition": Study(composition, sees=True),
-    "coverage": Streaming(Coverage, forest=True),
-    "cooccurrence": Streaming(Cooccurrence, forest=True),
-    "hsae": Streaming(HSAELinks, forest=True),
-    "mcs": Study(mcs, sees=True, forest=True),
-    "hierarchy": Study(hierarchy, sees=True, forest=True, probes=True),
-    "reconstruction_score": Study(reconstruction_score, sees=True, forest=True, probes=True),
-    "geometry": Study(geometry, sees=True, forest=True),
-    "absorption": Study(absorption),
-    "sparse_probing": Study(sparse_probing),
-    "tpp": Study(tpp),
-    "autointerp": Study(autointerp, sees=True, forest=True),
-    "pair_judge": Study(pair_judge, sees=True, forest=True),
+    spec.name: spec for file in _FILES for spec in [import_module(f"..measures.{file}", __package__).SPEC]
 }
-
-_FAST = ("reconstruction", "cross_entropy", "sparsity", "dead", "coverage", "cooccurrence")
 SETS: dict[str, tuple[str, ...]] = {
-    "fast": _FAST,
-    "paper": (
-        *(*_FAST, "dead_training", "composition", "hsae", "mcs", "hierarchy", "reconstruction_score"),
-        *("geometry", "absorption", "autointerp", "pair_judge"),
-    ),
-    "saebench": (
-        *("reconstruction", "cross_entropy", "sparsity", "composition"),
-        *("absorption", "sparse_probing", "tpp", "autointerp"),
-    ),
+    name: tuple(measure for measure, spec in MEASURES.items() if name in spec.sets) for name in SET_NAMES
 }
 
 

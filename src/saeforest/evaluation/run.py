@@ -2,32 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
-
-from torch import Tensor
 
 from ..activations import ActivationReader
 from ..config import TrainConfig
 from ..errors import UserError
 from ..measures.record import Record
-from ..measures.subject import Subject
 from ..output import note
 from ..run_folder import RunFolder
 from ..saes import SAE
 from ..session import read_tokens, text_source
 from ..training.log import has_log
-from .evaluate import Source, Task, evaluate_all, subject_of
-from .forests import digest, forests_of
+from .evaluate import evaluate_all
+from .forests import forests_of
+from .key import record_key
 from .options import MeasureOptions
-from .registry import MEASURES, Streaming
-
-# Raised when a measure comes to mean something else, so that older records are taken anew.
-_FORMAT = 1
+from .registry import MEASURES
+from .task import Source, make_task
 
 
 def measure_run(
@@ -62,25 +55,27 @@ def _measured(
     again: bool,
 ) -> dict[str, list[Record]]:
     config = next(iter(saes.values()))[0]
-    forests = forests_of(saes, reader, options, run) if any(MEASURES[name].forest for name in names) else {}
+    need_forests = any("forest" in MEASURES[name].needs for name in names)
+    forests = forests_of(saes, reader, options, run) if need_forests else {}
     reader = options.positions.applied(reader)
     text = read_tokens(config, reader, "held_out", options.tokens)
     tasks, keys = {}, {}
     for name, (member, sae) in saes.items():
         forest, origin = forests.get(name, (sae.forest, "its own"))
         log = run.logs(name)
-        subject = subject_of(
+        task = make_task(
             sae,
-            forest,
+            names,
             reader,
             text,
             Source(text_source(config), "held_out", member.seed, str(run.sae(name)), origin),
+            forest=forest,
             folder=run.eval(name),
             log=log if has_log(log) else None,
         )
-        keys[name] = {measure: _key(measure, subject, options) for measure in names}
+        keys[name] = {measure: record_key(MEASURES[measure], task, options) for measure in names}
         missing = names if again else [m for m in names if not _there(run.record(name, m), keys[name][m])]
-        tasks[name] = Task(subject, missing)
+        tasks[name] = replace(task, names=tuple(missing))
     name_of = {id(task): name for name, task in tasks.items()}
     for task, record in evaluate_all(list(tasks.values()), options):
         name = name_of[id(task)]
@@ -96,48 +91,3 @@ def _there(record: Path, key: str) -> bool:
         return Record.read(record).settings.get("key") == key
     except UserError:  # none, or a damaged one
         return False
-
-
-def _key(name: str, subject: Subject, options: MeasureOptions) -> str:
-    """Tells whether a record answers the same question: of this SAE and forest, on this text, with these settings."""
-    spec, config, reader = MEASURES[name], options.config_of(name), subject.reader
-    model = reader.lm.identity
-    asked: dict[str, Any] = {
-        "measure": name,
-        "format": _FORMAT,
-        "sae": digest(subject.sae),
-        "model": (
-            model.fingerprint or model.name,
-            reader.site.name,
-            str(reader.lm.dtype),
-            reader.lm.device.type,
-        ),
-        "config": None if config is None else asdict(config),
-        "positions": (reader.exclude_first, reader.exclude_special, reader.max_norm),
-    }
-    if reader.bos_id is not None:
-        asked["bos"] = reader.bos_id
-    if judge := getattr(config, "judge", None):
-        asked["config"]["judge"] = (judge.endpoint, judge.model)
-    if texts := getattr(config, "texts", None):
-        asked["labelled"] = _files(Path(texts.source))
-    if spec.forest:
-        asked["forest"] = _hash(subject.forest.parent)
-    if isinstance(spec, Streaming) or spec.sees:
-        asked["text"] = (subject.tokens.context, _hash(subject.tokens.ids))
-    if isinstance(spec, Streaming):
-        asked["batch"] = reader.batch_size
-        asked["ce_tokens"] = options.ce_tokens if name == "cross_entropy" else None
-    elif spec.probes:
-        asked["probes"] = asdict(options.probes)
-    return hashlib.blake2b(json.dumps(asked, sort_keys=True).encode(), digest_size=8).hexdigest()
-
-
-def _hash(tensor: Tensor) -> str:
-    return hashlib.blake2b(tensor.contiguous().numpy().tobytes(), digest_size=8).hexdigest()
-
-
-def _files(source: Path) -> list[tuple[str, str]]:
-    """What is in a file, or in the files of a folder."""
-    files = [source] if source.is_file() else sorted(path for path in source.rglob("*") if path.is_file())
-    return [(str(f), hashlib.blake2b(f.read_bytes(), digest_size=8).hexdigest()) for f in files]

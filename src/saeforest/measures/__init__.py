@@ -2,6 +2,16 @@
 
 from .measure import EvalBatch, Measure, WindowLosses
 from .record import Record
-from .subject import Seen, Subject
+from .spec import MeasureSpec, Streaming, Study
+from .subject import Subject
 
-__all__ = ["EvalBatch", "Measure", "Record", "Seen", "Subject", "WindowLosses"]
+__all__ = [
+    "EvalBatch",
+    "Measure",
+    "MeasureSpec",
+    "Record",
+    "Streaming",
+    "Study",
+    "Subject",
+    "WindowLosses",
+]

@@ -39,17 +39,18 @@ from ..errors import require
 from ..saes import SAE
 from ..sparse_code import SparseCode, concat_rows
 from .bootstrap import Estimate, FloatArray, estimate, interval_method
+from .columns import FLAT, Column
 from .first_letters import (
     LETTERS,
     FirstLetterConfig,
     FirstLetters,
+    TooFewWords,
     f1_scores,
-    first_letters,
     resid_post,
     train_probe,
-    vocabulary,
 )
 from .record import Record
+from .spec import Study
 from .subject import Subject
 
 Units = Literal["effective", "raw"]
@@ -202,6 +203,7 @@ def absorption_scores(
     )
 
 
+@torch.no_grad()
 def encode_words(sae: SAE, x: Float[Tensor, "n d_in"], units: Units) -> SparseCode:
     """The code of words, on the CPU. "effective": std_t f_i |d_i|, the lengths of what `x_hat` is the sum of.
 
@@ -265,8 +267,8 @@ def absorption(subject: Subject, config: AbsorptionConfig) -> Record:
     They are null where fewer than `min_letters` letters count, or the tokenizer has too few words. The language model
     reads the words once for all SAEs of a site. `detail["letters"]` lists the letters that have words to score.
     """
-    reader = subject.reader
-    site, behind = reader.site.name, resid_post(reader.site)
+    site = str(subject.settings["site"])
+    behind = resid_post(site)
     method = interval_method("letters, 26 at most, the words of each held fixed") + "; letters: none"
     settings = {
         **subject.settings,
@@ -274,14 +276,14 @@ def absorption(subject: Subject, config: AbsorptionConfig) -> Record:
         "readings": {"site": site, "resid_post": behind},
         "interval_method": method,
     }
-    n_words = len(vocabulary(reader.lm.tokenizer))
-    if n_words < config.least_words:
-        why = f"the tokenizer has {n_words} words of English letters; {config.least_words} are needed"
+    try:
+        data = subject.first_letters
+    except TooFewWords as few:
+        why = f"the tokenizer has {few.found} words of English letters; {few.least} are needed"
         names = (*_ABSORBED, *_ABSORBED_RESID_POST, *_SPLIT, "probe_f1")
         nothing = Estimate(dict.fromkeys(names), dict.fromkeys(names))
         return _record(nothing, 0, dict.fromkeys(names, why), 0, settings, {})
 
-    data = first_letters(reader, config)
     splits = split_letters(subject.sae, data, config)
     at_site = _scores(subject.sae, data.positives.x, data, splits, config)
     table = _by_letter(at_site, data, _ABSORBED)
@@ -435,3 +437,18 @@ def _record(
             **detail,
         },
     )
+
+
+SPEC = Study(
+    name="absorption",
+    needs=frozenset({"first_letters"}),
+    sets=("paper", "saebench"),
+    config=AbsorptionConfig,
+    readings={"saebench_0.6": AbsorptionConfig.saebench(), "ref_tree_sae": AbsorptionConfig.reference()},
+    run=absorption,
+    columns=(
+        Column(FLAT, "full_absorption", "full absorption", "↓"),
+        Column(FLAT, "mean_absorption_fraction", "absorption fraction", "↓"),
+        Column(FLAT, "splitting", "splitting", "↓"),
+    ),
+)

@@ -20,7 +20,6 @@ others (HSAE: features that branch are the more interpretable ones).
 from __future__ import annotations
 
 import re
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -29,11 +28,13 @@ from jaxtyping import Bool, Int64
 from numpy import ndarray as Array
 
 from ..errors import UserError
-from ..judges import NO_JUDGE, Judge, JudgeConfig, Question, ask_all, open_judge, prompt
+from ..judges import NO_JUDGE, Judge, JudgeConfig, Question, ask_all, prompt
 from .bootstrap import FloatArray, estimate, interval_method
+from .columns import INTERPRETABILITY, Column
 from .examples import FeatureWindows, fires_enough, numbered
 from .record import Record, undefined
-from .subject import Seen
+from .spec import Study
+from .subject import Subject
 
 _TOP, _TOP_SHOWN = 12, 10
 _SAMPLED, _SAMPLED_SHOWN = 7, 5
@@ -92,20 +93,19 @@ class _Result:
         return float((named == self.trial.truth).mean())
 
 
-def autointerp(seen: Seen, config: AutoInterpConfig, judge: Judge | None = None) -> Record:
-    """The detection scores of features drawn at random. `judge` stands in for the configured one.
+def autointerp(subject: Subject, config: AutoInterpConfig) -> Record:
+    """The detection scores of features drawn at random.
 
     Features with too few windows are passed over for the next in the random order; those to which a reply of the
     judge makes no sense are dropped, and counted. Raises UserError where the judge cannot be asked.
     """
-    trials, skipped = _draw(seen, config)
+    trials, skipped = _draw(subject, config)
     # None is opened where there is nothing to ask: it may be large.
-    given = judge is not None or not trials
-    with nullcontext(judge) if given else open_judge(config.judge, seen.reader.lm, seen.folder) as judge:
-        results = [] if judge is None else _ask(judge, trials)
+    judge = subject.judge if trials else None
+    results = [] if judge is None else _ask(judge, trials)
     scored = [r for r in results if r.predicted is not None]
     score = np.array([r.score for r in scored])
-    n_children = seen.forest.n_children.numpy()[[r.trial.feature for r in scored]]
+    n_children = subject.forest.n_children.numpy()[[r.trial.feature for r in scored]]
     negatives = np.array([(~r.trial.truth).mean() for r in scored])
 
     def means(weights: FloatArray) -> dict[str, FloatArray]:
@@ -121,39 +121,39 @@ def autointerp(seen: Seen, config: AutoInterpConfig, judge: Judge | None = None)
     found = estimate(means, len(scored))
     counts = {"scored": len(scored), "unparsable": len(results) - len(scored), "skipped": skipped}
     value = {**found.value, **counts}
-    why = _why_undefined(seen, config, trials, judge, scored)
+    why = _why_undefined(subject, config, trials, judge, scored)
     return Record(
         "autointerp",
         value,
         {**found.interval, **dict.fromkeys(counts)},
         unit="fraction",
-        tokens=len(seen.rows),
+        tokens=len(subject.rows),
         settings={
-            **seen.settings,
+            **subject.settings,
             "config": asdict(config),
             "judge": None if judge is None else judge.name,
             "interval_method": interval_method("features") + "; scored, unparsable, skipped: none",
         },
         detail={
-            "null": undefined(value, why, len(seen.rows)),
+            "null": undefined(value, why, len(subject.rows)),
             "units": dict.fromkeys(counts, "features"),
             "branching": _by_children(n_children, score),
-            "features": [_in_detail(r, seen) for r in results],
+            "features": [_in_detail(r, subject) for r in results],
         },
     )
 
 
-def _draw(seen: Seen, config: AutoInterpConfig) -> tuple[list[Trial], int]:
+def _draw(subject: Subject, config: AutoInterpConfig) -> tuple[list[Trial], int]:
     """Up to `features` trials, and the number of features passed over for too few windows."""
     trials: list[Trial] = []
     skipped = 0
-    if seen.tokens.context <= 2 * config.buffer:
+    if subject.tokens.context <= 2 * config.buffer:
         return trials, skipped
-    candidates = np.flatnonzero(fires_enough(seen, config.min_fired))
+    candidates = np.flatnonzero(fires_enough(subject, config.min_fired))
     for feature in np.random.default_rng(config.seed).permutation(candidates).tolist():
         if len(trials) == config.features:
             break
-        trial = make_trial(seen, feature, config)
+        trial = make_trial(subject, feature, config)
         if trial is None:
             skipped += 1
         else:
@@ -161,10 +161,10 @@ def _draw(seen: Seen, config: AutoInterpConfig) -> tuple[list[Trial], int]:
     return trials, skipped
 
 
-def make_trial(seen: Seen, feature: int, config: AutoInterpConfig) -> Trial | None:
+def make_trial(subject: Subject, feature: int, config: AutoInterpConfig) -> Trial | None:
     """The windows of a feature, None where there are too few."""
     rng = np.random.default_rng([config.seed, feature])
-    windows = FeatureWindows(seen, feature, config.buffer)
+    windows = FeatureWindows(subject, feature, config.buffer)
     top = windows.top(_TOP)
     if len(top) < _TOP:
         return None
@@ -248,12 +248,12 @@ def _by_children(n_children: Int64[Array, "f"], score: FloatArray) -> list[dict[
     ]
 
 
-def _in_detail(result: _Result, seen: Seen) -> dict[str, Any]:
+def _in_detail(result: _Result, subject: Subject) -> dict[str, Any]:
     feature, predicted = result.trial.feature, result.predicted
     return {
         "feature": feature,
-        "layer": int(seen.forest.layer[feature]),
-        "children": int(seen.forest.n_children[feature]),
+        "layer": int(subject.forest.layer[feature]),
+        "children": int(subject.forest.n_children[feature]),
         "explanation": result.explanation,
         "score": None if predicted is None else result.score,
         "predicted": None if predicted is None else sorted(predicted),
@@ -262,11 +262,15 @@ def _in_detail(result: _Result, seen: Seen) -> dict[str, Any]:
 
 
 def _why_undefined(
-    seen: Seen, config: AutoInterpConfig, trials: list[Trial], judge: Judge | None, scored: list[_Result]
+    subject: Subject,
+    config: AutoInterpConfig,
+    trials: list[Trial],
+    judge: Judge | None,
+    scored: list[_Result],
 ) -> dict[str, str]:
     width = 2 * config.buffer + 1
-    if seen.tokens.context < width:
-        nothing = f"no window of {width} tokens fits in a context of {seen.tokens.context}"
+    if subject.tokens.context < width:
+        nothing = f"no window of {width} tokens fits in a context of {subject.tokens.context}"
     elif not trials:
         nothing = (
             f"no feature fires on more than {config.min_fired} tokens and has {_TOP} top windows, {_SAMPLED} others "
@@ -282,3 +286,17 @@ def _why_undefined(
         "multi_child": "no scored feature has two children or more",
         "other": "every scored feature has two children or more",
     }
+
+
+_SAEBENCH = AutoInterpConfig(features=1000, random="unchecked")
+
+SPEC = Study(
+    name="autointerp",
+    needs=frozenset({"text", "firings", "forest", "judge"}),
+    sets=("paper", "saebench"),
+    config=AutoInterpConfig,
+    readings={"saebench_0.6": _SAEBENCH, "ref_tree_sae": AutoInterpConfig(random="unchecked")},
+    run=autointerp,
+    columns=(Column(INTERPRETABILITY, "autointerp_score", "AutoInterp", "↑"),),
+    memory=lambda size: size.decoder,
+)

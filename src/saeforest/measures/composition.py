@@ -24,8 +24,10 @@ from torch import Tensor
 
 from ..errors import require
 from .bootstrap import FloatArray, estimate, interval_method
+from .columns import FLAT, Column
 from .record import Record
-from .subject import Seen, Subject
+from .spec import Study
+from .subject import Subject
 
 # Cosines are taken in blocks of rows, with all rows each, of this many entries.
 _BLOCK_ENTRIES = 1 << 24
@@ -35,6 +37,11 @@ _FLOOR_POINTS = 1 << 15
 @dataclass(frozen=True)
 class CompositionConfig:
     """There is nothing to choose."""
+
+
+def cosines_memory(d_sae: int) -> int:
+    """Bytes that a block of cosines takes with what is asked of each."""
+    return 5 * min(_BLOCK_ENTRIES, d_sae**2)
 
 
 @torch.no_grad()
@@ -63,7 +70,7 @@ def composition(subject: Subject, config: CompositionConfig) -> Record:
     An SAE of a single feature, or of width 1, has nulls.
     """
     sae = subject.sae
-    alive = subject.pairs.marginals.n.cpu().numpy() > 0 if isinstance(subject, Seen) else np.zeros(sae.d_sae)
+    alive = subject.pairs.marginals.n.cpu().numpy() > 0
     groups = {"mean": np.ones(sae.d_sae), "alive": alive.astype(np.float64)}
     if len(sae.config.layer_sizes) > 1:
         layer = np.repeat(np.arange(len(sae.config.layer_sizes)), sae.config.layer_sizes)
@@ -82,8 +89,7 @@ def composition(subject: Subject, config: CompositionConfig) -> Record:
         value = {**found.value, "random_floor": random_floor(sae.d_sae, sae.d_in) if sae.d_in > 1 else None}
         interval = {**found.interval, "random_floor": None}
         if value["alive"] is None:
-            fired = "no feature fired on the measured text"
-            null["alive"] = fired if isinstance(subject, Seen) else "no text was read"
+            null["alive"] = "no feature fired on the measured text"
         if value["random_floor"] is None:
             null["random_floor"] = "in one dimension all directions are the same or opposite"
     return Record(
@@ -91,7 +97,7 @@ def composition(subject: Subject, config: CompositionConfig) -> Record:
         value,
         interval,
         unit="cosine",
-        tokens=len(subject.rows) if isinstance(subject, Seen) else 0,
+        tokens=len(subject.rows),
         settings={
             **subject.settings,
             "config": asdict(config),
@@ -110,3 +116,14 @@ def _means(cosines: FloatArray, groups: dict[str, FloatArray], weights: FloatArr
     n = drawn[:, -1:] / 2
     low, high = (drawn >= n).argmax(1), (drawn > n).argmax(1)
     return {**means, "median": (cosines[order[low]] + cosines[order[high]]) / 2}
+
+
+SPEC = Study(
+    name="composition",
+    needs=frozenset({"firings"}),
+    sets=("paper", "saebench"),
+    config=CompositionConfig,
+    run=composition,
+    columns=(Column(FLAT, "mean", "composition", "↓"),),
+    memory=lambda size: size.decoder + cosines_memory(size.d_sae),
+)

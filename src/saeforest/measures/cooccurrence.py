@@ -23,8 +23,10 @@ from torch import Tensor
 from ..saes import SAE
 from ..structure.forest import ROOT, Forest
 from .bootstrap import FloatArray, estimate, interval_method
+from .columns import FLAT, Column
 from .measure import EvalBatch, Measure, pair_slices
 from .record import Record, undefined
+from .spec import Streaming
 
 
 class Cooccurrence(Measure):
@@ -120,3 +122,12 @@ def _families(forest: Forest) -> tuple[Int[Tensor, "d_sae"], Int[np.ndarray, "fa
     real = (keys >= 0) & (size > 1)
     number = torch.where(real, real.cumsum(0) - 1, -1)
     return number[place], (keys[real] // forest.d_sae).numpy()
+
+
+SPEC = Streaming(
+    name="cooccurrence",
+    needs=frozenset({"text", "forest"}),
+    sets=("fast", "paper"),
+    make=lambda subject, _config: Cooccurrence(subject.sae, subject.forest),
+    columns=(Column(FLAT, "iou", "siblings together", "↓"),),
+)

@@ -20,6 +20,7 @@ from ..structure.forest import Forest
 from .bootstrap import FloatArray, estimate, interval_method
 from .measure import EvalBatch, Measure
 from .record import Record, undefined
+from .spec import Streaming
 
 _WORST = 10
 
@@ -90,3 +91,11 @@ class Coverage(Measure):
                 ],
             },
         )
+
+
+SPEC = Streaming(
+    name="coverage",
+    needs=frozenset({"text", "forest"}),
+    sets=("fast", "paper"),
+    make=lambda subject, _config: Coverage(subject.sae, subject.forest),
+)

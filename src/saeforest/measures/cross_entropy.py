@@ -11,11 +11,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ..saes import SAE
-from ..structure.forest import Forest
 from .bootstrap import FloatArray, estimate, interval_method
+from .columns import RECONSTRUCTION, Column
 from .measure import EvalBatch, Measure, WindowTable
 from .record import Record, undefined
+from .spec import Streaming
 
 _MEANS = ("clean", "spliced", "ablated", "kl_spliced", "kl_ablated")
 _POSITIONS = (
@@ -28,9 +28,7 @@ _ABLATED = "the whole tensor at the site is zero, excluded positions included"
 
 
 class CrossEntropy(Measure):
-    needs_losses = True
-
-    def __init__(self, sae: SAE, forest: Forest) -> None:
+    def __init__(self) -> None:
         self.table = WindowTable()
 
     def update(self, batch: EvalBatch) -> None:
@@ -73,3 +71,15 @@ class CrossEntropy(Measure):
             },
             detail=detail,
         )
+
+
+SPEC = Streaming(
+    name="cross_entropy",
+    needs=frozenset({"text", "losses"}),
+    sets=("fast", "paper", "saebench"),
+    make=lambda _subject, _config: CrossEntropy(),
+    columns=(
+        Column(RECONSTRUCTION, "ce_loss_score", "CE loss score", "↑"),
+        Column(RECONSTRUCTION, "spliced", "CE in nats", "↓"),
+    ),
+)

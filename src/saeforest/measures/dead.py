@@ -11,26 +11,27 @@ from typing import Any
 import torch
 
 from ..saes import SAE
-from ..structure.forest import Forest
+from .columns import RECONSTRUCTION, Column
 from .measure import EvalBatch, Measure
 from .record import Record, undefined
+from .spec import Streaming
 
 
 class Dead(Measure):
-    def __init__(self, sae: SAE, forest: Forest) -> None:
+    def __init__(self, sae: SAE) -> None:
         self.threshold = sae.config.activation_threshold
-        self.forest = forest
-        self.fired = torch.zeros(forest.d_sae, dtype=torch.int64)
+        self.layer_sizes = sae.config.layer_sizes
+        self.fired = torch.zeros(sae.d_sae, dtype=torch.int64)
         self.tokens = 0
 
     def update(self, batch: EvalBatch) -> None:
-        self.fired += batch.code.fired(self.forest.d_sae, self.threshold).cpu()
+        self.fired += batch.code.fired(len(self.fired), self.threshold).cpu()
         self.tokens += len(batch)
 
     def record(self, settings: Mapping[str, Any]) -> Record:
         dead = self.fired == 0
         groups = {"": dead}
-        for layer, part in enumerate(dead.split(list(self.forest.layer_sizes))):
+        for layer, part in enumerate(dead.split(list(self.layer_sizes))):
             groups[f"_layer_{layer}"] = part
         value: dict[str, float | None] = {}
         for suffix, group in groups.items():
@@ -48,3 +49,12 @@ class Dead(Measure):
                 "units": {name: "fraction" for name in value if "share" in name},
             },
         )
+
+
+SPEC = Streaming(
+    name="dead",
+    needs=frozenset({"text"}),
+    sets=("fast", "paper"),
+    make=lambda subject, _config: Dead(subject.sae),
+    columns=(Column(RECONSTRUCTION, "dead_share", "dead features", "↓"),),
+)

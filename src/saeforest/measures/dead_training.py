@@ -19,6 +19,7 @@ from ..files import parse_json, read_bytes
 from ..schema import Count, Schema, checked
 from ..training.log import LOG, check_log
 from .record import Record
+from .spec import Study
 from .subject import Subject
 
 # Events of the log in which children move to other parents.
@@ -153,3 +154,12 @@ def _almost_zero_from(found: DeadRates, limit: float) -> int | None:
             break
         settled = tokens
     return settled
+
+
+SPEC = Study(
+    name="dead_training",
+    needs=frozenset({"training_log"}),
+    sets=("paper",),
+    config=DeadTrainingConfig,
+    run=dead_training,
+)

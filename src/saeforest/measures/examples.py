@@ -18,30 +18,30 @@ from numpy import ndarray as Array
 from transformers import PreTrainedTokenizerBase
 
 from ..output import printable
-from .subject import Seen
+from .subject import Subject
 
 # A token is marked where its value is above this share of the largest in the feature's top windows.
 _MARKED_SHARE = 0.01
 
 
-def fires_enough(seen: Seen, min_fired: int) -> Bool[Array, "d_sae"]:
+def fires_enough(subject: Subject, min_fired: int) -> Bool[Array, "d_sae"]:
     """Which features fire on more than `min_fired` of the measured activations."""
-    return (seen.pairs.marginals.n > min_fired).numpy()
+    return (subject.pairs.marginals.n > min_fired).numpy()
 
 
 class FeatureWindows:
-    """The windows of one feature. Centres are flat positions in `seen.tokens`."""
+    """The windows of one feature. Centres are flat positions in `subject.tokens`."""
 
-    def __init__(self, seen: Seen, feature: int, buffer: int) -> None:
-        self.tokens, self.tokenizer, self.buffer = seen.tokens, seen.reader.lm.tokenizer, buffer
-        index, value = seen.pairs.firings(feature)
-        row = seen.rows[index.long()].numpy()
-        self.values: Float64[Array, "n_tokens"] = np.zeros(seen.tokens.n_tokens)
+    def __init__(self, subject: Subject, feature: int, buffer: int) -> None:
+        self.tokens, self.tokenizer, self.buffer = subject.tokens, subject.tokenizer, buffer
+        index, value = subject.pairs.firings(feature)
+        row = subject.rows[index.long()].numpy()
+        self.values: Float64[Array, "n_tokens"] = np.zeros(subject.tokens.n_tokens)
         self.values[row] = value.double().numpy()
         """Of the feature, on every token."""
-        position = row % seen.tokens.context
+        position = row % subject.tokens.context
         self.centres: Int64[Array, "m"] = row[
-            (position >= buffer) & (position < seen.tokens.context - buffer)
+            (position >= buffer) & (position < subject.tokens.context - buffer)
         ]
         """The tokens on which it fires that have a whole window round them, ascending."""
 

@@ -24,7 +24,6 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Literal, NamedTuple
-from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
@@ -77,6 +76,11 @@ class FirstLetterConfig:
     def _check(self, name: str, holds: bool, expected: str) -> None:
         if not holds:
             raise UserError(f"absorption.{name} = {getattr(self, name)}: expected {expected}")
+
+    @property
+    def reading(self) -> FirstLetterConfig:
+        """The part of a measure's settings that decides which words are read, and how."""
+        return FirstLetterConfig(**{f.name: getattr(self, f.name) for f in fields(FirstLetterConfig)})
 
     @property
     def least_words(self) -> int:
@@ -258,39 +262,31 @@ def f1_scores(
     return 2 * both.double() / either.clamp(min=1)
 
 
-def resid_post(site: Site) -> str | None:
+class TooFewWords(UserError):
+    """The tokenizer has too few words of English letters to read."""
+
+    def __init__(self, model: str, found: int, least: int) -> None:
+        super().__init__(
+            f"the tokenizer of {model} has {found} words of English letters: expected {least} or more"
+        )
+        self.found, self.least = found, least
+
+
+def resid_post(site: str) -> str | None:
     """The hook name of the residual stream behind the block that a hook name speaks of; None for a module path."""
-    match = re.fullmatch(r"(blocks\.\d+\.hook_)\w+", site.name)
+    match = re.fullmatch(r"(blocks\.\d+\.hook_)\w+", site)
     return match and f"{match[1]}resid_post"
 
 
-# Weak keys: the words go with the language model that read them.
-_read: WeakKeyDictionary[LanguageModel, dict[tuple[str, int | None, FirstLetterConfig], FirstLetters]] = (
-    WeakKeyDictionary()
-)
-
-
 def first_letters(reader: ActivationReader, config: FirstLetterConfig) -> FirstLetters:
-    """The words, their activations at the reader's site and the ground-truth probe, read and trained on first use.
+    """The words, their activations at the reader's site and the ground-truth probe, read and trained.
 
-    Nothing is left out of what is read. Raises UserError for a vocabulary of fewer than `config.least_words`.
+    Nothing is left out of what is read. Raises TooFewWords for a vocabulary of fewer than `config.least_words`.
     """
-    config = FirstLetterConfig(**{f.name: getattr(config, f.name) for f in fields(FirstLetterConfig)})
-    known = _read.setdefault(reader.lm, {})
-    key = (reader.site.name, reader.bos_id, config)
-    if key not in known:
-        known[key] = _first_letters(reader, config)
-    return known[key]
-
-
-def _first_letters(reader: ActivationReader, config: FirstLetterConfig) -> FirstLetters:
     lm, site = reader.lm, reader.site
     words = vocabulary(lm.tokenizer)
     if len(words) < config.least_words:
-        raise UserError(
-            f"the tokenizer of {lm.name} has {len(words)} words of English letters: "
-            f"expected {config.least_words} or more"
-        )
+        raise TooFewWords(lm.name, len(words), config.least_words)
     bos_id = reader.bos_id
     if bos_id is None and config.bos == "always" and lm.tokenizer.bos_token_id is not None:
         bos_id = bos_before(lm.tokenizer, "yes", lm.name)
@@ -315,7 +311,7 @@ def _first_letters(reader: ActivationReader, config: FirstLetterConfig) -> First
     predicted, truth = probe.scores(test.x) > 0, F.one_hot(test.letter, len(LETTERS)).bool()
     seen = (predicted & truth).any(1).nonzero().flatten()
     positive, letter = [test.words[i] for i in seen.tolist()], test.letter[seen]
-    behind = resid_post(site)
+    behind = resid_post(site.name)
     sites = [site] if behind in (None, site.name) else [site, lm.site(behind)]
     x = read(positive, words, *sites) if positive else [test.x[:0]] * len(sites)
     return FirstLetters(

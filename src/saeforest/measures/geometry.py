@@ -48,7 +48,8 @@ from ..progress import progress
 from ..structure.forest import ROOT, Forest
 from .bootstrap import Estimate, FloatArray, estimate, interval_method
 from .record import Record, undefined
-from .subject import Seen
+from .spec import Study
+from .subject import Subject
 
 # Children of a family that is chosen by itself; of a family with more that is named, the most frequent are taken.
 _LEAST_CHILDREN, _MOST_CHILDREN = 3, 8
@@ -95,25 +96,25 @@ class Family(NamedTuple):
     """Activations on which any of the children fires."""
 
 
-def geometry(seen: Seen, config: GeometryConfig) -> Record:
-    """Of the SAE and the forest in `seen`. Raises UserError where `config.parents` names no feature."""
-    forest, n_fired = seen.forest, seen.pairs.marginals.n
+def geometry(subject: Subject, config: GeometryConfig) -> Record:
+    """Of the SAE and the forest in `subject`. Raises UserError where `config.parents` names no feature."""
+    forest, n_fired = subject.forest, subject.pairs.marginals.n
     for parent in config.parents:
         if not 0 <= parent < forest.d_sae:
             raise UserError(f"geometry.parents: {parent}: expected features, 0 to {forest.d_sae - 1}")
     usable = n_fired >= config.min_count
-    parents = config.parents or tuple(f.parent for f in choose_families(seen, usable, config.families))
+    parents = config.parents or tuple(f.parent for f in choose_families(subject, usable, config.families))
     entries = []
     with progress("geometry", len(parents), "families") as advance:
         for parent in parents:
-            entries.append(_beneath(seen, usable, parent, config))
+            entries.append(_beneath(subject, usable, parent, config))
             advance(1)
 
-    siblings = Siblings(seen.sae.W_dec.detach().double().cpu(), forest, usable)
+    siblings = Siblings(subject.sae.W_dec.detach().double().cpu(), forest, usable)
     beneath, chance = _agreement(entries)
     decoder = siblings.cosines()
     value = beneath.value | decoder.value
-    tokens = len(seen.rows)
+    tokens = len(subject.rows)
     return Record(
         "geometry",
         value,
@@ -121,7 +122,7 @@ def geometry(seen: Seen, config: GeometryConfig) -> Record:
         unit="fraction",
         tokens=tokens,
         settings={
-            **seen.settings,
+            **subject.settings,
             "config": asdict(config),
             "interval_method": interval_method("families"),
         },
@@ -139,34 +140,34 @@ def geometry(seen: Seen, config: GeometryConfig) -> Record:
     )
 
 
-def choose_families(seen: Seen, usable: Bool[Tensor, "d_sae"], n: int) -> list[Family]:
+def choose_families(subject: Subject, usable: Bool[Tensor, "d_sae"], n: int) -> list[Family]:
     """The `n` families with 3 to 8 usable children that overlap least.
 
     Of equals, the one with the most activations, then the one with the lowest parent.
     """
-    above = seen.forest.parent[usable]
+    above = subject.forest.parent[usable]
     parents, n_children = above[above != ROOT].unique(return_counts=True)
     fitting = parents[(n_children >= _LEAST_CHILDREN) & (n_children <= _MOST_CHILDREN)]
-    found = [_family(seen, usable, int(parent)) for parent in fitting]
+    found = [_family(subject, usable, int(parent)) for parent in fitting]
     return sorted(found, key=lambda family: (family.overlap, -family.n, family.parent))[:n]
 
 
-def _family(seen: Seen, usable: Bool[Tensor, "d_sae"], parent: int) -> Family:
-    n_fired = seen.pairs.marginals.n
-    children = [c for c in seen.forest.children(parent) if usable[c]]
+def _family(subject: Subject, usable: Bool[Tensor, "d_sae"], parent: int) -> Family:
+    n_fired = subject.pairs.marginals.n
+    children = [c for c in subject.forest.children(parent) if usable[c]]
     children = sorted(sorted(children, key=lambda c: -int(n_fired[c]))[:_MOST_CHILDREN])
     if not children:
         return Family(parent, [], 0.0, 0)
-    times = torch.cat([seen.pairs.firings(c)[0] for c in children]).unique(return_counts=True)[1]
+    times = torch.cat([subject.pairs.firings(c)[0] for c in children]).unique(return_counts=True)[1]
     return Family(parent, children, float((times > 1).double().mean()), len(times))
 
 
 def _beneath(
-    seen: Seen, usable: Bool[Tensor, "d_sae"], parent: int, config: GeometryConfig
+    subject: Subject, usable: Bool[Tensor, "d_sae"], parent: int, config: GeometryConfig
 ) -> dict[str, Any]:
     """What is seen of one family, or why nothing is."""
-    family = _family(seen, usable, parent)
-    n_children = len(seen.forest.children(parent))
+    family = _family(subject, usable, parent)
+    n_children = len(subject.forest.children(parent))
     if n_children == 0:
         return {"parent": parent, "why": "has no children"}
     if len(family.children) < 2:
@@ -175,9 +176,9 @@ def _beneath(
             "why": f"{len(family.children)} of its {n_children} children fired "
             f"{config.min_count} times or more; at least 2 are needed",
         }
-    rows, label = _points(seen, family, config)
-    u = seen.sae.normalize(seen.x[rows].to(seen.sae.device))[0].double().cpu()
-    encoder = F.normalize(seen.sae.encoder.detach()[family.children].double().cpu())
+    rows, label = _points(subject, family, config)
+    u = subject.sae.normalize(subject.x[rows].to(subject.sae.device))[0].double().cpu()
+    encoder = F.normalize(subject.sae.encoder.detach()[family.children].double().cpu())
     plane = principal_plane(u)
     if plane is None:
         return {"parent": parent, "why": "its activations have no variance in two dimensions"}
@@ -219,13 +220,13 @@ def _is_nearest(cosine: Float64[Tensor, "children"], own: int) -> bool:
 
 
 def _points(
-    seen: Seen, family: Family, config: GeometryConfig
+    subject: Subject, family: Family, config: GeometryConfig
 ) -> tuple[Int[Tensor, "points"], Int[Tensor, "points"]]:
     """Activations of a family, and which of its children fires most strongly on each (of equals, the first)."""
-    best = torch.zeros(len(seen.rows))
-    label = torch.full((len(seen.rows),), -1)
+    best = torch.zeros(len(subject.rows))
+    label = torch.full((len(subject.rows),), -1)
     for i, child in enumerate(family.children):
-        token, value = seen.pairs.firings(child)
+        token, value = subject.pairs.firings(child)
         token = token.long()
         stronger = value > best[token]
         best[token[stronger]] = value[stronger]
@@ -274,18 +275,18 @@ def principal_plane(u: Float64[Tensor, "n d"]) -> Plane | None:
 
 def _agreement(entries: Sequence[dict[str, Any]]) -> tuple[Estimate, float | None]:
     """`agreement`, `toward` and `explained_2`, and the agreement that chance would give."""
-    seen = [entry for entry in entries if "children" in entry]
-    families = [[child for child in entry["children"] if child["cosine"] is not None] for entry in seen]
+    looked_at = [entry for entry in entries if "children" in entry]
+    families = [[child for child in entry["children"] if child["cosine"] is not None] for entry in looked_at]
     children = [child for family in families for child in family]
     columns = {
         "agreement": np.array([child["agrees"] for child in children], dtype=np.float64),
         "toward": np.array([child["cosine"] for child in children], dtype=np.float64),
     }
-    explained = np.array([sum(entry["explained"]) for entry in seen], dtype=np.float64)
+    explained = np.array([sum(entry["explained"]) for entry in looked_at], dtype=np.float64)
     # The children of a family share its plane, so families are resampled, each with all its children.
     family = np.repeat(np.arange(len(families)), [len(f) for f in families])
     of_children = estimate(lambda w: _means(columns, w[:, family]), len(families))
-    of_families = estimate(lambda w: _means({"explained_2": explained}, w), len(seen))
+    of_families = estimate(lambda w: _means({"explained_2": explained}, w), len(looked_at))
     # The k children of a family agree with chance 1/k each: every family adds 1.
     chance = len(families) / len(children) if children else None
     return Estimate(
@@ -413,3 +414,13 @@ def umap_plane(rows: FloatArray, seed: int) -> FloatArray:
         neighbours = min(_UMAP_NEIGHBOURS, len(rows) - 1)
         plane = UMAP(n_neighbors=neighbours, metric="cosine", random_state=seed, n_jobs=1)
         return np.asarray(plane.fit_transform(rows), dtype=np.float64)
+
+
+SPEC = Study(
+    name="geometry",
+    needs=frozenset({"firings", "activations", "forest"}),
+    sets=("paper",),
+    config=GeometryConfig,
+    run=geometry,
+    memory=lambda size: size.decoder,
+)

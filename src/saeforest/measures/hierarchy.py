@@ -43,12 +43,16 @@ from torch import Tensor
 from ..errors import UserError, require
 from ..seeds import seeded
 from ..structure.forest import ROOT
+from ..structure.pairs import scores_memory
 from .bootstrap import FloatArray, Formula, estimate, interval_method
+from .columns import HIERARCHY, Column
+from .composition import cosines_memory
 from .mcs import VARIANTS, Variant
-from .probes import Probes
+from .probes import Probes, probes_memory
 from .reconstruction_score import PairNearness, pair_nearness
 from .record import Record, undefined
-from .subject import Seen
+from .spec import Size, Study
+from .subject import Subject
 
 Procedure = Literal["tree", "mcs", "mcs_unconditional", "tree_unconditional"]
 PROCEDURES: tuple[Procedure, ...] = get_args(Procedure)
@@ -130,25 +134,25 @@ class HierarchyConfig:
         )
 
 
-def hierarchy(seen: Seen, config: HierarchyConfig) -> Record:
+def hierarchy(subject: Subject, config: HierarchyConfig) -> Record:
     """All children of all procedures are given directions together: training their probes is what takes the time."""
-    sample = _draw(seen, config)
-    chosen = _choose(seen, config, sample)
-    judged = _judge(seen, config, sample, chosen)
+    sample = _draw(subject, config)
+    chosen = _choose(subject, config, sample)
+    judged = _judge(subject, config, sample, chosen)
     table = {name: _Table(judged, rows, len(sample.parents)) for name, rows in judged.rows.items()}
-    gated = seen.sae.gated and torch.equal(seen.sae.forest.parent, seen.forest.parent)
+    gated = subject.sae.gated and torch.equal(subject.sae.forest.parent, subject.forest.parent)
     covered = bool((judged.coverage[judged.rows["tree_unconditional"]] == 1).all())
     require(covered or not gated, "hierarchy", "coverage 1 of every pair of a Tree SAE")
 
-    own_tree = _own_tree(seen)
-    ratios = _ratios(table, _has_edges(seen) and bool(_children(seen, config).any()))
+    own_tree = _own_tree(subject)
+    ratios = _ratios(table, _has_edges(subject) and bool(_children(subject, config).any()))
     error_rate_of: Procedure = "tree" if own_tree else "mcs"
     found = estimate(_formula(sample, judged, ratios, error_rate_of), len(sample.parents))
     for name, score in found.value.items():
         least = -1 if name.startswith("s_res") else 0
         require(score is None or least <= score <= 1 + 1e-6, "hierarchy", f"{least} <= {name} <= 1")
 
-    tokens = len(seen.rows)
+    tokens = len(subject.rows)
     procedures = {name: table[name] for name in PROCEDURES}
     return Record(
         "hierarchy",
@@ -157,13 +161,13 @@ def hierarchy(seen: Seen, config: HierarchyConfig) -> Record:
         unit="fraction",
         tokens=tokens,
         settings={
-            **seen.settings,
+            **subject.settings,
             "config": asdict(config),
-            "probe": asdict(seen.probes.config),
+            "probe": asdict(subject.probes.config),
             "interval_method": interval_method("sampled parents, each with all its children"),
         },
         detail={
-            "null": undefined(found.value, _why(seen, config, found.value), tokens),
+            "null": undefined(found.value, _why(subject, config, found.value), tokens),
             "units": {name: "cosine" for name in found.value if name.startswith("s_res")},
             "tree_conditional": own_tree,
             "error_rate_of": error_rate_of,
@@ -185,13 +189,13 @@ def hierarchy(seen: Seen, config: HierarchyConfig) -> Record:
     )
 
 
-def _has_edges(seen: Seen) -> bool:
-    return bool((seen.forest.parent != ROOT).any())
+def _has_edges(subject: Subject) -> bool:
+    return bool((subject.forest.parent != ROOT).any())
 
 
-def _own_tree(seen: Seen) -> bool:
+def _own_tree(subject: Subject) -> bool:
     """Whether the SAE learned a tree: then MCS is given as many children of a parent as the tree has."""
-    return _has_edges(seen) and not seen.sae.flat
+    return _has_edges(subject) and not subject.sae.flat
 
 
 class _Sample(NamedTuple):
@@ -207,8 +211,8 @@ class _Sample(NamedTuple):
         return self.times[0].nonzero().flatten().tolist()
 
 
-def _draw(seen: Seen, config: HierarchyConfig) -> _Sample:
-    n = seen.pairs.marginals.n
+def _draw(subject: Subject, config: HierarchyConfig) -> _Sample:
+    n = subject.pairs.marginals.n
     candidates = n.sort(descending=True, stable=True).indices[: max(int(config.dense_share * len(n)), 1)]
     draws: list[Tensor] = []
     for seed in config.seeds:
@@ -222,26 +226,26 @@ def _draw(seen: Seen, config: HierarchyConfig) -> _Sample:
     return _Sample(parents, times[:, parents], len(candidates))
 
 
-def _children(seen: Seen, config: HierarchyConfig) -> Bool[Tensor, "d_sae"]:
+def _children(subject: Subject, config: HierarchyConfig) -> Bool[Tensor, "d_sae"]:
     """The features that may be a child: they fire often enough, and not always."""
-    every = torch.arange(seen.sae.d_sae)
-    return (seen.pairs.marginals.n >= config.min_count) & seen.probes.defined(every)
+    every = torch.arange(subject.sae.d_sae)
+    return (subject.pairs.marginals.n >= config.min_count) & subject.probes.defined(every)
 
 
 #: Children by name of the procedure and, with it, of each sampled parent.
 _Chosen = dict[str, list[list[int]]]
 
 
-def _choose(seen: Seen, config: HierarchyConfig, sample: _Sample) -> _Chosen:
+def _choose(subject: Subject, config: HierarchyConfig, sample: _Sample) -> _Chosen:
     """The children of each sampled parent by PROCEDURES; of the first seed's also by the variants and for figure 13."""
-    may, most = _children(seen, config), config.children
-    tree = [[c for c in seen.forest.children(p) if may[c]] for p in sample.parents.tolist()]
+    may, most = _children(subject, config), config.children
+    tree = [[c for c in subject.forest.children(p) if may[c]] for p in sample.parents.tolist()]
     if config.order == "frequency":
-        n = seen.pairs.marginals.n.tolist()
+        n = subject.pairs.marginals.n.tolist()
         tree = [sorted(children, key=lambda c: (-n[c], c)) for children in tree]
-    ranked = _by_mcs(seen, config, "mcs_binary", sample.parents, max(most, config.rank_curve), may)
+    ranked = _by_mcs(subject, config, "mcs_binary", sample.parents, max(most, config.rank_curve), may)
     equal = [min(most, len(a), len(b)) for a, b in zip(tree, ranked, strict=True)]
-    allowed = [len(children) if _own_tree(seen) else most for children in tree]
+    allowed = [len(children) if _own_tree(subject) else most for children in tree]
     chosen: _Chosen = {
         "tree": [children[:n] for children, n in zip(tree, equal, strict=True)],
         "mcs": [children[: min(most, n)] for children, n in zip(ranked, allowed, strict=True)],
@@ -255,13 +259,15 @@ def _choose(seen: Seen, config: HierarchyConfig, sample: _Sample) -> _Chosen:
     parents = sample.parents[sample.first]
     for variant in config.variants:
         chosen[variant] = [[] for _ in ranked]
-        for u, children in zip(sample.first, _by_mcs(seen, config, variant, parents, most, may), strict=True):
+        for u, children in zip(
+            sample.first, _by_mcs(subject, config, variant, parents, most, may), strict=True
+        ):
             chosen[variant][u] = children[: allowed[u]]
     return chosen
 
 
 def _by_mcs(
-    seen: Seen,
+    subject: Subject,
     config: HierarchyConfig,
     variant: Variant,
     parents: Int[Tensor, "b"],
@@ -270,10 +276,10 @@ def _by_mcs(
 ) -> list[list[int]]:
     if config.filter_before_topk:
         # Features that always fire take no one's place.
-        always = int((seen.pairs.marginals.n >= config.min_count).sum() - may.sum())
-        found = seen.pairs.top_children(variant, parents, top + always, config.min_count)
+        always = int((subject.pairs.marginals.n >= config.min_count).sum() - may.sum())
+        found = subject.pairs.top_children(variant, parents, top + always, config.min_count)
     else:
-        found = seen.pairs.top_children(variant, parents, config.top_before_filter, min_count=1)
+        found = subject.pairs.top_children(variant, parents, config.top_before_filter, min_count=1)
     return [[c for c in children if c != -1 and may[c]][:top] for children in found.ids.tolist()]
 
 
@@ -293,19 +299,21 @@ class _Judged(NamedTuple):
     lda_hit: FloatArray
 
 
-def _judge(seen: Seen, config: HierarchyConfig, sample: _Sample, chosen: _Chosen) -> _Judged:
-    d_sae = seen.sae.d_sae
+def _judge(subject: Subject, config: HierarchyConfig, sample: _Sample, chosen: _Chosen) -> _Judged:
+    d_sae = subject.sae.d_sae
     keys = {
         name: np.array([u * d_sae + c for u, children in enumerate(lists) for c in children], dtype=np.int64)
         for name, lists in chosen.items()
     }
     key = np.unique(np.concatenate(list(keys.values())))
     place, child = (torch.from_numpy(part) for part in np.divmod(key, d_sae))
-    near = _nearness(seen, seen.probes, sample.parents[place], child)
+    near = _nearness(subject, subject.probes, sample.parents[place], child)
     near_lda = near
-    if seen.probes.config.method != "lda":
-        by_lda = Probes(seen.x, seen.pairs, replace(seen.probes.config, method="lda"), seen.probes.device)
-        near_lda = _nearness(seen, by_lda, sample.parents[place], child)
+    if subject.probes.config.method != "lda":
+        by_lda = Probes(
+            subject.x, subject.pairs, replace(subject.probes.config, method="lda"), subject.probes.device
+        )
+        near_lda = _nearness(subject, by_lda, sample.parents[place], child)
     hit, lda_hit = (
         (torch.maximum(found.rank_child, found.rank_parent) <= config.top).double().numpy()
         for found in (near, near_lda)
@@ -314,28 +322,30 @@ def _judge(seen: Seen, config: HierarchyConfig, sample: _Sample, chosen: _Chosen
         rows={name: np.searchsorted(key, of) for name, of in keys.items()},
         parent=place.numpy(),
         child=child.numpy(),
-        n=seen.pairs.marginals.n[child].numpy(),
-        coverage=_coverage(seen, sample, place, child).numpy(),
+        n=subject.pairs.marginals.n[child].numpy(),
+        coverage=_coverage(subject, sample, place, child).numpy(),
         near=near,
         hit=hit,
         lda_hit=lda_hit,
     )
 
 
-def _nearness(seen: Seen, probes: Probes, parent: Int[Tensor, "m"], child: Int[Tensor, "m"]) -> PairNearness:
+def _nearness(
+    subject: Subject, probes: Probes, parent: Int[Tensor, "m"], child: Int[Tensor, "m"]
+) -> PairNearness:
     if not len(child):
         nothing = torch.zeros(0)
         return PairNearness(nothing, nothing, nothing.long(), nothing.long())
     children, row = child.unique(return_inverse=True)
-    decoder = F.normalize(seen.sae.W_dec.detach().float())
+    decoder = F.normalize(subject.sae.W_dec.detach().float())
     return pair_nearness(probes.directions(children)[row], decoder, parent, child)
 
 
 def _coverage(
-    seen: Seen, sample: _Sample, place: Int[Tensor, "m"], child: Int[Tensor, "m"]
+    subject: Subject, sample: _Sample, place: Int[Tensor, "m"], child: Int[Tensor, "m"]
 ) -> Float64[Tensor, "m"]:
     found, first = torch.zeros(len(child), dtype=torch.float64), 0
-    for block, score in seen.pairs.scores("coverage", sample.parents, "parent"):
+    for block, score in subject.pairs.scores("coverage", sample.parents, "parent"):
         mine = (place >= first) & (place < first + len(block))
         found[mine] = score[place[mine] - first, child[mine]]
         first += len(block)
@@ -489,13 +499,38 @@ def _pair_list(sample: _Sample, judged: _Judged) -> list[dict[str, Any]]:
     ]
 
 
-def _why(seen: Seen, config: HierarchyConfig, value: Mapping[str, float | None]) -> dict[str, str]:
-    measured = f"{config.min_count} or more, but not all, of the {len(seen.rows):,} measured tokens"
-    if not bool(_children(seen, config).any()):
+def _why(subject: Subject, config: HierarchyConfig, value: Mapping[str, float | None]) -> dict[str, str]:
+    measured = f"{config.min_count} or more, but not all, of the {len(subject.rows):,} measured tokens"
+    if not bool(_children(subject, config).any()):
         return dict.fromkeys(value, f"no feature fired on {measured}: measure more text, or lower min_count")
     no_mcs = f"no sampled parent fires together with another feature that fired on {measured}"
     no_tree = f"no sampled parent has a child in the forest that fired on {measured}"
-    if not _has_edges(seen):
+    if not _has_edges(subject):
         no_tree = "the forest has no edges"
-    of_forest = _OF_FOREST + (_OF_OWN_TREE if _own_tree(seen) else ())
+    of_forest = _OF_FOREST + (_OF_OWN_TREE if _own_tree(subject) else ())
     return dict.fromkeys(value, no_mcs) | dict.fromkeys(of_forest, no_tree)
+
+
+def _memory(size: Size) -> int:
+    # Directions by LDA stand beside the probes: a float64 mean for every feature.
+    by_lda = 8 * size.d_sae * size.d_in + cosines_memory(size.d_sae)
+    by_mcs = scores_memory(size.d_sae, ("mcs_correlation",))
+    return size.decoder + max(by_mcs, by_lda, probes_memory(size.n_tokens, size.d_in, size.n_probes))
+
+
+SPEC = Study(
+    name="hierarchy",
+    needs=frozenset({"firings", "activations", "probes", "forest"}),
+    sets=("paper",),
+    config=HierarchyConfig,
+    readings={"ref_tree_sae": HierarchyConfig.reference()},
+    run=hierarchy,
+    columns=(
+        Column(HIERARCHY, "tree", "by its forest", "↑"),
+        Column(HIERARCHY, "mcs", "by MCS, as in the paper", "↑"),
+        Column(HIERARCHY, "mcs_unconditional", "by MCS, any parents", "↑"),
+        Column(HIERARCHY, "matched_tree", "n best, by its forest", "↑"),
+        Column(HIERARCHY, "matched_mcs", "n best, by MCS", "↑"),
+    ),
+    memory=_memory,
+)

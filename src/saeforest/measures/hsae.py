@@ -25,8 +25,10 @@ from torch import Tensor
 from ..saes import SAE
 from ..structure.forest import ROOT, Forest
 from .bootstrap import FloatArray, Formula, estimate, interval_method
+from .columns import LEVELS, Column
 from .measure import EvalBatch, Measure, WindowTable
 from .record import Record, undefined
+from .spec import Streaming
 
 _HAMMINGS = ("hamming", "hamming_with_children")
 _ACTIVE = "active_above"
@@ -68,6 +70,7 @@ class HSAELinks(Measure):
             **columns,
         )
 
+    @torch.no_grad()
     def _residual(self, batch: EvalBatch, level: int) -> Float64[Tensor, "n"]:
         x_hat = self.sae.decode(batch.code, self.sae.normalize(batch.x)[1], level)
         return (batch.x - x_hat).double().square().sum(1)
@@ -171,3 +174,17 @@ def _ratio(name: str, total: FloatArray, pairs: FloatArray) -> Formula:
         return {name: weights @ total / (weights @ pairs)}
 
     return formula
+
+
+SPEC = Streaming(
+    name="hsae",
+    needs=frozenset({"text", "forest"}),
+    sets=("paper",),
+    make=lambda subject, _config: HSAELinks(subject.sae, subject.forest),
+    columns=(
+        Column(LEVELS, "hamming", "Hamming distance", "↓"),
+        Column(LEVELS, "hamming_per_active", "Hamming distance per active feature", "↓"),
+        Column(LEVELS, "p_parent_child", "P(parent | child)", "↑"),
+        Column(LEVELS, "p_child_parent", "P(child | parent)", "↑"),
+    ),
+)

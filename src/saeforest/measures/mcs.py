@@ -27,10 +27,12 @@ from torch import Tensor
 from ..errors import UserError, require
 from ..progress import progress
 from ..structure.forest import ROOT
-from ..structure.pairs import Score
+from ..structure.pairs import Score, scores_memory
 from .bootstrap import FloatArray, Formula, estimate, interval_method
+from .columns import FLAT, Column
 from .record import Interval, Record, undefined
-from .subject import Seen
+from .spec import Study
+from .subject import Subject
 
 Variant = Literal["mcs_binary", "mcs_binary_scaled", "mcs_correlation", "mcs_correlation_scaled"]
 VARIANTS: tuple[Variant, ...] = get_args(Variant)
@@ -60,20 +62,20 @@ class MCSConfig:
                 raise UserError(f"mcs.{name} = {value}: expected 1 or more")
 
 
-def mcs(seen: Seen, config: MCSConfig) -> Record:
+def mcs(subject: Subject, config: MCSConfig) -> Record:
     """Raises UserError where `config.parents` names a feature that the SAE has not."""
     for parent in config.parents:
-        if not 0 <= parent < seen.sae.d_sae:
-            raise UserError(f"mcs.parents: feature {parent}: expected 0 to {seen.sae.d_sae - 1}")
-    decoder = F.normalize(seen.sae.W_dec.detach().float().cpu())
-    found = _scores(seen, decoder)
-    n = seen.pairs.marginals.n
+        if not 0 <= parent < subject.sae.d_sae:
+            raise UserError(f"mcs.parents: feature {parent}: expected 0 to {subject.sae.d_sae - 1}")
+    decoder = F.normalize(subject.sae.W_dec.detach().float().cpu())
+    found = _scores(subject, decoder)
+    n = subject.pairs.marginals.n
     frequent = n >= config.min_count
-    linked = frequent & (seen.forest.parent != ROOT)
+    linked = frequent & (subject.forest.parent != ROOT)
     certain = linked & (found.edge[0] == 1)
-    if seen.sae.gated and torch.equal(seen.sae.forest.parent, seen.forest.parent):
+    if subject.sae.gated and torch.equal(subject.sae.forest.parent, subject.forest.parent):
         require(torch.equal(certain, linked), "mcs", "coverage 1 on every edge of a Tree SAE")
-    k_edge = _abs_cosine(decoder, seen.forest.parent[certain], certain.nonzero().flatten())
+    k_edge = _abs_cosine(decoder, subject.forest.parent[certain], certain.nonzero().flatten())
 
     value: dict[str, float | None] = {}
     interval: dict[str, Interval] = {}
@@ -81,7 +83,7 @@ def mcs(seen: Seen, config: MCSConfig) -> Record:
     by_parent["k_edges"] = (certain, k_edge)
     for name, formula, units in (
         *((kind, *_mean_best(found.best[i, frequent])) for i, kind in enumerate(_KINDS)),
-        *((name, *_mean_by_parent(seen.forest.parent[of], s)) for name, (of, s) in by_parent.items()),
+        *((name, *_mean_by_parent(subject.forest.parent[of], s)) for name, (of, s) in by_parent.items()),
         ("k_all_pairs", *_mean_of_pairs(found.k_sum[frequent], found.k_pairs[frequent])),
         ("k_all_pairs_any", *_mean_of_pairs(found.k_sum[n > 0], found.k_pairs[n > 0])),
     ):
@@ -89,9 +91,9 @@ def mcs(seen: Seen, config: MCSConfig) -> Record:
         value[name], interval[name] = one.value["mean"], one.interval["mean"]
     for name, mean in value.items():
         require(mean is None or 0 <= mean <= 1 + 1e-6, "mcs", f"0 <= {name} <= 1")
-    value["k_random"], interval["k_random"] = _k_random(seen.sae.d_in), None
+    value["k_random"], interval["k_random"] = _k_random(subject.sae.d_in), None
 
-    tokens = len(seen.rows)
+    tokens = len(subject.rows)
     return Record(
         "mcs",
         value,
@@ -99,12 +101,12 @@ def mcs(seen: Seen, config: MCSConfig) -> Record:
         unit="score",
         tokens=tokens,
         settings={
-            **seen.settings,
+            **subject.settings,
             "config": asdict(config),
             "interval_method": f"{interval_method('children')}; edges_..., k_edges: over parents; k_random: none",
         },
         detail={
-            "null": undefined(value, _why(seen, config, frequent), tokens),
+            "null": undefined(value, _why(subject, config, frequent), tokens),
             "units": {n: "fraction" if n.endswith("coverage") else "cosine" for n in value if "mcs" not in n},
             "children": int(frequent.sum()),
             "edges": int(linked.sum()),
@@ -113,7 +115,7 @@ def mcs(seen: Seen, config: MCSConfig) -> Record:
                 "k_all_pairs_any": int(found.k_pairs.sum()),
                 "k_edges": int(certain.sum()),
             },
-            "top_children": _top_children(seen, config),
+            "top_children": _top_children(subject, config),
         },
     )
 
@@ -130,16 +132,16 @@ class _Scores(NamedTuple):
     k_pairs: Int[Tensor, "d_sae"]
 
 
-def _scores(seen: Seen, decoder: Float[Tensor, "d_sae d_in"]) -> _Scores:
+def _scores(subject: Subject, decoder: Float[Tensor, "d_sae d_in"]) -> _Scores:
     best, edge = torch.zeros(2, len(_KINDS), len(decoder), dtype=torch.float64)
     k_sum, k_pairs = (
         torch.zeros(len(decoder), dtype=torch.float64),
         torch.zeros(len(decoder), dtype=torch.int64),
     )
-    fired = (seen.pairs.marginals.n > 0).nonzero().flatten()
+    fired = (subject.pairs.marginals.n > 0).nonzero().flatten()
     with progress("scores of parents", len(fired), "features") as advance:
-        for block, scores in seen.pairs.scores_of(_KINDS, fired):
-            parent, row = seen.forest.parent[block], torch.arange(len(block))
+        for block, scores in subject.pairs.scores_of(_KINDS, fired):
+            parent, row = subject.forest.parent[block], torch.arange(len(block))
             for i, kind in enumerate(_KINDS):
                 score = scores[kind]
                 score[row, block] = 0  # no feature is its own parent
@@ -185,11 +187,11 @@ def _k_random(d: int) -> float:
     return math.exp(math.lgamma(d / 2) - math.lgamma((d + 1) / 2)) / math.sqrt(math.pi)
 
 
-def _why(seen: Seen, config: MCSConfig, frequent: Tensor) -> dict[str, str]:
-    measured = f"{config.min_count} or more of the {len(seen.rows):,} measured tokens"
+def _why(subject: Subject, config: MCSConfig, frequent: Tensor) -> dict[str, str]:
+    measured = f"{config.min_count} or more of the {len(subject.rows):,} measured tokens"
     few = f"no feature fired on {measured}: measure more text, or lower min_count"
     no_pair = "no feature fires whenever another does"
-    if not bool((seen.forest.parent != ROOT).any()):
+    if not bool((subject.forest.parent != ROOT).any()):
         no_edge = no_certain = "the forest has no edges"
     else:
         no_edge = f"the forest has no edge whose child fired on {measured}"
@@ -208,13 +210,13 @@ def _all_names() -> list[str]:
     return [*_KINDS, *(f"edges_{kind}" for kind in _KINDS), "k_all_pairs", "k_all_pairs_any", "k_edges"]
 
 
-def _top_children(seen: Seen, config: MCSConfig) -> list[dict[str, Any]]:
+def _top_children(subject: Subject, config: MCSConfig) -> list[dict[str, Any]]:
     """By binary MCS, which ranks the children of a parent as their coverage does."""
     parents = torch.tensor(config.parents, dtype=torch.int64)
-    n = seen.pairs.marginals.n
-    top = seen.pairs.top_children("mcs_binary", parents, config.children, config.min_count).ids
+    n = subject.pairs.marginals.n
+    top = subject.pairs.top_children("mcs_binary", parents, config.children, config.min_count).ids
     listed = []
-    for block, scores in seen.pairs.scores_of(_KINDS, parents, "parent"):
+    for block, scores in subject.pairs.scores_of(_KINDS, parents, "parent"):
         for row, parent in enumerate(block.tolist()):
             children = [
                 {"child": c, "n": int(n[c]), **{kind: float(scores[kind][row, c]) for kind in _KINDS}}
@@ -223,3 +225,14 @@ def _top_children(seen: Seen, config: MCSConfig) -> list[dict[str, Any]]:
             ]
             listed.append({"parent": parent, "n": int(n[parent]), "children": children})
     return listed
+
+
+SPEC = Study(
+    name="mcs",
+    needs=frozenset({"firings", "forest"}),
+    sets=("paper",),
+    config=MCSConfig,
+    run=mcs,
+    columns=(Column(FLAT, "k_all_pairs", "|k|", "↓"),),
+    memory=lambda size: size.decoder + scores_memory(size.d_sae, _KINDS),
+)

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int
@@ -105,9 +105,6 @@ def pair_slices(
 
 class Measure(ABC):
     """Sees every batch once, in order, then gives its record. Its sums are float64 and additive over windows."""
-
-    needs_losses: ClassVar[bool] = False
-    """Whether batches should come with `losses`, at the price of forward passes of the language model."""
 
     @abstractmethod
     def update(self, batch: EvalBatch) -> None: ...

@@ -13,19 +13,20 @@ The paper has no control, and a judge that says Yes to everything would score 1.
 from __future__ import annotations
 
 import re
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..errors import UserError
-from ..judges import NO_JUDGE, Judge, JudgeConfig, Question, ask_all, open_judge, prompt
+from ..judges import NO_JUDGE, Judge, JudgeConfig, Question, ask_all, prompt
 from ..structure.forest import Forest
 from .bootstrap import FloatArray, estimate, interval_method
+from .columns import INTERPRETABILITY, Column
 from .examples import FeatureWindows, fires_enough, numbered
 from .record import Record, undefined
-from .subject import Seen
+from .spec import Study
+from .subject import Subject
 
 _TOP, _SAMPLED = 10, 5
 _REPLY_TOKENS = 24
@@ -64,20 +65,19 @@ class Verdict(NamedTuple):
 Pair = tuple[int, int]
 
 
-def pair_judge(seen: Seen, config: PairJudgeConfig, judge: Judge | None = None) -> Record:
-    """How many edges of the forest, drawn at random, a judge affirms. `judge` stands in for the configured one.
+def pair_judge(subject: Subject, config: PairJudgeConfig) -> Record:
+    """How many edges of the forest, drawn at random, a judge affirms.
 
     Raises UserError where the judge cannot be asked.
     """
-    texts = _Texts(seen, config)
+    texts = _Texts(subject, config)
     rng = np.random.default_rng(config.seed)
-    edges = _draw_edges(seen, config, texts, rng)
-    controls = draw_controls(seen.forest, edges, rng)
+    edges = _draw_edges(subject, config, texts, rng)
+    controls = draw_controls(subject.forest, edges, rng)
     # The control of edge i, where it has one, is asked after all edges.
     pairs = [*edges, *(c for c in controls if c is not None)]
-    given = judge is not None or not pairs  # None is opened where there is nothing to ask: it may be large
-    with nullcontext(judge) if given else open_judge(config.judge, seen.reader.lm, seen.folder) as judge:
-        verdicts = [] if judge is None else _ask(judge, pairs, texts)
+    judge = subject.judge if pairs else None  # none is opened where there is nothing to ask: it may be large
+    verdicts = [] if judge is None else _ask(judge, pairs, texts)
     if judge is None:
         edges, controls = [], []
     of_edges, of_controls = verdicts[: len(edges)], iter(verdicts[len(edges) :])
@@ -110,15 +110,17 @@ def pair_judge(seen: Seen, config: PairJudgeConfig, judge: Judge | None = None) 
         value,
         {**found.interval, **dict.fromkeys(counts)},
         unit="fraction",
-        tokens=len(seen.rows),
+        tokens=len(subject.rows),
         settings={
-            **seen.settings,
+            **subject.settings,
             "config": asdict(config),
             "judge": None if judge is None else judge.name,
             "interval_method": interval_method("parents, each edge with its random pair") + "; counts: none",
         },
         detail={
-            "null": undefined(value, _why_undefined(seen, config, pairs, judge, counts), len(seen.rows)),
+            "null": undefined(
+                value, _why_undefined(subject, config, pairs, judge, counts), len(subject.rows)
+            ),
             "units": dict.fromkeys(counts, "pairs"),
             "pairs": [
                 _in_detail(pair, verdict, kind="edge" if i < len(edges) else "random")
@@ -131,8 +133,8 @@ def pair_judge(seen: Seen, config: PairJudgeConfig, judge: Judge | None = None) 
 class _Texts:
     """The windows of features as text, made when they are first asked for."""
 
-    def __init__(self, seen: Seen, config: PairJudgeConfig) -> None:
-        self._seen, self._config = seen, config
+    def __init__(self, subject: Subject, config: PairJudgeConfig) -> None:
+        self._seen, self._config = subject, config
         self._made: dict[int, list[str]] = {}
 
     def of(self, feature: int) -> list[str]:
@@ -152,10 +154,12 @@ class _Texts:
         return windows.texts(np.concatenate([top, sampled]), mark_above=windows.level(top))
 
 
-def _draw_edges(seen: Seen, config: PairJudgeConfig, texts: _Texts, rng: np.random.Generator) -> list[Pair]:
+def _draw_edges(
+    subject: Subject, config: PairJudgeConfig, texts: _Texts, rng: np.random.Generator
+) -> list[Pair]:
     """Up to `pairs` edges between features that have windows to be shown."""
-    parent, child = seen.forest.edges.numpy()
-    enough = fires_enough(seen, config.min_fired)
+    parent, child = subject.forest.edges.numpy()
+    enough = fires_enough(subject, config.min_fired)
     candidates = np.flatnonzero(enough[parent] & enough[child])
     edges: list[Pair] = []
     for e in rng.permutation(candidates).tolist():
@@ -223,10 +227,10 @@ def _in_detail(pair: Pair, verdict: Verdict | None, kind: str) -> dict[str, Any]
 
 
 def _why_undefined(
-    seen: Seen, config: PairJudgeConfig, pairs: list[Pair], judge: Judge | None, counts: dict[str, int]
+    subject: Subject, config: PairJudgeConfig, pairs: list[Pair], judge: Judge | None, counts: dict[str, int]
 ) -> dict[str, str]:
     unread = "no reply of the judge could be read"
-    if not seen.forest.edges.shape[1]:
+    if not subject.forest.edges.shape[1]:
         nothing = "the forest has no edges: every feature hangs from the root"
     elif not pairs:
         nothing = (
@@ -240,3 +244,14 @@ def _why_undefined(
     no_random = "no edge has another between the same levels with an unrelated child"
     has_random = counts["asked_random"] or not pairs or judge is None
     return {"yes": nothing, "yes_random": nothing if has_random else no_random}
+
+
+SPEC = Study(
+    name="pair_judge",
+    needs=frozenset({"text", "firings", "forest", "judge"}),
+    sets=("paper",),
+    config=PairJudgeConfig,
+    run=pair_judge,
+    columns=(Column(INTERPRETABILITY, "yes", "pairs judged related", "↑"),),
+    memory=lambda size: size.decoder,
+)

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
 from typing import NamedTuple
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -27,12 +26,11 @@ from torch import Tensor
 
 from ..activations import ActivationReader
 from ..errors import UserError
-from ..lm import LanguageModel
 from ..progress import progress
+from ..saes import SAE
 from ..text import Tokens, encode
 from ..text.labelled import LabelledText, labelled
 from .bootstrap import FloatArray
-from .subject import Subject
 
 IntArray = NDArray[np.int64]
 BoolArray = NDArray[np.bool_]
@@ -131,39 +129,11 @@ class PooledCode(NamedTuple):
     effective: csr_array
 
 
-# The language model's reading serves all its SAEs, an SAE's codes all measures. Only the last of each is kept.
-_texts: WeakKeyDictionary[LanguageModel, tuple[object, ReadTexts]] = WeakKeyDictionary()
-_codes: WeakKeyDictionary[Subject, tuple[ReadTexts, PooledCode]] = WeakKeyDictionary()
+class LabelledCodes(NamedTuple):
+    """Labelled texts, and what an SAE makes of them."""
 
-
-def read_texts(reader: ActivationReader, config: LabelledTextConfig) -> ReadTexts:
-    """The texts of a configuration, read at the reader's site, at positions that the reader keeps.
-
-    Memory: m * d numbers in the model's dtype (for 2,500 texts at d = 576 in bfloat16, 0.3 GB), kept while the
-    language model lives or until other texts are read.
-
-    Raises UserError where the source is at fault, or has too few texts of a class.
-    """
-    positions = (
-        reader.site.name,
-        reader.exclude_first,
-        reader.exclude_special,
-        reader.max_norm,
-        reader.bos_id,
-    )
-    key = (positions, config)
-    known = _texts.get(reader.lm)
-    if known is None or known[0] != key:
-        known = _texts[reader.lm] = key, _read(reader, config)
-    return known[1]
-
-
-def pooled_code(subject: Subject, texts: ReadTexts) -> PooledCode:
-    """The codes of the subject's SAE, pooled over each text. Every positive value counts, as in decoding."""
-    known = _codes.get(subject)
-    if known is None or known[0] is not texts:
-        known = _codes[subject] = texts, _encode(subject, texts)
-    return known[1]
+    texts: ReadTexts
+    code: PooledCode
 
 
 # Choosing, reading and dividing texts
@@ -208,7 +178,14 @@ def _check_enough(classes: tuple[str, ...], labels: list[str], config: LabelledT
             )
 
 
-def _read(reader: ActivationReader, config: LabelledTextConfig) -> ReadTexts:
+def read_texts(reader: ActivationReader, config: LabelledTextConfig) -> ReadTexts:
+    """The texts of a configuration, read at the reader's site, at positions that the reader keeps.
+
+    Memory: m * d numbers in the model's dtype (for 2,500 texts at d = 576 in bfloat16, 0.3 GB), for as long as they
+    are kept.
+
+    Raises UserError where the source is at fault, or has too few texts of a class.
+    """
     reader.lm.check_context(config.context, "sparse_probing.texts.context, tpp.texts.context")
     classes, texts = choose(labelled(config.source), config)
     encoded = encode(reader.lm.tokenizer, [text.text for text in texts])
@@ -293,8 +270,9 @@ def by_text(rows: IntArray, values: FloatArray, test: IntArray) -> FloatArray:
 # Encoding
 
 
-def _encode(subject: Subject, texts: ReadTexts) -> PooledCode:
-    sae = subject.sae
+@torch.no_grad()
+def pooled_code(sae: SAE, texts: ReadTexts) -> PooledCode:
+    """The codes of an SAE, pooled over each text. Every positive value counts, as in decoding."""
     raw: list[csr_array] = []
     effective: list[csr_array] = []
     with progress("encode labelled texts", len(texts.x), "tokens") as advance:

@@ -21,11 +21,11 @@ import numpy as np
 import torch.nn.functional as F
 
 from ..errors import require
-from ..saes import SAE
-from ..structure.forest import Forest
 from .bootstrap import FloatArray, estimate, interval_method
+from .columns import RECONSTRUCTION, Column
 from .measure import EvalBatch, Measure, WindowTable
 from .record import Record, undefined
+from .spec import Streaming
 
 _SMALL_NORM = 1e-4  # SAEBench takes a smaller norm of x for 1
 _TREE_EPS = 1e-10
@@ -34,7 +34,7 @@ _NO_VARIANCE = 1e-13
 
 
 class Reconstruction(Measure):
-    def __init__(self, sae: SAE, forest: Forest) -> None:
+    def __init__(self) -> None:
         self.table = WindowTable()
 
     def update(self, batch: EvalBatch) -> None:
@@ -120,3 +120,15 @@ class Reconstruction(Measure):
                 "units": {"cosine": "cosine", "norm_ratio": "ratio"},
             },
         )
+
+
+SPEC = Streaming(
+    name="reconstruction",
+    needs=frozenset({"text"}),
+    sets=("fast", "paper", "saebench"),
+    make=lambda _subject, _config: Reconstruction(),
+    columns=(
+        Column(RECONSTRUCTION, "fve", "FVE", "↑"),
+        Column(RECONSTRUCTION, "fve_tree", "variance explained by the Tree SAE paper's formula", "↑"),
+    ),
+)

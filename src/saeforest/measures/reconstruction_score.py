@@ -26,9 +26,12 @@ from torch import Tensor
 
 from ..errors import UserError
 from .bootstrap import Estimate, FloatArray, estimate, interval_method
-from .probes import Probes
+from .columns import HIERARCHY, Column
+from .composition import cosines_memory
+from .probes import Probes, probes_memory
 from .record import Record, undefined
-from .subject import Seen
+from .spec import Size, Study
+from .subject import Subject
 
 #: Both rows must be among so many of the highest cosine for a hit.
 TOP = 5
@@ -111,24 +114,24 @@ def pair_nearness(
     return PairNearness(*(torch.cat(column) for column in zip(*found, strict=True)))
 
 
-def reconstruction_score(seen: Seen, config: ReconstructionScoreConfig) -> Record:
+def reconstruction_score(subject: Subject, config: ReconstructionScoreConfig) -> Record:
     """S_res of the forest's edges whose child fires `min_count` times or more, and what figures 1 and 10 to 12 show.
 
     Raises UserError for a parent that is no feature of the SAE.
     """
-    d_sae = seen.forest.d_sae
+    d_sae = subject.forest.d_sae
     for p in config.parents:
         if not 0 <= p < d_sae:
             raise UserError(f"reconstruction_score.parents: {p} is no feature; expected 0 to {d_sae - 1}")
-    edges = seen.forest.edges
-    measurable = seen.probes.defined(edges[1]) & (seen.pairs.marginals.n[edges[1]] >= config.min_count)
+    edges = subject.forest.edges
+    measurable = subject.probes.defined(edges[1]) & (subject.pairs.marginals.n[edges[1]] >= config.min_count)
     measurable = edges[:, measurable]
     drawn = torch.randperm(measurable.shape[1], generator=torch.Generator().manual_seed(config.seed))
     parents, children = measurable[:, drawn[: config.max_pairs].sort().values]
-    focus = [_focus(p, seen, config) for p in config.parents or _automatic(measurable[0], seen, config)]
+    focus = [_focus(p, subject, config) for p in config.parents or _automatic(measurable[0], subject, config)]
     # All at once: probes that are trained together share the passes over the activations.
-    seen.probes.directions(torch.cat([children, *(f.children for f in focus)]))
-    pairs, found = _scored(parents, children, seen)
+    subject.probes.directions(torch.cat([children, *(f.children for f in focus)]))
+    pairs, found = _scored(parents, children, subject)
     if edges.shape[1]:
         why = f"no child of an edge fires {config.min_count} times or more and not on all activations"
     else:
@@ -138,47 +141,47 @@ def reconstruction_score(seen: Seen, config: ReconstructionScoreConfig) -> Recor
         found.value,
         found.interval,
         unit="cosine",
-        tokens=len(seen.rows),
+        tokens=len(subject.rows),
         settings={
-            **seen.settings,
+            **subject.settings,
             "config": asdict(config),
-            "probe": asdict(seen.probes.config),
+            "probe": asdict(subject.probes.config),
             "interval_method": interval_method("parents"),
         },
         detail={
-            "null": undefined(found.value, dict.fromkeys(found.value, why), len(seen.rows)),
+            "null": undefined(found.value, dict.fromkeys(found.value, why), len(subject.rows)),
             "units": {"hits": "fraction", "coverage": "fraction"},
             "edges": {"all": edges.shape[1], "measurable": measurable.shape[1], "measured": len(children)},
             "pairs": pairs,
-            "focus": [_shown(f, seen, config) for f in focus],
+            "focus": [_shown(f, subject, config) for f in focus],
         },
     )
 
 
 def _scored(
-    parents: Int[Tensor, "b"], children: Int[Tensor, "b"], seen: Seen
+    parents: Int[Tensor, "b"], children: Int[Tensor, "b"], subject: Subject
 ) -> tuple[list[dict[str, Any]], Estimate]:
     """The edges one by one, and the means over them."""
-    decoder = F.normalize(seen.sae.W_dec.detach().float())
-    trained = seen.probes.directions(children)
+    decoder = F.normalize(subject.sae.W_dec.detach().float())
+    trained = subject.probes.directions(children)
     computed = trained
-    if len(children) and seen.probes.config.method != "lda":
-        config = replace(seen.probes.config, method="lda")
-        computed = Probes(seen.x, seen.pairs, config).directions(children)
+    if len(children) and subject.probes.config.method != "lda":
+        config = replace(subject.probes.config, method="lda")
+        computed = Probes(subject.x, subject.pairs, config).directions(children)
     near, near_lda = (pair_nearness(d, decoder, parents, children) for d in (trained, computed))
     coverage = [
         score.gather(1, parents[rows, None])[:, 0]
-        for rows, score in _with_rows(seen.pairs.scores("coverage", children))
+        for rows, score in _with_rows(subject.pairs.scores("coverage", children))
     ]
     columns = {
         "parent": parents,
         "child": children,
-        "n": seen.pairs.marginals.n[children],
+        "n": subject.pairs.marginals.n[children],
         "coverage": torch.cat([torch.zeros(0, dtype=torch.float64), *coverage]),
         **near._asdict(),
         "s_res": near.score,
         "s_res_lda": near_lda.score,
-        "auroc": seen.probes.quality(children).auroc,
+        "auroc": subject.probes.quality(children).auroc,
     }
     means = {
         **{name: columns[name] for name in ("s_res", "cos_child", "cos_parent")},
@@ -226,37 +229,37 @@ class _Focus(NamedTuple):
     coverage: Float64[Tensor, "b"]
 
 
-def _focus(parent: int, seen: Seen, config: ReconstructionScoreConfig) -> _Focus:
+def _focus(parent: int, subject: Subject, config: ReconstructionScoreConfig) -> _Focus:
     """The children of highest coverage, in the forest or not."""
-    top = seen.pairs.top_children("coverage", torch.tensor([parent]), config.children, config.min_count)
+    top = subject.pairs.top_children("coverage", torch.tensor([parent]), config.children, config.min_count)
     ids, coverage = top.ids[0], top.score[0]
-    shown = (coverage >= config.min_coverage) & seen.probes.defined(ids)
+    shown = (coverage >= config.min_coverage) & subject.probes.defined(ids)
     return _Focus(parent, ids[shown], coverage[shown])
 
 
 def _automatic(
-    edge_parents: Int[Tensor, "e"], seen: Seen, config: ReconstructionScoreConfig
+    edge_parents: Int[Tensor, "e"], subject: Subject, config: ReconstructionScoreConfig
 ) -> tuple[int, ...]:
     """The parent with most children that can be measured, and the densest feature with a child to show."""
     largest = [int(edge_parents.bincount().argmax())] if len(edge_parents) else []
-    n = seen.pairs.marginals.n
+    n = subject.pairs.marginals.n
     densest = n.sort(descending=True, stable=True).indices[:_DENSEST]
     for p in densest[n[densest] > 0].tolist():
-        if len(_focus(p, seen, config).children):
+        if len(_focus(p, subject, config).children):
             return tuple(dict.fromkeys([*largest, p]))
     return tuple(largest)
 
 
-def _shown(focus: _Focus, seen: Seen, config: ReconstructionScoreConfig) -> dict[str, Any]:
+def _shown(focus: _Focus, subject: Subject, config: ReconstructionScoreConfig) -> dict[str, Any]:
     """One entry of `detail["focus"]`."""
     parent, children, coverage = focus
-    decoder = F.normalize(seen.sae.W_dec.detach().float())
-    directions = seen.probes.directions(children)
+    decoder = F.normalize(subject.sae.W_dec.detach().float())
+    directions = subject.probes.directions(children)
     near = pair_nearness(directions, decoder, torch.full_like(children, parent), children)
     entries = _entries(
         {
             "child": children,
-            "n": seen.pairs.marginals.n[children],
+            "n": subject.pairs.marginals.n[children],
             "coverage": coverage,
             **near._asdict(),
             "s_res": near.score,
@@ -266,11 +269,27 @@ def _shown(focus: _Focus, seen: Seen, config: ReconstructionScoreConfig) -> dict
         cosine = (decoder.float() @ direction.to(decoder.device)).cpu().numpy()
         counts, edges = np.histogram(cosine.clip(-1, 1), bins=_BINS, range=(-1, 1))
         entry["histogram"] = {"edges": edges.tolist(), "counts": counts.tolist()}
-    n = int(seen.pairs.marginals.n[parent])
-    shown = {"parent": parent, "density": n / max(len(seen.rows), 1), "children": entries}
+    n = int(subject.pairs.marginals.n[parent])
+    shown = {"parent": parent, "density": n / max(len(subject.rows), 1), "children": entries}
     if not entries:
         shown["why"] = (
             f"no feature that fires {config.min_count} times or more, and not on all activations, "
             f"is covered to {config.min_coverage:g} or more"
         )
     return shown
+
+
+def _memory(size: Size) -> int:
+    probes = probes_memory(size.n_tokens, size.d_in, size.n_probes)
+    return size.decoder + max(cosines_memory(size.d_sae), probes)
+
+
+SPEC = Study(
+    name="reconstruction_score",
+    needs=frozenset({"firings", "activations", "probes", "forest"}),
+    sets=("paper",),
+    config=ReconstructionScoreConfig,
+    run=reconstruction_score,
+    columns=(Column(HIERARCHY, "s_res", "S_res of its edges", "↑"),),
+    memory=_memory,
+)

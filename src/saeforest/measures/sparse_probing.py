@@ -25,6 +25,7 @@ from sklearn.linear_model import LogisticRegression
 from ..errors import UserError
 from ..progress import progress
 from .bootstrap import FloatArray, estimate, interval_method
+from .columns import INTERPRETABILITY, Column
 from .pooled import (
     BoolArray,
     IntArray,
@@ -34,10 +35,9 @@ from .pooled import (
     check_share,
     mean_difference,
     one_vs_rest,
-    pooled_code,
-    read_texts,
 )
 from .record import Record, undefined
+from .spec import Study
 from .subject import Subject
 
 #: of the probe on all coordinates: scikit-learn's C, from strong regularisation to weak
@@ -74,8 +74,8 @@ def sparse_probing(subject: Subject, config: SparseProbingConfig) -> Record:
 
     Raises UserError where the texts are at fault (see `read_texts`).
     """
-    texts = read_texts(subject.reader, config.texts)
-    pooled = {"sae": pooled_code(subject, texts).raw, "llm": texts.pooled}
+    texts, code = subject.labelled
+    pooled = {"sae": code.raw, "llm": texts.pooled}
     seed = config.texts.seed
     train, train_own = one_vs_rest(texts.train, seed)
     test, test_own = one_vs_rest(texts.test, seed)
@@ -157,3 +157,17 @@ def _probe(x: FloatArray, own: BoolArray, x_test: FloatArray, strength: float = 
         # After so many iterations a probe is used as it is, as in SAEBench.
         warnings.simplefilter("ignore", ConvergenceWarning)
         return LogisticRegression(C=strength, max_iter=1000).fit(x, own).predict(x_test)
+
+
+SPEC = Study(
+    name="sparse_probing",
+    needs=frozenset({"labelled_texts"}),
+    sets=("saebench",),
+    config=SparseProbingConfig,
+    readings={"saebench_0.6": SparseProbingConfig(texts=LabelledTextConfig(train=4000, test=1000))},
+    run=sparse_probing,
+    columns=(
+        Column(INTERPRETABILITY, "sae_top_1", "sparse probing, top 1", "↑"),
+        Column(INTERPRETABILITY, "sae_top_5", "sparse probing, top 5", "↑"),
+    ),
+)

@@ -12,17 +12,18 @@ import torch
 
 from ..errors import require
 from ..saes import SAE
-from ..structure.forest import Forest
 from .bootstrap import FloatArray, estimate, interval_method
+from .columns import RECONSTRUCTION, Column
 from .measure import EvalBatch, Measure, WindowTable
 from .record import Record, undefined
+from .spec import Streaming
 
 
 class Sparsity(Measure):
-    def __init__(self, sae: SAE, forest: Forest) -> None:
+    def __init__(self, sae: SAE) -> None:
         self.config, self.at_most_k = sae.config, sae.at_most_k
-        self.n_layers = len(forest.layer_sizes)
-        self.layer = forest.layer.to(sae.device)
+        self.n_layers = len(sae.config.layer_sizes)
+        self.layer = sae.forest.layer.to(sae.device)
         self.table = WindowTable()
 
     def update(self, batch: EvalBatch) -> None:
@@ -56,3 +57,12 @@ class Sparsity(Measure):
             settings={**settings, "interval_method": interval_method("context windows")},
             detail={"null": undefined(value, {}, tokens)},
         )
+
+
+SPEC = Streaming(
+    name="sparsity",
+    needs=frozenset({"text"}),
+    sets=("fast", "paper", "saebench"),
+    make=lambda subject, _config: Sparsity(subject.sae),
+    columns=(Column(RECONSTRUCTION, "l0", "L0"),),
+)

@@ -27,6 +27,7 @@ import torch.nn.functional as F
 from ..errors import UserError
 from ..progress import progress
 from .bootstrap import FloatArray, estimate, interval_method
+from .columns import INTERPRETABILITY, Column
 from .pooled import (
     IntArray,
     LabelledTextConfig,
@@ -35,10 +36,9 @@ from .pooled import (
     check_share,
     mean_difference,
     one_vs_rest,
-    pooled_code,
-    read_texts,
 )
 from .record import Record, undefined
+from .spec import Study
 from .subject import Subject
 
 SelectOn = Literal["validation", "test"]
@@ -161,8 +161,8 @@ def tpp(subject: Subject, config: TPPConfig) -> Record:
     Of an SAE whose layers reconstruct alone (HSAE) only features of the last layer can be ablated: the
     reconstruction is theirs. Raises UserError where the texts are at fault (see `read_texts`).
     """
-    texts = read_texts(subject.reader, config.texts)
-    effective = pooled_code(subject, texts).effective
+    texts, code = subject.labelled
+    effective = code.effective
     seed = config.texts.seed
     train, check = apart(texts.train, config.validation)
     if config.select_on == "test":
@@ -231,3 +231,14 @@ def tpp(subject: Subject, config: TPPConfig) -> Record:
             "drop": {str(n): table.tolist() for n, table in zip(ns, measured, strict=True)},
         },
     )
+
+
+SPEC = Study(
+    name="tpp",
+    needs=frozenset({"labelled_texts"}),
+    sets=("saebench",),
+    config=TPPConfig,
+    readings={"saebench_0.6": TPPConfig(texts=LabelledTextConfig(train=4000, test=1000), select_on="test")},
+    run=tpp,
+    columns=(Column(INTERPRETABILITY, "tpp_20", "TPP, 20 features", "↑"),),
+)

@@ -1,0 +1,65 @@
+"""The key of a record, which tells whether it answers the same question. It follows from what the measure needs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ..measures.needs import Need
+from ..measures.spec import MeasureSpec, Streaming
+from ..training.log import LOG
+from .forests import digest
+from .options import MeasureOptions
+from .task import Task
+
+# What of the world each need makes a measure depend on, in groups that have parts in common.
+_LANGUAGE_MODEL: frozenset[Need] = frozenset(
+    {"text", "losses", "firings", "activations", "probes", "labelled_texts", "first_letters"}
+)
+_POSITIONS = _LANGUAGE_MODEL - {"first_letters"}
+_MEASURED_TEXT = _POSITIONS - {"labelled_texts"}
+
+
+def record_key(spec: MeasureSpec, task: Task, options: MeasureOptions) -> str:
+    """Of a measure of this SAE, taken with these settings: of what it declares that it needs, and of nothing else."""
+    config, reader = options.config_of(spec.name), task.reader
+    asked: dict[str, Any] = {"measure": spec.name, "version": spec.version, "sae": digest(task.sae)}
+    asked["config"] = asdict(config) if spec.config else None
+    if spec.needs & _LANGUAGE_MODEL:
+        model = reader.lm.identity
+        asked["model"] = (model.fingerprint or model.name, str(reader.lm.dtype), reader.lm.device.type)
+        asked["site"], asked["bos"] = reader.site.name, reader.bos_id
+    if spec.needs & _POSITIONS:
+        asked["positions"] = (reader.exclude_first, reader.exclude_special, reader.max_norm)
+    if spec.needs & _MEASURED_TEXT:
+        asked["text"] = (task.tokens.context, _hash(task.tokens.ids))
+    if isinstance(spec, Streaming):
+        asked["batch"] = reader.batch_size
+    of_need: dict[Need, Callable[[], Any]] = {
+        "losses": lambda: options.ce_tokens,
+        "probes": lambda: asdict(options.probes),
+        "labelled_texts": lambda: _files(Path(config.texts.source)),
+        "judge": lambda: (config.judge.endpoint, config.judge.model),
+        "training_log": lambda: _files(task.log / LOG) if task.log else [],
+        "forest": lambda: _hash(task.forest.parent),
+    }
+    asked |= {f"need {need}": of_need[need]() for need in spec.needs & of_need.keys()}
+    if "judge" in spec.needs:
+        del asked["config"]["judge"]  # how it is reached does not matter
+    return hashlib.blake2b(json.dumps(asked, sort_keys=True).encode(), digest_size=8).hexdigest()
+
+
+def _hash(tensor: Tensor) -> str:
+    return hashlib.blake2b(tensor.contiguous().numpy().tobytes(), digest_size=8).hexdigest()
+
+
+def _files(source: Path) -> list[tuple[str, str]]:
+    """What is in a file, or in the files of a folder."""
+    files = [source] if source.is_file() else sorted(path for path in source.rglob("*") if path.is_file())
+    return [(str(f), hashlib.blake2b(f.read_bytes(), digest_size=8).hexdigest()) for f in files]

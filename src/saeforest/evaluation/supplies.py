@@ -1,0 +1,130 @@
+"""What measures are supplied with: made when the first of them asks, kept for as long as others may ask."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from typing import Any, TypeVar
+
+from jaxtyping import Float
+from torch import Tensor
+
+from ..activations import ActivationReader
+from ..judges import Judge, JudgeConfig, open_judge
+from ..measures.first_letters import FirstLetterConfig, FirstLetters, first_letters
+from ..measures.needs import Need
+from ..measures.pooled import (
+    LabelledCodes,
+    LabelledTextConfig,
+    PooledCode,
+    ReadTexts,
+    pooled_code,
+    read_texts,
+)
+from ..measures.probes import ProbeConfig, Probes
+from ..measures.spec import MeasureSpec
+from ..measures.subject import Firings, MeasuredText, Subject
+from ..structure.pairs import PairStatistics
+from .task import Task
+from .text_pass import Read
+
+T = TypeVar("T")
+
+
+class Shared:
+    """What the SAEs of an evaluation share: what the language model makes of words and of labelled texts.
+
+    Of labelled texts only those that were asked for last are kept: they are large.
+    """
+
+    def __init__(self, reader: ActivationReader) -> None:
+        self._reader = reader
+        self._texts: tuple[LabelledTextConfig, ReadTexts] | None = None
+        self._words: dict[FirstLetterConfig, FirstLetters] = {}
+
+    def texts(self, config: LabelledTextConfig) -> ReadTexts:
+        if self._texts is None or self._texts[0] != config:
+            self._texts = config, read_texts(self._reader, config)
+        return self._texts[1]
+
+    def words(self, config: FirstLetterConfig) -> FirstLetters:
+        if (key := config.reading) not in self._words:
+            self._words[key] = first_letters(self._reader, key)
+        return self._words[key]
+
+
+class Supplies:
+    """What the measures of one SAE share, and what each of them is given of it.
+
+    pairs: takes in the firings during the pass over the text; None where no measure needs them.
+    read:  what the pass showed, when it is over.
+    """
+
+    def __init__(self, task: Task, shared: Shared, probes: ProbeConfig) -> None:
+        self.task, self._shared, self._probe_config = task, shared, probes
+        sae = task.sae
+        counts = task.needs("firings")
+        self.pairs = PairStatistics(sae.d_sae, sae.config.activation_threshold) if counts else None
+        self.read: Read | None = None
+        self._probes = _once(self._new_probes)
+        self._code: tuple[ReadTexts, PooledCode] | None = None
+
+    def subject(
+        self, spec: MeasureSpec, config: Any, settings: Mapping[str, Any], stack: ExitStack
+    ) -> Subject:
+        """What the measure declared that it needs; what must be closed after it goes on the stack."""
+        task = self.task
+        # With this reduction they depend on which others are trained with them: every measure trains its own.
+        alone = self._probe_config.reduction == "mean_all"
+        every: dict[Need, Callable[[], Any]] = {
+            "text": lambda: MeasuredText(task.tokens, task.reader.lm.tokenizer),
+            "firings": self._firings,
+            "activations": self._activations,
+            "probes": _once(self._new_probes) if alone else self._probes,
+            "labelled_texts": lambda: self._labelled(config.texts),
+            "first_letters": lambda: self._shared.words(config),
+            "judge": _once(lambda: self._open_judge(config.judge, stack)),
+            "training_log": lambda: task.log,
+            "forest": lambda: task.forest,
+        }
+        # Losses come with the batches.
+        return Subject(task.sae, settings, {need: every[need] for need in every if need in spec.needs})
+
+    def _shown(self) -> Read:
+        if self.read is None:
+            raise LookupError("a measure that is fed batch by batch asks for what only the whole pass shows")
+        return self.read
+
+    def _firings(self) -> Firings:
+        assert self.pairs is not None
+        return Firings(self._shown().rows, self.pairs)
+
+    def _activations(self) -> Float[Tensor, "n d_in"]:
+        x = self._shown().x
+        assert x is not None
+        return x
+
+    def _new_probes(self) -> Probes:
+        pairs = self._firings().pairs
+        return Probes(self._activations(), pairs, self._probe_config, device=self.task.sae.device)
+
+    def _labelled(self, config: LabelledTextConfig) -> LabelledCodes:
+        texts = self._shared.texts(config)
+        if self._code is None or self._code[0] is not texts:
+            self._code = texts, pooled_code(self.task.sae, texts)
+        return LabelledCodes(*self._code)
+
+    def _open_judge(self, config: JudgeConfig, stack: ExitStack) -> Judge | None:
+        return stack.enter_context(open_judge(config, self.task.reader.lm, self.task.folder))
+
+
+def _once(make: Callable[[], T]) -> Callable[[], T]:
+    """Makes something when it is first asked for, and then gives the same."""
+    made: list[T] = []
+
+    def given() -> T:
+        if not made:
+            made.append(make())
+        return made[0]
+
+    return given

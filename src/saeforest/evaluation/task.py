@@ -1,0 +1,114 @@
+"""What is measured: an SAE, the names of measures, and what they are taken with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from .. import __version__
+from ..activations import ActivationReader
+from ..measures.needs import Need
+from ..measures.spec import Streaming, Study
+from ..saes import SAE
+from ..session import check_bos
+from ..structure.forest import Forest
+from ..text import Tokens
+from .registry import MEASURES
+
+# To supply the need, the frame must have these too.
+_IMPLIED: dict[Need, tuple[Need, ...]] = {"probes": ("activations", "firings")}
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where text and SAE come from, for the records."""
+
+    data: str
+    """As given to `tokenize`."""
+    split: str
+    seed: int
+    """Of the run: its text, its weights."""
+    sae: str
+    """Path or name."""
+    forest: str = "its own"
+    """Where the forest comes from."""
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """The measures to take of one SAE.
+
+    forest:   its own or, for a flat SAE, one inferred from text that is not measured.
+    reader:   reads the SAE's site, on which it was trained.
+    tokens:   the measured text.
+    settings: of every record: what was measured, on what.
+    folder:   where a judge's answers are kept; None: nowhere.
+    log:      the folder of its training's log.jsonl; None: unknown.
+    """
+
+    sae: SAE
+    names: Sequence[str]
+    forest: Forest
+    reader: ActivationReader
+    tokens: Tokens
+    settings: Mapping[str, Any]
+    folder: Path | None = None
+    log: Path | None = None
+
+    @property
+    def streaming(self) -> list[Streaming]:
+        return [spec for name in self.names if isinstance(spec := MEASURES[name], Streaming)]
+
+    @property
+    def studies(self) -> list[Study]:
+        return [spec for name in self.names if isinstance(spec := MEASURES[name], Study)]
+
+    def needs(self, *needs: Need) -> bool:
+        """Whether one of the measures needs any of these."""
+        declared: set[Need] = set().union(*(MEASURES[name].needs for name in self.names))
+        declared |= {implied for need in declared for implied in _IMPLIED.get(need, ())}
+        return not declared.isdisjoint(needs)
+
+
+def make_task(
+    sae: SAE,
+    names: Sequence[str],
+    reader: ActivationReader,
+    tokens: Tokens,
+    source: Source,
+    *,
+    forest: Forest | None = None,
+    folder: Path | None = None,
+    log: Path | None = None,
+) -> Task:
+    """`forest` stands in for the SAE's own.
+
+    Raises UserError where the text begins with BOS and the SAE was trained without, or the other way round.
+    """
+    check_bos(sae, prepend_bos=tokens.prepend_bos)
+    settings = {
+        **asdict(source),
+        "model": reader.lm.identity.name,
+        "model_revision": reader.lm.identity.revision,
+        "model_fingerprint": reader.lm.identity.fingerprint,
+        "site": reader.site.name,
+        "lm_dtype": str(reader.lm.dtype).removeprefix("torch."),
+        "sae_dtype": str(sae.compute_dtype).removeprefix("torch."),
+        "context": tokens.context,
+        "prepend_bos": tokens.prepend_bos,
+        "tokens_read": tokens.n_tokens,
+        "batch": f"{reader.batch_size} windows",
+        "positions": {
+            "exclude_first": reader.exclude_first,
+            "exclude_special": reader.exclude_special,
+            "max_norm": reader.max_norm,
+        },
+        "normalize_activations": sae.config.normalize_activations,
+        "activation_threshold": sae.config.activation_threshold,
+        "reading": "recommended",
+        "version": __version__,
+    }
+    own = sae.forest if forest is None else forest
+    return Task(sae, tuple(names), own, reader, tokens, settings, folder, log)

@@ -1,0 +1,91 @@
+"""One pass over the measured text, for all measures of all SAEs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ..measures.measure import Measure
+from ..measures.probes import PAPER_PROBES
+from ..measures.spec import Size
+from ..memory import Forecast
+from ..progress import progress
+from ..structure.pairs import KEPT_PER_FIRING, PairStatistics, sorted_memory
+from .task import Task
+from .windows import read_windows
+
+
+@dataclass(frozen=True, eq=False)
+class Pass:
+    """What one SAE's measures take from the text: measures that are fed batch by batch, and firings if needed."""
+
+    task: Task
+    measures: Mapping[str, Measure]
+    pairs: PairStatistics | None
+
+
+@dataclass(frozen=True, eq=False)
+class Read:
+    """What the pass showed, whatever the SAE.
+
+    rows: `[n]` the flat position of every measured activation.
+    x:    `[n, d_in]` the activations, on the CPU in the language model's dtype; None where no measure needs them.
+    """
+
+    rows: Int[Tensor, "n"]
+    x: Float[Tensor, "n d_in"] | None
+
+
+@torch.no_grad()
+def read_text(passes: Sequence[Pass], ce_tokens: int) -> Read:
+    """Reads the text of the passes, which share reader and tokens.
+
+    Losses are taken on the first `ce_tokens` tokens, rounded up to whole windows.
+    Raises UserError where an activation is NaN or infinite.
+    """
+    tasks = [one.task for one in passes]
+    reader, tokens = tasks[0].reader, tasks[0].tokens
+    n_loss_windows = -(-ce_tokens // tokens.context) if any(t.needs("losses") for t in tasks) else 0
+    # As much as there can be; what the excluded positions leave over is never touched.
+    rows, n = torch.empty(tokens.n_tokens, dtype=torch.int64), 0
+    x = None
+    if any(task.needs("activations") for task in tasks):
+        x = torch.empty(tokens.n_tokens, tasks[0].sae.d_in, dtype=reader.lm.dtype)
+    forecast = Forecast("measure", "lm.batch_size, or measure fewer tokens or SAEs at once")
+    with progress("measure", tokens.n_tokens, "tokens") as advance:
+        for windows in torch.arange(len(tokens.ids)).split(reader.batch_size):
+            view = read_windows(reader, tokens, windows, int((windows < n_loss_windows).sum()))
+            part = slice(n, n := n + len(view.rows))
+            rows[part] = view.rows
+            if x is not None:
+                x[part] = view.kept.cpu()
+            for one in passes:
+                batch = view.through(one.task.sae, losses=one.task.needs("losses"))
+                for measure in one.measures.values():
+                    measure.update(batch)
+                if one.pairs is not None:
+                    one.pairs.add(batch.code)
+            advance(windows.numel() * tokens.context)
+            kept = rows[:n].nbytes + (0 if x is None else x[:n].nbytes)
+            forecast.tell(*_still_to_come(passes, windows.numel() / len(tokens.ids), n, kept))
+    return Read(rows[:n], None if x is None else x[:n])
+
+
+def _still_to_come(passes: Sequence[Pass], share: float, n: int, kept: int) -> tuple[int, int]:
+    """Bytes that the rest of the text adds, when a share of it was read, with `n` activations, of which `kept` bytes
+    are held; and that studies take."""
+    more = round((1 / share - 1) * kept)
+    most = 0
+    for one in passes:
+        sae, n_firings = one.task.sae, 0
+        if one.pairs is not None:
+            n_firings = round(one.pairs.n_firings / share)
+            more += round(KEPT_PER_FIRING * n_firings * (1 - share))
+        size = Size(sae.d_sae, sae.d_in, round(n / share), n_firings, PAPER_PROBES)
+        studies = max((spec.memory(size) for spec in one.task.studies), default=0)
+        most = max(most, sorted_memory(n_firings, sae.d_sae) + studies)
+    return more, most

@@ -1,0 +1,31 @@
+"""What a measure can need. It declares its needs, and the frame (`evaluation`) supplies these and nothing else."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+#: Each need, and what it adds to what a measure is given:
+#:
+#:     text            the measured text: batch by batch for a `Streaming` measure, its tokens for a `Study`
+#:     losses          losses of the language model with the SAE spliced in, on the first batches (`EvalBatch.losses`)
+#:     firings         on which of the measured activations each feature fires, and how features fire together
+#:     activations     all measured activations
+#:     probes          directions of the concepts of features, trained on activations and firings
+#:     labelled_texts  texts with labels, and their codes; the measure's settings say which (`config.texts`)
+#:     first_letters   words read in prompts that ask for their first letter (a config that is a `FirstLetterConfig`)
+#:     judge           a language model that answers questions; the measure's settings may name it (`config.judge`)
+#:     training_log    the log of the SAE's training
+#:     forest          the SAE's own forest or, for a flat SAE, an inferred one
+Need = Literal[
+    "text",
+    "losses",
+    "firings",
+    "activations",
+    "probes",
+    "labelled_texts",
+    "first_letters",
+    "judge",
+    "training_log",
+    "forest",
+]
+NEEDS: tuple[Need, ...] = get_args(Need)
