@@ -74,10 +74,10 @@ def count_forwards(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     calls = []
     original = LanguageModel.logits
 
-    def counted(self: LanguageModel, ids: Tensor, site: Any = None, replace: Any = None) -> Tensor:
-        if site is None:  # the innermost call
+    def counted(self: LanguageModel, ids: Tensor, hooks: Any = None) -> Tensor:
+        if not hooks:  # the innermost call
             calls.append(len(ids))
-        return original(self, ids, site, replace)
+        return original(self, ids, hooks)
 
     monkeypatch.setattr(LanguageModel, "logits", counted)
     return calls

@@ -5,16 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
 from saeforest.errors import UserError
 from saeforest.measures import Record
 from saeforest.measures.dead_training import DeadTrainingConfig, dead_training, read_dead_rates
-from saeforest.saes import SAE, load_sae
-from saeforest.structure.forest import flat_forest
+from saeforest.saes import TreeConfig, TreeSAE, load_sae
 from saeforest.training.log import read_log
 from subject_cases import given
 
@@ -41,7 +39,7 @@ def write_log(folder: Path, lines: Sequence[Mapping[str, Any]] = LINES) -> Path:
 
 def measure(log: Path | None, sizes: tuple[int, ...] = SIZES, **config: Any) -> Record:
     """Of a subject of which nothing but the layers of its SAE and its log is known."""
-    sae = cast(SAE, SimpleNamespace(forest=flat_forest(sizes)))
+    sae = TreeSAE(TreeConfig(layer_sizes=sizes, k_per_layer=(1,) * len(sizes)), 4)
     subject = given(sae, {"model": "m"}, training_log=log)
     return dead_training(subject, DeadTrainingConfig(**config))
 
