@@ -101,5 +101,5 @@ def test_loading(finished_run: Path, tiny_config: MakeConfig, tmp_path: Path) ->
     several = begun(tmp_path / "several", SEVERAL)
     several.sae("a").mkdir(parents=True)
     for name in (None, "c"):
-        with pytest.raises(UserError, match="holds several SAEs; give --sae with one of a, b"):
+        with pytest.raises(UserError, match="holds several SAEs; set sae to one of a, b"):
             several.load(name)

@@ -226,7 +226,7 @@ PRESET_NAMES = (
 def together(names: list[str]) -> TrainConfig:
     """One configuration for several presets, which must read the same activations."""
     if len(set(names)) < len(names):
-        raise UserError(f"presets {', '.join(names)}: each once; for several seeds give --seeds")
+        raise UserError(f"presets {', '.join(names)}: each once; for several seeds give seeds")
     first = PRESETS[names[0]]
     for name in names[1:]:
         other = PRESETS[name]
@@ -244,7 +244,7 @@ def with_seeds(config: TrainConfig, seeds: tuple[int, ...], alone: str) -> Train
     if not seeds:
         return config
     if len(set(seeds)) < len(seeds):
-        raise UserError(f"--seeds {' '.join(map(str, seeds))}: expected different ones")
+        raise UserError(f"seeds = {' '.join(map(str, seeds))}: expected different seeds")
     return config.with_members(
         {
             f"{name if config.saes else alone}-seed-{seed}": replace(member, seed=seed)

@@ -174,8 +174,8 @@ class RunFolder:
             (name,) = members
         if name not in members:
             if not config.saes:
-                raise UserError(f"{self.path}: holds one SAE, none named '{name}'; leave out --sae")
-            raise UserError(f"{self.path}: holds several SAEs; give --sae with one of {', '.join(members)}")
+                raise UserError(f"{self.path}: holds one SAE, none named '{name}'; leave out sae")
+            raise UserError(f"{self.path}: holds several SAEs; set sae to one of {', '.join(members)}")
         return members[name], load_sae(self.sae(name)).to(resolve_device(config.device))
 
     @contextmanager

@@ -374,7 +374,7 @@ def test_without_a_judge_the_record_says_what_to_set(seen: Subject) -> None:
     assert record.value == {**dict.fromkeys(SCORES), "scored": 0, "unparsable": 0, "skipped": 0}
     assert record.null == dict.fromkeys(SCORES, NO_JUDGE)
     assert record.settings["judge"] is None
-    assert "--judge.model to smollm2-135m" in NO_JUDGE
+    assert "set judge.model to smollm2-135m" in NO_JUDGE
     assert "OPENAI_API_KEY" in NO_JUDGE
 
 

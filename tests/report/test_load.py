@@ -58,7 +58,7 @@ def test_what_cannot_be_compared_is_one_clear_line(tmp_path: Path, run: Path) ->
         compare([damaged], tmp_path / "out")
     assert not (tmp_path / "out").exists()
     inside = run / "eval" / "report"
-    with pytest.raises(UserError, match=r"lies in the run .*; choose another --out"):
+    with pytest.raises(UserError, match=r"lies in the run .*; choose another folder"):
         compare([run], inside)
     assert not inside.exists()
 

@@ -6,8 +6,10 @@ import threading
 import time
 from typing import Any
 
+import torch
+
 from ..errors import UserError
-from .reader import ActivationBatch, concatenated
+from .reader import ActivationBatch
 from .sources import Blocks, MemoryActivations, SlowBlocks, StoredActivations
 
 
@@ -98,10 +100,14 @@ class ActivationStream:
         while missing:
             block = self._current()
             part = slice(self._row, self._row + missing)
-            parts.append(block.each(lambda x, part=part: x[part]))
+            parts.append(ActivationBatch(block.x[part], block.rows[part]))
             missing -= len(parts[-1])
             self._row += len(parts[-1])
-        batch = concatenated(parts)
+        batch = (
+            parts[0]
+            if len(parts) == 1
+            else ActivationBatch(torch.cat([p.x for p in parts]), torch.cat([p.rows for p in parts]))
+        )
         self.seconds += time.perf_counter() - start
         return batch
 
@@ -121,7 +127,7 @@ class ActivationStream:
                     f"row {self._row:,} of block {self._index:,} of the activations: it has {len(self._block):,}; "
                     "the checkpoint that names it is damaged or of other activations; delete its folder"
                 )
-        raise UserError("no activations: every position is excluded; see activations.max_norm and --data")
+        raise UserError("no activations: every position is excluded; see activations.max_norm and data")
 
     def _read(self) -> ActivationBatch:
         """The block at the present place; the one behind it is begun where that pays."""

@@ -18,8 +18,8 @@ from .judge import Judge
 from .local import LocalJudge
 
 NO_JUDGE = (
-    "no judge: set --judge.model to smollm2-135m, a folder, a .gguf file or a Hub name for a local model, or "
-    "--judge.endpoint URL and --judge.model NAME for an OpenAI-compatible endpoint, with its key in OPENAI_API_KEY"
+    "no judge: set judge.model to smollm2-135m, a folder, a .gguf file or a Hub name for a local model, or "
+    "judge.endpoint and judge.model for an OpenAI-compatible endpoint, with its key in OPENAI_API_KEY"
 )
 
 

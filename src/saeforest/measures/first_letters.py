@@ -206,9 +206,7 @@ def read_last(
                 advance(length * len(batch))
     x = torch.stack([found[i] for i in range(len(ids))])
     if not all_finite(x):
-        raise UserError(
-            f"activations at {site.name} of {lm.name}: NaN or infinite; read the model in float32 (--lm.dtype float32)"
-        )
+        raise UserError(f"activations at {site.name} of {lm.name}: NaN or infinite; set lm.dtype to float32")
     return x
 
 

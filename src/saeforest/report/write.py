@@ -46,7 +46,7 @@ def compare(runs: Sequence[Path], out: Path) -> None:
     for folder in out.resolve().parents:
         if (run := RunFolder(folder)).config_file.is_file() and run.has_results():
             raise UserError(
-                f"--out {out}: lies in the run {folder}, which is not written to; choose another --out"
+                f"{out}: lies in the run {folder}, which is not written to; choose another folder"
             )
     entries = load_runs(runs)
     gallery = compare_figures(seed_groups(entries))
