@@ -16,10 +16,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from saeforest.activations import ActivationReader, harvest_folder, harvest_memory
-from saeforest.config import TrainConfig, resolve
+from saeforest.config import TrainConfig
 from saeforest.files import write_json
-from saeforest.session import about_activations, open_reader, read_tokens, settle_positions
+from saeforest.session import about_activations, open_reader, read_tokens
 from saeforest.text import Tokens
+from saeforest.training.settle import settle_machine, settle_positions
 
 BARE, MEMORY, DISK = "bare model", "to memory", "to disk"
 
@@ -30,7 +31,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the numbers, as .json")
     args = parser.parse_args()
-    config = resolve(TrainConfig(tokens=args.tokens))
+    config = settle_machine(TrainConfig(tokens=args.tokens))
     reader = open_reader(config)
     tokens = read_tokens(config, reader, "train", config.tokens)
     config = settle_positions(config, reader, tokens)

@@ -11,14 +11,8 @@ import torch
 import yaml
 
 from saeforest import UserError
-from saeforest.config import (
-    TrainConfig,
-    load_config,
-    resolve_device,
-    resolve_precision,
-    save_config,
-    to_dict,
-)
+from saeforest.config import TrainConfig, load_config, resolve_device, save_config, to_dict
+from saeforest.optim import resolve_precision
 from saeforest.presets import PRESETS
 from saeforest.saes import TreeConfig
 

@@ -16,8 +16,8 @@ from typing import NoReturn
 
 import torch
 
-from saeforest.config import resolve_precision
 from saeforest.errors import UserError
+from saeforest.optim import resolve_precision
 
 from . import data, machine, plan, report
 from .case import Case

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, is_dataclass, replace
@@ -17,7 +16,7 @@ from pydantic import BeforeValidator, ConfigDict, TypeAdapter, ValidationError
 
 from .errors import UserError
 from .files import atomic_file, checksum_of_data, read_bytes, read_yaml
-from .optim import OptimConfig, Precision, resolve_precision
+from .optim import OptimConfig, Precision
 from .saes import SYSTEMS, SystemConfig, TreeConfig, check_inference
 from .schema import MOST, flaw, shown
 
@@ -326,27 +325,3 @@ def resolve_device(device: str) -> torch.device:
         has = f"{there} CUDA devices, cuda:0 first" if there else "no CUDA device"
         raise UserError(f"device {shown(device)}: this machine has {has}; use one of them or cpu")
     return resolved
-
-
-def resolve(config: TrainConfig) -> TrainConfig:
-    """The configuration with the precisions that `auto` stands for here, so that it says what a run will do.
-
-    A local path becomes absolute, so that the run can be measured from any folder.
-    """
-    from .lm import full_name  # here, since it brings transformers with it
-
-    device = resolve_device(config.device)
-    data = Path(os.path.expanduser(config.data))  # a home that is unknown stays as it is
-
-    def settled(precision: Precision) -> Precision:
-        return "bfloat16" if resolve_precision(precision, device) == torch.bfloat16 else "float32"
-
-    config = replace(
-        config,
-        model=full_name(config.model),
-        data=str(data.resolve()) if data.exists() else config.data,
-        lm=replace(config.lm, dtype=settled(config.lm.dtype)),
-    )
-    return config.with_each(
-        lambda member: replace(member, optim=replace(member.optim, precision=settled(member.optim.precision)))
-    )

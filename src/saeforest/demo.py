@@ -12,6 +12,7 @@ from .explore import Explorer, build_index, show_families
 from .files import read_json, write_json
 from .output import note, results
 from .run_folder import RunFolder
+from .session import open_reader
 from .training.run import reopened, train_in
 from .training.unfinished import claimed_run, is_complete, run_state, tidy
 
@@ -37,13 +38,14 @@ def run_demo(config: TrainConfig, out: Path, eval_tokens: int) -> None:
             if run_state(folder) == "empty":
                 folder.demo_file.unlink()
             raise
+        reader = run.reader or open_reader(run.config)
         trained = time.monotonic()
 
         note("Measuring it on held-out text")
         options = MeasureOptions(tokens=eval_tokens)
         (name,) = run.saes
         saes = {name: (run.config, run.sae)}
-        records = measure_run(saes, run.reader, SETS["fast"], options, folder)[name]
+        records = measure_run(saes, reader, SETS["fast"], options, folder)[name]
         measured = time.monotonic()
 
         note("Indexing what its features fire on")
@@ -55,7 +57,7 @@ def run_demo(config: TrainConfig, out: Path, eval_tokens: int) -> None:
 
         output = results()
         output.print(table(records))
-        show_families(output, Explorer(index, run.sae.forest, run.reader.lm.tokenizer))
+        show_families(output, Explorer(index, run.sae.forest, reader.lm.tokenizer))
         harvest = run.seconds_harvest
         output.print(
             f"Time: harvest {harvest:.0f} s, loading and training {trained - start - harvest:.0f} s, "
@@ -70,8 +72,8 @@ def begin(run: RunFolder, about: dict[str, int]) -> None:
     if run.demo_file.exists():
         if (there := read_json(run.demo_file)) != about:
             raise UserError(
-                f"{run}: holds an unfinished demo with {there}, not {about}; choose another --out"
+                f"{run}: holds an unfinished demo with {there}, not {about}; choose another folder"
             )
     elif run_state(run) != "empty":
-        raise UserError(f"{run}: exists and is not empty, and no demo began there; choose another --out")
+        raise UserError(f"{run}: exists and is not empty, and no demo began there; choose another folder")
     write_json(run.demo_file, about)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from pathlib import Path
 from typing import Any, Literal
 
 from . import __version__
 from .activations import ActivationReader
-from .activations.sources import is_store, open_store
-from .config import TrainConfig, resolve_device, resolve_precision
+from .activations.data import data_of
+from .config import TrainConfig, resolve_device
 from .errors import UserError
 from .lm import ModelIdentity, load_lm, same_model
 from .lm.parity import parity
+from .optim import resolve_precision
 from .output import note
 from .saes import SAE
 from .text import (
@@ -22,7 +21,6 @@ from .text import (
     chat_renderer,
     hub_name,
     is_hub_source,
-    pinned,
     tokenize,
 )
 
@@ -45,8 +43,7 @@ def open_reader(config: TrainConfig) -> ActivationReader:
 
 def text_source(config: TrainConfig) -> str:
     """Where the text comes from; of harvested activations, where they were harvested from."""
-    folder = Path(config.data)
-    return open_store(folder).manifest["data"] if is_store(folder) else config.data
+    return data_of(config.data).source
 
 
 def read_tokens(
@@ -75,14 +72,6 @@ def read_tokens(
     return tokens
 
 
-def settle_text(config: TrainConfig, reader: ActivationReader) -> TrainConfig:
-    """The configuration with what `text.bos = auto` stands for with the run's tokenizer, and with the Hub data set's
-    revision as it is today."""
-    data = pinned(config.data) if is_hub_source(config.data) else config.data
-    bos = "no" if reader.bos_id is None else "yes"
-    return replace(config, data=data, text=replace(config.text, bos=bos))
-
-
 def about_model(reader: ActivationReader) -> dict[str, Any]:
     """What a run keeps of its language model: which it is, and how it fares on a short text; says what is odd."""
     found = parity(reader.lm, bos=reader.bos_id is not None)
@@ -107,17 +96,6 @@ def about_text(config: TrainConfig, tokens_read: int) -> dict[str, Any]:
         revision = {"dataset_revision": place.revision} if place.revision else {}
         found |= {**subset, **revision, "dataset_split": config.text.split}
     return found
-
-
-def settle_positions(config: TrainConfig, reader: ActivationReader, tokens: Tokens) -> TrainConfig:
-    """The configuration with the tokens that there are, and with the number that `activations.max_norm=None` stands
-    for; the reader obeys it too."""
-    config = settle_text(config, reader)
-    if tokens.n_tokens <= config.tokens - tokens.context:
-        config = replace(config, tokens=tokens.n_tokens)
-    if config.activations.max_norm is None:
-        reader.settle_max_norm(tokens)
-    return replace(config, activations=replace(config.activations, max_norm=reader.max_norm))
 
 
 def check_site(sae: SAE, reader: ActivationReader) -> None:

@@ -14,9 +14,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lm_cases import llama, save, tiny
-from saeforest.config import TrainConfig, resolve
+from saeforest.config import TrainConfig
 from saeforest.errors import UserError
 from saeforest.lm import ModelIdentity, full_name, identify, load_lm, same_model
+from saeforest.training.settle import settle_machine
 
 
 @pytest.fixture
@@ -43,7 +44,7 @@ def test_spellings_of_one_folder(
     assert full_name(name) == str(folder)
     assert identify(name) == identify(str(folder)) == load_lm(name).identity
     assert load_lm(name).name == str(folder)
-    assert resolve(TrainConfig(model=name, device="cpu")).model == str(folder)
+    assert settle_machine(TrainConfig(model=name, device="cpu")).model == str(folder)
 
 
 def test_names_that_are_no_paths_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,13 +11,13 @@ import torch
 
 from conftest import MakeConfig, save_llama
 from saeforest.activations import harvest_folder, open_store
-from saeforest.config import TrainConfig, resolve
+from saeforest.config import TrainConfig
 from saeforest.errors import UserError
 from saeforest.evaluation import Source, make_task
 from saeforest.lm import load_lm
 from saeforest.saes import load_sae
-from saeforest.session import about_activations, check_site, open_reader, read_tokens, settle_positions
-from saeforest.training.data import as_harvested
+from saeforest.session import about_activations, check_site, open_reader, read_tokens
+from saeforest.training.settle import settle_harvest, settle_machine, settle_positions
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def store(tiny_config: MakeConfig, tiny_model: Path, tmp_path_factory: pytest.Te
     folder = tmp_path_factory.mktemp("harvest") / "store"
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tiny_model.parent)
-        config = resolve(tiny_config(model=f"./{tiny_model.name}/", tokens=512))
+        config = settle_machine(tiny_config(model=f"./{tiny_model.name}/", tokens=512))
         reader = open_reader(config)
         tokens = read_tokens(config, reader, "train", config.tokens)
         config = settle_positions(config, reader, tokens)
@@ -53,7 +53,7 @@ def test_activations_and_sae_are_accepted_whatever_the_spelling(
     monkeypatch.chdir(tmp_path)
     for model in (str(tiny_model) + "/", os.path.relpath(tiny_model), "copy", "link"):
         config: TrainConfig = tiny_config(model=model, data=str(store))
-        assert as_harvested(config).tokens == 512
+        assert settle_harvest(config).tokens == 512
         check_site(load_sae(finished_run / "sae"), open_reader(config))
 
 
@@ -63,7 +63,7 @@ def test_another_model_of_the_same_shape_is_refused_everywhere(
     other = save_llama(tmp_path / "other", damage=lambda model: model.lm_head.weight.data.mul_(1.5))
     config: TrainConfig = tiny_config(model=str(other), data=str(store))
     with pytest.raises(UserError, match="activations of model") as info:
-        as_harvested(config)
+        settle_harvest(config)
     assert "\n" not in str(info.value)
     reader, sae = open_reader(config), load_sae(finished_run / "sae")
     with pytest.raises(UserError, match="the SAE was trained on model") as info:

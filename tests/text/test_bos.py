@@ -30,17 +30,11 @@ from saeforest.measures.first_letters import first_letters
 from saeforest.measures.pooled import LabelledTextConfig, read_texts
 from saeforest.presets import PRESETS
 from saeforest.run_folder import RunFolder
-from saeforest.session import (
-    about_activations,
-    check_site,
-    open_reader,
-    read_tokens,
-    settle_positions,
-)
+from saeforest.session import about_activations, check_site, open_reader, read_tokens
 from saeforest.text import Tokens, adds_bos, bos_before, tokenize
 from saeforest.text.passages import read_passage
 from saeforest.training import run_training
-from saeforest.training.data import as_harvested
+from saeforest.training.settle import settle_harvest, settle_positions, settle_text
 
 BOS = 257
 
@@ -211,7 +205,7 @@ def test_a_run_reads_with_bos_throughout(with_bos: tuple[TrainConfig, Path]):
     records = measure_run(
         {"tree": (resolved, sae)}, reader, ["sparsity"], MeasureOptions(tokens=640), RunFolder(out)
     )
-    assert records[""][0].settings["prepend_bos"] is True
+    assert records["tree"][0].settings["prepend_bos"] is True
     batches = (batch for batch, _ in reader.batches(tokens))
     index = build_index(sae, batches, tokens, total=tokens.n_tokens)
     index.save(out / "index")
@@ -307,14 +301,14 @@ def test_harvested_activations_say_and_keep_it(
     config = replace(with_bos[0], tokens=1280)
     reader = open_reader(config)
     tokens = read_tokens(config, reader, "train", config.tokens)
-    settled = settle_positions(config, reader, tokens)
+    settled = settle_positions(settle_text(config, reader), reader, tokens)
     assert settled.text.bos == "yes"
     harvest_folder(reader, tokens, tmp_path / "acts", about_activations(settled, tokens, reader.lm.identity))
     assert open_store(tmp_path / "acts").manifest["prepend_bos"] is True
     on_store = replace(config, data=str(tmp_path / "acts"))
-    assert as_harvested(on_store).text.bos == "yes"
+    assert settle_harvest(on_store).text.bos == "yes"
     with pytest.raises(UserError, match=r"text\.bos = no: .* activations of text read with BOS"):
-        as_harvested(replace(on_store, text=replace(config.text, bos="no")))
+        settle_harvest(replace(on_store, text=replace(config.text, bos="no")))
     run_training(on_store, tmp_path / "run")
     assert RunFolder(tmp_path / "run").load()[1].metadata["prepend_bos"] is True
 

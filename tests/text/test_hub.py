@@ -13,9 +13,10 @@ import zstandard
 
 from conftest import MakeConfig
 from saeforest.presets import PRESETS
-from saeforest.session import about_text, open_reader, settle_text
+from saeforest.session import about_text, open_reader
 from saeforest.text import Document, Reading, documents, hub_name, is_hub_source, pinned
 from saeforest.text import hub as hub_module
+from saeforest.training.settle import settle_text
 from text_cases import (
     read,
     reading_error,

@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
-from saeforest.config import TrainConfig, resolve
+from saeforest.config import TrainConfig
 from saeforest.errors import UserError
 from saeforest.text import labelled as labelled_module
 from saeforest.text.corpora import documents
 from saeforest.text.labelled import LabelledText, labelled
+from saeforest.training.settle import settle_machine
 
 
 def write(path: Path, content: str | bytes) -> str:
@@ -130,4 +131,4 @@ def test_a_home_that_nobody_has() -> None:
         labelled(source)
     with pytest.raises(UserError, match="no such file or folder"):
         documents(source)
-    assert resolve(TrainConfig(data=source, device="cpu")).data == source
+    assert settle_machine(TrainConfig(data=source, device="cpu")).data == source

@@ -18,7 +18,7 @@ from saeforest.config import MemberConfig, TrainConfig, load_config, save_config
 from saeforest.errors import UserError
 from saeforest.saes import HSAE, HSAEConfig, TopKConfig, TrainingPlan, build
 from saeforest.session import open_reader
-from saeforest.training import data, dry_run, rehearsal, run_training
+from saeforest.training import data, dry_run, rehearsal, run_training, settle
 from saeforest.training.dry_run import estimate
 
 GB = 2**30
@@ -142,8 +142,8 @@ def test_activations_wait_where_there_is_room_now(
 ) -> None:
     config = tiny_config(activations={"store": "auto"}, epochs=1)
     for left, store in ((100, "memory"), (30, "live")):
-        monkeypatch.setattr(data, "available", lambda left=left: left)
-        assert data.choose_store(config, 10, 2, 2) == store
+        monkeypatch.setattr(settle, "available", lambda left=left: left)
+        assert settle.settle_store(config, 10, 2, 2).activations.store == store
 
 
 def test_where_activations_wait_is_settled_before_they_are_read(

@@ -22,10 +22,10 @@ from saeforest.activations.sources import MemoryActivations
 from saeforest.config import OptimConfig, TrainConfig, load_config
 from saeforest.run_folder import RunFolder
 from saeforest.saes import AllocationConfig, TrainingPlan, TreeAuxConfig, TreeConfig, build, load_sae
-from saeforest.session import about_activations, open_reader, read_tokens, settle_positions
+from saeforest.session import about_activations, open_reader, read_tokens
 from saeforest.training import run_training, train
-from saeforest.training.data import choose_store
 from saeforest.training.log import read_log
+from saeforest.training.settle import settle_positions, settle_store
 from training_cases import (
     FINISHED,
     STEPS,
@@ -384,10 +384,10 @@ def test_auto_keeps_what_fits_in_memory(tiny_config: MakeConfig) -> None:
         tiny_config(epochs=1, activations={"store": "auto"}),
         tiny_config(activations={"store": "auto"}),
     )
-    assert choose_store(one, 10_000, 64, 2) == "memory"
-    assert choose_store(one, 10**12, 4096, 2) == "live"
-    assert choose_store(two, 10**12, 4096, 2) == "disk"
-    assert choose_store(tiny_config(activations={"store": "live"}), 10, 64, 2) == "live"
+    assert settle_store(one, 10_000, 64, 2).activations.store == "memory"
+    assert settle_store(one, 10**12, 4096, 2).activations.store == "live"
+    assert settle_store(two, 10**12, 4096, 2).activations.store == "disk"
+    assert settle_store(tiny_config(activations={"store": "live"}), 10, 64, 2).activations.store == "live"
 
 
 @pytest.fixture(autouse=True)

@@ -31,7 +31,6 @@ def harvest(argv: Sequence[str]) -> None:
     from ..training.harvest import run_harvest
 
     with resumable(args.out, "the same command"):
-        store, done = run_harvest(args.config, args.out)
-    place = f"--data {quoted(args.out)} --model {store.manifest['model']} --site {store.manifest['site']}"
-    say(f"{done.n_rows:,} activations in {args.out}; train on them with {place}")
+        _, done = run_harvest(args.config, args.out)
+    say(f"{done.n_rows:,} activations in {args.out}; train on them with --data {quoted(args.out)}")
     say(str(done))

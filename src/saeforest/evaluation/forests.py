@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..activations import ActivationReader
-from ..activations.sources import is_store, open_store
+from ..activations.data import StoredData, TextData, data_of
 from ..config import TrainConfig
 from ..errors import UserError
 from ..files import (
@@ -121,12 +121,13 @@ def _training_activations(
 ) -> Iterator[Float[Tensor, "n d_in"]]:
     """About the first `n_tokens` activations of the text that the SAE was trained on, harvested or read anew."""
     left = min(n_tokens, config.tokens)
-    if is_store(Path(config.data)):
-        store = open_store(Path(config.data), config.data_seed)
-        batches = (store.block(0, i).x for i in range(store.n_blocks))
-    else:
-        text = read_tokens(config, reader, "train", max(left, config.text.context))
-        batches = (batch.x for batch, _ in reader.batches(text))
+    match data_of(config.data):
+        case StoredData() as stored:
+            store = stored.open(config.data_seed)
+            batches = (store.block(0, i).x for i in range(store.n_blocks))
+        case TextData():
+            text = read_tokens(config, reader, "train", max(left, config.text.context))
+            batches = (batch.x for batch, _ in reader.batches(text))
     for x in batches:
         yield x[:left]
         left -= len(x)

@@ -38,8 +38,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Float32, Float64, Int
 from torch import Tensor
 
-from ..config import Precision, resolve_precision
 from ..errors import UserError
+from ..optim import Precision, resolve_precision
 from ..progress import progress
 from ..structure.directions import Directions, Moments
 from ..structure.pairs import PairStatistics

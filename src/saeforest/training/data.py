@@ -5,8 +5,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor
 
 from ..activations import (
     ActivationReader,
@@ -18,18 +22,16 @@ from ..activations import (
     load_memory,
     open_store,
 )
+from ..activations.data import StoredData, TextData, data_of
 from ..activations.sources import is_store
 from ..config import TrainConfig
 from ..errors import UserError
-from ..lm import ModelIdentity, identify, same_model
-from ..memory import available
+from ..lm import ModelIdentity
 from ..output import note
-from ..session import about_activations, read_tokens, settle_positions
-from ..stopping import NEVER, Stop
-from ..text import Tokens, adds_bos
-
-# Of the memory that is left, what stored activations may take before they go to disk.
-_MEMORY_SHARE = 0.4
+from ..session import about_activations, about_model, open_reader, read_tokens
+from ..stopping import Stop
+from ..text import Tokens
+from .settle import settle_positions, settle_store, settle_text
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class TrainingData:
     """What a run reads. `n_rows` counts the activations of one epoch (read live: at most)."""
 
     config: TrainConfig
-    """With `activations.store` and `activations.max_norm` settled."""
+    """With all settled but the scale."""
     tokens: Tokens
     blocks: Blocks
     n_rows: int
@@ -51,107 +53,112 @@ class TrainingData:
         return digest.hexdigest()
 
 
-def as_harvested(config: TrainConfig) -> TrainConfig:
-    """Of a run on harvested activations, the configuration with the text and positions of the harvest.
+@dataclass
+class TextSource:
+    """Text, and the language model that reads it."""
 
-    Raises UserError where the folder is not whole or holds activations of another model or site.
-    """
-    if not is_store(Path(config.data)):
-        return config
-    manifest = open_store(Path(config.data)).manifest
-    check_model(manifest, identify(config.model), config.data)
-    if manifest["site"] != config.site:
-        raise UserError(
-            f"{config.data}: activations of site '{manifest['site']}', but the run says '{config.site}'; "
-            f"set site to {manifest['site']}"
-        )
-    bos = "yes" if manifest.get("prepend_bos", False) else "no"
-    if config.text.bos not in ("auto", bos):
-        raise UserError(
-            f"text.bos = {config.text.bos}: {config.data} holds activations of text read "
-            f"{'with' if bos == 'yes' else 'without'} BOS; set text.bos to {bos}, or harvest again"
-        )
-    positions = {key: manifest[key] for key in ("exclude_first", "exclude_special", "max_norm")}
-    return replace(
-        config,
-        tokens=manifest["tokens"],
-        text=replace(
-            config.text,
-            context=manifest["context"],
-            held_out=manifest["held_out"],
-            bos=bos,
-            column=manifest.get("column", ""),
-            split=manifest.get("split", "train"),
-            chat=manifest.get("chat", False),
-        ),
-        activations=replace(config.activations, store="disk", **positions),
-    )
+    config: TrainConfig
+    reader: ActivationReader
+
+    @property
+    def model(self) -> ModelIdentity:
+        return self.reader.lm.identity
+
+    @cached_property
+    def d_in(self) -> int:
+        return self.reader.lm.site_width(self.reader.site)
+
+    @property
+    def seconds(self) -> float:
+        """Spent in the language model so far."""
+        return self.reader.seconds
+
+    def about_model(self) -> dict[str, Any]:
+        return about_model(self.reader)
+
+    def read(self, folder: Path, stop: Stop, settled: Callable[[TrainConfig], None]) -> TrainingData:
+        reader, config = self.reader, settle_text(self.config, self.reader)
+        if Path(config.data).expanduser().exists():
+            # One window tells whether there is held-out text at all; better now than after the training.
+            read_tokens(config, reader, "held_out", config.text.context)
+        tokens = read_tokens(config, reader, "train", config.tokens)
+        config = settle_positions(config, reader, tokens)
+        config = settle_store(config, tokens.n_tokens, self.d_in, reader.lm.dtype.itemsize)
+        settled(config)
+        store, seed = config.activations.store, config.data_seed
+        if store == "live":
+            n_rows = sum(int(reader.keep(ids).sum()) for ids in tokens.ids.split(4096))
+            return TrainingData(config, tokens, LiveActivations(reader, tokens, seed, self.d_in), n_rows)
+        about = about_activations(config, tokens, self.model)
+        there = _of_this_run(folder, about, seed)
+        if store == "memory":
+            memory = (
+                load_memory(there, seed)
+                if there
+                else harvest_memory(reader, tokens, seed, folder, about, stop)
+            )
+            return TrainingData(config, tokens, memory, len(memory.rows))
+        if there is None:
+            harvest_folder(reader, tokens, folder, about, stop)
+            there = open_store(folder, seed)
+        return TrainingData(config, tokens, there, there.n_rows)
 
 
-def check_model(manifest: dict[str, Any], model: ModelIdentity, data: str) -> None:
-    """Raises UserError unless the activations of a manifest were harvested from `model`, however it is spelled."""
-    harvested = ModelIdentity.from_dict({"model_name": manifest["model"], **manifest})
-    if harvested is None or not same_model(harvested, model):
-        raise UserError(
-            f"{data}: activations of model '{harvested}', but the run says '{model}'; "
-            f"set model to {manifest['model']} as it was, or harvest again"
-        )
+@dataclass
+class StoredSource:
+    """Activations that were harvested before: no language model is needed."""
+
+    config: TrainConfig
+    stored: StoredData
+    reader: None = None
+    seconds: float = 0.0
+
+    @property
+    def model(self) -> ModelIdentity:
+        """The model that was read, by the name that the run has for it."""
+        return replace(self.stored.model, name=self.config.model)
+
+    @property
+    def d_in(self) -> int:
+        return self.stored.manifest.d_in
+
+    def about_model(self) -> dict[str, Any]:
+        return {**self.stored.about_model(), **self.model.to_dict()}
+
+    @property
+    def n_rows(self) -> int:
+        return sum(shard.rows for shard in self.stored.manifest.shards)
+
+    def sample(self, n_rows: int) -> Float[Tensor, "n d_in"]:
+        """Up to so many of them."""
+        return self.stored.open().shard(0).x[:n_rows].clone()
+
+    def read(self, folder: Path, stop: Stop, settled: Callable[[TrainConfig], None]) -> TrainingData:
+        store = self.stored.open(self.config.data_seed)
+        if "prepend_bos" not in store.manifest:
+            note(
+                f"{self.stored.folder}: activations of text read without BOS, as saeforest did before text.bos; if "
+                f"the tokenizer of {self.model.name} puts BOS before a text, harvest again to read it so"
+            )
+        return TrainingData(self.config, store.tokens(), store, store.n_rows)
 
 
-def open_data(
-    config: TrainConfig,
-    reader: ActivationReader,
-    d_in: int,
-    folder: Path,
-    stop: Stop = NEVER,
-    settled: Callable[[TrainConfig], None] = lambda config: None,
-) -> TrainingData:
-    """Reads the text and, unless they are read live or were harvested before, its activations.
+def open_source(config: TrainConfig) -> TextSource | StoredSource:
+    """Where the activations of a run come from. The configuration is a settled one (see `settle`).
+
+    Its `read` reads the text and, unless they are read live or were harvested before, the activations:
 
     folder:  where activations wait on disk. Those that an earlier process has read for the same run are used again.
     settled: called with the configuration once it is known where they wait: a run that is killed and goes on must not
         choose anew.
 
-    Raises UserError where the text is missing or too short, or the activations are of another width; Interrupted where
-    `stop` says so.
+    It raises UserError where the text is missing or too short; Interrupted where `stop` says so.
     """
-    if is_store(Path(config.data)):
-        stored = open_store(Path(config.data), config.data_seed)
-        check_model(stored.manifest, reader.lm.identity, config.data)  # a Hub model may be known only now
-        if stored.d_in != d_in:
-            raise UserError(
-                f"{config.data}: activations of width {stored.d_in}, but {config.site} has width {d_in}"
-            )
-        if "prepend_bos" not in stored.manifest and adds_bos(reader.lm.tokenizer):
-            note(
-                f"{config.data}: activations of text read without BOS, as saeforest did before text.bos; the tokenizer "
-                f"of {reader.lm.name} puts BOS before a text: harvest again to read it so"
-            )
-        return TrainingData(config, stored.tokens(), stored, stored.n_rows)
-    if Path(config.data).expanduser().exists():
-        # One window tells whether there is held-out text at all; better now than after the training.
-        read_tokens(config, reader, "held_out", config.text.context)
-    tokens = read_tokens(config, reader, "train", config.tokens)
-    config = settle_positions(config, reader, tokens)
-    store = choose_store(config, tokens.n_tokens, d_in, reader.lm.dtype.itemsize)
-    config = replace(config, activations=replace(config.activations, store=store))
-    settled(config)
-    if store == "live":
-        n_rows = sum(int(reader.keep(ids).sum()) for ids in tokens.ids.split(4096))
-        return TrainingData(config, tokens, LiveActivations(reader, tokens, config.data_seed, d_in), n_rows)
-    about = about_activations(config, tokens, reader.lm.identity)
-    there = _of_this_run(folder, about, config.data_seed)
-    if store == "memory":
-        memory = (
-            load_memory(there, config.data_seed)
-            if there
-            else harvest_memory(reader, tokens, config.data_seed, folder, about, stop)
-        )
-        return TrainingData(config, tokens, memory, len(memory.rows))
-    if there is None:
-        harvest_folder(reader, tokens, folder, about, stop)
-        there = open_store(folder, config.data_seed)
-    return TrainingData(config, tokens, there, there.n_rows)
+    match data_of(config.data):
+        case TextData():
+            return TextSource(config, open_reader(config))
+        case StoredData() as stored:
+            return StoredSource(config, stored)
 
 
 def _of_this_run(folder: Path, about: dict[str, Any], seed: int) -> StoredActivations | None:
@@ -170,12 +177,3 @@ def check_store(store: StoredActivations, about: dict[str, Any], remedy: str) ->
             raise UserError(
                 f"{store.folder}: holds activations with {key} = {store.manifest.get(key)!r}, not {wanted!r}; {remedy}"
             )
-
-
-def choose_store(config: TrainConfig, n_tokens: int, d_in: int, itemsize: int) -> str:
-    """Where activations wait: as configured, or in memory if they fit there beside the rest."""
-    if config.activations.store != "auto":
-        return config.activations.store
-    if n_tokens * d_in * itemsize <= _MEMORY_SHARE * available():
-        return "memory"
-    return "disk" if config.epochs > 1 else "live"

@@ -4,26 +4,27 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 from rich.table import Table
 from torch import Tensor
 
-from ..activations import ActivationReader, open_store
-from ..activations.sources import BLOCK_ROWS, LIVE_ROWS, SHARDS_MIXED, is_store
+from ..activations import ActivationReader
+from ..activations.sources import BLOCK_ROWS, LIVE_ROWS, SHARDS_MIXED
 from ..activations.writer import SHARD_ROWS
-from ..config import TrainConfig, resolve
+from ..config import TrainConfig, resolve_device
 from ..errors import UserError
 from ..memory import available, give_back, on_gpu, peak, reset_peak, resident, size
 from ..saes.systems import SYSTEMS
-from ..session import open_reader, read_tokens
+from ..session import read_tokens
 from ..text import Tokens
-from .data import as_harvested, choose_store
+from .data import StoredSource, TextSource, open_source
 from .rehearsal import Rehearsal, rehearse
 from .run import count_steps, new_sae
+from .settle import dataset_scale, settle, settle_store
 
 _PROBE_WINDOWS = 16
+_PROBE_ROWS = 2048
 
 
 @dataclass(frozen=True)
@@ -72,55 +73,53 @@ def estimate(config: TrainConfig) -> Estimate:
 
     Raises UserError where the model, the site or the text is not to be had, as the run itself would.
     """
-    config = as_harvested(resolve(config))
-    reader = open_reader(config)
-    d_in = reader.lm.site_width(reader.site)
-    harvested = is_store(Path(config.data))
-    row = d_in * reader.lm.dtype.itemsize + 8  # an activation, and where it comes from
-    n_probe = max(_PROBE_WINDOWS, reader.batch_size)
-    if harvested:
-        stored = open_store(Path(config.data))
-        n_rows, store, tokens = stored.n_rows, "harvested", stored.tokens()
-    else:
-        tokens = read_tokens(config, reader, "train", min(n_probe * config.text.context, config.tokens))
-        n_rows = config.tokens // config.text.context * config.text.context
-        store = choose_store(config, n_rows, d_in, reader.lm.dtype.itemsize)
-    n_steps = count_steps(config, n_rows)
-
-    held = resident()
-    reset_peak()
-    x, lm_per_token = _activations(reader, tokens, n_probe)
-    reading = peak() - held
+    config = settle(config)
+    source = open_source(config)
+    d_in, device = source.d_in, resolve_device(config.device)
+    match source:
+        case StoredSource():
+            x, n_rows, store = source.sample(_PROBE_ROWS), source.n_rows, "harvested"
+            seconds_lm, reading, bytes_lm = 0.0, 0, 0
+        case TextSource(reader=reader):
+            n_probe = max(_PROBE_WINDOWS, reader.batch_size)
+            tokens = read_tokens(config, reader, "train", min(n_probe * config.text.context, config.tokens))
+            n_rows = config.tokens // config.text.context * config.text.context
+            store = settle_store(config, n_rows, d_in, reader.lm.dtype.itemsize).activations.store
+            held = resident()
+            reset_peak()
+            x, lm_per_token = _activations(reader, tokens, n_probe)
+            reading = peak() - held
+            seconds_lm = lm_per_token * n_rows * (config.epochs if store == "live" else 1)
+            bytes_lm = sum(p.numel() * p.element_size() for p in reader.lm.model.parameters())
     give_back()
-    lm_passes = 0 if harvested else config.epochs if store == "live" else 1
+    n_steps = count_steps(config, n_rows)
 
     members = config.members()
     n_parameters = {name: _n_parameters(member, d_in) for name, member in members.items()}
     bytes_sae = sum(_bytes(member) * n_parameters[name] for name, member in members.items())
-    bytes_lm = sum(p.numel() * p.element_size() for p in reader.lm.model.parameters())
-    base, waiting = resident(), _Waiting(store, n_rows, row, reader)
+    row = d_in * x.element_size() + 8  # an activation, and where it comes from
+    base, waiting = resident(), _Waiting(store, n_rows, row, device)
     tried = None
-    if reader.lm.device.type != "cpu" or bytes_sae + waiting.held < available():
+    if device.type != "cpu" or bytes_sae + waiting.held < available():
         saes = {}
         for name, member in members.items():
-            sae = saes[name] = new_sae(member, d_in, n_steps, reader)
+            sae = saes[name] = new_sae(member, d_in, n_steps, source.model)
             if member.sae.normalize_activations == "dataset_scale":
-                scale = math.sqrt(d_in) / float(x.float().norm(dim=1).mean())
-                sae.config = replace(sae.config, normalize_activations=scale)  # pyright: ignore[reportArgumentType]
+                sae.config = replace(sae.config, normalize_activations=dataset_scale(x))  # pyright: ignore[reportArgumentType]
             n_parameters[name] = sum(p.numel() for p in sae.parameters())
         tried = rehearse(saes, members, x, n_steps, base)
     return Estimate(
         config=config,
-        device=reader.lm.device,
+        device=device,
         d_in=d_in,
         n_parameters=n_parameters,
         n_steps=n_steps,
         store=store,
         bytes_sae=bytes_sae,
         bytes_lm=bytes_lm,
-        bytes_activations=0 if store == "live" else n_rows * d_in * reader.lm.dtype.itemsize,
-        memory=_peak_memory(base, reading, waiting, bytes_sae, bytes_lm, tried, reader.lm.device),
-        seconds_lm=lm_per_token * n_rows * lm_passes,
+        bytes_activations=0 if store == "live" else n_rows * d_in * x.element_size(),
+        memory=_peak_memory(base, reading, waiting, bytes_sae, bytes_lm, tried, device),
+        seconds_lm=seconds_lm,
         seconds_sae=None if tried is None else tried.seconds_per_step * n_steps,
     )
 
@@ -133,7 +132,7 @@ class _Waiting:
     n_rows: int
     row: int
     """Bytes."""
-    reader: ActivationReader
+    device: torch.device
 
     @property
     def held(self) -> int:
@@ -142,7 +141,7 @@ class _Waiting:
             case "memory":
                 return (self.n_rows + min(self.n_rows, BLOCK_ROWS)) * self.row
             case "live":
-                return (1 if self.reader.lm.device.type == "cpu" else 3) * self._live
+                return (1 if self.device.type == "cpu" else 3) * self._live
             case _:
                 return 3 * min(self.n_rows, SHARDS_MIXED * SHARD_ROWS) * self.row
 

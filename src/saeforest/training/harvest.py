@@ -6,13 +6,15 @@ from pathlib import Path
 
 from ..activations import Harvest, StoredActivations, harvest_folder, open_store
 from ..activations.sources import is_store
-from ..activations.writer import JOURNAL, PENDING
-from ..config import TrainConfig, resolve
+from ..activations.writer import JOURNAL, MODEL, PENDING
+from ..config import TrainConfig
 from ..errors import UserError
+from ..files import write_json
 from ..output import note
-from ..session import about_activations, open_reader, read_tokens, settle_positions, settle_text
+from ..session import about_activations, about_model, open_reader, read_tokens
 from ..stopping import stopping
 from .data import check_store
+from .settle import settle_machine, settle_positions, settle_text
 from .unfinished import claimed_run, is_free
 
 
@@ -22,7 +24,7 @@ def run_harvest(config: TrainConfig, out: Path) -> tuple[StoredActivations, Harv
     Goes on where an earlier harvest with the same settings was stopped. Raises UserError where `out` holds anything
     else or is in use, and for anything wrong with the model or the text; Interrupted where a signal asks to stop.
     """
-    config = resolve(config)
+    config = settle_machine(config)
     with claimed_run(out), stopping("what was read") as stop:
         if not is_store(out) and not (out / JOURNAL).exists() and not is_free(out):
             raise UserError(f"{out}: exists and is not empty; choose another folder")
@@ -36,7 +38,10 @@ def run_harvest(config: TrainConfig, out: Path) -> tuple[StoredActivations, Harv
             check_store(store, about, "choose another folder")
             for unfinished in (JOURNAL, PENDING):  # killed in the moment before these were removed
                 (out / unfinished).unlink(missing_ok=True)
+            if not (out / MODEL).exists():
+                write_json(out / MODEL, about_model(reader))
             note(f"{out}: this harvest is complete; nothing is left to do")
             return store, Harvest.of_record(store.harvest, store.n_rows, tokens.n_tokens)
         done = harvest_folder(reader, tokens, out, about, stop)
+        write_json(out / MODEL, about_model(reader))
         return open_store(out), done

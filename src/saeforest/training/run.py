@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +12,21 @@ import torch
 from .. import __version__
 from ..activations import ActivationReader, ActivationStream, Blocks
 from ..activations.sources import MemoryActivations
-from ..config import TrainConfig, resolve, resolve_precision, to_dict
+from ..config import TrainConfig, resolve_device, to_dict
 from ..errors import UserError
 from ..files import write_json
 from ..lm import ModelIdentity
 from ..memory import give_back
+from ..optim import resolve_precision
 from ..run_folder import RunFolder
 from ..saes import SAE, TrainingPlan, build
-from ..session import about_model, about_text, open_reader, settle_text
+from ..session import about_text
 from ..stopping import stopping
 from ..text import Tokens
 from .checkpoint import latest_checkpoint
-from .data import as_harvested, open_data
+from .data import open_source
 from .loop import train
+from .settle import settle, settle_scale
 from .unfinished import TooFew, check_about, claimed_run, going_on, run_state, undone_if_worthless
 
 
@@ -37,7 +38,8 @@ class Run:
     config: TrainConfig
     saes: dict[str, SAE]
     """By name."""
-    reader: ActivationReader
+    reader: ActivationReader | None
+    """None where the activations were harvested before."""
     tokens: Tokens
     blocks: Blocks
     seconds_harvest: float
@@ -97,7 +99,7 @@ def train_in(run: RunFolder, config: TrainConfig, *, resume: bool = False) -> Ru
     """`run_training` in a folder that is claimed already."""
     if resume:
         config = resume_config(run)
-    config = going_on(run, as_harvested(resolve(config)))
+    config = going_on(run, settle(config))
     with undone_if_worthless(run):
         if not run.config_file.exists():
             run.save_config(config)
@@ -106,21 +108,21 @@ def train_in(run: RunFolder, config: TrainConfig, *, resume: bool = False) -> Ru
 
 def _train(run: RunFolder, config: TrainConfig) -> Run:
     count_steps(config, config.tokens)
-    reader = open_reader(config)
-    write_json(run.model_file, about_model(reader))
-    config = settle_text(config, reader)
-    d_in = reader.lm.site_width(reader.site)
+    source = open_source(config)
+    write_json(run.model_file, source.about_model())
     with stopping("what was read") as stop:
-        data = open_data(config, reader, d_in, run.activations, stop, run.save_config)
+        data = source.read(run.activations, stop, run.save_config)
     give_back()
     n_steps = count_steps(config, data.n_rows)
-    config = settle_scales(data.config, data.blocks)
-    saes = {name: new_sae(member, d_in, n_steps, reader) for name, member in config.members().items()}
-    about = {"config": to_dict(config), "model": {"fingerprint": reader.lm.identity.fingerprint}}
+    config = settle_scale(data.config, data.blocks)
+    saes = {
+        name: new_sae(member, source.d_in, n_steps, source.model) for name, member in config.members().items()
+    }
+    about = {"config": to_dict(config), "model": {"fingerprint": source.model.fingerprint}}
     if (checkpoint := latest_checkpoint(run.checkpoints)) is not None:
         check_about(checkpoint, about, run.config_file)
     run.save_config(config)
-    harvested = reader.seconds
+    harvested = source.seconds
     train(
         config,
         saes,
@@ -129,46 +131,26 @@ def _train(run: RunFolder, config: TrainConfig) -> Run:
         run,
         fingerprint=data.fingerprint(),
         about=about,
-        lm_seconds=lambda: reader.seconds,
+        lm_seconds=lambda: source.seconds,
     )
     for sae in saes.values():
         sae.eval().compute_dtype = torch.float32
-    return Run(run, config, saes, reader, data.tokens, data.blocks, harvested)
+    return Run(run, config, saes, source.reader, data.tokens, data.blocks, harvested)
 
 
 def reopened(run: RunFolder) -> Run:
     """A complete run as `run_training` returned it: what it read is used again if it is still there, else read anew."""
     config = run.config()
-    reader = open_reader(config)
+    source = open_source(config)
     saes = {name: run.load(name)[1] for name in config.members()}
     with stopping("what was read") as stop:
-        data = open_data(config, reader, reader.lm.site_width(reader.site), run.activations, stop)
-    return Run(run, config, saes, reader, data.tokens, data.blocks, reader.seconds)
+        data = source.read(run.activations, stop, lambda settled: None)
+    return Run(run, config, saes, source.reader, data.tokens, data.blocks, source.seconds)
 
 
-def settle_scales(config: TrainConfig, blocks: Blocks) -> TrainConfig:
-    """The configuration with the number that normalize_activations="dataset_scale" stands for."""
-    members = config.members()
-    if all(member.sae.normalize_activations != "dataset_scale" for member in members.values()):
-        return config
-    scale = dataset_scale(blocks)
-    return config.with_each(
-        lambda member: (
-            replace(member, sae=replace(member.sae, normalize_activations=scale))
-            if member.sae.normalize_activations == "dataset_scale"
-            else member
-        )
-    )
-
-
-def dataset_scale(blocks: Blocks) -> float:
-    """The factor that makes the mean norm of the activations sqrt(d_in) (SPEC 6.3, #8)."""
-    return math.sqrt(blocks.d_in) / float(blocks.block(0, 0).x.float().norm(dim=1).mean())
-
-
-def new_sae(config: TrainConfig, d_in: int, n_steps: int, reader: ActivationReader) -> SAE:
-    sae = build(config.sae, d_in, seed=config.seed).to(reader.lm.device)
-    sae.metadata = metadata(config, n_steps, reader.lm.identity)
+def new_sae(config: TrainConfig, d_in: int, n_steps: int, model: ModelIdentity) -> SAE:
+    sae = build(config.sae, d_in, seed=config.seed).to(resolve_device(config.device))
+    sae.metadata = metadata(config, n_steps, model)
     sae.compute_dtype = resolve_precision(config.optim.precision, sae.device)
     sae.prepare(TrainingPlan(n_steps, config.optim.batch_size))
     return sae

@@ -11,15 +11,15 @@ from typing import Any, Literal
 from ..activations.sources import is_store
 from ..activations.writer import read_journal
 from ..claim import claimed, is_lock
-from ..config import TrainConfig, resolve, to_dict
+from ..config import TrainConfig, to_dict
 from ..errors import UserError
 from ..files import is_temporary, remove_leftovers
 from ..output import note
 from ..run_folder import RunFolder
 from ..stopping import Interrupted
 from .checkpoint import latest_checkpoint, read_state
-from .data import as_harvested
 from .log import log_files
+from .settle import settle
 
 State = Literal["empty", "started", "complete", "foreign"]
 # What stands for a number or a choice until the run knows which.
@@ -57,7 +57,7 @@ def is_complete(run: RunFolder, config: TrainConfig | None = None) -> bool:
     """Whether a run is complete and, if `config` is given, one of that configuration."""
     if run_state(run) != "complete":
         return False
-    return config is None or not differences(to_dict(as_harvested(resolve(config))), to_dict(run.config()))
+    return config is None or not differences(to_dict(settle(config)), to_dict(run.config()))
 
 
 def claim_empty(out: Path, *, hint: str = "choose another folder") -> None:

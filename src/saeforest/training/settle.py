@@ -1,0 +1,163 @@
+"""From the configuration that was given to the one that runs.
+
+`auto`, None and `dataset_scale` stand for values that depend on the machine, the language model, the text or the
+activations. A run settles each as soon as it can be known, in the order of this file, and writes down what it has: so
+that it goes on with the same values after a kill, and config.yaml says in the end what was done.
+
+                        settles                                              knows
+    settle_machine      device's precisions, absolute paths                  the machine
+    settle_harvest      model, site, text, positions                         the harvest, where data are one
+    settle_text         BOS, revision of a Hub data set                      the language model
+    settle_positions    tokens, largest norm                                 the text
+    settle_store        where activations wait                               their number
+    settle_scale        factor that normalizes the activations               the activations
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from ..activations import ActivationReader, Blocks
+from ..activations.data import TextData, data_of
+from ..config import TrainConfig, resolve_device
+from ..errors import UserError
+from ..lm import ModelIdentity, full_name, identify, same_model
+from ..memory import available
+from ..optim import Precision, resolve_precision
+from ..text import Tokens, is_hub_source, pinned
+
+# Of the memory that is left, what stored activations may take before they go to disk.
+_MEMORY_SHARE = 0.4
+
+
+def settle(config: TrainConfig) -> TrainConfig:
+    """All that is known before anything is read. Raises UserError where it contradicts itself (see the parts)."""
+    return settle_harvest(settle_machine(config))
+
+
+def settle_machine(config: TrainConfig) -> TrainConfig:
+    """The precisions that `auto` stands for here. A local path becomes absolute, so that the run can be measured from
+    any folder."""
+    device = resolve_device(config.device)
+    data = Path(os.path.expanduser(config.data))  # a home that is unknown stays as it is
+
+    def settled(precision: Precision) -> Precision:
+        return "bfloat16" if resolve_precision(precision, device) == torch.bfloat16 else "float32"
+
+    config = replace(
+        config,
+        model=full_name(config.model),
+        data=str(data.resolve()) if data.exists() else config.data,
+        lm=replace(config.lm, dtype=settled(config.lm.dtype)),
+    )
+    return config.with_each(
+        lambda member: replace(member, optim=replace(member.optim, precision=settled(member.optim.precision)))
+    )
+
+
+def settle_harvest(config: TrainConfig) -> TrainConfig:
+    """Of a run on harvested activations, what the harvest says. The model and the site may be left at their defaults.
+
+    Raises UserError where the folder is not whole or holds activations of another model, site or BOS.
+    """
+    stored = data_of(config.data)
+    if isinstance(stored, TextData):
+        return config
+    said, default = stored.manifest, TrainConfig()
+    if config.model == default.model:
+        config = replace(config, model=said.model)
+    else:
+        check_model(stored.model, identify(config.model), config.data)
+    if config.site not in (default.site, said.site):
+        raise UserError(
+            f"{config.data}: activations of site '{said.site}', but the run says '{config.site}'; "
+            f"set site to {said.site}"
+        )
+    bos = "yes" if said.prepend_bos else "no"
+    if config.text.bos not in ("auto", bos):
+        raise UserError(
+            f"text.bos = {config.text.bos}: {config.data} holds activations of text read "
+            f"{'with' if said.prepend_bos else 'without'} BOS; set text.bos to {bos}, or harvest again"
+        )
+    return replace(
+        config,
+        site=said.site,
+        tokens=said.tokens,
+        text=replace(
+            config.text,
+            context=said.context,
+            held_out=said.held_out,
+            bos=bos,
+            column=said.column,
+            split=said.split,
+            chat=said.chat,
+        ),
+        activations=replace(
+            config.activations,
+            store="disk",
+            exclude_first=said.exclude_first,
+            exclude_special=said.exclude_special,
+            max_norm=said.max_norm,
+        ),
+    )
+
+
+def check_model(harvested: ModelIdentity, model: ModelIdentity, data: str) -> None:
+    """Raises UserError unless activations were harvested from `model`, however it is spelled."""
+    if not same_model(harvested, model):
+        raise UserError(
+            f"{data}: activations of model '{harvested}', but the run says '{model}'; "
+            f"set model to {harvested.name} as it was, or harvest again"
+        )
+
+
+def settle_text(config: TrainConfig, reader: ActivationReader) -> TrainConfig:
+    """What `text.bos = auto` stands for with the run's tokenizer, and the Hub data set's revision as it is today."""
+    data = pinned(config.data) if is_hub_source(config.data) else config.data
+    bos = "no" if reader.bos_id is None else "yes"
+    return replace(config, data=data, text=replace(config.text, bos=bos))
+
+
+def settle_positions(config: TrainConfig, reader: ActivationReader, tokens: Tokens) -> TrainConfig:
+    """The tokens that there are, and the number that `activations.max_norm = None` stands for, which the reader then
+    obeys too."""
+    if tokens.n_tokens <= config.tokens - tokens.context:
+        config = replace(config, tokens=tokens.n_tokens)
+    if config.activations.max_norm is None:
+        reader.settle_max_norm(tokens)
+    return replace(config, activations=replace(config.activations, max_norm=reader.max_norm))
+
+
+def settle_store(config: TrainConfig, n_tokens: int, d_in: int, itemsize: int) -> TrainConfig:
+    """Where activations wait: in memory if they fit there beside the rest, unless it was said."""
+    store = config.activations.store
+    if store == "auto":
+        if n_tokens * d_in * itemsize <= _MEMORY_SHARE * available():
+            store = "memory"
+        else:
+            store = "disk" if config.epochs > 1 else "live"
+    return replace(config, activations=replace(config.activations, store=store))
+
+
+def settle_scale(config: TrainConfig, blocks: Blocks) -> TrainConfig:
+    """The number that `normalize_activations = dataset_scale` stands for."""
+    if all(m.sae.normalize_activations != "dataset_scale" for m in config.members().values()):
+        return config
+    scale = dataset_scale(blocks.block(0, 0).x)
+    return config.with_each(
+        lambda member: (
+            replace(member, sae=replace(member.sae, normalize_activations=scale))
+            if member.sae.normalize_activations == "dataset_scale"
+            else member
+        )
+    )
+
+
+def dataset_scale(x: torch.Tensor) -> float:
+    """The factor that makes the mean norm of the activations sqrt(d_in) (SPEC 6.3, #8)."""
+    return math.sqrt(x.shape[1]) / float(x.float().norm(dim=1).mean())
