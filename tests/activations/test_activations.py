@@ -359,7 +359,7 @@ def test_a_shard_of_other_sizes(store: Path) -> None:
     forget_checksums(store)
     assert "expected x [" in told(store, "shard-00001.safetensors")
     save_file({"x": tensors["x"]}, path)
-    assert "expected x [" in told(store, "shard-00001.safetensors")
+    assert "expected rows [" in told(store, "shard-00001.safetensors")
 
 
 @pytest.mark.parametrize("version", [2, 0, "1", None, ...])

@@ -405,7 +405,8 @@ def test_the_thread_ends_with_its_stream(how: str) -> None:
 
 def test_python_does_not_wait_for_a_block_that_nobody_wants() -> None:
     program = """if True:
-        import time
+        import sys, time
+        sys.path.append("activations")
         from test_harvest import Slow
         from saeforest.activations import ActivationStream
         stream = ActivationStream(Slow((0, 1)), 4)

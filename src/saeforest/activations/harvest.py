@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ..errors import UserError
 from ..files import remove_leftovers
@@ -62,26 +61,28 @@ def harvest_memory(
 
     Where the disk cannot take the copy, a line says so, and the reading goes on without it.
     """
-    x: Tensor | None = None
-    rows = torch.empty(tokens.n_tokens, dtype=torch.int64)
+    read: ActivationBatch | None = None
     n, clock = 0, HarvestClock(reader)
     store = None if folder is None else StoreWriter(folder, tokens, about or {}, _bits(reader))
     try:
         for batch, n_windows, is_new in _read(reader, tokens, store, stop):
-            if x is None:
+            if read is None:
                 # As much as there can be; what the excluded positions leave over is never touched.
-                x = torch.empty(tokens.n_tokens, batch.x.shape[1], dtype=batch.x.dtype)
-            x[n : n + len(batch)], rows[n : n + len(batch)] = batch.x, batch.rows
-            n += len(batch)
+                read = batch.each(lambda x: x.new_empty(tokens.n_tokens, *x.shape[1:]))
+            part = slice(n, n := n + len(batch))
+            read.x[part], read.rows[part] = batch.x, batch.rows
+            for name, x in batch.others.items():
+                read.others[name][part] = x
             if store is not None and is_new:
                 store = _copied(store, lambda store, b=batch, w=n_windows: store.add(b, w))
-        if x is None or n == 0:
+        if read is None or n == 0:
             raise UserError("no activations: every position of the text is excluded; give longer text")
         waited = store.seconds_waited if store else 0.0
         harvest = clock.harvest(n, tokens.n_tokens, waited)
         if store is not None:
             _copied(store, lambda store: store.finish(lambda _: harvest))
-        return MemoryActivations(x[:n], rows[:n], seed, harvest.record())
+        read = read.each(lambda x: x[:n])
+        return MemoryActivations(read.x, read.rows, seed, harvest.record(), read.others)
     finally:
         if store is not None:
             store.__exit__(None, None, None)

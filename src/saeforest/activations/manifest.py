@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -40,8 +41,15 @@ class Manifest(Schema):
     exclude_first: bool
     exclude_special: bool
     max_norm: Annotated[float, Field(ge=0)]
+    sites: dict[Name, _AtOnce] = Field(default_factory=dict)
+    """The width of every site, `site` first, where there are several."""
     version: Name = ""
     format_version: Literal[1] = 1
+
+
+def further_sites(manifest: Mapping[str, Any]) -> dict[str, int]:
+    """The widths of the sites beside `site`, by name."""
+    return {name: width for name, width in manifest.get("sites", {}).items() if name != manifest["site"]}
 
 
 class HarvestRecord(Schema):

@@ -1,10 +1,10 @@
-"""Activations of token windows, read at one site of a language model."""
+"""Activations of token windows, read at one site of a language model or at several in one pass."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
@@ -24,16 +24,33 @@ _CHECKED_ROWS = 512
 class ActivationBatch:
     """Activations and where each comes from.
 
-    x:    `[n, d_in]`
-    rows: `[n]` int64, flat positions in the `Tokens` they were read from, which knows the document and the
-          position of each (`Tokens.document_of`, `Tokens.document_position`, `Tokens.context_position`).
+    x:      `[n, d_in]`
+    rows:   `[n]` int64, flat positions in the `Tokens` they were read from, which knows the document and the
+            position of each (`Tokens.document_of`, `Tokens.document_position`, `Tokens.context_position`).
+    others: `[n, d]` at further sites for the same rows, by the sites' names.
     """
 
     x: Float[Tensor, "n d_in"]
     rows: Int[Tensor, "n"]
+    others: Mapping[str, Float[Tensor, "n _"]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def each(self, choose: Callable[[Tensor], Tensor]) -> ActivationBatch:
+        """The batch with `choose`, which takes some of the rows, applied to every tensor."""
+        others = {name: choose(x) for name, x in self.others.items()}
+        return ActivationBatch(choose(self.x), choose(self.rows), others)
+
+
+def concatenated(parts: Sequence[ActivationBatch]) -> ActivationBatch:
+    """The rows of all parts, one part after the other."""
+    if len(parts) == 1:
+        return parts[0]
+    others = {name: torch.cat([part.others[name] for part in parts]) for name in parts[0].others}
+    return ActivationBatch(
+        torch.cat([part.x for part in parts]), torch.cat([part.rows for part in parts]), others
+    )
 
 
 def row_norms(x: Float[Tensor, "*rows d_in"]) -> Float32[Tensor, "*rows"]:
@@ -62,13 +79,14 @@ def all_finite(x: Float[Tensor, "n d_in"]) -> bool:
 class _Arriving:
     """Activations that are there as soon as `arrived` says so; at once where it is None."""
 
-    x: Float[Tensor, "w ctx d_in"]
+    x: dict[str, Float[Tensor, "w ctx _"]]
+    """By site, `ActivationReader.site` first."""
     arrived: torch.cuda.Event | None
 
 
 @dataclass
 class ActivationReader:
-    """Reads the activations at a site, without the positions that would drown the rest.
+    """Reads the activations at a site (and at `others`), without the positions that would drown the rest.
 
     The first position of a window is an attention sink with a norm a hundred times the others' (SPEC 0.3, trap 4), and
     now and then the sink sits a few positions later; special tokens carry no text. All are left out unless asked for.
@@ -79,11 +97,13 @@ class ActivationReader:
     exclude_first: bool = True
     exclude_special: bool = True
     max_norm: float = 0.0
-    """Activations of a larger norm are left out; 0 for no limit."""
+    """Positions with a larger norm at `site` are left out; 0 for no limit."""
     batch_size: int = 16
     """Windows in one forward pass of the language model."""
     bos: Literal["auto", "yes", "no"] = "auto"
     """Whether BOS stands before every text. auto: where the tokenizer puts it."""
+    others: tuple[Site, ...] = ()
+    """Further sites, read in the same passes at the positions that count at `site`."""
     seconds: float = field(default=0.0, init=False)
     """Time spent in the language model so far."""
     seconds_checks: float = field(default=0.0, init=False)
@@ -94,6 +114,11 @@ class ActivationReader:
     def bos_id(self) -> int | None:
         """The token that stands before every text; None where nothing does."""
         return bos_before(self.lm.tokenizer, self.bos, self.lm.name)
+
+    @cached_property
+    def widths(self) -> dict[str, int]:
+        """The width of every site, by name."""
+        return {site.name: self.lm.site_width(site) for site in (self.site, *self.others)}
 
     def keep(
         self, ids: Int[Tensor, "batch ctx"], x: Float[Tensor, "batch ctx d_in"] | None = None
@@ -132,14 +157,16 @@ class ActivationReader:
         with self._lock:
             start = time.perf_counter()
             ids = tokens.ids[windows].long().to(self.lm.device, non_blocking=True)
-            x, arrived = self.lm.activations(ids, self.site), None
-            if x.is_cuda:
-                # Into pinned memory, and without waiting: the GPU can go on with the next windows meanwhile.
-                x = x.to("cpu", non_blocking=True)
+            read = self.lm.activations(ids, (self.site, *self.others))
+            # From a GPU into pinned memory, without waiting: it can go on with the next windows meanwhile.
+            cuda = self.lm.device.type == "cuda"
+            x = {
+                site.name: read[site.name].to("cpu", non_blocking=cuda) for site in (self.site, *self.others)
+            }
+            arrived = None
+            if cuda:
                 arrived = torch.cuda.Event()
                 arrived.record(torch.cuda.current_stream(self.lm.device))
-            else:
-                x = x.cpu()
             self.seconds += time.perf_counter() - start
         return _Arriving(x, arrived)
 
@@ -148,16 +175,22 @@ class ActivationReader:
         if coming.arrived is not None:
             coming.arrived.synchronize()
         there = time.perf_counter()
-        batch = self.kept(tokens, windows, coming.x)
+        batch = self.kept(tokens, windows, *coming.x.values())
         self.seconds += there - start
         self.seconds_checks += time.perf_counter() - there
         return batch
 
     def kept(
-        self, tokens: Tokens, windows: Int[Tensor, "w"], x: Float[Tensor, "w ctx d_in"]
+        self,
+        tokens: Tokens,
+        windows: Int[Tensor, "w"],
+        x: Float[Tensor, "w ctx d_in"],
+        *others: Float[Tensor, "w ctx _"],
     ) -> ActivationBatch:
         """Of activations read at the given windows, those at positions that count, on the device of `x`.
 
+        x:      at `site`.
+        others: at the others, in order.
         Raises UserError where one is NaN or infinite.
         """
         # The norm of a row tells in one pass whether it is too large and whether all of it is finite.
@@ -165,9 +198,19 @@ class ActivationReader:
         keep = self._keep(tokens.ids[windows], norms)
         rows = (windows[:, None] * tokens.context + torch.arange(tokens.context))[keep]
         places = keep.flatten().nonzero().flatten().to(x.device)
-        batch = ActivationBatch(x.flatten(0, 1).index_select(0, places), rows)
+        batch = ActivationBatch(
+            x.flatten(0, 1).index_select(0, places),
+            rows,
+            {
+                site.name: other.flatten(0, 1).index_select(0, places)
+                for site, other in zip(self.others, others, strict=False)
+            },
+        )
         if not bool(norms.flatten().index_select(0, places).isfinite().all()):
-            self._check_finite(batch, tokens)
+            self._check_finite(self.site, batch.x, rows, tokens)
+        for site in self.others[: len(others)]:
+            if not all_finite(batch.others[site.name]):
+                self._check_finite(site, batch.others[site.name], rows, tokens)
         return batch
 
     def batches(
@@ -186,14 +229,16 @@ class ActivationReader:
         if before is not None:
             yield self._finish(tokens, *before), before[0].numel() * tokens.context
 
-    def _check_finite(self, batch: ActivationBatch, tokens: Tokens) -> None:
-        if bool(torch.isfinite(batch.x).all()):
+    def _check_finite(
+        self, site: Site, x: Float[Tensor, "n d"], rows: Int[Tensor, "n"], tokens: Tokens
+    ) -> None:
+        if bool(torch.isfinite(x).all()):
             return
-        row = batch.rows[~torch.isfinite(batch.x).all(1).cpu()][:1]
+        row = rows[~torch.isfinite(x).all(1).cpu()][:1]
         document = tokens.names[int(tokens.document_of(row))]
         wide = self.lm.dtype.itemsize >= torch.float32.itemsize
         advice = "choose another site" if wide else "set lm.dtype to float32, or choose another site"
         raise UserError(
-            f"activations at {self.site.name} of {self.lm.name}: NaN or infinite at document '{document}', "
+            f"activations at {site.name} of {self.lm.name}: NaN or infinite at document '{document}', "
             f"token {int(tokens.document_position(row))}; {advice}"
         )

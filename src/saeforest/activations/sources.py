@@ -6,7 +6,7 @@ seed and the epoch alone, so a position in the data is three numbers and can be 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -20,9 +20,9 @@ from ..files import listed_checksum, read_json, read_tensors
 from ..schema import FLOATS, checked, shown
 from ..seeds import seeded
 from ..text import Tokens
-from .manifest import HarvestRecord, Manifest
-from .reader import ActivationBatch, ActivationReader, all_finite
-from .writer import HARVEST, MANIFEST, STORE_VERSION, TOKENS
+from .manifest import HarvestRecord, Manifest, further_sites
+from .reader import ActivationBatch, ActivationReader, all_finite, concatenated
+from .writer import HARVEST, MANIFEST, STORE_VERSION, TOKENS, batch_of, tensor_of
 
 BLOCK_ROWS = 1 << 16
 LIVE_ROWS = 4 * BLOCK_ROWS
@@ -74,13 +74,15 @@ def _mixed(parts: list[ActivationBatch], generator: torch.Generator) -> Activati
     order = torch.randperm(sum(map(len, parts)), generator=generator)
     place = torch.empty_like(order)
     place[order] = torch.arange(len(order))
-    x, rows = parts[0].x.new_empty(len(order), parts[0].x.shape[1]), torch.empty_like(order)
+    mixed = parts[0].each(lambda x: x.new_empty(len(order), *x.shape[1:]))
     # Every row is copied once, straight to its place, and a part is given back before the next is copied.
     for to in place.split([len(part) for part in parts]):
         part = parts.pop(0)
-        x.index_copy_(0, to, part.x)
-        rows[to] = part.rows
-    return ActivationBatch(x, rows)
+        mixed.x.index_copy_(0, to, part.x)
+        mixed.rows[to] = part.rows
+        for name, x in mixed.others.items():
+            x.index_copy_(0, to, part.others[name])
+    return mixed
 
 
 @dataclass
@@ -92,6 +94,8 @@ class MemoryActivations:
     seed: int
     harvest: dict[str, Any] = field(default_factory=dict)
     """What reading them took, if known (`Harvest.record`)."""
+    others: Mapping[str, Float[Tensor, "n _"]] = field(default_factory=dict)
+    """At further sites, by name."""
 
     def __post_init__(self) -> None:
         self.d_in = self.x.shape[1]
@@ -103,7 +107,8 @@ class MemoryActivations:
             self._epoch = epoch
             self._order = torch.randperm(len(self.x), generator=seeded(self.seed, "rows", epoch))
         order = self._order[index * BLOCK_ROWS : (index + 1) * BLOCK_ROWS]
-        return ActivationBatch(self.x.index_select(0, order), self.rows[order])
+        everything = ActivationBatch(self.x, self.rows, self.others)
+        return everything.each(lambda x: x.index_select(0, order))
 
 
 @dataclass
@@ -143,6 +148,7 @@ class StoredActivations:
 
     def __post_init__(self) -> None:
         self.d_in = int(self.manifest["d_in"])
+        self._widths = further_sites(self.manifest)
         self.shards: list[dict[str, Any]] = self.manifest["shards"]
         self.n_blocks = -(-len(self.shards) // SHARDS_MIXED)
 
@@ -175,23 +181,23 @@ class StoredActivations:
         shard = self.shards[index]
         path = self.folder / shard["file"]
         tensors = read_tensors(path, shard.get("checksum"), "harvest again")
-        x, rows = tensors.get("x"), tensors.get("rows")
-        shapes = (shard["rows"], self.d_in), (shard["rows"],)
-        if x is None or rows is None or (x.shape, rows.shape) != shapes:
-            raise UserError(
-                f"{path}: expected x {list(shapes[0])} and rows {list(shapes[1])} as {MANIFEST} says; harvest again"
-            )
-        if x.dtype not in FLOATS or rows.dtype != torch.int64:
-            raise UserError(
-                f"{path}: x of {x.dtype} and rows of {rows.dtype}: not what is harvested; harvest again"
-            )
+        n = shard["rows"]
+        shapes = {"x": (n, self.d_in), "rows": (n,)}
+        shapes |= {tensor_of(site): (n, width) for site, width in self._widths.items()}
+        for name, shape in shapes.items():
+            found = tensors.get(name)
+            if found is None or found.shape != shape:
+                raise UserError(f"{path}: expected {name} {list(shape)} as {MANIFEST} says; harvest again")
+            if (found.dtype != torch.int64) if name == "rows" else (found.dtype not in FLOATS):
+                raise UserError(f"{path}: {name} of {found.dtype}: not what is harvested; harvest again")
+            if name != "rows" and not all_finite(found):
+                raise UserError(f"{path}: activations hold NaN or infinite values; harvest again")
+        rows = tensors["rows"]
         if not 0 <= int(rows.min()) <= int(rows.max()) < self.manifest["tokens"]:
             raise UserError(
                 f"{path}: rows lead outside the text of {self.manifest['tokens']:,} tokens; harvest again"
             )
-        if not all_finite(x):
-            raise UserError(f"{path}: activations hold NaN or infinite values; harvest again")
-        return ActivationBatch(x, rows)
+        return batch_of(tensors)
 
     def tokens(self) -> Tokens:
         return Tokens.load(self.folder / TOKENS, listed_checksum(self.manifest, TOKENS))
@@ -199,9 +205,8 @@ class StoredActivations:
 
 def load_memory(store: StoredActivations, seed: int) -> MemoryActivations:
     """All activations of a store in memory, in the order in which they were read."""
-    shards = [store.shard(i) for i in range(len(store.shards))]
-    x, rows = torch.cat([shard.x for shard in shards]), torch.cat([shard.rows for shard in shards])
-    return MemoryActivations(x, rows, seed, store.harvest)
+    read = concatenated([store.shard(i) for i in range(len(store.shards))])
+    return MemoryActivations(read.x, read.rows, seed, store.harvest, read.others)
 
 
 def is_store(path: Path) -> bool:

@@ -6,10 +6,8 @@ import threading
 import time
 from typing import Any
 
-import torch
-
 from ..errors import UserError
-from .reader import ActivationBatch
+from .reader import ActivationBatch, concatenated
 from .sources import Blocks, MemoryActivations, SlowBlocks, StoredActivations
 
 
@@ -100,14 +98,10 @@ class ActivationStream:
         while missing:
             block = self._current()
             part = slice(self._row, self._row + missing)
-            parts.append(ActivationBatch(block.x[part], block.rows[part]))
+            parts.append(block.each(lambda x, part=part: x[part]))
             missing -= len(parts[-1])
             self._row += len(parts[-1])
-        batch = (
-            parts[0]
-            if len(parts) == 1
-            else ActivationBatch(torch.cat([p.x for p in parts]), torch.cat([p.rows for p in parts]))
-        )
+        batch = concatenated(parts)
         self.seconds += time.perf_counter() - start
         return batch
 

@@ -12,14 +12,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Annotated, Any, Literal
 
-import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch import Tensor
 
 from ..errors import UserError
 from ..files import CHECKSUMS, read_json, read_tensors, write_json, write_tensors
 from ..output import note
 from ..text import Tokens
-from .reader import ActivationBatch, ActivationReader
+from .reader import ActivationBatch, ActivationReader, concatenated
 
 STORE_VERSION = 1
 MANIFEST, TOKENS = "activations.json", "tokens.safetensors"
@@ -120,8 +120,7 @@ class StoreWriter:
 
     def _sound(self, shard: Shard) -> ActivationBatch | None:
         try:
-            tensors = read_tensors(self.folder / shard.file, shard.checksum)
-            batch = ActivationBatch(tensors["x"], tensors["rows"])
+            batch = batch_of(read_tensors(self.folder / shard.file, shard.checksum))
         except (UserError, KeyError) as error:
             if shard.file != PENDING:  # that one may well be newer than the journal
                 note(f"{error}; reading its activations again")
@@ -194,10 +193,9 @@ class StoreWriter:
         self._writing = self._pool.submit(self._write, name, parts, windows)
 
     def _write(self, name: str, parts: list[ActivationBatch], windows: int) -> None:
-        tensors = {
-            "x": torch.cat([part.x for part in parts]),
-            "rows": torch.cat([part.rows for part in parts]),
-        }
+        written = concatenated(parts)
+        tensors = {"x": written.x, "rows": written.rows}
+        tensors |= {tensor_of(site): x for site, x in written.others.items()}
         parts.clear()  # what they hold is in memory twice by now
         rows = len(tensors["rows"])
         shard = Shard(
@@ -221,6 +219,18 @@ class StoreWriter:
         if self._writing is not None:
             self._writing.result()
         self.seconds_waited += time.perf_counter() - start
+
+
+def tensor_of(site: str) -> str:
+    """The name in a shard of the activations at one of the further sites; those at the first are `x`."""
+    return f"x at {site}"
+
+
+def batch_of(tensors: dict[str, Tensor]) -> ActivationBatch:
+    """The activations in a shard. Raises KeyError where there are none."""
+    prefix = tensor_of("")
+    others = {name.removeprefix(prefix): x for name, x in tensors.items() if name.startswith(prefix)}
+    return ActivationBatch(tensors["x"], tensors["rows"], others)
 
 
 def read_journal(folder: Path) -> Journal | None:
