@@ -94,12 +94,12 @@ def test_loading(finished_run: Path, tiny_config: MakeConfig, tmp_path: Path) ->
     config, sae = run.load()
     assert (config, sae.config.architecture) == (run.config(), "tree")
     assert run.load("tree")[0] == config
-    with pytest.raises(UserError, match=re.escape(f"{run}: holds one SAE, none named 'b'")):
+    with pytest.raises(UserError, match=re.escape(f"{run}: holds no SAE named 'b', but one: tree")):
         run.load("b")
     with pytest.raises(UserError, match="no trained SAE yet; finish it with `saeforest train --resume"):
         begun(tmp_path / "begun", tiny_config()).load()
     several = begun(tmp_path / "several", SEVERAL)
     several.sae("a").mkdir(parents=True)
     for name in (None, "c"):
-        with pytest.raises(UserError, match="holds several SAEs; set sae to one of a, b"):
+        with pytest.raises(UserError, match="holds several SAEs; name one of them: a, b"):
             several.load(name)

@@ -173,9 +173,8 @@ class RunFolder:
         if name is None and not config.saes:
             (name,) = members
         if name not in members:
-            if not config.saes:
-                raise UserError(f"{self.path}: holds one SAE, none named '{name}'; leave out sae")
-            raise UserError(f"{self.path}: holds several SAEs; set sae to one of {', '.join(members)}")
+            holds = "several SAEs; name one of them" if config.saes else f"no SAE named '{name}', but one"
+            raise UserError(f"{self.path}: holds {holds}: {', '.join(members)}")
         return members[name], load_sae(self.sae(name)).to(resolve_device(config.device))
 
     @contextmanager

@@ -37,6 +37,16 @@ def resumable(out: Path, command: str) -> Iterator[None]:
         raise Interrupted(f"{stop}{go_on}", stop.signum) from None
 
 
+def named(run: RunFolder, sae: str | None) -> str:
+    """The name of the SAE that --sae chooses, which may be left out where the run has only one."""
+    names = run.names()
+    if run.several and sae not in names:
+        raise UserError(f"{run}: holds several SAEs; give --sae with one of {', '.join(names)}")
+    if sae is not None and sae not in names:
+        raise UserError(f"{run}: holds one SAE, {names[0]}, and none named '{sae}'; leave out --sae")
+    return sae or names[0]
+
+
 def quoted(path: Path) -> str:
     """A path as it is typed in a shell."""
     return quote(str(path))

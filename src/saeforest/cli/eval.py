@@ -8,7 +8,7 @@ from ..errors import UserError
 from ..output import results
 from ..stopping import Interrupted
 from .arguments import parse, taken
-from .common import doc
+from .common import doc, named
 
 
 def evaluate(argv: Sequence[str]) -> None:
@@ -27,7 +27,7 @@ def evaluate(argv: Sequence[str]) -> None:
     run = RunFolder(args.run)
     tidy(run)
     names = measure_names(args.measures)
-    chosen = run.names() if args.sae is None else [args.sae]
+    chosen = run.names() if args.sae is None else [named(run, args.sae)]
     saes = {name: run.load(name, args.device) for name in chosen}
     reader = open_reader(next(iter(saes.values()))[0])
     for _, sae in saes.values():

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .arguments import parse
-from .common import INDEX_TOKENS, Run, doc, positive
+from .common import INDEX_TOKENS, Run, doc, named, positive
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,8 @@ def index(argv: Sequence[str]) -> None:
 
     run = RunFolder(args.run)
     tidy(run)
-    config, sae = run.load(args.sae, args.device)
+    name = named(run, args.sae)
+    config, sae = run.load(name, args.device)
     reader = open_reader(config)
     check_site(sae, reader)
-    name = args.sae or run.names()[0]
     index_run(run, name, config, sae, reader, args.tokens or min(INDEX_TOKENS, config.tokens))

@@ -12,7 +12,7 @@ import tyro
 from ..errors import UserError
 from ..output import note, results
 from .arguments import parse
-from .common import INDEX_TOKENS, Run, doc, positive
+from .common import INDEX_TOKENS, Run, doc, named, positive
 
 _MOST_DIGITS = 20
 
@@ -41,8 +41,8 @@ def show(argv: Sequence[str]) -> None:
     from ..session import check_site, open_reader
 
     run = RunFolder(args.run)
-    config, sae = run.load(args.sae, args.device)
-    name = args.sae or run.names()[0]
+    name = named(run, args.sae)
+    config, sae = run.load(name, args.device)
     folder = run.index(name)
     feature = None if args.feature is None else _feature(args.feature, sae.d_sae, args.run)
     if folder.exists():
