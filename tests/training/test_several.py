@@ -158,7 +158,7 @@ def test_train_and_measure_several_by_the_command_line(
     record = json.loads((out / "eval" / "tiny-seed-7" / "reconstruction.json").read_text())
     assert record["settings"]["seed"] == 7
     assert cli.run(["show", str(out)]) == 2
-    assert "holds several SAEs; set sae to one of tiny-seed-3, tiny-seed-7" in capsys.readouterr().err
+    assert "holds several SAEs; give --sae with one of tiny-seed-3, tiny-seed-7" in capsys.readouterr().err
     assert cli.run(["show", str(out), "--sae", "tiny-seed-3"]) == 0
     assert (out / "index" / "tiny-seed-3").is_dir()
     assert cli.run(["show", str(out), "--sae", "tiny-seed-4"]) == 2
