@@ -54,7 +54,6 @@ from saeforest.saes import (
     TopKConfig,
     TreeConfig,
 )
-from saeforest.session import open_reader
 from saeforest.training import run_training
 from saeforest.training.dry_run import estimate
 
@@ -198,18 +197,12 @@ def told(work: Callable[[], object]) -> dict[str, Any]:
 
 
 def evaluated(run: Path, measures: str, tokens: int) -> None:
-    folder = RunFolder(run)
-    saes = {name: folder.load(name) for name in folder.names()}
-    reader = open_reader(next(iter(saes.values()))[0])
     options = MeasureOptions(tokens=tokens, ce_tokens=tokens // 2, infer_tokens=tokens)
-    measure_run(saes, reader, measure_names(measures), options, folder, again=True)
+    measure_run(run, measure_names(measures), options, again=True)
 
 
 def indexed(run: Path, tokens: int) -> None:
-    folder = RunFolder(run)
-    name = folder.names()[0]
-    config, sae = folder.load(name)
-    index_run(folder, name, config, sae, open_reader(config), tokens)
+    index_run(run, tokens, RunFolder(run).names()[0])
 
 
 def limited(config: TrainConfig, folder: Path) -> dict[str, Any]:

@@ -43,9 +43,7 @@ def run_demo(config: TrainConfig, out: Path, eval_tokens: int) -> None:
 
         note("Measuring it on held-out text")
         options = MeasureOptions(tokens=eval_tokens)
-        (name,) = run.saes
-        saes = {name: (run.config, run.sae)}
-        records = measure_run(saes, reader, SETS["fast"], options, folder)[name]
+        ((name, records),) = measure_run(folder, SETS["fast"], options, reader=reader).items()
         measured = time.monotonic()
 
         note("Indexing what its features fire on")

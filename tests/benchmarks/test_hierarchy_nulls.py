@@ -13,7 +13,7 @@ import torch
 from conftest import MakeConfig
 from saeforest.config import save_config
 from saeforest.errors import UserError
-from saeforest.evaluation import measure_run
+from saeforest.evaluation import measure_saes
 from saeforest.evaluation.options import MeasureOptions
 from saeforest.measures.hierarchy import HierarchyConfig
 from saeforest.measures.probes import ProbeConfig
@@ -100,7 +100,7 @@ def test_the_three_are_measured_alike(
     run = RunFolder(tmp_path)
     run.save_config(config)
     saes = {"tree": (config, sae)}
-    (record,) = measure_run(saes, open_reader(config), ["hierarchy"], options, run)["tree"]
+    (record,) = measure_saes(saes, open_reader(config), ["hierarchy"], options, run)["tree"]
     assert {name: trained["values"][name][0] for name in nulls.COLUMNS} == {
         name: record.value[name] for name in nulls.COLUMNS
     }

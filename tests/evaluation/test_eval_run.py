@@ -64,10 +64,7 @@ def run(tiny_config: MakeConfig, tmp_path_factory: pytest.TempPathFactory) -> Pa
 def measured(
     run: Path, names: tuple[str, ...] = NAMES, options: MeasureOptions = OPTIONS, *, again: bool = False
 ) -> dict[str, list[Record]]:
-    folder = RunFolder(run)
-    saes = {name: folder.load(name) for name in folder.names()}
-    reader = open_reader(saes["tree"][0])
-    return measure_run(saes, reader, names, options, folder, again=again)
+    return measure_run(run, names, options, again=again)
 
 
 def count_forwards(monkeypatch: pytest.MonkeyPatch) -> list[Any]:

@@ -30,7 +30,7 @@ from saeforest.evaluation import (
     Source,
     evaluate,
     measure_names,
-    measure_run,
+    measure_saes,
     read_windows,
     table,
 )
@@ -693,7 +693,7 @@ def test_measure_run_writes_a_file_for_each_measure_of_held_out_text(
     run.save_config(config)
     names = ["dead", "cross_entropy"]
     options = MeasureOptions(tokens=240, ce_tokens=24)
-    records = measure_run({"tree": (config, sae)}, reader, names, options, run)["tree"]
+    records = measure_saes({"tree": (config, sae)}, reader, names, options, run)["tree"]
     assert [record.measure for record in records] == names
     assert sorted(path.name for path in (folder / "eval").iterdir()) == ["cross_entropy.json", "dead.json"]
     for record in records:

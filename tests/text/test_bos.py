@@ -19,7 +19,7 @@ from conftest import EOS, LAYERS, WIDTH, MakeConfig, byte_tokenizer
 from saeforest.activations import harvest_folder, open_store
 from saeforest.config import TrainConfig, load_config, save_config
 from saeforest.errors import UserError
-from saeforest.evaluation import measure_run
+from saeforest.evaluation import measure_saes
 from saeforest.evaluation.options import MeasureOptions
 from saeforest.explore.build import build_index
 from saeforest.explore.index import Index
@@ -202,7 +202,7 @@ def test_a_run_reads_with_bos_throughout(with_bos: tuple[TrainConfig, Path]):
         assert (tokens.ids[:, 0] == BOS).all()
         assert not (tokens.ids[:, 1:] == BOS).any()
         assert not reader.keep(tokens.ids)[:, 0].any()
-    records = measure_run(
+    records = measure_saes(
         {"tree": (resolved, sae)}, reader, ["sparsity"], MeasureOptions(tokens=640), RunFolder(out)
     )
     assert records["tree"][0].settings["prepend_bos"] is True
@@ -288,7 +288,9 @@ def test_another_state_than_in_training_is_refused(
     with pytest.raises(UserError, match=message):
         check_site(sae, reader)
     with pytest.raises(UserError, match=message):
-        measure_run({"tree": (loaded, sae)}, reader, ["sparsity"], MeasureOptions(tokens=640), RunFolder(out))
+        measure_saes(
+            {"tree": (loaded, sae)}, reader, ["sparsity"], MeasureOptions(tokens=640), RunFolder(out)
+        )
     del sae.metadata["prepend_bos"]  # an SAE of before the setting: read as it was trained, and said
     capsys.readouterr()
     check_site(sae, reader)

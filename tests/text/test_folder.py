@@ -11,7 +11,7 @@ import datasets
 import pytest
 
 from conftest import MakeConfig
-from saeforest.evaluation import measure_run
+from saeforest.evaluation import measure_saes
 from saeforest.evaluation.options import MeasureOptions
 from saeforest.files import write_json
 from saeforest.run_folder import RunFolder
@@ -176,7 +176,7 @@ def test_a_run_inside_its_own_data(
     run = RunFolder(data / "runs" / "a")
     resolved, sae = run.load()
     saes = {"tree": (resolved, sae)}
-    measure_run(saes, open_reader(resolved), ["sparsity"], MeasureOptions(tokens=640), run)
+    measure_saes(saes, open_reader(resolved), ["sparsity"], MeasureOptions(tokens=640), run)
     assert names(data) == first
     assert "1 folder that is a run of saeforest (runs/a)" in capsys.readouterr().err
     assert "a run of saeforest, not text" in reading_error(data / "runs" / "a")

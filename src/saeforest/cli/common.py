@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from ..run_folder import RunFolder
 
 Run = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
-#: Tokens of the training text that an index is made from, unless the user says.
-INDEX_TOKENS = 600_000
 
 
 @contextmanager

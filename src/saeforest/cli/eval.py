@@ -16,8 +16,6 @@ def evaluate(argv: Sequence[str]) -> None:
     from ..evaluation import measure_names, measure_run, table
     from ..evaluation.options import PRESETS
     from ..run_folder import RunFolder
-    from ..session import check_site, open_reader
-    from ..training.unfinished import tidy
     from .eval_arguments import eval_arguments
 
     preset, rest = taken(argv, "--preset")
@@ -25,15 +23,10 @@ def evaluate(argv: Sequence[str]) -> None:
         raise UserError(f"--preset {preset[:100]}: expected one of {', '.join(PRESETS)}")
     args = parse(eval_arguments(PRESETS[preset or "recommended"]), rest, "eval", doc(evaluate))
     run = RunFolder(args.run)
-    tidy(run)
     names = measure_names(args.measures)
-    chosen = run.names() if args.sae is None else [named(run, args.sae)]
-    saes = {name: run.load(name, args.device) for name in chosen}
-    reader = open_reader(next(iter(saes.values()))[0])
-    for _, sae in saes.values():
-        check_site(sae, reader)
+    sae = None if args.sae is None else named(run, args.sae)
     try:
-        found = measure_run(saes, reader, names, args.options, run, again=args.again)
+        found = measure_run(run, names, args.options, sae=sae, device=args.device, again=args.again)
     except Interrupted as stop:
         kept = f"the measures taken so far are kept in {run.records}; give the same command for the others"
         raise Interrupted(f"stopped; {kept}", stop.signum) from None

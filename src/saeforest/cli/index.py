@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .arguments import parse
-from .common import INDEX_TOKENS, Run, doc, named, positive
+from .common import Run, doc, named, positive
 
 
 @dataclass(frozen=True)
@@ -28,13 +28,6 @@ def index(argv: Sequence[str]) -> None:
         positive(args, "tokens")
     from ..explore import index_run
     from ..run_folder import RunFolder
-    from ..session import check_site, open_reader
-    from ..training.unfinished import tidy
 
     run = RunFolder(args.run)
-    tidy(run)
-    name = named(run, args.sae)
-    config, sae = run.load(name, args.device)
-    reader = open_reader(config)
-    check_site(sae, reader)
-    index_run(run, name, config, sae, reader, args.tokens or min(INDEX_TOKENS, config.tokens))
+    index_run(run, args.tokens, named(run, args.sae), args.device)

@@ -12,7 +12,7 @@ import tyro
 from ..errors import UserError
 from ..output import note, results
 from .arguments import parse
-from .common import INDEX_TOKENS, Run, doc, named, positive
+from .common import Run, doc, named, positive
 
 _MOST_DIGITS = 20
 
@@ -38,7 +38,6 @@ def show(argv: Sequence[str]) -> None:
     from ..explore import Explorer, Index, index_run, show_families, show_feature
     from ..lm import load_tokenizer
     from ..run_folder import RunFolder
-    from ..session import check_site, open_reader
 
     run = RunFolder(args.run)
     name = named(run, args.sae)
@@ -48,10 +47,8 @@ def show(argv: Sequence[str]) -> None:
     if folder.exists():
         found = Index.load(folder, sae)
     else:
-        reader = open_reader(config)
-        check_site(sae, reader)
         note(f"{args.run} has no index yet; making it, once")
-        found = index_run(run, name, config, sae, reader, min(INDEX_TOKENS, config.tokens))
+        found = index_run(run, sae=name, device=args.device)
     explorer = Explorer(found, sae.forest, load_tokenizer(config.model))
     if feature is None:
         show_families(results(), explorer, args.families)

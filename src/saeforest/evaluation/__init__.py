@@ -3,7 +3,7 @@
 from .evaluate import evaluate, evaluate_all
 from .options import MeasureOptions
 from .registry import MEASURES, SETS, measure_names
-from .run import measure_run
+from .run import measure_run, measure_saes
 from .table import table
 from .task import Source, Task, make_task
 from .windows import read_windows
@@ -19,6 +19,7 @@ __all__ = [
     "make_task",
     "measure_names",
     "measure_run",
+    "measure_saes",
     "read_windows",
     "table",
 ]

@@ -13,8 +13,9 @@ from ..measures.record import Record
 from ..output import note
 from ..run_folder import RunFolder
 from ..saes import SAE
-from ..session import read_tokens, text_source
+from ..session import check_site, open_reader, read_tokens, text_source
 from ..training.log import has_log
+from ..training.unfinished import tidy
 from .evaluate import evaluate_all
 from .forests import forests_of
 from .key import record_key
@@ -24,6 +25,35 @@ from .task import Source, make_task
 
 
 def measure_run(
+    run: RunFolder | Path,
+    measures: Sequence[str],
+    options: MeasureOptions | None = None,
+    *,
+    sae: str | None = None,
+    device: str | None = None,
+    again: bool = False,
+    reader: ActivationReader | None = None,
+) -> dict[str, list[Record]]:
+    """Measures the SAEs of a run on held-out text, and returns the records by the SAE's name (see `measure_saes`).
+
+    sae:    which SAE; None for all.
+    device: of language model and SAEs; None for the one they were trained on.
+    again:  take measures anew of which there is a record already.
+    reader: reads the run's site, where its language model is open already.
+
+    Raises UserError where the folder is no run with a trained SAE, or an SAE is not of the run's model and site.
+    """
+    run = RunFolder(run) if isinstance(run, Path) else run
+    tidy(run)
+    saes = {name: run.load(name, device) for name in (run.names() if sae is None else [sae])}
+    if reader is None:
+        reader = open_reader(next(iter(saes.values()))[0])
+    for _, one in saes.values():
+        check_site(one, reader)
+    return measure_saes(saes, reader, measures, options or MeasureOptions(), run, again=again)
+
+
+def measure_saes(
     saes: Mapping[str, tuple[TrainConfig, SAE]],
     reader: ActivationReader,
     names: Sequence[str],

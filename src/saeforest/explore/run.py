@@ -26,17 +26,40 @@ from ..files import (
 from ..output import note
 from ..run_folder import RunFolder
 from ..saes import SAE
-from ..session import read_tokens
+from ..session import check_site, open_reader, read_tokens
 from ..stopping import Stop, stopping
 from ..text import Tokens
+from ..training.unfinished import tidy
 from .build import Counts, build_index
 from .index import Index, fingerprint
 
+#: Tokens of the training text that an index is made from, unless the user says.
+INDEX_TOKENS = 600_000
 _STATE, _TENSORS = "state.json", "counts.safetensors"
 _KEEP_EVERY_S = 60.0
 
 
 def index_run(
+    run: RunFolder | Path, tokens: int | None = None, sae: str | None = None, device: str | None = None
+) -> Index:
+    """Makes the index of an SAE of a run (see `index_sae`).
+
+    tokens: of the training text; None for all that the SAE was trained on, `INDEX_TOKENS` at most.
+    sae:    which SAE, of a run that trained several.
+    device: of language model and SAE; None for the one it was trained on.
+
+    Raises UserError where the folder is no run with a trained SAE, or the SAE is not of the run's model and site.
+    """
+    run = RunFolder(run) if isinstance(run, Path) else run
+    tidy(run)
+    config, trained = run.load(sae, device)
+    reader = open_reader(config)
+    check_site(trained, reader)
+    n_tokens = tokens or min(INDEX_TOKENS, config.tokens)
+    return index_sae(run, sae or run.names()[0], config, trained, reader, n_tokens)
+
+
+def index_sae(
     run: RunFolder, name: str, config: TrainConfig, sae: SAE, reader: ActivationReader, n_tokens: int
 ) -> Index:
     """Makes the index of one of a run's SAEs from `n_tokens` of its training text, which the language model reads.

@@ -1,0 +1,255 @@
+"""The pairs that the measure `hierarchy` judges: parents drawn, children chosen by each procedure, hits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple, get_args
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float64, Int
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..errors import UserError
+from ..seeds import seeded
+from ..structure.forest import ROOT
+from .bootstrap import FloatArray
+from .mcs import VARIANTS, Variant
+from .probes import Probes
+from .reconstruction_score import PairNearness, pair_nearness
+from .subject import Subject
+
+Procedure = Literal["tree", "mcs", "mcs_unconditional", "tree_unconditional"]
+PROCEDURES: tuple[Procedure, ...] = get_args(Procedure)
+
+
+@dataclass(frozen=True)
+class HierarchyConfig:
+    """Which pairs are judged, and how. The defaults are SPEC 5.2's recommendation.
+
+    Raises UserError for a value out of its range.
+    """
+
+    parents: int = 100
+    """Parents drawn by each seed."""
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    """One sample of parents each; the score is the mean over them."""
+    sampling: Literal["without", "with"] = "without"
+    """with: a parent may be drawn several times, and then counts as often."""
+    dense_share: float = 0.5
+    """Parents are drawn from this share of all features, the most frequent."""
+    children: int = 5
+    """The most children of a parent."""
+    min_count: int = 100
+    """A child fires on so many tokens or more."""
+    filter_before_topk: bool = True
+    """True: rarer children are left out before the best by MCS are taken. False: after `top_before_filter` were
+    taken, of which most or all may be rare, for a child that fired once has the largest MCS there is."""
+    top_before_filter: int = 20
+    """Children by MCS that are taken where `filter_before_topk` is false."""
+    order: Literal["frequency", "index"] = "frequency"
+    """Which children of the forest are taken where there are more: the most frequent, or those of the lowest index."""
+    top: int = 5
+    """The worst rank of a hit."""
+    rank_curve: int = 20
+    """Children by MCS of each parent in `rank_curve` (the paper's figure 13); 0: none."""
+    variants: tuple[Variant, ...] = VARIANTS
+    """Variants of MCS that are compared (figure 16)."""
+
+    def __post_init__(self) -> None:
+        least = {"parents": 1, "children": 1, "min_count": 1, "top": 1, "rank_curve": 0}
+        least["top_before_filter"] = self.children
+        for name, smallest in least.items():
+            if (value := getattr(self, name)) < smallest:
+                raise UserError(f"hierarchy.{name} = {value}: expected {smallest} or more")
+        if not 0 < self.dense_share <= 1:
+            raise UserError(f"hierarchy.dense_share = {self.dense_share}: expected more than 0, at most 1")
+        if not self.seeds:
+            raise UserError("hierarchy.seeds = (): expected one or more")
+        for name, given, known in (
+            ("sampling", [self.sampling], ("without", "with")),
+            ("order", [self.order], ("frequency", "index")),
+            ("variants", self.variants, VARIANTS),
+        ):
+            for word in given:
+                if word not in known:
+                    raise UserError(f"hierarchy.{name} = {word!r}: expected one of {', '.join(known)}")
+
+    @classmethod
+    def reference(cls) -> HierarchyConfig:
+        """The authors' published reading: SPEC 5.2, column "Ref code". They drew once, and fixed no seed."""
+        return cls(
+            parents=2000,
+            seeds=(0,),
+            sampling="with",
+            filter_before_topk=False,
+            order="index",
+            # Their probes share an L2 that grows with their number: none are trained beside those that are scored.
+            rank_curve=0,
+            variants=(),
+        )
+
+
+def has_edges(subject: Subject) -> bool:
+    return bool((subject.forest.parent != ROOT).any())
+
+
+def own_tree(subject: Subject) -> bool:
+    """Whether the SAE learned a tree: then MCS is given as many children of a parent as the tree has."""
+    return has_edges(subject) and not subject.sae.flat
+
+
+class Sample(NamedTuple):
+    """parents: all that were drawn, each once. times: how often each seed drew them. candidates: drawn from so many."""
+
+    parents: Int[Tensor, "u"]
+    times: Int[Tensor, "seeds u"]
+    candidates: int
+
+    @property
+    def first(self) -> list[int]:
+        """Which of the parents the first seed drew."""
+        return self.times[0].nonzero().flatten().tolist()
+
+
+def draw_parents(subject: Subject, config: HierarchyConfig) -> Sample:
+    n = subject.pairs.marginals.n
+    candidates = n.sort(descending=True, stable=True).indices[: max(int(config.dense_share * len(n)), 1)]
+    draws: list[Tensor] = []
+    for seed in config.seeds:
+        generator = seeded(seed, "hierarchy", "parents")
+        if config.sampling == "with":
+            draws.append(torch.randint(len(candidates), (config.parents,), generator=generator))
+        else:
+            draws.append(torch.randperm(len(candidates), generator=generator)[: config.parents])
+    times = torch.stack([torch.bincount(candidates[draw], minlength=len(n)) for draw in draws])
+    parents = times.sum(0).nonzero().flatten()
+    return Sample(parents, times[:, parents], len(candidates))
+
+
+def possible_children(subject: Subject, config: HierarchyConfig) -> Bool[Tensor, "d_sae"]:
+    """The features that may be a child: they fire often enough, and not always."""
+    every = torch.arange(subject.sae.d_sae)
+    return (subject.pairs.marginals.n >= config.min_count) & subject.probes.defined(every)
+
+
+#: Children by name of the procedure and, with it, of each sampled parent.
+Chosen = dict[str, list[list[int]]]
+
+
+def choose_children(subject: Subject, config: HierarchyConfig, sample: Sample) -> Chosen:
+    """The children of each sampled parent by PROCEDURES; of the first seed's also by the variants and for figure 13."""
+    may, most = possible_children(subject, config), config.children
+    tree = [[c for c in subject.forest.children(p) if may[c]] for p in sample.parents.tolist()]
+    if config.order == "frequency":
+        n = subject.pairs.marginals.n.tolist()
+        tree = [sorted(children, key=lambda c: (-n[c], c)) for children in tree]
+    ranked = _by_mcs(subject, config, "mcs_binary", sample.parents, max(most, config.rank_curve), may)
+    equal = [min(most, len(a), len(b)) for a, b in zip(tree, ranked, strict=True)]
+    allowed = [len(children) if own_tree(subject) else most for children in tree]
+    chosen: Chosen = {
+        "tree": [children[:n] for children, n in zip(tree, equal, strict=True)],
+        "mcs": [children[: min(most, n)] for children, n in zip(ranked, allowed, strict=True)],
+        "mcs_unconditional": [children[:most] for children in ranked],
+        "tree_unconditional": [children[:most] for children in tree],
+        "rank_curve": [[] for _ in ranked],
+    }
+    for u in sample.first:
+        if config.rank_curve and len(ranked[u]) >= config.rank_curve:
+            chosen["rank_curve"][u] = ranked[u][: config.rank_curve]
+    parents = sample.parents[sample.first]
+    for variant in config.variants:
+        chosen[variant] = [[] for _ in ranked]
+        for u, children in zip(
+            sample.first, _by_mcs(subject, config, variant, parents, most, may), strict=True
+        ):
+            chosen[variant][u] = children[: allowed[u]]
+    return chosen
+
+
+def _by_mcs(
+    subject: Subject,
+    config: HierarchyConfig,
+    variant: Variant,
+    parents: Int[Tensor, "b"],
+    top: int,
+    may: Bool[Tensor, "d_sae"],
+) -> list[list[int]]:
+    if config.filter_before_topk:
+        # Features that always fire take no one's place.
+        always = int((subject.pairs.marginals.n >= config.min_count).sum() - may.sum())
+        found = subject.pairs.top_children(variant, parents, top + always, config.min_count)
+    else:
+        found = subject.pairs.top_children(variant, parents, config.top_before_filter, min_count=1)
+    return [[c for c in children if c != -1 and may[c]][:top] for children in found.ids.tolist()]
+
+
+class Judged(NamedTuple):
+    """All distinct pairs; `rows`, by procedure, says which of them are its, in the order they were chosen.
+
+    parent: its place in the sample.
+    """
+
+    rows: dict[str, NDArray[np.int64]]
+    parent: NDArray[np.int64]
+    child: NDArray[np.int64]
+    n: NDArray[np.int64]
+    coverage: FloatArray
+    near: PairNearness
+    hit: FloatArray
+    lda_hit: FloatArray
+
+
+def judge_pairs(subject: Subject, config: HierarchyConfig, sample: Sample, chosen: Chosen) -> Judged:
+    d_sae = subject.sae.d_sae
+    keys = {
+        name: np.array([u * d_sae + c for u, children in enumerate(lists) for c in children], dtype=np.int64)
+        for name, lists in chosen.items()
+    }
+    key = np.unique(np.concatenate(list(keys.values())))
+    place, child = (torch.from_numpy(part) for part in np.divmod(key, d_sae))
+    near = _nearness(subject, subject.probes, sample.parents[place], child)
+    near_lda = near
+    if subject.probes.config.method != "lda":
+        by_lda = Probes(
+            subject.x, subject.pairs, replace(subject.probes.config, method="lda"), subject.probes.device
+        )
+        near_lda = _nearness(subject, by_lda, sample.parents[place], child)
+    hit, lda_hit = (
+        (torch.maximum(found.rank_child, found.rank_parent) <= config.top).double().numpy()
+        for found in (near, near_lda)
+    )
+    return Judged(
+        rows={name: np.searchsorted(key, of) for name, of in keys.items()},
+        parent=place.numpy(),
+        child=child.numpy(),
+        n=subject.pairs.marginals.n[child].numpy(),
+        coverage=_coverage(subject, sample, place, child).numpy(),
+        near=near,
+        hit=hit,
+        lda_hit=lda_hit,
+    )
+
+
+def _nearness(
+    subject: Subject, probes: Probes, parent: Int[Tensor, "m"], child: Int[Tensor, "m"]
+) -> PairNearness:
+    if not len(child):
+        nothing = torch.zeros(0)
+        return PairNearness(nothing, nothing, nothing.long(), nothing.long())
+    children, row = child.unique(return_inverse=True)
+    decoder = F.normalize(subject.sae.W_dec.detach().float())
+    return pair_nearness(probes.directions(children)[row], decoder, parent, child)
+
+
+def _coverage(
+    subject: Subject, sample: Sample, place: Int[Tensor, "m"], child: Int[Tensor, "m"]
+) -> Float64[Tensor, "m"]:
+    found, first = torch.zeros(len(child), dtype=torch.float64), 0
+    for block, score in subject.pairs.scores("coverage", sample.parents, "parent"):
+        mine = (place >= first) & (place < first + len(block))
+        found[mine] = score[place[mine] - first, child[mine]]
+        first += len(block)
+    return found

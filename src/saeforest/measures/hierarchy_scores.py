@@ -1,0 +1,162 @@
+"""The scores of the measure `hierarchy`, from its judged pairs: ratios of hits, curves, and the pairs themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .bootstrap import FloatArray, Formula, estimate
+from .hierarchy_pairs import PROCEDURES, HierarchyConfig, Judged, Procedure, Sample
+
+# The precision curve has so many points from n to 10 n, the same for every SAE.
+_CURVE_POINTS = 6
+
+
+class ByParent:
+    """Sums over the pairs of a procedure, by sampled parent: `[u]` each."""
+
+    def __init__(self, judged: Judged, rows: NDArray[np.int64], n_parents: int) -> None:
+        def total(values: NDArray[Any]) -> FloatArray:
+            return np.bincount(judged.parent[rows], values[rows], n_parents).astype(np.float64)
+
+        self.pairs = total(np.ones_like(judged.hit))
+        self.hits, self.lda_hits = total(judged.hit), total(judged.lda_hit)
+        self.s_res = total(judged.near.score.numpy())
+        self.has = (self.pairs > 0).astype(np.float64)
+        self.share = self.hits / np.maximum(self.pairs, 1)
+
+
+class Ratio(NamedTuple):
+    """By sampled parent: sums over those drawn are taken of both, and divided."""
+
+    of: FloatArray
+    by: FloatArray
+
+
+def ratios_of(table: Mapping[str, ByParent], may_have_children: bool) -> dict[str, Ratio]:
+    tree, mcs, plain = table["tree"], table["mcs"], table["mcs_unconditional"]
+    wide = table["tree_unconditional"]
+    return {
+        **{name: Ratio(table[name].hits, table[name].pairs) for name in PROCEDURES},
+        "tree_parents_share": Ratio(wide.has, np.full_like(wide.has, may_have_children)),
+        "mean_over_parents_tree": Ratio(tree.share, tree.has),
+        "mean_over_parents_mcs": Ratio(mcs.share, mcs.has),
+        "mean_over_parents_mcs_unconditional": Ratio(plain.share, plain.has),
+        "s_res_tree": Ratio(tree.s_res, tree.pairs),
+        "s_res_mcs_unconditional": Ratio(plain.s_res, plain.pairs),
+        "lda_tree": Ratio(tree.lda_hits, tree.pairs),
+        "lda_mcs_unconditional": Ratio(plain.lda_hits, plain.pairs),
+    }
+
+
+def _of_seeds(sample: Sample, ratio: Ratio, weights: FloatArray) -> FloatArray:
+    """The ratio by seed, `[b, seeds]`; NaN where a seed drew nothing that has one."""
+    times = sample.times.double().numpy()
+    return weights @ (times * ratio.of).T / (weights @ (times * ratio.by).T)
+
+
+def by_seed(sample: Sample, ratio: Ratio) -> list[float | None]:
+    with np.errstate(invalid="ignore"):
+        found = _of_seeds(sample, ratio, np.ones((1, len(sample.parents))))[0]
+    return [float(score) if np.isfinite(score) else None for score in found]
+
+
+def formula_of(
+    sample: Sample, judged: Judged, ratios: Mapping[str, Ratio], error_rate_of: Procedure
+) -> Formula:
+    matched = {"matched_tree": _best_first(judged, "tree_unconditional")}
+    matched["matched_mcs"] = _best_first(judged, "mcs_unconditional")
+
+    def formula(weights: FloatArray) -> dict[str, FloatArray]:
+        found: dict[str, FloatArray] = {}
+        for name, ratio in ratios.items():
+            by_seed = _of_seeds(sample, ratio, weights)
+            defined = np.isfinite(by_seed)
+            found[name] = np.where(defined, by_seed, 0).sum(1) / defined.sum(1)
+        drawn = {name: weights[:, judged.parent[rows]] for name, rows in matched.items()}
+        n = np.minimum(*(times.sum(1) for times in drawn.values()))[:, None]
+        for name, rows in matched.items():
+            before = drawn[name].cumsum(1) - drawn[name]
+            taken = np.clip(n - before, 0, drawn[name])
+            found[name] = taken @ judged.hit[rows] / n[:, 0]
+        found["error_rate"] = 1 - found[error_rate_of]
+        return found
+
+    return formula
+
+
+def _best_first(judged: Judged, procedure: Procedure) -> NDArray[np.int64]:
+    rows = judged.rows[procedure]
+    keys = (judged.child[rows], judged.parent[rows], -judged.n[rows], -judged.coverage[rows])
+    return rows[np.lexsort(keys)]
+
+
+def precision_curve(judged: Judged, procedure: Procedure) -> list[list[float]]:
+    """[n, precision of the best n pairs], for n up to all pairs."""
+    hits = judged.hit[_best_first(judged, procedure)].cumsum()
+    steps = range(int(_CURVE_POINTS * np.log10(max(len(hits), 1))) + 1)
+    points = {round(10 ** (step / _CURVE_POINTS)) for step in steps} | {len(hits)}
+    return [[n, float(hits[n - 1] / n)] for n in sorted(points) if 0 < n <= len(hits)]
+
+
+def counts_of(sample: Sample, of: ByParent) -> dict[str, list[int]]:
+    times = sample.times.numpy()
+    return {
+        "pairs": (times @ of.pairs).astype(int).tolist(),
+        "parents": (times @ of.has).astype(int).tolist(),
+    }
+
+
+def variants_of(sample: Sample, config: HierarchyConfig, table: Mapping[str, ByParent]) -> dict[str, Any]:
+    """Figure 16, of the first seed's parents."""
+    first = sample.first
+    once = Sample(sample.parents[first], sample.times[:1, first], sample.candidates)
+    ratios = {name: Ratio(table[name].hits[first], table[name].pairs[first]) for name in config.variants}
+
+    def score(weights: FloatArray) -> dict[str, FloatArray]:
+        return {name: _of_seeds(once, ratio, weights)[:, 0] for name, ratio in ratios.items()}
+
+    found = estimate(score, len(first))
+    pairs = {name: int(ratio.by @ once.times[0].double().numpy()) for name, ratio in ratios.items()}
+    return {
+        name: {"value": found.value[name], "interval": found.interval[name], "pairs": pairs[name]}
+        for name in config.variants
+    }
+
+
+def rank_curve_of(judged: Judged, config: HierarchyConfig) -> dict[str, Any]:
+    """Figure 13: by rank among a parent's children by MCS, the means over the parents that have so many."""
+    rows = judged.rows["rank_curve"].reshape(-1, max(config.rank_curve, 1))
+    if not len(rows):
+        return {"parents": 0, "cos_parent": [], "hit": []}
+    return {
+        "parents": len(rows),
+        "cos_parent": judged.near.cos_parent.numpy()[rows].mean(0, dtype=np.float64).tolist(),
+        "hit": judged.hit[rows].mean(0).tolist(),
+    }
+
+
+def pair_list(sample: Sample, judged: Judged) -> list[dict[str, Any]]:
+    """The first seed's."""
+    first = set(sample.first)
+    procedures: Sequence[Procedure] = ("tree", "mcs_unconditional")
+    return [
+        {
+            "procedure": procedure,
+            "parent": int(sample.parents[judged.parent[row]]),
+            "child": int(judged.child[row]),
+            "n": int(judged.n[row]),
+            "coverage": float(judged.coverage[row]),
+            "cos_parent": float(judged.near.cos_parent[row]),
+            "cos_child": float(judged.near.cos_child[row]),
+            "rank_parent": int(judged.near.rank_parent[row]),
+            "rank_child": int(judged.near.rank_child[row]),
+            "s_res": float(judged.near.score[row]),
+        }
+        for procedure in procedures
+        for row in judged.rows[procedure]
+        if int(judged.parent[row]) in first
+    ]
