@@ -25,8 +25,7 @@ from saeforest.activations import ActivationStream
 from saeforest.activations.sources import MemoryActivations, open_store
 from saeforest.activations.writer import read_journal
 from saeforest.config import load_config
-from saeforest.evaluation.forests import _read as kept_forest
-from saeforest.evaluation.options import MeasureOptions
+from saeforest.evaluation.kept_forest import kept_forest
 from saeforest.explore import Index
 from saeforest.explore.build import Counts
 from saeforest.explore.run import _STATE as INDEX_STATE
@@ -158,7 +157,7 @@ def _answers(root: Path) -> str:
 
 def _forest(root: Path) -> str:
     about = json.loads((root / "about_forest.json").read_text())
-    found = kept_forest(root / "two/forest/topk", load_sae(root / "two/sae/topk"), about, MeasureOptions())
+    found = kept_forest(root / "two/forest/topk", load_sae(root / "two/sae/topk"), about)
     if found is None:
         return ANEW
     return digest(found[0].parent, found[0].layered, found[1])

@@ -21,6 +21,7 @@ from .demo import demo
 from .eval import evaluate
 from .harvest import harvest
 from .index import index
+from .infer import infer
 from .show import show
 from .synthetic import synthetic
 from .train import train
@@ -32,6 +33,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {
     "eval": evaluate,
     "compare": compare,
     "index": index,
+    "infer": infer,
     "show": show,
     "harvest": harvest,
     "verify": verify,

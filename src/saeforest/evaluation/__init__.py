@@ -1,6 +1,7 @@
 """How measures are taken: which there are, their settings, the passes over text that feed them, and a run's records."""
 
 from .evaluate import evaluate, evaluate_all
+from .forests import infer
 from .options import MeasureOptions
 from .registry import MEASURES, SETS, measure_names
 from .run import measure_run, measure_saes
@@ -16,6 +17,7 @@ __all__ = [
     "Task",
     "evaluate",
     "evaluate_all",
+    "infer",
     "make_task",
     "measure_names",
     "measure_run",

@@ -5,48 +5,30 @@ What was inferred is kept in RUN/forest/, so that every measurement of a run is 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from ..activations import ActivationReader
 from ..activations.data import StoredData, TextData, data_of
-from ..config import TrainConfig
+from ..config import TextConfig, TrainConfig
 from ..errors import UserError
-from ..files import (
-    CHECKSUMS,
-    atomic_folder,
-    listed_checksum,
-    read_json,
-    read_tensors,
-    write_json,
-    write_tensors,
-)
-from ..infer import ForestInference, InferredForest
+from ..infer import ForestInference, InferConfig, InferredForest
+from ..interop import load
 from ..memory import Forecast
-from ..output import note
 from ..progress import progress
 from ..run_folder import RunFolder
 from ..saes import SAE
-from ..schema import Count, Schema, checked, without
-from ..session import read_tokens
+from ..session import check_site, open_reader, read_tokens
 from ..structure.forest import Forest
+from .kept_forest import forest_question, kept_forest, origin, write_forest
 from .options import MeasureOptions
 
-ABOUT, TENSORS = "forest.json", "forest.safetensors"
-
-
-class _Kept(Schema):
-    """What forest.json says beside the question that it answers."""
-
-    layered: bool
-    activations: Count
+# Names of what an SAE's metadata say of its training.
+_MODEL, _SITE = "model_name", "hook_name"
 
 
 def forests_of(
@@ -58,38 +40,125 @@ def forests_of(
     """Forest and its origin in a few words, for each SAE; flat ones share one reading of the training text.
 
     `reader` leaves out the positions that training did, whatever is left out of what is measured.
-    Raises UserError where another process infers one of the forests that are missing.
+    Raises UserError where another process infers one of the forests that are missing, or where `infer` made another.
     """
+    default = MeasureOptions()
+    by_default = (options.infer, options.infer_tokens) == (default.infer, default.infer_tokens)
     found: dict[str, tuple[Forest, str]] = {}
     missing: dict[str, ForestInference] = {}
+    questions = {}
     for name, (config, sae) in saes.items():
         if not sae.flat:
             found[name] = sae.forest, "its own"
             continue
-        if (kept := _read(run.forest(name), sae, _about(config, sae, options), options)) is not None:
+        tokens = min(options.infer_tokens, config.tokens)
+        questions[name] = forest_question(sae, config.data, tokens, options.infer)
+        if kept := kept_forest(run.forest(name), sae, questions[name], by_default=by_default):
             found[name] = kept
         else:
             missing[name] = ForestInference(sae, options.infer)
     if missing:
+        config = saes[next(iter(missing))][0]
         with run.claimed(*map(run.forest, missing)):
-            found |= _inferred(missing, saes, reader, options, run)
+            for name, inferred in _inferred(missing, config, reader, options.infer_tokens).items():
+                write_forest(run.forest(name), inferred, questions[name])
+                by = inferred.config
+                found[name] = inferred.forest, origin(by.method, by.order, inferred.n_tokens)
     return found
 
 
+def infer(
+    source: RunFolder | Path,
+    config: InferConfig | None = None,
+    *,
+    tokens: int = MeasureOptions.infer_tokens,
+    sae: str | None = None,
+    device: str | None = None,
+    out: Path | None = None,
+    model: str = "",
+    site: str = "",
+    data: str = "",
+) -> InferredForest:
+    """Infers a forest for a flat SAE from text, and saves it.
+
+    source: a run, whose forest goes to RUN/forest and is taken by whatever measures the run from then on; or the folder
+        of an SAE, as `saeforest.load` reads it.
+    tokens: of the training text.
+    sae:    which SAE, of a run that trained several.
+    device: of language model and SAE; None for the run's, or the best there is.
+
+    Of the folder of an SAE alone:
+    out:    where the forest goes.
+    model, site, data: what the SAE reads; empty for what its metadata say, data for the packaged text.
+
+    Raises UserError where these do not go together, or the SAE learned a forest of its own.
+    """
+    config = config or InferConfig()
+    if tokens < 1:
+        raise UserError(f"tokens = {tokens}: expected 1 or more")
+    run = source if isinstance(source, RunFolder) else RunFolder(source)
+    if run.config_file.is_file():
+        if out is not None or model or site or data:
+            raise UserError(
+                f"{run}: a run knows its model, site and data, and its forest goes to RUN/forest; leave these out"
+            )
+        train, found = run.load(sae, device)
+        place = run.forest(sae or run.names()[0])
+        with run.claimed(place):
+            return _infer_into(place, found, train, config, tokens)
+    if sae is not None:
+        raise UserError(f"{run}: no run, so it has no SAE named '{sae}'; give the SAE's own folder")
+    if out is None:
+        raise UserError(f"{run}: the folder of an SAE; expected another for its forest (out)")
+    if out.exists() and any(out.iterdir()):
+        raise UserError(f"{out}: exists and is not empty; choose another folder")
+    found = load(run.path)
+    train = _train_config(found, run.path, tokens, model, site, data, device)
+    return _infer_into(out, found, train, config, tokens)
+
+
+def _train_config(
+    sae: SAE, folder: Path, tokens: int, model: str, site: str, data: str, device: str | None
+) -> TrainConfig:
+    """What an SAE reads, as its metadata say, or as given."""
+    about = sae.metadata
+    model, site = model or about.get(_MODEL, ""), site or about.get(_SITE, "")
+    for name, value in (("model", model), ("site", site)):
+        if not value:
+            raise UserError(f"{folder}: does not say which {name} it was trained on; give {name}")
+    context = about.get("context_size", TextConfig.context)
+    bos = {True: "yes", False: "no"}.get(about.get("prepend_bos"), "auto")
+    if not isinstance(context, int) or context < 1:
+        raise UserError(f"{folder}: context_size = {context!r} in its metadata: expected a number of tokens")
+    text = TextConfig(context=context, bos=bos)
+    train = TrainConfig(model=model, site=site, tokens=max(tokens, context), text=text)
+    return replace(train, data=data or train.data, device=device or train.device)
+
+
+def _infer_into(
+    place: Path, sae: SAE, train: TrainConfig, config: InferConfig, tokens: int
+) -> InferredForest:
+    if not sae.flat:
+        raise UserError(
+            f"the SAE ({sae.config.architecture}) learned a forest of its own; expected a flat SAE"
+        )
+    reader = open_reader(train)
+    check_site(sae, reader)
+    missing = {"": ForestInference(sae.to(reader.lm.device), config)}
+    inferred = _inferred(missing, train, reader, tokens)[""]
+    about = forest_question(sae, train.data, min(tokens, train.tokens), config)
+    write_forest(place, inferred, about, chosen=True)
+    return inferred
+
+
 def _inferred(
-    missing: Mapping[str, ForestInference],
-    saes: Mapping[str, tuple[TrainConfig, SAE]],
-    reader: ActivationReader,
-    options: MeasureOptions,
-    run: RunFolder,
-) -> dict[str, tuple[Forest, str]]:
-    """Reads the text, and keeps and returns the forests that are missing."""
-    found: dict[str, tuple[Forest, str]] = {}
-    config = saes[next(iter(missing))][0]
-    n_tokens = min(options.infer_tokens, config.tokens)
+    missing: Mapping[str, ForestInference], config: TrainConfig, reader: ActivationReader, tokens: int
+) -> dict[str, InferredForest]:
+    """The forests of some SAEs from one reading of the text that `config` trains on."""
+    n_tokens = min(tokens, config.tokens)
     forecast = Forecast("forests", "infer_tokens or lm.batch_size")
     with progress("read for forests", n_tokens, "tokens") as advance:
-        for x in _training_activations(config, reader, options.infer_tokens):
+        for x in _training_activations(config, reader, tokens):
             for inference in missing.values():
                 inference.add(x)
             advance(len(x))
@@ -98,22 +167,7 @@ def _inferred(
                 sum(inference.still_to_come(share) for inference in missing.values()),
                 max(inference.afterwards(share) for inference in missing.values()),
             )
-    for name, inference in missing.items():
-        config, sae = saes[name]
-        inferred = inference.forest()
-        _write(run.forest(name), inferred, _about(config, sae, options))
-        found[name] = inferred.forest, _origin(options, inferred.n_tokens)
-    return found
-
-
-def digest(sae: SAE) -> str:
-    """Tells SAEs apart: weights, forest, and what else decides what they compute."""
-    found = hashlib.blake2b(digest_size=8)
-    for name, tensor in sorted(sae.tensors().items()):
-        found.update(name.encode())
-        found.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    found.update(repr([(key, getattr(sae.config, key)) for key in sae.inference_keys]).encode())
-    return found.hexdigest()
+    return {name: inference.forest() for name, inference in missing.items()}
 
 
 def _training_activations(
@@ -133,61 +187,3 @@ def _training_activations(
         left -= len(x)
         if left <= 0:
             return
-
-
-def _about(config: TrainConfig, sae: SAE, options: MeasureOptions) -> dict[str, Any]:
-    """What a kept forest must agree with to stand for the SAE again."""
-    return {
-        "d_sae": sae.d_sae,
-        "sae": digest(sae),
-        "data": config.data,
-        "tokens": min(options.infer_tokens, config.tokens),
-        "infer": asdict(options.infer),
-    }
-
-
-def _origin(options: MeasureOptions, n: int) -> str:
-    infer = options.infer
-    return f"inferred by {infer.method}, parents by {infer.order}, from {n:,} training activations"
-
-
-def _write(folder: Path, inferred: InferredForest, about: dict[str, Any]) -> None:
-    tensors = {"parent": inferred.forest.parent, "score": inferred.score, "n_fired": inferred.n_fired}
-    if inferred.s_res is not None:
-        tensors["s_res"] = inferred.s_res
-    with atomic_folder(folder) as temporary:
-        found = {
-            "layered": inferred.forest.layered,
-            "activations": inferred.n_tokens,
-            CHECKSUMS: {TENSORS: write_tensors(temporary / TENSORS, tensors)},
-        }
-        write_json(temporary / ABOUT, about | found)
-
-
-def _read(
-    folder: Path, sae: SAE, about: dict[str, Any], options: MeasureOptions
-) -> tuple[Forest, str] | None:
-    """A forest kept for this SAE and these settings, if there is one."""
-    if not (folder / ABOUT).exists():
-        return None
-    try:
-        kept, parent = read_forest(folder)
-        if without(kept, CHECKSUMS, *_Kept.model_fields) != about:
-            return None
-        of = checked(_Kept, kept, folder / ABOUT)
-        forest = Forest(parent, sae.config.layer_sizes, layered=of.layered)
-        return forest, _origin(options, of.activations)
-    except UserError as error:
-        note(f"{error}; the forest is inferred anew")
-        return None
-
-
-def read_forest(folder: Path) -> tuple[dict[str, Any], Int[Tensor, "d_sae"]]:
-    """What a kept forest says of itself, and its parents. Raises UserError where either is damaged."""
-    kept = read_json(folder / ABOUT)
-    checked(_Kept, kept, folder / ABOUT)
-    tensors = read_tensors(folder / TENSORS, listed_checksum(kept, TENSORS))
-    parent = tensors.get("parent")
-    if parent is None or parent.dtype != torch.int64 or parent.dim() != 1:
-        raise UserError(f"{folder / TENSORS}: expected 'parent', a list of 64-bit integers")
-    return kept, parent

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..measures.needs import Need
 from ..measures.spec import MeasureSpec, Streaming
 from ..training.log import LOG
-from .forests import digest
+from .kept_forest import digest
 from .options import MeasureOptions
 from .task import Task
 

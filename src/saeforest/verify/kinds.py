@@ -11,9 +11,9 @@ from ..activations.sources import HARVEST, MANIFEST, TOKENS, open_store
 from ..activations.writer import JOURNAL, PENDING, Journal, read_journal
 from ..config import is_signed, load_config
 from ..errors import UserError, command
-from ..evaluation.forests import ABOUT as FOREST
-from ..evaluation.forests import TENSORS as FOREST_TENSORS
-from ..evaluation.forests import read_forest
+from ..evaluation.kept_forest import ABOUT as FOREST
+from ..evaluation.kept_forest import TENSORS as FOREST_TENSORS
+from ..evaluation.kept_forest import read_forest
 from ..explore import index as indexes
 from ..files import (
     CHECKSUM,

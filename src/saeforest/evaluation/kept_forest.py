@@ -1,0 +1,124 @@
+"""Inferred forests in folders: written, read, and told apart by what they were inferred from."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from ..errors import UserError
+from ..files import (
+    CHECKSUMS,
+    atomic_folder,
+    listed_checksum,
+    read_json,
+    read_tensors,
+    write_json,
+    write_tensors,
+)
+from ..infer import InferConfig, InferredForest
+from ..output import note
+from ..saes import SAE
+from ..schema import Count, Schema, checked, without
+from ..structure.forest import Forest
+
+ABOUT, TENSORS = "forest.json", "forest.safetensors"
+
+
+class _Infer(Schema):
+    """What is read of the settings that a forest was inferred with."""
+
+    method: str
+    order: str
+
+
+class _Kept(Schema):
+    """What forest.json says beside the question that it answers.
+
+    chosen: whether a user asked for this forest, so that it stands for the SAE until he asks for another.
+    """
+
+    layered: bool
+    activations: Count
+    chosen: bool = False
+
+
+def digest(sae: SAE) -> str:
+    """Tells SAEs apart: weights, forest, and what else decides what they compute."""
+    found = hashlib.blake2b(digest_size=8)
+    for name, tensor in sorted(sae.tensors().items()):
+        found.update(name.encode())
+        found.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    found.update(repr([(key, getattr(sae.config, key)) for key in sae.inference_keys]).encode())
+    return found.hexdigest()
+
+
+def forest_question(sae: SAE, data: str, tokens: int, infer: InferConfig) -> dict[str, Any]:
+    """What a kept forest must agree with to stand for the SAE again."""
+    return {"d_sae": sae.d_sae, "sae": digest(sae), "data": data, "tokens": tokens, "infer": asdict(infer)}
+
+
+def write_forest(
+    folder: Path, inferred: InferredForest, about: dict[str, Any], *, chosen: bool = False
+) -> None:
+    tensors = {"parent": inferred.forest.parent, "score": inferred.score, "n_fired": inferred.n_fired}
+    if inferred.s_res is not None:
+        tensors["s_res"] = inferred.s_res
+    with atomic_folder(folder) as temporary:
+        found = {
+            "layered": inferred.forest.layered,
+            "activations": inferred.n_tokens,
+            **({"chosen": True} if chosen else {}),
+            CHECKSUMS: {TENSORS: write_tensors(temporary / TENSORS, tensors)},
+        }
+        write_json(temporary / ABOUT, about | found)
+
+
+def kept_forest(
+    folder: Path, sae: SAE, about: dict[str, Any], *, by_default: bool = False
+) -> tuple[Forest, str] | None:
+    """A forest kept for this SAE and its origin in a few words; None where there is none that answers the question.
+
+    by_default: the question holds the default settings only, so that a forest that was chosen answers it too.
+
+    Raises UserError where a forest was chosen for the SAE, and another is asked for.
+    """
+    if not (folder / ABOUT).exists():
+        return None
+    try:
+        kept, parent = read_forest(folder)
+        of, by = checked(_Kept, kept, folder / ABOUT), checked(_Infer, kept.get("infer"), folder / ABOUT)
+        of_sae = (kept.get("sae"), kept.get("d_sae")) == (about["sae"], about["d_sae"])
+        forest = Forest(parent, sae.config.layer_sizes, layered=of.layered) if of_sae else None
+    except UserError as error:
+        note(f"{error}; the forest is inferred anew")
+        return None
+    if forest is None:
+        return None
+    asked = without(kept, CHECKSUMS, *_Kept.model_fields) == about
+    if of.chosen and not asked and not by_default:
+        raise UserError(
+            f"{folder}: holds the forest that `saeforest infer` made, by other settings; leave those of infer out to "
+            "measure it, or give them to `saeforest infer`"
+        )
+    return (forest, origin(by.method, by.order, of.activations)) if asked or of.chosen else None
+
+
+def origin(method: str, order: str, n: int) -> str:
+    return f"inferred by {method}, parents by {order}, from {n:,} training activations"
+
+
+def read_forest(folder: Path) -> tuple[dict[str, Any], Int[Tensor, "d_sae"]]:
+    """What a kept forest says of itself, and its parents. Raises UserError where either is damaged."""
+    kept = read_json(folder / ABOUT)
+    checked(_Kept, kept, folder / ABOUT)
+    tensors = read_tensors(folder / TENSORS, listed_checksum(kept, TENSORS))
+    parent = tensors.get("parent")
+    if parent is None or parent.dtype != torch.int64 or parent.dim() != 1:
+        raise UserError(f"{folder / TENSORS}: expected 'parent', a list of 64-bit integers")
+    return kept, parent

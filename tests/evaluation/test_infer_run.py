@@ -1,0 +1,112 @@
+"""`saeforest infer`: a forest for a flat SAE of a run, or for an SAE alone, that measures then take."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from saeforest import UserError, cli
+from saeforest.config import TrainConfig
+from saeforest.evaluation import MeasureOptions, infer, measure_run
+from saeforest.infer import InferConfig
+from saeforest.run_folder import RunFolder
+from saeforest.saes import TopKConfig
+from saeforest.stopping import Interrupted
+from saeforest.training import run_training
+from saeforest.verify import verify
+
+MakeConfig = Callable[..., TrainConfig]
+COVERAGE = InferConfig(method="coverage", min_score=0.5, min_count=2)
+ARGUMENTS = ("--method", "coverage", "--min-score", "0.5", "--min-count", "2", "--tokens", "1500")
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_config: MakeConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("flat") / "run"
+    run_training(replace(tiny_config(), sae=TopKConfig((48,), (5,), dead_after_tokens=512)), out)
+    return out
+
+
+@pytest.fixture
+def run(trained: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(trained, tmp_path / "run"))
+
+
+def test_measures_of_a_run_take_the_forest_that_was_asked_for(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.run(["infer", str(run), *ARGUMENTS]) == 0
+    said = capsys.readouterr().out
+    assert "of 48 features have a parent, by coverage on" in said
+    kept = (run / "forest" / "forest.json").read_bytes()
+    assert all(finding.sound for finding in verify(run / "forest"))
+    options = MeasureOptions(tokens=640)
+    (record,) = measure_run(run, ["coverage"], options)["topk"]
+    assert record.settings["forest"].startswith("inferred by coverage, parents by frequency")
+    assert (record.value["edges_measured"] or 0) > 0
+    assert (run / "forest" / "forest.json").read_bytes() == kept
+    other = replace(options, infer=replace(COVERAGE, min_score=0.9))
+    with pytest.raises(UserError, match="holds the forest that `saeforest infer` made, by other settings"):
+        measure_run(run, ["coverage"], other)
+    same = replace(options, infer=COVERAGE, infer_tokens=1500)
+    assert measure_run(run, ["coverage"], same)["topk"] == [record]
+    found = infer(run, replace(COVERAGE, min_score=0.9), tokens=1500)
+    assert measure_run(run, ["coverage"], options)["topk"][0] != record
+    assert found.forest.edges.shape[1] < json.loads(json.dumps(record.value))["edges_measured"]
+
+
+def test_an_sae_alone_knows_what_it_reads(run: Path, tmp_path: Path) -> None:
+    """And gets the forest that its run would get from the same text."""
+    config, _ = RunFolder(run).load()
+    out = tmp_path / "forest"
+    alone = [str(run / "sae"), "--out", str(out), "--data", config.data]
+    assert cli.run(["infer", *alone, *ARGUMENTS]) == 0
+    assert all(finding.sound for finding in verify(out))
+    assert {path.name for path in out.iterdir()} == {"forest.json", "forest.safetensors"}
+    of_run = infer(run, COVERAGE, tokens=1500)
+    copy = tmp_path / "copy"
+    found = infer(run / "sae", COVERAGE, tokens=1500, out=copy, data=config.data)
+    assert found.forest.d_sae == of_run.forest.d_sae
+    assert (copy / "forest.safetensors").read_bytes() == (out / "forest.safetensors").read_bytes()
+    assert torch.equal(found.n_fired > 0, found.n_fired > 0)
+
+
+def test_what_does_not_go_together(run: Path, finished_run: Path, tmp_path: Path) -> None:
+    for arguments, message in (
+        ({"out": tmp_path / "out"}, "its forest goes to RUN/forest; leave these out"),
+        ({"data": "packaged"}, "a run knows its model, site and data"),
+        ({"sae": "hsae"}, "holds one SAE, none named 'hsae'"),
+        ({"tokens": 0}, "tokens = 0: expected 1 or more"),
+    ):
+        with pytest.raises(UserError, match=message):
+            infer(run, COVERAGE, **arguments)
+    with pytest.raises(UserError, match=r"learned a forest of its own; expected a flat SAE"):
+        infer(finished_run, COVERAGE)
+    with pytest.raises(UserError, match=r"expected another for its forest \(out\)"):
+        infer(run / "sae", COVERAGE)
+    with pytest.raises(UserError, match="exists and is not empty"):
+        infer(run / "sae", COVERAGE, out=run)
+    with pytest.raises(UserError, match="no run, so it has no SAE named 'a'"):
+        infer(run / "sae", COVERAGE, out=tmp_path / "out", sae="a")
+    assert not (run / "forest").exists()
+    assert not (tmp_path / "out").exists()
+
+
+def test_stopped_it_leaves_nothing(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stop(*_: object) -> None:
+        raise Interrupted
+
+    with monkeypatch.context() as patch:
+        patch.setattr("saeforest.infer.ForestInference.forest", stop)
+        assert cli.run(["infer", str(run), *ARGUMENTS]) == 130
+    assert "nothing was written: the same command begins anew" in capsys.readouterr().err
+    assert not list((run / "forest").glob("*")) if (run / "forest").exists() else True
+    assert cli.run(["infer", str(run), *ARGUMENTS]) == 0
