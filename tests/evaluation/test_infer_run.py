@@ -81,7 +81,7 @@ def test_what_does_not_go_together(run: Path, finished_run: Path, tmp_path: Path
     for arguments, message in (
         ({"out": tmp_path / "out"}, "its forest goes to RUN/forest; leave these out"),
         ({"data": "packaged"}, "a run knows its model, site and data"),
-        ({"sae": "hsae"}, "holds one SAE, none named 'hsae'"),
+        ({"sae": "hsae"}, "holds no SAE named 'hsae'"),
         ({"tokens": 0}, "tokens = 0: expected 1 or more"),
     ):
         with pytest.raises(UserError, match=message):
