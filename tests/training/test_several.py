@@ -135,7 +135,7 @@ def test_presets_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert cli.run(["train", "demo", "tree-4layer", "--out", str(tmp_path / "run")]) == 2
     assert "presets demo and tree-4layer: model is smollm2-135m for one and gpt2" in capsys.readouterr().err
     assert cli.run(["train", "demo", "demo", "--out", str(tmp_path / "run")]) == 2
-    assert "--seeds" in capsys.readouterr().err
+    assert "for several seeds give seeds" in capsys.readouterr().err
     assert cli.run(["train", "demo", "demo-topk", "--optim.lr", "0.1", "--out", str(tmp_path / "run")]) == 2
     assert "there are several" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
