@@ -17,7 +17,6 @@ from saeforest import cli, memory
 from saeforest.config import MemberConfig, TrainConfig, load_config, save_config
 from saeforest.errors import UserError
 from saeforest.saes import HSAE, HSAEConfig, TopKConfig, TrainingPlan, build
-from saeforest.session import open_reader
 from saeforest.training import data, dry_run, rehearsal, run_training, settle
 from saeforest.training.dry_run import estimate
 
@@ -245,9 +244,9 @@ def test_a_dry_run_holds_all_saes_at_once(tiny_config: MakeConfig, monkeypatch: 
     ],
 )
 def test_what_takes_most_is_to_be_lowered(
-    tiny_config: MakeConfig, store: str, n_rows: int, state: int, lm: int, steps: int, lower: str
+    store: str, n_rows: int, state: int, lm: int, steps: int, lower: str
 ) -> None:
-    waiting = dry_run._Waiting(store, n_rows, 1000, open_reader(tiny_config()))
+    waiting = dry_run._Waiting(store, n_rows, 1000, torch.device("cpu"))
     tried = rehearsal.Rehearsal(1.0, steps, 2 * steps, 0)
     found = dry_run._peak_memory(GB, GB // 4, waiting, state, lm, tried, torch.device("cpu"))
     assert found.lower == lower
@@ -255,8 +254,8 @@ def test_what_takes_most_is_to_be_lowered(
     assert found.dead == found.peak + steps
 
 
-def test_reading_may_take_more_than_training(tiny_config: MakeConfig) -> None:
-    waiting = dry_run._Waiting("disk", 1000, 1000, open_reader(tiny_config()))
+def test_reading_may_take_more_than_training() -> None:
+    waiting = dry_run._Waiting("disk", 1000, 1000, torch.device("cpu"))
     tried = rehearsal.Rehearsal(1.0, 2, 2, 0)
     found = dry_run._peak_memory(GB, 7 * GB, waiting, 1, 1, tried, torch.device("cpu"))
     assert found.peak >= 8 * GB
