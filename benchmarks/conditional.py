@@ -13,6 +13,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from benchmarks.peers.data import synthetic
@@ -63,8 +64,7 @@ def main() -> None:
         ways: dict[str, Callable[[], object]] = {}
         met = {"dense": float(width), "uniform": eligible(uniform, x), "by firing": eligible(frequent, x)}
         for name, sae in (("dense", dense), ("uniform", uniform), ("by firing", frequent)):
-            sae.compute_dtype = torch.bfloat16
-            ways[name] = lambda sae=sae: sae.encode(x)
+            ways[name] = torch.no_grad()(partial(sae.encode, x, precision=torch.bfloat16))
         seconds: dict[str, list[float]] = {name: [] for name in ways}
         for round_ in range(args.rounds + 1):  # the first warms up
             for name, encode in ways.items():

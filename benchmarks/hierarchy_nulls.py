@@ -33,7 +33,7 @@ from saeforest.files import write_json
 from saeforest.measures.hierarchy import HierarchyConfig
 from saeforest.measures.probes import ProbeConfig
 from saeforest.run_folder import RunFolder
-from saeforest.saes import SAE, build
+from saeforest.saes import SAE, RunLength, start_training
 from saeforest.session import check_site, open_reader, read_tokens, text_source
 from saeforest.structure.forest import ROOT
 
@@ -72,11 +72,12 @@ def untrained(config: TrainConfig, x: Float[Tensor, "n d_in"]) -> SAE:
     if scale == "dataset_scale":
         factor = math.sqrt(x.shape[1]) / float(x.norm(dim=1).mean())
         config = replace(config, sae=replace(config.sae, normalize_activations=factor))
-    sae = build(config.sae, x.shape[1], seed=config.seed).to(x.device)
-    sae.initialize(x)
+    run = RunLength(1, len(x))
+    training = start_training(config.sae, x.shape[1], run, seed=config.seed, device=x.device)
+    training.initialize(x, x)
     if scale == "dataset_scale":
-        sae.finish()
-    return sae.eval()
+        training.sae.fold_scale()
+    return training.sae.eval()
 
 
 def first_activations(config: TrainConfig, reader: ActivationReader, n: int) -> Float[Tensor, "n d_in"]:

@@ -15,9 +15,7 @@ from pathlib import Path
 import torch
 from benchmarks.peers.plan import tree_shape
 
-from saeforest.config import OptimConfig, TrainConfig
-from saeforest.saes import SAEConfig, TopKConfig, TrainingPlan, TreeConfig, build
-from saeforest.training.loop import Trainee, make_optimizer
+from saeforest.saes import RunLength, SAEConfig, TopKConfig, TreeConfig, start_training
 
 _STEPS = 100_000
 
@@ -32,21 +30,17 @@ def resident(key: str) -> float:
 
 def step_memory(config: SAEConfig, d: int, batch: int) -> float:
     """MB of a step beyond what stays: weights and moments between steps, and the gradients, which come and go."""
-    sae = build(config, d)
-    sae.compute_dtype = torch.bfloat16
-    sae.prepare(TrainingPlan(_STEPS, batch))
-    optim = OptimConfig(batch_size=batch)
-    trainee = Trainee("", TrainConfig(optim=optim), sae, make_optimizer(sae, optim))
+    training = start_training(config, d, RunLength(_STEPS, batch), precision=torch.bfloat16)
     x = torch.randn(batch, d, generator=torch.Generator().manual_seed(0))
-    for step in (1, 2):
-        trainee.step(x, step, _STEPS)
-    for parameter in sae.parameters():
+    for _ in range(2):
+        training.step(x)
+    for parameter in training.sae.parameters():
         parameter.grad = None
     gc.collect()
     before = resident("VmRSS")
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-    trainee.step(x, 3, _STEPS)
-    gradients = sum(p.numel() for p in sae.parameters() if p.requires_grad) * 4 / 2**20
+    training.step(x)
+    gradients = sum(p.numel() for p in training.sae.parameters() if p.requires_grad) * 4 / 2**20
     return resident("VmHWM") - before - gradients
 
 

@@ -20,7 +20,7 @@ from saeforest.activations import ActivationStream
 from saeforest.activations.sources import MemoryActivations, open_store
 from saeforest.config import OptimConfig
 from saeforest.kernels.backend import VARIABLE
-from saeforest.saes import SAE, TrainingPlan, TreeConfig, build
+from saeforest.saes import RunLength, Training, TreeConfig, start_training
 from saeforest.training.loop import fit
 
 _HELD_OUT = 20_000
@@ -38,25 +38,26 @@ def activations(store: Path) -> torch.Tensor:
     return torch.cat([blocks._shard(i).x for i in range(len(blocks.shards))]).float()
 
 
-def trained(x: torch.Tensor, way: str, seed: int, steps: int, batch: int, lr: float) -> tuple[SAE, float]:
-    """A Tree SAE, and the seconds it took."""
+def trained(
+    x: torch.Tensor, way: str, seed: int, steps: int, batch: int, lr: float
+) -> tuple[Training, float]:
+    """The training of a Tree SAE, and the seconds it took."""
     kernels, precision, state = WAYS[way]
     os.environ[VARIABLE] = kernels
     config = TreeConfig(layer_sizes=(384, 768, 2304, 2688))
-    sae = build(config, x.shape[1], seed=seed)
-    sae.compute_dtype = precision
-    sae.prepare(TrainingPlan(steps, batch))
     stream = ActivationStream(MemoryActivations(x, torch.arange(len(x)), seed=0), batch)
     optim = OptimConfig(lr=lr, batch_size=batch, state=state, decay="linear")  # pyright: ignore[reportArgumentType]
+    run = RunLength(steps, batch)
+    training = start_training(config, x.shape[1], run, seed=seed, optim=optim, precision=precision)
     start = time.perf_counter()
-    for _ in fit(sae, stream, optim, steps):
+    for _ in fit(training, stream):
         pass
-    return sae.eval(), time.perf_counter() - start
+    return training, time.perf_counter() - start
 
 
 @torch.no_grad()
-def measured(sae: SAE, x: torch.Tensor) -> dict[str, float]:
-    sae.compute_dtype = torch.float32
+def measured(training: Training, x: torch.Tensor) -> dict[str, float]:
+    sae = training.sae
     residual, fired = 0.0, torch.zeros(sae.d_sae, dtype=torch.int64)
     for part in x.split(4096):
         code, stats = sae.encode_with_stats(part)
@@ -66,7 +67,7 @@ def measured(sae: SAE, x: torch.Tensor) -> dict[str, float]:
         "fve": 1 - residual / float((x - x.mean(0)).square().sum()),
         "l0": float(fired.sum()) / len(x),
         "silent": float((fired == 0).double().mean()),
-        "dead": float(sae.dead.double().mean()),
+        "dead": float(training.dead.double().mean()),
     }
 
 

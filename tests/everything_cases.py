@@ -70,9 +70,9 @@ def make_stopped(out: Path, config: TrainConfig) -> None:
     with pytest.MonkeyPatch.context() as patch:
         step: Callable[..., Any] = loop.Trainee.step
 
-        def stopping(self: loop.Trainee, x: object, at: int, n_steps: int) -> Any:
-            found = step(self, x, at, n_steps)
-            if at == STOPPED_AT:
+        def stopping(self: loop.Trainee, x: object) -> Any:
+            found = step(self, x)
+            if self.training.done == STOPPED_AT:
                 signal.raise_signal(signal.SIGINT)
             return found
 

@@ -24,7 +24,7 @@ D, CONTEXT, WINDOWS, MIN_COUNT, N_CONTEXTS = 12, 8, 60, 20, 3
 class Ungated(TreeSAE):
     """Children fire with or without their parents, as in an SAE whose forest was inferred."""
 
-    def encode_normalized(self, u: Tensor) -> SparseCode:
+    def encode_normalized(self, u: Tensor, precision: torch.dtype) -> SparseCode:
         top = (u @ self.encoder.T).topk(sum(K))
         return SparseCode(top.values.relu(), top.indices)
 

@@ -8,19 +8,25 @@ import numpy as np
 import torch
 
 from oracles.hsae import HSAEOptions, HSAEOracle
+from saeforest.optim import OptimConfig
 from saeforest.saes import (
     HSAE,
     HierarchyConfig,
     HSAEConfig,
     JumpReLUConfig,
     JumpReLUSAE,
+    RunLength,
+    Setup,
     SparsityConfig,
-    TrainingPlan,
+    training_of,
 )
+from saeforest.saes.hsae import Hierarchy
+from saeforest.saes.levels import LevelsSAE, LevelsTraining
 from saeforest.structure.forest import ROOT
 
 SIZES, K, D, BATCH, STEPS = (4, 7, 11), (1, 2, 3), 8, 16, 40
 DEAD_STEPS = 3
+RUN = RunLength(STEPS, BATCH)
 
 
 @dataclass
@@ -84,8 +90,16 @@ CASES = {
 }
 
 
-def make_sae(case: Case, sizes: tuple[int, ...] = SIZES, k: tuple[int, ...] = K) -> JumpReLUSAE:
-    """In float64, ready to be trained for STEPS."""
+def make_training(
+    case: Case,
+    sizes: tuple[int, ...] = SIZES,
+    k: tuple[int, ...] = K,
+    *,
+    dtype: torch.dtype = torch.float64,
+    lr: float = 0.02,
+    run: RunLength = RUN,
+) -> LevelsTraining:
+    """Ready to be trained for STEPS."""
     common: dict[str, Any] = {
         "layer_sizes": sizes,
         "k_per_layer": k,
@@ -102,10 +116,19 @@ def make_sae(case: Case, sizes: tuple[int, ...] = SIZES, k: tuple[int, ...] = K)
     else:
         own = {"constraint": case.constraint, "perturbation": case.perturbation, "hierarchy": case.hierarchy}
         sae = HSAE(HSAEConfig(**common, **own), D, seed=1)
-    sae.to(torch.float64)
-    sae.compute_dtype = torch.float64
-    sae.prepare(TrainingPlan(STEPS, BATCH))
-    return sae
+    return train_levels(sae.to(dtype), run, lr)
+
+
+def train_levels(sae: LevelsSAE, run: RunLength, lr: float, seed: int = 1) -> LevelsTraining:
+    optim = OptimConfig(lr=lr, batch_size=run.batch_size, beta1=0.0, beta2=0.995)
+    training = training_of(sae, Setup(run, optim, sae.encoder.dtype, seed))
+    assert isinstance(training, LevelsTraining)
+    return training
+
+
+def hierarchy_of(training: LevelsTraining) -> Hierarchy:
+    assert isinstance(training.links, Hierarchy)
+    return training.links
 
 
 def random_parent(seed: int = 0) -> torch.Tensor:
@@ -119,8 +142,9 @@ def random_parent(seed: int = 0) -> torch.Tensor:
     return torch.tensor(parent)
 
 
-def make_oracle(sae: JumpReLUSAE, case: Case, eps: float) -> HSAEOracle:
+def make_oracle(training: LevelsTraining, case: Case, eps: float) -> HSAEOracle:
     """With the weights and the forest of the SAE."""
+    sae, sparsity = training.sae, training.sparsity
     how = {"layer_norm": "token"}.get(str(case.normalize), case.normalize)
     hierarchy = case.hierarchy
     options = HSAEOptions(
@@ -133,9 +157,9 @@ def make_oracle(sae: JumpReLUSAE, case: Case, eps: float) -> HSAEOracle:
         ghost=case.ghost,
         dead_steps=DEAD_STEPS,
         target=sae.config.k_per_layer,
-        eta=sae._rate if case.sparsity.rate is None else case.sparsity.rate,
-        momentum=sae._momentum if case.sparsity.momentum is None else case.sparsity.momentum,
-        gain=sae._gain if case.sparsity.gain is None else case.sparsity.gain,
+        eta=sparsity.rate if case.sparsity.rate is None else case.sparsity.rate,
+        momentum=sparsity.momentum if case.sparsity.momentum is None else case.sparsity.momentum,
+        gain=sparsity.gain if case.sparsity.gain is None else case.sparsity.gain,
         updates=hierarchy.updates,
         period=hierarchy.period or 2,
         similarity=hierarchy.similarity,

@@ -230,17 +230,17 @@ def test_the_disk_being_full_is_one_line(
 def test_ctrl_c_and_resume(config_file: Path, call: Call, finished_run: Path) -> None:
     import signal
 
-    from saeforest.saes import TreeSAE
+    from saeforest.saes import Training
 
-    after_step = TreeSAE.after_step
+    after_step = Training.after_step
 
-    def stopping(self: Any, step: int, loss: float) -> Any:
-        if step == 20:
+    def stopping(self: Any, step: Any, number: int) -> Any:
+        if number == 20:
             signal.raise_signal(signal.SIGINT)
-        return after_step(self, step, loss)
+        return after_step(self, step, number)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(TreeSAE, "after_step", stopping)
+        patch.setattr(Training, "after_step", stopping)
         said = call("train", "--config", config_file, "--out", "run")
     assert said.status == 130
     last = said.err.splitlines()[-1]

@@ -198,7 +198,7 @@ class Given(TreeSAE):
 
     gated = False
 
-    def encode_normalized(self, u: Tensor) -> SparseCode:
+    def encode_normalized(self, u: Tensor, precision: torch.dtype) -> SparseCode:
         values = u[:, : self.d_sae].relu()
         return SparseCode(values, torch.arange(self.d_sae).expand_as(values).contiguous())
 
@@ -327,7 +327,7 @@ class Planted(TreeSAE):
 
     gated = False
 
-    def encode_normalized(self, u: Tensor) -> SparseCode:
+    def encode_normalized(self, u: Tensor, precision: torch.dtype) -> SparseCode:
         values = u @ self.encoder.T
         values = torch.where(values > 0.5, values, 0)
         return SparseCode(values, torch.arange(self.d_sae).expand_as(values).contiguous())

@@ -11,8 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from saeforest.saes import TreeSAE
-from saeforest.saes.base import Event
+from saeforest.saes import Event, Step, Training
 from saeforest.training.log import read_log
 
 STEPS = 46
@@ -45,15 +44,15 @@ def assert_same_run(a: Path, b: Path) -> None:
 
 def at_step(monkeypatch: pytest.MonkeyPatch, wanted: int, act: Any) -> None:
     """`act()` in step `wanted`, after the optimiser, before its checkpoint."""
-    after_step = TreeSAE.after_step
+    after_step = Training.after_step
 
-    def acting(self: TreeSAE, step: int, loss: float) -> list[Event]:
-        events = after_step(self, step, loss)
-        if step == wanted:
+    def acting(self: Training, step: Step, number: int) -> list[Event]:
+        events = after_step(self, step, number)
+        if number == wanted:
             act()
         return events
 
-    monkeypatch.setattr(TreeSAE, "after_step", acting)
+    monkeypatch.setattr(Training, "after_step", acting)
 
 
 def ctrl_c() -> None:

@@ -71,7 +71,6 @@ def compare(options: argparse.Namespace) -> None:
     config = replace(config, lm=replace(config.lm, dtype="float32", batch_size=options.batch))
     reader = open_reader(config)
     _check(config, options.windows, reader)
-    sae.compute_dtype = torch.float32
     tokens = read_tokens(config, reader, "held_out", max(options.windows, 1) * config.text.context)
     words = ours.balanced_words(reader.lm.tokenizer, options.words, SEED) if options.words else []
 

@@ -18,7 +18,7 @@ from saeforest.evaluation.options import MeasureOptions
 from saeforest.measures.hierarchy import HierarchyConfig
 from saeforest.measures.probes import ProbeConfig
 from saeforest.run_folder import RunFolder
-from saeforest.saes import TopKConfig, build, save_sae
+from saeforest.saes import RunLength, Setup, TopKConfig, build, save_sae, training_of
 from saeforest.session import open_reader
 from saeforest.structure.forest import ROOT
 
@@ -55,7 +55,7 @@ def test_the_untrained_sae_is_the_one_that_training_starts_from(finished_run: Pa
     assert torch.equal(sae.encoder, fresh.encoder)
     assert torch.equal(sae.decoder, fresh.decoder)
     assert torch.equal(sae.parent, fresh.parent)
-    fresh.initialize(x)
+    training_of(fresh, Setup(RunLength(1, len(x)))).initialize(x, x)
     assert torch.equal(sae.b_dec, fresh.b_dec)
     assert not torch.equal(sae.encoder, trained.encoder)
 

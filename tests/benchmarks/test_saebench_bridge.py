@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from saeforest.saes import SAE, SystemConfig, TopKConfig, TreeConfig, build, save_sae
+from saeforest.saes import SAE, LayerNorm, SystemConfig, TopKConfig, TreeConfig, build, save_sae
 
 sys.path.insert(
     0, str(Path(__file__).parents[2])
@@ -55,7 +55,7 @@ def saved(config: SystemConfig, folder: Path, *, exact_inverse: bool | None = No
         generator = torch.Generator().manual_seed(0)
         sae.b_dec.copy_(0.3 * torch.randn(D_IN, generator=generator))
     if exact_inverse is not None:
-        sae.exact_inverse = exact_inverse
+        sae.normalizer = LayerNorm(exact_inverse)
     save_sae(sae.eval(), folder)
     return sae
 

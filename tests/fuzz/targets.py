@@ -40,7 +40,7 @@ from saeforest.measures.dead_training import read_dead_rates
 from saeforest.measures.record import Record
 from saeforest.report.load import load_runs
 from saeforest.report.page import build_page
-from saeforest.saes import TrainingPlan, build, load_sae
+from saeforest.saes import RunLength, load_sae, start_training
 from saeforest.saes.files import WEIGHTS
 from saeforest.schema import without
 from saeforest.stopping import Stop
@@ -50,7 +50,6 @@ from saeforest.text import Tokens, documents
 from saeforest.text.labelled import labelled
 from saeforest.training.checkpoint import SINGLE, load_checkpoint
 from saeforest.training.log import RunLog, read_log
-from saeforest.training.loop import make_optimizer
 
 ROWS = 3_000
 #: What was read where the damaged file was put aside, and its work is done again.
@@ -109,17 +108,15 @@ def _sae(root: Path) -> str:
 
 def _checkpoint(root: Path) -> str:
     config = load_config(root / "stopped" / "config.yaml")
-    sae = build(config.sae, WIDTH)
-    sae.prepare(TrainingPlan(46, config.optim.batch_size))
-    optimizer = make_optimizer(sae, config.optim)
+    run = RunLength(46, config.optim.batch_size)
+    training = start_training(config.sae, WIDTH, run, optim=config.optim)
     data = MemoryActivations(torch.zeros(ROWS, WIDTH), torch.arange(ROWS), seed=0)
     stream = ActivationStream(data, config.optim.batch_size)
     fingerprint = json.loads((root / "fingerprint.json").read_text())
-    step = load_checkpoint(root / CHECKPOINT, {SINGLE: (sae, optimizer)}, stream, fingerprint, 46)
+    step = load_checkpoint(root / CHECKPOINT, {SINGLE: training}, stream, fingerprint)
     stream.next()
-    return digest(
-        step, sae.state_dict(), optimizer.state_dict()["state"], stream.state(), torch.get_rng_state()
-    )
+    moments = training.optimizer.state_dict()["state"]
+    return digest(step, training.state_dict(), moments, stream.state(), torch.get_rng_state())
 
 
 def _store(root: Path) -> str:

@@ -20,12 +20,12 @@ from saeforest.saes import (
     JumpReLUConfig,
     MatchingPursuitConfig,
     MatryoshkaConfig,
+    RunLength,
     SystemConfig,
     TopKConfig,
-    TrainingPlan,
-    build,
     load_sae,
     save_sae,
+    start_training,
 )
 from saeforest.synthetic import GENERATORS
 from saeforest.training.loop import fit
@@ -50,13 +50,12 @@ def main(out: Path) -> None:
     world = GENERATORS["tree"](seed=0)
     for normalize in ("layer_norm", "none", 2.5):
         for name, config in configs(normalize).items():
-            sae = build(config, world.d_in, seed=0)
-            sae.prepare(TrainingPlan(STEPS, BATCH))
-            for _ in fit(sae, ActivationStream(world, BATCH), OptimConfig(lr=3e-3, batch_size=BATCH), STEPS):
+            optim = OptimConfig(lr=3e-3, batch_size=BATCH, precision="float32")
+            training = start_training(config, world.d_in, RunLength(STEPS, BATCH), optim=optim)
+            for _ in fit(training, ActivationStream(world, BATCH)):
                 pass
-            sae.finish()
             folder = out / f"{name}-{normalize}"
-            save_sae(for_saelens(sae.eval()), folder)
+            save_sae(for_saelens(training.finish()), folder)
             write_expected(folder, world.held_out(400).x + 0.1)
 
 
@@ -67,7 +66,6 @@ def write_expected(folder: Path, x: torch.Tensor) -> None:
     x = x + 0.05 * torch.randn(x.shape, generator=noise)  # some worlds have samples in which nothing fires
     code = sae.encode(x)
     doubled = sae.to(torch.float64)
-    doubled.compute_dtype = torch.float64
     sure = torch.ones(len(x), dtype=torch.bool)
     for nudge in (1 - CLOSE, 1 + CLOSE):
         nudged = doubled.encode(x.double() * nudge).dense(sae.d_sae) > 0

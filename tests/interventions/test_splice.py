@@ -31,7 +31,6 @@ def lm() -> LanguageModel:
 @pytest.fixture(params=CONFIGS, ids=lambda config: f"{config.architecture}-{config.normalize_activations}")
 def sae(request: pytest.FixtureRequest) -> SAE:
     sae = build(request.param, WIDTH, seed=1).double()
-    sae.compute_dtype = torch.float64
     torch.nn.init.normal_(sae.b_dec, std=0.1)
     return sae
 

@@ -181,7 +181,7 @@ def test_select_on_test_is_another_choice(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_levels_that_reconstruct_alone() -> None:
     """An HSAE's reconstruction is its last level's; a Tree SAE's is everyone's."""
-    hsae: SAE = HSAE(HSAEConfig((2, 4), (1, 1)), D)
+    hsae: SAE = HSAE(HSAEConfig((2, 4), (1, 1), normalize_activations="none"), D)
     assert hsae.in_reconstruction.tolist() == [False, False, True, True, True, True]
     assert bool(TreeSAE(TreeConfig(layer_sizes=(2, 4), k_per_layer=(1, 1)), D).in_reconstruction.all())
 

@@ -20,31 +20,37 @@ from oracles.flat import (
     MatryoshkaOracle,
     TopKOracle,
 )
-from saeforest import UserError
-from saeforest.config import OptimConfig
+from sae_cases import floats
+from saeforest import UserError, saes
+from saeforest.optim import OptimConfig
 from saeforest.saes import (
     SAE,
     AuxConfig,
     BatchTopKConfig,
     BatchTopKSAE,
+    LayerNorm,
     MatchingPursuitConfig,
     MatryoshkaConfig,
     MatryoshkaSAE,
+    RunLength,
     SAEConfig,
+    Setup,
     ThresholdConfig,
     TopKConfig,
     TopKSAE,
-    TrainingPlan,
+    Training,
     build,
     load_sae,
     save_sae,
+    start_training,
 )
+from saeforest.saes.batch_topk import FollowedThreshold
 from saeforest.saes.select import above, batch_top_k, exceeding, top_k
 from saeforest.sparse_code import SparseCode
-from saeforest.training.loop import make_optimizer, update
 
 D, D_SAE, K, GROUPS = 12, 24, 3, (6, 8, 10)
-BATCH, N_STEPS = 16, 30
+BATCH, N_STEPS, LR = 16, 30, 0.02
+FlatSAE = TopKSAE | BatchTopKSAE | MatryoshkaSAE
 ONE: dict[str, Any] = {"layer_sizes": (D_SAE,), "k_per_layer": (K,)}
 NESTED: dict[str, Any] = {"layer_sizes": GROUPS, "k_per_layer": (K,)}
 
@@ -54,7 +60,8 @@ RESCALED = AuxConfig(coefficient=0.2, k=3, rescale=True)
 NONE = AuxConfig(coefficient=0, k=4)
 THRESHOLD = ThresholdConfig(start=5, momentum=0.9)
 
-CASES: dict[str, TopKConfig] = {
+Config = TopKConfig | BatchTopKConfig | MatryoshkaConfig
+CASES: dict[str, Config] = {
     "topk": TopKConfig(**ONE, aux=REFERENCE),
     "topk, encoder bias, detached": TopKConfig(**ONE, aux=DETACHED, encoder_bias=True),
     "topk, raw, no auxiliary": TopKConfig(**ONE, aux=NONE, normalize_activations="none"),
@@ -109,28 +116,37 @@ SYSTEM_CONFIGS: dict[str, SAEConfig] = {
 }
 
 
-def make_sae(config: TopKConfig, dtype: torch.dtype = torch.float64) -> TopKSAE:
+def make_sae(config: Config, dtype: torch.dtype = torch.float64) -> FlatSAE:
     """With an encoder that is not the decoder's transpose, biases that are not zero, and 3 steps to death."""
     sae = build(replace(config, dead_after_tokens=3 * BATCH), D, seed=1)
-    assert isinstance(sae, TopKSAE)
+    assert isinstance(sae, FlatSAE)
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
         sae.decoder.copy_(F.normalize(torch.randn(D_SAE, D, generator=generator)))
         sae.b_dec.copy_(0.3 * torch.randn(D, generator=generator))
         if config.encoder_bias:
             sae.b_enc.copy_(0.1 * torch.randn(D_SAE, generator=generator))
-    sae = sae.to(dtype)
-    sae.compute_dtype = dtype
-    sae.exact_inverse = True
-    sae.prepare(TrainingPlan(N_STEPS, BATCH))
-    return sae
+    if config.normalize_activations == "layer_norm":
+        sae.normalizer = LayerNorm(exact_inverse=True)
+    return sae.to(dtype)
 
 
-def make_oracle(sae: TopKSAE) -> FlatOracle:
+def training_of(sae: SAE) -> Training:
+    optim = OptimConfig(lr=LR, batch_size=BATCH)
+    precision = sae.encoder.dtype
+    return saes.training_of(sae, Setup(RunLength(N_STEPS, BATCH), optim, precision))
+
+
+def chosen_over_batches(sae: SAE) -> bool:
+    """Whether it is trained by batch top-k, and used with a threshold."""
+    return "threshold" in sae.tensors()
+
+
+def make_oracle(sae: FlatSAE) -> FlatOracle:
     config = sae.config
     how = config.normalize_activations
     aux = config.aux
-    threshold = config.threshold if isinstance(config, BatchTopKConfig) else THRESHOLD
+    threshold = THRESHOLD if isinstance(config, TopKConfig) else config.threshold
     options = FlatOptions(
         normalise="token" if how == "layer_norm" else how,
         encoder_bias=config.encoder_bias,
@@ -141,7 +157,7 @@ def make_oracle(sae: TopKSAE) -> FlatOracle:
         aux_rescale=aux.rescale,
         dead_steps=3,
         threshold_start=threshold.start or 1,
-        threshold_momentum=getattr(sae, "_momentum", 0.0),
+        threshold_momentum=FollowedThreshold(torch.zeros(1), threshold, RunLength(N_STEPS, BATCH)).momentum,
     )
     encoder, decoder, b_dec = (w.detach().numpy().copy() for w in (sae.encoder, sae.decoder, sae.b_dec))
     b_enc = sae.b_enc.detach().numpy().copy()
@@ -172,33 +188,30 @@ def test_training_equals_the_oracle(name: str) -> None:
     config = CASES[name]
     sae = make_sae(config)
     oracle = make_oracle(sae)
-    optim = OptimConfig(lr=0.02, batch_size=BATCH)
-    optimizer = make_optimizer(sae, optim)
-    assert len(optimizer.param_groups) == (4 if config.encoder_bias else 3)
+    training = training_of(sae)
+    assert len(training.optimizer.param_groups) == (4 if config.encoder_bias else 3)
     most_dead = revived = thresholds = 0
     aux_reached_encoder = False
     for step, x in enumerate(make_data().split(BATCH), 1):
         dead_before = oracle.dead()
-        expected = oracle.step(x.numpy(), lr=optim.lr)
+        expected = oracle.step(x.numpy(), lr=LR)
 
-        out = sae.training_step(x)
-        optimizer.zero_grad()
-        out.loss.backward()
+        out = training(x, x)
+        training.update(out.loss)
         gradients = {"grad_E": sae.encoder, "grad_D": sae.decoder, "grad_b_dec": sae.b_dec}
         if config.encoder_bias:
             gradients["grad_b_enc"] = sae.b_enc
         for gradient, weight in gradients.items():
             close(weight.grad, expected[gradient], f"{gradient}, step {step}")
-        optimizer.step()
-        assert sae.after_step(step, float(out.loss.detach())) == []
+        assert training.after_step(out, step) == []
 
         assert float(out.loss.detach()) == pytest.approx(expected["loss"], rel=1e-9)
         recon = [float(term) for term in oracle.weights * expected["recon"]]
         if oracle.prefixes[-1] == 0:  # b_dec alone: the SAE's first term
             recon = [recon[-1], *recon[:-1]]
-        assert out.terms["reconstruction"] == pytest.approx(recon, rel=1e-9)
+        assert floats(out.terms["reconstruction"]) == pytest.approx(recon, rel=1e-9)
         if config.aux.coefficient:
-            assert out.terms["auxiliary"] == pytest.approx([expected["aux"]], rel=1e-9)
+            assert floats(out.terms["auxiliary"]) == pytest.approx([expected["aux"]], rel=1e-9)
         else:
             assert "auxiliary" not in out.terms
         close(out.code.dense(D_SAE), expected["code"], f"code, step {step}")
@@ -206,8 +219,8 @@ def test_training_equals_the_oracle(name: str) -> None:
         weights = {"E": sae.encoder, "D": sae.decoder, "b_dec": sae.b_dec, "b_enc": sae.b_enc}
         for weight, value in weights.items():
             close(value, getattr(oracle, weight), f"{weight}, step {step}")
-        assert sae.steps_since_fired.tolist() == oracle.steps_since_fired.tolist()
-        if isinstance(sae, BatchTopKSAE):
+        assert training.steps_since_fired.tolist() == oracle.steps_since_fired.tolist()
+        if not isinstance(sae, TopKSAE):
             close(sae.threshold, np.full(D_SAE, oracle.theta or 0.0), f"threshold, step {step}")
             thresholds += oracle.theta is not None
 
@@ -221,15 +234,17 @@ def test_training_equals_the_oracle(name: str) -> None:
     )
     if config.aux.coefficient:
         assert revived > 0, "the run must revive features"
-    if isinstance(config, BatchTopKConfig):
-        by_batch = not isinstance(config, MatryoshkaConfig) or config.selection == "batch"
+    if not isinstance(config, TopKConfig):
+        by_batch = chosen_over_batches(sae)
         assert thresholds == (N_STEPS - (config.threshold.start or 0) + 1 if by_batch else 0)
         x = make_data(50, seed=6)
         close(sae.encode(x).dense(D_SAE), oracle.encode(x.numpy()), "code in use")
         close(sae(x), oracle.reconstruct(x.numpy()), "reconstruction in use")
 
 
-def dense_loss(sae: TopKSAE, x: torch.Tensor, weights: dict[str, torch.Tensor]) -> torch.Tensor:
+def dense_loss(
+    sae: FlatSAE, x: torch.Tensor, weights: dict[str, torch.Tensor], is_dead: torch.Tensor
+) -> torch.Tensor:
     """The loss by dense matrices alone, for autograd (SPEC 7.1 to 7.3)."""
     config, aux = sae.config, sae.config.aux
     E, W, b_dec, b_enc = (weights[name] for name in ("encoder", "decoder", "b_dec", "b_enc"))
@@ -240,8 +255,7 @@ def dense_loss(sae: TopKSAE, x: torch.Tensor, weights: dict[str, torch.Tensor]) 
     elif how != "none":
         std = std / float(how)
     h = ((x - mean) / std - b_dec) @ E.T + b_enc
-    batch = isinstance(config, BatchTopKConfig) and getattr(config, "selection", "batch") == "batch"
-    if batch:
+    if chosen_over_batches(sae):
         least = h.detach().flatten().sort(descending=True).values[K * len(x) - 1]
     else:
         least = h.detach().sort(1, descending=True).values[:, K - 1 : K]
@@ -263,7 +277,7 @@ def dense_loss(sae: TopKSAE, x: torch.Tensor, weights: dict[str, torch.Tensor]) 
         return loss
     e = x - reconstruction(D_SAE)
     e = e.detach() if aux.detach else e
-    dead = (sae.steps_since_fired >= sae.dead_steps).nonzero().flatten()
+    dead = is_dead.nonzero().flatten()
     h_dead = h[:, dead]
     k = min(aux.k, len(dead))
     a = h_dead.relu() * (h_dead.detach() >= h_dead.detach().sort(1, descending=True).values[:, k - 1 : k])
@@ -278,16 +292,18 @@ def dense_loss(sae: TopKSAE, x: torch.Tensor, weights: dict[str, torch.Tensor]) 
 def test_gradients_equal_those_of_the_dense_formula(name: str) -> None:
     config = CASES[name]
     sae = make_sae(config)
-    sae.steps_since_fired.fill_(7)
+    training = training_of(sae)
+    training.steps_since_fired.fill_(7)
     x = make_data(7)
-    step = sae.training_step(x)
+    step = training(x, x)
     step.loss.backward()
-    assert int(sae.dead.sum()) > config.aux.k, "some must have stayed dead"
+    dead = training.dead_after(step.fired)
+    assert int(dead.sum()) > config.aux.k, "some must have stayed dead"
     weights = {
         name: value.detach().clone().requires_grad_(value.requires_grad)
         for name, value in sae.named_parameters()
     }
-    dense = dense_loss(sae, x, weights)
+    dense = dense_loss(sae, x, weights, dead)
     dense.backward()
     close(step.loss, float(dense.detach()), "loss")
     for weight, parameter in sae.named_parameters():
@@ -301,10 +317,13 @@ def test_gradients_equal_those_of_the_dense_formula(name: str) -> None:
 def test_the_auxiliary_loss_moves_the_living_through_its_target_unless_detached() -> None:
     def encoder_gradient(aux: AuxConfig) -> torch.Tensor:
         sae = make_sae(TopKConfig(**ONE, aux=aux))
-        sae.steps_since_fired.fill_(7)
-        sae.training_step(make_data(7)).loss.backward()
+        training = training_of(sae)
+        training.steps_since_fired.fill_(7)
+        x = make_data(7)
+        step = training(x, x)
+        step.loss.backward()
         assert sae.encoder.grad is not None
-        return sae.encoder.grad[~sae.dead]
+        return sae.encoder.grad[~training.dead_after(step.fired)]
 
     none = encoder_gradient(NONE)
     assert torch.equal(encoder_gradient(AuxConfig(coefficient=1, k=4, detach=True)), none)
@@ -316,8 +335,9 @@ def test_a_perfect_reconstruction_has_no_auxiliary_loss() -> None:
     sae = make_sae(TopKConfig(**ONE, aux=REFERENCE, normalize_activations="none"))
     with torch.no_grad():
         sae.b_dec.zero_()
-    step = sae.training_step(torch.zeros(4, D))
-    assert step.terms["auxiliary"] == [0.0]
+    x = torch.zeros(4, D)
+    step = training_of(sae)(x, x)
+    assert floats(step.terms["auxiliary"]) == [0.0]
     step.loss.backward()
     assert all(p.grad is None or bool(p.grad.isfinite().all()) for p in sae.parameters())
 
@@ -329,11 +349,11 @@ def test_a_perfect_reconstruction_has_no_auxiliary_loss() -> None:
 def test_code_in_float32_equals_the_oracle(name: str) -> None:
     sae = make_sae(CASES[name], torch.float32)
     oracle = make_oracle(sae)
-    if isinstance(sae, BatchTopKSAE) and sae.by_batch:
+    if not isinstance(sae, TopKSAE) and chosen_over_batches(sae):
         oracle.theta = 0.6
         sae.threshold.fill_(0.6)
     x = make_data(60)
-    code = sae.encode(x.float())
+    code = sae.encode(x.float()).detach()
     wanted = oracle.encode(x.numpy())
     np.testing.assert_array_equal(code.dense(D_SAE) > 0, wanted > 0)
     np.testing.assert_allclose(code.dense(D_SAE), wanted, atol=2e-5)
@@ -353,7 +373,7 @@ def with_threshold(config: SAEConfig, value: float = 0.5, d_in: int = D) -> SAE:
         sae.b_dec.copy_(0.2 * torch.randn(d_in, generator=generator))
         if config.encoder_bias:
             sae.b_enc.copy_(0.1 * torch.randn(sae.d_sae, generator=generator))
-    if isinstance(sae, BatchTopKSAE) and sae.by_batch:
+    if isinstance(sae, BatchTopKSAE | MatryoshkaSAE) and chosen_over_batches(sae):
         sae.threshold.fill_(value)
     return sae
 
@@ -363,7 +383,7 @@ def with_threshold(config: SAEConfig, value: float = 0.5, d_in: int = D) -> SAE:
     [BatchTopKConfig(**ONE), MatryoshkaConfig(**NESTED, selection="batch")],
     ids=["batchtopk", "matryoshka"],
 )
-def test_in_use_the_batch_does_not_matter(config: BatchTopKConfig) -> None:
+def test_in_use_the_batch_does_not_matter(config: SAEConfig) -> None:
     sae = with_threshold(config)
     x = make_data(40).float()
     x[1:] *= 50  # in training, these would take all the places
@@ -382,8 +402,8 @@ def test_the_slices_of_a_batch_do_not_matter(monkeypatch: pytest.MonkeyPatch) ->
     sae = with_threshold(BatchTopKConfig(**ONE))
     x = make_data(40).float()
     whole = sae.encode(x)
-    monkeypatch.setattr("saeforest.saes.base.DENSE_ENTRIES", 7 * D_SAE)
-    monkeypatch.setattr("saeforest.saes.base._LEAST_ROWS", 1)
+    monkeypatch.setattr("saeforest.saes.encode.DENSE_ENTRIES", 7 * D_SAE)
+    monkeypatch.setattr("saeforest.saes.encode._LEAST_ROWS", 1)
     parts = sae.encode(x)
     assert torch.equal(whole.ids, parts.ids)
     torch.testing.assert_close(whole.values, parts.values)
@@ -399,7 +419,7 @@ def test_no_activations_have_no_features() -> None:
 def test_the_inverse_of_the_normalisation_may_leave_out_the_epsilon(exact: bool) -> None:
     sae = make_sae(TopKConfig(**ONE))
     oracle = make_oracle(sae)
-    sae.exact_inverse = exact
+    sae.normalizer = LayerNorm(exact_inverse=exact)
     x = make_data(20)
     mean, std = x.mean(1, keepdim=True).numpy(), x.std(1, keepdim=True).numpy()
     u_hat = oracle.encode(x.numpy()) @ oracle.D + oracle.b_dec
@@ -431,7 +451,7 @@ def test_finish_folds_the_scale_of_the_input_into_the_weights(name: str, scale: 
     code, x_hat = sae.encode(x).dense(D_SAE), sae(x)
     fired = sae.encode(x).fired(D_SAE, 0.8)
     assert 0 < fired.sum() < (code > 0).sum()
-    sae.finish()
+    assert training_of(sae).finish() is sae
     assert sae.config.normalize_activations == "none"
     torch.testing.assert_close(sae.encode(x).dense(D_SAE) * scale, code, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(sae(x), x_hat, rtol=1e-5, atol=1e-5 / min(scale, 1))
@@ -442,22 +462,20 @@ def test_finish_leaves_unit_rows() -> None:
     sae = build(TopKConfig(**ONE), D)
     with torch.no_grad():
         sae.decoder.mul_(1.1)
-    sae.finish()
+    training_of(sae).finish()
     torch.testing.assert_close(sae.decoder.norm(dim=1), torch.ones(D_SAE))
     assert sae.config.normalize_activations == "layer_norm"
 
 
 def test_the_threshold_is_set_by_the_end_of_a_short_run() -> None:
-    sae = build(BatchTopKConfig(**ONE), D)
+    paper = FollowedThreshold(torch.zeros(1), ThresholdConfig(), RunLength(97_657, 16))
+    assert paper.start == 1_000
+    config = BatchTopKConfig(**ONE, threshold=ThresholdConfig(start=1_000))
+    training = start_training(config, D, RunLength(2, BATCH), precision=torch.float32)
+    sae = training.sae
     assert isinstance(sae, BatchTopKSAE)
-    sae.prepare(TrainingPlan(97_657, 16))
-    assert sae._threshold_start == 1_000
-    sae = build(BatchTopKConfig(**ONE, threshold=ThresholdConfig(start=1_000)), D)
-    assert isinstance(sae, BatchTopKSAE)
-    sae.prepare(TrainingPlan(2, BATCH))
     for step, x in enumerate(make_data(2 * BATCH).float().split(BATCH), 1):
-        least = sae.training_step(x).code.values
-        sae.after_step(step, 0.0)
+        least = training.step(x).code.values
         positive = least[least > 0].tolist()
         assert sae.threshold.tolist() == [min(positive) if step == 2 else 0.0] * D_SAE
 
@@ -588,19 +606,13 @@ def sparse_data(n: int, generator: torch.Generator) -> torch.Tensor:
 
 
 def trained(config: SAEConfig, n_steps: int, batch: int = 256, seed: int = 0) -> SAE:
-    sae = build(config, 24, seed=seed)
-    sae.prepare(TrainingPlan(n_steps, batch))
-    optimizer = make_optimizer(sae, OptimConfig(lr=6e-3, batch_size=batch))
+    optim = OptimConfig(lr=6e-3, batch_size=batch)
+    run = RunLength(n_steps, batch)
+    training = start_training(config, 24, run, seed=seed, optim=optim, precision=torch.float32)
     generator = torch.Generator().manual_seed(1)
-    for step in range(1, n_steps + 1):
-        x = sparse_data(batch, generator)
-        if step == 1:
-            sae.initialize(x)
-        out = sae.training_step(x)
-        update(optimizer, out.loss, 6e-3)
-        sae.after_step(step, float(out.loss.detach()))
-    sae.finish()
-    return sae
+    for _ in range(n_steps):
+        training.step(sparse_data(batch, generator))
+    return training.finish()
 
 
 def fve(x_hat: torch.Tensor, x: torch.Tensor) -> float:
@@ -619,7 +631,7 @@ def test_every_system_learns(name: str) -> None:
     assert fve(sae(x).detach(), x) > learner.fve
     assert found > learner.found
     if isinstance(sae, MatryoshkaSAE):
-        assert fve(sae.decode(*sae.encode_with_stats(x), layer=0), x) > 0.62
+        assert fve(sae.decode(*sae.encode_with_stats(x), layer=0).detach(), x) > 0.62
     if sae.at_most_k:
         assert l0 <= 4
     else:

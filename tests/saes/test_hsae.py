@@ -18,40 +18,44 @@ from hsae_cases import (
     D,
     batches,
     brute_force,
+    hierarchy_of,
     make_oracle,
-    make_sae,
+    make_training,
     random_parent,
     same,
+    train_levels,
 )
 from oracles.hsae import assign
-from saeforest.config import OptimConfig
+from sae_cases import floats
 from saeforest.saes import (
     HSAE,
     HSAEConfig,
     JumpReLUConfig,
     JumpReLUSAE,
+    RunLength,
     SparsityConfig,
 )
-from saeforest.saes.hsae import choose_parents
-from saeforest.saes.jumprelu import heaviside, jumprelu
+from saeforest.saes.hsae import Hierarchy
+from saeforest.saes.levels import LevelsSAE, LevelsTraining
+from saeforest.saes.parents import choose_parents
+from saeforest.saes.thresholds import heaviside, jumprelu
 from saeforest.seeds import seeded
 from saeforest.structure.forest import ROOT
-from saeforest.training.loop import make_optimizer
 
 # ---- training, step by step -------------------------------------------------------------------------------
 
 
-def follow(sae: JumpReLUSAE, case: Case) -> dict[str, float]:
+def follow(training: LevelsTraining, case: Case) -> dict[str, float]:
     """Trains SAE and oracle and compares them after every step; returns how much of what the run has met."""
     first, *data = batches(STEPS + 1)
-    sae.initialize(first)
+    sae = training.sae
+    training.initialize(first, first)
     with torch.no_grad():
         sae.threshold[::5] += 2.0  # these fall silent
         if case.parents:
             sae.parent.copy_(random_parent())
-    config = OptimConfig(lr=0.02, batch_size=BATCH, beta1=0.0, beta2=0.995)
-    optimizer = make_optimizer(sae, config)
-    oracle = make_oracle(sae, case, config.eps)
+    config = training.optim
+    oracle = make_oracle(training, case, config.eps)
     pairs = {
         "E": sae.encoder,
         "D": sae.decoder,
@@ -67,39 +71,38 @@ def follow(sae: JumpReLUSAE, case: Case) -> dict[str, float]:
         u, stats = sae.normalize(x)
         bias = sae.b_dec.detach().view(-1, 1, D).repeat_interleave(torch.tensor(oracle.sizes), 0)
         h = ((u - bias) @ sae.encoder.detach()[:, :, None]).squeeze(2).T + sae.b_enc.detach()
-        near = (h - sae.threshold.detach()).abs() < sae.bandwidth / 2
+        near = (h - sae.threshold.detach()).abs() < training.bandwidth / 2
         seen["near"] += int(near.sum())
         seen["negative"] += int((near & (h < 0)).sum())
-        out = sae.training_step(x)
-        optimizer.zero_grad()
-        out.loss.backward()
-        drawn = sae._replaced[:-1].numpy() if isinstance(sae, HSAE) else None
+        drawn = replaced(training).numpy() if isinstance(sae, HSAE) else None
+        out = training(x, x)
+        training.update(out.loss)
         expected = oracle.step(x.numpy(), config.lr, drawn)
         for name, weight in pairs.items():
             assert weight.grad is not None
             same(weight.grad.reshape(expected[f"grad_{name}"].shape), expected[f"grad_{name}"], name)
-        optimizer.step()
-        loss = float(out.loss.detach())
-        events = sae.after_step(step, loss)
+        events = training.after_step(out, step)
+        training.done = step
 
+        loss = float(out.loss.detach())
         assert loss == pytest.approx(expected["loss"], rel=1e-9)
-        same(out.terms["reconstruction"], expected["recon"])
-        same(out.terms["sparsity"], expected["sparsity"])
-        same(out.terms["weight"], expected["lam"])
+        same(floats(out.terms["reconstruction"]), expected["recon"])
+        same(floats(out.terms["sparsity"]), expected["sparsity"])
+        same(floats(out.terms["weight"]), expected["lam"])
         assert ("ghost" in out.terms) == case.ghost
         if case.ghost:
-            same(out.terms["ghost"], expected["ghost"])
+            same(floats(out.terms["ghost"]), expected["ghost"])
         assert ("links" in out.terms) == (isinstance(sae, HSAE) and case.constraint > 0)
         if "links" in out.terms:
-            same(out.terms["links"], [case.constraint * expected["constraint"].sum()])
+            same(floats(out.terms["links"]), [case.constraint * expected["constraint"].sum()])
         same(out.code.dense(sae.d_sae), expected["f"])
         same((out.x_hat - stats.mean) / stats.std, expected["u_hat"][-1])
         for name, weight in pairs.items():
             same(weight.reshape(getattr(oracle, name).shape), getattr(oracle, name), name)
-        same(sae.weight, oracle.lam)
-        same(sae.l0, oracle.l0_ema)
+        same(training.sparsity.weight, oracle.lam)
+        same(training.sparsity.l0, oracle.l0_ema)
         assert sae.parent.tolist() == oracle.parent.tolist()
-        assert sae.steps_since_fired.tolist() == oracle.steps_since_fired.tolist()
+        assert training.steps_since_fired.tolist() == oracle.steps_since_fired.tolist()
         assert bool(events) == bool(expected["updated"] and isinstance(sae, HSAE))
         for event in events:
             level = event.log["layer"]
@@ -114,30 +117,37 @@ def follow(sae: JumpReLUSAE, case: Case) -> dict[str, float]:
                 "parents": len(set(new.tolist()) - {ROOT}),
             }
             seen["moved"] += event.log["moved"]
-        if hasattr(sae, "together_0"):
+        if isinstance(training.links, Hierarchy) and training.links.averages is not None:
             for level in range(len(SIZES) - 1):
                 below = slice(oracle.starts[level + 1], oracle.starts[level + 1] + SIZES[level + 1])
-                same(getattr(sae, f"together_{level}"), oracle.joint[level])
-                same(getattr(sae, f"child_{level}"), oracle.frequency[below])
+                together, child = training.links.averages.of(level)
+                same(together, oracle.joint[level])
+                same(child, oracle.frequency[below])
         seen["zero"] += int((sae.threshold == 0).sum())
-        seen["dead"] += int(sae.dead.sum())
+        seen["dead"] += int(training.dead.sum())
         seen["ghost"] += expected["ghost"].sum()
         seen["links"] += expected["constraint"].sum()
         seen["replaced"] += expected["replaced"].sum()
         seen["updates"] += len(events)
-    sae.finish()
+    training.finish()
     oracle.finish()
     assert sae.parent.tolist() == oracle.parent.tolist()
     return seen
+
+
+def replaced(training: LevelsTraining) -> torch.Tensor:
+    """Which features the next step replaces by their children."""
+    return hierarchy_of(training).draw(training.sae, training.done)[:-1]
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_training_equals_the_oracle(name: str) -> None:
     """40 steps in float64 in which features die, are replaced, draw on ghosts and change their parents."""
     case = CASES[name]
-    sae = make_sae(case)
+    training = make_training(case)
+    sae = training.sae
     assert isinstance(sae, HSAE)
-    seen = follow(sae, case)
+    seen = follow(training, case)
     assert seen["dead"] > 0, "the run must meet dead features"
     assert (seen["ghost"] > 0) == case.ghost
     assert seen["near"] > 0, "the thresholds must learn"
@@ -146,7 +156,7 @@ def test_training_equals_the_oracle(name: str) -> None:
     updates = case.hierarchy.updates
     alternate = 2 * (STEPS // (case.hierarchy.period or 2))  # by default 5,000 of 97,657 steps: 2 of 40
     assert seen["updates"] == {"alternate": alternate, "fixed": 2}.get(updates, 0)
-    assert int(sae.steps) == STEPS
+    assert training.done == STEPS
     if case.threshold_init == 0.02:
         assert seen["zero"] > 0, "thresholds must come to their lower end"
     if updates in ("alternate", "fixed"):
@@ -160,19 +170,23 @@ def test_training_equals_the_oracle(name: str) -> None:
 @pytest.mark.parametrize("name", ONE_LEVEL)
 def test_one_level_equals_the_oracle(name: str) -> None:
     case = ONE_LEVEL[name]
-    seen = follow(make_sae(case, (13,), (3,)), case)
+    seen = follow(make_training(case, (13,), (3,)), case)
     assert seen["dead"] > 0
     assert (seen["ghost"] > 0) == case.ghost
     assert (seen["negative"] > 0) == ((case.bandwidth or 0) > 1)
     assert seen["near"] > 0
 
 
+def initialized(sae: LevelsSAE, x: torch.Tensor) -> LevelsSAE:
+    train_levels(sae, RunLength(STEPS, len(x)), 0.01).initialize(x, x)
+    return sae
+
+
 @pytest.mark.parametrize("rows", [1, 2, 12, 600])
 def test_thresholds_start_where_l0_is_at_its_target(rows: int) -> None:
     x = torch.randn(rows, D, generator=torch.Generator().manual_seed(2))
     config = HSAEConfig((40, 60), (4, 30), normalize_activations=0.7)
-    sae = HSAE(config, D)
-    sae.initialize(x)
+    sae = initialized(HSAE(config, D), x)
     fired = sae.encode(x).fired(100)
     if rows > 2:
         assert fired[:40].tolist() == [max(round(0.1 * rows), 1)] * 40
@@ -181,8 +195,7 @@ def test_thresholds_start_where_l0_is_at_its_target(rows: int) -> None:
         assert bool((full | low).all())
         assert bool(full.any())
     assert torch.isfinite(sae.threshold).all()
-    given = HSAE(replace(config, threshold_init=0.25), D)
-    given.initialize(x)
+    given = initialized(HSAE(replace(config, threshold_init=0.25), D), x)
     assert given.threshold.eq(0.25).all()
 
 
@@ -191,21 +204,20 @@ def test_bf16_leaves_out_no_active_feature() -> None:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(512, 64, generator=generator)
     sae = JumpReLUSAE(JumpReLUConfig((512,), (16,), normalize_activations="none"), 64)
-    sae.initialize(x)
+    initialized(sae, x)
     exact = sae.encode(x).dense(512)
-    sae.compute_dtype = torch.bfloat16
-    torch.testing.assert_close(sae.encode(x).dense(512), exact)
+    torch.testing.assert_close(sae.encode(x, precision=torch.bfloat16).dense(512), exact)
 
 
 def test_the_weight_stays_within_bounds() -> None:
     """SPEC 6.5: 1e-8 to 1e2, of losses that are sums over coordinates."""
     case = Case(sparsity=SparsityConfig(gain=1))
-    sae = make_sae(case, (13,), (3,))
+    sparsity = make_training(case, (13,), (3,)).sparsity
     for far, bound in [(13.0, 1e2 * D), (0.0, 1e-8 * D)]:
-        sae.l0.fill_(far)
+        sparsity.l0.fill_(far)
         for _ in range(40):
-            sae._steer(0, far)
-        assert float(sae.weight) == bound
+            sparsity.steer(torch.tensor([far], dtype=torch.float64))
+        assert float(sparsity.weight) == bound
 
 
 # ---- gradients --------------------------------------------------------------------------------------------
@@ -227,8 +239,11 @@ def test_vector_15() -> None:
     same(of_theta, [-5, 0, -5, 0, -5])
 
 
-def dense_loss(sae: JumpReLUSAE, x: torch.Tensor, replaced: torch.Tensor, rho: float) -> torch.Tensor:
+def dense_loss(
+    training: LevelsTraining, x: torch.Tensor, replaced: torch.Tensor, is_dead: torch.Tensor, rho: float
+) -> torch.Tensor:
     """The loss of a step in dense formulas; a pseudo-derivative is a term that is 0 and has a gradient."""
+    sae, weight = training.sae, training.sparsity.weight
     u = sae.normalize(x)[0]
     sizes = sae.config.layer_sizes
     has_child = torch.tensor([bool((sae.parent == i).any()) for i in range(sae.d_sae)])
@@ -239,7 +254,7 @@ def dense_loss(sae: JumpReLUSAE, x: torch.Tensor, replaced: torch.Tensor, rho: f
         [(u - b_dec[level_of[i]]) @ sae.encoder[i] + sae.b_enc[i] for i in range(sae.d_sae)], dim=1
     )
     theta = sae.threshold
-    near = ((h - theta).detach().abs() < sae.bandwidth / 2).double() / sae.bandwidth
+    near = ((h - theta).detach().abs() < training.bandwidth / 2).double() / training.bandwidth
     zero = theta - theta.detach()
     f = torch.where(h > theta, h, 0) - near * theta.detach() * zero
     on = (h > theta).to(torch.float64) - near * zero
@@ -250,9 +265,9 @@ def dense_loss(sae: JumpReLUSAE, x: torch.Tensor, replaced: torch.Tensor, rho: f
     for level in range(len(sizes)):
         own = level_of == level
         u_hat = stand_in[:, own].sum(1) + b_dec[level]
-        loss = loss + (u - u_hat).square().sum(1).mean() + sae.weight[level] * on[:, own].sum(1).mean()
-        dead = own & sae.dead
-        if sae.config.ghost and dead.any():
+        loss = loss + (u - u_hat).square().sum(1).mean() + weight[level] * on[:, own].sum(1).mean()
+        dead = own & is_dead
+        if training._config.ghost and dead.any():
             r = (u - u_hat).detach()
             ghost_h = (u - b_dec[level].detach()) @ sae.encoder[dead].T + sae.b_enc[dead]
             out = ghost_h.exp() @ sae.decoder[dead]
@@ -270,36 +285,39 @@ GRADIENTS = {
 }
 
 
-def stirred(name: str) -> HSAE | JumpReLUSAE:
+def stirred(name: str) -> LevelsTraining:
     """An SAE with a forest, arbitrary biases and thresholds, some dead features and weights that matter."""
     case = GRADIENTS[name]
-    sae = make_sae(case, (13,), (3,)) if name == "one level" else make_sae(case)
+    training = make_training(case, (13,), (3,)) if name == "one level" else make_training(case)
+    sae = training.sae
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for weight in (sae.b_dec, sae.b_enc):
             weight.copy_(0.3 * torch.randn(weight.shape, generator=generator))
         sae.threshold.copy_(0.3 * torch.rand(sae.d_sae, generator=generator))
         sae.threshold[::4] += 9
-        sae.steps_since_fired[::4] = DEAD_STEPS
-        sae.weight.fill_(0.7)
+        training.steps_since_fired[::4] = DEAD_STEPS
+        training.sparsity.weight.fill_(0.7)
         if isinstance(sae, HSAE):
             sae.parent.copy_(random_parent())
-    return sae
+    return training
 
 
 @pytest.mark.parametrize("name", GRADIENTS)
 def test_gradients_equal_those_of_dense_formulas(name: str) -> None:
-    case, sae = GRADIENTS[name], stirred(name)
+    case, training = GRADIENTS[name], stirred(name)
+    sae = training.sae
     x = batches(1, batch=32)[0]
-    step = sae.training_step(x)
+    step = training(x, x)
     step.loss.backward()
     found = {n: p.grad for n, p in sae.named_parameters()}
     sae.zero_grad()
-    replaced = sae._replaced[:-1] if isinstance(sae, HSAE) else torch.zeros(sae.d_sae, dtype=torch.bool)
-    expected = dense_loss(sae, x, replaced, case.constraint)
+    drawn = replaced(training) if isinstance(sae, HSAE) else torch.zeros(sae.d_sae, dtype=torch.bool)
+    dead = training.dead_after(step.fired)
+    expected = dense_loss(training, x, drawn, dead, case.constraint)
     expected.backward()
-    assert bool(sae.dead.any())
-    assert bool(replaced.any()) == (case.perturbation > 0)
+    assert bool(dead.any())
+    assert bool(drawn.any()) == (case.perturbation > 0)
     same(step.loss, expected.detach().numpy())
     assert set(found) == {"encoder", "decoder", "b_enc", "b_dec", "threshold"}
     for parameter, weight in sae.named_parameters():
@@ -312,22 +330,23 @@ def test_gradients_equal_those_of_dense_formulas(name: str) -> None:
 def test_what_is_far_below_its_threshold_changes_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A step looks only at features that are no more than half the bandwidth below: here at all of them."""
     x = batches(1, batch=32)[0]
-    sae, whole = stirred(name), stirred(name)
-    within, widths = whole._within_reach, []
+    one, whole = stirred(name), stirred(name)
+    within, widths = whole.sae.within_reach, []
 
-    def everything(u: torch.Tensor, level: int, reach: float) -> Any:
-        rows, ids, h = within(u, level, reach=1e3)
-        widths.append((len(ids), len(u) * whole.config.layer_sizes[level], len(within(u, level, reach)[1])))
+    def everything(u: torch.Tensor, level: int, reach: float, precision: torch.dtype) -> Any:
+        rows, ids, h = within(u, level, 1e3, precision)
+        every, chosen = len(u) * whole.sae.config.layer_sizes[level], within(u, level, reach, precision)[1]
+        widths.append((len(ids), every, len(chosen)))
         return rows, ids, h
 
-    monkeypatch.setattr(whole, "_within_reach", everything)
-    steps = [s.training_step(x) for s in (sae, whole)]
+    monkeypatch.setattr(whole.sae, "within_reach", everything)
+    steps = [training(x, x) for training in (one, whole)]
     assert all(used == n for used, n, _ in widths)
     assert any(chosen < n for _, n, chosen in widths), "some must have been left out"
     for step in steps:
         step.loss.backward()
     same(steps[0].loss, steps[1].loss.detach().numpy())
-    for a, b in zip(sae.parameters(), whole.parameters(), strict=True):
+    for a, b in zip(one.sae.parameters(), whole.sae.parameters(), strict=True):
         assert a.grad is not None
         assert b.grad is not None
         same(a.grad, b.grad.numpy())
@@ -339,14 +358,15 @@ def test_what_is_far_below_its_threshold_changes_nothing(name: str, monkeypatch:
 @pytest.mark.parametrize("share", [0.0, 0.05, 0.5, 1.0])
 def test_the_draw_of_the_perturbation(share: float) -> None:
     config = HSAEConfig((40, 80), (2, 2), normalize_activations="none", perturbation=share)
-    sae = HSAE(config, D, seed=4)
-    assert not sae._draw().any(), "nothing has children"
+    sae = HSAE(config, D)
+    run = RunLength(STEPS, BATCH)
+    draws_of = hierarchy_of(train_levels(sae, run, 0.01, seed=4)).draw
+    assert not draws_of(sae, 0).any(), "nothing has children"
     sae.parent[40:] = torch.arange(80) % 30  # 30 with children, 10 without
     draws = []
     for step in range(200):
-        sae.steps.fill_(step)
-        drawn = sae._draw()
-        assert torch.equal(drawn, sae._draw())
+        drawn = draws_of(sae, step)
+        assert torch.equal(drawn, draws_of(sae, step))
         draws.append(drawn)
     drawn = torch.stack(draws)
     assert drawn.shape == (200, 121)
@@ -355,9 +375,8 @@ def test_the_draw_of_the_perturbation(share: float) -> None:
     assert float(drawn[:, :30].double().mean()) == pytest.approx(share, abs=4 * deviation)
     if 0 < share < 1:
         assert len({tuple(row.tolist()) for row in drawn}) > 100, "anew in every step"
-        other = HSAE(config, D, seed=5)
-        other.parent.copy_(sae.parent)
-        assert not torch.equal(other._draw(), drawn[0])
+        other = hierarchy_of(train_levels(sae, run, 0.01, seed=5))
+        assert not torch.equal(other.draw(sae, 0), drawn[0])
         drawn_alone = torch.rand(120, generator=seeded(4, "perturbation", 0)) < share
         assert torch.equal(drawn[0, :30], drawn_alone[:30])
 
@@ -403,15 +422,15 @@ def test_parents_by_hand() -> None:
 @pytest.mark.parametrize("crowd", [0, 1, 2])
 def test_crowded_families_are_summed_to_the_same(crowd: int, monkeypatch: pytest.MonkeyPatch) -> None:
     x = batches(1, batch=32)[0]
-    pairwise_sae, summed = stirred("wide"), stirred("wide")
-    steps = [pairwise_sae.training_step(x)]
-    monkeypatch.setattr("saeforest.saes.hsae._CROWD", crowd)
-    steps.append(summed.training_step(x))
+    by_pairs, summed = stirred("wide"), stirred("wide")
+    steps = [by_pairs(x, x)]
+    monkeypatch.setattr("saeforest.kernels.links._CROWD", crowd)
+    steps.append(summed(x, x))
     for step in steps:
         step.loss.backward()
     assert steps[0].terms["links"][0]
     same(steps[1].loss, steps[0].loss.detach().numpy())
-    for a, b in zip(summed.parameters(), pairwise_sae.parameters(), strict=True):
+    for a, b in zip(summed.sae.parameters(), by_pairs.sae.parameters(), strict=True):
         assert a.grad is not None
         assert b.grad is not None
         same(a.grad, b.grad.numpy())
@@ -419,14 +438,14 @@ def test_crowded_families_are_summed_to_the_same(crowd: int, monkeypatch: pytest
 
 def test_ghosts_of_huge_activations_do_not_overflow() -> None:
     """exp(h) is infinite in float32 from h = 89 on; an attention sink reaches hundreds."""
-    sae = make_sae(Case(normalize="none"), (13,), (3,)).to(torch.float32)
-    sae.compute_dtype = torch.float32
-    sae.steps_since_fired.fill_(100)
+    training = make_training(Case(normalize="none"), (13,), (3,), dtype=torch.float32)
+    sae = training.sae
+    training.steps_since_fired.fill_(100)
     with torch.no_grad():
         sae.threshold.fill_(1e6)
     x = batches(1, torch.float32)[0]
     x[0] *= 1e4
-    step = sae.training_step(x)
+    step = training(x, x)
     step.loss.backward()
     assert step.terms["ghost"][0]
     assert bool(torch.isfinite(step.loss))

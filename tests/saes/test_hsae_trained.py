@@ -11,53 +11,65 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from hsae_cases import CASES, ONE_LEVEL, SIZES, Case, D, K, batches, brute_force, make_oracle, make_sae, same
+from hsae_cases import (
+    CASES,
+    ONE_LEVEL,
+    SIZES,
+    Case,
+    D,
+    K,
+    batches,
+    brute_force,
+    make_oracle,
+    make_training,
+    same,
+    train_levels,
+)
 from oracles.hsae import conditional, hamming
 from saeforest import UserError
-from saeforest.config import OptimConfig
 from saeforest.saes import (
     HSAE,
     HierarchyConfig,
     HSAEConfig,
     JumpReLUConfig,
     JumpReLUSAE,
+    LayerNorm,
+    RunLength,
     SparsityConfig,
-    TrainingPlan,
     load_sae,
     save_sae,
 )
+from saeforest.saes.levels import LevelsSAE, LevelsTraining
 from saeforest.structure.forest import ROOT
-from saeforest.training.loop import make_optimizer, update
 
 # ---- inference --------------------------------------------------------------------------------------------
 
 
-def trained(case: Case, steps: int = 12) -> JumpReLUSAE:
+def trained(case: Case, steps: int = 12) -> LevelsTraining:
     """A few float32 steps of an HSAE, so that it has a forest and thresholds."""
-    sae = make_sae(case).float()
-    sae.compute_dtype = torch.float32
-    return trained_on(sae, batches(steps, torch.float32))
+    training = make_training(case, dtype=torch.float32, lr=0.01)
+    return trained_on(training, batches(steps, torch.float32))
 
 
-def trained_on(sae: JumpReLUSAE, data: list[torch.Tensor], start: int = 0, lr: float = 0.01) -> Any:
-    optimizer = make_optimizer(sae, OptimConfig(lr=lr, beta1=0.0, beta2=0.995))
-    if start == 0:
-        sae.initialize(data[0])
-    for step, x in enumerate(data, start + 1):
-        update(optimizer, sae.training_step(x).loss, lr)
-        sae.after_step(step, 0.0)
-    return sae
+def trained_on(training: LevelsTraining, data: list[torch.Tensor]) -> LevelsTraining:
+    for x in data:
+        training.step(x)
+    return training
+
+
+def one_level(case: Case, dtype: torch.dtype = torch.float64) -> LevelsTraining:
+    return make_training(case, (13,), (3,), dtype=dtype, lr=0.01)
 
 
 @pytest.mark.parametrize("normalize", ["none", "layer_norm", 1.7])
 def test_levels_equal_those_of_the_oracle(normalize: float | str) -> None:
     case = Case(normalize=normalize)
-    sae = trained(case).double()
-    sae.compute_dtype = torch.float64
-    sae.finish()
-    oracle = make_oracle(sae, replace(case, normalize="none" if normalize == 1.7 else normalize), 0)
+    training = trained(case)
+    sae = training.finish().double()
+    oracle = make_oracle(training, replace(case, normalize="none" if normalize == 1.7 else normalize), 0)
     x = batches(14, torch.float64)[-1].reshape(2, 8, D)
-    code, stats = sae.encode_with_stats(x)
+    with torch.no_grad():
+        code, stats = sae.encode_with_stats(x)
     flat = x.reshape(-1, D).numpy()
     same(code.reshape(-1).dense(sae.d_sae), oracle.encode(flat))
     for level in range(3):
@@ -75,10 +87,11 @@ def test_levels_equal_those_of_the_oracle(normalize: float | str) -> None:
 
 def test_one_level_reconstruction_equals_the_oracle() -> None:
     case = ONE_LEVEL["wide kernel"]
-    sae = trained_on(make_sae(case, (13,), (3,)), batches(10))
-    oracle = make_oracle(sae, case, 0)
+    training = trained_on(one_level(case), batches(10))
+    oracle = make_oracle(training, case, 0)
     x = batches(12)[-1]
-    sae.exact_inverse = True
+    sae = training.sae
+    sae.normalizer = LayerNorm(exact_inverse=True)
     same(sae(x), oracle.reconstruct(x.numpy(), 0))
     same(sae.encode(x).dense(13), oracle.encode(x.numpy()))
 
@@ -86,11 +99,11 @@ def test_one_level_reconstruction_equals_the_oracle() -> None:
 @pytest.mark.parametrize("levels", [1, 3])
 def test_saved_and_loaded_bit_for_bit(tmp_path: Path, levels: int) -> None:
     if levels == 3:
-        sae = trained(CASES["paper"])
+        sae = trained(CASES["paper"]).finish()
     else:
-        sae = trained_on(make_sae(ONE_LEVEL["defaults"], (13,), (3,)).float(), batches(12, torch.float32))
-        sae.compute_dtype = torch.float32
-    sae.finish()
+        training = one_level(ONE_LEVEL["defaults"], torch.float32)
+        sae = trained_on(training, batches(12, torch.float32)).finish()
+    assert isinstance(sae, LevelsSAE)
     save_sae(sae, tmp_path / "sae")
     loaded = load_sae(tmp_path / "sae")
     assert type(loaded) is type(sae)
@@ -113,15 +126,18 @@ def test_saved_and_loaded_bit_for_bit(tmp_path: Path, levels: int) -> None:
 def test_finish_folds_the_scale(levels: int) -> None:
     case = replace(CASES["paper"], normalize=0.37)
     sizes, k = (SIZES, K) if levels == 3 else ((13,), (3,))
-    sae = trained_on(make_sae(case, sizes, k), batches(12))
+    training = trained_on(make_training(case, sizes, k, lr=0.01), batches(12))
+    sae = training.sae
     x = batches(14)[-1]
     with torch.no_grad():
         sae.decoder.copy_(F.normalize(sae.decoder))
-    before, stats = sae.encode_with_stats(x)
-    expected = [sae.decode(before, stats, level) for level in range(levels)]
-    sae.finish()
+    with torch.no_grad():
+        before, stats = sae.encode_with_stats(x)
+        expected = [sae.decode(before, stats, level) for level in range(levels)]
+    training.finish()
     assert sae.config.normalize_activations == "none"
-    after, stats = sae.encode_with_stats(x)
+    with torch.no_grad():
+        after, stats = sae.encode_with_stats(x)
     assert before.active().any()
     assert torch.equal(before.ids, after.ids)
     same(after.values, before.values.numpy() / 0.37)
@@ -132,41 +148,45 @@ def test_finish_folds_the_scale(levels: int) -> None:
 # ---- the baseline -----------------------------------------------------------------------------------------
 
 
-def copied(sae: JumpReLUSAE, level: int, case: Case) -> JumpReLUSAE:
-    """A JumpReLU SAE with the weights that a level has."""
-    alone = make_sae(case, (SIZES[level],), (K[level],))
-    own = sae._levels[level]
+def copied(sae: LevelsSAE, level: int, case: Case) -> LevelsTraining:
+    """The training of a JumpReLU SAE with the weights that a level has."""
+    alone = make_training(case, (SIZES[level],), (K[level],), lr=0.01)
+    own = sae.level(level)
     with torch.no_grad():
         for name in ("encoder", "decoder", "b_enc", "threshold"):
-            getattr(alone, name).copy_(getattr(sae, name)[own])
+            getattr(alone.sae, name).copy_(getattr(sae, name)[own])
     return alone
 
 
 @pytest.mark.parametrize("updates", ["alternate", "after"])
 def test_without_links_every_level_trains_as_an_sae_of_its_own(updates: Any) -> None:
     case = Case(normalize=1.3, constraint=0, perturbation=0, hierarchy=HierarchyConfig(updates, 4))
-    sae = make_sae(case)
+    training = make_training(case, lr=0.01)
+    sae = training.sae
     alone = [copied(sae, level, case) for level in range(3)]
     data = batches(20)
-    trained_on(sae, data)
+    trained_on(training, data)
     assert (sae.parent != ROOT).any() == (updates == "alternate")
     for level, flat in enumerate(alone):
         trained_on(flat, data)
-        own = sae._levels[level]
-        for name in ("encoder", "decoder", "b_enc", "threshold", "steps_since_fired"):
-            same(getattr(sae, name)[own], getattr(flat, name).detach().numpy(), name)
-        same(sae.b_dec[level], flat.b_dec.detach().numpy())
-        same(sae.weight[level], float(flat.weight[0]))
+        own = sae.level(level)
+        for name in ("encoder", "decoder", "b_enc", "threshold"):
+            same(getattr(sae, name)[own], getattr(flat.sae, name).detach().numpy(), name)
+        same(training.steps_since_fired[own], flat.steps_since_fired.numpy())
+        same(sae.b_dec[level], flat.sae.b_dec.detach().numpy())
+        same(training.sparsity.weight[level], float(flat.sparsity.weight[0]))
 
 
 def test_after_training_links_independent_saes() -> None:
     """The paper's baseline: the assignment is made once, of the trained encoders."""
-    sae = trained(Case(constraint=0, perturbation=0, hierarchy=HierarchyConfig("after", 1, unassigned=0.3)))
+    hierarchy = HierarchyConfig("after", 1, unassigned=0.3)
+    training = trained(Case(constraint=0, perturbation=0, hierarchy=hierarchy))
+    sae = training.sae
     assert (sae.parent == ROOT).all()
-    sae.finish()
+    training.finish()
     rows = F.normalize(sae.encoder.detach())
     for level in range(2):
-        upper, lower = sae._levels[level], sae._levels[level + 1]
+        upper, lower = sae.level(level), sae.level(level + 1)
         cosine = rows[upper] @ rows[lower].T
         expected = brute_force(cosine.tolist(), 0.3, None)
         assert [p - upper.start if p >= 0 else p for p in sae.parent[lower].tolist()] == expected
@@ -186,23 +206,17 @@ def test_two_runs_and_a_resumed_one_are_bit_identical(similarity: Any) -> None:
     for name, tensor in first.state_dict().items():
         assert torch.equal(tensor, second.state_dict()[name]), name
 
-    half = make_sae(case).float()
-    half.compute_dtype = torch.float32
-    optimizer = make_optimizer(half, OptimConfig(lr=0.01, beta1=0.0, beta2=0.995))
-    half.initialize(data[0])
+    half = make_training(case, dtype=torch.float32, lr=0.01)
     for step, x in enumerate(data, 1):
         if step == 11:
-            states = half.state_dict(), optimizer.state_dict()
-            half = make_sae(case).float()
-            half.compute_dtype = torch.float32
+            states = half.state_dict(), half.optimizer.state_dict()
+            half = make_training(case, dtype=torch.float32, lr=0.01)
             half.load_state_dict(states[0])
-            optimizer = make_optimizer(half, OptimConfig(lr=0.01, beta1=0.0, beta2=0.995))
-            optimizer.load_state_dict(states[1])
-        update(optimizer, half.training_step(x).loss, 0.01)
-        half.after_step(step, 0.0)
+            half.optimizer.load_state_dict(states[1])
+        half.step(x)
     for name, tensor in first.state_dict().items():
         assert torch.equal(tensor, half.state_dict()[name]), name
-    assert (first.parent != ROOT).any()
+    assert (first.sae.parent != ROOT).any()
 
 
 def test_the_global_generator_is_left_alone() -> None:
@@ -222,14 +236,15 @@ def unchecked() -> Iterator[None]:
     jaxtyping.config.update("jaxtyping_disable", False)
 
 
-def learnt(sae: JumpReLUSAE, draw: Callable[[int], torch.Tensor], steps: int, batch: int) -> JumpReLUSAE:
-    sae.prepare(TrainingPlan(steps, batch))
-    trained_on(sae, [draw(batch) for _ in range(steps)], lr=3e-3)
-    sae.finish()
-    return sae
+def learnt(
+    sae: LevelsSAE, draw: Callable[[int], torch.Tensor], steps: int, batch: int, seed: int = 0
+) -> None:
+    training = train_levels(sae, RunLength(steps, batch), 3e-3, seed)
+    trained_on(training, [draw(batch) for _ in range(steps)]).finish()
 
 
-def explained(sae: JumpReLUSAE, x: torch.Tensor) -> float:
+@torch.no_grad()
+def explained(sae: LevelsSAE, x: torch.Tensor) -> float:
     return 1 - float((sae(x) - x).square().sum() / (x - x.mean(0)).square().sum())
 
 
@@ -268,6 +283,7 @@ def families(n: int, generator: torch.Generator) -> torch.Tensor:
     return parent @ directions[:, 0] + torch.einsum("npc,pcd->nd", which, directions[:, 1:])
 
 
+@torch.no_grad()
 def hierarchy_measures(sae: HSAE, x: torch.Tensor) -> dict[str, float]:
     values = sae.encode(x).dense(sae.d_sae)
     active, parent, sizes = (values > 0).numpy(), sae.parent.numpy(), sae.config.layer_sizes
@@ -297,7 +313,7 @@ def test_hsae_is_more_of_a_hierarchy_than_the_baseline() -> None:
         for seed in (0, 1):
             sae = HSAE(HSAEConfig((8, 32), (2, 4), **common, **own), 24, seed=seed)
             generator = torch.Generator().manual_seed(seed)
-            learnt(sae, lambda n, g=generator: families(n, g), 400, 128)
+            learnt(sae, lambda n, g=generator: families(n, g), 400, 128, seed)
             assert explained(sae, held_out) > 0.85
             counts = sae.encode(held_out).fired(40)
             assert float(counts[:8].sum()) / 1000 == pytest.approx(2, abs=0.4)

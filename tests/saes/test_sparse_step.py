@@ -8,23 +8,25 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from saeforest.config import OptimConfig, TrainConfig
+from sae_cases import floats
 from saeforest.kernels.backend import VARIABLE
+from saeforest.optim import OptimConfig
 from saeforest.saes import (
     BatchTopKConfig,
     BatchTopKSAE,
     MatryoshkaConfig,
+    RunLength,
     SAEConfig,
     TopKConfig,
-    TrainingPlan,
+    Training,
     TreeConfig,
     TreeSAE,
     build,
+    start_training,
 )
 from saeforest.saes.auxiliary import AuxConfig
 from saeforest.saes.tree import TreeAuxConfig
 from saeforest.sparse_code import SparseCode
-from saeforest.training.loop import Trainee, make_optimizer
 
 D, BATCH, F = 16, 512, 4096
 LAYERS = (256, 512, 1024, F - 1792)
@@ -43,12 +45,12 @@ def data(n: int, seed: int = 0) -> torch.Tensor:
     return strength @ directions + 0.1 * torch.randn(n, D, generator=g)
 
 
-def trainee(config: SAEConfig, precision: torch.dtype = torch.float32, **optim: Any) -> Trainee:
-    sae = build(config, D, seed=1)
-    sae.compute_dtype = precision
-    sae.prepare(TrainingPlan(40, BATCH))
+def training(
+    config: SAEConfig, precision: torch.dtype = torch.float32, n_steps: int = 40, **optim: Any
+) -> Training:
     settings = OptimConfig(lr=3e-3, batch_size=BATCH, **optim)
-    return Trainee("", TrainConfig(optim=settings), sae, make_optimizer(sae, settings))
+    run = RunLength(n_steps, BATCH)
+    return start_training(config, D, run, seed=1, optim=settings, precision=precision)
 
 
 class Largest(TorchDispatchMode):
@@ -71,17 +73,17 @@ class Largest(TorchDispatchMode):
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_nothing_is_as_large_as_batch_times_features(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where features are dead and learn the residual."""
-    monkeypatch.setattr("saeforest.saes.base.DENSE_ENTRIES", 1 << 14)
-    monkeypatch.setattr("saeforest.saes.base._LEAST_ROWS", 1)
-    one = trainee(SYSTEMS[name])
+    monkeypatch.setattr("saeforest.saes.encode.DENSE_ENTRIES", 1 << 14)
+    monkeypatch.setattr("saeforest.saes.encode._LEAST_ROWS", 1)
+    one = training(SYSTEMS[name])
     x = data(BATCH)
-    for step in (1, 2):
-        one.step(x, step, 40)
-    one.sae.steps_since_fired[::3] = one.sae.dead_steps
+    for _ in range(2):
+        one.step(x)
+    one.steps_since_fired[::3] = one.dead_steps
     with Largest() as largest:
-        done, _ = one.step(x, 3, 40)
+        done = one.step(x)
     auxiliary = done.terms["auxiliary"]
-    assert any(term for term in auxiliary if term), "the step must meet dead features"
+    assert any(floats(auxiliary)), "the step must meet dead features"
     assert largest.numel <= max(F * D, len(LAYERS) * BATCH * D) < BATCH * F / 8, largest.name
 
 
@@ -91,9 +93,9 @@ def codes_equal(a: SparseCode, b: SparseCode) -> bool:
 
 @pytest.fixture(scope="module")
 def tree() -> TreeSAE:
-    one = trainee(SYSTEMS["tree"])
+    one = training(SYSTEMS["tree"])
     for step in range(1, 31):
-        one.step(data(BATCH, step), step, 40)
+        one.step(data(BATCH, step))
     assert isinstance(one.sae, TreeSAE)
     with torch.no_grad():  # some of every layer under the root, as after its reset
         one.sae.parent[torch.arange(0, F, 7)] = -1
@@ -133,9 +135,7 @@ def dense_gate(sae: TreeSAE, x: torch.Tensor) -> torch.Tensor:
 def test_half_precision_chooses_nearly_the_same(tree: TreeSAE) -> None:
     x = data(2000, seed=98)
     exact = tree.encode(x).dense(F)
-    tree.compute_dtype = torch.bfloat16
-    rough = tree.encode(x).dense(F)
-    tree.compute_dtype = torch.float32
+    rough = tree.encode(x, precision=torch.bfloat16).dense(F)
     both = (exact > 0) & (rough > 0)
     assert both.sum() / (exact > 0).sum() > 0.97
     # Values are exact, whatever chose them.
@@ -145,12 +145,12 @@ def test_half_precision_chooses_nearly_the_same(tree: TreeSAE) -> None:
 def trained_fve(change: Callable[[dict[str, Any]], None]) -> tuple[float, float]:
     settings: dict[str, Any] = {"precision": torch.float32, "optim": {}}
     change(settings)
-    one = trainee(SYSTEMS["tree"], settings["precision"], **settings["optim"])
+    one = training(SYSTEMS["tree"], settings["precision"], 120, **settings["optim"])
     for step in range(1, 121):
-        one.step(data(BATCH, step), step, 120)
+        one.step(data(BATCH, step))
     x = data(2000, seed=1000)
-    fve = 1 - float((one.sae(x) - x).square().sum() / (x - x.mean(0)).square().sum())
-    return fve, float(one.sae.dead.double().mean())
+    fve = 1 - float((one.sae(x).detach() - x).square().sum() / (x - x.mean(0)).square().sum())
+    return fve, float(one.dead.double().mean())
 
 
 def test_speed_costs_no_quality(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,24 +166,25 @@ def test_speed_costs_no_quality(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_half_precision_state_survives_a_checkpoint() -> None:
-    one = trainee(SYSTEMS["topk"], state="bfloat16")
+    one = training(SYSTEMS["topk"], state="bfloat16")
     x = data(BATCH)
-    one.step(x, 1, 40)
-    again = trainee(SYSTEMS["topk"], state="bfloat16")
-    again.sae.load_state_dict(one.sae.state_dict())
+    one.step(x)
+    again = training(SYSTEMS["topk"], state="bfloat16")
+    again.load_state_dict(one.state_dict())
     again.optimizer.load_state_dict(deepcopy(one.optimizer.state_dict()))
+    assert again.done == 1
     kept = again.optimizer.state[again.sae.decoder]["exp_avg"]
     assert kept.dtype == torch.bfloat16
     assert again.optimizer.state[again.sae.b_dec]["exp_avg"].dtype == torch.float32
     for each in (one, again):
-        each.step(x, 2, 40)
+        each.step(x)
     assert torch.equal(one.sae.decoder, again.sae.decoder)
     assert torch.equal(one.sae.encoder, again.sae.encoder)
 
 
 def test_a_copied_optimiser_goes_on() -> None:
-    one = trainee(SYSTEMS["topk"], state="bfloat16")
-    one.step(data(BATCH), 1, 40)
+    one = training(SYSTEMS["topk"], state="bfloat16")
+    one.step(data(BATCH))
     again = deepcopy(one.optimizer)
     again.load_state_dict(deepcopy(one.optimizer.state_dict()))
     assert again.param_groups[0]["state"] == torch.bfloat16

@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from oracles.tree import TreeOptions, TreeOracle
+from sae_cases import floats
 from saeforest import SparseCode, UserError
-from saeforest.config import OptimConfig
-from saeforest.optim import learning_rate
-from saeforest.saes import AllocationConfig, TrainingPlan, TreeAuxConfig, TreeConfig, TreeSAE
-from saeforest.training.loop import make_optimizer
+from saeforest.optim import OptimConfig, learning_rate
+from saeforest.saes import AllocationConfig, RunLength, Setup, TreeAuxConfig, TreeConfig, TreeSAE
+from saeforest.saes.tree import TreeTraining
 
-SIZES, K, D = (6, 8, 10), (2, 2, 2), 12
+SIZES, K, D, LR = (6, 8, 10), (2, 2, 2), 12, 0.02
 
 
 @dataclass
@@ -72,7 +72,8 @@ def aux_weights(aux: TreeAuxConfig) -> dict[int, float]:
     return {layer: weight for layer, weight in zip(layers, weights, strict=True) if weight}
 
 
-def make_sae(case: Case, batch: int, n_steps: int, dtype: torch.dtype) -> TreeSAE:
+def make_training(case: Case, batch: int, n_steps: int) -> TreeTraining:
+    """In float64."""
     config = TreeConfig(
         layer_sizes=SIZES,
         k_per_layer=K,
@@ -91,10 +92,13 @@ def make_sae(case: Case, batch: int, n_steps: int, dtype: torch.dtype) -> TreeSA
             min_root_share=case.min_root_share,
         ),
     )
-    sae = TreeSAE(config, D, seed=1).to(dtype)
-    sae.compute_dtype = dtype
-    sae.prepare(TrainingPlan(n_steps, batch))
-    return sae
+    return training(config, batch, n_steps, project=case.project)
+
+
+def training(config: TreeConfig, batch: int, n_steps: int, *, project: bool = True) -> TreeTraining:
+    optim = OptimConfig(lr=LR, batch_size=batch, project_gradient=project)
+    sae = TreeSAE(config, D, seed=1).to(torch.float64)
+    return TreeTraining(sae, Setup(RunLength(n_steps, batch), optim, torch.float64))
 
 
 def make_oracle(sae: TreeSAE, case: Case, batch: int, n_steps: int) -> TreeOracle:
@@ -135,40 +139,42 @@ def batches(batch: int, n_steps: int) -> Iterator[torch.Tensor]:
 def test_training_equals_the_oracle(name: str) -> None:
     """30 steps in float64 in which features die, the auxiliary loss acts, children move and the root reset comes."""
     case, batch, n_steps = CASES[name], 16, 30
-    sae = make_sae(case, batch, n_steps, torch.float64)
+    training = make_training(case, batch, n_steps)
+    sae = training.sae
     oracle = make_oracle(sae, case, batch, n_steps)
-    config = OptimConfig(lr=0.02, batch_size=batch, project_gradient=case.project)
-    optimizer = make_optimizer(sae, config)
     seen = {"dead": 0, "aux": 0.0, "reallocation": 0, "root_reset": 0}
     for step, x in enumerate(batches(batch, n_steps), 1):
-        expected = oracle.step(x.numpy(), lr=config.lr)
+        expected = oracle.step(x.numpy(), lr=LR)
 
-        out = sae.training_step(x)
-        optimizer.zero_grad()
-        out.loss.backward()
+        out = training(x, x)
+        training.update(out.loss)
         assert sae.encoder.grad is not None
         assert sae.decoder.grad is not None
         np.testing.assert_allclose(sae.encoder.grad, expected["grad_E"], atol=1e-9)
         np.testing.assert_allclose(sae.decoder.grad, expected["grad_D"], atol=1e-9)
-        optimizer.step()
-        loss = float(out.loss.detach())
-        events = sae.after_step(step, loss)
+        events = training.after_step(out, step)
 
+        loss = float(out.loss.detach())
         assert loss == pytest.approx(expected["loss"], rel=1e-9)
-        assert out.terms["reconstruction"] == pytest.approx(expected["recon"], rel=1e-9)
+        assert floats(out.terms["reconstruction"]) == pytest.approx(expected["recon"], rel=1e-9)
         aux = [expected["aux"][layer] for layer in sorted(aux_weights(case.aux))]
-        logged = [t for t in out.terms["auxiliary"] if t is not None]
+        logged = [t for t in floats(out.terms["auxiliary"]) if t is not None]
         assert logged == pytest.approx(aux, rel=1e-9)
         np.testing.assert_allclose(out.code.dense(sae.d_sae), expected["code"], atol=1e-9)
         moves = [tuple(m) for event in events for m in event.moves]
         assert moves == sorted(expected["moved"])
         assert sae.parent.tolist() == oracle.parent.tolist()
-        assert sae.steps_since_fired.tolist() == oracle.steps_since_fired.tolist()
+        assert training.steps_since_fired.tolist() == oracle.steps_since_fired.tolist()
         for start, layer in ((6, 1), (14, 2)):
-            assert sae._eligible(start).tolist() == oracle.eligible_parents(layer)[:-1].tolist()
+            assert (
+                training.allocator.eligible(start, training.steps_since_fired).tolist()
+                == oracle.eligible_parents(layer)[:-1].tolist()
+            )
         for layer, capacity in oracle.capacity.items():
-            np.testing.assert_allclose(sae.capacity[layer, : len(capacity)], capacity, rtol=1e-9)
-        seen["dead"] += int(sae.dead.sum())
+            np.testing.assert_allclose(
+                training.allocator.capacity[layer, : len(capacity)], capacity, rtol=1e-9
+            )
+        seen["dead"] += int(training.dead.sum())
         seen["aux"] += sum(aux)
         for event in events:
             seen[event.log["event"]] += event.log["moved"]
@@ -192,7 +198,7 @@ def test_training_equals_the_oracle(name: str) -> None:
 def test_the_comparison_meets_its_switches(name: str, switch: dict[str, str]) -> None:
     """With the other reading, the same run would end with another forest."""
     case, batch, n_steps = CASES[name], 16, 30
-    sae = make_sae(case, batch, n_steps, torch.float64)
+    sae = make_training(case, batch, n_steps).sae
     oracles = [make_oracle(sae, c, batch, n_steps) for c in (case, replace(case, **switch))]
     moved: list[list[object]] = [[], []]
     for x in batches(batch, 20):
@@ -204,15 +210,16 @@ def test_the_comparison_meets_its_switches(name: str, switch: dict[str, str]) ->
 def test_the_rate_of_firing() -> None:
     """Over steps of different sizes: each token counts by how far back it is, whatever step it was in."""
     case = CASES["eligible by rate"]
-    sae = make_sae(case, 16, 30, torch.float64)
-    oracle = make_oracle(sae, case, 16, 30)
+    training = make_training(case, 16, 30)
+    oracle = make_oracle(training.sae, case, 16, 30)
     data = torch.Generator().manual_seed(6)
     for batch in (16, 3, 40, 200, 7):
         x = torch.randn(batch, D, generator=data, dtype=torch.float64)
-        sae.training_step(x)
+        training.after_step(training(x, x), 1)
         oracle.update_counters(oracle.forward(x.numpy()).code)
-        rates = [oracle.firing_rate(i) for i in range(sae.d_sae)]
-        np.testing.assert_allclose(sae.rate / sae.rate_weight, rates, rtol=1e-12)
+        rates = [oracle.firing_rate(i) for i in range(training.sae.d_sae)]
+        allocator = training.allocator
+        np.testing.assert_allclose(allocator.rate / allocator.rate_weight, rates, rtol=1e-12)
     assert len({round(rate, 6) for rate in rates}) > 5
 
 
@@ -261,10 +268,12 @@ def test_children_fire_only_under_their_parents(trained: tuple[TreeSAE, torch.Te
 
 def test_only_training_changes_the_counters(trained: tuple[TreeSAE, torch.Tensor]) -> None:
     sae, x = trained
+    training = TreeTraining(sae, Setup(RunLength(10, len(x))))
     sae(x)
-    assert sae.steps_since_fired.sum() == 0
-    sae.training_step(x)
-    assert sae.steps_since_fired.sum() > 0
+    training(x, x)
+    assert training.steps_since_fired.sum() == 0
+    training.step(x)
+    assert training.steps_since_fired.sum() > 0
 
 
 def test_any_leading_shape(trained: tuple[TreeSAE, torch.Tensor]) -> None:
@@ -317,19 +326,26 @@ def test_paper_schedule() -> None:
 
     config = PRESETS["tree-4layer"]
     assert isinstance(config.sae, TreeConfig)
-    sae = TreeSAE(config.sae, 8)
-    sae.prepare(TrainingPlan(97_657, config.optim.batch_size))
-    assert (sae.dead_steps, sae._eligible_steps, sae._root_reset) == (1_953, 9, 50_000)
-    assert sorted(sae._reallocations) == [3_000, 9_000, 19_000, 29_000, 39_000, 49_000]
+    assert schedule(config.sae, RunLength(97_657, config.optim.batch_size)) == (
+        1_953,
+        9,
+        50_000,
+        [3_000, 9_000, 19_000, 29_000, 39_000, 49_000],
+    )
+
+
+def schedule(config: TreeConfig, run: RunLength) -> tuple[int, int, int, list[int]]:
+    training = TreeTraining(TreeSAE(config, 8), Setup(run))
+    allocator = training.allocator
+    steps = sorted(allocator.reallocations)
+    return training.dead_steps, allocator.eligible_steps, allocator.root_reset, steps
 
 
 def test_schedule_scales_with_the_run() -> None:
-    sae = TreeSAE(TreeConfig(SIZES, K), D)
-    sae.prepare(TrainingPlan(97_657, 5120))
-    paper = (sae.dead_steps, sae._root_reset, sorted(sae._reallocations))
-    assert paper == (1_953, 50_000, [3_000, 9_000, 19_000, 29_000, 39_000, 49_000])
-    sae.prepare(TrainingPlan(1_000, 2048))
-    assert (sae.dead_steps, sae._root_reset, min(sae._reallocations)) == (48, 512, 31)
+    dead, _, reset, steps = schedule(TreeConfig(SIZES, K), RunLength(97_657, 5120))
+    assert (dead, reset, steps) == (1_953, 50_000, [3_000, 9_000, 19_000, 29_000, 39_000, 49_000])
+    dead, _, reset, steps = schedule(TreeConfig(SIZES, K), RunLength(1_000, 2048))
+    assert (dead, reset, steps[0]) == (48, 512, 31)
 
 
 def test_learning_rate() -> None:
@@ -363,22 +379,18 @@ def test_bad_configuration(build: Callable[[], object], words: str) -> None:
 def test_which_layers_parents_come_from(parents: str) -> None:
     """Of the last layer's features: from the first moment and through all reallocations."""
     case = CASES["all layers, detached"]
-    sae = make_sae(case, batch=16, n_steps=40, dtype=torch.float64)
-    allocation = replace(sae.config.allocation, parents=parents)  # pyright: ignore[reportArgumentType]
-    sae = TreeSAE(replace(sae.config, allocation=allocation), D, seed=1).to(torch.float64)
-    sae.compute_dtype = torch.float64
-    sae.prepare(TrainingPlan(40, 16))
-    optimizer = make_optimizer(sae, OptimConfig(lr=0.02, batch_size=16))
+    config = make_training(case, 16, 40).sae.config
+    allocation = replace(config.allocation, parents=parents)  # pyright: ignore[reportArgumentType]
+    run = training(replace(config, allocation=allocation), 16, 40)
+    sae = run.sae
     generator = torch.Generator().manual_seed(0)
     start, moved, seen = SIZES[0] + SIZES[1], 0, set[int]()
     for step in range(1, 41):
         seen |= set(sae.parent[start:].tolist())
         x = torch.randn(16, D, generator=generator, dtype=torch.float64)
-        out = sae.training_step(x)
-        optimizer.zero_grad()
-        out.loss.backward()
-        optimizer.step()
-        moved += sum(len(event.moves) for event in sae.after_step(step, float(out.loss.detach())))
+        out = run(x, x)
+        run.update(out.loss)
+        moved += sum(len(event.moves) for event in run.after_step(out, step))
     seen |= set(sae.parent[start:].tolist())
     assert moved > 0
     assert -1 in seen

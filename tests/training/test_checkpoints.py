@@ -15,12 +15,10 @@ from torch import Tensor
 from edits import edit_json, forget_checksums
 from saeforest.activations import ActivationStream
 from saeforest.activations.sources import MemoryActivations
-from saeforest.config import OptimConfig
 from saeforest.errors import UserError
-from saeforest.optim import Adam
-from saeforest.saes import SAE, HSAEConfig, SystemConfig, TrainingPlan, TreeConfig, build
+from saeforest.optim import OptimConfig
+from saeforest.saes import HSAEConfig, RunLength, SystemConfig, Training, TreeConfig, start_training
 from saeforest.training.checkpoint import SINGLE, latest_checkpoint, load_checkpoint, save_checkpoint
-from saeforest.training.loop import make_optimizer, update
 
 D_IN, BATCH, STEPS, N_STEPS = 8, 16, 5, 40
 SYSTEMS: dict[str, SystemConfig] = {
@@ -28,33 +26,29 @@ SYSTEMS: dict[str, SystemConfig] = {
     "hsae": HSAEConfig(layer_sizes=(4, 8), k_per_layer=(2, 2), normalize_activations="none"),
 }
 
+TENSORS = f"{SINGLE}.safetensors"
+
 
 def stream() -> ActivationStream:
     x = torch.randn(100, D_IN, generator=torch.Generator().manual_seed(0))
     return ActivationStream(MemoryActivations(x, torch.arange(100), seed=0), BATCH)
 
 
-def trainee(system: str = "tree", **optim: Any) -> tuple[SAE, Adam]:
-    sae = build(SYSTEMS[system], D_IN)
-    sae.prepare(TrainingPlan(N_STEPS, BATCH))
-    return sae, make_optimizer(sae, OptimConfig(batch_size=BATCH, **optim))
+def begun(system: str = "tree", n_steps: int = N_STEPS, **optim: Any) -> Training:
+    run = RunLength(n_steps, BATCH)
+    return start_training(SYSTEMS[system], D_IN, run, optim=OptimConfig(batch_size=BATCH, **optim))
 
 
-TENSORS = f"{SINGLE}.safetensors"
-
-
-def train(sae: SAE, optimizer: Adam, data: ActivationStream, first: int, last: int) -> None:
-    for step in range(first, last + 1):
-        done = sae.training_step(data.next().x)
-        update(optimizer, done.loss, 1e-3)
-        sae.after_step(step, float(done.loss.detach()))
+def train(training: Training, data: ActivationStream, n: int) -> None:
+    for _ in range(n):
+        training.step(data.next().x)
 
 
 def write(folder: Path, system: str) -> Path:
     """A checkpoint of a system after five steps."""
-    data, (sae, optimizer) = stream(), trainee(system)
-    train(sae, optimizer, data, 1, STEPS)
-    save_checkpoint(folder, STEPS, {SINGLE: (sae, optimizer)}, data, "of the data")
+    data, training = stream(), begun(system)
+    train(training, data, STEPS)
+    save_checkpoint(folder, STEPS, {SINGLE: training}, data, "of the data")
     return folder / f"step-{STEPS:08}"
 
 
@@ -73,18 +67,18 @@ def damaged(written: Path, tmp_path: Path) -> Path:
 
 
 def refused(checkpoint: Path, match: str, system: str = "tree", **optim: Any) -> None:
-    sae, optimizer = trainee(system, **optim)
-    before = {name: tensor.clone() for name, tensor in sae.state_dict().items()}
+    training = begun(system, **optim)
+    before = {name: tensor.clone() for name, tensor in training.state_dict().items()}
     data, rng = stream(), torch.get_rng_state()
     with pytest.raises(UserError, match=match) as error:
-        load_checkpoint(checkpoint, {SINGLE: (sae, optimizer)}, data, "of the data", N_STEPS)
+        load_checkpoint(checkpoint, {SINGLE: training}, data, "of the data")
     assert str(checkpoint) in str(error.value)
     assert "\n" not in str(error.value)
     assert "optim.lr" not in str(error.value)
     assert len(str(error.value)) < 600
     # Nothing has been touched: whoever holds these may go on with them.
-    assert all(torch.equal(before[name], tensor) for name, tensor in sae.state_dict().items())
-    assert not optimizer.state_dict()["state"]
+    assert all(torch.equal(before[name], tensor) for name, tensor in training.state_dict().items())
+    assert not training.optimizer.state_dict()["state"]
     assert data.state() == {"epoch": 0, "block": 0, "row": 0}
     assert torch.equal(rng, torch.get_rng_state())
 
@@ -107,13 +101,22 @@ def filled(value: float) -> Callable[[Tensor], Tensor]:
 @pytest.mark.parametrize("system", list(SYSTEMS))
 def test_it_comes_back(tmp_path: Path, system: str) -> None:
     checkpoint = write(tmp_path, system)
-    data, (sae, optimizer) = stream(), trainee(system)
-    assert load_checkpoint(checkpoint, {SINGLE: (sae, optimizer)}, data, "of the data", N_STEPS) == STEPS
-    train(sae, optimizer, data, STEPS + 1, 2 * STEPS)
-    whole, (same, adam) = stream(), trainee(system)
-    train(same, adam, whole, 1, 2 * STEPS)
+    data, training = stream(), begun(system)
+    assert load_checkpoint(checkpoint, {SINGLE: training}, data, "of the data") == STEPS == training.done
+    train(training, data, STEPS)
+    whole, same = stream(), begun(system)
+    train(same, whole, 2 * STEPS)
     assert whole.state() == data.state()
-    assert all(torch.equal(sae.state_dict()[name], tensor) for name, tensor in same.state_dict().items())
+    found = training.state_dict()
+    assert all(torch.equal(found[name], tensor) for name, tensor in same.state_dict().items())
+
+
+def test_one_of_an_older_version_is_told(damaged: Path) -> None:
+    edit_json(damaged / "state.json", format_version=...)
+    refused(
+        damaged,
+        "a checkpoint of format 1, but this saeforest reads format 2; finish the run with the version",
+    )
 
 
 @pytest.mark.parametrize(
@@ -148,7 +151,7 @@ def test_a_row_that_there_is_not(damaged: Path) -> None:
     """Known when the block has been read. It was an endless loop, or the block behind it."""
     edit_json(damaged / "state.json", lambda state: state["data"].update(row=101))
     data = stream()
-    load_checkpoint(damaged, {SINGLE: trainee()}, data, "of the data", N_STEPS)
+    load_checkpoint(damaged, {SINGLE: begun()}, data, "of the data")
     with pytest.raises(UserError, match="row 101 of block 0 of the activations: it has 100"):
         data.next()
     with pytest.raises(ValueError, match="negative"):
@@ -157,7 +160,7 @@ def test_a_row_that_there_is_not(damaged: Path) -> None:
 
 def test_a_step_beyond_the_run(written: Path) -> None:
     with pytest.raises(UserError, match="is of step 5, but the run has 4"):
-        load_checkpoint(written, {SINGLE: trainee()}, stream(), "of the data", 4)
+        load_checkpoint(written, {SINGLE: begun(n_steps=4)}, stream(), "of the data")
 
 
 @pytest.mark.parametrize("name", ["exp_avg", "exp_avg_sq"])
@@ -185,12 +188,12 @@ def test_moments_kept_in_another_type(written: Path) -> None:
         ("optimizer.0.step", lambda t: t * 0 + float("inf"), "holds NaN or infinite values"),
         ("optimizer.0.step", lambda t: t * 0 - 1, "counts steps, and holds numbers outside 0 to 5"),
         ("optimizer.0.step", lambda t: t * 0 + 1e9, "counts steps"),
-        ("sae.encoder", filled(float("nan")), "holds NaN or infinite values"),
-        ("sae.b_dec", lambda t: t[..., :-1].contiguous(), "does not fit this run"),
-        ("sae.parent", filled(11), r"parent\[0\] = 11: expected -1 \(root\)"),
-        ("sae.parent", lambda t: t.float(), "does not fit this run"),
-        ("sae.steps_since_fired", filled(-1), "counts steps"),
-        ("sae.steps_since_fired", filled(10**12), "counts steps"),
+        ("training.sae.encoder", filled(float("nan")), "holds NaN or infinite values"),
+        ("training.sae.b_dec", lambda t: t[..., :-1].contiguous(), "does not fit this run"),
+        ("training.sae.parent", filled(11), r"parent\[0\] = 11: expected -1 \(root\)"),
+        ("training.sae.parent", lambda t: t.float(), "does not fit this run"),
+        ("training.steps_since_fired", filled(-1), "counts steps"),
+        ("training.steps_since_fired", filled(10**12), "counts steps"),
         ("torch_rng", lambda t: t[:-1], "does not fit this run"),
         ("torch_rng", lambda t: torch.full_like(t, 255), "no state of a random generator"),
         ("torch_rng", lambda t: t.float(), "does not fit this run"),
@@ -206,7 +209,7 @@ def test_every_tensor_is_needed_and_no_other(damaged: Path) -> None:
     for name in whole:
         save_file({n: tensor for n, tensor in whole.items() if n != name}, damaged / TENSORS)
         refused(damaged, f"tensor '{name}' is missing")
-    for name in ("optimizer.9.exp_avg", "optimizer.x.y", "sae.more", "more"):
+    for name in ("optimizer.9.exp_avg", "optimizer.x.y", "training.more", "more"):
         save_file({**whole, name: torch.zeros(1)}, damaged / TENSORS)
         refused(damaged, f"tensor '{name}' belongs to nothing in this run")
 
@@ -216,8 +219,8 @@ def test_the_counter_of_an_hsae(tmp_path: Path, wrong: int) -> None:
     """What it replaces by children is drawn by this number."""
     checkpoint = write(tmp_path, "hsae")
     forget_checksums(checkpoint)
-    edit_tensors(checkpoint, lambda tensors: tensors.update({"sae.steps": torch.tensor(wrong)}))
-    refused(checkpoint, "'sae.steps' counts steps", "hsae")
+    edit_tensors(checkpoint, lambda tensors: tensors.update({"training._extra_state": torch.tensor(wrong)}))
+    refused(checkpoint, "'training._extra_state' counts steps", "hsae")
 
 
 def test_a_flipped_bit_is_noticed(written: Path, tmp_path: Path) -> None:

@@ -14,9 +14,10 @@ import torch
 
 from conftest import MakeConfig
 from saeforest import cli, memory
-from saeforest.config import MemberConfig, TrainConfig, load_config, save_config
+from saeforest.config import MemberConfig, load_config, save_config
 from saeforest.errors import UserError
-from saeforest.saes import HSAE, HSAEConfig, TopKConfig, TrainingPlan, build
+from saeforest.saes import HSAEConfig, RunLength, TopKConfig, start_training
+from saeforest.saes.hsae import Hierarchy
 from saeforest.training import data, dry_run, rehearsal, run_training, settle
 from saeforest.training.dry_run import estimate
 
@@ -225,8 +226,8 @@ def test_a_dry_run_holds_all_saes_at_once(tiny_config: MakeConfig, monkeypatch: 
         return step(self, n)
 
     alive: list[object] = []
-    made = dry_run.new_sae
-    monkeypatch.setattr(dry_run, "new_sae", lambda *args: alive.append(sae := made(*args)) or sae)
+    made = dry_run.new_training
+    monkeypatch.setattr(dry_run, "new_training", lambda *args: alive.append(one := made(*args)) or one)
     monkeypatch.setattr(rehearsal._Tried, "step", counted)
     found = estimate(several)
     assert set(seen) == {3}
@@ -268,15 +269,11 @@ def rehearsed(
     """What a rehearsal found, and the sizes of the batches that it trained on."""
     if slow:
         monkeypatch.setattr(rehearsal, "_SECONDS_PER_STEP", 0.0)
-    sae = build(config, 16)
-    sae.prepare(TrainingPlan(100, batch_size))
+    training = start_training(config, 16, RunLength(100, batch_size))
     sizes: list[int] = []
-    step = type(sae).training_step
-    monkeypatch.setattr(type(sae), "training_step", lambda self, x: sizes.append(len(x)) or step(self, x))
-    base = TrainConfig(sae=config)
-    member = replace(base, optim=replace(base.optim, batch_size=batch_size))
+    training.register_forward_pre_hook(lambda _, given: sizes.append(len(given[0])))
     x = torch.randn(300, 16, generator=torch.Generator().manual_seed(0))
-    return rehearsal.rehearse({"tree": sae}, {"tree": member}, x, 100, memory.resident()), sizes
+    return rehearsal.rehearse({"tree": training}, x, memory.resident()), sizes
 
 
 def test_a_slow_system_is_tried_on_a_part_of_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -291,7 +288,7 @@ def test_a_slow_system_is_tried_on_a_part_of_a_batch(monkeypatch: pytest.MonkeyP
 
 def test_a_rehearsal_finds_the_forest_that_training_would(monkeypatch: pytest.MonkeyPatch) -> None:
     steps: list[int] = []
-    monkeypatch.setattr(HSAE, "_update", lambda self, step: steps.append(step) or [])
+    monkeypatch.setattr(Hierarchy, "update", lambda self, sae, step: steps.append(step) or [])
     rehearsed(HSAEConfig((8, 16, 32), (2, 2, 2), normalize_activations=1.0), 64, monkeypatch, slow=False)
     assert steps
     assert set(steps) == {5}

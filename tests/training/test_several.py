@@ -112,10 +112,10 @@ def test_a_stopped_run_goes_on_exactly(
     out = tmp_path / "run"
     step = loop.Trainee.step
 
-    def stopping(self: loop.Trainee, x: torch.Tensor, now: int, n_steps: int) -> Any:
-        if now == 21 and self.name == "pursuit":
+    def stopping(self: loop.Trainee, x: torch.Tensor) -> Any:
+        if self.training.done == 20 and self.name == "pursuit":
             signal.raise_signal(signal.SIGINT)
-        return step(self, x, now, n_steps)
+        return step(self, x)
 
     monkeypatch.setattr(loop.Trainee, "step", stopping)
     with pytest.raises(Interrupted, match="after step 21"):

@@ -21,7 +21,15 @@ from saeforest.activations import ActivationStream, harvest_folder
 from saeforest.activations.sources import MemoryActivations
 from saeforest.config import OptimConfig, TrainConfig, load_config
 from saeforest.run_folder import RunFolder
-from saeforest.saes import AllocationConfig, TrainingPlan, TreeAuxConfig, TreeConfig, build, load_sae
+from saeforest.saes import (
+    AllocationConfig,
+    RunLength,
+    TreeAuxConfig,
+    TreeConfig,
+    build,
+    load_sae,
+    start_training,
+)
 from saeforest.session import about_activations, open_reader, read_tokens
 from saeforest.training import run_training, train
 from saeforest.training.log import read_log
@@ -135,10 +143,9 @@ def test_a_live_run_says_what_the_language_model_took(tiny_config: MakeConfig, t
 def test_a_batch_without_variance_does_not_break_the_log(tmp_path: Path) -> None:
     """One activation has no variance to explain; JSON has no word for what 1 - 1/0 is."""
     config = synthetic_config(batch_size=1, lr=1e-3)
-    sae = build(config.sae, 16, seed=0)
-    sae.prepare(TrainingPlan(2, 1))
+    training = start_training(config.sae, 16, RunLength(2, 1), optim=config.optim)
     memory = MemoryActivations(torch.randn(4, 16), torch.arange(4), 0)
-    train(config, {"tree": sae}, ActivationStream(memory, 1), 2, begun(tmp_path, config))
+    train(config, {"tree": training}, ActivationStream(memory, 1), begun(tmp_path, config))
 
     def refuse(word: str) -> None:
         raise AssertionError(f"{word} is no JSON")
@@ -211,8 +218,8 @@ def test_training_recovers_the_directions_of_a_synthetic_tree(tmp_path: Path) ->
     d, n_steps = 24, 500
     x, directions = tree_data(20_000, d, torch.Generator().manual_seed(0))
     config = synthetic_config(batch_size=256, lr=3e-3)
-    sae = build(config.sae, d, seed=0)
-    sae.prepare(TrainingPlan(n_steps, 256))
+    training = start_training(config.sae, d, RunLength(n_steps, 256), optim=config.optim)
+    sae = training.sae
 
     def recovered() -> torch.Tensor:
         return (sae.W_dec.detach() @ directions.T).amax(0) > 0.9
@@ -220,9 +227,8 @@ def test_training_recovers_the_directions_of_a_synthetic_tree(tmp_path: Path) ->
     assert recovered().sum() == 0
     train(
         config,
-        {"tree": sae},
+        {"tree": training},
         ActivationStream(MemoryActivations(x, torch.arange(len(x)), 0), 256),
-        n_steps,
         begun(tmp_path, config),
     )
     steps = [line for line in read_log(tmp_path) if "event" not in line]
@@ -242,12 +248,11 @@ def test_training_recovers_the_directions_of_a_synthetic_tree(tmp_path: Path) ->
 
 def test_a_loss_that_is_not_finite_is_told(tmp_path: Path) -> None:
     config = synthetic_config(batch_size=8, lr=1e-3)
-    sae = build(config.sae, 16, seed=0)
-    sae.prepare(TrainingPlan(5, 8))
+    training = start_training(config.sae, 16, RunLength(5, 8), optim=config.optim)
     x = torch.full((16, 16), 1e30)
     stream, run = ActivationStream(MemoryActivations(x, torch.arange(16), 0), 8), begun(tmp_path, config)
     with pytest.raises(UserError, match=r"step 1: the loss is (nan|inf); lower optim\.lr = 0\.001"):
-        train(config, {"tree": sae}, stream, 5, run)
+        train(config, {"tree": training}, stream, run)
     assert not (tmp_path / "sae").exists()
 
 

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import count
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from saeforest.config import OptimConfig, TrainConfig
-from saeforest.saes import SAE, MatryoshkaConfig, TopKConfig, TrainingPlan, TreeConfig, build
-from saeforest.training.loop import Trainee, make_optimizer
+from saeforest.saes import (
+    MatryoshkaConfig,
+    RunLength,
+    SystemConfig,
+    TopKConfig,
+    TreeConfig,
+    build,
+    start_training,
+)
 
 from ..case import Case
 
@@ -18,26 +24,20 @@ from ..case import Case
 _STEPS = 100_000
 
 
-def new_sae(case: Case) -> SAE:
+def system(case: Case) -> SystemConfig:
     sizes, k = case.layer_sizes, case.k_per_layer
     if case.system == "tree":
-        config = TreeConfig(layer_sizes=sizes, k_per_layer=k)
-    elif case.system == "matryoshka":
+        return TreeConfig(layer_sizes=sizes, k_per_layer=k)
+    if case.system == "matryoshka":
         # Over the batch, as the peers choose.
-        config = MatryoshkaConfig(layer_sizes=sizes, k_per_layer=k, selection="batch")
-    else:
-        config = TopKConfig(layer_sizes=sizes, k_per_layer=k)
-    sae = build(config, case.d, seed=0).to(case.device)
-    sae.compute_dtype = getattr(torch, case.dtype)
-    sae.prepare(TrainingPlan(_STEPS, case.batch))
-    return sae
+        return MatryoshkaConfig(layer_sizes=sizes, k_per_layer=k, selection="batch")
+    return TopKConfig(layer_sizes=sizes, k_per_layer=k)
 
 
 def prepare(case: Case) -> Callable[[Tensor], object]:
-    sae = new_sae(case)
+    precision = getattr(torch, case.dtype)
     if case.task == "encode":
-        return sae.eval().encode
-    optim = OptimConfig(batch_size=case.batch)
-    trainee = Trainee("", TrainConfig(optim=optim), sae, make_optimizer(sae, optim))
-    steps = count(1)
-    return lambda x: trainee.step(x, next(steps), _STEPS)
+        sae = build(system(case), case.d).to(case.device).eval()
+        return torch.no_grad()(partial(sae.encode, precision=precision))
+    run = RunLength(_STEPS, case.batch)
+    return start_training(system(case), case.d, run, precision=precision, device=case.device).step

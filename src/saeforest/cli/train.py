@@ -75,7 +75,7 @@ def train(argv: Sequence[str]) -> None:
     for name, sae in saes.items():
         _say_trained(run, name, sae.d_sae)
     name, sae = next(iter(saes.items()))
-    say_next(run, name, families=not sae.flat)
+    say_next(run, name, families=sae.has_forest)
 
 
 def _say_trained(run: RunFolder, name: str, d_sae: int) -> None:

@@ -48,7 +48,7 @@ def forests_of(
     missing: dict[str, ForestInference] = {}
     questions = {}
     for name, (config, sae) in saes.items():
-        if not sae.flat:
+        if sae.has_forest:
             found[name] = sae.forest, "its own"
             continue
         tokens = min(options.infer_tokens, config.tokens)
@@ -138,7 +138,7 @@ def _train_config(
 def _infer_into(
     place: Path, sae: SAE, train: TrainConfig, config: InferConfig, tokens: int
 ) -> InferredForest:
-    if not sae.flat:
+    if sae.has_forest:
         raise UserError(
             f"the SAE ({sae.config.architecture}) learned a forest of its own; expected a flat SAE"
         )

@@ -95,7 +95,7 @@ def make_task(
         "model_fingerprint": reader.lm.identity.fingerprint,
         "site": reader.site.name,
         "lm_dtype": str(reader.lm.dtype).removeprefix("torch."),
-        "sae_dtype": str(sae.compute_dtype).removeprefix("torch."),
+        "sae_dtype": str(sae.encoder.dtype).removeprefix("torch."),
         "context": tokens.context,
         "prepend_bos": tokens.prepend_bos,
         "tokens_read": tokens.n_tokens,

@@ -9,8 +9,7 @@ from __future__ import annotations
 import torch
 
 from ..errors import UserError
-from ..saes import SAE, JumpReLUConfig, JumpReLUSAE, TopKConfig, TopKSAE
-from ..saes.batch_topk import BatchTopKSAE
+from ..saes import SAE, BatchTopKSAE, JumpReLUConfig, JumpReLUSAE, MatryoshkaSAE, TopKConfig, TopKSAE
 
 _DIRECT = ("topk", "jumprelu", "matching_pursuit")
 
@@ -22,7 +21,7 @@ def for_saelens(sae: SAE) -> SAE:
     """
     if sae.config.architecture in _DIRECT:
         return sae
-    if not isinstance(sae, BatchTopKSAE):
+    if not isinstance(sae, BatchTopKSAE | MatryoshkaSAE):
         raise UserError(
             f"a {sae.config.architecture} SAE has no counterpart in SAELens, which knows no forest; "
             f"expected one of {', '.join(_DIRECT)}, batchtopk or matryoshka"
@@ -34,16 +33,17 @@ def for_saelens(sae: SAE) -> SAE:
         "activation_threshold": sae.config.activation_threshold,
         "encoder_bias": sae.config.encoder_bias,
     }
-    same = _with_weights(sae, JumpReLUConfig(**shared) if sae.by_batch else TopKConfig(**shared))
+    by_batch = "threshold" in sae.tensors()
+    same = _with_weights(sae, JumpReLUConfig(**shared) if by_batch else TopKConfig(**shared))
     same.metadata = sae.metadata | {"training_architecture": sae.config.architecture}
     return same
 
 
-def _with_weights(sae: BatchTopKSAE, config: JumpReLUConfig | TopKConfig) -> SAE:
+def _with_weights(sae: SAE, config: JumpReLUConfig | TopKConfig) -> SAE:
     kind = JumpReLUSAE if isinstance(config, JumpReLUConfig) else TopKSAE
     same = kind(config, sae.d_in)  # pyright: ignore[reportArgumentType]
     with torch.no_grad():
         for name, place in same.tensors().items():
-            place.copy_(sae.threshold if name == "threshold" else sae.tensors()[name])
-    same.exact_inverse = sae.exact_inverse
+            place.copy_(sae.tensors()[name])
+    same.normalizer = sae.normalizer
     return same.to(sae.device).eval()

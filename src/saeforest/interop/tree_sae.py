@@ -23,6 +23,7 @@ from ..files import read_json, read_tensors
 from ..saes import (
     SAE,
     JumpReLUConfig,
+    LayerNorm,
     MatchingPursuitConfig,
     MatryoshkaConfig,
     SAEConfig,
@@ -30,7 +31,7 @@ from ..saes import (
     TreeConfig,
     build,
 )
-from ..saes.base import MOST_FEATURES
+from ..saes.checks import MOST_FEATURES
 from ..saes.files import CFG
 from ..schema import FLOATS, INTEGERS, listed, shown
 from ..structure.forest import ROOT
@@ -64,7 +65,8 @@ def load_released(source: str | Path) -> SAE:
     system = _system(config, folder / CONFIG)
     tensors = _read_weights(folder / WEIGHTS, system)
     sae = build(system, tensors.d_in)
-    sae.exact_inverse = True
+    if isinstance(sae.normalizer, LayerNorm):
+        sae.normalizer = LayerNorm(exact_inverse=True)
     with torch.no_grad():
         for name, tensor in tensors.by_name.items():
             getattr(sae, name).copy_(tensor)

@@ -8,6 +8,7 @@ Everything an SAE does with its active features comes down to three products, fo
 
 and each is the other's gradient. `reference.py` spells them out; `plain.py` is PyTorch for any device, `compiled/`
 Numba for CPUs and `triton_gpu` Triton for GPUs; `backend.py` chooses among them, `functions.py` differentiates.
+`links.py` builds the distances between features and the sums of their children from these.
 """
 
 from .backend import backend
@@ -23,15 +24,20 @@ from .functions import (
     top_children,
     top_positive,
 )
+from .links import dense_link_distance, has_children, link_distance, of_features
 from .types import AdamStep
 
 __all__ = [
     "AdamStep",
     "backend",
     "choose_atoms",
+    "dense_link_distance",
+    "has_children",
     "jagged_decode",
     "jagged_encode",
     "layer_errors",
+    "link_distance",
+    "of_features",
     "scatter_outer",
     "sparse_decode",
     "sparse_encode",

@@ -226,27 +226,31 @@ class _Pursue(torch.autograd.Function):
     def forward(ctx: Any, u: Tensor, ids: Tensor, taken: Tensor, atoms: Tensor) -> tuple[Tensor, Tensor]:
         amounts, residual = backend(atoms).take_atoms(u, ids, taken, atoms)
         ctx.save_for_backward(ids, atoms, amounts, residual)
-        ctx.mark_non_differentiable(amounts)
+        ctx.set_materialize_grads(False)
         return amounts, residual
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Grad, None, None, Tensor]:
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Grad, None, None, Grad]:
         ids, atoms, amounts, residual = ctx.saved_tensors
-        kernels = backend(atoms)
-        grad, shares = kernels.put_back_atoms(grads[1].contiguous(), residual, amounts, ids, atoms)
+        to_amounts, to_residual = grads
+        grad = torch.zeros_like(residual) if to_residual is None else to_residual.contiguous()
+        if to_amounts is None:  # as in training, whose loss depends on the residual alone
+            grad, shares = backend(atoms).put_back_atoms(grad, residual, amounts, ids, atoms)
+        else:
+            grad, shares = plain.put_back_atoms(grad, residual, amounts, ids, atoms, to_amounts)
         used, every = (amounts > 0).to(atoms.dtype).flatten(), torch.arange(ids.numel(), device=ids.device)
         return (
             grad,
             None,
             None,
-            kernels.scatter_outer(used, every, ids.flatten(), shares.flatten(0, 1), len(atoms)),
+            backend(atoms).scatter_outer(used, every, ids.flatten(), shares.flatten(0, 1), len(atoms)),
         )
 
 
 def take_atoms(
     u: Float[Tensor, "n d"], ids: Int[Tensor, "n k"], taken: Bool[Tensor, "n k"], atoms: Float[Tensor, "F d"]
 ) -> tuple[Float[Tensor, "n k"], Float[Tensor, "n d"]]:
-    """Amounts of the taken atoms, one after another, and what they leave of `u`; gradients through the latter alone."""
+    """Amounts of the taken atoms, one after another, and what they leave of `u`; gradients for `u` and `atoms`."""
     _check(ids, len(atoms))
     return _Pursue.apply(u, ids, taken, atoms)  # pyright: ignore[reportReturnType]
 

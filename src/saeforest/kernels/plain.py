@@ -267,16 +267,20 @@ def put_back_atoms(
     amounts: Float[Tensor, "n k"],
     ids: Int[Tensor, "n k"],
     atoms: Float[Tensor, "F d"],
+    to_amounts: Float[Tensor, "n k"] | None = None,
 ) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n k d"]]:
     """Given the gradient of what is left: that of `u`, and every taken atom's share of its own.
 
-    With a = r . w and r' = r - a w, the gradient g of r' makes g - (g . w) w of r, and -a g - (g . w) r of w.
+    With a = r . w and r' = r - a w, the gradient g of r' makes g - (g . w) w of r, and -a g - (g . w) r of w; with a
+    gradient `to_amounts` of a itself, g . w is less by that.
     """
     shares = []
     for i in reversed(range(ids.shape[1])):
         amount, row = amounts[:, i, None], atoms[ids[:, i]]
         residual = residual + amount * row
         along = (grad * row).sum(1, keepdim=True)
+        if to_amounts is not None:
+            along = along - to_amounts[:, i, None]
         shares.append(torch.where(amount > 0, -amount * grad - along * residual, 0))
         grad = torch.where(amount > 0, grad - along * row, grad)
     return grad, torch.stack(shares[::-1], dim=1)

@@ -98,7 +98,7 @@ def has_edges(subject: Subject) -> bool:
 
 def own_tree(subject: Subject) -> bool:
     """Whether the SAE learned a tree: then MCS is given as many children of a parent as the tree has."""
-    return has_edges(subject) and not subject.sae.flat
+    return has_edges(subject) and subject.sae.has_forest
 
 
 class Sample(NamedTuple):

@@ -52,7 +52,7 @@ class System(NamedTuple):
 
     @property
     def learns_forest(self) -> bool:
-        return not self.sae_class.flat
+        return self.sae_class.has_forest
 
     @property
     def gated(self) -> bool:

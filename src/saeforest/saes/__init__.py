@@ -1,16 +1,20 @@
 """The systems: one file each, and the files they are saved in."""
 
+from .allocator import AllocationConfig
 from .auxiliary import AuxConfig
-from .base import SAE, SAEConfig, Step, TrainingPlan
+from .base import SAE, SAEConfig
 from .batch_topk import BatchTopKConfig, BatchTopKSAE, ThresholdConfig
 from .files import check_inference, load_sae, save_sae
 from .hsae import HSAE, HierarchyConfig, HSAEConfig
-from .jumprelu import JumpReLUConfig, JumpReLUSAE, SparsityConfig
+from .jumprelu import JumpReLUConfig, JumpReLUSAE
 from .matching_pursuit import MatchingPursuitConfig, MatchingPursuitSAE
 from .matryoshka import MatryoshkaConfig, MatryoshkaSAE
-from .systems import SYSTEMS, SystemConfig, build
+from .normalizer import LayerNorm, Normalizer, Scale
+from .sparsity import SparsityConfig
+from .systems import SYSTEMS, SystemConfig, build, start_training, training_of
 from .topk import TopKConfig, TopKSAE
-from .tree import AllocationConfig, TreeAuxConfig, TreeConfig, TreeSAE
+from .training import Event, RunLength, Setup, Step, Training
+from .tree import TreeAuxConfig, TreeConfig, TreeSAE
 
 __all__ = [
     "HSAE",
@@ -20,22 +24,28 @@ __all__ = [
     "AuxConfig",
     "BatchTopKConfig",
     "BatchTopKSAE",
+    "Event",
     "HSAEConfig",
     "HierarchyConfig",
     "JumpReLUConfig",
     "JumpReLUSAE",
+    "LayerNorm",
     "MatchingPursuitConfig",
     "MatchingPursuitSAE",
     "MatryoshkaConfig",
     "MatryoshkaSAE",
+    "Normalizer",
+    "RunLength",
     "SAEConfig",
+    "Scale",
+    "Setup",
     "SparsityConfig",
     "Step",
     "SystemConfig",
     "ThresholdConfig",
     "TopKConfig",
     "TopKSAE",
-    "TrainingPlan",
+    "Training",
     "TreeAuxConfig",
     "TreeConfig",
     "TreeSAE",
@@ -43,4 +53,6 @@ __all__ = [
     "check_inference",
     "load_sae",
     "save_sae",
+    "start_training",
+    "training_of",
 ]

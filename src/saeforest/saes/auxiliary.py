@@ -11,15 +11,13 @@ from torch import Tensor
 from ..errors import UserError
 from ..kernels import sparse_decode
 from ..sparse_code import SparseCode
-from .base import TokenStats
+from .normalizer import TokenStats
 
 
 @dataclass(frozen=True)
-class AuxConfig:
-    """The auxiliary loss: dead features reconstruct the residual."""
+class ResidualConfig:
+    """How dead features reconstruct the residual."""
 
-    coefficient: float = 1 / 32
-    """Its weight in the loss; 0 for none."""
     k: int = 256
     """Dead features that may act on a token."""
     detach: bool = False
@@ -32,11 +30,24 @@ class AuxConfig:
     def __post_init__(self) -> None:
         if self.k < 1:
             raise UserError(f"sae.aux.k = {self.k}: expected 1 or more")
-        self.check_coefficients()
 
-    def check_coefficients(self) -> None:
-        if self.coefficient < 0:
-            raise UserError(f"sae.aux.coefficient = {self.coefficient}: expected 0 or more")
+
+@dataclass(frozen=True)
+class AuxConfig(ResidualConfig):
+    """The auxiliary loss: dead features reconstruct the residual."""
+
+    coefficient: float = 1 / 32
+    """Its weight in the loss; 0 for none."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_coefficients((self.coefficient,), self.coefficient)
+
+
+def check_coefficients(weights: tuple[float, ...], said: float | tuple[float, ...]) -> None:
+    """Raises UserError for a negative weight of an auxiliary loss."""
+    if any(weight < 0 for weight in weights):
+        raise UserError(f"sae.aux.coefficient = {said}: expected 0 or more")
 
 
 def auxiliary_loss(
@@ -45,7 +56,7 @@ def auxiliary_loss(
     b_dec: Float[Tensor, "d_in"],
     residual: Float[Tensor, "n d_in"],
     stats: TokenStats,
-    aux: AuxConfig,
+    aux: ResidualConfig,
 ) -> Float[Tensor, ""]:
     """How badly a code of dead features reconstructs the residual, relative to the residual's spread."""
     if code.values.shape[1] == 0 and not aux.bias:

@@ -7,7 +7,7 @@ features are never depends on the others beside it (SPEC 7.2).
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -15,9 +15,11 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..sparse_code import SparseCode
-from .base import PAPER_STEPS, Event, Step, TrainingPlan
-from .select import above, batch_top_k, exceeding, top_k
-from .topk import TopKConfig, TopKSAE
+from .base import SAE
+from .checks import check_dead_after, check_one_layer, check_sizes
+from .flat import FlatConfig, FlatTraining, Whole, encode
+from .select import Above, BatchTopK
+from .training import PAPER_STEPS, RunLength, Setup, Step
 
 _PAPER_THRESHOLD_FROM = 1_000 / PAPER_STEPS
 _LARGEST_UPDATE = 0.05
@@ -41,79 +43,69 @@ class ThresholdConfig:
 
 
 @dataclass(frozen=True)
-class BatchTopKConfig(TopKConfig):
+class BatchTopKConfig(FlatConfig):
     """A BatchTopK SAE and its training."""
 
     threshold: ThresholdConfig = field(default_factory=ThresholdConfig)
-    architecture: Literal["batchtopk"] = "batchtopk"  # pyright: ignore[reportIncompatibleVariableOverride]
+    architecture: Literal["batchtopk"] = "batchtopk"
+
+    def __post_init__(self) -> None:
+        check_sizes(self.layer_sizes, self.k_per_layer)
+        check_dead_after(self.dead_after_tokens)
+        check_one_layer(self.architecture, self.layer_sizes)
 
 
-class BatchTopKSAE(TopKSAE):
+class BatchTopKSAE(SAE):
     config_class = BatchTopKConfig
     title, color, marker = "BatchTopK", "#7A7A7A", "v"
-    at_most_k = False
+    has_forest = False
+    scaled_weights = (*SAE.scaled_weights, "threshold")
 
-    config: BatchTopKConfig  # pyright: ignore[reportIncompatibleVariableOverride]
+    config: BatchTopKConfig
     threshold: Tensor
 
-    def __init__(self, config: BatchTopKConfig, d_in: int, *, seed: int = 0) -> None:
-        super().__init__(config, d_in, seed=seed)
+    def __init__(
+        self, config: BatchTopKConfig, d_in: int, *, d_out: int | None = None, seed: int = 0
+    ) -> None:
+        super().__init__(config, d_in, d_out=d_out, seed=seed)
         # The same for every feature; 0 until the first batch that sets it.
         self.register_buffer("threshold", torch.zeros(self.d_sae))
-        self._threshold_start, self._momentum, self._least = 1, 0.0, 0.0
 
-    @property
-    def by_batch(self) -> bool:
-        """Whether features are chosen over the batch, and used with a threshold."""
-        return True
+    def own_tensors(self) -> dict[str, Tensor]:
+        return {"threshold": self.threshold}
 
-    def tensors(self) -> dict[str, Tensor]:
-        return super().tensors() | ({"threshold": self.threshold} if self.by_batch else {})
+    def encode_normalized(self, u: Float[Tensor, "n d_in"], precision: torch.dtype) -> SparseCode:
+        return encode(self, u, Above(self.threshold), precision)
 
-    def _in_input_units(self) -> list[Tensor]:
-        return [*super()._in_input_units(), self.threshold]
 
-    def saelens_keys(self) -> dict[str, Any]:
-        return {} if self.by_batch else super().saelens_keys()
+class FollowedThreshold:
+    """The threshold for use follows the smallest chosen value: its first sight of it, then a moving average."""
 
-    def select(self, u: Float[Tensor, "n d_in"]) -> SparseCode:
-        if not self.by_batch:
-            return super().select(u)
-        return self._sliced(u, lambda h: above(h, self.threshold.to(h.dtype)))
+    def __init__(self, threshold: Float[Tensor, "d_sae"], config: ThresholdConfig, run: RunLength) -> None:
+        self._threshold = threshold
+        start = run.share(_PAPER_THRESHOLD_FROM) if config.start is None else config.start
+        self.start = min(start, run.n_steps)  # a short run ends with a threshold too
+        in_proportion = 1 - min(1e-3 * PAPER_STEPS / max(run.n_steps, 1), _LARGEST_UPDATE)
+        self.momentum = in_proportion if config.momentum is None else config.momentum
 
-    # -- training
+    def follow(self, step: Step, number: int) -> None:
+        if number < self.start:
+            return
+        values, threshold = step.code.values, self._threshold
+        least = torch.where(values > 0, values, torch.inf).min().double()
+        # All on the device: nothing here waits for it.
+        kept = self.momentum * (threshold[0] > 0).double()
+        moved = threshold * kept.to(threshold.dtype) + ((1 - kept) * least).to(threshold.dtype)
+        threshold.copy_(torch.where(least.isfinite(), moved, threshold))
 
-    def prepare(self, plan: TrainingPlan) -> None:
-        super().prepare(plan)
-        start = self.config.threshold.start
-        start = plan.share(_PAPER_THRESHOLD_FROM) if start is None else start
-        self._threshold_start = min(start, plan.n_steps)  # a short run ends with a threshold too
-        in_proportion = 1 - min(1e-3 * PAPER_STEPS / max(plan.n_steps, 1), _LARGEST_UPDATE)
-        momentum = self.config.threshold.momentum
-        self._momentum = in_proportion if momentum is None else momentum
 
-    @torch.no_grad()
-    def select_in_training(self, u: Float[Tensor, "n d_in"]) -> SparseCode:
-        if not self.by_batch:
-            return super().select(u)
-        return batch_top_k(
-            lambda width: self._sliced(u, lambda h: top_k(h, width)),
-            lambda rows, bound: self._sliced(u[rows], lambda h: exceeding(h, bound)),
-            len(u),
-            self.d_sae,
-            self.k,
+class BatchTopKTraining(FlatTraining):
+    def __init__(self, sae: BatchTopKSAE, setup: Setup) -> None:
+        super().__init__(
+            sae,
+            sae.config,
+            setup,
+            selection=BatchTopK(sum(sae.config.k_per_layer)),
+            losses=Whole(sae),
+            threshold=FollowedThreshold(sae.threshold, sae.config.threshold, setup.run),
         )
-
-    def training_step(self, x: Float[Tensor, "n d_in"]) -> Step:
-        step = super().training_step(x)
-        chosen = step.code.values[step.code.active()]
-        self._least = float(chosen.min()) if len(chosen) else 0.0
-        return step
-
-    @torch.no_grad()
-    def after_step(self, step: int, loss: float) -> list[Event]:
-        """The threshold follows the smallest chosen value: its first sight of it, then a moving average."""
-        if self.by_batch and step >= self._threshold_start and self._least > 0:
-            kept = self._momentum if bool(self.threshold[0] > 0) else 0.0
-            self.threshold.mul_(kept).add_((1 - kept) * self._least)
-        return []

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import torch
 from jaxtyping import Int
@@ -25,7 +25,9 @@ from ..files import (
 )
 from ..schema import FLOATS, INTEGERS, Checksum, Name, Schema, checked, listed, shown
 from ..structure.forest import Forest
-from .base import MOST_FEATURES, SAE, SAEConfig
+from .base import SAE, SAEConfig, TranscoderConfig
+from .checks import MOST_FEATURES
+from .normalizer import LayerNorm
 from .systems import SYSTEMS
 
 FORMAT_VERSION = 1
@@ -58,11 +60,12 @@ def _fit_for_a_line(metadata: dict[str, Any]) -> dict[str, Any]:
 
 
 class _Frame(Schema):
-    """What cfg.json says of any SAE beside its configuration."""
+    """What cfg.json says of any SAE beside its configuration. `d_out` makes a transcoder of it."""
 
     d_in: Annotated[int, Field(ge=1, le=MOST_FEATURES)]
     d_sae: Annotated[int, Field(ge=1, le=MOST_FEATURES)]
-    apply_b_dec_to_input: Literal[True] = True
+    d_out: Annotated[int, Field(ge=1, le=MOST_FEATURES)] | None = None
+    apply_b_dec_to_input: bool = True
     exact_inverse: bool | None = None
     metadata: Annotated[dict[str, Any], AfterValidator(_fit_for_a_line)] = Field(default_factory=dict)
     checksums: dict[Name, Checksum] = Field(default_factory=dict)
@@ -70,9 +73,13 @@ class _Frame(Schema):
 
 def check_inference(config: SAEConfig) -> None:
     """Raises UserError for what no system can work with."""
-    scale, threshold = config.normalize_activations, config.activation_threshold
-    if not isinstance(scale, str) and not 0 < scale < math.inf:
-        raise UserError(f"sae.normalize_activations = {scale}: expected a factor above 0")
+    threshold = config.activation_threshold
+    scales = {"normalize_activations": config.normalize_activations}
+    if isinstance(config, TranscoderConfig):
+        scales["normalize_target"] = config.normalize_target
+    for key, scale in scales.items():
+        if not isinstance(scale, str) and not 0 < scale < math.inf:
+            raise UserError(f"sae.{key} = {scale}: expected a factor above 0")
     if not 0 <= threshold < math.inf:
         raise UserError(f"sae.activation_threshold = {threshold}: expected 0 or more")
 
@@ -90,15 +97,21 @@ def _cfg(sae: SAE) -> dict[str, Any]:
         "format_version": FORMAT_VERSION,
         "architecture": config.architecture,
         "d_in": sae.d_in,
+        **({"d_out": sae.d_out} if sae.is_transcoder else {}),
         "d_sae": sae.d_sae,
-        **{name: getattr(config, name) for name in sae.inference_keys},
-        "apply_b_dec_to_input": True,
+        **{name: getattr(config, name) for name in _keys(type(sae), sae.is_transcoder)},
+        "apply_b_dec_to_input": not sae.is_transcoder,
         "dtype": "float32",
         # Beside the tensor of the same name: SAELens casts every tensor to the SAE's dtype, and bf16 loses ids.
         "parent": sae.parent.tolist(),
         "metadata": sae.metadata,
-        **(_for_saelens(sae) if sae.flat else {}),
+        **({} if sae.has_forest or sae.is_transcoder else _for_saelens(sae)),
     }
+
+
+def _keys(sae_class: type[SAE], transcoder: bool) -> tuple[str, ...]:
+    """The settings that cfg.json holds."""
+    return sae_class.inference_keys + (("normalize_target",) if transcoder else ())
 
 
 def _for_saelens(sae: SAE) -> dict[str, Any]:
@@ -106,7 +119,7 @@ def _for_saelens(sae: SAE) -> dict[str, Any]:
     return {
         "sae_lens_version": _SAELENS,
         "reshape_activations": "none",
-        "exact_inverse": sae.exact_inverse,
+        "exact_inverse": isinstance(sae.normalizer, LayerNorm) and sae.normalizer.exact_inverse,
         **sae.saelens_keys(),
     }
 
@@ -126,21 +139,26 @@ def load_sae(folder: str | Path) -> SAE:
     cfg = read_json(folder / CFG)
     _check_version(cfg, folder / CFG)
     sae_class = SYSTEMS[cfg["architecture"]]
-    for key in sae_class.inference_keys:
+    keys = _keys(sae_class, cfg.get("d_out") is not None)
+    for key in keys:
         if key not in cfg:
             raise UserError(f"{folder / CFG}: key '{key}' is missing; {_OTHER}")
-    config = checked(
-        sae_class.config_class, {key: cfg[key] for key in sae_class.inference_keys}, folder / CFG, _OTHER
-    )
+    config = checked(sae_class.config_class, {key: cfg[key] for key in keys}, folder / CFG, _OTHER)
     try:
         check_inference(config)
     except UserError as error:
         raise UserError(f"{folder / CFG}: {error}") from None
-    if config.normalize_activations == "dataset_scale":
-        raise UserError(
-            f"{folder / CFG}: key 'normalize_activations': dataset_scale stands for a number; write that number"
-        )
+    for key in ("normalize_activations", "normalize_target"):
+        if key in keys and cfg[key] == "dataset_scale":
+            raise UserError(
+                f"{folder / CFG}: key '{key}': dataset_scale stands for a number; write that number"
+            )
     frame = checked(_Frame, cfg, folder / CFG, _OTHER)
+    if frame.apply_b_dec_to_input == (frame.d_out is not None):
+        raise UserError(
+            f"{folder / CFG}: key 'apply_b_dec_to_input': expected true for an SAE, false for a transcoder (d_out); "
+            f"{_OTHER}"
+        )
     if frame.d_sae != sum(config.layer_sizes):
         raise UserError(
             f"{folder / CFG}: d_sae = {frame.d_sae}, but layer_sizes {list(config.layer_sizes)} "
@@ -148,13 +166,17 @@ def load_sae(folder: str | Path) -> SAE:
         )
     weights = read_tensors(folder / WEIGHTS, listed_checksum(cfg, WEIGHTS))
     # The largest come first: a file of other sizes is found out before memory is taken for them.
-    _check_weights(weights, sae_class.tensor_shapes(frame.d_in, frame.d_sae), folder / WEIGHTS)
-    sae = sae_class(_with_bias(config, weights, folder / WEIGHTS), frame.d_in)
+    _check_weights(weights, sae_class.tensor_shapes(frame.d_in, frame.d_sae, frame.d_out), folder / WEIGHTS)
+    config = _with_bias(config, weights, folder / WEIGHTS)
+    try:
+        sae = sae_class(config, frame.d_in, d_out=frame.d_out)
+    except UserError as error:  # no transcoder of this system, or none with such a target
+        raise UserError(f"{folder / CFG}: {error}") from None
     shapes = {name: list(tensor.shape) for name, tensor in sae.tensors().items()}
     _check_weights(weights, shapes, folder / WEIGHTS)
     sae.metadata = frame.metadata
-    if frame.exact_inverse is not None:
-        sae.exact_inverse = frame.exact_inverse
+    if frame.exact_inverse is not None and isinstance(sae.normalizer, LayerNorm):
+        sae.normalizer = LayerNorm(frame.exact_inverse)
     for name, place in sae.tensors().items():
         place.data.copy_(weights[name])
     _check_parent(cfg, config, sae.parent, folder)

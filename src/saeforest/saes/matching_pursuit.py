@@ -6,7 +6,7 @@ takes it off; an activation stops early when nothing is left or nothing new is c
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -16,16 +16,11 @@ from torch import Tensor
 from ..errors import UserError
 from ..kernels import choose_atoms, take_atoms
 from ..sparse_code import SparseCode, concat_rows
-from .base import (
-    DENSE_ENTRIES,
-    SAE,
-    Normalization,
-    Step,
-    TrainingPlan,
-    check_dead_after,
-    check_one_layer,
-    check_sizes,
-)
+from .base import SAE
+from .checks import check_dead_after, check_one_layer, check_sizes
+from .encode import DENSE_ENTRIES
+from .normalizer import Normalization
+from .training import Setup, Step, Training, scalars
 
 # Up to this many features the products of all atoms with each other are kept: no dense product in an iteration.
 _GRAM_FEATURES = 16_384
@@ -69,22 +64,18 @@ class MatchingPursuitConfig:
 class MatchingPursuitSAE(SAE):
     config_class = MatchingPursuitConfig
     title, color, marker = "Matching Pursuit", "#CC79A7", "*"
-    at_most_k = flat = True
+    at_most_k = tied = True
+    has_forest = False
     inference_keys = (*SAE.inference_keys, "residual_tolerance")
+    scaled_keys = (*SAE.scaled_keys, "residual_tolerance")  # residuals shrink with the input
 
     config: MatchingPursuitConfig
 
-    def __init__(self, config: MatchingPursuitConfig, d_in: int, *, seed: int = 0) -> None:
-        super().__init__(config, d_in, seed=seed)
-        self.encoder = self.decoder  # one dictionary, under both names
+    def __init__(
+        self, config: MatchingPursuitConfig, d_in: int, *, d_out: int | None = None, seed: int = 0
+    ) -> None:
+        super().__init__(config, d_in, d_out=d_out, seed=seed)
         self.b_dec.requires_grad_(config.decoder_bias)
-
-    def tensors(self) -> dict[str, Tensor]:
-        return {"W_dec": self.decoder, "b_dec": self.b_dec}
-
-    @classmethod
-    def tensor_shapes(cls, d_in: int, d_sae: int) -> dict[str, list[int]]:
-        return {"W_dec": [d_sae, d_in], "b_dec": [d_in]}
 
     def saelens_keys(self) -> dict[str, Any]:
         return {
@@ -93,14 +84,14 @@ class MatchingPursuitSAE(SAE):
             "stop_on_duplicate_support": True,
         }
 
-    @torch.no_grad()
-    def encode_normalized(self, u: Float[Tensor, "n d_in"]) -> SparseCode:
+    def encode_normalized(self, u: Float[Tensor, "n d_in"], precision: torch.dtype) -> SparseCode:
+        # Every iteration depends on the exact residual of the one before: there is no choosing in less precision.
         u = u - self.b_dec
         rows = max(DENSE_ENTRIES // (self.d_in * self.config.k_per_layer[0]), 1)
-        return concat_rows([self._pursue(part, *self._choose(part))[0] for part in u.split(rows)])
+        return concat_rows([self.pursue(part, *self.choose(part))[0] for part in u.split(rows)])
 
     @torch.no_grad()
-    def _choose(self, u: Float[Tensor, "n d_in"]) -> tuple[Int[Tensor, "n k"], Bool[Tensor, "n k"]]:
+    def choose(self, u: Float[Tensor, "n d_in"]) -> tuple[Int[Tensor, "n k"], Bool[Tensor, "n k"]]:
         """The atom each iteration takes, and whether it takes one: the residual's products with all atoms decide."""
         atoms = self.decoder
         # The products of all atoms pay if there are more products to take, one an iteration, than atoms.
@@ -111,10 +102,10 @@ class MatchingPursuitSAE(SAE):
         ids, taken = zip(*(choose_atoms(part, atoms, gram, k, tolerance) for part in slices), strict=True)
         return torch.cat(ids), torch.cat(taken)
 
-    def _pursue(
+    def pursue(
         self, u: Float[Tensor, "n d_in"], ids: Int[Tensor, "n k"], taken: Bool[Tensor, "n k"]
     ) -> tuple[SparseCode, Float[Tensor, "n d_in"]]:
-        """The coefficients along the chosen atoms, and the residual at the end, which alone carries gradients."""
+        """The coefficients along the chosen atoms, and the residual at the end."""
         amounts, residual = take_atoms(u, ids, taken, self.decoder)
         # An atom chosen again adds to what it had.
         same = (ids[:, :, None] == ids[:, None, :]) & taken[:, None, :]
@@ -122,29 +113,25 @@ class MatchingPursuitSAE(SAE):
         values = torch.zeros_like(amounts).scatter_add(1, first, amounts)
         return SparseCode(values, torch.where(values > 0, ids, 0)), residual
 
-    # -- training
 
-    def prepare(self, plan: TrainingPlan) -> None:
-        self.dead_steps = plan.dead_steps(self.config.dead_after_tokens)
+class MatchingPursuitTraining(Training):
+    """The reconstruction error as a share of the batch's variance."""
 
-    def initialize(self, x: Float[Tensor, "n d_in"]) -> None:
-        if self.config.decoder_bias:
-            super().initialize(x)
+    sae: MatchingPursuitSAE
 
-    def finish(self) -> None:
-        scale = self.config.normalize_activations
-        super().finish()
-        if not isinstance(scale, str):  # residuals shrink with the input
-            self.config = replace(self.config, residual_tolerance=self.config.residual_tolerance / scale)
+    def __init__(self, sae: MatchingPursuitSAE, setup: Setup) -> None:
+        super().__init__(sae, setup, dead_after_tokens=sae.config.dead_after_tokens)
 
-    def training_step(self, x: Float[Tensor, "n d_in"]) -> Step:
-        """The reconstruction error as a share of the batch's variance."""
-        x = x.to(self.decoder.dtype)
-        normalized, stats = self.normalize(x)
-        u = normalized - self.b_dec
-        code, residual = self._pursue(u, *self._choose(u))
-        self.count_firing(code.detach())
+    def forward(self, x: Float[Tensor, "n d_in"], target: Float[Tensor, "n d_in"]) -> Step:
+        sae = self.sae
+        x = x.to(sae.decoder.dtype)
+        normalized, stats = sae.normalize(x)
+        u = normalized - sae.b_dec
+        code, residual = sae.pursue(u, *sae.choose(u))
+        code = code.detach()
+        # The loss depends on the atoms through the residual alone.
         error = stats.std * residual
         loss = error.square().mean() / (x.var() + 1e-8)
-        terms: dict[str, list[float | None]] = {"reconstruction": [float(loss.detach())]}
-        return Step(loss, terms, code.detach(), x - error.detach())
+        return Step(
+            loss, {"reconstruction": scalars([loss])}, code, x - error.detach(), self.fired(code), len(x)
+        )

@@ -6,8 +6,8 @@ either way over the whole dictionary at once (SPEC 7.3).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -15,12 +15,18 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..sparse_code import SparseCode
-from .base import SAE, TokenStats, check_dead_after, check_sizes
-from .batch_topk import BatchTopKConfig, BatchTopKSAE
+from .base import SAE
+from .batch_topk import FollowedThreshold, ThresholdConfig
+from .checks import check_dead_after, check_sizes
+from .flat import FlatConfig, FlatTraining, encode, topk_keys
+from .normalizer import TokenStats
+from .reconstruct import Prefixes
+from .select import Above, BatchTopK, TopK
+from .training import Setup
 
 
 @dataclass(frozen=True)
-class MatryoshkaConfig(BatchTopKConfig):
+class MatryoshkaConfig(FlatConfig):
     """A Matryoshka SAE and its training. The defaults are those the 4-layer Tree SAE is compared with."""
 
     layer_sizes: tuple[int, ...] = (1536, 3072, 9216, 10752)
@@ -32,7 +38,8 @@ class MatryoshkaConfig(BatchTopKConfig):
     prefix_weights: Literal["sum", "mean", "mean_with_bias"] | tuple[float, ...] = "sum"
     """Of the prefixes' losses: 1 each (the paper); their mean; their mean together with the loss of b_dec alone (its
     code); or a number for each."""
-    architecture: Literal["matryoshka"] = "matryoshka"  # pyright: ignore[reportIncompatibleVariableOverride]
+    threshold: ThresholdConfig = field(default_factory=ThresholdConfig)
+    architecture: Literal["matryoshka"] = "matryoshka"
 
     def __post_init__(self) -> None:
         if len(self.k_per_layer) != 1:
@@ -51,7 +58,7 @@ class MatryoshkaConfig(BatchTopKConfig):
 
     @property
     def weights(self) -> tuple[list[float], float]:
-        """Of the loss of every prefix, and of b_dec alone."""
+        """The weights of the prefixes' losses, and of that of b_dec alone."""
         n = len(self.layer_sizes)
         if isinstance(self.prefix_weights, tuple):
             return list(self.prefix_weights), 0.0
@@ -62,31 +69,61 @@ class MatryoshkaConfig(BatchTopKConfig):
         }[self.prefix_weights]
 
 
-class MatryoshkaSAE(BatchTopKSAE):
+class MatryoshkaSAE(SAE):
     config_class = MatryoshkaConfig
     title, color, marker = "Matryoshka", "#0072B2", "P"
     color_of_two_layers = "#56B4E9"
+    has_forest = False
     inference_keys = (*SAE.inference_keys, "selection")
+    scaled_weights = (*SAE.scaled_weights, "threshold")
 
-    config: MatryoshkaConfig  # pyright: ignore[reportIncompatibleVariableOverride]
+    config: MatryoshkaConfig
+    threshold: Tensor
 
-    def __init__(self, config: MatryoshkaConfig, d_in: int, *, seed: int = 0) -> None:
-        super().__init__(config, d_in, seed=seed)
-        self._starts = (*self.forest.layer_starts, self.d_sae)
-        self.at_most_k = not self.by_batch  # pyright: ignore[reportAttributeAccessIssue]
+    def __init__(
+        self, config: MatryoshkaConfig, d_in: int, *, d_out: int | None = None, seed: int = 0
+    ) -> None:
+        super().__init__(config, d_in, d_out=d_out, seed=seed)
+        # Where features are chosen over the batch: the same for every feature, 0 until the first batch that sets it.
+        self.register_buffer("threshold", torch.zeros(self.d_sae))
+        self.at_most_k = config.selection == "token"
 
-    @property
-    def by_batch(self) -> bool:
-        return self.config.selection == "batch"
+    def own_tensors(self) -> dict[str, Tensor]:
+        return {"threshold": self.threshold} if self.config.selection == "batch" else {}
 
-    def reconstruct(
-        self, x: Float[Tensor, "n d_in"], code: SparseCode, stats: TokenStats
-    ) -> tuple[Float[Tensor, "terms"], Float[Tensor, "n d_in"]]:
-        """The weighted losses of the prefixes (and of b_dec alone, where it counts), and the whole error."""
-        weights, bias_weight = self.config.weights
-        losses, errors = self._layer_losses(x, code, stats, self._starts)
-        losses = losses * losses.new_tensor(weights)
-        if bias_weight:
-            alone = (stats.std * self.b_dec + stats.mean - x).square().mean() / (x.var() + 1e-8)
-            losses = torch.cat([bias_weight * alone[None], losses])
+    def saelens_keys(self) -> dict[str, Any]:
+        return topk_keys(self, *self.config.k_per_layer) if self.config.selection == "token" else {}
+
+    def encode_normalized(self, u: Float[Tensor, "n d_in"], precision: torch.dtype) -> SparseCode:
+        by_batch = self.config.selection == "batch"
+        selection = Above(self.threshold) if by_batch else TopK(*self.config.k_per_layer)
+        return encode(self, u, selection, precision)
+
+
+class MatryoshkaTraining(FlatTraining):
+    """The weighted sum of the prefixes' losses (and of that of b_dec alone, where it counts)."""
+
+    def __init__(self, sae: MatryoshkaSAE, setup: Setup) -> None:
+        config, (k,) = sae.config, sae.config.k_per_layer
+        by_batch = config.selection == "batch"
+        super().__init__(
+            sae,
+            config,
+            setup,
+            selection=BatchTopK(k) if by_batch else TopK(k),
+            losses=self._prefix_losses,
+            threshold=FollowedThreshold(sae.threshold, config.threshold, setup.run) if by_batch else None,
+        )
+        weights, self._bias_weight = config.weights
+        self._weights = torch.tensor(weights, dtype=sae.decoder.dtype, device=sae.device)
+
+    def _prefix_losses(
+        self, code: SparseCode, target: Float[Tensor, "n d_out"], stats: TokenStats
+    ) -> tuple[Float[Tensor, "terms"], Float[Tensor, "n d_out"]]:
+        sae = self.sae
+        losses, errors = Prefixes(sae.starts).losses(code, sae.decoder, sae.b_dec, target, stats)
+        losses = losses * self._weights
+        if self._bias_weight:
+            alone = (stats.std * sae.b_dec + stats.mean - target).square().mean() / (target.var() + 1e-8)
+            losses = torch.cat([self._bias_weight * alone[None], losses])
         return losses, errors[-1]

@@ -7,6 +7,8 @@ their pre-activations, or how far these exceed a threshold. Unused slots have va
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
@@ -14,6 +16,7 @@ from torch import Tensor
 
 from ..kernels import top_positive
 from ..sparse_code import SparseCode, concat_rows, concat_slots
+from .encode import PreActivations
 
 
 def top_k(h: Float[Tensor, "n F"], k: int) -> SparseCode:
@@ -71,3 +74,50 @@ def above(h: Float[Tensor, "n F"], floor: Float[Tensor, "F"]) -> SparseCode:
     excess = (h - floor).relu()
     width = max(int((excess > 0).sum(1).max()), 1) if len(h) else 1
     return top_k(excess, width)
+
+
+# -- the same rules as parts that a system is composed of
+
+
+@runtime_checkable
+class Selection(Protocol):
+    """How the features that act on activations are chosen."""
+
+    def __call__(self, h: PreActivations, u: Float[Tensor, "n d_in"]) -> SparseCode: ...
+
+
+@dataclass(frozen=True)
+class TopK:
+    """The `k` largest of every activation."""
+
+    k: int
+
+    def __call__(self, h: PreActivations, u: Float[Tensor, "n d_in"]) -> SparseCode:
+        return h.choose(u, lambda dense: top_k(dense, self.k))
+
+
+@dataclass(frozen=True)
+class BatchTopK:
+    """The `k * n` largest of a batch of `n` activations."""
+
+    k: int
+
+    @torch.no_grad()
+    def __call__(self, h: PreActivations, u: Float[Tensor, "n d_in"]) -> SparseCode:
+        return batch_top_k(
+            lambda width: h.choose(u, lambda dense: top_k(dense, width)),
+            lambda rows, bound: h.choose(u[rows], lambda dense: exceeding(dense, bound)),
+            len(u),
+            len(h.encoder),
+            self.k,
+        )
+
+
+@dataclass(frozen=True)
+class Above:
+    """Every feature whose pre-activation exceeds its threshold."""
+
+    threshold: Float[Tensor, "F"]
+
+    def __call__(self, h: PreActivations, u: Float[Tensor, "n d_in"]) -> SparseCode:
+        return h.choose(u, lambda dense: above(dense, self.threshold.to(dense.dtype)))

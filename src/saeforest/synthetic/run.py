@@ -21,7 +21,7 @@ from ..errors import UserError
 from ..files import read_json, write_json
 from ..infer import InferConfig, infer_forest
 from ..progress import progress
-from ..saes import SAE, SystemConfig, TrainingPlan, build
+from ..saes import SAE, RunLength, SystemConfig, start_training
 from ..schema import shown
 from ..training.loop import fit
 from ..training.unfinished import claim_empty, claimed_run
@@ -179,16 +179,15 @@ def layer_l0(world: World, l0: float | None = None) -> tuple[tuple[int, ...], tu
 
 
 def _trained(system: SystemConfig, world: World, config: SyntheticConfig, seed: int, label: str) -> SAE:
-    sae = build(system, world.d_in, seed=seed)
-    sae.prepare(TrainingPlan(config.steps, config.batch_size))
     optim = OptimConfig(
         lr=config.lr, batch_size=config.batch_size, warmup=0.02, decay="linear", decay_from=0.6
     )
+    run = RunLength(config.steps, config.batch_size)
+    training = start_training(system, world.d_in, run, seed=seed, optim=optim, precision=torch.float32)
     with progress(label, config.steps * config.batch_size) as advance:
-        for _ in fit(sae, ActivationStream(world, config.batch_size), optim, config.steps):
+        for _ in fit(training, ActivationStream(world, config.batch_size)):
             advance(config.batch_size)
-    sae.finish()
-    return sae.eval()
+    return training.finish()
 
 
 @torch.no_grad()
@@ -204,7 +203,7 @@ def _scores(
     }
     forests = (
         {"": sae.forest}
-        if not sae.flat
+        if sae.has_forest
         else {way: infer_forest(sae, sample.x.split(8192), config).forest for way, config in INFERRED.items()}
     )
     for way, forest in forests.items():

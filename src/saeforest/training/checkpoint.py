@@ -1,4 +1,4 @@
-"""Checkpoints from which a run goes on exactly: weights, optimiser, counters, tree, random state, data position."""
+"""Checkpoints from which a run goes on exactly: weights, optimizer, counters, tree, random state, data position."""
 
 from __future__ import annotations
 
@@ -22,19 +22,20 @@ from ..files import (
     write_json,
     write_tensors,
 )
-from ..optim import Adam, kept_in
-from ..saes import SAE
-from ..schema import MOST, Checksum, Count, Name, Positive, Schema, checked
+from ..optim import kept_in
+from ..saes import Training
+from ..schema import Checksum, Count, Name, Positive, Schema, checked
 from ..structure.forest import Forest
 
 STATE = "state.json"
 #: How the file with the tensors of a run's single SAE is named.
 SINGLE = "state"
 _FOLDER = re.compile(r"step-[0-9]{8,}")
+_PARENT = "training.sae.parent"
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 _REMEDY = "delete this checkpoint's folder, and resume from an older one or start anew"
-#: What of an SAE in training a checkpoint keeps.
-Trained = tuple[SAE, Adam]
+#: 1 held an SAE and what trains it as one.
+FORMAT_VERSION = 2
 
 
 class Position(Schema):
@@ -48,6 +49,7 @@ class Position(Schema):
 class State(Schema):
     """What state.json of a checkpoint holds."""
 
+    format_version: Positive = 1
     step: Positive
     data: Position
     fingerprint: Name = ""
@@ -59,7 +61,7 @@ class State(Schema):
 def save_checkpoint(
     folder: Path,
     step: int,
-    trained: Mapping[str, Trained],
+    trained: Mapping[str, Training],
     stream: ActivationStream,
     fingerprint: str = "",
     about: Mapping[str, Any] | None = None,
@@ -72,10 +74,16 @@ def save_checkpoint(
     target = folder / f"step-{step:08}"
     with atomic_folder(target) as temporary:
         checksums = {}
-        for name, (sae, optimizer) in trained.items():
+        for name, training in trained.items():
             file = _file(temporary, name)
-            checksums[file.name] = write_tensors(file, _tensors(sae, optimizer))
-        state = {"step": step, "data": stream.state(), "fingerprint": fingerprint, "about": dict(about or {})}
+            checksums[file.name] = write_tensors(file, _tensors(training))
+        state = {
+            "format_version": FORMAT_VERSION,
+            "step": step,
+            "data": stream.state(),
+            "fingerprint": fingerprint,
+            "about": dict(about or {}),
+        }
         write_json(temporary / STATE, {**state, CHECKSUMS: checksums})
     for old in checkpoints(folder):
         if old != target:
@@ -86,14 +94,14 @@ def _file(checkpoint: Path, name: str) -> Path:
     return checkpoint / f"{name}.safetensors"
 
 
-def _tensors(sae: SAE, optimizer: Adam) -> dict[str, Tensor]:
+def _tensors(training: Training) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     places: set[int] = set()
-    for name, tensor in sae.state_dict().items():
+    for name, tensor in training.state_dict().items():
         # One dictionary may have two names (Matching Pursuit); a file does not let tensors share memory.
-        tensors[f"sae.{name}"] = tensor.clone() if tensor.data_ptr() in places else tensor
+        tensors[f"training.{name}"] = tensor.clone() if tensor.data_ptr() in places else tensor
         places.add(tensor.data_ptr())
-    for i, state in optimizer.state_dict()["state"].items():
+    for i, state in training.optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{i}.{k}": v for k, v in state.items()}
     return tensors | {"torch_rng": torch.get_rng_state()}
 
@@ -121,6 +129,11 @@ def read_state(checkpoint: Path) -> State:
     """The state.json of a checkpoint. Raises UserError where it is missing, damaged or of another kind."""
     path = checkpoint / STATE
     state = checked(State, read_json(path), path, _REMEDY)
+    if state.format_version != FORMAT_VERSION:
+        raise UserError(
+            f"{path}: a checkpoint of format {state.format_version}, but this saeforest reads format {FORMAT_VERSION}; "
+            "finish the run with the version that began it, or delete this checkpoint's folder and train anew"
+        )
     if state.step != _step_of(checkpoint):
         raise UserError(f"{path}: key 'step' is {state.step}, but the folder is {checkpoint.name}; {_REMEDY}")
     return state
@@ -128,14 +141,13 @@ def read_state(checkpoint: Path) -> State:
 
 def load_checkpoint(
     checkpoint: Path,
-    trained: Mapping[str, Trained],
+    trained: Mapping[str, Training],
     stream: ActivationStream,
     fingerprint: str = "",
-    n_steps: int = MOST,
 ) -> int:
     """Brings everything back to where the checkpoint was written; returns its step.
 
-    `n_steps`: of the whole run. Nothing is changed before everything has been looked at.
+    Nothing is changed before everything has been looked at.
 
     Raises UserError where the checkpoint is damaged, of other sizes, or of a run on other data.
     """
@@ -145,6 +157,7 @@ def load_checkpoint(
             f"{checkpoint}: the text or its activations are no longer those it was written with, so the run can't go "
             "on as it would have; bring them back, or start anew in another folder"
         )
+    n_steps = min(training.run.n_steps for training in trained.values())
     if state.step > n_steps:
         raise UserError(f"{checkpoint}: is of step {state.step:,}, but the run has {n_steps:,}; {_REMEDY}")
     if state.data.block > stream.blocks.n_blocks:
@@ -153,21 +166,22 @@ def load_checkpoint(
             f"{stream.blocks.n_blocks:,} blocks of activations; {_REMEDY}"
         )
     tensors = {}
-    for name, (sae, optimizer) in trained.items():
+    for name, training in trained.items():
         file = _file(checkpoint, name)
         tensors[name] = read_tensors(file, state.checksums.get(file.name), _REMEDY)
-        _check(tensors[name], sae, optimizer, state.step, file)
-    for name, (sae, optimizer) in trained.items():
-        _restore(sae, optimizer, tensors[name])
+        _check(tensors[name], training, state.step, file)
+    for name, training in trained.items():
+        _restore(training, tensors[name])
     stream.restore(state.data.model_dump())
     return state.step
 
 
-def _restore(sae: SAE, optimizer: Adam, tensors: dict[str, Tensor]) -> None:
-    sae.load_state_dict({k.removeprefix("sae."): v for k, v in tensors.items() if k.startswith("sae.")})
-    full = optimizer.state_dict()
+def _restore(training: Training, tensors: dict[str, Tensor]) -> None:
+    own = {k.removeprefix("training."): v for k, v in tensors.items() if k.startswith("training.")}
+    training.load_state_dict(own)
+    full = training.optimizer.state_dict()
     full["state"] = _optimizer_state(tensors)
-    optimizer.load_state_dict(full)
+    training.optimizer.load_state_dict(full)
     torch.set_rng_state(tensors["torch_rng"])
 
 
@@ -183,10 +197,11 @@ def _optimizer_state(tensors: dict[str, Tensor]) -> dict[int, dict[str, Tensor]]
 # What the tensors must be, before any kernel sees them: compiled ones look at no bounds.
 
 
-def _expected(sae: SAE, optimizer: Adam) -> Iterator[tuple[str, torch.Size, torch.dtype]]:
-    for name, tensor in sae.state_dict().items():
-        yield f"sae.{name}", tensor.shape, tensor.dtype
-    weights = [(weight, group) for group in optimizer.param_groups for weight in group["params"]]
+def _expected(training: Training) -> Iterator[tuple[str, torch.Size, torch.dtype]]:
+    for name, tensor in training.state_dict().items():
+        yield f"training.{name}", tensor.shape, tensor.dtype
+    groups = training.optimizer.param_groups
+    weights = [(weight, group) for group in groups for weight in group["params"]]
     for i, (weight, group) in enumerate(weights):
         yield f"optimizer.{i}.step", torch.Size(), torch.float32
         for moment in _MOMENTS:
@@ -195,9 +210,9 @@ def _expected(sae: SAE, optimizer: Adam) -> Iterator[tuple[str, torch.Size, torc
     yield "torch_rng", rng.shape, rng.dtype
 
 
-def _check(tensors: Mapping[str, Tensor], sae: SAE, optimizer: Adam, step: int, path: Path) -> None:
-    """Raises UserError unless these are the tensors of such an SAE and optimiser after so many steps."""
-    expected = {name: (shape, dtype) for name, shape, dtype in _expected(sae, optimizer)}
+def _check(tensors: Mapping[str, Tensor], training: Training, step: int, path: Path) -> None:
+    """Raises UserError unless these are the tensors of such a training after so many steps."""
+    expected = {name: (shape, dtype) for name, shape, dtype in _expected(training)}
     other = (
         "the checkpoint does not fit this run; bring its configuration back, or start anew in another folder"
     )
@@ -215,7 +230,7 @@ def _check(tensors: Mapping[str, Tensor], sae: SAE, optimizer: Adam, step: int, 
         if problem := _damage(name, tensor, step):
             raise UserError(f"{path}: tensor '{name}' {problem}, so the checkpoint is damaged; {_REMEDY}")
     try:
-        Forest(tensors["sae.parent"], sae.config.layer_sizes)
+        Forest(tensors[_PARENT], training.sae.config.layer_sizes)
     except UserError as error:
         raise UserError(f"{path}: {error}; {_REMEDY}") from None
     try:
@@ -232,7 +247,7 @@ def _kind(shape: torch.Size, dtype: torch.dtype) -> str:
 
 def _damage(name: str, tensor: Tensor, step: int) -> str:
     """What no training leaves in a tensor of this name; empty where there is none of it."""
-    if name in ("torch_rng", "sae.parent") or not tensor.numel():
+    if name in ("torch_rng", _PARENT) or not tensor.numel():
         return ""
     if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
         return "holds NaN or infinite values"

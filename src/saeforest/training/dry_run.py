@@ -20,7 +20,7 @@ from ..session import read_tokens
 from ..text import Tokens
 from .data import StoredSource, TextSource, open_source
 from .rehearsal import Rehearsal, rehearse
-from .run import count_steps, new_sae
+from .run import count_steps, new_training
 from .settle import dataset_scale, settle, settle_store
 
 _PROBE_WINDOWS = 16
@@ -101,13 +101,13 @@ def estimate(config: TrainConfig) -> Estimate:
     base, waiting = resident(), _Waiting(store, n_rows, row, device)
     tried = None
     if device.type != "cpu" or bytes_sae + waiting.held < available():
-        saes = {}
+        trained = {}
         for name, member in members.items():
-            sae = saes[name] = new_sae(member, d_in, n_steps, source.model)
             if member.sae.normalize_activations == "dataset_scale":
-                sae.config = replace(sae.config, normalize_activations=dataset_scale(x))  # pyright: ignore[reportArgumentType]
-            n_parameters[name] = sum(p.numel() for p in sae.parameters())
-        tried = rehearse(saes, members, x, n_steps, base)
+                member = replace(member, sae=replace(member.sae, normalize_activations=dataset_scale(x)))
+            training = trained[name] = new_training(member, d_in, n_steps, source.model)
+            n_parameters[name] = sum(p.numel() for p in training.sae.parameters())
+        tried = rehearse(trained, x, base)
     return Estimate(
         config=config,
         device=device,

@@ -27,8 +27,7 @@ from ..files import (
 )
 from ..output import note
 from ..run_folder import RunFolder
-from ..saes import SAE, Step
-from ..saes.base import Event
+from ..saes import Event, Step, Training
 from ..saes.files import CFG, WEIGHTS
 
 LOG, ALLOCATIONS = "log.jsonl", "allocations.jsonl"
@@ -195,19 +194,19 @@ def is_closed(folder: Path) -> bool:
 
 
 @torch.no_grad()
-def describe_step(sae: SAE, x: Float[Tensor, "n d_in"], step: Step) -> dict[str, Any]:
+def describe_step(training: Training, target: Float[Tensor, "n d_out"], step: Step) -> dict[str, Any]:
     """What a logged step says of the SAE: losses by layer, FVE, L0 and dead features by layer."""
-    forest, threshold = sae.forest, sae.config.activation_threshold
-    residual = float((x - step.x_hat).square().sum())
-    spread = float((x - x.mean(0)).square().sum())
-    fired = step.code.fired(sae.d_sae, threshold).cpu()
-    layers = range(len(forest.layer_sizes))
+    forest = training.sae.forest
+    residual = float((target - step.x_hat).square().sum())
+    spread = float((target - target.mean(0)).square().sum())
+    fired, dead = step.fired.cpu(), training.dead.cpu()
+    layers = [forest.layer == layer for layer in range(len(forest.layer_sizes))]
     return {
         "loss": float(step.loss.detach()),
-        **step.terms,
+        **{name: [None if t is None else float(t) for t in terms] for name, terms in step.terms.items()},
         "fve": 1 - residual / spread if spread else None,  # equal activations have nothing to explain
-        "l0": [float(fired[forest.layer == layer].sum() / len(x)) for layer in layers],
-        "dead": [int(sae.dead.cpu()[forest.layer == layer].sum()) for layer in layers],
+        "l0": [float(fired[layer].sum() / step.n_tokens) for layer in layers],
+        "dead": [int(dead[layer].sum()) for layer in layers],
     }
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import shutil
 import time
@@ -11,81 +10,55 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from ..activations import ActivationStream
 from ..config import TrainConfig
 from ..errors import UserError
-from ..optim import Adam, OptimConfig, learning_rate
+from ..optim import learning_rate
 from ..output import note
 from ..progress import progress
 from ..run_folder import RunFolder
-from ..saes import SAE, Step, save_sae
-from ..saes.base import Event
+from ..saes import Step, Training, save_sae
+from ..saes.training import NotFinite
 from ..stopping import stopping
 from .checkpoint import SINGLE, latest_checkpoint, load_checkpoint, save_checkpoint
 from .log import RunLog, describe_step, peak_memory_mb
 
 
-def make_optimizer(sae: SAE, config: OptimConfig) -> Adam:
-    rates, unit_rows = sae.rates(), sae.unit_rows
-    groups = [
-        {
-            "params": [p],
-            "rate": rates.get(p, 1.0),
-            "lr": rates.get(p, 1.0) * config.lr,
-            "unit_rows": p is unit_rows,
-            "project": config.project_gradient,
-        }
-        for p in sae.parameters()
-        if p.requires_grad
-    ]
-    state = torch.bfloat16 if config.state == "bfloat16" else None
-    return Adam(groups, lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps, state=state)
-
-
 @dataclass
 class Trainee:
-    """One SAE in training: its optimiser, its log, and the time its steps take."""
+    """One of the SAEs of a run in training, and the time its steps take."""
 
     name: str
-    config: TrainConfig
-    sae: SAE
-    optimizer: Adam
+    training: Training
     of: str = ""
     """How messages tell it from the others of a run."""
     seconds: float = 0.0
 
-    def step(self, x: Float[Tensor, "n d_in"], step: int, n_steps: int) -> tuple[Step, list[Event]]:
+    def step(self, x: Float[Tensor, "n d_in"]) -> Step:
         """One training step. Raises UserError where the loss stops being finite."""
         begin = time.perf_counter()
-        optim = self.config.optim
-        if step == 1:
-            self.sae.initialize(x)
-        done = self.sae.training_step(x)
-        loss = float(done.loss.detach())
-        if not math.isfinite(loss):
-            raise UserError(f"step {step}: the loss{self.of} is {loss}; lower optim.lr = {optim.lr}")
-        update(self.optimizer, done.loss, learning_rate(optim, step, n_steps))
-        events = self.sae.after_step(step, loss)
-        self.seconds += time.perf_counter() - begin
-        return done, events
+        try:
+            return self.training.step(x)
+        except NotFinite as error:
+            raise UserError(error.said(self.of)) from None
+        finally:
+            self.seconds += time.perf_counter() - begin
 
 
 def train(
     config: TrainConfig,
-    saes: Mapping[str, SAE],
+    trained: Mapping[str, Training],
     stream: ActivationStream,
-    n_steps: int,
     run: RunFolder,
     *,
     fingerprint: str = "",
     about: Mapping[str, Any] | None = None,
     lm_seconds: Callable[[], float] = lambda: 0.0,
 ) -> None:
-    """Trains the SAEs of `config.members()` to step `n_steps`, on the same batches, and saves each in the run.
+    """Trains SAEs to the end of their run, on the same batches, and saves each by its name in `run`.
 
     Goes on from the latest checkpoint in it if there is one. `fingerprint` and `about` are kept in checkpoints (see
     `save_checkpoint`). `lm_seconds` tells how long the language model has run so far, so that the log can say where the
@@ -95,20 +68,14 @@ def train(
     OSError where the logs, the SAE, or the checkpoint before stopping cannot be written.
     """
     trainees = [
-        Trainee(
-            name,
-            member,
-            saes[name],
-            make_optimizer(saes[name], member.optim),
-            f" of {name}" if config.saes else "",
-        )
-        for name, member in config.members().items()
+        Trainee(name, training, f" of {name}" if config.saes else "") for name, training in trained.items()
     ]
-    trained = {t.name if config.saes else SINGLE: (t.sae, t.optimizer) for t in trainees}
-    batch_size, device = stream.batch_size, trainees[0].sae.device
+    kept = {t.name if config.saes else SINGLE: t.training for t in trainees}
+    first = trainees[0].training
+    n_steps, batch_size, device = first.run.n_steps, stream.batch_size, first.sae.device
     start = 0
     if checkpoint := latest_checkpoint(run.checkpoints):
-        start = load_checkpoint(checkpoint, trained, stream, fingerprint, n_steps)
+        start = load_checkpoint(checkpoint, kept, stream, fingerprint)
     logs = [RunLog(run.logs(t.name), resume_at=start) for t in trainees]
     if start == 0 and (harvest := lm_seconds()):
         for log in logs:
@@ -119,7 +86,7 @@ def train(
     def save(step: int) -> None:
         for log in logs:
             log.sync()
-        save_checkpoint(run.checkpoints, step, trained, stream, fingerprint, about)
+        save_checkpoint(run.checkpoints, step, kept, stream, fingerprint, about)
 
     with (
         closing(stream),
@@ -132,16 +99,16 @@ def train(
             clock.steps += 1
             losses, lines = [], []
             for trainee, log in zip(trainees, logs, strict=True):
-                done, events = trainee.step(x, step, n_steps)
-                for event in events:
+                done = trainee.step(x)
+                for event in done.events:
                     log.event(event)
                 losses.append(f"{float(done.loss.detach()):.4f}")
                 if logged:
-                    lines.append(describe_step(trainee.sae, x, done))
+                    lines.append(describe_step(trainee.training, x, done))
             for trainee, log, line, lap in zip(
                 trainees, logs, lines, clock.lap() if logged else [], strict=False
             ):
-                rate = learning_rate(trainee.config.optim, step, n_steps)
+                rate = learning_rate(trainee.training.optim, step, n_steps)
                 log.step({"step": step, "tokens": step * batch_size, "lr": rate} | line | lap)
             advance(batch_size, "loss " + " ".join(losses[:4]) + (" ..." if len(losses) > 4 else ""))
 
@@ -162,25 +129,14 @@ def train(
         for log in logs:
             log.finish(n_steps)
         for trainee in trainees:
-            trainee.sae.finish()
-            save_sae(trainee.sae, run.sae(trainee.name))
+            save_sae(trainee.training.finish(), run.sae(trainee.name))
         shutil.rmtree(run.checkpoints, ignore_errors=True)
 
 
-def fit(sae: SAE, stream: ActivationStream, optim: OptimConfig, n_steps: int) -> Iterator[Step]:
+def fit(training: Training, stream: ActivationStream) -> Iterator[Step]:
     """Trains one SAE without a folder or a log, for toys and tests: a step each time the next is asked for."""
-    trainee = Trainee(sae.config.architecture, TrainConfig(optim=optim), sae, make_optimizer(sae, optim))
-    for step in range(1, n_steps + 1):
-        yield trainee.step(stream.next().x.to(sae.device).float(), step, n_steps)[0]
-
-
-def update(optimizer: Adam, loss: Tensor, rate: float) -> None:
-    """One optimiser step on the loss of a training step."""
-    optimizer.zero_grad()
-    loss.backward()
-    for group in optimizer.param_groups:
-        group["lr"] = rate * group["rate"]
-    optimizer.step()
+    for _ in range(training.done, training.run.n_steps):
+        yield training.step(stream.next().x.to(training.sae.device).float())
 
 
 class _Clock:

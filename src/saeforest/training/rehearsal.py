@@ -11,11 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..config import TrainConfig
 from ..memory import peak, reset_peak
-from ..optim import Adam
-from ..saes import SAE
-from .loop import make_optimizer, update
+from ..saes import Step, Training
 
 # A system whose steps would take longer is tried on a part of a batch, and a whole one reckoned from that.
 _SECONDS_PER_STEP = 30.0
@@ -40,15 +37,16 @@ class Rehearsal:
 
 @dataclass
 class _Tried:
-    sae: SAE
-    optimizer: Adam
+    training: Training
     x: Float[Tensor, "rows d_in"]
     """What batches are made from."""
-    n: int
-    """Activations in a batch."""
-    due: int | None
-    """The first step after which the forest is found anew, where that is work on a large scale."""
     batches: int = 0
+    last: Step | None = None
+
+    @property
+    def n(self) -> int:
+        """Activations in a batch."""
+        return self.training.run.batch_size
 
     @property
     def few(self) -> int:
@@ -63,40 +61,31 @@ class _Tried:
         spread = float(batch.std())
         for part in batch.split(1024):
             part += 0.1 * spread * torch.randn(part.shape, generator=generator)
-        return batch.to(self.sae.device)
+        return batch.to(self.training.sae.device)
 
     def step(self, n: int) -> float:
         """A training step on `n` activations; returns its seconds."""
         batch = self.batch(n)
         start = time.perf_counter()
-        step = self.sae.training_step(batch)
-        update(self.optimizer, step.loss, self.optimizer.defaults["lr"])
+        self.last = step = self.training(batch, batch)
+        self.training.update(step.loss)
         float(step.loss.detach())  # waits for a GPU
         return time.perf_counter() - start
 
     def find_forest(self) -> None:
-        if self.due is not None:
-            self.sae.after_step(self.due, 1.0)
+        """Does what happens after the first step in which the forest is found anew, if that is a lot of work."""
+        due = self.training.first_update
+        if self.last is not None and due is not None and due <= self.training.run.n_steps:
+            self.training.after_step(self.last, due)
 
 
-def rehearse(
-    saes: Mapping[str, SAE],
-    members: Mapping[str, TrainConfig],
-    x: Float[Tensor, "n d_in"],
-    n_steps: int,
-    before: int,
-) -> Rehearsal:
-    """Trains all SAEs for some steps, as a run of `n_steps` would, on batches made from a few activations.
+def rehearse(trained: Mapping[str, Training], x: Float[Tensor, "n d_in"], before: int) -> Rehearsal:
+    """Trains all SAEs for some steps, as their run would, on batches made from a few activations.
 
     Their weights are changed, and of no use afterwards. before: what was held before they were made.
     """
     reset_peak()
-    tried = []
-    for name, sae in saes.items():
-        optim, due = members[name].optim, sae.first_update
-        if due is not None and due > n_steps:
-            due = None
-        tried.append(_Tried(sae, make_optimizer(sae, optim), x, optim.batch_size, due))
+    tried = [_Tried(training, x) for training in trained.values()]
     begun = [_begin(one, before) for one in tried]
     whole = [first if first.slow else _measured(one, before) for one, first in zip(tried, begun, strict=True)]
     seconds = sum(found.seconds for found in whole)
@@ -104,12 +93,12 @@ def rehearse(
     dead = most
     for one, first in zip(tried, begun, strict=True):
         if not first.slow:
-            one.sae.steps_since_fired.fill_(one.sae.dead_steps)
+            one.training.steps_since_fired.fill_(one.training.dead_steps)
             dead = max(dead, _measured(one, before, 1, 1).growth)
     reset_peak()
     for one in tried:
-        one.sae.finish()
-        written = {name: t.detach().contiguous().cpu() for name, t in one.sae.tensors().items()}
+        sae = one.training.finish()
+        written = {name: t.detach().contiguous().cpu() for name, t in sae.tensors().items()}
         del written
     return Rehearsal(seconds, most, dead, peak() - before)
 
@@ -132,7 +121,9 @@ def _begin(one: _Tried, before: int) -> _Found:
 
     Returns what two small batches say of a whole one: what a step takes grows with its rows.
     """
-    one.sae.initialize(one.batch(one.n))
+    batch = one.batch(one.n)
+    one.training.initialize(batch, batch)
+    del batch
     one.step(one.few)  # compiles and loads what steps need
     one.find_forest()
     beginning = peak() - before

@@ -17,9 +17,8 @@ from ..errors import UserError
 from ..files import write_json
 from ..lm import ModelIdentity
 from ..memory import give_back
-from ..optim import resolve_precision
 from ..run_folder import RunFolder
-from ..saes import SAE, TrainingPlan, build
+from ..saes import SAE, RunLength, Training, start_training
 from ..session import about_text
 from ..stopping import stopping
 from ..text import Tokens
@@ -115,8 +114,9 @@ def _train(run: RunFolder, config: TrainConfig) -> Run:
     give_back()
     n_steps = count_steps(config, data.n_rows)
     config = settle_scale(data.config, data.blocks)
-    saes = {
-        name: new_sae(member, source.d_in, n_steps, source.model) for name, member in config.members().items()
+    trained = {
+        name: new_training(member, source.d_in, n_steps, source.model)
+        for name, member in config.members().items()
     }
     about = {"config": to_dict(config), "model": {"fingerprint": source.model.fingerprint}}
     if (checkpoint := latest_checkpoint(run.checkpoints)) is not None:
@@ -125,16 +125,14 @@ def _train(run: RunFolder, config: TrainConfig) -> Run:
     harvested = source.seconds
     train(
         config,
-        saes,
+        trained,
         ActivationStream(data.blocks, config.batch_size),
-        n_steps,
         run,
         fingerprint=data.fingerprint(),
         about=about,
         lm_seconds=lambda: source.seconds,
     )
-    for sae in saes.values():
-        sae.eval().compute_dtype = torch.float32
+    saes = {name: training.sae for name, training in trained.items()}
     return Run(run, config, saes, source.reader, data.tokens, data.blocks, harvested)
 
 
@@ -148,12 +146,12 @@ def reopened(run: RunFolder) -> Run:
     return Run(run, config, saes, source.reader, data.tokens, data.blocks, source.seconds)
 
 
-def new_sae(config: TrainConfig, d_in: int, n_steps: int, model: ModelIdentity) -> SAE:
-    sae = build(config.sae, d_in, seed=config.seed).to(resolve_device(config.device))
-    sae.metadata = metadata(config, n_steps, model)
-    sae.compute_dtype = resolve_precision(config.optim.precision, sae.device)
-    sae.prepare(TrainingPlan(n_steps, config.optim.batch_size))
-    return sae
+def new_training(config: TrainConfig, d_in: int, n_steps: int, model: ModelIdentity) -> Training:
+    run = RunLength(n_steps, config.optim.batch_size)
+    device = resolve_device(config.device)
+    training = start_training(config.sae, d_in, run, seed=config.seed, optim=config.optim, device=device)
+    training.sae.metadata = metadata(config, n_steps, model)
+    return training
 
 
 def metadata(config: TrainConfig, n_steps: int, model: ModelIdentity) -> dict[str, Any]:

@@ -1,0 +1,122 @@
+"""The distances between features and the sums of their children, which HSAE draws together (Eq. 7 of the paper).
+
+In plain dense terms, for values `f [n, F]`, `vectors = f[:, :, None] * decoder` and `children` their sums by parent:
+
+    (vectors - children).square().sum(2)[:, has_children].sum()
+
+Multiplied out that is squares, products of child and parent, and products of siblings. Which decoder rows meet is the
+same on every token, so their products are taken once, and no vector is made for a family on a token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol, runtime_checkable
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from .functions import jagged_decode
+
+_ROOT = -1
+# A family of more active siblings has too many pairs: their sum is formed instead.
+_CROWD = 8
+
+
+@runtime_checkable
+class Entries(Protocol):
+    """Active features of a batch: by row, and within a row by id, in ascending order."""
+
+    @property
+    def rows(self) -> Int[Tensor, "m"]: ...
+    @property
+    def ids(self) -> Int[Tensor, "m"]: ...
+    @property
+    def values(self) -> Float[Tensor, "m"]: ...
+
+
+def dense_link_distance(
+    f: Float[Tensor, "n F"], parent: Int[Tensor, "F"], decoder: Float[Tensor, "F d"]
+) -> Float[Tensor, ""]:
+    """What `link_distance` adds up to over all levels, for small inputs and tests."""
+    vectors, child = f[:, :, None] * decoder, (parent != _ROOT).nonzero().flatten()
+    children = torch.zeros_like(vectors).index_add(1, parent[child], vectors[:, child])
+    return (vectors - children)[:, parent[child].unique()].square().sum()
+
+
+def link_distance(
+    above: Entries, below: Entries, parent: Int[Tensor, "F"], decoder: Float[Tensor, "F d"]
+) -> Float[Tensor, ""]:
+    """Sum over tokens of the squared distances between a level's features and the sums of their children.
+
+    Counts features that have children. Gradients for the values and for `decoder`.
+    """
+    d_sae = len(decoder)
+    own, child = has_children(parent)[above.ids], parent[below.ids] != _ROOT
+    squared = (decoder * decoder).sum(1)
+    a, b = above.values[own], below.values[child]
+    ids, rows = below.ids[child], below.rows[child]
+    total = (a * a * of_features(squared, above.ids[own])).sum() + (b * b * of_features(squared, ids)).sum()
+
+    # A child's parent is found among the entries by bisection.
+    at = above.rows[own] * d_sae + above.ids[own]
+    wanted = rows * d_sae + parent[ids]
+    place = torch.searchsorted(at, wanted).clamp(max=max(len(at) - 1, 0))
+    met = (at[place] == wanted).nonzero().flatten() if len(at) else place[:0]
+    total = total - 2 * (a[place[met]] * b[met] * _products(parent[ids[met]], ids[met], decoder)).sum()
+
+    return total + _siblings(b, ids, wanted, decoder)
+
+
+def has_children(parent: Int[Tensor, "F"]) -> torch.Tensor:
+    """Which features have children."""
+    return torch.bincount(parent[parent != _ROOT], minlength=len(parent)) > 0
+
+
+def of_features(per_feature: Float[Tensor, "F"], ids: Int[Tensor, "m"]) -> Float[Tensor, "m"]:
+    """The numbers of the given features; the gradient sums in a fixed order."""
+    return F.embedding(ids, per_feature[:, None]).squeeze(-1)
+
+
+def _siblings(
+    values: Float[Tensor, "m"],
+    ids: Int[Tensor, "m"],
+    family: Int[Tensor, "m"],
+    decoder: Float[Tensor, "F d"],
+) -> Float[Tensor, ""]:
+    """Sum over families of the products of all different siblings: pair by pair, but of crowded families whole."""
+    family, order = family.sort(stable=True)
+    values, ids = values[order], ids[order]
+    which, count = family.unique_consecutive(return_inverse=True, return_counts=True)[1:]
+    crowded = count[which] > _CROWD
+    total = values.sum() * 0
+    few, of = values[~crowded], ids[~crowded]
+    for i, j in _pairs_within(which[~crowded]):
+        total = total + 2 * (few[i] * few[j] * _products(of[i], of[j], decoder)).sum()
+    if bool(crowded.any()):
+        many, of = values[crowded], ids[crowded]
+        rows = which[crowded].unique_consecutive(return_inverse=True)[1]
+        sums = jagged_decode(many, of, rows, int(rows[-1]) + 1, decoder)
+        alone = many * many * of_features((decoder * decoder).sum(1), of)
+        total = total + sums.square().sum() - alone.sum()
+    return total
+
+
+def _products(i: Int[Tensor, "m"], j: Int[Tensor, "m"], decoder: Float[Tensor, "F d"]) -> Float[Tensor, "m"]:
+    """The products of pairs of decoder rows, each different pair multiplied once."""
+    pairs, which = (i * len(decoder) + j).unique(return_inverse=True)
+    left, right = (F.embedding(part, decoder) for part in (pairs // len(decoder), pairs % len(decoder)))
+    return of_features((left * right).sum(1), which)
+
+
+def _pairs_within(family: Int[Tensor, "m"]) -> Iterator[tuple[Int[Tensor, "p"], Int[Tensor, "p"]]]:
+    """All pairs of places with the same family, which are side by side: neighbors first, then the next but one, ..."""
+    first = torch.arange(len(family), device=family.device)
+    for step in range(1, len(family)):
+        first = first[first + step < len(family)]
+        first = first[family[first] == family[first + step]]
+        if len(first) == 0:
+            return
+        yield first, first + step

@@ -1,0 +1,71 @@
+"""Pre-activations: dense ones to choose features by, some rows at a time, and exact ones of the features chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ..kernels import sparse_encode
+from ..sparse_code import SparseCode, concat_rows
+
+# Rows are independent, so features are selected in slices of so many dense pre-activations: few enough to stay in a
+# processor's cache, many enough to keep a GPU busy. Fewer rows than the least would read the weights too often.
+DENSE_ENTRIES = 1 << 23
+_DENSE_ENTRIES_GPU = 1 << 28
+_LEAST_ROWS = 256
+
+
+@dataclass(frozen=True)
+class PreActivations:
+    """`h = encoder u + bias` of every feature, for activations `u` that `center` has been taken off."""
+
+    encoder: Float[Tensor, "F d_in"]
+    bias: Float[Tensor, "F"] | None
+    center: Float[Tensor, "d_in"] | None
+    """What was taken off `u`, to get its gradient here; None where nothing was."""
+    precision: torch.dtype
+    """In which features are chosen. The values of what is chosen have the precision of the weights."""
+
+    @torch.no_grad()
+    def choose(
+        self,
+        u: Float[Tensor, "n d_in"],
+        rule: Callable[[Float[Tensor, "m F"]], SparseCode],
+        features: Int[Tensor, "F"] | None = None,
+    ) -> SparseCode:
+        """What `rule` chooses by the dense pre-activations of all features or the given, some rows at a time."""
+        encoder, bias = self.encoder, self.bias
+        if features is not None:
+            encoder = encoder[features]
+            bias = None if bias is None else bias[features]
+        encoder = encoder.to(self.precision)
+        bias = None if bias is None else bias.to(self.precision)
+        entries = _DENSE_ENTRIES_GPU if u.is_cuda else DENSE_ENTRIES
+        rows = max(entries // len(encoder), _LEAST_ROWS)
+        code = concat_rows([rule(_products(part, encoder, bias)) for part in u.split(rows)])
+        if features is None:
+            return code
+        return SparseCode(code.values, torch.where(code.values > 0, features[code.ids], 0))
+
+    def exact(self, u: Float[Tensor, "n d_in"], chosen: SparseCode, *, known: bool = False) -> SparseCode:
+        """The chosen features with values in full precision, and with gradients to everything they depend on.
+
+        `known`: the values of `chosen` are exact already, and only lack the gradients.
+        """
+        values = chosen.values if known else None
+        h = sparse_encode(u, chosen.ids, self.encoder, center=self.center, known=values)
+        if self.bias is not None:
+            h = h + F.embedding(chosen.ids, self.bias[:, None]).squeeze(-1)
+        return SparseCode(torch.where(chosen.values > 0, h.relu(), 0), chosen.ids)
+
+
+def _products(
+    u: Float[Tensor, "n d_in"], encoder: Float[Tensor, "F d_in"], bias: Float[Tensor, "F"] | None
+) -> Float[Tensor, "n F"]:
+    u = u.to(encoder.dtype)
+    return u @ encoder.T if bias is None else torch.addmm(bias, u, encoder.T)

@@ -1,0 +1,77 @@
+"""Which features, and which bias, make up the reconstruction that ends with a layer."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+from jaxtyping import Float
+from torch import Tensor
+
+from ..kernels import layer_errors
+from ..sparse_code import SparseCode
+from .normalizer import TokenStats
+
+
+@dataclass(frozen=True)
+class Reconstruction(ABC):
+    """Layer l has the features from `starts[l]` up to `starts[l + 1]`."""
+
+    starts: tuple[int, ...]
+    cumulative: ClassVar[bool]
+    """Whether the reconstruction of a layer holds those of the layers before it."""
+
+    @property
+    def last(self) -> int:
+        """The last layer."""
+        return len(self.starts) - 2
+
+    @abstractmethod
+    def features(self, layer: int) -> tuple[int, int]:
+        """The first of the features that are added up, and the one past the last."""
+
+    @abstractmethod
+    def bias(self, b_dec: Float[Tensor, "*L d_out"], layer: int) -> Float[Tensor, "d_out"]:
+        """The bias that is added to them."""
+
+
+@dataclass(frozen=True)
+class Prefixes(Reconstruction):
+    """Layer l is reconstructed from the features of layers 0 to l; with one layer, that is the whole dictionary."""
+
+    cumulative: ClassVar[bool] = True
+
+    def features(self, layer: int) -> tuple[int, int]:
+        return 0, self.starts[layer + 1]
+
+    def bias(self, b_dec: Float[Tensor, "*L d_out"], layer: int) -> Float[Tensor, "d_out"]:
+        return b_dec
+
+    def losses(
+        self,
+        code: SparseCode,
+        decoder: Float[Tensor, "F d_out"],
+        b_dec: Float[Tensor, "d_out"],
+        target: Float[Tensor, "n d_out"],
+        stats: TokenStats,
+    ) -> tuple[Float[Tensor, "L"], list[Float[Tensor, "n d_out"]]]:
+        """For every layer, the squared error of its reconstruction as a share of the batch's variance (Eq. 7).
+
+        And the errors themselves, reconstruction less target.
+        """
+        squared, errors = layer_errors(code.values, code.ids, decoder, b_dec, target, *stats, self.starts)
+        return squared / (target.numel() * (target.var() + 1e-8)), errors
+
+
+@dataclass(frozen=True)
+class Levels(Reconstruction):
+    """Every level is reconstructed from its own features alone, with a bias of its own where there are several."""
+
+    cumulative: ClassVar[bool] = False
+
+    def features(self, layer: int) -> tuple[int, int]:
+        return self.starts[layer], self.starts[layer + 1]
+
+    def bias(self, b_dec: Float[Tensor, "*L d_out"], layer: int) -> Float[Tensor, "d_out"]:
+        return b_dec[layer] if b_dec.dim() == 2 else b_dec
