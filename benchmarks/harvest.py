@@ -35,7 +35,7 @@ def main() -> None:
     reader = open_reader(config)
     tokens = read_tokens(config, reader, "train", config.tokens)
     config = settle_positions(config, reader, tokens)
-    about = about_activations(config, tokens)
+    about = about_activations(config, tokens, reader)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     # Beside the result: a folder for temporary files is often in memory, and no disk.
     with tempfile.TemporaryDirectory(dir=args.out.parent) as folder:

@@ -100,9 +100,10 @@ def test_every_field_is_written_and_read(tmp_path: Path) -> None:
             for key in ({f"{k}.{n}" for n in keys(v)} if v and isinstance(v, dict) else {k})
         }
 
-    save_config(TrainConfig(), tmp_path / "config.yaml")
+    config = TrainConfig(target="blocks.15.hook_mlp_out")  # which is left out where there is none
+    save_config(config, tmp_path / "config.yaml")
     data = yaml.safe_load((tmp_path / "config.yaml").read_text())
-    assert keys(data) == names(TrainConfig())
+    assert keys(data) == names(config)
     assert {"sae.allocation.root_reset_at", "optim.precision", "activations.store", "seed"} <= keys(data)
 
 

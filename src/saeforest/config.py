@@ -18,6 +18,7 @@ from .errors import UserError
 from .files import atomic_file, checksum_of_data, read_bytes, read_yaml
 from .optim import OptimConfig, Precision
 from .saes import SYSTEMS, SystemConfig, TreeConfig, check_inference
+from .saes.base import TranscoderConfig
 from .schema import MOST, flaw, shown
 
 # YAML reads a bare yes and no as true and false.
@@ -99,6 +100,9 @@ class TrainConfig:
     """A Hub name, a local folder, a .gguf file, or smollm2-135m, the embedded one."""
     site: str = "blocks.15.hook_resid_post"
     """Where activations are read: a hook name or a module path."""
+    target: str | None = None
+    """A second site, which the SAE then predicts from the first: a transcoder, such as one from
+    blocks.15.ln2.hook_normalized to blocks.15.hook_mlp_out in place of the MLP. Default: the site itself."""
     data: str = "packaged"
     """packaged, a file or folder of text (docs/data.md lists the kinds), a Hub data set (org/name, org/name:subset,
     org/name@revision:subset), or a folder of harvested activations."""
@@ -157,6 +161,13 @@ class TrainConfig:
             if not holds:
                 raise UserError(f"{name} = {shown(value)}: expected {expected}")
         check_inference(self.sae)
+        if self.target == self.site:
+            raise UserError(f"target = {shown(self.target)}: is the site itself; leave it out")
+        if self.target is not None and not (self.saes or isinstance(self.sae, TranscoderConfig)):
+            raise UserError(
+                f"target = {shown(self.target)}: a {self.sae.architecture} SAE reconstructs its input; choose another "
+                "sae.architecture, or leave the target out"
+            )
 
     def _check_member(self, name: str, member: MemberConfig) -> None:
         if not _NAME.fullmatch(name):
@@ -230,7 +241,10 @@ def _adapter() -> Any:
 
 
 def to_dict(config: TrainConfig) -> dict[str, Any]:
-    return _adapter().dump_python(config, mode="json")
+    found = _adapter().dump_python(config, mode="json")
+    if config.target is None:  # as before there were targets
+        del found["target"]
+    return found
 
 
 def save_config(config: TrainConfig, path: Path) -> None:

@@ -26,13 +26,14 @@ from .text import (
 
 
 def open_reader(config: TrainConfig) -> ActivationReader:
-    """The language model of a configuration, ready to read at its site."""
+    """The language model of a configuration, ready to read at its site, and at its target if there is one."""
     device = resolve_device(config.device)
     lm = load_lm(config.model, device=str(device), dtype=resolve_precision(config.lm.dtype, device))
     lm.check_context(config.text.context, "text.context")
     return ActivationReader(
         lm,
         lm.site(config.site),
+        others=() if config.target is None else (lm.site(config.target),),
         exclude_first=config.activations.exclude_first,
         exclude_special=config.activations.exclude_special,
         max_norm=config.activations.max_norm or 0.0,
@@ -99,25 +100,35 @@ def about_text(config: TrainConfig, tokens_read: int) -> dict[str, Any]:
 
 
 def check_site(sae: SAE, reader: ActivationReader) -> None:
-    """Raises UserError unless the SAE reads the site's width and, if it says where and how, was trained so."""
-    width = reader.lm.site_width(reader.site)
-    if width != sae.d_in:
+    """Raises UserError unless the SAE reads the site's width and, if it says where and how, was trained so; likewise
+    for the target of a transcoder."""
+    if sae.is_transcoder != bool(reader.others):
         raise UserError(
-            f"site {reader.site.name} of {reader.lm.name} has width {width}, but the SAE reads width {sae.d_in}; "
-            "use the model and site it was trained on"
+            "the SAE is a transcoder, but the run has no target"
+            if sae.is_transcoder
+            else "the run has a target, but the SAE is no transcoder"
         )
+    places = [(reader.site, "hook_name", sae.d_in)]
+    places += [(site, "hook_name_out", sae.d_out) for site in reader.others]
+    for site, _, expected in places:
+        if reader.widths[site.name] != expected:
+            raise UserError(
+                f"site {site.name} of {reader.lm.name} has width {reader.widths[site.name]}, but the SAE's is "
+                f"{expected}; use the model and site it was trained on"
+            )
     trained = ModelIdentity.from_dict(sae.metadata)
     if trained is not None and not same_model(trained, reader.lm.identity):
         raise UserError(
             f"the SAE was trained on model {trained}, but the run's is {reader.lm.identity}; "
             "use the SAE of this run, or the model and site it was trained on"
         )
-    site = sae.metadata.get("hook_name", reader.site.name)
-    if site != reader.site.name:
-        raise UserError(
-            f"the SAE was trained on site {site}, but the run's is {reader.site.name}; "
-            "use the SAE of this run, or the model and site it was trained on"
-        )
+    for site, key, _ in places:
+        there = sae.metadata.get(key, site.name)
+        if there != site.name:
+            raise UserError(
+                f"the SAE was trained on site {there}, but the run's is {site.name}; "
+                "use the SAE of this run, or the model and site it was trained on"
+            )
     check_bos(sae, prepend_bos=reader.bos_id is not None)
     if "prepend_bos" not in sae.metadata and reader.bos_id is None and adds_bos(reader.lm.tokenizer):
         note(
@@ -137,8 +148,9 @@ def check_bos(sae: SAE, *, prepend_bos: bool) -> None:
         )
 
 
-def about_activations(config: TrainConfig, tokens: Tokens, model: ModelIdentity) -> dict[str, Any]:
+def about_activations(config: TrainConfig, tokens: Tokens, reader: ActivationReader) -> dict[str, Any]:
     """What a folder of harvested activations says of itself."""
+    model = reader.lm.identity
     return {
         "model": model.name,
         "model_revision": model.revision,
@@ -157,4 +169,5 @@ def about_activations(config: TrainConfig, tokens: Tokens, model: ModelIdentity)
         "exclude_special": config.activations.exclude_special,
         "max_norm": config.activations.max_norm,
         "version": __version__,
+        **({"sites": reader.widths} if reader.others else {}),
     }

@@ -30,7 +30,7 @@ def store(tiny_config: MakeConfig, tiny_model: Path, tmp_path_factory: pytest.Te
         reader = open_reader(config)
         tokens = read_tokens(config, reader, "train", config.tokens)
         config = settle_positions(config, reader, tokens)
-        harvest_folder(reader, tokens, folder, about_activations(config, tokens, reader.lm.identity))
+        harvest_folder(reader, tokens, folder, about_activations(config, tokens, reader))
     return folder
 
 

@@ -305,7 +305,7 @@ def test_harvested_activations_say_and_keep_it(
     tokens = read_tokens(config, reader, "train", config.tokens)
     settled = settle_positions(settle_text(config, reader), reader, tokens)
     assert settled.text.bos == "yes"
-    harvest_folder(reader, tokens, tmp_path / "acts", about_activations(settled, tokens, reader.lm.identity))
+    harvest_folder(reader, tokens, tmp_path / "acts", about_activations(settled, tokens, reader))
     assert open_store(tmp_path / "acts").manifest["prepend_bos"] is True
     on_store = replace(config, data=str(tmp_path / "acts"))
     assert settle_harvest(on_store).text.bos == "yes"
@@ -321,7 +321,7 @@ def test_a_store_without_the_key_was_read_without_bos(
     config = replace(with_bos[0], tokens=1280, text=replace(with_bos[0].text, bos="no"))
     reader = open_reader(config)
     tokens = read_tokens(config, reader, "train", config.tokens)
-    about = about_activations(settle_positions(config, reader, tokens), tokens, reader.lm.identity)
+    about = about_activations(settle_positions(config, reader, tokens), tokens, reader)
     del about["prepend_bos"]
     harvest_folder(reader, tokens, tmp_path / "acts", about)
     capsys.readouterr()

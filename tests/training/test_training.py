@@ -320,7 +320,7 @@ def harvested(tiny_config: MakeConfig, tmp_path_factory: pytest.TempPathFactory)
     reader = open_reader(config)
     tokens = read_tokens(config, reader, "train", config.tokens)
     config = settle_positions(config, reader, tokens)
-    harvest_folder(reader, tokens, folder, about_activations(config, tokens, reader.lm.identity))
+    harvest_folder(reader, tokens, folder, about_activations(config, tokens, reader))
     return folder
 
 

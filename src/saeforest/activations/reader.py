@@ -115,6 +115,11 @@ class ActivationReader:
         """The token that stands before every text; None where nothing does."""
         return bos_before(self.lm.tokenizer, self.bos, self.lm.name)
 
+    @property
+    def written(self) -> Site:
+        """The site whose activations are reconstructed: `site` or, for a transcoder, the one that it writes at."""
+        return self.others[-1] if self.others else self.site
+
     @cached_property
     def widths(self) -> dict[str, int]:
         """The width of every site, by name."""

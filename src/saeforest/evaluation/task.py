@@ -9,6 +9,7 @@ from typing import Any
 
 from .. import __version__
 from ..activations import ActivationReader
+from ..errors import UserError
 from ..measures.needs import Need
 from ..measures.spec import Streaming, Study
 from ..saes import SAE
@@ -85,8 +86,13 @@ def make_task(
 ) -> Task:
     """`forest` stands in for the SAE's own.
 
-    Raises UserError where the text begins with BOS and the SAE was trained without, or the other way round.
+    Raises UserError where the text begins with BOS and the SAE was trained without, or the other way round, and for a
+    measure that says nothing of a transcoder.
     """
+    if sae.is_transcoder:
+        for name in names:
+            if not MEASURES[name].transcoders:
+                raise UserError(f"measure '{name}': means nothing for a transcoder; leave it out")
     check_bos(sae, prepend_bos=tokens.prepend_bos)
     settings = {
         **asdict(source),
@@ -94,6 +100,7 @@ def make_task(
         "model_revision": reader.lm.identity.revision,
         "model_fingerprint": reader.lm.identity.fingerprint,
         "site": reader.site.name,
+        **({"target": reader.written.name} if reader.others else {}),
         "lm_dtype": str(reader.lm.dtype).removeprefix("torch."),
         "sae_dtype": str(sae.encoder.dtype).removeprefix("torch."),
         "context": tokens.context,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -11,6 +13,7 @@ from torch import Tensor
 
 from ..activations import ActivationReader
 from ..interventions import put
+from ..lm import LanguageModel, Site
 from ..lm.model import divergences, next_token_losses
 from ..measures.measure import EvalBatch, WindowLosses
 from ..saes import SAE
@@ -19,7 +22,8 @@ from ..text import Tokens
 
 
 class Predictions(NamedTuple):
-    """Of windows: the logits as they are; with zeros at the site, the losses and how far predictions move."""
+    """Of windows: the logits as they are; with zeros in place of what is reconstructed, the losses and how far
+    predictions move."""
 
     clean: Float[Tensor, "m ctx vocab"]
     ablated: Float32[Tensor, "m next"]
@@ -30,16 +34,21 @@ class Predictions(NamedTuple):
 class WindowView:
     """What the language model makes of some windows; `through` an SAE it becomes what measures are shown.
 
-    x: `[w, ctx, d]`; kept, rows: `[n, d]`, `[n]` of the positions that count; predictions: of the first windows.
+    x:           `[w, ctx, d_out]` at the site whose activations are reconstructed.
+    kept:        `[n, d_in]` what an SAE reads, at the positions that count.
+    target:      `[n, d_out]` what it reconstructs there: the same, unless it is a transcoder.
+    rows:        `[n]` of these positions.
+    predictions: of the first windows.
     """
 
     reader: ActivationReader
     tokens: Tokens
     windows: Int[Tensor, "w"]
     ids: Int[Tensor, "w ctx"]
-    x: Float[Tensor, "w ctx d"]
+    x: Float[Tensor, "w ctx d_out"]
     keep: Bool[Tensor, "w ctx"]
-    kept: Float[Tensor, "n d"]
+    kept: Float[Tensor, "n d_in"]
+    target: Float[Tensor, "n d_out"]
     rows: Int[Tensor, "n"]
     predictions: Predictions | None
 
@@ -52,9 +61,9 @@ class WindowView:
             x_hat = sae.decode(code, stats)
         else:
             code = SparseCode(kept.new_zeros(0, 1), kept.new_zeros(0, 1, dtype=torch.int64))
-            x_hat = kept
+            x_hat = kept.new_zeros(0, sae.d_out)
         return EvalBatch(
-            x=kept,
+            x=kept if self.target is self.kept else self.target.to(sae.device).float(),
             rows=self.rows,
             window=(self.rows // self.tokens.context).to(sae.device),
             windows=self.windows.to(sae.device),
@@ -63,12 +72,12 @@ class WindowView:
             losses=self._losses(x_hat, self.predictions) if losses and self.predictions else None,
         )
 
-    def _losses(self, x_hat: Float32[Tensor, "n d"], predictions: Predictions) -> WindowLosses:
+    def _losses(self, x_hat: Float32[Tensor, "n d_out"], predictions: Predictions) -> WindowLosses:
         """Sums over the kept positions, each of which predicts the next token."""
         first = slice(len(predictions.clean))
         ids, keep = self.ids[first], self.keep[first]
         spliced = put(self.x[first], x_hat[: int(keep.sum())], keep)
-        logits = self.reader.lm.logits(ids, {self.reader.site: lambda _: spliced})
+        logits = self.reader.lm.logits(ids, {self.reader.written: lambda _: spliced})
 
         def total(losses: Float32[Tensor, "w some"]) -> Float64[Tensor, "w"]:
             return torch.where(keep[:, : losses.shape[1]], losses.double(), 0).sum(1).cpu()
@@ -93,36 +102,37 @@ def read_windows(
     Raises UserError where an activation is NaN or infinite.
     """
     ids = tokens.ids[windows].long().to(reader.lm.device)
-    predictions = None
+    sites, predictions = (reader.site, *reader.others), None
     if n_losses:
-        x, logits = _activations_and_logits(reader, ids)
+        read, logits = _activations_and_logits(reader.lm, ids, sites)
         clean, first = logits[:n_losses], ids[:n_losses]
-        zeros = reader.lm.logits(first, {reader.site: torch.zeros_like})
+        zeros = reader.lm.logits(first, {reader.written: torch.zeros_like})
         predictions = Predictions(clean, next_token_losses(zeros, first), divergences(clean, zeros))
     else:
-        x = reader.lm.activations(ids, reader.site)
-    batch = reader.kept(tokens, windows, x)
+        read = reader.lm.activations(ids, sites)
+    batch = reader.kept(tokens, windows, *(read[site.name] for site in sites))
     return WindowView(
         reader=reader,
         tokens=tokens,
         windows=windows,
         ids=ids,
-        x=x,
-        keep=reader.keep(ids, x),
+        x=read[reader.written.name],
+        keep=reader.keep(ids, read[reader.site.name]),
         kept=batch.x,
+        target=batch.others[reader.written.name] if reader.others else batch.x,
         rows=batch.rows,
         predictions=predictions,
     )
 
 
 def _activations_and_logits(
-    reader: ActivationReader, ids: Int[Tensor, "w ctx"]
-) -> tuple[Float[Tensor, "w ctx d"], Float[Tensor, "w ctx vocab"]]:
+    lm: LanguageModel, ids: Int[Tensor, "w ctx"], sites: Sequence[Site]
+) -> tuple[dict[str, Tensor], Float[Tensor, "w ctx vocab"]]:
     """Both from one forward pass."""
-    seen: list[Tensor] = []
+    seen: dict[str, Tensor] = {}
 
-    def look(x: Tensor) -> None:
-        seen.append(x.clone())  # what follows might work in place
+    def look(name: str, x: Tensor) -> None:
+        seen[name] = x.clone()  # what follows might work in place
 
-    logits = reader.lm.logits(ids, {reader.site: look})
-    return seen[0], logits
+    logits = lm.logits(ids, {site: partial(look, site.name) for site in sites})
+    return seen, logits

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -56,10 +57,12 @@ def build_index(
             forecast.tell(0, seen.directions_memory())
     if seen.moments.n == 0:
         raise UserError("no activations to index: every position of the text is excluded; give longer text")
-    near = nearness(seen.moments, seen.n_fired, sae.W_dec, sae.parent, min_count)
+    # A transcoder's decoder writes at another site: what is held against directions there is its encoder.
+    rows = sae.W_enc.T if sae.is_transcoder else sae.W_dec
+    near = nearness(seen.moments, seen.n_fired, rows, sae.parent, min_count)
     about = About(
         model=str(sae.metadata.get("model_name", "unknown model")),
-        site=str(sae.metadata.get("hook_name", "unknown site")),
+        site=_site(sae.metadata),
         n_tokens=seen.moments.n,
         min_count=min_count,
         contexts_from=unit,
@@ -142,3 +145,9 @@ class Counts:
         self.value_max.scatter_reduce_(0, feature, value, "amax")
         self.strongest.add(feature, value, rows[:, None].expand_as(active)[active])
         self.moments.add(self.sae.normalize(x)[0], code.ids, active.double())
+
+
+def _site(metadata: Mapping[str, Any]) -> str:
+    """Where the SAE reads and, if it is a transcoder that says so, where it writes."""
+    site = str(metadata.get("hook_name", "unknown site"))
+    return f"{site} to {metadata['hook_name_out']}" if "hook_name_out" in metadata else site

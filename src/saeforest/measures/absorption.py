@@ -442,6 +442,7 @@ def _record(
 SPEC = Study(
     name="absorption",
     needs=frozenset({"first_letters"}),
+    transcoders=False,  # it holds decoder rows against the activations that are read
     sets=("paper", "saebench"),
     config=AbsorptionConfig,
     readings={"saebench_0.6": AbsorptionConfig.saebench(), "ref_tree_sae": AbsorptionConfig.reference()},

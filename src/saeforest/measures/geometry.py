@@ -419,6 +419,7 @@ def umap_plane(rows: FloatArray, seed: int) -> FloatArray:
 SPEC = Study(
     name="geometry",
     needs=frozenset({"firings", "activations", "forest"}),
+    transcoders=False,  # it holds decoder rows against the activations that are read
     sets=("paper",),
     config=GeometryConfig,
     run=geometry,

@@ -151,6 +151,7 @@ def _memory(size: Size) -> int:
 SPEC = Study(
     name="hierarchy",
     needs=frozenset({"firings", "activations", "probes", "forest"}),
+    transcoders=False,  # it holds decoder rows against the activations that are read
     sets=("paper",),
     config=HierarchyConfig,
     readings={"ref_tree_sae": HierarchyConfig.reference()},

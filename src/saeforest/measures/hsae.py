@@ -179,6 +179,7 @@ def _ratio(name: str, total: FloatArray, pairs: FloatArray) -> Formula:
 SPEC = Streaming(
     name="hsae",
     needs=frozenset({"text", "forest"}),
+    transcoders=False,  # it reconstructs what is read
     sets=("paper",),
     make=lambda subject, _config: HSAELinks(subject.sae, subject.forest),
     columns=(

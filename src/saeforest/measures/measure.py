@@ -42,7 +42,7 @@ class WindowLosses:
 class EvalBatch:
     """Activations of a batch of windows, without the excluded positions, and what the SAE makes of them.
 
-    x, x_hat: `[n, d]` activations and reconstructions.
+    x, x_hat: `[n, d]` what is reconstructed (of a transcoder, its target), and reconstructions.
     rows:     `[n]` flat positions in the `Tokens`, ascending.
     window:   `[n]` the window of each row. windows: `[w]` all windows of the batch, ascending.
     code:     `[n, k]`.

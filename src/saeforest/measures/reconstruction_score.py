@@ -287,6 +287,7 @@ def _memory(size: Size) -> int:
 SPEC = Study(
     name="reconstruction_score",
     needs=frozenset({"firings", "activations", "probes", "forest"}),
+    transcoders=False,  # it holds decoder rows against the activations that are read
     sets=("paper",),
     config=ReconstructionScoreConfig,
     run=reconstruction_score,

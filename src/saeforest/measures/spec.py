@@ -51,6 +51,7 @@ class MeasureSpec:
     readings: its settings in readings that differ from the recommended one.
     columns:  what a report shows of it.
     memory:   bytes that it takes beyond what it is given.
+    transcoders: whether it means the same of a transcoder, whose decoder writes at another site than it reads.
     version:  raised when the measure comes to mean something else, so that older records are taken anew.
 
     Raises TypeError where the declaration contradicts itself.
@@ -63,6 +64,7 @@ class MeasureSpec:
     readings: Mapping[Reading, Any] = field(default_factory=dict)
     columns: tuple[Column, ...] = ()
     memory: Callable[[Size], int] = lambda _: 0
+    transcoders: bool = True
     version: int = 1
 
     def __post_init__(self) -> None:

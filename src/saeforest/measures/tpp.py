@@ -236,6 +236,7 @@ def tpp(subject: Subject, config: TPPConfig) -> Record:
 SPEC = Study(
     name="tpp",
     needs=frozenset({"labelled_texts"}),
+    transcoders=False,  # it holds decoder rows against the activations that are read
     sets=("saebench",),
     config=TPPConfig,
     readings={"saebench_0.6": TPPConfig(texts=LabelledTextConfig(train=4000, test=1000), select_on="test")},

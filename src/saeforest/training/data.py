@@ -9,10 +9,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from jaxtyping import Float
-from torch import Tensor
-
 from ..activations import (
+    ActivationBatch,
     ActivationReader,
     Blocks,
     LiveActivations,
@@ -66,7 +64,13 @@ class TextSource:
 
     @cached_property
     def d_in(self) -> int:
-        return self.reader.lm.site_width(self.reader.site)
+        return self.reader.widths[self.reader.site.name]
+
+    @property
+    def d_out(self) -> int | None:
+        """Width of the target; None where there is none."""
+        target = self.config.target
+        return None if target is None else self.reader.widths[target]
 
     @property
     def seconds(self) -> float:
@@ -83,13 +87,13 @@ class TextSource:
             read_tokens(config, reader, "held_out", config.text.context)
         tokens = read_tokens(config, reader, "train", config.tokens)
         config = settle_positions(config, reader, tokens)
-        config = settle_store(config, tokens.n_tokens, self.d_in, reader.lm.dtype.itemsize)
+        config = settle_store(config, tokens.n_tokens, sum(reader.widths.values()), reader.lm.dtype.itemsize)
         settled(config)
         store, seed = config.activations.store, config.data_seed
         if store == "live":
             n_rows = sum(int(reader.keep(ids).sum()) for ids in tokens.ids.split(4096))
             return TrainingData(config, tokens, LiveActivations(reader, tokens, seed, self.d_in), n_rows)
-        about = about_activations(config, tokens, self.model)
+        about = about_activations(config, tokens, reader)
         there = _of_this_run(folder, about, seed)
         if store == "memory":
             memory = (
@@ -122,6 +126,12 @@ class StoredSource:
     def d_in(self) -> int:
         return self.stored.manifest.d_in
 
+    @property
+    def d_out(self) -> int | None:
+        """Width of the target; None where there is none."""
+        target = self.config.target
+        return None if target is None else self.stored.manifest.sites[target]
+
     def about_model(self) -> dict[str, Any]:
         return {**self.stored.about_model(), **self.model.to_dict()}
 
@@ -129,9 +139,9 @@ class StoredSource:
     def n_rows(self) -> int:
         return sum(shard.rows for shard in self.stored.manifest.shards)
 
-    def sample(self, n_rows: int) -> Float[Tensor, "n d_in"]:
+    def sample(self, n_rows: int) -> ActivationBatch:
         """Up to so many of them."""
-        return self.stored.open().shard(0).x[:n_rows].clone()
+        return self.stored.open().shard(0).each(lambda x: x[:n_rows].clone())
 
     def read(self, folder: Path, stop: Stop, settled: Callable[[TrainConfig], None]) -> TrainingData:
         store = self.stored.open(self.config.data_seed)

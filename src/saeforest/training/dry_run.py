@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from rich.table import Table
-from torch import Tensor
 
-from ..activations import ActivationReader
+from ..activations import ActivationBatch, ActivationReader
+from ..activations.reader import concatenated
 from ..activations.sources import BLOCK_ROWS, LIVE_ROWS, SHARDS_MIXED
 from ..activations.writer import SHARD_ROWS
 from ..config import TrainConfig, resolve_device
@@ -21,7 +21,7 @@ from ..text import Tokens
 from .data import StoredSource, TextSource, open_source
 from .rehearsal import Rehearsal, rehearse
 from .run import count_steps, new_training
-from .settle import dataset_scale, settle, settle_store
+from .settle import settle, settle_scale, settle_store
 
 _PROBE_WINDOWS = 16
 _PROBE_ROWS = 2048
@@ -76,18 +76,19 @@ def estimate(config: TrainConfig) -> Estimate:
     config = settle(config)
     source = open_source(config)
     d_in, device = source.d_in, resolve_device(config.device)
+    width = d_in + (source.d_out or 0)
     match source:
         case StoredSource():
-            x, n_rows, store = source.sample(_PROBE_ROWS), source.n_rows, "harvested"
+            first, n_rows, store = source.sample(_PROBE_ROWS), source.n_rows, "harvested"
             seconds_lm, reading, bytes_lm = 0.0, 0, 0
         case TextSource(reader=reader):
             n_probe = max(_PROBE_WINDOWS, reader.batch_size)
             tokens = read_tokens(config, reader, "train", min(n_probe * config.text.context, config.tokens))
             n_rows = config.tokens // config.text.context * config.text.context
-            store = settle_store(config, n_rows, d_in, reader.lm.dtype.itemsize).activations.store
+            store = settle_store(config, n_rows, width, reader.lm.dtype.itemsize).activations.store
             held = resident()
             reset_peak()
-            x, lm_per_token = _activations(reader, tokens, n_probe)
+            first, lm_per_token = _activations(reader, tokens, n_probe)
             reading = peak() - held
             seconds_lm = lm_per_token * n_rows * (config.epochs if store == "live" else 1)
             bytes_lm = sum(p.numel() * p.element_size() for p in reader.lm.model.parameters())
@@ -95,19 +96,19 @@ def estimate(config: TrainConfig) -> Estimate:
     n_steps = count_steps(config, n_rows)
 
     members = config.members()
-    n_parameters = {name: _n_parameters(member, d_in) for name, member in members.items()}
+    n_parameters = {name: _n_parameters(member, d_in, source.d_out) for name, member in members.items()}
     bytes_sae = sum(_bytes(member) * n_parameters[name] for name, member in members.items())
-    row = d_in * x.element_size() + 8  # an activation, and where it comes from
+    row = width * first.x.element_size() + 8  # an activation, and where it comes from
     base, waiting = resident(), _Waiting(store, n_rows, row, device)
     tried = None
     if device.type != "cpu" or bytes_sae + waiting.held < available():
         trained = {}
         for name, member in members.items():
-            if member.sae.normalize_activations == "dataset_scale":
-                member = replace(member, sae=replace(member.sae, normalize_activations=dataset_scale(x)))
-            training = trained[name] = new_training(member, d_in, n_steps, source.model)
+            member = settle_scale(member, lambda: first)
+            training = trained[name] = new_training(member, d_in, n_steps, source.model, source.d_out)
             n_parameters[name] = sum(p.numel() for p in training.sae.parameters())
-        tried = rehearse(trained, x, base)
+        target = None if config.target is None else first.others[config.target]
+        tried = rehearse(trained, first.x, base, target)
     return Estimate(
         config=config,
         device=device,
@@ -117,7 +118,7 @@ def estimate(config: TrainConfig) -> Estimate:
         store=store,
         bytes_sae=bytes_sae,
         bytes_lm=bytes_lm,
-        bytes_activations=0 if store == "live" else n_rows * d_in * x.element_size(),
+        bytes_activations=0 if store == "live" else n_rows * width * first.x.element_size(),
         memory=_peak_memory(base, reading, waiting, bytes_sae, bytes_lm, tried, device),
         seconds_lm=seconds_lm,
         seconds_sae=None if tried is None else tried.seconds_per_step * n_steps,
@@ -211,9 +212,9 @@ def _lower_activations(store: str) -> str:
             return "tokens, or set activations.store to live"
 
 
-def _n_parameters(config: TrainConfig, d_in: int) -> int:
+def _n_parameters(config: TrainConfig, d_in: int, d_out: int | None) -> int:
     """Of an SAE, without making it; those that don't grow with the dictionary may be left out."""
-    shapes = SYSTEMS[config.sae.architecture].tensor_shapes(d_in, sum(config.sae.layer_sizes))
+    shapes = SYSTEMS[config.sae.architecture].tensor_shapes(d_in, sum(config.sae.layer_sizes), d_out)
     return sum(math.prod(shape) for name, shape in shapes.items() if name != "parent")
 
 
@@ -222,12 +223,12 @@ def _bytes(config: TrainConfig) -> int:
     return 2 * 4 + 2 * (2 if config.optim.state == "bfloat16" else 4)
 
 
-def _activations(reader: ActivationReader, tokens: Tokens, n_windows: int) -> tuple[Tensor, float]:
+def _activations(reader: ActivationReader, tokens: Tokens, n_windows: int) -> tuple[ActivationBatch, float]:
     """The first activations, read as the run would, and the seconds a token takes."""
     windows = torch.arange(min(n_windows, len(tokens.ids)))
     reader.read(tokens, windows[: min(_PROBE_WINDOWS, reader.batch_size)])
     before = reader.seconds
-    x = torch.cat([batch.x for batch, _ in reader.batches(tokens, windows)])
+    x = concatenated([batch for batch, _ in reader.batches(tokens, windows)])
     if not len(x):
         raise UserError("no activations: every position of the text is excluded; give longer text")
     return x, (reader.seconds - before) / (len(windows) * tokens.context)
@@ -240,6 +241,7 @@ def describe(e: Estimate) -> Table:
     device = "this machine's" if e.device.type == "cpu" else "the GPU's"
     rows = [
         ("model, site", f"{config.model}, {config.site} (width {e.d_in})"),
+        *([] if config.target is None else [("target", config.target)]),
         *((f"SAE {name}" if config.saes else "SAE", _describe_sae(e, name)) for name in config.members()),
         ("text", f"{config.data}: {config.tokens:,} tokens (if it has so many), {config.epochs} epoch(s)"),
         ("steps", f"{e.n_steps:,} of {config.batch_size:,} activations"),

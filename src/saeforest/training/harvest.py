@@ -32,7 +32,7 @@ def run_harvest(config: TrainConfig, out: Path) -> tuple[StoredActivations, Harv
         config = settle_text(config, reader)
         tokens = read_tokens(config, reader, "train", config.tokens)
         config = settle_positions(config, reader, tokens)
-        about = about_activations(config, tokens, reader.lm.identity)
+        about = about_activations(config, tokens, reader)
         if is_store(out):
             store = open_store(out)
             check_store(store, about, "choose another folder")

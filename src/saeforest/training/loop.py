@@ -37,11 +37,11 @@ class Trainee:
     """How messages tell it from the others of a run."""
     seconds: float = 0.0
 
-    def step(self, x: Float[Tensor, "n d_in"]) -> Step:
-        """One training step. Raises UserError where the loss stops being finite."""
+    def step(self, x: Float[Tensor, "n d_in"], target: Float[Tensor, "n d_out"] | None = None) -> Step:
+        """One training step; `target` as in `Training.step`. Raises UserError where the loss stops being finite."""
         begin = time.perf_counter()
         try:
-            return self.training.step(x)
+            return self.training.step(x, target)
         except NotFinite as error:
             raise UserError(error.said(self.of)) from None
         finally:
@@ -94,17 +94,19 @@ def train(
         progress("train", n_steps * batch_size, before=start * batch_size) as advance,
     ):
         for step in range(start + 1, n_steps + 1):
-            x = stream.next().x.to(device).float()
+            batch = stream.next()
+            x = batch.x.to(device).float()
+            target = None if config.target is None else batch.others[config.target].to(device).float()
             logged = step % config.log_every == 0 or step in (1, n_steps)
             clock.steps += 1
             losses, lines = [], []
             for trainee, log in zip(trainees, logs, strict=True):
-                done = trainee.step(x)
+                done = trainee.step(x, target)
                 for event in done.events:
                     log.event(event)
                 losses.append(f"{float(done.loss.detach()):.4f}")
                 if logged:
-                    lines.append(describe_step(trainee.training, x, done))
+                    lines.append(describe_step(trainee.training, x if target is None else target, done))
             for trainee, log, line, lap in zip(
                 trainees, logs, lines, clock.lap() if logged else [], strict=False
             ):

@@ -40,6 +40,7 @@ class _Tried:
     training: Training
     x: Float[Tensor, "rows d_in"]
     """What batches are made from."""
+    target: Float[Tensor, "rows d_out"]
     batches: int = 0
     last: Step | None = None
 
@@ -53,21 +54,19 @@ class _Tried:
         """A small batch."""
         return min(self.n, max(self.n // _SMALL_SHARE, _SMALL_ROWS))
 
-    def batch(self, n: int) -> Float[Tensor, "n d_in"]:
-        """Rows like those of `x`, others in every step."""
+    def batch(self, n: int) -> tuple[Float[Tensor, "n d_in"], Float[Tensor, "n d_out"]]:
+        """Rows like those of `x` and of `target`, others in every step."""
         self.batches += 1
-        generator = torch.Generator().manual_seed(self.batches)
-        batch = self.x[torch.randint(len(self.x), (n,), generator=generator)].float()
-        spread = float(batch.std())
-        for part in batch.split(1024):
-            part += 0.1 * spread * torch.randn(part.shape, generator=generator)
-        return batch.to(self.training.sae.device)
+        x = _like(self.x, n, self.batches).to(self.training.sae.device)
+        if self.target is self.x:
+            return x, x
+        return x, _like(self.target, n, self.batches).to(self.training.sae.device)
 
     def step(self, n: int) -> float:
         """A training step on `n` activations; returns its seconds."""
         batch = self.batch(n)
         start = time.perf_counter()
-        self.last = step = self.training(batch, batch)
+        self.last = step = self.training(*batch)
         self.training.update(step.loss)
         float(step.loss.detach())  # waits for a GPU
         return time.perf_counter() - start
@@ -79,13 +78,28 @@ class _Tried:
             self.training.after_step(self.last, due)
 
 
-def rehearse(trained: Mapping[str, Training], x: Float[Tensor, "n d_in"], before: int) -> Rehearsal:
+def _like(x: Float[Tensor, "rows d"], n: int, seed: int) -> Float[Tensor, "n d"]:
+    generator = torch.Generator().manual_seed(seed)
+    batch = x[torch.randint(len(x), (n,), generator=generator)].float()
+    spread = float(batch.std())
+    for part in batch.split(1024):
+        part += 0.1 * spread * torch.randn(part.shape, generator=generator)
+    return batch
+
+
+def rehearse(
+    trained: Mapping[str, Training],
+    x: Float[Tensor, "n d_in"],
+    before: int,
+    target: Float[Tensor, "n d_out"] | None = None,
+) -> Rehearsal:
     """Trains all SAEs for some steps, as their run would, on batches made from a few activations.
 
-    Their weights are changed, and of no use afterwards. before: what was held before they were made.
+    Their weights are changed, and of no use afterwards. before: what was held before they were made. target: of
+    transcoders, what they predict.
     """
     reset_peak()
-    tried = [_Tried(training, x) for training in trained.values()]
+    tried = [_Tried(training, x, x if target is None else target) for training in trained.values()]
     begun = [_begin(one, before) for one in tried]
     whole = [first if first.slow else _measured(one, before) for one, first in zip(tried, begun, strict=True)]
     seconds = sum(found.seconds for found in whole)
@@ -122,7 +136,7 @@ def _begin(one: _Tried, before: int) -> _Found:
     Returns what two small batches say of a whole one: what a step takes grows with its rows.
     """
     batch = one.batch(one.n)
-    one.training.initialize(batch, batch)
+    one.training.initialize(*batch)
     del batch
     one.step(one.few)  # compiles and loads what steps need
     one.find_forest()

@@ -113,9 +113,9 @@ def _train(run: RunFolder, config: TrainConfig) -> Run:
         data = source.read(run.activations, stop, run.save_config)
     give_back()
     n_steps = count_steps(config, data.n_rows)
-    config = settle_scale(data.config, data.blocks)
+    config = settle_scale(data.config, lambda: data.blocks.block(0, 0))
     trained = {
-        name: new_training(member, source.d_in, n_steps, source.model)
+        name: new_training(member, source.d_in, n_steps, source.model, source.d_out)
         for name, member in config.members().items()
     }
     about = {"config": to_dict(config), "model": {"fingerprint": source.model.fingerprint}}
@@ -146,10 +146,13 @@ def reopened(run: RunFolder) -> Run:
     return Run(run, config, saes, source.reader, data.tokens, data.blocks, source.seconds)
 
 
-def new_training(config: TrainConfig, d_in: int, n_steps: int, model: ModelIdentity) -> Training:
-    run = RunLength(n_steps, config.optim.batch_size)
-    device = resolve_device(config.device)
-    training = start_training(config.sae, d_in, run, seed=config.seed, optim=config.optim, device=device)
+def new_training(
+    config: TrainConfig, d_in: int, n_steps: int, model: ModelIdentity, d_out: int | None = None
+) -> Training:
+    run, device = RunLength(n_steps, config.optim.batch_size), resolve_device(config.device)
+    training = start_training(
+        config.sae, d_in, run, d_out=d_out, seed=config.seed, optim=config.optim, device=device
+    )
     training.sae.metadata = metadata(config, n_steps, model)
     return training
 
@@ -158,6 +161,7 @@ def metadata(config: TrainConfig, n_steps: int, model: ModelIdentity) -> dict[st
     return {
         **model.to_dict(),
         "hook_name": config.site,
+        **({} if config.target is None else {"hook_name_out": config.target}),
         **about_text(config, config.tokens // config.text.context * config.text.context),
         "tokens": n_steps * config.optim.batch_size,
         "seed": config.seed,

@@ -17,18 +17,21 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import torch
 
-from ..activations import ActivationReader, Blocks
+from ..activations import ActivationBatch, ActivationReader
 from ..activations.data import TextData, data_of
 from ..config import TrainConfig, resolve_device
 from ..errors import UserError
 from ..lm import ModelIdentity, full_name, identify, same_model
 from ..memory import available
 from ..optim import Precision, resolve_precision
+from ..saes.base import TranscoderConfig
 from ..text import Tokens, is_hub_source, pinned
 
 # Of the memory that is left, what stored activations may take before they go to disk.
@@ -77,6 +80,10 @@ def settle_harvest(config: TrainConfig) -> TrainConfig:
         raise UserError(
             f"{config.data}: activations of site '{said.site}', but the run says '{config.site}'; "
             f"set site to {said.site}"
+        )
+    if config.target is not None and config.target not in said.sites:
+        raise UserError(
+            f"{config.data}: no activations of site '{config.target}'; harvest again with that target"
         )
     bos = "yes" if said.prepend_bos else "no"
     if config.text.bos not in ("auto", bos):
@@ -133,29 +140,42 @@ def settle_positions(config: TrainConfig, reader: ActivationReader, tokens: Toke
     return replace(config, activations=replace(config.activations, max_norm=reader.max_norm))
 
 
-def settle_store(config: TrainConfig, n_tokens: int, d_in: int, itemsize: int) -> TrainConfig:
-    """Where activations wait: in memory if they fit there beside the rest, unless it was said."""
+def settle_store(config: TrainConfig, n_tokens: int, width: int, itemsize: int) -> TrainConfig:
+    """Where activations wait: in memory if they fit there beside the rest, unless it was said.
+
+    width: of an activation at all sites together.
+    """
     store = config.activations.store
     if store == "auto":
-        if n_tokens * d_in * itemsize <= _MEMORY_SHARE * available():
+        if n_tokens * width * itemsize <= _MEMORY_SHARE * available():
             store = "memory"
         else:
             store = "disk" if config.epochs > 1 else "live"
     return replace(config, activations=replace(config.activations, store=store))
 
 
-def settle_scale(config: TrainConfig, blocks: Blocks) -> TrainConfig:
-    """The number that `normalize_activations = dataset_scale` stands for."""
-    if all(m.sae.normalize_activations != "dataset_scale" for m in config.members().values()):
-        return config
-    scale = dataset_scale(blocks.block(0, 0).x)
-    return config.with_each(
-        lambda member: (
-            replace(member, sae=replace(member.sae, normalize_activations=scale))
-            if member.sae.normalize_activations == "dataset_scale"
-            else member
-        )
-    )
+def settle_scale(config: TrainConfig, first: Callable[[], ActivationBatch]) -> TrainConfig:
+    """The numbers that `dataset_scale` stands for, of the activations and, in a transcoder, of the target.
+
+    first: gives some activations, where they are needed.
+    """
+
+    def settled(member: TrainConfig) -> TrainConfig:
+        sae = member.sae
+        if sae.normalize_activations == "dataset_scale":
+            sae = replace(sae, normalize_activations=dataset_scale(batch().x))
+        target = member.target
+        if (
+            target is not None
+            and isinstance(sae, TranscoderConfig)
+            and sae.normalize_target == "dataset_scale"
+        ):
+            sae = replace(sae, normalize_target=dataset_scale(batch().others[target]))
+        return replace(member, sae=sae)
+
+    batch, members = cache(first), config.members()
+    nothing_open = all(settled(member) == member for member in members.values())
+    return config if nothing_open else config.with_each(settled)
 
 
 def dataset_scale(x: torch.Tensor) -> float:
