@@ -85,7 +85,8 @@ class World:
         mixing = torch.randn(D, D, generator=generator)
         self.x = torch.randn(len(self.rows), D, generator=generator) @ mixing + 1
         self.sizes = [1, 100, len(self.rows) - 101]
-        codes = [self.sae.encode(x).dense(self.sae.d_sae) for x in self.x.split(self.sizes)]
+        with torch.no_grad():
+            codes = [self.sae.encode(x).dense(self.sae.d_sae) for x in self.x.split(self.sizes)]
         self.f = torch.cat(codes).double()
         self.fires = self.f > 1e-3
         self.index = self.build()
