@@ -106,3 +106,15 @@ def test_the_language_model_and_the_sae_may_differ_in_type(ids: Tensor) -> None:
     clean: Any = lm.logits(ids)
     assert torch.equal(lm.logits(ids, {SITE: splice(sae, error=True)}), clean)
     assert lm.logits(ids, {SITE: splice(sae)}).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("error", [False, True])
+def test_gradients_reach_the_site_and_the_weights(
+    lm: LanguageModel, sae: SAE, ids: Tensor, error: bool
+) -> None:
+    """Against finite differences, so small that the same features act."""
+    x = lm.activations(ids, SITE)[0, :3].clone().requires_grad_()
+    assert torch.autograd.gradcheck(splice(sae, twice, error=error), (x,), eps=1e-7, atol=1e-5)
+    lm.logits(ids, {SITE: splice(sae, twice, error=error)}).square().mean().backward()
+    assert sae.decoder.grad is not None
+    assert bool(sae.decoder.grad.any())
