@@ -131,6 +131,11 @@ def test_it_is_indexed_and_shown(run: Run, capsys: pytest.CaptureFixture[str]) -
     assert f"{SITE} to {TARGET}" in capsys.readouterr().out.replace("\n", " ")
 
 
+def test_a_dry_run_counts_the_target(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["train", "--config", str(run.folder.config_file), "--dry-run"]) == 0
+    assert TARGET in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("change", "part"),
     [
