@@ -127,7 +127,8 @@ def _train_config(
         if not value:
             raise UserError(f"{folder}: does not say which {name} it was trained on; give {name}")
     context = about.get("context_size", TextConfig.context)
-    bos = {True: "yes", False: "no"}.get(about.get("prepend_bos"), "auto")
+    prepend = about.get("prepend_bos")
+    bos = ("yes" if prepend else "no") if isinstance(prepend, bool) else "auto"
     if not isinstance(context, int) or context < 1:
         raise UserError(f"{folder}: context_size = {context!r} in its metadata: expected a number of tokens")
     text = TextConfig(context=context, bos=bos)
