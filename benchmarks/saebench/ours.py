@@ -73,6 +73,7 @@ def saebench_positions(reader: ActivationReader) -> ActivationReader:
     return replace(reader, exclude_first=False, exclude_special=True, max_norm=0.0)
 
 
+@torch.no_grad()
 def check_adapter(sae: SAE, given: Mapping[str, Tensor]) -> tuple[float, float]:
     """The largest differences between our codes and reconstructions and those of SAEBench's object of the SAE, both as
     shares of the largest entry; `given` has `x`, `f` (dense) and `x_hat`."""

@@ -62,7 +62,7 @@ def test_equals_the_oracle(seed: int) -> None:
     x = torch.cat([b.x for b in batches]).double().numpy()
     for level in range(3):
         decoded = [sae.decode(b.code, sae.normalize(b.x)[1], level) for b in batches]
-        residual = np.square(x - torch.cat(decoded).double().numpy()).sum()
+        residual = np.square(x - torch.cat(decoded).detach().double().numpy()).sum()
         fve = 1 - residual / np.square(x - x.mean(0)).sum()
         assert record.value[f"fve_level_{level}"] == pytest.approx(fve)
 

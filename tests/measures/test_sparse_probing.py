@@ -101,7 +101,7 @@ def test_pooled_codes_against_the_oracle(monkeypatch: pytest.MonkeyPatch, normal
     dense, scaled = [], []
     for t in x:
         found, stats = sae.encode_with_stats(torch.from_numpy(t).float())
-        f = found.dense(sae.d_sae).double().numpy()
+        f = found.detach().dense(sae.d_sae).double().numpy()
         std = t.std(1, ddof=1, keepdims=True) if normalize == "layer_norm" else np.ones((len(t), 1))
         np.testing.assert_allclose(stats.std, std, rtol=1e-4)
         dense.append(f)
