@@ -70,8 +70,8 @@ def make_stopped(out: Path, config: TrainConfig) -> None:
     with pytest.MonkeyPatch.context() as patch:
         step: Callable[..., Any] = loop.Trainee.step
 
-        def stopping(self: loop.Trainee, x: object) -> Any:
-            found = step(self, x)
+        def stopping(self: loop.Trainee, *batch: Any) -> Any:
+            found = step(self, *batch)
             if self.training.done == STOPPED_AT:
                 signal.raise_signal(signal.SIGINT)
             return found

@@ -112,10 +112,10 @@ def test_a_stopped_run_goes_on_exactly(
     out = tmp_path / "run"
     step = loop.Trainee.step
 
-    def stopping(self: loop.Trainee, x: torch.Tensor) -> Any:
+    def stopping(self: loop.Trainee, *batch: Any) -> Any:
         if self.training.done == 20 and self.name == "pursuit":
             signal.raise_signal(signal.SIGINT)
-        return step(self, x)
+        return step(self, *batch)
 
     monkeypatch.setattr(loop.Trainee, "step", stopping)
     with pytest.raises(Interrupted, match="after step 21"):
