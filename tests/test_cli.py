@@ -410,7 +410,7 @@ def test_an_sae_of_another_width_than_the_site(
     other = save_llama(tmp_path / "wide", width=24)
     edit_run_config(a_run, model=str(other))
     said = fails(*on(command, a_run))
-    assert "has width 24, but the SAE reads width 16" in said
+    assert "has width 24, but the SAE's is 16" in said
     assert {p.name for p in a_run.iterdir()} == FINISHED
 
 

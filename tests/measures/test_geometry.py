@@ -23,6 +23,7 @@ from saeforest.measures.geometry import GeometryConfig, choose_families, geometr
 from saeforest.measures.record import Record
 from saeforest.measures.subject import Subject
 from saeforest.saes import TreeConfig, TreeSAE
+from saeforest.saes.normalizer import Scale
 from saeforest.sparse_code import SparseCode
 from saeforest.structure.forest import Forest
 from saeforest.structure.pairs import PairStatistics
@@ -220,7 +221,7 @@ def test_a_child_that_is_nowhere_the_strongest_is_left_out() -> None:
 def test_activations_are_read_in_the_units_of_the_sae() -> None:
     case = planted()
     plain = families(measured(case))[0]
-    object.__setattr__(case.sae.config, "normalize_activations", 0.5)
+    case.sae.normalizer = Scale(0.5)
     scaled = families(measured(case))[0]
     assert np.allclose(np.array(scaled["points"])[:, :2], 0.5 * np.array(plain["points"])[:, :2], atol=1e-5)
 

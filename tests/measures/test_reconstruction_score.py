@@ -32,7 +32,7 @@ from saeforest.structure.forest import Forest
 from saeforest.structure.pairs import PairStatistics
 from saeforest.synthetic import World
 from saeforest.synthetic.generators import tree
-from subject_cases import given
+from subject_cases import but, given
 
 VALUES = {"s_res", "cos_child", "cos_parent", "hits", "coverage", "lda_s_res", "lda_cosine"}
 LDA = ProbeConfig(method="lda")
@@ -371,9 +371,7 @@ def test_a_known_tree_scores_by_probes_as_by_its_true_directions(method: Any) ->
     assert float((seen.probes.directions(children) * true).sum(1).mean()) > 0.9
 
     # The control: all children hang from the feature that is always there.
-    control = replace(
-        seen, forest=Forest(torch.where(forest.parent < 0, -1, dense), (dense + 1,), layered=False)
-    )
+    control = but(seen, forest=Forest(torch.where(forest.parent < 0, -1, dense), (dense + 1,), layered=False))
     spurious = reconstruction_score(control, ReconstructionScoreConfig(min_count=50, parents=(dense,)))
     assert spurious.value["coverage"] == 1
     assert spurious.value["hits"] == 0
