@@ -35,7 +35,7 @@ WAYS = {
 
 def activations(store: Path) -> torch.Tensor:
     blocks = open_store(store)
-    return torch.cat([blocks._shard(i).x for i in range(len(blocks.shards))]).float()
+    return torch.cat([blocks.shard(i).x for i in range(len(blocks.shards))]).float()
 
 
 def trained(
