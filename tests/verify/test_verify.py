@@ -104,7 +104,7 @@ def test_a_flipped_bit_is_named_with_its_remedy(
 @pytest.mark.parametrize(
     "file",
     ["run/sae/sae_weights.safetensors", "two/index/tree/tokens.safetensors", "two/forest/topk/forest.safetensors",
-     f"{CHECKPOINT}/state.safetensors", "store/shard-00000.safetensors"],
+     f"{CHECKPOINT}/state.safetensors", "store/shard-00000.safetensors", "run/log.jsonl", "two/logs/topk/log.jsonl"],
 )  # fmt: skip
 def test_a_file_that_a_manifest_lists_is_missing(
     copy: Callable[[str], Path], tmp_path: Path, file: str

@@ -99,6 +99,7 @@ def _sae(folder: Path) -> Iterator[Finding]:
             about, weights = (about, found) if of_weights else (found, weights)
     yield about
     yield weights
+    yield from _missing_log(folder)
 
 
 def _released(folder: Path) -> Iterator[Finding]:
@@ -282,8 +283,21 @@ def _scores(folder: Path) -> Iterator[Finding]:
     yield form if file.sound and not form.sound else file
 
 
+_LOG_REMEDY = "restore it from a copy; the SAE is not touched by it, but the curves of its training are lost"
+
+
+def _missing_log(folder: Path) -> Iterator[Finding]:
+    """The log of a run's SAE, which is closed before the SAE is saved, where it is gone."""
+    if (run := _run_of(folder)) is None:
+        return
+    name = run.name_of(folder.resolve())
+    logs = folder.parents[1] / "logs" / name if name else folder.parent
+    if is_closed(logs) and not has_log(logs):
+        yield Finding(logs / LOG, "no such file", _LOG_REMEDY)
+
+
 def _logs(folder: Path) -> Iterator[Finding]:
-    remedy = "restore it from a copy; the SAE is not touched by it, but the curves of its training are lost"
+    remedy = _LOG_REMEDY
     closed, _ = tried(folder / LOG, lambda: check_log(folder / LOG), remedy)
     for name in (LOG, ALLOCATIONS):
         path = folder / name
