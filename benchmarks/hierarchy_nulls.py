@@ -26,7 +26,7 @@ from torch import Tensor
 
 from saeforest.activations import ActivationReader
 from saeforest.config import TrainConfig
-from saeforest.errors import UserError
+from saeforest.errors import InputError
 from saeforest.evaluation import Source, evaluate_all, make_task
 from saeforest.evaluation.options import MeasureOptions
 from saeforest.files import write_json
@@ -96,11 +96,11 @@ def first_activations(config: TrainConfig, reader: ActivationReader, n: int) -> 
 def measured(
     run: Path, name: str | None, split: Split, options: MeasureOptions, shuffle_seed: int, device: str | None
 ) -> list[Row]:
-    """The three rows. Raises UserError where the run is none, or its SAE no Tree SAE."""
+    """The three rows. Raises InputError where the run is none, or its SAE no Tree SAE."""
     folder = RunFolder(run)
     config, sae = folder.load(name, device)
     if not sae.gated:
-        raise UserError(f"{run}: expected a Tree SAE, whose children fire only with their parents")
+        raise InputError(f"{run}: expected a Tree SAE, whose children fire only with their parents")
     reader = open_reader(config)
     check_site(sae, reader)
     text = read_tokens(config, reader, split, options.tokens)
@@ -185,5 +185,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 if __name__ == "__main__":
     try:
         sys.exit(main())
-    except UserError as error:
+    except InputError as error:
         sys.exit(f"error: {error}")

@@ -28,7 +28,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from saeforest.errors import UserError
+from saeforest.errors import InputError
 from saeforest.lm import LanguageModel
 
 WORDS = ["<unk>", "<s>", "</s>", *["the", "cat", "sat", "on", "a", "mat", "and", "dog", "ran", "home"]]
@@ -110,7 +110,7 @@ def get(lm: LanguageModel, ids: Tensor, name: str) -> Tensor:
     return lm.activations(ids, lm.site(name))
 
 
-def one_line(info: pytest.ExceptionInfo[UserError], *parts: str) -> None:
+def one_line(info: pytest.ExceptionInfo[InputError], *parts: str) -> None:
     message = str(info.value)
     assert "\n" not in message
     for part in parts:

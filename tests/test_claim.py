@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from saeforest.claim import claimed
-from saeforest.errors import UserError
+from saeforest.errors import InputError
 
 HOLDER = """
 import sys, time
@@ -31,7 +31,7 @@ def test_one_process_at_a_time(tmp_path: Path) -> None:
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "in\n"
-        refused = pytest.raises(UserError, match=rf"run: in use by process {holder.pid} on .*; wait")
+        refused = pytest.raises(InputError, match=rf"run: in use by process {holder.pid} on .*; wait")
         with refused, claimed(folder):
             pass
         holder.kill()
@@ -43,7 +43,7 @@ def test_one_process_at_a_time(tmp_path: Path) -> None:
 def test_also_within_one_process(tmp_path: Path) -> None:
     with (
         claimed(tmp_path),
-        pytest.raises(UserError, match=f"in use by process {os.getpid()}"),
+        pytest.raises(InputError, match=f"in use by process {os.getpid()}"),
         claimed(tmp_path),
     ):
         pass

@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 
-from saeforest import UserError
+from saeforest import InputError
 from saeforest.config import TrainConfig, load_config, resolve_device, save_config, to_dict
 from saeforest.optim import resolve_precision
 from saeforest.presets import PRESETS
@@ -23,7 +23,7 @@ def write(path: Path, data: Any) -> Path:
 
 
 def one_line(path: Path) -> str:
-    with pytest.raises(UserError) as error:
+    with pytest.raises(InputError) as error:
         load_config(path)
     message = str(error.value)
     assert message.startswith(f"{path}: ")
@@ -65,7 +65,7 @@ def test_what_is_beyond_reason_is_refused(text: str, match: str, tmp_path: Path)
 
 @pytest.mark.parametrize("device", ["meta", "mps:0:0", "xla", "cuda:99", "x" * 5_000])
 def test_a_device_that_nothing_can_run_on(device: str) -> None:
-    with pytest.raises(UserError, match="device '") as error:
+    with pytest.raises(InputError, match="device '") as error:
         resolve_device(device)
     assert len(str(error.value)) < 300
 
@@ -302,7 +302,7 @@ def test_devices_and_precisions_are_resolved(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert resolve_device("auto") == torch.device("cpu")
     for device in ("gpu", "", "cuda"):
-        with pytest.raises(UserError, match=f"device '{device}'"):
+        with pytest.raises(InputError, match=f"device '{device}'"):
             resolve_device(device)
     cpu = torch.device("cpu")
     assert resolve_precision("float32", cpu) == torch.float32

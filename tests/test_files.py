@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 
-from saeforest.errors import UserError
+from saeforest.errors import InputError
 from saeforest.files import (
     CHECKSUM,
     atomic_file,
@@ -119,7 +119,7 @@ def read_or_refused(read: Callable[[Path], Any], path: Path) -> Any:
     """What was read; None where a line that names the file refuses it."""
     try:
         return read(path)
-    except UserError as error:
+    except InputError as error:
         if str(path) in str(error) and len(str(error)) < 1000:
             return None
         raise
@@ -152,7 +152,7 @@ def test_edited_json_says_what_to_do(tmp_path: Path) -> None:
     write_json(path, {"a": 1})
     data = json.loads(path.read_text())
     path.write_text(json.dumps({**data, "a": 2}))
-    with pytest.raises(UserError, match="edited on purpose, delete that key"):
+    with pytest.raises(InputError, match="edited on purpose, delete that key"):
         read_json(path)
     del data[CHECKSUM]
     path.write_text(json.dumps({**data, "a": 2}))
@@ -167,10 +167,10 @@ def test_edited_json_says_what_to_do(tmp_path: Path) -> None:
 def test_json_beyond_reason_is_one_line(tmp_path: Path, text: str) -> None:
     path = tmp_path / "a.json"
     path.write_text(text, encoding="utf-8")
-    with pytest.raises(UserError, match=r"a\.json") as error:
+    with pytest.raises(InputError, match=r"a\.json") as error:
         read_json(path)
     assert len(str(error.value)) < 400
-    with pytest.raises(UserError, match=r"b.jsonl:7"):
+    with pytest.raises(InputError, match=r"b.jsonl:7"):
         parse_json(text, "b.jsonl:7")
 
 
@@ -189,7 +189,7 @@ def test_yaml_beyond_reason_is_one_line_or_plain(tmp_path: Path, text: str) -> N
 def test_a_file_that_is_too_large_is_not_read(tmp_path: Path) -> None:
     with (tmp_path / "a.json").open("wb") as file:
         file.truncate(1 << 40)
-    with pytest.raises(UserError, match=r"1,099,511,627,776 bytes; expected at most"):
+    with pytest.raises(InputError, match=r"1,099,511,627,776 bytes; expected at most"):
         read_json(tmp_path / "a.json")
 
 
@@ -205,8 +205,8 @@ def test_every_flipped_bit_of_tensors_is_noticed(tmp_path: Path) -> None:
         wrong = bytearray(right)
         wrong[bit // 8] ^= 1 << bit % 8
         path.write_bytes(wrong)
-        with pytest.raises(UserError, match=r"a.safetensors: damaged.*; do this"):
+        with pytest.raises(InputError, match=r"a.safetensors: damaged.*; do this"):
             read_tensors(path, expected, "do this")
     path.unlink()
-    with pytest.raises(UserError, match="no such file; do this"):
+    with pytest.raises(InputError, match="no such file; do this"):
         read_tensors(path, expected, "do this")

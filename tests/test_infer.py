@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from oracles import pairs as oracle
-from saeforest import UserError
+from saeforest import InputError
 from saeforest.infer import METHODS, InferConfig, InferredForest, infer_forest
 from saeforest.saes import TreeConfig, TreeSAE
 from saeforest.sparse_code import SparseCode
@@ -186,7 +186,7 @@ def test_tiny_and_huge_values_stay_finite() -> None:
 
 
 def test_a_threshold_that_is_none() -> None:
-    with pytest.raises(UserError, match=r"^activation threshold -1.0: expected 0 or more$"):
+    with pytest.raises(InputError, match=r"^activation threshold -1.0: expected 0 or more$"):
         PairStatistics(3, -1.0)
 
 
@@ -429,17 +429,17 @@ def test_features_that_fire_rarely_or_always_break_nothing(method: Any) -> None:
 
 def test_bad_batches() -> None:
     sae = given(3)
-    with pytest.raises(UserError, match=r"^no activations to infer a forest from; give at least one batch"):
+    with pytest.raises(InputError, match=r"^no activations to infer a forest from; give at least one batch"):
         infer_forest(sae, [])
-    with pytest.raises(UserError, match="no activations"):
+    with pytest.raises(InputError, match="no activations"):
         infer_forest(sae, [torch.zeros(0, 3)])
-    with pytest.raises(UserError, match=r"^a batch of activations has shape \[5, 4\]: expected \[n, 3\]$"):
+    with pytest.raises(InputError, match=r"^a batch of activations has shape \[5, 4\]: expected \[n, 3\]$"):
         infer_forest(sae, [torch.zeros(5, 4)])
-    with pytest.raises(UserError, match=r"shape \[5, 1, 3\]: expected \[n, 3\]$"):
+    with pytest.raises(InputError, match=r"shape \[5, 1, 3\]: expected \[n, 3\]$"):
         infer_forest(sae, [torch.zeros(5, 1, 3)])
-    with pytest.raises(UserError, match="NaN or infinite values"):
+    with pytest.raises(InputError, match="NaN or infinite values"):
         infer_forest(sae, [torch.tensor([[0.0, 1.0, torch.inf]])])
-    with pytest.raises(UserError, match=r"^infer\.order = 'layers': this SAE has one layer only"):
+    with pytest.raises(InputError, match=r"^infer\.order = 'layers': this SAE has one layer only"):
         infer_forest(sae, [torch.zeros(5, 3)], InferConfig(order="layers"))
 
 
@@ -456,7 +456,7 @@ def test_bad_batches() -> None:
     ],
 )
 def test_bad_knobs(values: dict[str, Any], said: str) -> None:
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(InputError, match=said):
         InferConfig(**values)
 
 
@@ -467,5 +467,5 @@ def test_bad_knobs(values: dict[str, Any], said: str) -> None:
 def test_knobs_of_an_unknown_name(name: str, value: str, known: str) -> None:
     config = InferConfig()
     object.__setattr__(config, name, value)  # the type checker of the tests would refuse it otherwise
-    with pytest.raises(UserError, match=rf"^infer\.{name} = '{value}': expected one of {known}$"):
+    with pytest.raises(InputError, match=rf"^infer\.{name} = '{value}': expected one of {known}$"):
         config.__post_init__()

@@ -46,7 +46,7 @@ def test_the_library_does_not_speak_of_options(path: Path) -> None:
 
 
 def test_an_option_is_noticed() -> None:
-    told = 'raise UserError(f"{n}: give --seeds" + command("eval", "--sae", n) + f"run `saeforest eval {n} --again`")'
+    told = 'raise InputError(f"{n}: give --seeds" + command("eval", "--sae", n) + f"run `saeforest eval {n} --again`")'
     assert [text for _, text in texts(ast.parse(told)) if OPTION.search(COMMANDS.sub("", text))] == [
         "{}: give --seeds"
     ]

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from saeforest import cli, out_of_memory
-from saeforest.errors import UserError
+from saeforest.errors import InputError
 from saeforest.saes import TopKConfig, build
 
 # More than a process can address, whatever the machine.
@@ -36,7 +36,7 @@ def test_pytorch_and_numpy_say_it_in_many_ways() -> None:
 
 
 @pytest.mark.parametrize(
-    "error", [RuntimeError("shape mismatch"), ValueError("x"), UserError("out of memory"), KeyError("x")]
+    "error", [RuntimeError("shape mismatch"), ValueError("x"), InputError("out of memory"), KeyError("x")]
 )
 def test_other_errors_are_none_of_it(error: Exception) -> None:
     assert out_of_memory.explained(error) is None

@@ -9,7 +9,7 @@ import pytest
 
 from conftest import MakeConfig
 from saeforest.config import MemberConfig, TrainConfig
-from saeforest.errors import UserError
+from saeforest.errors import InputError
 from saeforest.run_folder import RunFolder
 from saeforest.saes import TopKConfig, TreeConfig
 
@@ -83,9 +83,9 @@ def test_the_run_around_a_folder(tmp_path: Path) -> None:
 
 def test_what_is_no_run(tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "missing"):
-        with pytest.raises(UserError, match=r"no config\.yaml; expected a run folder"):
+        with pytest.raises(InputError, match=r"no config\.yaml; expected a run folder"):
             RunFolder(folder).names()
-        with pytest.raises(UserError, match=r"no config\.yaml; expected a run folder"):
+        with pytest.raises(InputError, match=r"no config\.yaml; expected a run folder"):
             RunFolder(folder).load()
 
 
@@ -94,12 +94,12 @@ def test_loading(finished_run: Path, tiny_config: MakeConfig, tmp_path: Path) ->
     config, sae = run.load()
     assert (config, sae.config.architecture) == (run.config(), "tree")
     assert run.load("tree")[0] == config
-    with pytest.raises(UserError, match=re.escape(f"{run}: holds no SAE named 'b', but one: tree")):
+    with pytest.raises(InputError, match=re.escape(f"{run}: holds no SAE named 'b', but one: tree")):
         run.load("b")
-    with pytest.raises(UserError, match="no trained SAE yet; finish it with `saeforest train --resume"):
+    with pytest.raises(InputError, match="no trained SAE yet; finish it with `saeforest train --resume"):
         begun(tmp_path / "begun", tiny_config()).load()
     several = begun(tmp_path / "several", SEVERAL)
     several.sae("a").mkdir(parents=True)
     for name in (None, "c"):
-        with pytest.raises(UserError, match="holds several SAEs; name one of them: a, b"):
+        with pytest.raises(InputError, match="holds several SAEs; name one of them: a, b"):
             several.load(name)

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import pytest
 
-from saeforest.errors import UserError, command
+from saeforest.errors import InputError, command
 from saeforest.schema import Count, Name, Schema, checked, listed, shown
 
 
@@ -30,7 +30,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         if not self.sizes:
-            raise UserError("sizes: expected some")
+            raise InputError("sizes: expected some")
 
 
 GOOD: dict[str, Any] = {"name": "x", "ratio": 1, "parts": [{"n": 3}], "pair": [1, 2]}
@@ -62,7 +62,7 @@ def test_what_fits() -> None:
 )
 def test_what_does_not(change: dict[str, Any], said: str) -> None:
     data = {**GOOD, **change}
-    with pytest.raises(UserError) as error:
+    with pytest.raises(InputError) as error:
         checked(Outer, data, "f.json", "make it anew")
     message = str(error.value)
     assert message.startswith("f.json: ")
@@ -74,12 +74,12 @@ def test_what_does_not(change: dict[str, Any], said: str) -> None:
 
 @pytest.mark.parametrize("data", [None, 3, "x", [], [GOOD]])
 def test_what_is_no_object(data: Any) -> None:
-    with pytest.raises(UserError, match=r"f\.json: expected an object, got"):
+    with pytest.raises(InputError, match=r"f\.json: expected an object, got"):
         checked(Outer, data, "f.json")
 
 
 def test_a_range_that_a_configuration_checks_names_the_file() -> None:
-    with pytest.raises(UserError, match=r"f\.json: sizes: expected some; mend it"):
+    with pytest.raises(InputError, match=r"f\.json: sizes: expected some; mend it"):
         checked(Settings, {"sizes": []}, "f.json", "mend it")
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from conftest import EOS, byte_tokenizer
-from saeforest.errors import UserError
+from saeforest.errors import InputError
 from saeforest.text import Document, Tokens, documents, tokenize
 
 
@@ -48,7 +48,7 @@ def first(n: int, source: str, seed: int = 0) -> list[Document]:
 
 
 def error_line(do: Callable[[], object]) -> str:
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(InputError) as caught:
         do()
     message = str(caught.value)
     assert "\n" not in message

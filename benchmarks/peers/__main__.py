@@ -16,7 +16,7 @@ from typing import NoReturn
 
 import torch
 
-from saeforest.errors import UserError
+from saeforest.errors import InputError
 from saeforest.optim import resolve_precision
 
 from . import data, machine, plan, report
@@ -33,7 +33,7 @@ print_now = partial(print, flush=True)
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; --help lists the options")
+        raise InputError(f"{message}; --help lists the options")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -54,7 +54,7 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return run(parser().parse_args(arguments))
-    except UserError as error:
+    except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -119,19 +119,19 @@ def run(options: argparse.Namespace) -> int:
 
 
 def check(options: argparse.Namespace) -> None:
-    """Raises UserError for options that cannot be."""
+    """Raises InputError for options that cannot be."""
     if options.out.suffix != ".json":
-        raise UserError(f"--out {options.out}: expected a name that ends in .json")
+        raise InputError(f"--out {options.out}: expected a name that ends in .json")
     if options.out.is_dir() or any(p.is_file() for p in options.out.absolute().parents):
-        raise UserError(f"--out {options.out}: cannot be written; choose another")
+        raise InputError(f"--out {options.out}: cannot be written; choose another")
     smallest = {"widths": 256, "d": 8, "batch": 1, "rounds": _LEAST_ROUNDS}
     for name, least in smallest.items():
         values = getattr(options, name)
         for value in values if isinstance(values, list) else [values]:
             if value is not None and value < least:
-                raise UserError(f"--{name} {value}: expected {least} or more")
+                raise InputError(f"--{name} {value}: expected {least} or more")
     if options.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: this machine has no CUDA device; use --device cpu")
+        raise InputError("--device cuda: this machine has no CUDA device; use --device cpu")
 
 
 def environments(libraries: set[str], device: str) -> dict[str, Path]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from saeforest.activations.sources import StoredActivations, open_store
-from saeforest.errors import UserError
+from saeforest.errors import InputError
 
 #: Batches in a file; workers go round them.
 BATCHES = 8
@@ -48,7 +48,7 @@ def write(folder: Path, d: int, batch: int, store: StoredActivations | None) -> 
 def _stored(store: StoredActivations, batch: int) -> Tensor:
     x = store.block(0, 0).x.float()[: BATCHES * batch]
     if len(x) < batch:
-        raise UserError(f"{store.folder}: {len(x):,} rows fill no batch of {batch:,}; harvest more tokens")
+        raise InputError(f"{store.folder}: {len(x):,} rows fill no batch of {batch:,}; harvest more tokens")
     return x
 
 

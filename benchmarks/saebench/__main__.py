@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 
 from saeforest.activations import ActivationReader
 from saeforest.config import TrainConfig
-from saeforest.errors import UserError
+from saeforest.errors import InputError
 from saeforest.run_folder import RunFolder
 from saeforest.saes import SAE
 from saeforest.session import open_reader, read_tokens
@@ -56,14 +56,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     try:
         compare(options)
-    except (UserError, EnvironmentFailure) as error:
+    except (InputError, EnvironmentFailure) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
 
 
 def compare(options: argparse.Namespace) -> None:
-    """Writes `comparison.json` and `comparison.md`. Raises UserError, EnvironmentFailure."""
+    """Writes `comparison.json` and `comparison.md`. Raises InputError, EnvironmentFailure."""
     torch.manual_seed(SEED)
     run = RunFolder(options.run)
     config, sae = run.load(options.sae, "cpu")
@@ -107,11 +107,11 @@ def compare(options: argparse.Namespace) -> None:
 
 def _check(config: TrainConfig, windows: int, reader: ActivationReader) -> None:
     if windows < 0 or windows % reader.batch_size:
-        raise UserError(f"--windows {windows}: expected 0 or a multiple of {reader.batch_size}, a batch")
+        raise InputError(f"--windows {windows}: expected 0 or a multiple of {reader.batch_size}, a batch")
     if not config.site.endswith("hook_resid_post"):
-        raise UserError(f"site {config.site}: SAEBench's absorption reads blocks.I.hook_resid_post alone")
+        raise InputError(f"site {config.site}: SAEBench's absorption reads blocks.I.hook_resid_post alone")
     if not Path(reader.lm.model.config.name_or_path).is_dir():
-        raise UserError(f"model {config.model}: expected one that lies in a folder, for SAEBench to read")
+        raise InputError(f"model {config.model}: expected one that lies in a folder, for SAEBench to read")
 
 
 def _run_theirs(folder: Path) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from .errors import UserError
+from .errors import InputError
 from .output import note
 
 LOCK = ".lock"
@@ -28,7 +28,7 @@ def claimed(folder: Path, part: str = "") -> Iterator[None]:
     across machines wherever the file system passes locks on, as NFS does; where there are no locks at all, a line says
     so. A part is claimed apart from the whole.
 
-    Raises UserError where another process has claimed it.
+    Raises InputError where another process has claimed it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / (f"{LOCK}-{part.replace('/', '-')}" if part else LOCK)
@@ -58,7 +58,7 @@ def _locked(path: Path, claim: Path) -> int:
                 return os.open(os.devnull, os.O_RDONLY)
             by = f" by {holder}" if holder else ""
             otherwise = ", or choose another folder" if claim == path.parent else ""
-            raise UserError(f"{claim}: in use{by}; wait until that is done or stop it{otherwise}") from None
+            raise InputError(f"{claim}: in use{by}; wait until that is done or stop it{otherwise}") from None
         try:
             # Its former holder may have removed the file between our opening and our locking it.
             current = path.stat()

@@ -14,7 +14,7 @@ import torch
 import yaml
 from pydantic import BeforeValidator, ConfigDict, TypeAdapter, ValidationError
 
-from .errors import UserError
+from .errors import InputError
 from .files import atomic_file, checksum_of_data, read_bytes, read_yaml
 from .optim import OptimConfig, Precision
 from .saes import SYSTEMS, SystemConfig, TreeConfig, check_inference
@@ -159,35 +159,35 @@ class TrainConfig:
         ]
         for name, value, holds, expected in ranges:
             if not holds:
-                raise UserError(f"{name} = {shown(value)}: expected {expected}")
+                raise InputError(f"{name} = {shown(value)}: expected {expected}")
         check_inference(self.sae)
         if self.target == self.site:
-            raise UserError(f"target = {shown(self.target)}: is the site itself; leave it out")
+            raise InputError(f"target = {shown(self.target)}: is the site itself; leave it out")
         if self.target is not None and not (self.saes or isinstance(self.sae, TranscoderConfig)):
-            raise UserError(
+            raise InputError(
                 f"target = {shown(self.target)}: a {self.sae.architecture} SAE reconstructs its input; choose another "
                 "sae.architecture, or leave the target out"
             )
 
     def _check_member(self, name: str, member: MemberConfig) -> None:
         if not _NAME.fullmatch(name):
-            raise UserError(
+            raise InputError(
                 f"saes: name {shown(name)}: expected letters, digits, dots, dashes and underscores"
             )
         if len(name) > _LONGEST_NAME:
-            raise UserError(
+            raise InputError(
                 f"saes: name {shown(name)}: {len(name):,} characters; expected {_LONGEST_NAME} at most"
             )
         first = next(iter(self.saes.values())).optim.batch_size
         if member.optim.batch_size != first:
-            raise UserError(
+            raise InputError(
                 f"saes.{name}.optim.batch_size = {member.optim.batch_size}: all SAEs of a run read the same batches; "
                 f"expected {first}"
             )
         try:
             replace(self, sae=member.sae, optim=member.optim, seed=member.seed, saes={})
-        except UserError as error:
-            raise UserError(f"saes.{name}: {error}") from None
+        except InputError as error:
+            raise InputError(f"saes.{name}: {error}") from None
 
     @property
     def batch_size(self) -> int:
@@ -224,9 +224,9 @@ def _check_finite(config: Any, prefix: str = "") -> None:
         if is_dataclass(value):
             _check_finite(value, f"{prefix}{f.name}.")
         elif isinstance(value, float) and not math.isfinite(value):
-            raise UserError(f"{prefix}{f.name} = {value}: expected a finite number")
+            raise InputError(f"{prefix}{f.name} = {value}: expected a finite number")
         elif isinstance(value, str) and len(value) > _LONGEST_TEXT:
-            raise UserError(
+            raise InputError(
                 f"{prefix}{f.name}: {len(value):,} characters; expected {_LONGEST_TEXT:,} at most"
             )
 
@@ -260,7 +260,7 @@ def is_signed(path: Path) -> bool:
 
 
 def load_config(path: Path, *, of_run: bool = False) -> TrainConfig:
-    """A configuration from YAML; keys left out keep their defaults. Raises UserError for any other flaw.
+    """A configuration from YAML; keys left out keep their defaults. Raises InputError for any other flaw.
 
     of_run: it is RUN/config.yaml; a key that older versions did not have means what they did.
     """
@@ -268,35 +268,35 @@ def load_config(path: Path, *, of_run: bool = False) -> TrainConfig:
     if of_run:
         _check_unchanged(path)
     if not isinstance(data, dict):
-        raise UserError(f"{path}: expected a mapping of settings, as in RUN/config.yaml")
+        raise InputError(f"{path}: expected a mapping of settings, as in RUN/config.yaml")
     if of_run and isinstance(text := data.get("text", {}), dict):
         data["text"] = {"bos": "no"} | text
     try:
         config = _adapter().validate_python(data)
         _check_booleans(data, config)
         return config
-    except UserError as error:  # a range that one of the configurations checks
-        raise UserError(f"{path}: {error}") from None
+    except InputError as error:  # a range that one of the configurations checks
+        raise InputError(f"{path}: {error}") from None
     except ValidationError as error:
         first = error.errors()[0]
         key = _key(first["loc"])
         if first["type"] == "union_tag_invalid":
-            raise UserError(
+            raise InputError(
                 f"{path}: key '{key}.architecture': expected one of {', '.join(SYSTEMS)}, "
                 f"got {shown(first['input'].get('architecture'))}"
             ) from None
         if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-            raise UserError(
+            raise InputError(
                 f"{path}: unknown key '{key[:200]}'; `saeforest train --help` lists all"
             ) from None
-        raise UserError(f"{path}: {flaw({**first, 'loc': (key,)})}") from None
+        raise InputError(f"{path}: {flaw({**first, 'loc': (key,)})}") from None
 
 
 def _check_booleans(data: Any, config: Any, key: str = "") -> None:
-    """Raises UserError for `yes` or `true` where a number is due: pydantic takes them for 1."""
+    """Raises InputError for `yes` or `true` where a number is due: pydantic takes them for 1."""
     match data:
         case bool() if not isinstance(config, bool) and key != "text.bos":
-            raise UserError(f"key '{key}': expected a number, got {'true' if data else 'false'}")
+            raise InputError(f"key '{key}': expected a number, got {'true' if data else 'false'}")
         case dict():
             for name, value in data.items():
                 within = config.get(name) if isinstance(config, dict) else getattr(config, str(name), None)
@@ -309,10 +309,10 @@ def _check_booleans(data: Any, config: Any, key: str = "") -> None:
 
 
 def _check_unchanged(path: Path) -> None:
-    """Raises UserError where RUN/config.yaml is not what the run wrote. Other files are for editing."""
+    """Raises InputError where RUN/config.yaml is not what the run wrote. Other files are for editing."""
     first, _, text = read_bytes(path).decode("utf-8").partition("\n")
     if first.startswith(_CHECKSUM) and first.removeprefix(_CHECKSUM) != checksum_of_data(text):
-        raise UserError(
+        raise InputError(
             f"{path}: does not match the checksum in its first line, so it is damaged or was edited; undo that, or, if "
             "it was edited on purpose, delete that line"
         )
@@ -333,9 +333,9 @@ def resolve_device(device: str) -> torch.device:
     except RuntimeError:
         resolved = torch.device("meta")
     if resolved.type not in ("cpu", "cuda"):
-        raise UserError(f"device {shown(device)}: expected auto, cpu, cuda or cuda:N")
+        raise InputError(f"device {shown(device)}: expected auto, cpu, cuda or cuda:N")
     there = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if resolved.type == "cuda" and (resolved.index or 0) >= there:
         has = f"{there} CUDA devices, cuda:0 first" if there else "no CUDA device"
-        raise UserError(f"device {shown(device)}: this machine has {has}; use one of them or cpu")
+        raise InputError(f"device {shown(device)}: this machine has {has}; use one of them or cpu")
     return resolved

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 from .config import TrainConfig
-from .errors import UserError
+from .errors import InputError
 from .evaluation import SETS, MeasureOptions, measure_run, table
 from .explore import Explorer, build_index, show_families
 from .files import read_json, write_json
@@ -20,7 +20,7 @@ from .training.unfinished import claimed_run, is_complete, run_state, tidy
 def run_demo(config: TrainConfig, out: Path, eval_tokens: int) -> None:
     """Runs the demo into `out`, or goes on with one that was stopped there, wherever that was.
 
-    Prints the measures, the families, and where the time went. Raises UserError where `out` holds a run that no demo
+    Prints the measures, the families, and where the time went. Raises InputError where `out` holds a run that no demo
     with these settings made, or another process works in it.
     """
     start = time.monotonic()
@@ -66,12 +66,12 @@ def run_demo(config: TrainConfig, out: Path, eval_tokens: int) -> None:
 
 
 def begin(run: RunFolder, about: dict[str, int]) -> None:
-    """Marks the folder as that of a demo. Raises UserError where it holds anything but one with the same settings."""
+    """Marks the folder as that of a demo. Raises InputError where it holds anything but one with the same settings."""
     if run.demo_file.exists():
         if (there := read_json(run.demo_file)) != about:
-            raise UserError(
+            raise InputError(
                 f"{run}: holds an unfinished demo with {there}, not {about}; choose another folder"
             )
     elif run_state(run) != "empty":
-        raise UserError(f"{run}: exists and is not empty, and no demo began there; choose another folder")
+        raise InputError(f"{run}: exists and is not empty, and no demo began there; choose another folder")
     write_json(run.demo_file, about)

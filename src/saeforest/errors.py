@@ -3,7 +3,7 @@
 import shlex
 
 
-class UserError(Exception):
+class InputError(Exception):
     """Something the user gave is wrong.
 
     The message is one line: it names the file, key or value, says what was expected, and what to do.

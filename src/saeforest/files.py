@@ -25,7 +25,7 @@ from safetensors.torch import load, load_file, save_file
 from torch import Tensor
 from xxhash import xxh3_128, xxh3_128_hexdigest
 
-from .errors import UserError
+from .errors import InputError
 
 # Of files and folders that are being written, and of a folder that holds what is just being replaced.
 _PREFIX, _SUFFIX, _OLD = ".saeforest-", ".part", ".old.part"
@@ -193,15 +193,15 @@ def checksum_of_data(data: Any) -> str:
 
 
 def check_file(path: Path, expected: str, remedy: str = "restore it from a copy") -> None:
-    """Raises UserError where the file is missing or is not the one that the checksum was taken of."""
+    """Raises InputError where the file is missing or is not the one that the checksum was taken of."""
     try:
         found = checksum(path)
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file; {remedy}") from None
+        raise InputError(f"{path}: no such file; {remedy}") from None
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
     if found != expected:
-        raise UserError(f"{path}: damaged: it does not match its checksum {expected}; {remedy}")
+        raise InputError(f"{path}: damaged: it does not match its checksum {expected}; {remedy}")
 
 
 def listed_checksum(manifest: Any, name: str) -> str | None:
@@ -228,14 +228,14 @@ def read_json(path: Path, *, constants: Literal["refused", "text"] = "refused") 
 
     constants: what becomes of Infinity and NaN, which JSON has not but Python writes.
 
-    Raises UserError where the file is missing, cannot be read, is no JSON, is of no sane size, or does not match the
+    Raises InputError where the file is missing, cannot be read, is no JSON, is of no sane size, or does not match the
     checksum in it.
     """
     data = parse_json(read_bytes(path), str(path), constants=constants)
     if isinstance(data, dict) and CHECKSUM in data:
         expected = data.pop(CHECKSUM)
         if expected != checksum_of_data(data):
-            raise UserError(
+            raise InputError(
                 f'{path}: does not match the "{CHECKSUM}" in it, so it is damaged or was edited; restore it, or, if it '
                 "was edited on purpose, delete that key"
             )
@@ -243,7 +243,7 @@ def read_json(path: Path, *, constants: Literal["refused", "text"] = "refused") 
 
 
 def parse_json(text: bytes | str, where: str, *, constants: Literal["refused", "text"] = "refused") -> Any:
-    """JSON from outside: finite numbers of bounded length, bounded nesting. Raises UserError that names `where`."""
+    """JSON from outside: finite numbers of bounded length, bounded nesting. Raises InputError that names `where`."""
     try:
         data = json.loads(
             text.decode("utf-8-sig") if isinstance(text, bytes) else text,
@@ -252,9 +252,9 @@ def parse_json(text: bytes | str, where: str, *, constants: Literal["refused", "
             parse_constant=_finite if constants == "refused" else str,
         )
     except RecursionError:
-        raise UserError(f"{where}: not valid JSON (nested too deeply); the file is damaged") from None
+        raise InputError(f"{where}: not valid JSON (nested too deeply); the file is damaged") from None
     except ValueError as error:  # JSONDecodeError and UnicodeDecodeError are of this kind
-        raise UserError(f"{where}: not valid JSON ({error}); the file is damaged") from None
+        raise InputError(f"{where}: not valid JSON ({error}); the file is damaged") from None
     _check_nesting(data, where)
     return data
 
@@ -273,13 +273,13 @@ def _finite(number: str) -> float:
 
 
 def _check_nesting(data: Any, where: str, most_nodes: int | None = None) -> None:
-    """Raises UserError for containers within containers beyond reason, or more of them than `most_nodes`."""
+    """Raises InputError for containers within containers beyond reason, or more of them than `most_nodes`."""
     level, depth, nodes = [data], 0, 0
     while level:
         containers = [item for item in level if isinstance(item, dict | list)]
         nodes += len(level)
         if depth > _MOST_DEPTH or (most_nodes is not None and nodes > most_nodes):
-            raise UserError(
+            raise InputError(
                 f"{where}: nested too deeply or too large; expected a plain file of settings or values"
             )
         depth += 1
@@ -292,15 +292,15 @@ def _check_nesting(data: Any, where: str, most_nodes: int | None = None) -> None
 
 
 def read_yaml(path: Path) -> Any:
-    """YAML from outside, as plain data. Raises UserError where it is missing, damaged, or of no sane size."""
+    """YAML from outside, as plain data. Raises InputError where it is missing, damaged, or of no sane size."""
     text = read_bytes(path, _MOST_YAML)
     try:
         data = yaml.load(text.decode("utf-8"), _PlainLoader)
     except RecursionError:
-        raise UserError(f"{path}: not valid YAML (nested too deeply)") from None
+        raise InputError(f"{path}: not valid YAML (nested too deeply)") from None
     # PyYAML raises whatever its converters of dates, numbers and bases raise.
     except (yaml.YAMLError, ValueError, OverflowError, TypeError, KeyError, AttributeError) as error:
-        raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from None
+        raise InputError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from None
     _check_nesting(data, str(path), _MOST_NODES)
     return data
 
@@ -327,22 +327,22 @@ for _tag in ("timestamp", "binary", "set", "omap", "pairs"):
 
 
 def read_bytes(path: Path, most: int = _MOST_BYTES) -> bytes:
-    """The bytes of a file. Raises UserError where it is missing, cannot be read, or is larger than `most`."""
+    """The bytes of a file. Raises InputError where it is missing, cannot be read, or is larger than `most`."""
     try:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             if size > most:
-                raise UserError(f"{path}: {size:,} bytes; expected at most {most:,}")
+                raise InputError(f"{path}: {size:,} bytes; expected at most {most:,}")
             chunks, size = [], 0
             while size <= most and (chunk := file.read(_CHUNK)):
                 chunks.append(chunk)
                 size += len(chunk)
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
+        raise InputError(f"{path}: no such file") from None
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
     if size > most:
-        raise UserError(f"{path}: {size:,} bytes or more; expected at most {most:,}")
+        raise InputError(f"{path}: {size:,} bytes or more; expected at most {most:,}")
     return b"".join(chunks)
 
 
@@ -379,14 +379,14 @@ def read_tensors(
 ) -> dict[str, Tensor]:
     """The tensors of a file, whose checksum must be `expected` where one is known.
 
-    Raises UserError, with the `remedy`, where the file is missing, truncated or otherwise damaged.
+    Raises InputError, with the `remedy`, where the file is missing, truncated or otherwise damaged.
     """
     if expected is not None:
         check_file(path, expected, remedy)
     try:
         return load_file(path) if _has_name(path) else load(read_bytes(path, sys.maxsize))
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file; {remedy}") from None
+        raise InputError(f"{path}: no such file; {remedy}") from None
     except (SafetensorError, OSError) as error:
         why = str(error).splitlines()[0]
-        raise UserError(f"{path}: not a whole safetensors file ({why}); {remedy}") from None
+        raise InputError(f"{path}: not a whole safetensors file ({why}); {remedy}") from None

@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float32, Int
 from torch import Tensor
 
-from .errors import UserError
+from .errors import InputError
 from .progress import progress
 from .saes import SAE
 from .structure.directions import Directions, Moments
@@ -66,7 +66,7 @@ _SLICE = 4096
 class InferConfig:
     """How parents are inferred.
 
-    Raises UserError for a value out of its range.
+    Raises InputError for a value out of its range.
     """
 
     method: Method = "reconstruction"
@@ -84,17 +84,17 @@ class InferConfig:
     def __post_init__(self) -> None:
         for name, known in (("method", METHODS), ("order", get_args(Order))):
             if (value := getattr(self, name)) not in known:
-                raise UserError(f"infer.{name} = {value!r}: expected one of {', '.join(known)}")
+                raise InputError(f"infer.{name} = {value!r}: expected one of {', '.join(known)}")
         if self.min_score is None and self.method not in MIN_SCORE:
-            raise UserError(
+            raise InputError(
                 f"infer.min_score is missing: method {self.method} has no default; give one above 0, up to 1"
             )
         if not 0 < self.least <= 1:
-            raise UserError(f"infer.min_score = {self.min_score}: expected a number above 0, up to 1")
+            raise InputError(f"infer.min_score = {self.min_score}: expected a number above 0, up to 1")
         if self.min_count < 1:
-            raise UserError(f"infer.min_count = {self.min_count}: expected 1 or more")
+            raise InputError(f"infer.min_count = {self.min_count}: expected 1 or more")
         if not -1 <= self.min_reconstruction <= 1:
-            raise UserError(
+            raise InputError(
                 f"infer.min_reconstruction = {self.min_reconstruction}: expected a cosine, -1 to 1"
             )
 
@@ -135,7 +135,7 @@ def infer_forest(sae: SAE, batches: Iterable[Tensor], config: InferConfig | None
     alike (to float32's precision), as a feature's ancestors do that fire whenever it does, the least frequent is taken,
     the nearest of them; then the one of lower index.
 
-    Raises UserError where there are no activations, where they have another width or are not finite, or where the
+    Raises InputError where there are no activations, where they have another width or are not finite, or where the
     order is by layers and the SAE has one only.
     """
     inference = ForestInference(sae, config)
@@ -150,7 +150,7 @@ class ForestInference:
     def __init__(self, sae: SAE, config: InferConfig | None = None) -> None:
         self.sae, self.config = sae, config or InferConfig()
         if self.config.order == "layers" and len(sae.config.layer_sizes) == 1:
-            raise UserError("infer.order = 'layers': this SAE has one layer only; use order 'frequency'")
+            raise InputError("infer.order = 'layers': this SAE has one layer only; use order 'frequency'")
         self._pairs = PairStatistics(sae.d_sae, sae.config.activation_threshold)
         with_moments = self.config.method == "reconstruction"
         self._moments = Moments(sae.d_sae, sae.d_in, sae.device) if with_moments else None
@@ -184,7 +184,7 @@ class ForestInference:
         """The forest that all activations so far speak for."""
         pairs, sae, config = self._pairs, self.sae, self.config
         if pairs.n_tokens == 0:
-            raise UserError("no activations to infer a forest from; give at least one batch with rows")
+            raise InputError("no activations to infer a forest from; give at least one batch with rows")
         concepts = None
         if self._moments is not None:
             concepts = _Concepts(sae, self._moments, pairs.marginals.n, config.min_count)
@@ -202,9 +202,9 @@ class ForestInference:
 
 def _check(batch: Tensor, d_in: int) -> None:
     if batch.ndim != 2 or batch.shape[1] != d_in:
-        raise UserError(f"a batch of activations has shape {list(batch.shape)}: expected [n, {d_in}]")
+        raise InputError(f"a batch of activations has shape {list(batch.shape)}: expected [n, {d_in}]")
     if not bool(torch.isfinite(batch).all()):
-        raise UserError("a batch of activations holds NaN or infinite values; leave those rows out")
+        raise InputError("a batch of activations holds NaN or infinite values; leave those rows out")
 
 
 def _parents(

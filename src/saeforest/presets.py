@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from .config import ActivationConfig, OptimConfig, TextConfig, TrainConfig
-from .errors import UserError
+from .errors import InputError
 from .saes import (
     AllocationConfig,
     AuxConfig,
@@ -226,13 +226,13 @@ PRESET_NAMES = (
 def together(names: list[str]) -> TrainConfig:
     """One configuration for several presets, which must read the same activations."""
     if len(set(names)) < len(names):
-        raise UserError(f"presets {', '.join(names)}: each once; for several seeds give seeds")
+        raise InputError(f"presets {', '.join(names)}: each once; for several seeds give seeds")
     first = PRESETS[names[0]]
     for name in names[1:]:
         other = PRESETS[name]
         for key in ("model", "site", "data", "tokens", "epochs", "text", "activations", "batch_size"):
             if getattr(other, key) != getattr(first, key):
-                raise UserError(
+                raise InputError(
                     f"presets {names[0]} and {name}: {key} is {getattr(first, key)} for one and {getattr(other, key)} "
                     "for the other, but the SAEs of a run read the same activations"
                 )
@@ -244,7 +244,7 @@ def with_seeds(config: TrainConfig, seeds: tuple[int, ...], alone: str) -> Train
     if not seeds:
         return config
     if len(set(seeds)) < len(seeds):
-        raise UserError(f"seeds = {' '.join(map(str, seeds))}: expected different seeds")
+        raise InputError(f"seeds = {' '.join(map(str, seeds))}: expected different seeds")
     return config.with_members(
         {
             f"{name if config.saes else alone}-seed-{seed}": replace(member, seed=seed)

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from .claim import claimed
 from .config import TrainConfig, load_config, resolve_device, save_config
-from .errors import UserError, command
+from .errors import InputError, command
 from .saes import SAE, load_sae
 from .saes.files import CFG, SAE_FOLDER
 
@@ -129,9 +129,9 @@ class RunFolder:
     # What is in it
 
     def config(self) -> TrainConfig:
-        """The run's configuration. Raises UserError where the folder is no run."""
+        """The run's configuration. Raises InputError where the folder is no run."""
         if not self.config_file.is_file():
-            raise UserError(f"{self.path}: no {CONFIG}; expected a run folder that `saeforest train` made")
+            raise InputError(f"{self.path}: no {CONFIG}; expected a run folder that `saeforest train` made")
         return load_config(self.config_file, of_run=True)
 
     def save_config(self, config: TrainConfig) -> None:
@@ -139,7 +139,7 @@ class RunFolder:
         save_config(config, self.config_file)
 
     def names(self) -> list[str]:
-        """The names of the run's SAEs. Raises UserError where the folder is no run."""
+        """The names of the run's SAEs. Raises InputError where the folder is no run."""
         return list(self.config().members())
 
     @cached_property
@@ -161,7 +161,7 @@ class RunFolder:
         name:   of the SAE; None for the only one of the run.
         device: of the SAE, and in the configuration; None for the device it was trained on.
 
-        Raises UserError where there is no such SAE.
+        Raises InputError where there is no such SAE.
         """
         config = self.config()
         if device is not None:
@@ -169,12 +169,12 @@ class RunFolder:
         members = config.members()
         if not self.has_sae():
             again = command("train", "--resume", "--out", self.path)
-            raise UserError(f"{self.path}: no trained SAE yet; finish it with `{again}`")
+            raise InputError(f"{self.path}: no trained SAE yet; finish it with `{again}`")
         if name is None and not config.saes:
             (name,) = members
         if name not in members:
             holds = "several SAEs; name one of them" if config.saes else f"no SAE named '{name}', but one"
-            raise UserError(f"{self.path}: holds {holds}: {', '.join(members)}")
+            raise InputError(f"{self.path}: holds {holds}: {', '.join(members)}")
         return members[name], load_sae(self.sae(name)).to(resolve_device(config.device))
 
     @contextmanager
@@ -184,7 +184,7 @@ class RunFolder:
         Whoever trains claims the run, whoever adds to a trained one only the parts that he writes: an evaluation and an
         index of one SAE may be made at the same time, two evaluations of it may not.
 
-        Raises UserError where another process has claimed it.
+        Raises InputError where another process has claimed it.
         """
         with ExitStack() as claims:
             for part in parts or (self.path,):

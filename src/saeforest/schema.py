@@ -15,7 +15,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
-from .errors import UserError
+from .errors import InputError
 
 T = TypeVar("T")
 #: Far above any count here, and far below what overflows a 64-bit integer or a float.
@@ -56,14 +56,14 @@ def listed(names: Iterable[str]) -> str:
 
 
 def checked(kind: type[T], data: Any, where: object, remedy: str = "") -> T:
-    """JSON data as what they must be. Raises UserError that names `where`, the key, what is expected and the remedy."""
+    """JSON data as what they must be. Raises InputError naming `where`, the key, what is expected and the remedy."""
     then = f"; {remedy}" if remedy else ""
     try:
         return _adapter(kind).validate_json(json.dumps(data), strict=True)
     except ValidationError as error:
-        raise UserError(f"{where}: {flaw(error.errors()[0])}{then}") from None
-    except UserError as error:  # a range that a configuration checks by itself
-        raise UserError(f"{where}: {error}{then}") from None
+        raise InputError(f"{where}: {flaw(error.errors()[0])}{then}") from None
+    except InputError as error:  # a range that a configuration checks by itself
+        raise InputError(f"{where}: {error}{then}") from None
 
 
 def flaw(error: ErrorDetails) -> str:

@@ -8,7 +8,7 @@ from . import __version__
 from .activations import ActivationReader
 from .activations.data import data_of
 from .config import TrainConfig, resolve_device
-from .errors import UserError
+from .errors import InputError
 from .lm import ModelIdentity, load_lm, same_model
 from .lm.parity import parity
 from .optim import resolve_precision
@@ -100,10 +100,10 @@ def about_text(config: TrainConfig, tokens_read: int) -> dict[str, Any]:
 
 
 def check_site(sae: SAE, reader: ActivationReader) -> None:
-    """Raises UserError unless the SAE reads the site's width and, if it says where and how, was trained so; likewise
+    """Raises InputError unless the SAE reads the site's width and, if it says where and how, was trained so; likewise
     for the target of a transcoder."""
     if sae.is_transcoder != bool(reader.others):
-        raise UserError(
+        raise InputError(
             "the SAE is a transcoder, but the run has no target"
             if sae.is_transcoder
             else "the run has a target, but the SAE is no transcoder"
@@ -112,20 +112,20 @@ def check_site(sae: SAE, reader: ActivationReader) -> None:
     places += [(site, "hook_name_out", sae.d_out) for site in reader.others]
     for site, _, expected in places:
         if reader.widths[site.name] != expected:
-            raise UserError(
+            raise InputError(
                 f"site {site.name} of {reader.lm.name} has width {reader.widths[site.name]}, but the SAE's is "
                 f"{expected}; use the model and site it was trained on"
             )
     trained = ModelIdentity.from_dict(sae.metadata)
     if trained is not None and not same_model(trained, reader.lm.identity):
-        raise UserError(
+        raise InputError(
             f"the SAE was trained on model {trained}, but the run's is {reader.lm.identity}; "
             "use the SAE of this run, or the model and site it was trained on"
         )
     for site, key, _ in places:
         there = sae.metadata.get(key, site.name)
         if there != site.name:
-            raise UserError(
+            raise InputError(
                 f"the SAE was trained on site {there}, but the run's is {site.name}; "
                 "use the SAE of this run, or the model and site it was trained on"
             )
@@ -138,11 +138,11 @@ def check_site(sae: SAE, reader: ActivationReader) -> None:
 
 
 def check_bos(sae: SAE, *, prepend_bos: bool) -> None:
-    """Raises UserError where text begins with BOS and the SAE was trained without, or the other way round."""
+    """Raises InputError where text begins with BOS and the SAE was trained without, or the other way round."""
     trained = sae.metadata.get("prepend_bos", prepend_bos)
     if trained != prepend_bos:
         states = {True: "with BOS before every window", False: "without BOS"}
-        raise UserError(
+        raise InputError(
             f"the SAE was trained on text {states[bool(trained)]}, and here it would be measured "
             f"{states[prepend_bos]}; set text.bos to {'yes' if trained else 'no'}"
         )

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from conftest import EOS, WIDTH, MakeConfig, save_llama
 from edits import edit_json, forget_checksums
-from saeforest import UserError
+from saeforest import InputError
 from saeforest.activations import (
     ActivationBatch,
     ActivationReader,
@@ -144,12 +144,12 @@ def test_a_nan_names_document_and_position(tmp_path: Path, bad: float) -> None:
     starts = torch.tensor([0, len(texts[0]) + 1])
     text = Tokens(torch.tensor(ids, dtype=torch.int32).view(-1, 8), starts, ("first.txt", "notes.jsonl:7"))
     reader = ActivationReader(lm, lm.site("model.embed_tokens"), batch_size=2)
-    with pytest.raises(UserError, match=r"document 'notes\.jsonl:7', token 5;") as error:
+    with pytest.raises(InputError, match=r"document 'notes\.jsonl:7', token 5;") as error:
         list(reader.batches(text))
     assert "\n" not in str(error.value)
     assert "model.embed_tokens" in str(error.value)
     reader = ActivationReader(lm, lm.site(SITE), batch_size=2)
-    with pytest.raises(UserError, match="NaN or infinite"):
+    with pytest.raises(InputError, match="NaN or infinite"):
         harvest_folder(reader, text, tmp_path / "store", ABOUT)
     assert [left.name for left in tmp_path.iterdir()] == ["model"], "half a store"
 
@@ -164,7 +164,7 @@ def test_a_norm_that_overflows_is_only_too_large(reader: ActivationReader, token
     assert 4 not in limited.kept(tokens, windows, x).rows.tolist()
     assert not bool(limited.keep(ids, x)[0, 4])
     x[0, 6] = float("inf")
-    with pytest.raises(UserError, match=r"token 6; choose another site$"):  # it was read in float32 as it is
+    with pytest.raises(InputError, match=r"token 6; choose another site$"):  # it was read in float32 as it is
         limited.kept(tokens, windows, x)
 
 
@@ -217,7 +217,7 @@ def test_memory_keeps_the_type_of_the_language_model(tiny_config: MakeConfig) ->
 
 def test_text_without_a_token_that_counts_is_told(reader: ActivationReader) -> None:
     nothing = Tokens(torch.full((3, 8), EOS, dtype=torch.int32), torch.tensor([0]), ("empty",))
-    with pytest.raises(UserError, match="no activations"):
+    with pytest.raises(InputError, match="no activations"):
         harvest_memory(reader, nothing, 0)
 
 
@@ -298,7 +298,7 @@ def store(open_source: Open, tmp_path: Path) -> Path:
 
 
 def told(store: Path, names: str) -> str:
-    with pytest.raises(UserError) as error:
+    with pytest.raises(InputError) as error:
         epoch(open_store(store), 0)
     message = str(error.value)
     assert "\n" not in message
@@ -399,5 +399,5 @@ def test_a_manifest_that_is_no_object(store: Path, text: str) -> None:
 
 def test_damaged_tokens_of_a_store(store: Path) -> None:
     (store / "tokens.safetensors").write_bytes(b"x")
-    with pytest.raises(UserError, match=r"tokens\.safetensors"):
+    with pytest.raises(InputError, match=r"tokens\.safetensors"):
         open_store(store).tokens()

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from conftest import EOS, WIDTH, MakeConfig
 from harvest_cases import ABOUT, PATIENCE_S, SHARD_ROWS, kept_shards, on_read, on_write, threads
-from saeforest import UserError
+from saeforest import InputError
 from saeforest.activations import (
     ActivationBatch,
     ActivationReader,
@@ -272,7 +272,7 @@ def test_large_activations_are_finite(reader: ActivationReader, tokens: Tokens) 
     whole[0, 0] = float("nan")  # at a position that doesn't count
     reader.kept(tokens, windows, whole)
     whole[1, 5, 2] = float("nan")
-    with pytest.raises(UserError, match="NaN or infinite"):
+    with pytest.raises(InputError, match="NaN or infinite"):
         reader.kept(tokens, windows, whole)
 
 
@@ -281,7 +281,7 @@ def test_a_row_above_the_largest_norm_is_left_out(reader: ActivationReader, toke
     x = torch.ones(1, 32, WIDTH)  # a norm of 4
     x[0, 7] *= 1.1
     x[0, 9] = float("inf")  # too large as well, but it must be told, not dropped
-    with pytest.raises(UserError, match="NaN or infinite"):
+    with pytest.raises(InputError, match="NaN or infinite"):
         reader.kept(tokens, torch.arange(1), x)
     x[0, 9] = 1.0
     found = reader.kept(tokens, torch.arange(1), x).rows.tolist()
@@ -318,7 +318,7 @@ class Slow:
                     self.stopped.append((epoch, index))
                     raise Stopped
             if (epoch, index) == self.fails_at:
-                raise UserError(f"block {index} of epoch {epoch} is damaged")
+                raise InputError(f"block {index} of epoch {epoch} is damaged")
             rows = torch.arange(10) + 1000 * epoch + 100 * index
             return ActivationBatch(rows[:, None].float().expand(-1, 2), rows)
         finally:
@@ -383,7 +383,7 @@ def test_an_error_in_the_background_is_raised_where_the_block_is_needed() -> Non
     stream = ActivationStream(source, 6)
     assert stream.next().rows.tolist() == [0, 1, 2, 3, 4, 5]
     for _ in range(2):
-        with pytest.raises(UserError, match="block 1 of epoch 0 is damaged"):
+        with pytest.raises(InputError, match="block 1 of epoch 0 is damaged"):
             stream.next()
     source.fails_at = None
     assert stream.next().rows.tolist() == [100, 101, 102, 103, 104, 105], "the place was kept"

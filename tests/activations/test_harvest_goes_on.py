@@ -13,7 +13,7 @@ from torch import Tensor
 
 from conftest import MakeConfig
 from harvest_cases import ABOUT, SHARD_ROWS, kept_shards, on_read, on_write
-from saeforest import UserError
+from saeforest import InputError
 from saeforest.activations import (
     ActivationReader,
     harvest_folder,
@@ -138,7 +138,7 @@ def test_an_unfinished_harvest_of_something_else_is_left_alone(
     with pytest.raises(Interrupted):
         harvest_folder(reader, tokens, folder, ABOUT, stop=TOLD)
     before = {p.name: p.read_bytes() for p in folder.iterdir()}
-    with pytest.raises(UserError, match=rf"holds an unfinished harvest of other activations \({key}: "):
+    with pytest.raises(InputError, match=rf"holds an unfinished harvest of other activations \({key}: "):
         harvest_folder(reader, tokens, folder, {**ABOUT, key: value})
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
 

@@ -26,7 +26,7 @@ from saeforest.activations import (
     sources,
     writer,
 )
-from saeforest.errors import UserError
+from saeforest.errors import InputError
 from saeforest.files import read_json
 from saeforest.session import open_reader, read_tokens
 from saeforest.stopping import Interrupted, Stop
@@ -114,7 +114,7 @@ def test_a_shard_without_one_of_the_sites_is_refused(open_source: Open, tmp_path
     path = tmp_path / "store" / "shard-00001.safetensors"
     save_file({name: x for name, x in load_file(path).items() if OTHER not in name}, path)
     forget_checksums(tmp_path / "store")
-    with pytest.raises(UserError, match=f"expected x at {OTHER}"):
+    with pytest.raises(InputError, match=f"expected x at {OTHER}"):
         open_store(tmp_path / "store").shard(1)
 
 
@@ -136,7 +136,7 @@ def test_a_number_that_is_none_is_found_at_any_site(reader: ActivationReader, to
     windows = torch.arange(1)
     x, other = (reader.lm.activations(tokens.ids[:1].long(), name) for name in (FIRST, OTHER))
     other[0, 6, 3] = float("nan")
-    with pytest.raises(UserError, match=f"activations at {OTHER} of .*token 6"):
+    with pytest.raises(InputError, match=f"activations at {OTHER} of .*token 6"):
         reader.kept(tokens, windows, x, other)
     reader.kept(tokens, windows, x)  # of the first alone
 
@@ -144,5 +144,5 @@ def test_a_number_that_is_none_is_found_at_any_site(reader: ActivationReader, to
 def test_widths_in_a_manifest_are_checked(open_source: Open, tmp_path: Path) -> None:
     open_source("disk")
     edit_json(tmp_path / "store" / "activations.json", lambda manifest: manifest["sites"].update({OTHER: 0}))
-    with pytest.raises(UserError, match=r"activations\.json"):
+    with pytest.raises(InputError, match=r"activations\.json"):
         open_store(tmp_path / "store")

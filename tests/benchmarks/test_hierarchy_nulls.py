@@ -12,7 +12,7 @@ import torch
 
 from conftest import MakeConfig
 from saeforest.config import save_config
-from saeforest.errors import UserError
+from saeforest.errors import InputError
 from saeforest.evaluation import measure_saes
 from saeforest.evaluation.options import MeasureOptions
 from saeforest.measures.hierarchy import HierarchyConfig
@@ -117,5 +117,5 @@ def test_an_sae_without_a_gate_is_refused(
     run.mkdir()
     save_config(config, run / "config.yaml")
     save_sae(build(config.sae, 16, seed=0), run / "sae")
-    with pytest.raises(UserError, match="expected a Tree SAE"):
+    with pytest.raises(InputError, match="expected a Tree SAE"):
         nulls.main([str(run)])

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from edits import edit_json
-from saeforest import UserError
+from saeforest import InputError
 from saeforest.config import MemberConfig, TrainConfig
 from saeforest.evaluation import MeasureOptions, Source, evaluate, make_task, measure_run
 from saeforest.evaluation import run as run_module
@@ -226,6 +226,6 @@ def test_an_sae_of_another_model_is_not_measured(run: Path, tmp_path: Path) -> N
     edit_json(cfg, lambda about: about["metadata"].update(hook_name="blocks.0.hook_resid_post"))
     config, sae = RunFolder(tmp_path / "run").load("tree")
     with pytest.raises(
-        UserError, match=r"trained on site blocks\.0\.hook_resid_post, but the run's is blocks\.1"
+        InputError, match=r"trained on site blocks\.0\.hook_resid_post, but the run's is blocks\.1"
     ):
         check_site(sae, open_reader(config))

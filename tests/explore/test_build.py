@@ -16,7 +16,7 @@ from explore_cases import (
     tiny_sae,
 )
 from saeforest.activations import ActivationBatch
-from saeforest.errors import UserError
+from saeforest.errors import InputError
 from saeforest.explore import build_index
 from saeforest.explore.strongest import Strongest, passages
 from saeforest.saes import TreeSAE
@@ -128,7 +128,7 @@ def test_a_feature_that_fires_on_every_token_has_no_direction() -> None:
 
 
 def test_nothing_to_index() -> None:
-    with pytest.raises(UserError, match="no activations"):
+    with pytest.raises(InputError, match="no activations"):
         build_index(tiny_sae(), [], text_tokens("a"), total=0)
 
 

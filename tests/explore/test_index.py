@@ -15,7 +15,7 @@ from explore_cases import (
     World,
     tiny_sae,
 )
-from saeforest.errors import UserError
+from saeforest.errors import InputError
 from saeforest.explore import Index
 from saeforest.saes import TreeSAE
 
@@ -33,7 +33,7 @@ def test_round_trip(world: World, tmp_path: Path) -> None:
     assert "NaN" not in (tmp_path / "run" / "index" / "index.json").read_text()
 
 
-def one_line(error: pytest.ExceptionInfo[UserError], path: Path) -> None:
+def one_line(error: pytest.ExceptionInfo[InputError], path: Path) -> None:
     assert "\n" not in str(error.value)
     assert f"run `saeforest index {path}`" in str(error.value)
 
@@ -46,7 +46,7 @@ def saved(tmp_path: Path) -> tuple[Path, World]:
 
 
 def test_a_missing_index_says_how_to_make_one(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no index yet") as error:
+    with pytest.raises(InputError, match="no index yet") as error:
         Index.load(tmp_path / "index", tiny_sae())
     one_line(error, tmp_path)
 
@@ -56,7 +56,7 @@ def test_a_stale_index_is_noticed(saved: tuple[Path, World], part: str) -> None:
     run, world = saved
     with torch.no_grad():
         getattr(world.sae, part)[-1] = 0
-    with pytest.raises(UserError, match="another SAE") as error:
+    with pytest.raises(InputError, match="another SAE") as error:
         Index.load(run / "index", world.sae)
     one_line(error, run)
 
@@ -72,7 +72,7 @@ def test_a_damaged_index_is_noticed(saved: tuple[Path, World], name: str, how: s
         path.unlink()
     else:
         path.write_text("[1]")
-    with pytest.raises(UserError) as error:
+    with pytest.raises(InputError) as error:
         Index.load(run / "index", world.sae)
     one_line(error, run)
 
@@ -100,7 +100,7 @@ def test_tensors_that_are_no_index_are_noticed(
     else:
         tensors[name] = tensor
     write_tensors(path, tensors)
-    with pytest.raises(UserError, match="damaged") as error:
+    with pytest.raises(InputError, match="damaged") as error:
         Index.load(run / "index", world.sae)
     one_line(error, run)
 
@@ -110,7 +110,7 @@ def test_a_manifest_of_another_kind_is_noticed(saved: tuple[Path, World], change
     run, world = saved
     path = run / "index" / "index.json"
     edit_json(path, **change)
-    with pytest.raises(UserError, match=next(iter(change))) as error:
+    with pytest.raises(InputError, match=next(iter(change))) as error:
         Index.load(run / "index", world.sae)
     one_line(error, run)
 

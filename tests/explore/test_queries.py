@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from explore_cases import FOREST, ROOTS, World, hand_index, made_index, text_tokens
-from saeforest.errors import UserError
+from saeforest.errors import InputError
 from saeforest.explore import Explorer
 from saeforest.structure.forest import ROOT, Forest
 
@@ -157,12 +157,12 @@ def test_text_is_without_markup(tokenizer: PreTrainedTokenizerFast) -> None:
     ],
 )
 def test_what_there_is_not_is_one_line(tokenizer: PreTrainedTokenizerFast, ask: Any, told: str) -> None:
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(InputError, match=told):
         ask(by_hand(tokenizer))
 
 
 def test_an_index_of_another_size_is_noticed(tokenizer: PreTrainedTokenizerFast) -> None:
-    with pytest.raises(UserError, match="an index of 12 features and a forest of 1"):
+    with pytest.raises(InputError, match="an index of 12 features and a forest of 1"):
         Explorer(hand_index(), Forest(torch.tensor([-1]), (1,)), tokenizer)
 
 

@@ -20,7 +20,7 @@ from explore_cases import (
     made_index,
     text_tokens,
 )
-from saeforest.errors import UserError
+from saeforest.errors import InputError
 from saeforest.explore import Explorer, Index, show_families, show_feature
 from saeforest.explore.show import percent
 from saeforest.structure.forest import Forest
@@ -105,7 +105,7 @@ def test_a_feature_that_never_fired(tokenizer: PreTrainedTokenizerFast) -> None:
 
 @pytest.mark.parametrize("feature", [-1, 12])
 def test_a_feature_out_of_range(tokenizer: PreTrainedTokenizerFast, feature: int) -> None:
-    with pytest.raises(UserError, match=f"feature {feature}: expected 0 to 11"):
+    with pytest.raises(InputError, match=f"feature {feature}: expected 0 to 11"):
         printed(show_feature, hand_index(), FOREST, tokenizer, feature)
 
 

@@ -28,7 +28,7 @@ from conftest import FUZZ_CASES
 from everything_cases import CHECKPOINT
 from saeforest import out_of_memory
 from saeforest.activations.writer import Journal
-from saeforest.errors import UserError
+from saeforest.errors import InputError
 from saeforest.files import write_json
 from saeforest.synthetic.run import Kept
 from saeforest.verify import verify
@@ -197,7 +197,7 @@ def damaged(root: Path, target: Target, mutation: Mutation) -> Iterator[bytes]:
             file.write_bytes(data)
 
 
-def one_line(error: UserError, root: Path) -> str:
+def one_line(error: InputError, root: Path) -> str:
     message = str(error)
     assert message, "an empty message"
     assert "\n" not in message
@@ -214,7 +214,7 @@ def outcome(
         with peak_memory() as peak, patience(), bounded():
             try:
                 found = target.read(root)
-            except UserError as error:
+            except InputError as error:
                 result = one_line(error, root)
             except (MemoryError, RuntimeError, ValueError) as error:
                 if out_of_memory.explained(error) is None:

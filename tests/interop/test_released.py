@@ -18,7 +18,7 @@ from torch import Tensor
 
 import saeforest
 from oracles.released import released_forward
-from saeforest import UserError
+from saeforest import InputError
 from saeforest.interop import load_released, tree_sae
 from saeforest.saes import SAE, JumpReLUSAE, MatchingPursuitSAE, MatryoshkaSAE, TopKSAE, TreeSAE, save_sae
 
@@ -300,13 +300,13 @@ def test_damage_is_named_in_one_line(name: str, tmp_path: Path) -> None:
     damage, words = DAMAGE[name]
     folder = write_released(tmp_path / "theirs", "tree")
     damage(folder)
-    with pytest.raises(UserError) as info:
+    with pytest.raises(InputError) as info:
         saeforest.load(folder)
     assert str(folder) in str(info.value)
     one_line(info, *words)
 
 
-def one_line(info: pytest.ExceptionInfo[UserError], *words: str) -> None:
+def one_line(info: pytest.ExceptionInfo[InputError], *words: str) -> None:
     text = str(info.value)
     assert "\n" not in text
     for word in words:
@@ -317,7 +317,7 @@ def one_line(info: pytest.ExceptionInfo[UserError], *words: str) -> None:
 def test_k_larger_than_the_dictionary(kind: str, tmp_path: Path) -> None:
     folder = write_released(tmp_path / "theirs", kind)
     configure(folder, k_per_layer=[20, 5])
-    with pytest.raises(UserError) as info:
+    with pytest.raises(InputError) as info:
         load_released(folder)
     one_line(info, "config.json", "'k_per_layer' asks for 25", f"of {F}")
 
@@ -328,7 +328,7 @@ def test_k_larger_than_the_dictionary(kind: str, tmp_path: Path) -> None:
 def test_a_folder_of_several(tmp_path: Path) -> None:
     for name in ("tree", "topk"):
         write_released(tmp_path / "all" / name, name)
-    with pytest.raises(UserError) as info:
+    with pytest.raises(InputError) as info:
         saeforest.load(tmp_path / "all")
     one_line(info, "holds several SAEs", "topk, tree")
     assert isinstance(saeforest.load(str(tmp_path / "all" / "tree")), TreeSAE)
@@ -337,9 +337,9 @@ def test_a_folder_of_several(tmp_path: Path) -> None:
 @pytest.mark.parametrize("source", ["/nowhere/at/all", "nowhere", "./a/b"])
 def test_no_such_folder(source: str) -> None:
     for read in (saeforest.load, load_released):
-        with pytest.raises(UserError, match="no such folder"):
+        with pytest.raises(InputError, match="no such folder"):
             read(source)
-    with pytest.raises(UserError, match="no such folder"):
+    with pytest.raises(InputError, match="no such folder"):
         load_released(Path("tueminh/tree-sae"))
 
 
@@ -347,7 +347,7 @@ def test_no_such_folder(source: str) -> None:
 def test_the_hub_cannot_be_reached(source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(UserError) as info:
+    with pytest.raises(InputError) as info:
         saeforest.load(source)
     one_line(info, f"{source.partition(':')[0]}: no such folder, and the Hub", "tueminh/tree-sae")
 
@@ -410,10 +410,10 @@ def test_the_hub_has_others(hub: Path) -> None:
     for name in ("gpt2/tree-2", "gpt2/tree-4"):
         write_released(hub / name, "tree")
     choices = "tueminh/tree-sae:gpt2/tree-2, tueminh/tree-sae:gpt2/tree-4"
-    with pytest.raises(UserError) as info:
+    with pytest.raises(InputError) as info:
         saeforest.load("tueminh/tree-sae")
     one_line(info, "tueminh/tree-sae: the Hub has no config.json there", choices)
-    with pytest.raises(UserError) as info:
+    with pytest.raises(InputError) as info:
         saeforest.load("tueminh/tree-sae:gpt2/tree")
     one_line(info, "the Hub has no gpt2/tree/config.json", choices)
 
@@ -426,6 +426,6 @@ def test_a_download_that_breaks_off(hub: Path, monkeypatch: pytest.MonkeyPatch) 
         raise ConnectionError("connection lost\nand a long story")
 
     monkeypatch.setattr(tree_sae, "snapshot_download", breaks)
-    with pytest.raises(UserError) as info:
+    with pytest.raises(InputError) as info:
         saeforest.load("tueminh/tree-sae")
     one_line(info, "tueminh/tree-sae: the download from the Hub failed (connection lost); try again")

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from judge_cases import Fake
-from saeforest.errors import UserError
+from saeforest.errors import InputError
 from saeforest.judges import (
     CachedJudge,
     EndpointJudge,
@@ -120,7 +120,7 @@ def judge(server: Server, waits: list[float]) -> Iterator[EndpointJudge]:
 
 
 def refused(judge: Judge) -> str:
-    with pytest.raises(UserError) as info:
+    with pytest.raises(InputError) as info:
         judge.ask("system", "user", max_tokens=3)
     said = str(info.value)
     assert len(said.splitlines()) == 1
@@ -171,7 +171,7 @@ def test_half_a_character_is_no_text(server: Server, judge: EndpointJudge) -> No
 
 def test_a_url_that_is_none() -> None:
     judge = EndpointJudge("http://[::1", "m", retries=0)
-    with pytest.raises(UserError, match=r"^judge m at "):
+    with pytest.raises(InputError, match=r"^judge m at "):
         judge.ask("s", "u", max_tokens=1)
     judge.close()
 
@@ -323,13 +323,13 @@ def test_questions_are_asked_at_once_and_replies_keep_their_order() -> None:
 def test_an_error_ends_the_asking(workers: int) -> None:
     def reply(system: str, user: str) -> str:
         if user == "2":
-            raise UserError("no more")
+            raise InputError("no more")
         time.sleep(0.01)
         return user
 
     judge = Fake(reply)
     judge.workers = workers
-    with pytest.raises(UserError, match="no more"):
+    with pytest.raises(InputError, match="no more"):
         ask_all(judge, [Question("", str(i), 1) for i in range(200)], "ask")
     assert len(judge.asked) < 150
 
@@ -461,9 +461,9 @@ def test_without_a_folder_nothing_is_written(tmp_path: Path, monkeypatch: pytest
 def test_a_folder_that_cannot_be_used(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     (tmp_path / "judge.jsonl").mkdir()
-    with pytest.raises(UserError, match=r"judge.jsonl: cannot be read"):
+    with pytest.raises(InputError, match=r"judge.jsonl: cannot be read"):
         CachedJudge(Fake(lambda s, u: u), tmp_path)
-    with pytest.raises(UserError, match=r"judge.jsonl: cannot be"):
+    with pytest.raises(InputError, match=r"judge.jsonl: cannot be"):
         CachedJudge(Fake(lambda s, u: u), tmp_path / "file").ask("", "", max_tokens=1)
 
 
@@ -523,7 +523,7 @@ def test_a_special_token_in_the_text_is_only_text(lm: LanguageModel) -> None:
 
 
 def test_a_question_that_is_too_long(lm: LanguageModel) -> None:
-    with pytest.raises(UserError, match=r"a question of 2105 tokens and its reply of 4 exceed the 2048"):
+    with pytest.raises(InputError, match=r"a question of 2105 tokens and its reply of 4 exceed the 2048"):
         LocalJudge(lm).ask("S", "x" * 2101, max_tokens=4)
 
 
@@ -556,7 +556,7 @@ def test_another_local_judge(lm: LanguageModel, tiny_model: Path) -> None:
 
 def test_a_local_judge_that_is_missing(lm: LanguageModel) -> None:
     with (
-        pytest.raises(UserError, match="/no/such/model"),
+        pytest.raises(InputError, match="/no/such/model"),
         open_judge(JudgeConfig(model="/no/such/model"), lm, None),
     ):
         pass
@@ -581,7 +581,7 @@ def test_an_endpoint_by_configuration(
 def test_a_key_that_is_none(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "sk-with\na line")
     with (
-        pytest.raises(UserError, match="OPENAI_API_KEY") as info,
+        pytest.raises(InputError, match="OPENAI_API_KEY") as info,
         open_judge(JudgeConfig(endpoint="http://127.0.0.1:1/v1", model="m"), lm, None),
     ):
         pass
@@ -590,7 +590,7 @@ def test_a_key_that_is_none(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.parametrize("key_env", ["", "sk-very-secret", "A KEY", "1KEY", "KEY\n", "SCHLÜSSEL"])
 def test_a_name_that_no_variable_has(key_env: str) -> None:
-    with pytest.raises(UserError, match=r"^judge.key_env: expected") as info:
+    with pytest.raises(InputError, match=r"^judge.key_env: expected") as info:
         JudgeConfig(key_env=key_env)
     assert not key_env or key_env.strip() not in str(info.value)
     assert JudgeConfig(key_env="_Key_2").key_env == "_Key_2"
@@ -605,7 +605,7 @@ def test_a_name_that_no_variable_has(key_env: str) -> None:
     ],
 )  # fmt: skip
 def test_urls_that_are_none(url: str) -> None:
-    with pytest.raises(UserError, match=r"^judge.endpoint: expected") as info:
+    with pytest.raises(InputError, match=r"^judge.endpoint: expected") as info:
         JudgeConfig(endpoint=url, model="m")
     assert "word" not in str(info.value)
 
@@ -627,6 +627,6 @@ def test_urls(url: str) -> None:
     ],
 )
 def test_configurations_out_of_range(changes: dict[str, Any], says: str) -> None:
-    with pytest.raises(UserError) as info:
+    with pytest.raises(InputError) as info:
         JudgeConfig(**changes)
     assert str(info.value).startswith(says)

@@ -23,7 +23,7 @@ from lm_cases import (
     tiny,
     truncated_weights,
 )
-from saeforest.errors import UserError
+from saeforest.errors import InputError
 from saeforest.lm import LanguageModel, load_lm
 from saeforest.lm import gguf as gguf_module
 
@@ -115,7 +115,7 @@ def test_two_processes_may_unpack_at_once(cache: Path, unpacked: Unpacked, gguf_
 
 def test_damaged_gguf(cache: Path, gguf_file: Path) -> None:
     gguf_file.write_bytes(b"GGUF and no more")
-    with pytest.raises(UserError) as info:
+    with pytest.raises(InputError) as info:
         load_lm(str(gguf_file))
     one_line(info, "not a readable causal language model")
     assert list(cache.iterdir()) == []

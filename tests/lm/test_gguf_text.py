@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from lm_cases import one_line
-from saeforest.errors import UserError
+from saeforest.errors import InputError
 from saeforest.lm import gguf as gguf_module
 from saeforest.lm import load_lm
 from saeforest.lm.gguf_splits import BOS, PATTERNS, pre_tokenizer
@@ -170,7 +170,7 @@ def test_an_unknown_name_is_refused(
     pre: str, tmp_path: Path, llama: LlamaForCausalLM, vocabulary: dict[str, Any], cache: Path
 ) -> None:
     path = write(tmp_path / "m.gguf", llama, vocabulary, pre)
-    with pytest.raises(UserError) as info:
+    with pytest.raises(InputError) as info:
         load_lm(path)
     one_line(info, f"model {path!r}", f"{pre!r} (tokenizer.ggml.pre)")
     assert list(cache.iterdir()) == []

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lm_cases import ARCHITECTURES, LAYERS, VOCAB, WIDTH, get, llama, n_hooks, one_line, opt, tiny
-from saeforest.errors import UserError
+from saeforest.errors import InputError
 from saeforest.lm import LanguageModel
 
 POSTS = [f"blocks.{i}.hook_resid_post" for i in range(LAYERS)]
@@ -87,7 +87,7 @@ def test_gradients_reach_what_a_function_adds(lm: LanguageModel, ids: Tensor) ->
 @pytest.mark.parametrize("path", ["model.rotary_emb", "model.layers"])
 def test_a_site_that_is_never_reached_is_an_error(path: str, ids: Tensor) -> None:
     lm = tiny(llama)
-    with pytest.raises(UserError) as info, lm.hooked({POSTS[0]: nothing, path: nothing}):
+    with pytest.raises(InputError) as info, lm.hooked({POSTS[0]: nothing, path: nothing}):
         lm.logits(ids)
     one_line(info, f"site {path!r}: ")
     assert n_hooks(lm) == 0
@@ -166,6 +166,6 @@ def test_a_text_is_continued_with_text() -> None:
     ],
 )
 def test_what_generate_refuses(prompt: str, settings: Any, part: str) -> None:
-    with pytest.raises(UserError) as info:
+    with pytest.raises(InputError) as info:
         tiny(llama).generate(prompt, **{"n_tokens": 3, **settings})
     one_line(info, part)

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from lm_cases import llama, save, tiny
 from saeforest.config import TrainConfig
-from saeforest.errors import UserError
+from saeforest.errors import InputError
 from saeforest.lm import ModelIdentity, full_name, identify, load_lm, same_model
 from saeforest.training.settle import settle_machine
 
@@ -158,6 +158,6 @@ def test_metadata_goes_around(folder: Path) -> None:
 )
 def test_damaged_files(folder: Path, file: str, content: bytes, part: str) -> None:
     (folder / file).write_bytes(content)
-    with pytest.raises(UserError, match=part) as info:
+    with pytest.raises(InputError, match=part) as info:
         identify(str(folder))
     assert f"{folder / file}: " in str(info.value)

@@ -12,7 +12,7 @@ import torch
 from conftest import MakeConfig, save_llama
 from saeforest.activations import harvest_folder, open_store
 from saeforest.config import TrainConfig
-from saeforest.errors import UserError
+from saeforest.errors import InputError
 from saeforest.evaluation import Source, make_task
 from saeforest.lm import load_lm
 from saeforest.saes import load_sae
@@ -62,11 +62,11 @@ def test_another_model_of_the_same_shape_is_refused_everywhere(
 ) -> None:
     other = save_llama(tmp_path / "other", damage=lambda model: model.lm_head.weight.data.mul_(1.5))
     config: TrainConfig = tiny_config(model=str(other), data=str(store))
-    with pytest.raises(UserError, match="activations of model") as info:
+    with pytest.raises(InputError, match="activations of model") as info:
         settle_harvest(config)
     assert "\n" not in str(info.value)
     reader, sae = open_reader(config), load_sae(finished_run / "sae")
-    with pytest.raises(UserError, match="the SAE was trained on model") as info:
+    with pytest.raises(InputError, match="the SAE was trained on model") as info:
         check_site(sae, reader)
     assert str(other) in str(info.value)
     sae.metadata = {"hook_name": config.site}  # says nothing of a model

@@ -24,7 +24,7 @@ from transformers import (
 
 from conftest import MakeConfig, byte_tokenizer
 from lm_cases import COMMON, DEEP, VOCAB, bloom, gpt2, llama, one_line, opt, save, tiny, tokenizer
-from saeforest.errors import UserError
+from saeforest.errors import InputError
 from saeforest.judges.local import LocalJudge
 from saeforest.lm import LanguageModel, load_lm
 from saeforest.measures.first_letters import read_last
@@ -101,10 +101,10 @@ def test_the_longest_text(make: Any, longest: int | None) -> None:
     lm.check_context(longest or 10**9, "text.context")
     if longest is not None:
         lm.logits(torch.zeros(1, longest, dtype=torch.int32))
-        with pytest.raises(UserError) as info:
+        with pytest.raises(InputError) as info:
             lm.check_context(longest + 1, "text.context")
         one_line(info, f"text.context = {longest + 1}: tiny reads at most {longest} tokens")
-        with pytest.raises(UserError, match=f"a text of {longest + 1} tokens") as info:
+        with pytest.raises(InputError, match=f"a text of {longest + 1} tokens") as info:
             lm.token_losses(torch.zeros(1, longest + 1, dtype=torch.int32))
         one_line(info)
 
@@ -140,7 +140,7 @@ def with_token(**added: str) -> PreTrainedTokenizerFast:
 
 def test_an_eos_without_a_row_is_one_line_at_load(tmp_path: Path) -> None:
     folder = save(LanguageModel("m", tiny(llama).model, with_token(eos_token="<|im_end|>")), tmp_path)
-    with pytest.raises(UserError) as info:
+    with pytest.raises(InputError) as info:
         load_lm(folder)
     one_line(info, f"token {VOCAB} ('<|im_end|>') has no row in its embedding of {VOCAB}")
 
@@ -152,7 +152,7 @@ def test_a_bos_without_a_row_is_one_line_at_load(tmp_path: Path) -> None:
     backend: Any = made.backend_tokenizer
     backend.post_processor = TemplateProcessing(single="<|start|> $A", special_tokens=[("<|start|>", VOCAB)])
     folder = save(LanguageModel("m", tiny(llama).model, made), tmp_path)
-    with pytest.raises(UserError, match=r"'<\|start\|>'"):
+    with pytest.raises(InputError, match=r"'<\|start\|>'"):
         load_lm(folder)
 
 
@@ -162,7 +162,7 @@ def test_a_pad_without_a_row_is_never_read(tmp_path: Path) -> None:
     assert len(lm.tokenizer) == VOCAB + 1
     lm.check_ids(torch.arange(VOCAB))
     for ids in (torch.tensor([[VOCAB]]), torch.tensor([[-1, 2]])):
-        with pytest.raises(UserError, match="has no row") as info:
+        with pytest.raises(InputError, match="has no row") as info:
             lm.logits(ids)
         one_line(info)
 
@@ -185,7 +185,7 @@ def short(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_windows_that_are_too_long(short: Path, tiny_config: MakeConfig) -> None:
-    with pytest.raises(UserError, match=r"^text\.context = 65: .* reads at most 64 tokens; give fewer$"):
+    with pytest.raises(InputError, match=r"^text\.context = 65: .* reads at most 64 tokens; give fewer$"):
         open_reader(tiny_config(model=str(short), text={"context": 65}))
 
 
@@ -193,7 +193,7 @@ def test_prompts_of_absorption(short: Path, tiny_config: MakeConfig) -> None:
     reader = open_reader(tiny_config(model=str(short)))
     read_last(reader.lm, reader.site, ["a" * 64], 4)
     with pytest.raises(
-        UserError, match=r"^absorption: prompts of up to 65 tokens, .*absorption\.icl"
+        InputError, match=r"^absorption: prompts of up to 65 tokens, .*absorption\.icl"
     ) as info:
         read_last(reader.lm, reader.site, ["a" * 64], 4, bos_id=0)
     one_line(info)
@@ -204,14 +204,14 @@ def test_labelled_texts(short: Path, tiny_config: MakeConfig) -> None:
 
     reader = open_reader(tiny_config(model=str(short)))
     with pytest.raises(
-        UserError, match=r"sparse_probing\.texts\.context.* = 128: .* reads at most 64 tokens"
+        InputError, match=r"sparse_probing\.texts\.context.* = 128: .* reads at most 64 tokens"
     ):
         read_texts(reader, SparseProbingConfig().texts)
 
 
 def test_questions_of_a_local_judge(short: Path) -> None:
     judge = LocalJudge(load_lm(str(short)))
-    with pytest.raises(UserError, match="exceed the 64 that it reads"):
+    with pytest.raises(InputError, match="exceed the 64 that it reads"):
         judge.ask("a" * 60, "b" * 10, max_tokens=4)
 
 
@@ -231,5 +231,5 @@ def test_text_with_tokens_beyond_the_rows_is_refused_before_it_is_read(
     (tmp_path / "text.txt").write_text("hm <think> well. " * 200)
     config = tiny_config(model=str(tmp_path), data=str(tmp_path / "text.txt"), text={"held_out": 0.01})
     reader = open_reader(config)
-    with pytest.raises(UserError, match=r"token 257 \('<think>'\) has no row"):
+    with pytest.raises(InputError, match=r"token 257 \('<think>'\) has no row"):
         read_tokens(config, reader, "train", 512)

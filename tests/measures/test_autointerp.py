@@ -14,7 +14,7 @@ import torch
 
 from judge_cases import BUFFER, CONTEXT, LETTERS, Fake, dense, marked, world
 from oracles import autointerp as oracle
-from saeforest.errors import UserError
+from saeforest.errors import InputError
 from saeforest.judges import NO_JUDGE, Judge, JudgeConfig, open_judge
 from saeforest.lm import LanguageModel, load_tokenizer
 from saeforest.measures.autointerp import (
@@ -423,7 +423,7 @@ def test_the_seed_draws_features_and_windows(seen: Subject) -> None:
 
 @pytest.mark.parametrize("name", ["features", "min_fired", "buffer", "seed"])
 def test_configurations_out_of_range(name: str) -> None:
-    with pytest.raises(UserError, match=rf"^autointerp.{name} = -1: expected \d or more$"):
+    with pytest.raises(InputError, match=rf"^autointerp.{name} = -1: expected \d or more$"):
         replace(CONFIG, **{name: -1})
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from saeforest.errors import UserError
+from saeforest.errors import InputError
 from saeforest.measures import Record
 from saeforest.measures.dead_training import DeadTrainingConfig, dead_training, read_dead_rates
 from saeforest.saes import TreeConfig, TreeSAE, load_sae
@@ -108,21 +108,21 @@ def test_without_a_log_all_is_undefined(tmp_path: Path) -> None:
 def test_a_damaged_line_is_named(tmp_path: Path, damage: str, message: str) -> None:
     path = write_log(tmp_path, LINES[:2]) / "log.jsonl"
     path.write_text(path.read_text() + damage + "\n")
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(InputError, match=message):
         measure(tmp_path)
 
 
 def test_a_log_that_is_no_text(tmp_path: Path) -> None:
     (tmp_path / "log.jsonl").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(UserError, match="line 1: not valid JSON"):
+    with pytest.raises(InputError, match="line 1: not valid JSON"):
         measure(tmp_path)
-    with pytest.raises(UserError, match="no such file"):
+    with pytest.raises(InputError, match="no such file"):
         read_dead_rates(tmp_path / "nowhere", SIZES)
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.0, 2.0])
 def test_the_limit_is_a_share(share: float) -> None:
-    with pytest.raises(UserError, match=r"almost_zero = .*: expected a share"):
+    with pytest.raises(InputError, match=r"almost_zero = .*: expected a share"):
         DeadTrainingConfig(almost_zero=share)
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from oracles import geometry as oracle
-from saeforest.errors import UserError
+from saeforest.errors import InputError
 from saeforest.measures import geometry as geometry_module
 from saeforest.measures import landscape
 from saeforest.measures.geometry import GeometryConfig, choose_families, geometry, principal_plane, umap_plane
@@ -383,7 +383,7 @@ def test_no_activation_at_all() -> None:
     ],
 )
 def test_settings_that_cannot_be(changes: dict[str, Any], named: str) -> None:
-    with pytest.raises(UserError, match=named):
+    with pytest.raises(InputError, match=named):
         measured(planted(), **changes)
 
 

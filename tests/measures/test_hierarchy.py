@@ -13,7 +13,7 @@ from torch import Tensor
 
 from oracles import hierarchy as oracle
 from oracles.pairs import lda_direction
-from saeforest.errors import UserError
+from saeforest.errors import InputError
 from saeforest.measures.hierarchy import HierarchyConfig, hierarchy
 from saeforest.measures.mcs import VARIANTS
 from saeforest.measures.probes import ProbeConfig
@@ -401,7 +401,7 @@ def test_a_tree_sae_without_coverage_1_is_an_error_of_ours() -> None:
     ],
 )
 def test_settings_out_of_range(wrong: dict[str, Any], message: str) -> None:
-    with pytest.raises(UserError, match=f"^{message}$"):
+    with pytest.raises(InputError, match=f"^{message}$"):
         HierarchyConfig(**wrong)
 
 
@@ -417,5 +417,5 @@ def test_settings_of_an_unknown_name(name: str, value: Any, known: str) -> None:
     config = HierarchyConfig()
     object.__setattr__(config, name, value)  # the type checker of the tests would refuse it otherwise
     word = value if isinstance(value, str) else value[0]
-    with pytest.raises(UserError, match=rf"^hierarchy\.{name} = '{word}': expected one of {known}$"):
+    with pytest.raises(InputError, match=rf"^hierarchy\.{name} = '{word}': expected one of {known}$"):
         config.__post_init__()

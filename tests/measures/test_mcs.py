@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from oracles import hierarchy as oracle
-from saeforest.errors import UserError
+from saeforest.errors import InputError
 from saeforest.measures import mcs as mcs_module
 from saeforest.measures.mcs import VARIANTS, MCSConfig, mcs
 from saeforest.measures.record import Record
@@ -183,9 +183,9 @@ def test_a_tree_sae_without_coverage_1_is_an_error_of_ours() -> None:
 
 
 def test_settings_out_of_range() -> None:
-    with pytest.raises(UserError, match=r"^mcs.min_count = 0: expected 1 or more$"):
+    with pytest.raises(InputError, match=r"^mcs.min_count = 0: expected 1 or more$"):
         MCSConfig(min_count=0)
-    with pytest.raises(UserError, match=r"^mcs.children = 0: expected 1 or more$"):
+    with pytest.raises(InputError, match=r"^mcs.children = 0: expected 1 or more$"):
         MCSConfig(children=0)
-    with pytest.raises(UserError, match=r"^mcs.parents: feature 14: expected 0 to 13$"):
+    with pytest.raises(InputError, match=r"^mcs.parents: feature 14: expected 0 to 13$"):
         mcs(random_case(0)[0], MCSConfig(parents=(0, 14)))

@@ -22,7 +22,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from oracles import measures as oracle
 from saeforest.activations import ActivationReader
 from saeforest.config import TextConfig, TrainConfig
-from saeforest.errors import UserError
+from saeforest.errors import InputError
 from saeforest.evaluation import (
     MEASURES,
     SETS,
@@ -603,7 +603,7 @@ def test_activation_that_is_not_a_number_is_the_users_error(
 
     with (
         lm.model.get_submodule("model.layers.0").register_forward_hook(spoil),
-        pytest.raises(UserError, match="NaN or infinite at document 'document'"),
+        pytest.raises(InputError, match="NaN or infinite at document 'document'"),
     ):
         evaluate(sae, reader, tokens, ["reconstruction"], SOURCE, ce(0))
 
@@ -708,7 +708,7 @@ def test_measure_run_writes_a_file_for_each_measure_of_held_out_text(
 def test_damaged_record_is_the_users_error(tmp_path: Path) -> None:
     for text in ("[]", "{}", '{"interval": {"a": 3}}', "no json"):
         (tmp_path / "a.json").write_text(text)
-        with pytest.raises(UserError, match=r"a\.json"):
+        with pytest.raises(InputError, match=r"a\.json"):
             Record.read(tmp_path / "a.json")
 
 
@@ -724,7 +724,7 @@ def test_measure_names() -> None:
     assert measure_names("dead,fast")[0] == "dead"
     for text in ("fats", "dead,", ""):
         with pytest.raises(
-            UserError,
+            InputError,
             match="no such measure; expected fast, paper, saebench, or any of reconstruction, cross_",
         ) as e:
             measure_names(text)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from judge_cases import BUFFER, LETTERS, PARENT, Fake, marked, world
-from saeforest.errors import UserError
+from saeforest.errors import InputError
 from saeforest.judges import NO_JUDGE, Judge, JudgeConfig, open_judge
 from saeforest.lm import LanguageModel
 from saeforest.measures.examples import FeatureWindows
@@ -216,7 +216,7 @@ def test_the_seed_draws_edges(seen: Subject) -> None:
     ("name", "value"), [("pairs", 0), ("min_fired", -1), ("buffer", 0), ("seed", -1), ("power", -0.5)]
 )
 def test_configurations_out_of_range(name: str, value: float) -> None:
-    with pytest.raises(UserError, match=rf"^pair_judge.{name} = {value}: expected"):
+    with pytest.raises(InputError, match=rf"^pair_judge.{name} = {value}: expected"):
         replace(CONFIG, **{name: value})
 
 

@@ -12,7 +12,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from oracles import probes as oracle
-from saeforest.errors import UserError
+from saeforest.errors import InputError
 from saeforest.measures import probes as probes_module
 from saeforest.measures.probes import PAPER_PROBES, ProbeConfig, Probes, loss_gradient
 from saeforest.sparse_code import SparseCode
@@ -303,5 +303,5 @@ def test_firings_of_other_activations_are_refused() -> None:
     ],
 )
 def test_settings_that_make_no_sense(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(UserError, match=f"^{message}$"):
+    with pytest.raises(InputError, match=f"^{message}$"):
         ProbeConfig(**changes)

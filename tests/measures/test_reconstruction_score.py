@@ -16,7 +16,7 @@ from torch import Tensor
 
 from oracles import pairs as pairs_oracle
 from oracles import probes as oracle
-from saeforest.errors import UserError
+from saeforest.errors import InputError
 from saeforest.measures import reconstruction_score as module
 from saeforest.measures.probes import ProbeConfig, Probes
 from saeforest.measures.reconstruction_score import (
@@ -263,7 +263,7 @@ def test_focus_by_itself() -> None:
 def test_a_parent_that_is_none() -> None:
     for parent in (9, -1):
         with pytest.raises(
-            UserError, match=f"^reconstruction_score.parents: {parent} is no feature; expected 0 to 8$"
+            InputError, match=f"^reconstruction_score.parents: {parent} is no feature; expected 0 to 8$"
         ):
             reconstruction_score(small(PARENT), ReconstructionScoreConfig(parents=(0, parent)))
 
@@ -280,7 +280,7 @@ def test_a_parent_that_is_none() -> None:
     ],
 )
 def test_settings_that_make_no_sense(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(UserError, match=f"^reconstruction_score.{message}$"):
+    with pytest.raises(InputError, match=f"^reconstruction_score.{message}$"):
         ReconstructionScoreConfig(**changes)
 
 

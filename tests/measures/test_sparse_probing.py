@@ -12,7 +12,7 @@ import torch
 
 from oracles import sparse_probing as oracle
 from saeforest.activations import ActivationReader
-from saeforest.errors import UserError
+from saeforest.errors import InputError
 from saeforest.evaluation.supplies import Shared
 from saeforest.lm import LanguageModel
 from saeforest.measures import pooled as pooled_module
@@ -172,11 +172,11 @@ def test_choose_takes_the_most_frequent_labels_and_no_text_twice() -> None:
 
 
 def test_choose_needs_two_labels_with_enough_texts() -> None:
-    with pytest.raises(UserError, match=r"'here': expected two .* 10 or more .* are a \(12\), rare \(9\)$"):
+    with pytest.raises(InputError, match=r"'here': expected two .* 10 or more .* are a \(12\), rare \(9\)$"):
         choose(some(a=12, rare=9), LabelledTextConfig(source="here"))
-    with pytest.raises(UserError, match=r"'here': 9 different texts .* label 'rare'; expected 10 or more"):
+    with pytest.raises(InputError, match=r"'here': 9 different texts .* label 'rare'; expected 10 or more"):
         choose(some(a=12, rare=9), LabelledTextConfig(source="here", classes=("a", "rare")))
-    with pytest.raises(UserError, match=r"0 different texts .* label 'none'"):
+    with pytest.raises(InputError, match=r"0 different texts .* label 'none'"):
         choose(some(a=12, rare=9), LabelledTextConfig(classes=("a", "none")))
 
 
@@ -192,7 +192,7 @@ def test_choose_needs_two_labels_with_enough_texts() -> None:
     ],
 )
 def test_wrong_text_configurations(wrong: dict[str, Any], message: str) -> None:
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(InputError, match=message):
         LabelledTextConfig(**wrong)
 
 
@@ -206,7 +206,7 @@ def test_wrong_text_configurations(wrong: dict[str, Any], message: str) -> None:
     ],
 )
 def test_wrong_configurations(wrong: dict[str, Any], message: str) -> None:
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(InputError, match=message):
         SparseProbingConfig(**wrong)
 
 
@@ -335,10 +335,10 @@ def test_texts_without_a_measured_token(reader: ActivationReader, tmp_path: Path
     path = tmp_path / "short.jsonl"
     records = [{"text": chr(33 + i), "label": "ab"[i % 2]} for i in range(60)]
     path.write_text("".join(json.dumps(r) + "\n" for r in records), encoding="utf-8")
-    with pytest.raises(UserError, match=r"0 different texts with tokens to measure have the label 'a'"):
+    with pytest.raises(InputError, match=r"0 different texts with tokens to measure have the label 'a'"):
         read_texts(reader, LabelledTextConfig(str(path)))
 
 
 def test_a_context_that_the_model_lacks(reader: ActivationReader, animals: str) -> None:
-    with pytest.raises(UserError, match=r"texts\.context = 5000: .* reads at most 2048 tokens"):
+    with pytest.raises(InputError, match=r"texts\.context = 5000: .* reads at most 2048 tokens"):
         read_texts(reader, LabelledTextConfig(animals, context=5000))

@@ -12,7 +12,7 @@ import torch
 from test_sparse_probing import D, planted_sae, planted_texts, subject_of, texts_of
 
 from oracles import sparse_probing as oracle
-from saeforest.errors import UserError
+from saeforest.errors import InputError
 from saeforest.interventions import ablate, splice
 from saeforest.measures import tpp as module
 from saeforest.measures.pooled import LabelledTextConfig, apart, one_vs_rest, read_texts
@@ -200,7 +200,7 @@ def test_levels_that_reconstruct_alone() -> None:
     ],
 )
 def test_wrong_configurations(wrong: dict[str, Any], message: str) -> None:
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(InputError, match=message):
         TPPConfig(**wrong)
 
 

@@ -15,7 +15,7 @@ from transformers.utils import logging
 
 from architecture_cases import ARCHITECTURES, CONTEXT, LAYERS, ROWS, WIDTH, Architecture
 from conftest import byte_tokenizer
-from saeforest.errors import UserError
+from saeforest.errors import InputError
 from saeforest.lm import LanguageModel, load_lm
 from saeforest.lm.parity import parity
 from saeforest.lm.tokenizer import difference
@@ -67,9 +67,9 @@ def check_limits(lm: LanguageModel, architecture: Architecture) -> None:
     assert (lm.n_layers, lm.vocab_size, lm.max_context) == (LAYERS, ROWS, architecture.context)
     lm.logits(torch.zeros(1, CONTEXT, dtype=torch.int64))
     if architecture.context is not None:
-        with pytest.raises(UserError, match=f"at most {CONTEXT}"):
+        with pytest.raises(InputError, match=f"at most {CONTEXT}"):
             lm.logits(torch.zeros(1, CONTEXT + 1, dtype=torch.int64))
-    with pytest.raises(UserError, match="has no row"):
+    with pytest.raises(InputError, match="has no row"):
         lm.logits(torch.tensor([[ROWS]]))
 
 
@@ -86,7 +86,7 @@ def check_stream(lm: LanguageModel, architecture: Architecture) -> None:
 
 def check_parts(lm: LanguageModel, architecture: Architecture) -> None:
     if not architecture.parts:
-        with pytest.raises(UserError, match="no part known for it") as info:
+        with pytest.raises(InputError, match="no part known for it") as info:
             read(lm, 0, "attn_out")
         assert "\n" not in str(info.value)
     elif architecture.adds_up:
@@ -135,7 +135,7 @@ def check_between(lm: LanguageModel, architecture: Architecture) -> None:
         torch.testing.assert_close(*moved(lm, "hook_resid_mid", "hook_resid_post"))
     elif architecture.parallel or not architecture.parts:
         with pytest.raises(
-            UserError, match="in parallel" if architecture.parallel else "no part known"
+            InputError, match="in parallel" if architecture.parallel else "no part known"
         ) as info:
             read(lm, 1, "resid_mid")
         assert "\n" not in str(info.value)

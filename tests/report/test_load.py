@@ -21,7 +21,7 @@ from report_cases import (
     record,
     sparsity,
 )
-from saeforest.errors import UserError
+from saeforest.errors import InputError
 from saeforest.measures import Record
 from saeforest.report import compare
 from saeforest.report.load import load_runs
@@ -40,25 +40,27 @@ def test_labels_name_one_sae_each(tmp_path: Path) -> None:
 
 def test_what_cannot_be_compared_is_one_clear_line(tmp_path: Path, run: Path) -> None:
     bare = make_run(tmp_path / "bare", {ALONE: (TREE, 0, [])})
-    with pytest.raises(UserError, match=r"bare: nothing was measured yet; first run `saeforest eval .*bare`"):
+    with pytest.raises(
+        InputError, match=r"bare: nothing was measured yet; first run `saeforest eval .*bare`"
+    ):
         compare([bare], tmp_path / "out")
-    with pytest.raises(UserError, match=r"no config\.yaml; expected a run folder"):
+    with pytest.raises(InputError, match=r"no config\.yaml; expected a run folder"):
         compare([tmp_path], tmp_path / "out")
-    with pytest.raises(UserError, match="one run folder or more"):
+    with pytest.raises(InputError, match="one run folder or more"):
         compare([], tmp_path / "out")
     used = tmp_path / "used"
     used.mkdir()
     (used / "file").write_text("mine")
-    with pytest.raises(UserError, match="exists and is not empty"):
+    with pytest.raises(InputError, match="exists and is not empty"):
         compare([run], used)
     assert [path.name for path in used.iterdir()] == ["file"]
     damaged = shutil.copytree(run, tmp_path / "damaged")
     (damaged / "eval" / "tree" / "hierarchy.json").write_text('{"measure": "hierarchy"}')
-    with pytest.raises(UserError, match=r"hierarchy\.json: not the record of a measure"):
+    with pytest.raises(InputError, match=r"hierarchy\.json: not the record of a measure"):
         compare([damaged], tmp_path / "out")
     assert not (tmp_path / "out").exists()
     inside = run / "eval" / "report"
-    with pytest.raises(UserError, match=r"lies in the run .*; choose another folder"):
+    with pytest.raises(InputError, match=r"lies in the run .*; choose another folder"):
         compare([run], inside)
     assert not inside.exists()
 
@@ -89,7 +91,9 @@ def test_a_record_of_wrong_types_is_damaged(tmp_path: Path, damage: dict[str, An
     path.write_text(json.dumps(GOOD))
     assert Record.read(path).interval == {"a": (0.5, 1.5)}
     path.write_text(json.dumps({**GOOD, **damage}))
-    with pytest.raises(UserError, match=r"hierarchy\.json: not (the record of a measure|valid JSON)") as info:
+    with pytest.raises(
+        InputError, match=r"hierarchy\.json: not (the record of a measure|valid JSON)"
+    ) as info:
         Record.read(path)
     assert "\n" not in str(info.value)
 
@@ -97,7 +101,7 @@ def test_a_record_of_wrong_types_is_damaged(tmp_path: Path, damage: dict[str, An
 @pytest.mark.parametrize("text", ["[]", "3", "null", '"record"'])
 def test_a_record_that_is_no_object_is_damaged(tmp_path: Path, text: str) -> None:
     (tmp_path / "a.json").write_text(text)
-    with pytest.raises(UserError, match="not the record of a measure"):
+    with pytest.raises(InputError, match="not the record of a measure"):
         Record.read(tmp_path / "a.json")
 
 
@@ -122,7 +126,7 @@ def test_damage_in_a_detail_is_one_line_that_names_the_file(
 ) -> None:
     damaged = replace(record(measure, {"x": 1.0}), detail=detail)
     run = make_run(tmp_path / "run", {ALONE: (TREE, 0, [damaged])})
-    with pytest.raises(UserError, match=rf"run/eval/{measure}\.json: its detail lacks") as info:
+    with pytest.raises(InputError, match=rf"run/eval/{measure}\.json: its detail lacks") as info:
         compare([run], tmp_path / "out")
     assert "\n" not in str(info.value)
     assert not (tmp_path / "out").exists()

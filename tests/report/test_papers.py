@@ -11,7 +11,7 @@ import pytest
 
 from report_cases import BASELINE, HSAE, TREE
 from saeforest.config import TrainConfig
-from saeforest.errors import UserError
+from saeforest.errors import InputError
 from saeforest.presets import PRESETS
 from saeforest.report import claims, papers, system
 from saeforest.report.system import System, kind_of, kind_title
@@ -112,7 +112,7 @@ def test_a_mistake_in_a_file_is_one_line_that_names_it(
     before = path.read_text()
     path.write_text(edit(before))
     assert path.read_text() != before
-    with pytest.raises(UserError, match=told) as error:
+    with pytest.raises(InputError, match=told) as error:
         claims.claims()
     assert str(error.value).startswith(str(path))
     assert "\n" not in str(error.value)
@@ -120,5 +120,5 @@ def test_a_mistake_in_a_file_is_one_line_that_names_it(
 
 def test_a_missing_file_of_claims_is_named(data: Path) -> None:
     (data / "2-hsae.claims.yaml").unlink()
-    with pytest.raises(UserError, match=r"2-hsae\.claims\.yaml: no such file"):
+    with pytest.raises(InputError, match=r"2-hsae\.claims\.yaml: no such file"):
         claims.claims()

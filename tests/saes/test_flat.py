@@ -21,7 +21,7 @@ from oracles.flat import (
     TopKOracle,
 )
 from sae_cases import floats
-from saeforest import UserError, saes
+from saeforest import InputError, saes
 from saeforest.optim import OptimConfig
 from saeforest.saes import (
     SAE,
@@ -682,7 +682,7 @@ BAD: dict[str, tuple[Callable[[], object], str]] = {
 @pytest.mark.parametrize("name", BAD)
 def test_bad_configuration(name: str) -> None:
     make, words = BAD[name]
-    with pytest.raises(UserError, match=words) as error:
+    with pytest.raises(InputError, match=words) as error:
         make()
     assert "\n" not in str(error.value)
     assert "sae." in str(error.value), "it names the key"

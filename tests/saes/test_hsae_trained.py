@@ -26,7 +26,7 @@ from hsae_cases import (
     train_levels,
 )
 from oracles.hsae import conditional, hamming
-from saeforest import UserError
+from saeforest import InputError
 from saeforest.saes import (
     HSAE,
     HierarchyConfig,
@@ -362,6 +362,6 @@ def test_hsae_is_more_of_a_hierarchy_than_the_baseline() -> None:
     ],
 )
 def test_bad_configuration(build: Callable[[], object], words: str) -> None:
-    with pytest.raises(UserError, match=words) as error:
+    with pytest.raises(InputError, match=words) as error:
         build()
     assert "\n" not in str(error.value)

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 import saeforest
 from edits import edit_json, forget_checksums
-from saeforest import UserError, files
+from saeforest import InputError, files
 from saeforest.saes import AllocationConfig, TreeAuxConfig, TreeConfig, TreeSAE, load_sae, save_sae
 
 SIZES, K, D = (5, 7, 9), (2, 2, 1), 6
@@ -162,7 +162,7 @@ def test_a_run_folder_and_its_sae_folder_load_alike(finished_run: Path) -> None:
 
 
 def one_line(folder: Path, names: str) -> str:
-    with pytest.raises(UserError) as error:
+    with pytest.raises(InputError) as error:
         load_sae(folder)
     message = str(error.value)
     assert "\n" not in message

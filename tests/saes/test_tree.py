@@ -7,7 +7,7 @@ import torch
 
 from oracles.tree import TreeOptions, TreeOracle
 from sae_cases import floats
-from saeforest import SparseCode, UserError
+from saeforest import InputError, SparseCode
 from saeforest.optim import OptimConfig, learning_rate
 from saeforest.saes import AllocationConfig, RunLength, Setup, TreeAuxConfig, TreeConfig, TreeSAE
 from saeforest.saes.tree import TreeTraining
@@ -370,7 +370,7 @@ def test_learning_rate() -> None:
     ],
 )
 def test_bad_configuration(build: Callable[[], object], words: str) -> None:
-    with pytest.raises(UserError, match=words) as error:
+    with pytest.raises(InputError, match=words) as error:
         build()
     assert "\n" not in str(error.value)
 

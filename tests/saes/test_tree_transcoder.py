@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from edits import edit_json
-from saeforest import UserError
+from saeforest import InputError
 from saeforest.optim import OptimConfig
 from saeforest.saes import (
     HSAEConfig,
@@ -115,14 +115,14 @@ def test_only_what_has_a_target_of_its_own_takes_one() -> None:
     ],
 )
 def test_what_cannot_be_one(config: SAEConfig, words: str) -> None:
-    with pytest.raises(UserError, match=words) as error:
+    with pytest.raises(InputError, match=words) as error:
         build(config, D_IN, d_out=7)
     assert "\n" not in str(error.value)
 
 
 def test_an_open_scale_is_refused() -> None:
     config = replace(CONFIGS["topk"], normalize_activations="dataset_scale")  # pyright: ignore[reportArgumentType]
-    with pytest.raises(UserError, match=r"sae\.normalize_activations = dataset_scale: stands for a number"):
+    with pytest.raises(InputError, match=r"sae\.normalize_activations = dataset_scale: stands for a number"):
         build(config, D_IN)
 
 
@@ -140,6 +140,6 @@ def test_an_open_scale_is_refused() -> None:
 def test_a_damaged_file_is_one_line(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
     save_sae(build(CONFIGS["topk"], D_IN, d_out=7), tmp_path)
     edit_json(tmp_path / "cfg.json", **changes)
-    with pytest.raises(UserError, match=words) as error:
+    with pytest.raises(InputError, match=words) as error:
         load_sae(tmp_path)
     assert "\n" not in str(error.value)

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 import torch
 
-from saeforest import Forest, UserError
+from saeforest import Forest, InputError
 from saeforest.structure.forest import flat_forest
 
 SIZES = (2, 3, 4)
@@ -142,7 +142,7 @@ def test_an_invalid_parent_is_named(feature: int, parent: int) -> None:
     """The same layer, the feature itself, a later layer, out of range, below -1."""
     bad = list(PARENT)
     bad[feature] = parent
-    with pytest.raises(UserError, match=rf"^parent\[{feature}\] = {parent}: expected -1 \(root\)") as error:
+    with pytest.raises(InputError, match=rf"^parent\[{feature}\] = {parent}: expected -1 \(root\)") as error:
         Forest(torch.tensor(bad), SIZES)
     assert "\n" not in str(error.value)
 
@@ -160,7 +160,7 @@ def test_an_invalid_parent_is_named(feature: int, parent: int) -> None:
     ],
 )
 def test_a_feature_of_a_cycle_is_named(parent: list[int], named: int) -> None:
-    with pytest.raises(UserError) as error:
+    with pytest.raises(InputError) as error:
         Forest(torch.tensor(parent), (len(parent),), layered=False)
     assert str(error.value) == (
         f"parent[{named}] = {parent[named]}: feature {named} is its own ancestor; "
@@ -172,7 +172,7 @@ def test_a_feature_of_a_cycle_is_named(parent: list[int], named: int) -> None:
 def test_an_unlayered_forest_has_no_parent_out_of_range(feature: int, parent: int) -> None:
     bad = list(PARENT)
     bad[feature] = parent
-    with pytest.raises(UserError, match=rf"^parent\[{feature}\] = {parent}: .* another feature, 0 to 8$"):
+    with pytest.raises(InputError, match=rf"^parent\[{feature}\] = {parent}: .* another feature, 0 to 8$"):
         Forest(torch.tensor(bad), SIZES, layered=False)
 
 
@@ -182,7 +182,7 @@ def test_only_an_unlayered_forest_has_a_parent_in_a_later_layer() -> None:
     assert forest.path(6) == [5, 0, 3, 6]
     assert forest.layer.tolist() == [0, 0, 1, 1, 1, 2, 2, 2, 2]
     with pytest.raises(
-        UserError, match=r"^parent\[0\] = 5: expected -1 \(root\) or a feature of a layer before"
+        InputError, match=r"^parent\[0\] = 5: expected -1 \(root\) or a feature of a layer before"
     ):
         Forest(torch.tensor(later), SIZES)
 
@@ -195,13 +195,13 @@ def test_depth_of_a_long_chain() -> None:
 
 @pytest.mark.parametrize("sizes", [(2, 3), (2, 3, 5), (2, 3, 4, 1), (9, 9)])
 def test_sizes_must_add_up(sizes: tuple[int, ...]) -> None:
-    with pytest.raises(UserError, match=rf"add up to {sum(sizes)}, but parent has 9 entries"):
+    with pytest.raises(InputError, match=rf"add up to {sum(sizes)}, but parent has 9 entries"):
         Forest(torch.tensor(PARENT), sizes)
 
 
 @pytest.mark.parametrize("sizes", [(), (0, 9), (9, 0), (10, -1)])
 def test_sizes_must_be_positive(sizes: tuple[int, ...]) -> None:
-    with pytest.raises(UserError, match="expected at least one layer, each of 1 or more"):
+    with pytest.raises(InputError, match="expected at least one layer, each of 1 or more"):
         Forest(torch.tensor(PARENT), sizes)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from oracles import recovery as oracle
 from saeforest.activations import Blocks
-from saeforest.errors import UserError
+from saeforest.errors import InputError
 from saeforest.sparse_code import SparseCode
 from saeforest.structure.forest import ROOT, Forest, flat_forest
 from saeforest.synthetic import GENERATORS, Recovery, Sample, TreeSpec, World, recover, sample_code
@@ -356,24 +356,24 @@ def test_large_samples_are_drawn_in_slices_with_all_their_rows(monkeypatch: pyte
     ],
 )
 def test_a_tree_that_cannot_be_is_refused(arguments: dict[str, Any], says: str) -> None:
-    with pytest.raises(UserError, match=says):
+    with pytest.raises(InputError, match=says):
         tree(**arguments)
 
 
 def test_other_worlds_that_cannot_be_are_refused() -> None:
-    with pytest.raises(UserError, match="correlation 9: expected 0 to 8"):
+    with pytest.raises(InputError, match="correlation 9: expected 0 to 8"):
         mp(correlation=9)
-    with pytest.raises(UserError, match="have 10880"):
+    with pytest.raises(InputError, match="have 10880"):
         synth_bench(features=100)
-    with pytest.raises(UserError, match=r"the root have probabilities that add up to 1\.2"):
+    with pytest.raises(InputError, match=r"the root have probabilities that add up to 1\.2"):
         TreeSpec(
             flat_forest((3,)), torch.full((3,), 0.4).double(), torch.ones(3), torch.zeros(3), roots="choice"
         )
-    with pytest.raises(UserError, match="block_rows = 0"):
+    with pytest.raises(InputError, match="block_rows = 0"):
         replace(mp(), block_rows=0)
-    with pytest.raises(UserError, match="0 samples"):
+    with pytest.raises(InputError, match="0 samples"):
         mp().held_out(0)
-    with pytest.raises(UserError, match="0 features in 4 dimensions"):
+    with pytest.raises(InputError, match="0 features in 4 dimensions"):
         unit_vectors(0, 4, generator())
 
 

@@ -18,7 +18,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from conftest import EOS, LAYERS, WIDTH, MakeConfig, byte_tokenizer
 from saeforest.activations import harvest_folder, open_store
 from saeforest.config import TrainConfig, load_config, save_config
-from saeforest.errors import UserError
+from saeforest.errors import InputError
 from saeforest.evaluation import measure_saes
 from saeforest.evaluation.options import MeasureOptions
 from saeforest.explore.build import build_index
@@ -110,7 +110,7 @@ def test_the_tokenizer_says_whether_it_adds_bos(template: str | None, bos: str |
 
 
 def test_bos_asked_of_a_tokenizer_without():
-    with pytest.raises(UserError, match=r"text\.bos = yes: the tokenizer of m has no BOS token"):
+    with pytest.raises(InputError, match=r"text\.bos = yes: the tokenizer of m has no BOS token"):
         bos_before(tokenizer_with(None, None), "yes", "m")
 
 
@@ -152,7 +152,7 @@ def test_positions_with_bos_match_a_walk_over_the_tokens(source: str, context: i
 
 def test_windows_with_bos_are_as_many_as_without(source: str):
     assert packed(source, 6, n_tokens=31).n_tokens == packed(source, 6, bos="no", n_tokens=31).n_tokens == 30
-    with pytest.raises(UserError, match="at least one window"):
+    with pytest.raises(InputError, match="at least one window"):
         packed(source, 1)
 
 
@@ -165,7 +165,7 @@ def test_tokens_with_bos_are_kept_on_disk(source: str, tmp_path: Path):
         assert torch.equal(loaded.ids, tokens.ids)
         assert torch.equal(loaded.document_starts, tokens.document_starts)
     replace(packed(source, 6, "no"), prepend_bos=True).save(tmp_path / "t.safetensors")
-    with pytest.raises(UserError, match="damaged or another kind"):
+    with pytest.raises(InputError, match="damaged or another kind"):
         Tokens.load(tmp_path / "t.safetensors")
 
 
@@ -285,9 +285,9 @@ def test_another_state_than_in_training_is_refused(
     assert load_config(out / "config.yaml", of_run=True).text.bos == "no"
     reader = open_reader(loaded)
     message = r"trained on text with BOS before every window.*measured without BOS; set text\.bos to yes"
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(InputError, match=message):
         check_site(sae, reader)
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(InputError, match=message):
         measure_saes(
             {"tree": (loaded, sae)}, reader, ["sparsity"], MeasureOptions(tokens=640), RunFolder(out)
         )
@@ -309,7 +309,7 @@ def test_harvested_activations_say_and_keep_it(
     assert open_store(tmp_path / "acts").manifest["prepend_bos"] is True
     on_store = replace(config, data=str(tmp_path / "acts"))
     assert settle_harvest(on_store).text.bos == "yes"
-    with pytest.raises(UserError, match=r"text\.bos = no: .* activations of text read with BOS"):
+    with pytest.raises(InputError, match=r"text\.bos = no: .* activations of text read with BOS"):
         settle_harvest(replace(on_store, text=replace(config.text, bos="no")))
     run_training(on_store, tmp_path / "run")
     assert RunFolder(tmp_path / "run").load()[1].metadata["prepend_bos"] is True
@@ -341,7 +341,7 @@ def test_yaml_takes_yes_for_true(written: str, expected: str, tmp_path: Path):
 @pytest.mark.parametrize("written", ["2", "[yes]", "maybe", "{}"])
 def test_other_words_for_bos_are_one_line(written: str, tmp_path: Path):
     (tmp_path / "c.yaml").write_text(f"text:\n  bos: {written}\n", "utf-8")
-    with pytest.raises(UserError, match=r"key 'text\.bos"):
+    with pytest.raises(InputError, match=r"key 'text\.bos"):
         load_config(tmp_path / "c.yaml")
 
 

@@ -21,7 +21,7 @@ from edits import edit_json, forget_checksums
 from everything_cases import copied
 from saeforest import cli
 from saeforest.config import TrainConfig, load_config, save_config
-from saeforest.errors import UserError
+from saeforest.errors import InputError
 from saeforest.output import results, steady
 from saeforest.saes import load_sae, save_sae
 from saeforest.verify import verify
@@ -243,7 +243,7 @@ def test_a_folder_whose_name_is_no_text(
 def test_hints_are_quoted_for_the_shell(copy: Callable[[str], Path], tmp_path: Path) -> None:
     folder = copy("two").rename(tmp_path / "A B; rm -r *")
     (folder / "index" / "tree" / "index.json").write_text("{")
-    with pytest.raises(UserError) as error:
+    with pytest.raises(InputError) as error:
         saeforest.explore.Index.load(folder / "index" / "tree", load_sae(folder / "sae" / "tree"))
     assert f"run `saeforest index '{folder}' --sae tree` again" in str(error.value)
 

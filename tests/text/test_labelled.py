@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from saeforest.config import TrainConfig
-from saeforest.errors import UserError
+from saeforest.errors import InputError
 from saeforest.text import labelled as labelled_module
 from saeforest.text.corpora import documents
 from saeforest.text.labelled import LabelledText, labelled
@@ -114,21 +114,21 @@ def test_packaged_topics(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_bad_files(tmp_path: Path, name: str, content: str | bytes, message: str) -> None:
     write(tmp_path / name, content)
-    with pytest.raises(UserError, match=message) as error:
+    with pytest.raises(InputError, match=message) as error:
         labelled(str(tmp_path / Path(name).parts[0]))
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("source", ["", "nowhere.jsonl", "packaged", "packaged:wiki"])
 def test_no_such_source(source: str) -> None:
-    with pytest.raises(UserError, match=f"labelled texts '{source}': no such file or folder"):
+    with pytest.raises(InputError, match=f"labelled texts '{source}': no such file or folder"):
         labelled(source)
 
 
 def test_a_home_that_nobody_has() -> None:
     source = "~nobody-of-this-name/labels.csv"
-    with pytest.raises(UserError, match="no such file or folder"):
+    with pytest.raises(InputError, match="no such file or folder"):
         labelled(source)
-    with pytest.raises(UserError, match="no such file or folder"):
+    with pytest.raises(InputError, match="no such file or folder"):
         documents(source)
     assert settle_machine(TrainConfig(data=source, device="cpu")).data == source

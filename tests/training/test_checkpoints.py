@@ -15,7 +15,7 @@ from torch import Tensor
 from edits import edit_json, forget_checksums
 from saeforest.activations import ActivationStream
 from saeforest.activations.sources import MemoryActivations
-from saeforest.errors import UserError
+from saeforest.errors import InputError
 from saeforest.optim import OptimConfig
 from saeforest.saes import HSAEConfig, RunLength, SystemConfig, Training, TreeConfig, start_training
 from saeforest.training.checkpoint import SINGLE, latest_checkpoint, load_checkpoint, save_checkpoint
@@ -70,7 +70,7 @@ def refused(checkpoint: Path, match: str, system: str = "tree", **optim: Any) ->
     training = begun(system, **optim)
     before = {name: tensor.clone() for name, tensor in training.state_dict().items()}
     data, rng = stream(), torch.get_rng_state()
-    with pytest.raises(UserError, match=match) as error:
+    with pytest.raises(InputError, match=match) as error:
         load_checkpoint(checkpoint, {SINGLE: training}, data, "of the data")
     assert str(checkpoint) in str(error.value)
     assert "\n" not in str(error.value)
@@ -152,14 +152,14 @@ def test_a_row_that_there_is_not(damaged: Path) -> None:
     edit_json(damaged / "state.json", lambda state: state["data"].update(row=101))
     data = stream()
     load_checkpoint(damaged, {SINGLE: begun()}, data, "of the data")
-    with pytest.raises(UserError, match="row 101 of block 0 of the activations: it has 100"):
+    with pytest.raises(InputError, match="row 101 of block 0 of the activations: it has 100"):
         data.next()
     with pytest.raises(ValueError, match="negative"):
         data.restore({"epoch": 0, "block": 0, "row": -1})
 
 
 def test_a_step_beyond_the_run(written: Path) -> None:
-    with pytest.raises(UserError, match="is of step 5, but the run has 4"):
+    with pytest.raises(InputError, match="is of step 5, but the run has 4"):
         load_checkpoint(written, {SINGLE: begun(n_steps=4)}, stream(), "of the data")
 
 

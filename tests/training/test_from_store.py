@@ -13,7 +13,7 @@ import pytest
 
 from conftest import MakeConfig, save_llama
 from edits import edit_run_config
-from saeforest import UserError, cli
+from saeforest import InputError, cli
 from saeforest.activations.data import StoredData, TextData, data_of
 from saeforest.config import TrainConfig, load_config, save_config
 from saeforest.lm import load_lm
@@ -86,10 +86,10 @@ def test_the_run_is_measured_indexed_and_verified(place: Path, tmp_path: Path) -
 def test_another_model_is_refused(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     other = save_llama(tmp_path / "other", damage=lambda model: model.lm_head.weight.data.mul_(1.5))
     config = load_config(place / "config.yaml")
-    with pytest.raises(UserError, match="activations of model"):
+    with pytest.raises(InputError, match="activations of model"):
         settle(replace(config, model=str(other)))
     with pytest.raises(
-        UserError, match=r"activations of site 'blocks\.1\.hook_resid_post', but the run says"
+        InputError, match=r"activations of site 'blocks\.1\.hook_resid_post', but the run says"
     ):
         settle(replace(config, site="blocks.0.hook_resid_post"))
     run = Path(shutil.copytree(place / "run", tmp_path / "run"))

@@ -15,7 +15,7 @@ import torch
 from conftest import MakeConfig
 from saeforest import cli, memory
 from saeforest.config import MemberConfig, load_config, save_config
-from saeforest.errors import UserError
+from saeforest.errors import InputError
 from saeforest.saes import HSAEConfig, RunLength, TopKConfig, start_training
 from saeforest.saes.hsae import Hierarchy
 from saeforest.training import data, dry_run, rehearsal, run_training, settle
@@ -154,10 +154,10 @@ def test_where_activations_wait_is_settled_before_they_are_read(
 
     def killed(*_: object) -> None:
         assert load_config(out / "config.yaml", of_run=True).activations.store == "memory"
-        raise UserError("killed")
+        raise InputError("killed")
 
     monkeypatch.setattr(data, "harvest_memory", killed)
-    with pytest.raises(UserError, match="killed"):
+    with pytest.raises(InputError, match="killed"):
         run_training(tiny_config(activations={"store": "auto"}), out)
 
 

@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from conftest import MakeConfig
-from saeforest import UserError
+from saeforest import InputError
 from saeforest.config import load_config, save_config
 from saeforest.run_folder import RunFolder
 from saeforest.training import Interrupted, log, loop, run_training
@@ -142,10 +142,10 @@ def test_a_changed_digit_in_a_finished_log_is_noticed(name: str, finished_run: P
     run = Path(shutil.copytree(finished_run, tmp_path / "run"))
     text = (run / name).read_text()
     (run / name).write_text(text.replace('"step": 4', '"step": 5', 1))
-    with pytest.raises(UserError, match=rf"{name}: does not match its checksum"):
+    with pytest.raises(InputError, match=rf"{name}: does not match its checksum"):
         read_log(run)
     (run / name).unlink()
-    with pytest.raises(UserError, match=rf"{name}: (does not match its checksum|no such file)"):
+    with pytest.raises(InputError, match=rf"{name}: (does not match its checksum|no such file)"):
         read_log(run)
 
 
@@ -159,7 +159,7 @@ def test_a_log_of_a_finished_run_that_was_cut_is_noticed(
     (run / "log.jsonl").write_bytes(
         lines[:-cut] if cut > 1 else b"".join(lines.splitlines(keepends=True)[:-1])
     )
-    with pytest.raises(UserError, match=r"log\.jsonl: its closing line is missing or damaged"):
+    with pytest.raises(InputError, match=r"log\.jsonl: its closing line is missing or damaged"):
         read_log(run)
 
 
@@ -168,13 +168,13 @@ def test_an_edited_configuration_of_a_run_is_noticed(finished_run: Path, tmp_pat
     text = (run / "config.yaml").read_text()
     (run / "config.yaml").write_text(text.replace("context: 32", "context: 64"))
     with pytest.raises(
-        UserError, match=r"config\.yaml: does not match the checksum in its first line.*delete that"
+        InputError, match=r"config\.yaml: does not match the checksum in its first line.*delete that"
     ):
         RunFolder(run).load()
     (run / "config.yaml").write_text(
         text[: text.index("text:")]
     )  # at the end of a line: defaults would fill in
-    with pytest.raises(UserError, match=r"config\.yaml: does not match the checksum"):
+    with pytest.raises(InputError, match=r"config\.yaml: does not match the checksum"):
         RunFolder(run).load()
     (run / "config.yaml").write_text(text.replace("context: 32", "context: 64"))
     assert load_config(run / "config.yaml").text.context == 64  # as a file of settings it may be edited
@@ -227,14 +227,14 @@ def test_checkpoints_come_as_often_as_asked(tiny_config: MakeConfig, tmp_path: P
 
 
 def test_a_complete_run_is_not_resumed(finished_run: Path) -> None:
-    with pytest.raises(UserError, match="complete; nothing to resume"):
+    with pytest.raises(InputError, match="complete; nothing to resume"):
         resume_config(RunFolder(finished_run))
 
 
 @pytest.mark.parametrize("prepare", [lambda out: None, lambda out: out.mkdir()])
 def test_nothing_there_to_resume(prepare: Any, tmp_path: Path) -> None:
     prepare(tmp_path / "run")
-    with pytest.raises(UserError, match="nothing to resume; expected a folder"):
+    with pytest.raises(InputError, match="nothing to resume; expected a folder"):
         resume_config(RunFolder(tmp_path / "run"))
 
 
@@ -255,7 +255,7 @@ def stopped(stopped_once: Path, tmp_path: Path) -> Path:
 
 
 def resuming_fails(out: Path, names: str) -> None:
-    with pytest.raises(UserError) as error:
+    with pytest.raises(InputError) as error:
         run_training(resume_config(RunFolder(out)), out, resume=True)
     assert "\n" not in str(error.value)
     assert names in str(error.value)
@@ -325,7 +325,7 @@ def test_a_run_with_another_model_does_not_go_on(
             run_training(tiny_config(model=str(model), activations={"store": "live"}), out)
     weights = load_file(model / "model.safetensors")
     save_file({k: v * 1.01 for k, v in weights.items()}, model / "model.safetensors", {"format": "pt"})
-    with pytest.raises(UserError, match=r"step-00000020: was written with model\.fingerprint"):
+    with pytest.raises(InputError, match=r"step-00000020: was written with model\.fingerprint"):
         run_training(resume_config(RunFolder(out)), out, resume=True)
 
 

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 import saeforest
-from saeforest import UserError, cli
+from saeforest import InputError, cli
 from saeforest.config import MemberConfig, TrainConfig, load_config, save_config
 from saeforest.presets import PRESETS
 from saeforest.run_folder import RunFolder
@@ -170,14 +170,14 @@ def test_train_and_measure_several_by_the_command_line(
 def test_batches_of_different_sizes(tiny_config: MakeConfig) -> None:
     config = tiny_config()
     other = MemberConfig(config.sae, replace(config.optim, batch_size=64))
-    with pytest.raises(UserError, match=r"saes\.b\.optim\.batch_size = 64: .* expected 128"):
+    with pytest.raises(InputError, match=r"saes\.b\.optim\.batch_size = 64: .* expected 128"):
         replace(config, saes={"a": MemberConfig(config.sae, config.optim), "b": other})
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "..", "ü", "a b"])
 def test_names_are_names_of_folders(name: str, tiny_config: MakeConfig) -> None:
     config = tiny_config()
-    with pytest.raises(UserError, match="expected letters, digits"):
+    with pytest.raises(InputError, match="expected letters, digits"):
         replace(config, saes={name: MemberConfig(config.sae, config.optim)})
 
 
@@ -185,10 +185,10 @@ def test_a_mistake_in_one_of_several_names_it(tiny_config: MakeConfig, tmp_path:
     save_config(several(tiny_config()), tmp_path / "c.yaml")
     text = (tmp_path / "c.yaml").read_text()
     (tmp_path / "c.yaml").write_text(text.replace("residual_tolerance: 0.005", "residual_tolerance: soon"))
-    with pytest.raises(UserError, match=r"saes\.pursuit\.sae\.residual_tolerance'"):
+    with pytest.raises(InputError, match=r"saes\.pursuit\.sae\.residual_tolerance'"):
         load_config(tmp_path / "c.yaml")
     (tmp_path / "c.yaml").write_text(text.replace("architecture: hsae", "architecture: hase", 1))
-    with pytest.raises(UserError, match=r"saes\.hsae\.sae\.architecture': expected one of tree, hsae"):
+    with pytest.raises(InputError, match=r"saes\.hsae\.sae\.architecture': expected one of tree, hsae"):
         load_config(tmp_path / "c.yaml")
 
 
@@ -215,5 +215,5 @@ def test_presets_hold_what_the_papers_print() -> None:
 
 @pytest.mark.parametrize("place", ["", "sae"])
 def test_loading_a_run_of_several_names_them(place: str, run: Path) -> None:
-    with pytest.raises(UserError, match=r"holds several SAEs; load one of them: batchtopk, hsae"):
+    with pytest.raises(InputError, match=r"holds several SAEs; load one of them: batchtopk, hsae"):
         saeforest.load(run / place)

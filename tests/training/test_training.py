@@ -16,7 +16,7 @@ import torch
 
 from conftest import EOS, MakeConfig, save_llama
 from edits import edit_json
-from saeforest import UserError
+from saeforest import InputError
 from saeforest.activations import ActivationStream, harvest_folder
 from saeforest.activations.sources import MemoryActivations
 from saeforest.config import OptimConfig, TrainConfig, load_config
@@ -251,7 +251,7 @@ def test_a_loss_that_is_not_finite_is_told(tmp_path: Path) -> None:
     training = start_training(config.sae, 16, RunLength(5, 8), optim=config.optim)
     x = torch.full((16, 16), 1e30)
     stream, run = ActivationStream(MemoryActivations(x, torch.arange(16), 0), 8), begun(tmp_path, config)
-    with pytest.raises(UserError, match=r"step 1: the loss is (nan|inf); lower optim\.lr = 0\.001"):
+    with pytest.raises(InputError, match=r"step 1: the loss is (nan|inf); lower optim\.lr = 0\.001"):
         train(config, {"tree": training}, stream, run)
     assert not (tmp_path / "sae").exists()
 
@@ -262,7 +262,7 @@ def test_a_loss_that_is_not_finite_is_told(tmp_path: Path) -> None:
 def test_a_folder_in_use_is_left_alone(tiny_config: MakeConfig, tmp_path: Path, finished_run: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     for out in (tmp_path, tmp_path / "notes.txt", finished_run):
-        with pytest.raises(UserError, match=r"exists and is not empty|is a file"):
+        with pytest.raises(InputError, match=r"exists and is not empty|is a file"):
             run_training(tiny_config(seed=1), out)
     assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
     assert (tmp_path / "notes.txt").read_text() == "mine"
@@ -292,7 +292,7 @@ def test_a_failed_start_leaves_nothing_behind(
     out = tmp_path / "run"
     if exists:
         out.mkdir()
-    with pytest.raises(UserError) as error:
+    with pytest.raises(InputError) as error:
         run_training(tiny_config(**FAILED_STARTS[why]), out)
     assert "\n" not in str(error.value)
     assert [p.name for p in tmp_path.rglob("*")] == (["run"] if exists else [])
@@ -363,7 +363,7 @@ def test_harvested_activations_of_something_else_are_refused(
     if "model" in changes:  # one of the same shape
         other = save_llama(tmp_path / "other", damage=lambda model: model.lm_head.weight.data.mul_(1.5))
         changes = {"model": str(other)}
-    with pytest.raises(UserError) as error:
+    with pytest.raises(InputError) as error:
         run_training(tiny_config(data=str(harvested), **changes), tmp_path / "run")
     assert says in str(error.value)
     assert str(harvested) in str(error.value)
@@ -377,7 +377,7 @@ def test_a_store_that_does_not_say_what_it_is_of_is_refused(
     folder = tmp_path / "store"
     shutil.copytree(harvested, folder)
     edit_json(folder / "activations.json", lambda manifest: manifest.pop(key))
-    with pytest.raises(UserError, match=f"activations.json.*{key}"):
+    with pytest.raises(InputError, match=f"activations.json.*{key}"):
         run_training(tiny_config(data=str(folder)), tmp_path / "run")
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from conftest import MakeConfig
-from saeforest import UserError, cli
+from saeforest import InputError, cli
 from saeforest.config import TrainConfig, load_config, to_dict
 from saeforest.files import read_json
 from saeforest.interventions import put
@@ -78,7 +78,7 @@ def test_the_same_from_activations_on_disk_live_and_harvested(
     assert run_training(live, tmp_path / "live").sae.is_transcoder
     alone = replace(from_store, target=None)
     assert not run_training(alone, tmp_path / "alone").sae.is_transcoder
-    with pytest.raises(UserError, match="no activations of site 'blocks"):
+    with pytest.raises(InputError, match="no activations of site 'blocks"):
         run_training(replace(from_store, target="blocks.0.hook_mlp_out"), tmp_path / "other")
 
 
@@ -145,7 +145,7 @@ def test_a_dry_run_counts_the_target(run: Run, capsys: pytest.CaptureFixture[str
     ],
 )
 def test_wrong_targets(change: dict[str, Any], part: str, config: TrainConfig) -> None:
-    with pytest.raises(UserError, match=part):
+    with pytest.raises(InputError, match=part):
         replace(config, **change)
 
 

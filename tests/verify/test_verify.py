@@ -13,7 +13,7 @@ import pytest
 from edits import edit_json
 from everything_cases import CHECKPOINT, copied
 from saeforest import cli
-from saeforest.errors import UserError
+from saeforest.errors import InputError
 from saeforest.files import atomic_folder, checksum, write_json
 from saeforest.verify import Finding, summary, verify
 
@@ -199,9 +199,9 @@ def test_what_is_nothing_of_ours(tmp_path: Path, tiny_model: Path) -> None:
     (tmp_path / "broken.json").write_text("{")
     (tmp_path / "config.yaml").write_text("services: [web]")
     for place in (tmp_path, tmp_path / "notes.json", tiny_model):
-        with pytest.raises(UserError, match="nothing that saeforest wrote"):
+        with pytest.raises(InputError, match="nothing that saeforest wrote"):
             verify(place)
-    with pytest.raises(UserError, match="no such file or folder"):
+    with pytest.raises(InputError, match="no such file or folder"):
         verify(tmp_path / "nowhere")
     assert cli.run(["verify", str(tmp_path)]) == 2
 

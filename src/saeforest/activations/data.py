@@ -49,7 +49,7 @@ class StoredData:
 
 
 def data_of(data: str) -> TextData | StoredData:
-    """Raises UserError where a folder of harvested activations is not whole."""
+    """Raises InputError where a folder of harvested activations is not whole."""
     folder = Path(data)
     if not is_store(folder):
         return TextData(data)

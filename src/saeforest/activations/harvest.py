@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ..errors import UserError
+from ..errors import InputError
 from ..files import remove_leftovers
 from ..output import note
 from ..progress import progress
@@ -28,7 +28,7 @@ def harvest_folder(
 ) -> Harvest:
     """Reads all activations of `tokens` into shards in `folder`, which is a store once its manifest is there.
 
-    Goes on with what an earlier process has left of the same harvest there. Raises UserError where there is no
+    Goes on with what an earlier process has left of the same harvest there. Raises InputError where there is no
     activation or one is NaN or infinite, and then leaves only what an earlier process has read; Interrupted soon after
     `stop` says so, and OSError where the disk is full, and then all that was read stays.
     """
@@ -43,7 +43,7 @@ def harvest_folder(
                 else:
                     fresh = False
             return store.finish(lambda n: clock.harvest(n, tokens.n_tokens, store.seconds_waited))
-        except UserError:
+        except InputError:
             if fresh:
                 store.discard()
             raise
@@ -76,7 +76,7 @@ def harvest_memory(
             if store is not None and is_new:
                 store = _copied(store, lambda store, b=batch, w=n_windows: store.add(b, w))
         if read is None or n == 0:
-            raise UserError("no activations: every position of the text is excluded; give longer text")
+            raise InputError("no activations: every position of the text is excluded; give longer text")
         waited = store.seconds_waited if store else 0.0
         harvest = clock.harvest(n, tokens.n_tokens, waited)
         if store is not None:
@@ -92,7 +92,7 @@ def _copied(store: StoreWriter, write: Callable[[StoreWriter], object]) -> Store
     """The store, or None where it can't be written: the copy is a safeguard, not what the run needs."""
     try:
         write(store)
-    except (OSError, UserError) as error:
+    except (OSError, InputError) as error:
         note(
             f"{error}: the activations are kept in memory alone, so a run that is killed now must read them again"
         )

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Float32, Int
 from torch import Tensor
 
-from ..errors import UserError
+from ..errors import InputError
 from ..lm import LanguageModel, Site
 from ..text import Tokens, bos_before
 
@@ -153,7 +153,7 @@ class ActivationReader:
     def read(self, tokens: Tokens, windows: Int[Tensor, "w"]) -> ActivationBatch:
         """The activations of the given windows, in order; on the CPU, in the language model's dtype.
 
-        Raises UserError where an activation is NaN or infinite.
+        Raises InputError where an activation is NaN or infinite.
         """
         return self._finish(tokens, windows, self._begin(tokens, windows))
 
@@ -196,7 +196,7 @@ class ActivationReader:
 
         x:      at `site`.
         others: at the others, in order.
-        Raises UserError where one is NaN or infinite.
+        Raises InputError where one is NaN or infinite.
         """
         # The norm of a row tells in one pass whether it is too large and whether all of it is finite.
         norms = _norms_of_finite(x)
@@ -243,7 +243,7 @@ class ActivationReader:
         document = tokens.names[int(tokens.document_of(row))]
         wide = self.lm.dtype.itemsize >= torch.float32.itemsize
         advice = "choose another site" if wide else "set lm.dtype to float32, or choose another site"
-        raise UserError(
+        raise InputError(
             f"activations at {site.name} of {self.lm.name}: NaN or infinite at document '{document}', "
             f"token {int(tokens.document_position(row))}; {advice}"
         )

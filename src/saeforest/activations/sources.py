@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..errors import UserError
+from ..errors import InputError
 from ..files import listed_checksum, read_json, read_tensors
 from ..schema import FLOATS, checked, shown
 from ..seeds import seeded
@@ -177,7 +177,7 @@ class StoredActivations:
         return _mixed(list(_until(stop, shards)), seeded(self.seed, "rows", epoch, index))
 
     def shard(self, index: int) -> ActivationBatch:
-        """The activations of one shard, in order. Raises UserError where its file is damaged."""
+        """The activations of one shard, in order. Raises InputError where its file is damaged."""
         shard = self.shards[index]
         path = self.folder / shard["file"]
         tensors = read_tensors(path, shard.get("checksum"), "harvest again")
@@ -187,14 +187,14 @@ class StoredActivations:
         for name, shape in shapes.items():
             found = tensors.get(name)
             if found is None or found.shape != shape:
-                raise UserError(f"{path}: expected {name} {list(shape)} as {MANIFEST} says; harvest again")
+                raise InputError(f"{path}: expected {name} {list(shape)} as {MANIFEST} says; harvest again")
             if (found.dtype != torch.int64) if name == "rows" else (found.dtype not in FLOATS):
-                raise UserError(f"{path}: {name} of {found.dtype}: not what is harvested; harvest again")
+                raise InputError(f"{path}: {name} of {found.dtype}: not what is harvested; harvest again")
             if name != "rows" and not all_finite(found):
-                raise UserError(f"{path}: activations hold NaN or infinite values; harvest again")
+                raise InputError(f"{path}: activations hold NaN or infinite values; harvest again")
         rows = tensors["rows"]
         if not 0 <= int(rows.min()) <= int(rows.max()) < self.manifest["tokens"]:
-            raise UserError(
+            raise InputError(
                 f"{path}: rows lead outside the text of {self.manifest['tokens']:,} tokens; harvest again"
             )
         return batch_of(tensors)
@@ -214,17 +214,17 @@ def is_store(path: Path) -> bool:
 
 
 def open_store(folder: Path, seed: int = 0) -> StoredActivations:
-    """Harvested activations. Raises UserError where the folder is not whole."""
+    """Harvested activations. Raises InputError where the folder is not whole."""
     if not is_store(folder):
-        raise UserError(f"{folder}: no {MANIFEST}; expected a folder that `saeforest harvest` finished")
+        raise InputError(f"{folder}: no {MANIFEST}; expected a folder that `saeforest harvest` finished")
     manifest = read_json(folder / MANIFEST)
     version = manifest.get("format_version") if isinstance(manifest, dict) else None
     if version != STORE_VERSION:
-        raise UserError(
+        raise InputError(
             f"{folder / MANIFEST}: format_version {shown(version)}, expected {STORE_VERSION}; harvest again"
         )
     checked(Manifest, manifest, folder / MANIFEST, "harvest again")
     for shard in manifest["shards"]:
         if not (folder / shard["file"]).is_file():
-            raise UserError(f"{folder / shard['file']}: missing; harvest again")
+            raise InputError(f"{folder / shard['file']}: missing; harvest again")
     return StoredActivations(folder, manifest, seed)

@@ -6,7 +6,7 @@ import threading
 import time
 from typing import Any
 
-from ..errors import UserError
+from ..errors import InputError
 from .reader import ActivationBatch, concatenated
 from .sources import Blocks, MemoryActivations, SlowBlocks, StoredActivations
 
@@ -106,7 +106,7 @@ class ActivationStream:
         return batch
 
     def _current(self) -> ActivationBatch:
-        """The block of the next unread row. Raises UserError where a whole epoch holds none."""
+        """The block of the next unread row. Raises InputError where a whole epoch holds none."""
         for _ in range(self.blocks.n_blocks + 2):
             if self._block is not None:
                 if self._row < len(self._block):
@@ -117,11 +117,11 @@ class ActivationStream:
             self._block = None  # not in memory while the next one is waited for
             self._block = self._read()
             if self._row > len(self._block):
-                raise UserError(
+                raise InputError(
                     f"row {self._row:,} of block {self._index:,} of the activations: it has {len(self._block):,}; "
                     "the checkpoint that names it is damaged or of other activations; delete its folder"
                 )
-        raise UserError("no activations: every position is excluded; see activations.max_norm and data")
+        raise InputError("no activations: every position is excluded; see activations.max_norm and data")
 
     def _read(self) -> ActivationBatch:
         """The block at the present place; the one behind it is begun where that pays."""

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
-from ..errors import UserError
+from ..errors import InputError
 from ..files import CHECKSUMS, read_json, read_tensors, write_json, write_tensors
 from ..output import note
 from ..text import Tokens
@@ -66,7 +66,7 @@ class StoreWriter:
     journal, and what fills no shard yet is kept every half minute. Leaving the context waits for the writing to end,
     whatever happened, so that nobody deletes a folder that is still being filled.
 
-    Raises UserError where the folder holds an unfinished harvest of something else.
+    Raises InputError where the folder holds an unfinished harvest of something else.
     """
 
     def __init__(self, folder: Path, tokens: Tokens, about: dict[str, Any], bits: dict[str, Any]) -> None:
@@ -103,7 +103,7 @@ class StoreWriter:
         for key in sorted(journal.about.keys() | self._journal.about.keys()):
             there, wanted = journal.about.get(key), self._journal.about.get(key)
             if there != wanted:
-                raise UserError(
+                raise InputError(
                     f"{self.folder}: holds an unfinished harvest of other activations ({key}: {there!r} there, "
                     f"{wanted!r} now); finish it with its own settings, delete it, or choose another folder"
                 )
@@ -121,7 +121,7 @@ class StoreWriter:
     def _sound(self, shard: Shard) -> ActivationBatch | None:
         try:
             batch = batch_of(read_tensors(self.folder / shard.file, shard.checksum))
-        except (UserError, KeyError) as error:
+        except (InputError, KeyError) as error:
             if shard.file != PENDING:  # that one may well be newer than the journal
                 note(f"{error}; reading its activations again")
             return None
@@ -145,13 +145,13 @@ class StoreWriter:
         self._wait()
 
     def finish(self, harvest: Callable[[int], Harvest]) -> Harvest:
-        """Completes the store. Raises UserError where it holds no activation, and whatever goes wrong in writing."""
+        """Completes the store. Raises InputError where it holds no activation, and whatever goes wrong in writing."""
         if sum(map(len, self._waiting)):
             self._put_shard()
         self._wait()
         shards = self._journal.shards
         if not shards:
-            raise UserError("no activations: every position of the text is excluded; give longer text")
+            raise InputError("no activations: every position of the text is excluded; give longer text")
         done = harvest(sum(shard.rows for shard in shards))
         write_json(self.folder / HARVEST, done.record())
         write_json(
@@ -243,7 +243,7 @@ def read_journal(folder: Path) -> Journal | None:
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))
-        raise UserError(
+        raise InputError(
             f"{path}: key '{key}': {first['msg']}; delete {folder} and give the command again"
         ) from None
 

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import tyro
 
-from ..errors import UserError
+from ..errors import InputError
 from .common import near
 
 T = TypeVar("T")
@@ -23,7 +23,7 @@ _SEVERAL = {"INT": "whole numbers", "FLOAT": "numbers", "STR": "words", "PATH": 
 
 
 def parse(args: type[T], argv: Sequence[str], command: str, description: str, default: Any = None) -> T:
-    """The arguments of a command. Raises UserError, one line that names the option, where they are wrong."""
+    """The arguments of a command. Raises InputError, one line that names the option, where they are wrong."""
     extra = {} if default is None else {"default": default}
     told = io.StringIO()
     try:
@@ -39,13 +39,13 @@ def parse(args: type[T], argv: Sequence[str], command: str, description: str, de
     except SystemExit as stop:
         if not stop.code:
             raise
-        raise UserError(f"{explained(told.getvalue(), argv)} (see `saeforest {command} --help`)") from None
+        raise InputError(f"{explained(told.getvalue(), argv)} (see `saeforest {command} --help`)") from None
 
 
 def taken(argv: Sequence[str], option: str) -> tuple[str | None, list[str]]:
     """The value that is given to an option, None where the option is not there, and the other arguments.
 
-    For options that decide which others there are. Of several values the last holds. Raises UserError where one is
+    For options that decide which others there are. Of several values the last holds. Raises InputError where one is
     missing.
     """
     value, rest = None, []
@@ -59,7 +59,7 @@ def taken(argv: Sequence[str], option: str) -> tuple[str | None, list[str]]:
         else:
             rest.append(word)
         if value == "":
-            raise UserError(f"{option}: expected a value behind it")
+            raise InputError(f"{option}: expected a value behind it")
     return value, rest
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from ..errors import UserError
+from ..errors import InputError
 from ..output import say
 from ..stopping import Interrupted
 
@@ -39,9 +39,9 @@ def named(run: RunFolder, sae: str | None) -> str:
     """The name of the SAE that --sae chooses, which may be left out where the run has only one."""
     names = run.names()
     if run.several and sae not in names:
-        raise UserError(f"{run}: holds several SAEs; give --sae with one of {', '.join(names)}")
+        raise InputError(f"{run}: holds several SAEs; give --sae with one of {', '.join(names)}")
     if sae is not None and sae not in names:
-        raise UserError(f"{run}: holds one SAE, {names[0]}, and none named '{sae}'; leave out --sae")
+        raise InputError(f"{run}: holds one SAE, {names[0]}, and none named '{sae}'; leave out --sae")
     return sae or names[0]
 
 
@@ -83,10 +83,10 @@ def doc(function: Callable[..., Any]) -> str:
 
 
 def positive(args: Any, *names: str) -> None:
-    """Raises UserError where one of the named arguments is below 1."""
+    """Raises InputError where one of the named arguments is below 1."""
     for name in names:
         if getattr(args, name) < 1:
-            raise UserError(f"--{name.replace('_', '-')} {getattr(args, name)}: expected 1 or more")
+            raise InputError(f"--{name.replace('_', '-')} {getattr(args, name)}: expected 1 or more")
 
 
 def say_lines(text: str) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import tyro
 
-from ..errors import UserError
+from ..errors import InputError
 from ..output import say
 from .arguments import parse
 from .common import doc
@@ -27,7 +27,7 @@ def compare(argv: Sequence[str]) -> None:
     """Set measured SAEs side by side. Writes report.html, report.md, report.json and figures into --out."""
     args = parse(_Compare, argv, "compare", doc(compare))
     if not args.runs:
-        raise UserError("compare: expected the folder of at least one run (see `saeforest compare --help`)")
+        raise InputError("compare: expected the folder of at least one run (see `saeforest compare --help`)")
     from ..report import compare as compare_runs
     from ..training.unfinished import claim_empty
 

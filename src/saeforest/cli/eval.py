@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..errors import UserError
+from ..errors import InputError
 from ..output import results
 from ..stopping import Interrupted
 from .arguments import parse, taken
@@ -20,7 +20,7 @@ def evaluate(argv: Sequence[str]) -> None:
 
     preset, rest = taken(argv, "--preset")
     if preset is not None and preset not in PRESETS:
-        raise UserError(f"--preset {preset[:100]}: expected one of {', '.join(PRESETS)}")
+        raise InputError(f"--preset {preset[:100]}: expected one of {', '.join(PRESETS)}")
     args = parse(eval_arguments(PRESETS[preset or "recommended"]), rest, "eval", doc(evaluate))
     run = RunFolder(args.run)
     names = measure_names(args.measures)

@@ -10,7 +10,7 @@ from typing import Annotated
 import tyro
 
 from ..config import TrainConfig
-from ..errors import UserError
+from ..errors import InputError
 from ..output import say
 from .arguments import parse
 from .common import doc, quoted, resumable
@@ -27,7 +27,7 @@ def harvest(argv: Sequence[str]) -> None:
     """Read activations into a folder once, to train on them with `saeforest train --data FOLDER` as often as wanted."""
     args = parse(_Harvest, argv, "harvest", doc(harvest), default=_Harvest(TrainConfig()))
     if args.out is None:
-        raise UserError("harvest: expected --out FOLDER for the activations")
+        raise InputError("harvest: expected --out FOLDER for the activations")
     from ..training.harvest import run_harvest
 
     with resumable(args.out, "the same command"):

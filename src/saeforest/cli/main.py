@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from .. import __version__, out_of_memory
-from ..errors import UserError
+from ..errors import InputError
 from ..output import note, say, steady
 from ..stopping import Interrupted, interruptible
 from .common import doc, near, say_lines
@@ -69,10 +69,10 @@ def _run(argv: Sequence[str]) -> int:
     try:
         if argv[0] not in COMMANDS:
             hint = near(argv[0], COMMANDS)
-            raise UserError(f"command '{argv[0]}': expected one of {', '.join(COMMANDS)}{hint}")
+            raise InputError(f"command '{argv[0]}': expected one of {', '.join(COMMANDS)}{hint}")
         with interruptible():
             return COMMANDS[argv[0]](argv[1:]) or 0
-    except UserError as error:
+    except InputError as error:
         return _fail(str(error))
     except KeyboardInterrupt as stop:
         note()

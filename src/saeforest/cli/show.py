@@ -9,7 +9,7 @@ from typing import Annotated
 
 import tyro
 
-from ..errors import UserError
+from ..errors import InputError
 from ..output import note, results
 from .arguments import parse
 from .common import Run, doc, named, positive
@@ -59,4 +59,4 @@ def show(argv: Sequence[str]) -> None:
 def _feature(text: str, d_sae: int, run: Path) -> int:
     if text.isdecimal() and len(text) <= _MOST_DIGITS and int(text) < d_sae:
         return int(text)
-    raise UserError(f"feature {text[:_MOST_DIGITS]}: expected 0 to {d_sae - 1}, the features of {run}")
+    raise InputError(f"feature {text[:_MOST_DIGITS]}: expected 0 to {d_sae - 1}, the features of {run}")

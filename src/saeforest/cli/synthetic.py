@@ -9,7 +9,7 @@ from typing import Annotated
 
 import tyro
 
-from ..errors import UserError
+from ..errors import InputError
 from ..output import results, say
 from ..synthetic.config import SyntheticConfig
 from ..synthetic.presets import SYSTEM_NAMES
@@ -46,14 +46,14 @@ def synthetic(argv: Sequence[str]) -> None:
     )
     positive(args, "seeds")
     if args.generator not in GENERATORS:
-        raise UserError(
+        raise InputError(
             f"generator '{args.generator}': expected one of {names}{near(args.generator, GENERATORS)}"
         )
     systems = [name for name in args.systems.split(",") if name]
     if len(set(systems)) < len(systems) or not systems:
-        raise UserError(f"--systems {args.systems}: expected different names, separated by commas")
+        raise InputError(f"--systems {args.systems}: expected different names, separated by commas")
     if unknown := [name for name in systems if name not in SYSTEM_NAMES]:
-        raise UserError(f"system '{unknown[0]}': expected some of {', '.join(SYSTEM_NAMES)}")
+        raise InputError(f"system '{unknown[0]}': expected some of {', '.join(SYSTEM_NAMES)}")
     out = args.out or Path("runs") / f"synthetic-{args.generator}"
     seeds = range(args.seed, args.seed + args.seeds)
     with resumable(out, "the same command"):

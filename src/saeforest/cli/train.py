@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import tyro
 
 from ..config import TrainConfig, load_config
-from ..errors import UserError
+from ..errors import InputError
 from ..output import note, say, status
 from ..presets import PRESET_NAMES, PRESETS, together, with_seeds
 from ..run_folder import CONFIG, RunFolder
@@ -45,12 +45,12 @@ def train(argv: Sequence[str]) -> None:
     args = parse(_Train, rest, "train", about, default=_Train(base, base.sae.architecture))
     out = args.out or Path("runs") / name
     if args.resume and (args.dry_run or args.seeds or args.config != PRESETS["demo"]):
-        raise UserError(
+        raise InputError(
             f"--resume goes on with the settings of {RunFolder(out).config_file}; give only --out beside it"
         )
     config = _checked(args.config, base)
     if args.seeds and args.config.seed != base.seed:
-        raise UserError(f"--seed {args.config.seed} and --seeds: give one of them")
+        raise InputError(f"--seed {args.config.seed} and --seeds: give one of them")
     config = with_seeds(config, args.seeds, name)
     if args.dry_run:
         from ..memory import too_much
@@ -99,10 +99,10 @@ def _presets(argv: Sequence[str]) -> tuple[str, TrainConfig, list[str]]:
     for name in names:
         if name not in PRESETS:
             hint = near(name, PRESETS)
-            raise UserError(f"preset '{name}': no such preset{hint}; `saeforest train --help` lists them")
+            raise InputError(f"preset '{name}': no such preset{hint}; `saeforest train --help` lists them")
     if file is not None:
         if names:
-            raise UserError(f"preset '{names[0]}' and --config {file}: give one of them")
+            raise InputError(f"preset '{names[0]}' and --config {file}: give one of them")
         path = Path(file)
         # RUN/config.yaml is known by its run, any other file by its own name.
         known_as = path.resolve().parent.name if path.name == CONFIG else path.stem
@@ -119,16 +119,16 @@ def _architecture(name: str, base: TrainConfig, argv: list[str]) -> tuple[str, T
             continue
         if system not in SYSTEMS:
             hint = near(system, SYSTEMS)
-            raise UserError(f"{option} {system[:100]}: expected one of {', '.join(SYSTEMS)}{hint}")
+            raise InputError(f"{option} {system[:100]}: expected one of {', '.join(SYSTEMS)}{hint}")
         if base.saes:
-            raise UserError(f"{option} {system}: sets up one SAE, but there are several; {_SEVERAL}")
+            raise InputError(f"{option} {system}: sets up one SAE, but there are several; {_SEVERAL}")
         sae: Any = SYSTEMS[system].config_class()
         name, base = f"{name}-{system}", replace(base, sae=sae)
     return name, base, argv
 
 
 def _checked(config: TrainConfig, base: TrainConfig) -> TrainConfig:
-    """Raises UserError where an option for one SAE was given beside several."""
+    """Raises InputError where an option for one SAE was given beside several."""
     if config.saes and any(getattr(config, key) != getattr(base, key) for key in ("sae", "optim", "seed")):
-        raise UserError(f"--sae, --optim and --seed set up one SAE, but there are several; {_SEVERAL}")
+        raise InputError(f"--sae, --optim and --seed set up one SAE, but there are several; {_SEVERAL}")
     return config

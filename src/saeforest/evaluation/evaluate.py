@@ -46,7 +46,7 @@ def evaluate_all(tasks: Sequence[Task], options: MeasureOptions) -> Iterator[tup
     two forward passes of the language model, and one more for every SAE, so they are taken on the first
     `options.ce_tokens` tokens only, rounded up to whole windows.
 
-    Raises UserError where an activation is NaN or infinite, RuntimeError where an identity is broken.
+    Raises InputError where an activation is NaN or infinite, RuntimeError where an identity is broken.
     """
     if not tasks:
         return

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..activations import ActivationReader
 from ..activations.data import StoredData, TextData, data_of
 from ..config import TextConfig, TrainConfig
-from ..errors import UserError
+from ..errors import InputError
 from ..infer import ForestInference, InferConfig, InferredForest
 from ..interop import load
 from ..memory import Forecast
@@ -40,7 +40,7 @@ def forests_of(
     """Forest and its origin in a few words, for each SAE; flat ones share one reading of the training text.
 
     `reader` leaves out the positions that training did, whatever is left out of what is measured.
-    Raises UserError where another process infers one of the forests that are missing, or where `infer` made another.
+    Raises InputError where another process infers one of the forests that are missing, or where `infer` made another.
     """
     default = MeasureOptions()
     by_default = (options.infer, options.infer_tokens) == (default.infer, default.infer_tokens)
@@ -91,15 +91,15 @@ def infer(
     out:    where the forest goes.
     model, site, data: what the SAE reads; empty for what its metadata say, data for the packaged text.
 
-    Raises UserError where these do not go together, or the SAE learned a forest of its own.
+    Raises InputError where these do not go together, or the SAE learned a forest of its own.
     """
     config = config or InferConfig()
     if tokens < 1:
-        raise UserError(f"tokens = {tokens}: expected 1 or more")
+        raise InputError(f"tokens = {tokens}: expected 1 or more")
     run = source if isinstance(source, RunFolder) else RunFolder(source)
     if run.config_file.is_file():
         if out is not None or model or site or data:
-            raise UserError(
+            raise InputError(
                 f"{run}: a run knows its model, site and data, and its forest goes to RUN/forest; leave these out"
             )
         train, found = run.load(sae, device)
@@ -107,11 +107,11 @@ def infer(
         with run.claimed(place):
             return _infer_into(place, found, train, config, tokens)
     if sae is not None:
-        raise UserError(f"{run}: no run, so it has no SAE named '{sae}'; give the SAE's own folder")
+        raise InputError(f"{run}: no run, so it has no SAE named '{sae}'; give the SAE's own folder")
     if out is None:
-        raise UserError(f"{run}: the folder of an SAE; expected another for its forest (out)")
+        raise InputError(f"{run}: the folder of an SAE; expected another for its forest (out)")
     if out.exists() and any(out.iterdir()):
-        raise UserError(f"{out}: exists and is not empty; choose another folder")
+        raise InputError(f"{out}: exists and is not empty; choose another folder")
     found = load(run.path)
     train = _train_config(found, run.path, tokens, model, site, data, device)
     return _infer_into(out, found, train, config, tokens)
@@ -125,12 +125,12 @@ def _train_config(
     model, site = model or about.get(_MODEL, ""), site or about.get(_SITE, "")
     for name, value in (("model", model), ("site", site)):
         if not value:
-            raise UserError(f"{folder}: does not say which {name} it was trained on; give {name}")
+            raise InputError(f"{folder}: does not say which {name} it was trained on; give {name}")
     context = about.get("context_size", TextConfig.context)
     prepend = about.get("prepend_bos")
     bos = ("yes" if prepend else "no") if isinstance(prepend, bool) else "auto"
     if not isinstance(context, int) or context < 1:
-        raise UserError(f"{folder}: context_size = {context!r} in its metadata: expected a number of tokens")
+        raise InputError(f"{folder}: context_size = {context!r} in its metadata: expected a number of tokens")
     text = TextConfig(context=context, bos=bos)
     train = TrainConfig(model=model, site=site, tokens=max(tokens, context), text=text)
     return replace(train, data=data or train.data, device=device or train.device)
@@ -140,7 +140,7 @@ def _infer_into(
     place: Path, sae: SAE, train: TrainConfig, config: InferConfig, tokens: int
 ) -> InferredForest:
     if sae.has_forest:
-        raise UserError(
+        raise InputError(
             f"the SAE ({sae.config.architecture}) learned a forest of its own; expected a flat SAE"
         )
     reader = open_reader(train)

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from ..errors import UserError
+from ..errors import InputError
 from ..files import (
     CHECKSUMS,
     atomic_folder,
@@ -86,7 +86,7 @@ def kept_forest(
 
     by_default: the question holds the default settings only, so that a forest that was chosen answers it too.
 
-    Raises UserError where a forest was chosen for the SAE, and another is asked for.
+    Raises InputError where a forest was chosen for the SAE, and another is asked for.
     """
     if not (folder / ABOUT).exists():
         return None
@@ -95,14 +95,14 @@ def kept_forest(
         of, by = checked(_Kept, kept, folder / ABOUT), checked(_Infer, kept.get("infer"), folder / ABOUT)
         of_sae = (kept.get("sae"), kept.get("d_sae")) == (about["sae"], about["d_sae"])
         forest = Forest(parent, sae.config.layer_sizes, layered=of.layered) if of_sae else None
-    except UserError as error:
+    except InputError as error:
         note(f"{error}; the forest is inferred anew")
         return None
     if forest is None:
         return None
     asked = without(kept, CHECKSUMS, *_Kept.model_fields) == about
     if of.chosen and not asked and not by_default:
-        raise UserError(
+        raise InputError(
             f"{folder}: holds the forest that `saeforest infer` made, by other settings; leave those of infer out to "
             "measure it, or give them to `saeforest infer`"
         )
@@ -114,11 +114,11 @@ def origin(method: str, order: str, n: int) -> str:
 
 
 def read_forest(folder: Path) -> tuple[dict[str, Any], Int[Tensor, "d_sae"]]:
-    """What a kept forest says of itself, and its parents. Raises UserError where either is damaged."""
+    """What a kept forest says of itself, and its parents. Raises InputError where either is damaged."""
     kept = read_json(folder / ABOUT)
     checked(_Kept, kept, folder / ABOUT)
     tensors = read_tensors(folder / TENSORS, listed_checksum(kept, TENSORS))
     parent = tensors.get("parent")
     if parent is None or parent.dtype != torch.int64 or parent.dim() != 1:
-        raise UserError(f"{folder / TENSORS}: expected 'parent', a list of 64-bit integers")
+        raise InputError(f"{folder / TENSORS}: expected 'parent', a list of 64-bit integers")
     return kept, parent

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from ..activations import ActivationReader
-from ..errors import UserError
+from ..errors import InputError
 from ..infer import InferConfig
 from ..judges import JudgeConfig
 from ..measures.probes import ProbeConfig
@@ -35,7 +35,7 @@ class PositionOptions:
 class MeasureOptions:
     """How measures are taken.
 
-    Raises UserError for a value out of its range, and for settings of a measure that there is not or of another.
+    Raises InputError for a value out of its range, and for settings of a measure that there is not or of another.
     """
 
     preset: Reading = "recommended"
@@ -57,13 +57,13 @@ class MeasureOptions:
     def __post_init__(self) -> None:
         for name, least in (("tokens", 1), ("ce_tokens", 0), ("infer_tokens", 1)):
             if (value := getattr(self, name)) < least:
-                raise UserError(f"{name} = {value}: expected {least} or more")
+                raise InputError(f"{name} = {value}: expected {least} or more")
         configurable = {name: spec.config for name, spec in MEASURES.items() if spec.config is not None}
         for name, config in self.measures.items():
             if name not in configurable:
-                raise UserError(f"settings of measure '{name}': expected any of {', '.join(configurable)}")
+                raise InputError(f"settings of measure '{name}': expected any of {', '.join(configurable)}")
             if not isinstance(config, configurable[name]):
-                raise UserError(
+                raise InputError(
                     f"settings of measure '{name}': expected a {configurable[name].__name__}, not {config!r}"
                 )
 

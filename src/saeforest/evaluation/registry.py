@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib import import_module
 
-from ..errors import UserError
+from ..errors import InputError
 from ..measures.spec import SET_NAMES, Streaming, Study
 
 # In the order in which a report shows them.
@@ -38,11 +38,11 @@ SETS: dict[str, tuple[str, ...]] = {
 
 
 def measure_names(text: str) -> list[str]:
-    """The measures of "fast" or of "NAME,NAME", each once, in the order given. Raises UserError for others."""
+    """The measures of "fast" or of "NAME,NAME", each once, in the order given. Raises InputError for others."""
     names: list[str] = []
     for word in map(str.strip, text.split(",")):
         if word not in SETS and word not in MEASURES:
-            raise UserError(
+            raise InputError(
                 f"measure '{word}': no such measure; expected {', '.join(SETS)}, or any of {', '.join(MEASURES)}"
             )
         names += SETS.get(word, (word,))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..activations import ActivationReader
 from ..config import TrainConfig
-from ..errors import UserError
+from ..errors import InputError
 from ..measures.record import Record
 from ..output import note
 from ..run_folder import RunFolder
@@ -41,7 +41,7 @@ def measure_run(
     again:  take measures anew of which there is a record already.
     reader: reads the run's site, where its language model is open already.
 
-    Raises UserError where the folder is no run with a trained SAE, or an SAE is not of the run's model and site.
+    Raises InputError where the folder is no run with a trained SAE, or an SAE is not of the run's model and site.
     """
     run = RunFolder(run) if isinstance(run, Path) else run
     tidy(run)
@@ -69,7 +69,7 @@ def measure_saes(
 
     Every record is written as soon as it is known: a measurement that was stopped goes on with those that are missing.
 
-    Raises UserError where another process measures one of the SAEs, or where the text or the activations are at fault
+    Raises InputError where another process measures one of the SAEs, or where the text or the activations are at fault
     (see `evaluate_all`).
     """
     with run.claimed(*map(run.eval, saes)):
@@ -119,5 +119,5 @@ def _there(record: Path, key: str) -> bool:
     """Whether there is a record that answers the same question."""
     try:
         return Record.read(record).settings.get("key") == key
-    except UserError:  # none, or a damaged one
+    except InputError:  # none, or a damaged one
         return False

@@ -9,7 +9,7 @@ from typing import Any
 
 from .. import __version__
 from ..activations import ActivationReader
-from ..errors import UserError
+from ..errors import InputError
 from ..measures.needs import Need
 from ..measures.spec import Streaming, Study
 from ..saes import SAE
@@ -86,13 +86,13 @@ def make_task(
 ) -> Task:
     """`forest` stands in for the SAE's own.
 
-    Raises UserError where the text begins with BOS and the SAE was trained without, or the other way round, and for a
+    Raises InputError where the text begins with BOS and the SAE was trained without, or the other way round, and for a
     measure that says nothing of a transcoder.
     """
     if sae.is_transcoder:
         for name in names:
             if not MEASURES[name].transcoders:
-                raise UserError(f"measure '{name}': means nothing for a transcoder; leave it out")
+                raise InputError(f"measure '{name}': means nothing for a transcoder; leave it out")
     check_bos(sae, prepend_bos=tokens.prepend_bos)
     settings = {
         **asdict(source),

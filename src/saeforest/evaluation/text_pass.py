@@ -45,7 +45,7 @@ def read_text(passes: Sequence[Pass], ce_tokens: int) -> Read:
     """Reads the text of the passes, which share reader and tokens.
 
     Losses are taken on the first `ce_tokens` tokens, rounded up to whole windows.
-    Raises UserError where an activation is NaN or infinite.
+    Raises InputError where an activation is NaN or infinite.
     """
     tasks = [one.task for one in passes]
     reader, tokens = tasks[0].reader, tasks[0].tokens

@@ -99,7 +99,7 @@ def read_windows(
 ) -> WindowView:
     """Reads some windows, with the logits of the first `n_losses` of them.
 
-    Raises UserError where an activation is NaN or infinite.
+    Raises InputError where an activation is NaN or infinite.
     """
     ids = tokens.ids[windows].long().to(reader.lm.device)
     sites, predictions = (reader.site, *reader.others), None

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..activations import ActivationBatch
-from ..errors import UserError
+from ..errors import InputError
 from ..memory import Forecast
 from ..progress import progress
 from ..saes import SAE
@@ -41,7 +41,7 @@ def build_index(
     min_count: a feature that fired less often gets no direction.
     begin: called with the counts before the first batch is asked for; may bring them to where they were left.
 
-    Raises UserError where there are no activations.
+    Raises InputError where there are no activations.
     """
     unit, passage = passages(tokens)
     device = sae.device
@@ -56,7 +56,7 @@ def build_index(
             # What is counted in was there from the start; the directions come when all is counted.
             forecast.tell(0, seen.directions_memory())
     if seen.moments.n == 0:
-        raise UserError("no activations to index: every position of the text is excluded; give longer text")
+        raise InputError("no activations to index: every position of the text is excluded; give longer text")
     # A transcoder's decoder writes at another site: what is held against directions there is its encoder.
     rows = sae.W_enc.T if sae.is_transcoder else sae.W_dec
     near = nearness(seen.moments, seen.n_fired, rows, sae.parent, min_count)

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from pydantic import Field
 from torch import Tensor
 
-from ..errors import UserError, command
+from ..errors import InputError, command
 from ..files import (
     CHECKSUMS,
     atomic_folder,
@@ -117,20 +117,20 @@ class Index:
 
     @classmethod
     def load(cls, folder: Path, sae: SAE) -> Index:
-        """What `save` wrote, for the same SAE. Raises UserError where it is missing, damaged or of another SAE."""
+        """What `save` wrote, for the same SAE. Raises InputError where it is missing, damaged or of another SAE."""
         again = f"run `{index_command(folder)}`"
         if not (folder / MANIFEST).is_file():
-            raise UserError(f"{folder}: no index yet; {again}")
+            raise InputError(f"{folder}: no index yet; {again}")
         try:
             about, manifest = read_about(folder)
             tokens = Tokens.load(folder / TOKENS, listed_checksum(manifest, TOKENS))
             tensors = read_tensors(folder / TENSORS, listed_checksum(manifest, TENSORS))
-        except UserError as error:
-            raise UserError(f"{folder}: this index can't be read ({error}); {again} again") from None
+        except InputError as error:
+            raise InputError(f"{folder}: this index can't be read ({error}); {again} again") from None
         if about.sae != fingerprint(sae):
-            raise UserError(f"{folder}: this index is of another SAE than the run's; {again} again")
+            raise InputError(f"{folder}: this index is of another SAE than the run's; {again} again")
         if flaw := _flaw(tensors, sae.d_sae, tokens.n_tokens, about.n_tokens):
-            raise UserError(f"{folder / TENSORS}: damaged ({flaw}); {again} again")
+            raise InputError(f"{folder / TENSORS}: damaged ({flaw}); {again} again")
         return cls(about, tokens, **{name: tensors[name] for name in _TENSORS})
 
 
@@ -154,13 +154,13 @@ def index_command(folder: Path) -> str:
 
 
 def read_about(folder: Path) -> tuple[About, dict[str, Any]]:
-    """What an index says of itself, and its manifest. Raises UserError where that is missing or damaged."""
+    """What an index says of itself, and its manifest. Raises InputError where that is missing or damaged."""
     path = folder / MANIFEST
     manifest = read_json(path)
     if not isinstance(manifest, dict):
-        raise UserError(f"{path}: expected a JSON object")
+        raise InputError(f"{path}: expected a JSON object")
     if (version := manifest.get("format_version")) != FORMAT_VERSION:
-        raise UserError(f"{path}: format_version {shown(version)}, expected {FORMAT_VERSION}")
+        raise InputError(f"{path}: format_version {shown(version)}, expected {FORMAT_VERSION}")
     return checked(About, without(manifest, CHECKSUMS, "format_version"), path), manifest
 
 

@@ -8,7 +8,7 @@ from functools import cached_property
 
 import torch
 
-from ..errors import UserError
+from ..errors import InputError
 from ..hf_types import PreTrainedTokenizerBase
 from ..structure.forest import ROOT, Forest
 from ..text.passages import read_passage
@@ -27,7 +27,7 @@ class Explorer:
     index:  measured on the same SAE and with the same parents as `forest`.
     labels: what features are called, if anybody named them.
 
-    Raises UserError where index and forest are of different size.
+    Raises InputError where index and forest are of different size.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class Explorer:
         labels: Mapping[int, str] | None = None,
     ) -> None:
         if index.d_sae != forest.d_sae:
-            raise UserError(f"an index of {index.d_sae:,} features and a forest of {forest.d_sae:,}")
+            raise InputError(f"an index of {index.d_sae:,} features and a forest of {forest.d_sae:,}")
         self.index, self.forest, self.tokenizer = index, forest, tokenizer
         self.labels = dict(labels or {})
 
@@ -57,7 +57,7 @@ class Explorer:
         )
 
     def feature(self, feature: int) -> FeatureCard:
-        """The card of a feature. Raises UserError where there is no such feature."""
+        """The card of a feature. Raises InputError where there is no such feature."""
         self._check(feature)
         n_fired = int(self.index.n_fired[feature])
         contexts = tuple(self._contexts(feature))
@@ -85,10 +85,10 @@ class Explorer:
         )
 
     def edge(self, parent: int, child: int) -> EdgeCard:
-        """The card of an edge. Raises UserError where the forest has no such edge."""
+        """The card of an edge. Raises InputError where the forest has no such edge."""
         self._check(child)
         if not parent >= 0 or int(self.forest.parent[child]) != parent:
-            raise UserError(f"features {parent} and {child}: no edge of the forest")
+            raise InputError(f"features {parent} and {child}: no edge of the forest")
         n_parent, n_child = int(self.index.n_fired[parent]), int(self.index.n_fired[child])
         n_both = int(self.index.n_with_parent[child])
         measured = bool(self.index.measured[child])
@@ -138,11 +138,11 @@ class Explorer:
         """Up to `n` features with `text`, in capitals or not, in their label, in a token they fire on, or around one.
 
         Those are found first whose label has it, then those of which more contexts have it in the token itself, then
-        in the text around. Raises UserError where `text` is empty.
+        in the text around. Raises InputError where `text` is empty.
         """
         query = text.casefold()
         if not query.strip():
-            raise UserError("search: expected some text to look for")
+            raise InputError("search: expected some text to look for")
         found: dict[int, SearchResult] = {}
         for matched, feature, place in self._search.hits(query, self.labels):
             if len(found) == n:
@@ -187,7 +187,7 @@ class Explorer:
 
     def _check(self, feature: int) -> None:
         if not 0 <= feature < self.forest.d_sae:
-            raise UserError(f"feature {feature}: expected 0 to {self.forest.d_sae - 1}")
+            raise InputError(f"feature {feature}: expected 0 to {self.forest.d_sae - 1}")
 
 
 def _finite(number: float) -> float | None:

@@ -13,7 +13,7 @@ import torch
 
 from ..activations import ActivationBatch, ActivationReader
 from ..config import TrainConfig
-from ..errors import UserError
+from ..errors import InputError
 from ..files import (
     CHECKSUMS,
     listed_checksum,
@@ -48,7 +48,7 @@ def index_run(
     sae:    which SAE, of a run that trained several.
     device: of language model and SAE; None for the one it was trained on.
 
-    Raises UserError where the folder is no run with a trained SAE, or the SAE is not of the run's model and site.
+    Raises InputError where the folder is no run with a trained SAE, or the SAE is not of the run's model and site.
     """
     run = RunFolder(run) if isinstance(run, Path) else run
     tidy(run)
@@ -65,7 +65,7 @@ def index_sae(
     """Makes the index of one of a run's SAEs from `n_tokens` of its training text, which the language model reads.
 
     What was counted is kept every minute in RUN/index.unfinished, from where the same call goes on, to the same bits.
-    Raises UserError where another process is at it; Interrupted where a signal asks to stop.
+    Raises InputError where another process is at it; Interrupted where a signal asks to stop.
     """
     tokens = read_tokens(config, reader, "train", n_tokens)
     folder = run.unfinished_index(name)
@@ -117,7 +117,7 @@ class _Unfinished:
                 return
             counts.restore(read_tensors(self._folder / _TENSORS, listed_checksum(state, _TENSORS)))
             self._windows = int(state["windows"])
-        except (UserError, KeyError, TypeError, ValueError):  # none, or one that was being written
+        except (InputError, KeyError, TypeError, ValueError):  # none, or one that was being written
             return
         note(f"{self._folder}: going on after {self._windows * self._tokens.context:,} tokens")
 

@@ -44,7 +44,7 @@ def show_feature(
 ) -> None:
     """Prints the tree under a feature, `depth` generations of it, and the path from the root above it.
 
-    Raises UserError where there is no such feature.
+    Raises InputError where there is no such feature.
     """
     view = _View(explorer, _width(console))
     tree = view.tree(explorer.feature(feature), depth, contexts)

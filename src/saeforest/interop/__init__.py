@@ -15,6 +15,6 @@ def load(source: str | Path) -> SAE:
     """The SAE in a folder that this library wrote (a run, or its `sae`), or one that the Tree SAE's authors released:
     see `load_released`.
 
-    Raises UserError where there is none, or where a file, a key, a tensor or a shape is missing or wrong.
+    Raises InputError where there is none, or where a file, a key, a tensor or a shape is missing or wrong.
     """
     return load_released(source) if is_released(source) else load_sae(source)

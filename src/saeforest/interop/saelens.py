@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-from ..errors import UserError
+from ..errors import InputError
 from ..saes import SAE, BatchTopKSAE, JumpReLUConfig, JumpReLUSAE, MatryoshkaSAE, TopKConfig, TopKSAE
 
 _DIRECT = ("topk", "jumprelu", "matching_pursuit")
@@ -17,12 +17,12 @@ _DIRECT = ("topk", "jumprelu", "matching_pursuit")
 def for_saelens(sae: SAE) -> SAE:
     """The same features and reconstructions as an SAE whose folder SAELens loads.
 
-    Raises UserError for a Tree SAE or HSAE: what makes them would be lost.
+    Raises InputError for a Tree SAE or HSAE: what makes them would be lost.
     """
     if sae.config.architecture in _DIRECT:
         return sae
     if not isinstance(sae, BatchTopKSAE | MatryoshkaSAE):
-        raise UserError(
+        raise InputError(
             f"a {sae.config.architecture} SAE has no counterpart in SAELens, which knows no forest; "
             f"expected one of {', '.join(_DIRECT)}, batchtopk or matryoshka"
         )

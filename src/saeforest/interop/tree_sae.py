@@ -18,7 +18,7 @@ from huggingface_hub import HfApi, snapshot_download
 from jaxtyping import Int
 from torch import Tensor
 
-from ..errors import UserError
+from ..errors import InputError
 from ..files import read_json, read_tensors
 from ..saes import (
     SAE,
@@ -58,7 +58,7 @@ def load_released(source: str | Path) -> SAE:
     in it. What has been downloaded before is used as it is, without asking the Hub. The whole of config.json is in
     `metadata["released"]`.
 
-    Raises UserError where there is no such folder or name, or a file, a key, a tensor or a shape is missing or wrong.
+    Raises InputError where there is no such folder or name, or a file, a key, a tensor or a shape is missing or wrong.
     """
     folder = _folder(source)
     config = _read_config(folder / CONFIG)
@@ -105,7 +105,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     # Python writes, but JSON has no, Infinity: as a string it can be saved with the SAE.
     config = read_json(path, constants="text")
     if not isinstance(config, dict):
-        raise UserError(f"{path}: expected a JSON object with the SAE's configuration")
+        raise InputError(f"{path}: expected a JSON object with the SAE's configuration")
     return config
 
 
@@ -113,7 +113,7 @@ def _system(config: dict[str, Any], path: Path) -> SAEConfig:
     """The configuration in our terms."""
     name = config.get("type")
     if not isinstance(name, str) or name not in _TYPES:
-        raise UserError(f"{path}: key 'type' is {shown(name)}: expected one of {', '.join(_TYPES)}")
+        raise InputError(f"{path}: key 'type' is {shown(name)}: expected one of {', '.join(_TYPES)}")
     kind = _TYPES[name]
     sizes = _numbers(config, "features_per_layer", path)
     whole = (sum(sizes),)
@@ -134,13 +134,13 @@ def _system(config: dict[str, Any], path: Path) -> SAEConfig:
 
 def _check_k(k: tuple[int, ...], sizes: tuple[int, ...], path: Path) -> None:
     if len(k) != len(sizes):
-        raise UserError(
+        raise InputError(
             f"{path}: key 'k_per_layer' has {len(k)} entries, but 'features_per_layer' has {len(sizes)}; "
             "expected one k for each layer"
         )
     for active, size in zip(k, sizes, strict=True):
         if active > size:
-            raise UserError(
+            raise InputError(
                 f"{path}: key 'k_per_layer' asks for {active} active features of {size}, the features there are"
             )
 
@@ -148,11 +148,11 @@ def _check_k(k: tuple[int, ...], sizes: tuple[int, ...], path: Path) -> None:
 def _numbers(config: dict[str, Any], key: str, path: Path) -> tuple[int, ...]:
     """One number, or one for each layer, all positive."""
     if key not in config:
-        raise UserError(f"{path}: key '{key}' is missing; the file is damaged or of another tool")
+        raise InputError(f"{path}: key '{key}' is missing; the file is damaged or of another tool")
     value = config[key]
     numbers = value if isinstance(value, list) else [value]
     if not numbers or not all(type(n) is int and 0 < n <= MOST_FEATURES for n in numbers):
-        raise UserError(
+        raise InputError(
             f"{path}: key '{key}' is {shown(value)}: expected whole numbers from 1 to {MOST_FEATURES:,}"
         )
     return tuple(numbers)
@@ -179,7 +179,9 @@ def _read_weights(path: Path, system: SAEConfig) -> _Weights:
     filled["encoder"] = _checked(tensors, "encoder.weight", (d_sae, d_in), path)
     filled["b_dec"] = _checked(tensors, "b_dec", (d_in,), path)
     if "encoder.bias" in tensors and tensors["encoder.bias"].any():
-        raise UserError(f"{path}: tensor 'encoder.bias' is not zero, but the released SAEs have no such bias")
+        raise InputError(
+            f"{path}: tensor 'encoder.bias' is not zero, but the released SAEs have no such bias"
+        )
     if system.architecture == "tree":
         filled["parent"] = _parent(tensors, system.layer_sizes, path)
     return _Weights(d_in, filled)
@@ -189,20 +191,20 @@ def _checked(tensors: dict[str, Tensor], name: str, shape: tuple[int | None, ...
     """A tensor of numbers; None stands for any length."""
     tensor = _present(tensors, name, shape, path)
     if tensor.dtype not in FLOATS:
-        raise UserError(f"{path}: tensor '{name}' has dtype {tensor.dtype}, expected floating-point numbers")
+        raise InputError(f"{path}: tensor '{name}' has dtype {tensor.dtype}, expected floating-point numbers")
     if not torch.isfinite(tensor).all():
-        raise UserError(f"{path}: tensor '{name}' holds NaN or infinite values")
+        raise InputError(f"{path}: tensor '{name}' holds NaN or infinite values")
     return tensor
 
 
 def _present(tensors: dict[str, Tensor], name: str, shape: tuple[int | None, ...], path: Path) -> Tensor:
     if name not in tensors:
-        raise UserError(f"{path}: tensor '{name}' is missing; it holds {listed(tensors)}")
+        raise InputError(f"{path}: tensor '{name}' is missing; it holds {listed(tensors)}")
     found = list(tensors[name].shape)
     fits = len(found) == len(shape) and all(b in (None, a) for a, b in zip(found, shape, strict=True))
     if not fits or 0 in found:
         wanted = ", ".join("d_in" if n is None else str(n) for n in shape)
-        raise UserError(f"{path}: tensor '{name}' has shape {found}, but {CONFIG} calls for [{wanted}]")
+        raise InputError(f"{path}: tensor '{name}' has shape {found}, but {CONFIG} calls for [{wanted}]")
     return tensors[name]
 
 
@@ -216,11 +218,11 @@ def _parent(tensors: dict[str, Tensor], sizes: tuple[int, ...], path: Path) -> I
         else:
             index = _present(tensors, name, (size,), path)
             if index.dtype not in INTEGERS:
-                raise UserError(f"{path}: tensor '{name}' has dtype {index.dtype}, expected integers")
+                raise InputError(f"{path}: tensor '{name}' has dtype {index.dtype}, expected integers")
             index = index.to(torch.int64)
             bad = index[(index < 0) | (index > start)]
             if len(bad):
-                raise UserError(
+                raise InputError(
                     f"{path}: tensor '{name}' holds {int(bad[0])}: expected 0 to {start - 1}, the features of earlier "
                     f"layers, or {start}, the root"
                     if start
@@ -240,7 +242,7 @@ def _folder(source: str | Path) -> Path:
         return _chosen(path, _below(path)) if not (path / CONFIG).exists() else path
     name = _HUB_NAME.fullmatch(source) if isinstance(source, str) and not path.exists() else None
     if name is None:
-        raise UserError(
+        raise InputError(
             f"{source}: no such folder; expected one with {CONFIG} and {WEIGHTS}, or a Hub name such as "
             "tueminh/tree-sae"
         )
@@ -254,7 +256,7 @@ def _below(folder: Path) -> list[str]:
 
 def _chosen(path: Path, several: list[str]) -> Path:
     if several:
-        raise UserError(f"{path}: holds several SAEs; give one of its folders: {', '.join(several)}")
+        raise InputError(f"{path}: holds several SAEs; give one of its folders: {', '.join(several)}")
     return path
 
 
@@ -272,7 +274,7 @@ def _on_hub(repo: str, folder: str) -> Path:
         return Path(snapshot_download(repo, allow_patterns=files)) / folder
     except Exception as error:  # the Hub's client has no common base of its many errors
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise UserError(f"{repo}: the download from the Hub failed ({reason}); try again") from error
+        raise InputError(f"{repo}: the download from the Hub failed ({reason}); try again") from error
 
 
 def _check_on_hub(repo: str, files: Iterable[str]) -> None:
@@ -280,7 +282,7 @@ def _check_on_hub(repo: str, files: Iterable[str]) -> None:
     try:
         found = {file.rfilename for file in HfApi().model_info(repo, timeout=_HUB_PATIENCE_S).siblings or ()}
     except Exception as error:
-        raise UserError(
+        raise InputError(
             f"{repo}: no such folder, and the Hub has no such model or cannot be reached; give a folder or a Hub name "
             "such as tueminh/tree-sae"
         ) from error
@@ -290,4 +292,4 @@ def _check_on_hub(repo: str, files: Iterable[str]) -> None:
             f"{repo}:{file.removesuffix('/' + WEIGHTS)}" for file in found if file.endswith("/" + WEIGHTS)
         )
         hint = f"; it holds {', '.join(others)}" if others else ""
-        raise UserError(f"{repo}: the Hub has no {missing} there{hint}")
+        raise InputError(f"{repo}: the Hub has no {missing} there{hint}")

@@ -10,7 +10,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from threading import Lock
 
-from ..errors import UserError
+from ..errors import InputError
 from ..files import CHECKSUM, checksum_of_data, parse_json, read_bytes
 from ..output import note
 from ..schema import Count, Schema, checked
@@ -36,7 +36,7 @@ class CachedJudge:
     What was answered there is not asked again. A damaged line, such as one that was being written when the power
     went, is passed over. folder: None keeps nothing beyond this object.
 
-    Raises UserError where the file cannot be read or written.
+    Raises InputError where the file cannot be read or written.
     """
 
     def __init__(self, judge: Judge, folder: Path | None) -> None:
@@ -99,7 +99,7 @@ class CachedJudge:
                     os.fsync(file.fileno())
             except OSError as error:
                 self._torn = True
-                raise UserError(f"{self._path}: cannot be written ({error.strerror})") from None
+                raise InputError(f"{self._path}: cannot be written ({error.strerror})") from None
             self._torn = False
 
 
@@ -110,7 +110,7 @@ def read_answers(data: bytes, where: str) -> Iterator[Answer | None]:
             kept = parse_json(line, where)
             expected = kept.pop(CHECKSUM, None) if isinstance(kept, dict) else None
             answer = checked(Answer, kept, where)
-        except UserError:
+        except InputError:
             yield None
         else:
             yield answer if expected in (None, checksum_of_data(kept)) else None

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from ..errors import UserError
+from ..errors import InputError
 from ..lm import LanguageModel, identify, load_lm, same_model
 from .cache import CachedJudge
 from .endpoint import EndpointJudge
@@ -43,10 +43,10 @@ class JudgeConfig:
     def __post_init__(self) -> None:
         expected = "http(s)://HOST/v1, without a user, a query or a fragment"
         if self.endpoint and not _is_plain_url(self.endpoint):
-            raise UserError(f"judge.endpoint: expected {expected}")  # not shown: it may hold a password
+            raise InputError(f"judge.endpoint: expected {expected}")  # not shown: it may hold a password
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", self.key_env):
             # Nor is this: it may be the key itself.
-            raise UserError(
+            raise InputError(
                 "judge.key_env: expected the name of an environment variable, of letters, digits and _"
             )
         ranges = [
@@ -57,7 +57,7 @@ class JudgeConfig:
         ]
         for name, value, holds, wanted in ranges:
             if not holds:
-                raise UserError(f"judge.{name} = {value!r}: expected {wanted}")
+                raise InputError(f"judge.{name} = {value!r}: expected {wanted}")
 
 
 def _is_plain_url(url: str) -> bool:
@@ -77,7 +77,7 @@ def open_judge(config: JudgeConfig, lm: LanguageModel, folder: Path | None) -> I
     """The configured judge, None where there is none. It keeps its answers in `folder`, where that is given.
 
     A local judge runs where `lm` does, in the same dtype; it is `lm` itself where that is the same model.
-    Raises UserError where the model cannot be loaded or the key cannot be a key.
+    Raises InputError where the model cannot be loaded or the key cannot be a key.
     """
     if not config.model:
         yield None
@@ -103,5 +103,7 @@ def open_judge(config: JudgeConfig, lm: LanguageModel, folder: Path | None) -> I
 def _key(variable: str) -> str:
     key = os.environ.get(variable, "").strip()
     if not (key.isascii() and key.isprintable() and " " not in key):
-        raise UserError(f"environment variable {variable}: expected a key of plain letters, digits and signs")
+        raise InputError(
+            f"environment variable {variable}: expected a key of plain letters, digits and signs"
+        )
     return key

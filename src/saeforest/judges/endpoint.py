@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx2
 
-from ..errors import UserError
+from ..errors import InputError
 from ..files import parse_json
 from ..output import printable
 
@@ -45,7 +45,7 @@ class EndpointJudge:
         self._client.close()
 
     def ask(self, system: str, user: str, *, max_tokens: int) -> str:
-        """Raises UserError where the endpoint refuses, answers something else, or does not answer at all."""
+        """Raises InputError where the endpoint refuses, answers something else, or does not answer at all."""
         body = {
             "model": self._model,
             "messages": [
@@ -66,16 +66,16 @@ class EndpointJudge:
                 why = type(error).__name__
                 continue
             except (httpx2.HTTPError, httpx2.InvalidURL) as error:
-                raise UserError(f"judge {self.name}: {self._safe(str(error))}") from None
+                raise InputError(f"judge {self.name}: {self._safe(str(error))}") from None
             if response.status_code != 429 and response.status_code < 500:
                 return self._reply(response)
             why = self._refusal(response)
             wait = max(wait, _retry_after(response))
             if wait > _LONGEST_WAIT:
-                raise UserError(
+                raise InputError(
                     f"judge {self.name}: {why}; it asks to wait {wait:.0f} s: run the command again after that"
                 )
-        raise UserError(
+        raise InputError(
             f"judge {self.name}: no answer in {1 + self._retries} tries, the last: {why}; "
             "check judge.endpoint, or run the command again later"
         )
@@ -86,7 +86,7 @@ class EndpointJudge:
                 content = self._json(response)["choices"][0]["message"]["content"]
                 return self._without_key(_text(content))
             except (ValueError, KeyError, IndexError, TypeError):
-                raise UserError(
+                raise InputError(
                     f"judge {self.name}: the reply is not a chat completion; "
                     "expected judge.endpoint to be an OpenAI-compatible URL such as https://host/v1"
                 ) from None
@@ -97,7 +97,7 @@ class EndpointJudge:
                 what = "no such model or path; check judge.endpoint and judge.model"
             case _:
                 what = "the request was not accepted; check judge.endpoint and judge.model"
-        raise UserError(f"judge {self.name}: {what} ({self._refusal(response)})") from None
+        raise InputError(f"judge {self.name}: {what} ({self._refusal(response)})") from None
 
     def _refusal(self, response: httpx2.Response) -> str:
         """The status, and what the endpoint says about it."""
@@ -113,7 +113,7 @@ class EndpointJudge:
         """Raises ValueError where the body is no JSON of a sane shape."""
         try:
             return parse_json(response.content, self.name)
-        except UserError as error:
+        except InputError as error:
             raise ValueError(str(error)) from None
 
     def _safe(self, text: str) -> str:

@@ -26,7 +26,7 @@ class Judge(Protocol):
         ...
 
     def ask(self, system: str, user: str, *, max_tokens: int) -> str:
-        """The reply, of at most `max_tokens` tokens. Raises UserError where there is none to be had."""
+        """The reply, of at most `max_tokens` tokens. Raises InputError where there is none to be had."""
         ...
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from transformers import GenerationConfig
 
-from ..errors import UserError
+from ..errors import InputError
 from ..lm import LanguageModel
 from ..lm.pretrained import quiet_transformers
 
@@ -21,11 +21,11 @@ class LocalJudge:
 
     @torch.no_grad()
     def ask(self, system: str, user: str, *, max_tokens: int) -> str:
-        """Raises UserError where the question is longer than the model can read."""
+        """Raises InputError where the question is longer than the model can read."""
         ids = self._question(system, user)
         room = self._lm.max_context
         if room is not None and len(ids) + max_tokens > room:
-            raise UserError(
+            raise InputError(
                 f"judge {self.name}: a question of {len(ids)} tokens and its reply of {max_tokens} exceed the {room} "
                 "that it reads; choose another judge.model"
             )

@@ -15,7 +15,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from ..errors import UserError
+from ..errors import InputError
 from . import plain
 
 #: Set to `plain`, everything runs on PyTorch's own operators.
@@ -25,10 +25,10 @@ _DTYPES = {"cpu": (torch.float32, torch.float64), "cuda": (torch.float32,)}
 
 
 def backend(weight: Tensor) -> ModuleType:
-    """The kernels for weights such as this one. Raises UserError where the variable says something unknown."""
+    """The kernels for weights such as this one. Raises InputError where the variable says something unknown."""
     wanted = os.environ.get(VARIABLE, "auto")
     if wanted not in ("auto", "plain"):
-        raise UserError(f"{VARIABLE}={wanted}: expected auto or plain")
+        raise InputError(f"{VARIABLE}={wanted}: expected auto or plain")
     if wanted == "plain" or weight.dtype not in _DTYPES.get(weight.device.type, ()):
         return plain
     return compiled(weight.device.type)

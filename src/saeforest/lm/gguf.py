@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from saeforest.errors import UserError
+from saeforest.errors import InputError
 from saeforest.files import atomic_folder, checksum, read_json, remove_leftovers, write_json
 from saeforest.lm import gguf_splits
 from saeforest.lm.identity import file_fingerprint
@@ -81,7 +81,7 @@ def _damaged(copy: Path) -> str | None:
         for name, expected in checksums.items():
             if checksum(copy / name) != expected:
                 return name
-    except (UserError, OSError, KeyError, TypeError, AttributeError):
+    except (InputError, OSError, KeyError, TypeError, AttributeError):
         return _MANIFEST
     return None
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from saeforest.errors import UserError
+from saeforest.errors import InputError
 from saeforest.lm.sites import Site
 
 Hook = Callable[[Tensor], Tensor | None]
@@ -33,7 +33,7 @@ def hooked(model: nn.Module, hooks: Iterable[tuple[Site, Hook]]) -> Iterator[Non
         yield
     for one in placed:
         if now.begun and not one.reached:
-            raise UserError(
+            raise InputError(
                 f"site {one.site.name!r}: {one.site.module_path} takes no part in the forward pass"
             )
 
@@ -100,7 +100,7 @@ class _Placed:
             new = self._new(x.unflatten(0, shape))
             return None if new is None else new.flatten(0, 1)
         if not (isinstance(x, Tensor) and x.is_floating_point() and x.ndim == 3 and x.shape[:2] == shape):
-            raise UserError(
+            raise InputError(
                 f"site {self.site.name!r}: expected a floating-point tensor [batch, ctx, width] for ids "
                 f"{list(shape)}, but {self.site.module_path} has {_describe(x)}; give another site"
             )

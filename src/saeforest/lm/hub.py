@@ -7,7 +7,7 @@ from pathlib import Path
 
 from huggingface_hub import HfApi, snapshot_download
 
-from saeforest.errors import UserError
+from saeforest.errors import InputError
 from saeforest.lm.identity import EMBEDDED, hub_folder, split_revision
 from saeforest.lm.weights import weight_files
 
@@ -20,7 +20,7 @@ _WEIGHTS = re.compile(r"model(-\d+-of-\d+)?\.safetensors")
 def fetch(name: str, *, weights: bool = True) -> Path:
     """The folder of a Hub model, `org/name` or `org/name@revision`; downloaded if the cache does not have all of it.
 
-    weights: False to be content with configuration and tokenizer. Raises UserError where there is no such model, or
+    weights: False to be content with configuration and tokenizer. Raises InputError where there is no such model, or
     it cannot be had.
     """
     hub_name, revision = split_revision(name)
@@ -32,7 +32,7 @@ def fetch(name: str, *, weights: bool = True) -> Path:
         # Asked once here, since a download itself would try again and again for half a minute.
         found = HfApi().model_info(hub_name, revision=revision, timeout=_PATIENCE_S)
     except Exception as error:
-        raise UserError(_unreachable(name, folder, lacking, error)) from error
+        raise InputError(_unreachable(name, folder, lacking, error)) from error
     files = [file.rfilename for file in found.siblings or ()]
     wanted = [f for f in files if _TOKENIZER.fullmatch(f) or (weights and _WEIGHTS.fullmatch(f))]
     return Path(snapshot_download(hub_name, revision=found.sha or revision, allow_patterns=wanted))

@@ -19,7 +19,7 @@ from typing import Any
 from huggingface_hub import try_to_load_from_cache
 from xxhash import xxh3_128
 
-from saeforest.errors import UserError
+from saeforest.errors import InputError
 from saeforest.lm.weights import CONFIG_FILE, StoredTensor, read_model_config, stored_tensors
 
 EMBEDDED = "smollm2-135m"
@@ -100,12 +100,12 @@ def split_revision(name: str) -> tuple[str, str | None]:
 
 
 def embedded_file() -> Path:
-    """Where the embedded model is. Raises UserError where its package is not installed."""
+    """Where the embedded model is. Raises InputError where its package is not installed."""
     spec = importlib.util.find_spec(_PACKAGE)  # finds the folder without running the package
     for folder in (spec and spec.submodule_search_locations) or ():
         if (Path(folder) / _FILE).is_file():
             return Path(folder) / _FILE
-    raise UserError(f"model {EMBEDDED!r}: its package is not installed; run {_INSTALL}")
+    raise InputError(f"model {EMBEDDED!r}: its package is not installed; run {_INSTALL}")
 
 
 def hub_folder(name: str, revision: str | None = None) -> Path | None:
@@ -120,7 +120,7 @@ def hub_folder(name: str, revision: str | None = None) -> Path | None:
 def identify(name: str) -> ModelIdentity:
     """The identity of the model that `load_lm` would load, without loading it.
 
-    Of a Hub model that is not in the cache only the name is known. Raises UserError where files are damaged.
+    Of a Hub model that is not in the cache only the name is known. Raises InputError where files are damaged.
     """
     if name == EMBEDDED:
         return ModelIdentity(name, "", file_fingerprint(embedded_file()))
@@ -136,7 +136,7 @@ def identify(name: str) -> ModelIdentity:
             return ModelIdentity(hub_name, revision if revision and _COMMIT.fullmatch(revision) else "")
         return ModelIdentity(hub_name, folder.name, folder_fingerprint(folder))
     except (OSError, ValueError) as error:
-        raise UserError(f"model {name!r}: {error}") from error
+        raise InputError(f"model {name!r}: {error}") from error
 
 
 def file_fingerprint(path: Path) -> str:

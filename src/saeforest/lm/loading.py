@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from saeforest.errors import UserError
+from saeforest.errors import InputError
 from saeforest.hf_types import PreTrainedTokenizerBase
 from saeforest.lm.hub import fetch, first_line
 from saeforest.lm.identity import EMBEDDED, embedded_file, full_name, identify, local_path
@@ -31,7 +31,7 @@ def load_lm(name: str, *, device: str = "cpu", dtype: torch.dtype = torch.float3
     before is used as it is, without asking the Hub. Weights are read from safetensors or GGUF alone, and no
     code that comes with a model is run.
 
-    Raises UserError when there is no such model or device, or when the model is damaged, is no causal
+    Raises InputError when there is no such model or device, or when the model is damaged, is no causal
     language model, or has a tokenizer without special tokens.
     """
     from saeforest.lm.pretrained import quiet_transformers
@@ -40,10 +40,10 @@ def load_lm(name: str, *, device: str = "cpu", dtype: torch.dtype = torch.float3
     try:
         with quiet_transformers():
             model, tokenizer = _read(name, dtype)
-    except UserError:
+    except InputError:
         raise
     except Exception as error:  # transformers raises anything on a damaged or unknown model
-        raise UserError(
+        raise InputError(
             f"model {name!r}: not a readable causal language model: {first_line(error)}"
         ) from error
     model.to(device)  # pyright: ignore[reportArgumentType]
@@ -65,7 +65,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
         with quiet_transformers():
             return read_tokenizer(folder)
     except Exception as error:
-        raise UserError(f"model {name!r}: no readable tokenizer: {first_line(error)}") from error
+        raise InputError(f"model {name!r}: no readable tokenizer: {first_line(error)}") from error
 
 
 def _read(name: str, dtype: torch.dtype) -> Pretrained:
@@ -84,28 +84,28 @@ def _check_device(device: str) -> None:
     expected = "expected cpu, cuda, cuda:1 or the like"
     try:
         if torch.device(device).type not in DEVICES:
-            raise UserError(f"device {device!r}: {expected}")
+            raise InputError(f"device {device!r}: {expected}")
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         why = first_line(error).removeprefix("AssertionError: ").split(". ")[0][:200]
-        raise UserError(f"device {device!r}: {why}; {expected}") from error
+        raise InputError(f"device {device!r}: {why}; {expected}") from error
 
 
 def _check(lm: LanguageModel) -> None:
-    # Raise UserError now rather than in the middle of some work.
+    # Raise InputError now rather than in the middle of some work.
     lm.check_ids(torch.tensor([lm.eos_id]))
     lm.check_ids(torch.tensor(lm.tokenizer("a", verbose=False)["input_ids"]))  # with its BOS, if it adds one
     # Two texts that differ in their last token only: what precedes it must not notice.
     ids = torch.tensor([[0, 0], [0, 1]])
     first = lm.logits(ids)[:, 0].float()
     if not bool(first.isfinite().all()):
-        raise UserError(
+        raise InputError(
             f"model {lm.name!r}: its logits are NaN or infinite in {str(lm.dtype).removeprefix('torch.')}, from "
             f"{_first_without_numbers(lm, ids)} on; its weights are damaged or too large for that type (lm.dtype)"
         )
     tolerance = 16 * torch.finfo(lm.dtype).eps * first.abs().max().item()
     if not torch.allclose(first[0], first[1], rtol=0, atol=tolerance):
-        raise UserError(f"model {lm.name!r}: not a causal language model: it looks at later tokens")
+        raise InputError(f"model {lm.name!r}: not a causal language model: it looks at later tokens")
 
 
 def _first_without_numbers(lm: LanguageModel, ids: Tensor) -> str:

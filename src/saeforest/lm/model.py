@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Float32, Int, Int64
 from torch import Tensor
 
-from saeforest.errors import UserError
+from saeforest.errors import InputError
 from saeforest.hf_types import PreTrainedModel, PreTrainedTokenizerBase
 from saeforest.lm.hooks import Hooks, hooked
 from saeforest.lm.identity import ModelIdentity
@@ -62,21 +62,21 @@ class LanguageModel:
         return longest_text(self.model)
 
     def check_context(self, context: int, what: str) -> None:
-        """Raises UserError, with `what` as the name of the setting, where the model cannot read so many tokens."""
+        """Raises InputError, with `what` as the name of the setting, where the model cannot read so many tokens."""
         if self.max_context is not None and context > self.max_context:
-            raise UserError(
+            raise InputError(
                 f"{what} = {context}: {self.name} reads at most {self.max_context} tokens; give fewer"
             )
 
     def check_ids(self, ids: Int[Tensor, "..."]) -> None:
-        """Raises UserError where a token has no row in the model's embedding."""
+        """Raises InputError where a token has no row in the model's embedding."""
         if not ids.numel():
             return
         smallest, largest = int(ids.min()), int(ids.max())
         if smallest < 0 or largest >= self.vocab_size:
             bad = largest if largest >= self.vocab_size else smallest
             token = self.tokenizer.convert_ids_to_tokens(bad) if bad >= 0 else None
-            raise UserError(
+            raise InputError(
                 f"model {self.name!r}: token {bad} ({token!r}) has no row in its embedding of {self.vocab_size}; "
                 "resize the embedding to the tokenizer and train it, or use the tokenizer the model was trained with"
             )
@@ -85,14 +85,14 @@ class LanguageModel:
     def eos_id(self) -> int:
         """The id that ends a text: the tokenizer's EOS or, where it has none, its BOS, SEP or PAD.
 
-        Raises UserError when the tokenizer has none of them.
+        Raises InputError when the tokenizer has none of them.
         """
         tokens = self.tokenizer
         for name in ("eos_token_id", "bos_token_id", "sep_token_id", "pad_token_id"):
             token_id = getattr(tokens, name, None)
             if token_id is not None:
                 return int(token_id)
-        raise UserError(
+        raise InputError(
             f"model {self.name!r}: its tokenizer has no eos, bos, sep or pad token; give it an eos_token"
         )
 
@@ -112,7 +112,7 @@ class LanguageModel:
     def site(self, name: str) -> Site:
         """The site of a hook name such as `blocks.15.hook_resid_post`, or of a module path: see `lm.sites`.
 
-        Raises UserError when there is no such place.
+        Raises InputError when there is no such place.
         """
         return resolve(self.model, self.n_layers, name, lambda site: self.activations(_SHORT, site))
 
@@ -122,7 +122,7 @@ class LanguageModel:
     def site_width(self, site: Site) -> int:
         """The number of features at the site, measured on a few tokens.
 
-        Raises UserError when the site holds no activation of shape [batch, ctx, d].
+        Raises InputError when the site holds no activation of shape [batch, ctx, d].
         """
         return self.activations(_SHORT, site).shape[-1]
 
@@ -137,7 +137,7 @@ class LanguageModel:
             with lm.hooked({"blocks.3.hook_resid_post": lambda x: x + direction}):
                 logits = lm.logits(ids)
 
-        Raises UserError when there is no such site, when it holds no activation of shape [batch, ctx, d], or, on
+        Raises InputError when there is no such site, when it holds no activation of shape [batch, ctx, d], or, on
         leaving, when forward passes never reached it; ValueError where a function changes the shape.
         """
         with hooked(self.model, [(self._site(site), hook) for site, hook in hooks.items()]):
@@ -155,7 +155,7 @@ class LanguageModel:
     ) -> Tensor | dict[str, Tensor]:
         """The activations at a site, or at several by their names, in the model's dtype and on its device.
 
-        Takes one forward pass, of which nothing behind the last of the sites is computed. Raises UserError as `hooked`
+        Takes one forward pass, of which nothing behind the last of the sites is computed. Raises InputError as `hooked`
         does.
         """
         wanted = [self._site(sites)] if isinstance(sites, Site | str) else list(sites)
@@ -183,7 +183,7 @@ class LanguageModel:
                 return self.logits(ids)
         self.check_ids(ids)
         if self.max_context is not None and ids.shape[1] > self.max_context:
-            raise UserError(
+            raise InputError(
                 f"a text of {ids.shape[1]} tokens: {self.name} reads at most {self.max_context}; give shorter ones"
             )
         return self.model(input_ids=ids.to(self.device), use_cache=False).logits
@@ -229,9 +229,9 @@ class LanguageModel:
 
         ids = prompt if isinstance(prompt, Tensor) else torch.tensor([self.tokenizer(prompt)["input_ids"]])
         if n_tokens < 1 or ids.numel() == 0:
-            raise UserError("generate: expected a prompt of one token or more and n_tokens of 1 or more")
+            raise InputError("generate: expected a prompt of one token or more and n_tokens of 1 or more")
         if temperature < 0:
-            raise UserError(f"temperature = {temperature}: expected 0 or more")
+            raise InputError(f"temperature = {temperature}: expected 0 or more")
         self.check_ids(ids)
         self.check_context(ids.shape[1] + n_tokens, "tokens of the prompt and n_tokens")
         ids = ids.to(self.device, torch.int64)

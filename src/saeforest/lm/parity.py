@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from saeforest.errors import UserError
+from saeforest.errors import InputError
 from saeforest.lm.model import LanguageModel
 
 TEXT = (
@@ -33,12 +33,12 @@ def parity(lm: LanguageModel, *, bos: bool = False) -> dict[str, Any]:
     Keys: `loss` in nats per token beside the `loss_of_guessing`, and whether it is that of a `trained` model; how far
     pre + attn + mlp is from post in some blocks (`sums`, `sums_hold`, None where a block has other parts);
     `vocab_size`, `max_context`, and the `warnings` that a user should see. bos: whether BOS stands before the text.
-    Raises UserError where the loss is not a number.
+    Raises InputError where the loss is not a number.
     """
     ids = _ids(lm, bos)
     loss = float(lm.token_losses(ids).mean())
     if not math.isfinite(loss):
-        raise UserError(
+        raise InputError(
             f"model {lm.name!r}: its loss on a short English text is {loss}; its weights are damaged"
         )
     guess = math.log(lm.vocab_size)
@@ -77,7 +77,7 @@ def _ids(lm: LanguageModel, bos: bool) -> Tensor:
     first: list[Any] = [lm.tokenizer.bos_token_id] if bos and lm.tokenizer.bos_token_id is not None else []
     ids = (first + [i for i in read if i < lm.vocab_size])[: min(_MOST, lm.max_context or _MOST)]
     if len(ids) < 2:
-        raise UserError(
+        raise InputError(
             f"model {lm.name!r}: its tokenizer makes {len(ids)} tokens of a text of {len(TEXT)} characters"
         )
     return torch.tensor([ids])
@@ -91,7 +91,7 @@ def _sums(lm: LanguageModel, ids: Tensor) -> dict[int, float]:
         try:
             sites = [lm.site(f"blocks.{block}.hook_{hook}") for hook in hooks]
             there = lm.activations(ids, sites)
-        except UserError:  # a block with other parts
+        except InputError:  # a block with other parts
             continue
         pre, attn, mlp, post = (there[site.name].double() for site in sites)
         added = (post - pre).norm()

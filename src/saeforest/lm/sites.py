@@ -35,7 +35,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from saeforest.errors import UserError
+from saeforest.errors import InputError
 
 HOOKS = (
     "hook_resid_pre",
@@ -83,13 +83,13 @@ class Site:
 
 
 Read = Callable[[Site], Tensor]
-"""Gives the activation at a site on a short text. Raises UserError where there is none."""
+"""Gives the activation at a site on a short text. Raises InputError where there is none."""
 
 
 def resolve(model: nn.Module, n_layers: int, name: str, read: Read) -> Site:
     """The site called `name`; `read` serves to tell sequential blocks from others for `hook_resid_mid`.
 
-    Raises UserError, with what would have been right, when there is no such place.
+    Raises InputError, with what would have been right, when there is no such place.
     """
     paths = [path for path, _ in model.named_modules() if path]
     if name.removesuffix(_INPUT) in paths:
@@ -97,10 +97,10 @@ def resolve(model: nn.Module, n_layers: int, name: str, read: Read) -> Site:
         return Site(name, path, "output" if name == path else "input")
     match = _HOOK_NAME.fullmatch(name)
     if match is None or match[2] not in HOOKS:
-        raise UserError(f"site {name!r}: no such hook or module; {_expected(paths, n_layers, name)}")
+        raise InputError(f"site {name!r}: no such hook or module; {_expected(paths, n_layers, name)}")
     index, hook = int(match[1]), match[2]
     if index >= n_layers:
-        raise UserError(f"site {name!r}: block {index} is out of range; the blocks are 0..{n_layers - 1}")
+        raise InputError(f"site {name!r}: block {index} is out of range; the blocks are 0..{n_layers - 1}")
 
     list_path, blocks = _block_list(model, n_layers, name)
     path, block = f"{list_path}.{index}", blocks[index]
@@ -114,7 +114,7 @@ def resolve(model: nn.Module, n_layers: int, name: str, read: Read) -> Site:
     child = _component(block, hook)
     if child is None:
         children = ", ".join(f"{path}.{child}" for child, _ in block.named_children())
-        raise UserError(f"site {name!r}: block {index} has no part known for it; give one of {children}")
+        raise InputError(f"site {name!r}: block {index} has no part known for it; give one of {children}")
     if hook in ("hook_attn_out", "hook_mlp_out"):
         return Site(name, f"{path}.{child}", "output", _multiplier(block, hook))
     return Site(name, f"{path}.{child}", "input")
@@ -131,11 +131,11 @@ def _resid_mid(name: str, path: str, block: nn.Module, x: dict[str, Tensor], rea
             site = Site(name, f"{path}.{child}", "input", around=path)
             try:
                 there = read(site)
-            except UserError:  # it reads something else than an activation, or takes no part
+            except InputError:  # it reads something else than an activation, or takes no part
                 continue
             if there.shape == mid.shape and _equal(there, mid, x["attn_out"]):
                 return site
-    raise UserError(
+    raise InputError(
         f"site {name!r}: no part of {path} reads resid_pre + attn_out: its attention and MLP work in parallel, or are "
         "not all that it adds; choose resid_pre or resid_post"
     )
@@ -176,7 +176,7 @@ def _block_list(model: nn.Module, n_layers: int, name: str) -> tuple[str, nn.Mod
         if isinstance(module, nn.ModuleList) and len(module) == n_layers
     ]
     if not lists:
-        raise UserError(f"site {name!r}: {type(model).__name__} has no list of blocks; give a module path")
+        raise InputError(f"site {name!r}: {type(model).__name__} has no list of blocks; give a module path")
     # The outermost: a mixture of experts may well have as many experts as layers.
     return min(lists, key=lambda found: found[0].count("."))
 

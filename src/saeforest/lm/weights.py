@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from saeforest.errors import UserError
+from saeforest.errors import InputError
 from saeforest.files import read_bytes
 
 CONFIG_FILE = "config.json"
@@ -116,7 +116,7 @@ def read_object(path: Path) -> dict[str, Any]:
     """
     try:
         data = json.loads(read_bytes(path))
-    except UserError as error:
+    except InputError as error:
         raise ValueError(str(error)) from None
     except (ValueError, RecursionError):
         raise ValueError(f"{path}: not valid JSON; download or copy it again") from None

@@ -27,7 +27,7 @@ import numpy as np
 from jaxtyping import Bool, Int64
 from numpy import ndarray as Array
 
-from ..errors import UserError
+from ..errors import InputError
 from ..judges import NO_JUDGE, Judge, JudgeConfig, Question, ask_all, prompt
 from .bootstrap import FloatArray, estimate, interval_method
 from .columns import INTERPRETABILITY, Column
@@ -64,7 +64,7 @@ class AutoInterpConfig:
     def __post_init__(self) -> None:
         for name, least in (("features", 1), ("min_fired", 0), ("buffer", 1), ("seed", 0)):
             if getattr(self, name) < least:
-                raise UserError(f"autointerp.{name} = {getattr(self, name)}: expected {least} or more")
+                raise InputError(f"autointerp.{name} = {getattr(self, name)}: expected {least} or more")
 
 
 class Trial(NamedTuple):
@@ -97,7 +97,7 @@ def autointerp(subject: Subject, config: AutoInterpConfig) -> Record:
     """The detection scores of features drawn at random.
 
     Features with too few windows are passed over for the next in the random order; those to which a reply of the
-    judge makes no sense are dropped, and counted. Raises UserError where the judge cannot be asked.
+    judge makes no sense are dropped, and counted. Raises InputError where the judge cannot be asked.
     """
     trials, skipped = _draw(subject, config)
     # None is opened where there is nothing to ask: it may be large.

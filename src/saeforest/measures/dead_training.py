@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..errors import UserError
+from ..errors import InputError
 from ..files import parse_json, read_bytes
 from ..schema import Count, Schema, checked
 from ..training.log import LOG, check_log
@@ -35,7 +35,7 @@ class DeadTrainingConfig:
 
     def __post_init__(self) -> None:
         if not 0 <= self.almost_zero < 1:
-            raise UserError(
+            raise InputError(
                 f"almost_zero = {self.almost_zero}: expected a share of 0 or more and less than 1"
             )
 
@@ -62,7 +62,7 @@ class DeadRates(NamedTuple):
 
 
 def read_dead_rates(folder: Path, layer_sizes: Sequence[int]) -> DeadRates:
-    """From the log.jsonl in a folder. Raises UserError where it is missing, damaged, or of another SAE."""
+    """From the log.jsonl in a folder. Raises InputError where it is missing, damaged, or of another SAE."""
     path = folder / LOG
     found = DeadRates([], [], [[] for _ in layer_sizes], [], [])
     moves: set[int] = set()
@@ -78,7 +78,7 @@ def read_dead_rates(folder: Path, layer_sizes: Sequence[int]) -> DeadRates:
         if len(dead) != len(layer_sizes) or not all(
             0 <= n <= size for n, size in zip(dead, layer_sizes, strict=True)
         ):
-            raise UserError(
+            raise InputError(
                 f"{path}, line {number}: dead features {dead}, but the layers have {list(layer_sizes)}; "
                 "the log is of another SAE"
             )
@@ -93,14 +93,14 @@ def read_dead_rates(folder: Path, layer_sizes: Sequence[int]) -> DeadRates:
 def _parse(path: Path, number: int, text: bytes) -> dict[str, Any]:
     line = parse_json(text, f"{path}, line {number}")
     if not isinstance(line, dict) or ("event" in line and type(line.get("step")) is not int):
-        raise UserError(f"{path}, line {number}: not a line that training wrote; the file is damaged")
+        raise InputError(f"{path}, line {number}: not a line that training wrote; the file is damaged")
     return line
 
 
 def dead_training(subject: Subject, config: DeadTrainingConfig) -> Record:
     """The record of dead features over the training of the subject's SAE; all undefined where it has no log.
 
-    Raises UserError where the log is damaged or of another SAE.
+    Raises InputError where the log is damaged or of another SAE.
     """
     sizes = subject.sae.forest.layer_sizes
     why = "the SAE was loaded without the log of its training"

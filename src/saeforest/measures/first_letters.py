@@ -33,7 +33,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..activations import ActivationReader
 from ..activations.reader import all_finite
-from ..errors import UserError
+from ..errors import InputError
 from ..kernels import sparse_decode
 from ..lm import LanguageModel, Site
 from ..output import note
@@ -75,7 +75,7 @@ class FirstLetterConfig:
 
     def _check(self, name: str, holds: bool, expected: str) -> None:
         if not holds:
-            raise UserError(f"absorption.{name} = {getattr(self, name)}: expected {expected}")
+            raise InputError(f"absorption.{name} = {getattr(self, name)}: expected {expected}")
 
     @property
     def reading(self) -> FirstLetterConfig:
@@ -182,13 +182,13 @@ def read_last(
 ) -> Float[Tensor, "n d_in"]:
     """The activations at the last token of each text, behind `bos_id` if given, on the CPU, in the model's dtype.
 
-    Raises UserError for one that is not finite, or longer than the model reads.
+    Raises InputError for one that is not finite, or longer than the model reads.
     """
     bos = [] if bos_id is None else [bos_id]
     ids = [bos + text for text in encode(lm.tokenizer, texts)]
     longest = max(map(len, ids), default=0)
     if lm.max_context is not None and longest > lm.max_context:
-        raise UserError(
+        raise InputError(
             f"absorption: prompts of up to {longest} tokens, but {lm.name} reads at most {lm.max_context}; set "
             "absorption.icl to fewer examples, or leave the measure out"
         )
@@ -206,7 +206,7 @@ def read_last(
                 advance(length * len(batch))
     x = torch.stack([found[i] for i in range(len(ids))])
     if not all_finite(x):
-        raise UserError(f"activations at {site.name} of {lm.name}: NaN or infinite; set lm.dtype to float32")
+        raise InputError(f"activations at {site.name} of {lm.name}: NaN or infinite; set lm.dtype to float32")
     return x
 
 
@@ -260,7 +260,7 @@ def f1_scores(
     return 2 * both.double() / either.clamp(min=1)
 
 
-class TooFewWords(UserError):
+class TooFewWords(InputError):
     """The tokenizer has too few words of English letters to read."""
 
     def __init__(self, model: str, found: int, least: int) -> None:

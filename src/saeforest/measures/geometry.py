@@ -43,7 +43,7 @@ from jaxtyping import Bool, Float64, Int
 from scipy.linalg import eigh
 from torch import Tensor
 
-from ..errors import UserError
+from ..errors import InputError
 from ..progress import progress
 from ..structure.forest import ROOT, Forest
 from .bootstrap import Estimate, FloatArray, estimate, interval_method
@@ -81,9 +81,9 @@ class GeometryConfig:
         least = {"families": 1, "min_count": 1, "max_points": 2, "umap_families": 0, "seed": 0}
         for key, number in least.items():
             if (given := getattr(self, key)) < number:
-                raise UserError(f"geometry.{key} = {given}: expected {number} or more")
+                raise InputError(f"geometry.{key} = {given}: expected {number} or more")
         if len(set(self.parents)) < len(self.parents):
-            raise UserError(f"geometry.parents = {list(self.parents)}: expected different features")
+            raise InputError(f"geometry.parents = {list(self.parents)}: expected different features")
 
 
 class Family(NamedTuple):
@@ -97,11 +97,11 @@ class Family(NamedTuple):
 
 
 def geometry(subject: Subject, config: GeometryConfig) -> Record:
-    """Of the SAE and the forest in `subject`. Raises UserError where `config.parents` names no feature."""
+    """Of the SAE and the forest in `subject`. Raises InputError where `config.parents` names no feature."""
     forest, n_fired = subject.forest, subject.pairs.marginals.n
     for parent in config.parents:
         if not 0 <= parent < forest.d_sae:
-            raise UserError(f"geometry.parents: {parent}: expected features, 0 to {forest.d_sae - 1}")
+            raise InputError(f"geometry.parents: {parent}: expected features, 0 to {forest.d_sae - 1}")
     usable = n_fired >= config.min_count
     parents = config.parents or tuple(f.parent for f in choose_families(subject, usable, config.families))
     entries = []

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float64, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..errors import UserError
+from ..errors import InputError
 from ..seeds import seeded
 from ..structure.forest import ROOT
 from .bootstrap import FloatArray
@@ -29,7 +29,7 @@ PROCEDURES: tuple[Procedure, ...] = get_args(Procedure)
 class HierarchyConfig:
     """Which pairs are judged, and how. The defaults are SPEC 5.2's recommendation.
 
-    Raises UserError for a value out of its range.
+    Raises InputError for a value out of its range.
     """
 
     parents: int = 100
@@ -63,11 +63,11 @@ class HierarchyConfig:
         least["top_before_filter"] = self.children
         for name, smallest in least.items():
             if (value := getattr(self, name)) < smallest:
-                raise UserError(f"hierarchy.{name} = {value}: expected {smallest} or more")
+                raise InputError(f"hierarchy.{name} = {value}: expected {smallest} or more")
         if not 0 < self.dense_share <= 1:
-            raise UserError(f"hierarchy.dense_share = {self.dense_share}: expected more than 0, at most 1")
+            raise InputError(f"hierarchy.dense_share = {self.dense_share}: expected more than 0, at most 1")
         if not self.seeds:
-            raise UserError("hierarchy.seeds = (): expected one or more")
+            raise InputError("hierarchy.seeds = (): expected one or more")
         for name, given, known in (
             ("sampling", [self.sampling], ("without", "with")),
             ("order", [self.order], ("frequency", "index")),
@@ -75,7 +75,7 @@ class HierarchyConfig:
         ):
             for word in given:
                 if word not in known:
-                    raise UserError(f"hierarchy.{name} = {word!r}: expected one of {', '.join(known)}")
+                    raise InputError(f"hierarchy.{name} = {word!r}: expected one of {', '.join(known)}")
 
     @classmethod
     def reference(cls) -> HierarchyConfig:

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
-from ..errors import UserError, require
+from ..errors import InputError, require
 from ..progress import progress
 from ..structure.forest import ROOT
 from ..structure.pairs import Score, scores_memory
@@ -46,7 +46,7 @@ _PAIRS = 1 << 12
 class MCSConfig:
     """Which children are measured, and whose children are listed.
 
-    Raises UserError for a value out of its range.
+    Raises InputError for a value out of its range.
     """
 
     min_count: int = 100
@@ -59,14 +59,14 @@ class MCSConfig:
     def __post_init__(self) -> None:
         for name in ("min_count", "children"):
             if (value := getattr(self, name)) < 1:
-                raise UserError(f"mcs.{name} = {value}: expected 1 or more")
+                raise InputError(f"mcs.{name} = {value}: expected 1 or more")
 
 
 def mcs(subject: Subject, config: MCSConfig) -> Record:
-    """Raises UserError where `config.parents` names a feature that the SAE has not."""
+    """Raises InputError where `config.parents` names a feature that the SAE has not."""
     for parent in config.parents:
         if not 0 <= parent < subject.sae.d_sae:
-            raise UserError(f"mcs.parents: feature {parent}: expected 0 to {subject.sae.d_sae - 1}")
+            raise InputError(f"mcs.parents: feature {parent}: expected 0 to {subject.sae.d_sae - 1}")
     decoder = F.normalize(subject.sae.W_dec.detach().float().cpu())
     found = _scores(subject, decoder)
     n = subject.pairs.marginals.n

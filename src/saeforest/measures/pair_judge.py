@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..errors import UserError
+from ..errors import InputError
 from ..judges import NO_JUDGE, Judge, JudgeConfig, Question, ask_all, prompt
 from ..structure.forest import Forest
 from .bootstrap import FloatArray, estimate, interval_method
@@ -52,9 +52,9 @@ class PairJudgeConfig:
     def __post_init__(self) -> None:
         for name, least in (("pairs", 1), ("min_fired", 0), ("buffer", 1), ("seed", 0)):
             if getattr(self, name) < least:
-                raise UserError(f"pair_judge.{name} = {getattr(self, name)}: expected {least} or more")
+                raise InputError(f"pair_judge.{name} = {getattr(self, name)}: expected {least} or more")
         if not 0 <= self.power <= 4:
-            raise UserError(f"pair_judge.power = {self.power}: expected 0 to 4")
+            raise InputError(f"pair_judge.power = {self.power}: expected 0 to 4")
 
 
 class Verdict(NamedTuple):
@@ -68,7 +68,7 @@ Pair = tuple[int, int]
 def pair_judge(subject: Subject, config: PairJudgeConfig) -> Record:
     """How many edges of the forest, drawn at random, a judge affirms.
 
-    Raises UserError where the judge cannot be asked.
+    Raises InputError where the judge cannot be asked.
     """
     texts = _Texts(subject, config)
     rng = np.random.default_rng(config.seed)

@@ -25,7 +25,7 @@ from scipy.sparse import coo_array, csr_array, vstack
 from torch import Tensor
 
 from ..activations import ActivationReader
-from ..errors import UserError
+from ..errors import InputError
 from ..progress import progress
 from ..saes import SAE
 from ..text import Tokens, encode
@@ -64,9 +64,9 @@ class LabelledTextConfig:
     def __post_init__(self) -> None:
         for name, least in (("n_classes", 2), ("train", 1), ("test", 1), ("context", 2), ("seed", 0)):
             if getattr(self, name) < least:
-                raise UserError(f"texts.{name} = {getattr(self, name)}: expected {least} or more")
+                raise InputError(f"texts.{name} = {getattr(self, name)}: expected {least} or more")
         if len(self.classes) == 1 or len(set(self.classes)) < len(self.classes):
-            raise UserError(f"texts.classes = {list(self.classes)}: expected two or more different labels")
+            raise InputError(f"texts.classes = {list(self.classes)}: expected two or more different labels")
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,7 +144,7 @@ def choose(
 ) -> tuple[tuple[str, ...], list[LabelledText]]:
     """The classes, and up to as many random texts of each as they are to have.
 
-    Raises UserError for a class with fewer than 10 texts.
+    Raises InputError for a class with fewer than 10 texts.
     """
     # The same text twice could be both trained and tested on.
     texts = list({(text.text, text.label): text for text in found}.values())
@@ -153,7 +153,7 @@ def choose(
     classes = config.classes or tuple(c for c in ranked if count[c] >= MIN_TEXTS)[: config.n_classes]
     if len(classes) < 2:
         most = ", ".join(f"{label} ({count[label]})" for label in ranked[:3])
-        raise UserError(
+        raise InputError(
             f"labelled texts '{config.source}': expected two or more labels with {MIN_TEXTS} or more texts each; "
             f"the most frequent are {most}"
         )
@@ -172,7 +172,7 @@ def _check_enough(classes: tuple[str, ...], labels: list[str], config: LabelledT
     count = Counter(labels)
     for label in classes:
         if count[label] < MIN_TEXTS:
-            raise UserError(
+            raise InputError(
                 f"labelled texts '{config.source}': {count[label]} different texts with tokens to measure have the "
                 f"label '{label}'; expected {MIN_TEXTS} or more"
             )
@@ -184,7 +184,7 @@ def read_texts(reader: ActivationReader, config: LabelledTextConfig) -> ReadText
     Memory: m * d numbers in the model's dtype (for 2,500 texts at d = 576 in bfloat16, 0.3 GB), for as long as they
     are kept.
 
-    Raises UserError where the source is at fault, or has too few texts of a class.
+    Raises InputError where the source is at fault, or has too few texts of a class.
     """
     reader.lm.check_context(config.context, "sparse_probing.texts.context, tpp.texts.context")
     classes, texts = choose(labelled(config.source), config)
@@ -229,9 +229,9 @@ def divide(label: IntArray, config: LabelledTextConfig) -> tuple[IntArray, IntAr
 
 
 def check_share(key: str, share: float) -> None:
-    """Raises UserError for a share of the training texts that leaves nothing to validate or to train on."""
+    """Raises InputError for a share of the training texts that leaves nothing to validate or to train on."""
     if not 0 < share < 1:
-        raise UserError(f"{key} = {share}: expected a share of the training texts, above 0 and below 1")
+        raise InputError(f"{key} = {share}: expected a share of the training texts, above 0 and below 1")
 
 
 def apart(texts: IntArray, share: float) -> tuple[IntArray, IntArray]:

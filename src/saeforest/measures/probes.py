@@ -38,7 +38,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Float32, Float64, Int
 from torch import Tensor
 
-from ..errors import UserError
+from ..errors import InputError
 from ..optim import Precision, resolve_precision
 from ..progress import progress
 from ..structure.directions import Directions, Moments
@@ -94,7 +94,7 @@ class ProbeConfig:
         ]
         for name, value, holds, expected in ranges:
             if not holds:
-                raise UserError(f"probe.{name} = {value}: expected {expected}")
+                raise InputError(f"probe.{name} = {value}: expected {expected}")
 
 
 class Quality(NamedTuple):

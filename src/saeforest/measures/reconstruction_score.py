@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Float32, Float64, Int
 from torch import Tensor
 
-from ..errors import UserError
+from ..errors import InputError
 from .bootstrap import Estimate, FloatArray, estimate, interval_method
 from .columns import HIERARCHY, Column
 from .composition import cosines_memory
@@ -70,7 +70,7 @@ class ReconstructionScoreConfig:
         ]
         for name, value, holds, expected in ranges:
             if not holds:
-                raise UserError(f"reconstruction_score.{name} = {value}: expected {expected}")
+                raise InputError(f"reconstruction_score.{name} = {value}: expected {expected}")
 
 
 class PairNearness(NamedTuple):
@@ -117,12 +117,12 @@ def pair_nearness(
 def reconstruction_score(subject: Subject, config: ReconstructionScoreConfig) -> Record:
     """S_res of the forest's edges whose child fires `min_count` times or more, and what figures 1 and 10 to 12 show.
 
-    Raises UserError for a parent that is no feature of the SAE.
+    Raises InputError for a parent that is no feature of the SAE.
     """
     d_sae = subject.forest.d_sae
     for p in config.parents:
         if not 0 <= p < d_sae:
-            raise UserError(f"reconstruction_score.parents: {p} is no feature; expected 0 to {d_sae - 1}")
+            raise InputError(f"reconstruction_score.parents: {p} is no feature; expected 0 to {d_sae - 1}")
     edges = subject.forest.edges
     measurable = subject.probes.defined(edges[1]) & (subject.pairs.marginals.n[edges[1]] >= config.min_count)
     measurable = edges[:, measurable]

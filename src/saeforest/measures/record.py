@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import ConfigDict, Field
 
-from ..errors import UserError
+from ..errors import InputError
 from ..files import read_json, write_json
 from ..schema import Count, Name, Schema, checked
 
@@ -85,7 +85,7 @@ class Record:
 
     @classmethod
     def read(cls, path: Path) -> Record:
-        """What `write` wrote. Raises UserError where the file is missing, damaged, or of another kind."""
+        """What `write` wrote. Raises InputError where the file is missing, damaged, or of another kind."""
         data = read_json(path)
         what = f"{path}: not the record of a measure"
         checked(_File, data, what, "run `saeforest eval` again")
@@ -95,7 +95,7 @@ class Record:
             }
             return cls(**data)
         except (TypeError, ValueError) as error:  # names of intervals and values that differ, no reason given
-            raise UserError(f"{what} ({str(error)[:200]}); run `saeforest eval` again") from None
+            raise InputError(f"{what} ({str(error)[:200]}); run `saeforest eval` again") from None
 
 
 def undefined(value: Mapping[str, float | None], why: Mapping[str, str], tokens: int) -> dict[str, str]:

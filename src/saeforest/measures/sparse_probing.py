@@ -22,7 +22,7 @@ from scipy.sparse import csr_array
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
-from ..errors import UserError
+from ..errors import InputError
 from ..progress import progress
 from .bootstrap import FloatArray, estimate, interval_method
 from .columns import INTERPRETABILITY, Column
@@ -57,7 +57,7 @@ class SparseProbingConfig:
 
     def __post_init__(self) -> None:
         if not self.k or min(self.k) < 1 or len(set(self.k)) < len(self.k):
-            raise UserError(f"sparse_probing.k = {list(self.k)}: expected different numbers of 1 or more")
+            raise InputError(f"sparse_probing.k = {list(self.k)}: expected different numbers of 1 or more")
         check_share("sparse_probing.validation", self.validation)
 
 
@@ -72,7 +72,7 @@ def sparse_probing(subject: Subject, config: SparseProbingConfig) -> Record:
     `detail["classes"]` has an entry for each class: its `label`, the accuracy of each value by its name, under
     `features` those of the largest k, first come first taken, and under `strength` what was chosen for llm_all.
 
-    Raises UserError where the texts are at fault (see `read_texts`).
+    Raises InputError where the texts are at fault (see `read_texts`).
     """
     texts, code = subject.labelled
     pooled = {"sae": code.raw, "llm": texts.pooled}

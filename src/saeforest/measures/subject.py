@@ -86,7 +86,7 @@ class Subject:
 
     @property
     def labelled(self) -> LabelledCodes:
-        """Labelled texts and their codes (labelled_texts). Raises UserError where the texts are at fault."""
+        """Labelled texts and their codes (labelled_texts). Raises InputError where the texts are at fault."""
         return self._supplied("labelled_texts")
 
     @property

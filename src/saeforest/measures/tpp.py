@@ -24,7 +24,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ..errors import UserError
+from ..errors import InputError
 from ..progress import progress
 from .bootstrap import FloatArray, estimate, interval_method
 from .columns import INTERPRETABILITY, Column
@@ -69,17 +69,17 @@ class TPPConfig:
 
     def __post_init__(self) -> None:
         if not self.n or min(self.n) < 1 or len(set(self.n)) < len(self.n):
-            raise UserError(f"tpp.n = {list(self.n)}: expected different numbers of 1 or more")
+            raise InputError(f"tpp.n = {list(self.n)}: expected different numbers of 1 or more")
         if self.select_on not in get_args(SelectOn):
-            raise UserError(f"tpp.select_on = {self.select_on!r}: expected validation or test")
+            raise InputError(f"tpp.select_on = {self.select_on!r}: expected validation or test")
         check_share("tpp.validation", self.validation)
         for name in ("epochs", "batch_size"):
             if getattr(self, name) < 1:
-                raise UserError(f"tpp.{name} = {getattr(self, name)}: expected 1 or more")
+                raise InputError(f"tpp.{name} = {getattr(self, name)}: expected 1 or more")
         if not self.lr > 0:
-            raise UserError(f"tpp.lr = {self.lr}: expected a number above 0")
+            raise InputError(f"tpp.lr = {self.lr}: expected a number above 0")
         if not self.l1 >= 0:
-            raise UserError(f"tpp.l1 = {self.l1}: expected 0 or more")
+            raise InputError(f"tpp.l1 = {self.l1}: expected 0 or more")
 
 
 class LinearProbes(NamedTuple):
@@ -159,7 +159,7 @@ def tpp(subject: Subject, config: TPPConfig) -> Record:
     `detail["drop"]["<n>"]` is the C x C table of drop(c, c'), one row for each ablated class c.
 
     Of an SAE whose layers reconstruct alone (HSAE) only features of the last layer can be ablated: the
-    reconstruction is theirs. Raises UserError where the texts are at fault (see `read_texts`).
+    reconstruction is theirs. Raises InputError where the texts are at fault (see `read_texts`).
     """
     texts, code = subject.labelled
     effective = code.effective

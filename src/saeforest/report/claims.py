@@ -7,7 +7,7 @@ from functools import cache
 
 from pydantic import Field
 
-from ..errors import UserError
+from ..errors import InputError
 from ..files import read_yaml
 from ..saes import SYSTEMS
 from ..schema import Name, checked, listed
@@ -42,7 +42,7 @@ class _File(Data):
 
 @cache
 def claims() -> tuple[Claim, ...]:
-    """The claims of all papers. Raises UserError, which names the file, where one is damaged."""
+    """The claims of all papers. Raises InputError, which names the file, where one is damaged."""
     found: list[Claim] = []
     for name, paper in papers().items():
         path = DATA / f"{name}{CLAIMS_SUFFIX}"
@@ -52,7 +52,7 @@ def claims() -> tuple[Claim, ...]:
                 sides = (side for side in (claim.left, claim.right) if isinstance(side, Side))
                 check_systems({side.kind for side in sides}, {*SYSTEMS, *ablations()}, path)
                 if claim.needs_null not in (None, *file.nulls):
-                    raise UserError(
+                    raise InputError(
                         f"{path}: no such null: {claim.needs_null}; expected {listed(file.nulls)}"
                     )
                 found.append(_claim(topic, claim, file, paper))

@@ -43,7 +43,7 @@ def compare_figures(groups: Sequence[SeedGroup]) -> Gallery:
 def closer_looks(entries: Sequence[Entry]) -> list[Panel]:
     """What the records of single SAEs hold to look at; keys and titles say of which SAE.
 
-    Raises UserError where a record is not what its figures need.
+    Raises InputError where a record is not what its figures need.
     """
     from .feature_figures import geometry_panels, landscape_panels, probe_panels
 

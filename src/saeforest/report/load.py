@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..config import TrainConfig
-from ..errors import UserError, command
+from ..errors import InputError, command
 from ..measures.dead_training import DeadRates, read_dead_rates
 from ..measures.record import Interval, Record
 from ..run_folder import RunFolder
@@ -77,11 +77,11 @@ class Entry:
 
     @contextmanager
     def showing(self, measure: str) -> Iterator[None]:
-        """Around what reads the record's detail. Raises UserError where that is not what the measure writes."""
+        """Around what reads the record's detail. Raises InputError where that is not what the measure writes."""
         try:
             yield
         except (KeyError, TypeError, IndexError, ValueError, AttributeError) as error:
-            raise UserError(
+            raise InputError(
                 f"{self.path(measure)}: its detail lacks what the report shows ({error!r}); "
                 f"run `{self.eval_command(measure)} --again`"
             ) from None
@@ -161,10 +161,10 @@ def _trend(curve: np.ndarray, tokens: int) -> Value:
 def load_runs(runs: Sequence[Path]) -> list[Entry]:
     """The SAEs of the runs, in the order given; a run may be named twice but is read once.
 
-    Raises UserError where a folder is no run, a record is damaged, or nothing at all was measured.
+    Raises InputError where a folder is no run, a record is damaged, or nothing at all was measured.
     """
     if not runs:
-        raise UserError("compare: expected one run folder or more")
+        raise InputError("compare: expected one run folder or more")
     folders = list({run.resolve(): run for run in runs}.values())
     found: list[Entry] = []
     for folder, run_label in zip(folders, _distinct(folders), strict=True):
@@ -174,7 +174,7 @@ def load_runs(runs: Sequence[Path]) -> list[Entry]:
             found.append(Entry(_printable(label), run, name, member, _records(run.eval(name))))
     unmeasured = [entry.run for entry in found if not entry.records]
     if len(unmeasured) == len(found):
-        raise UserError(
+        raise InputError(
             f"{unmeasured[0]}: nothing was measured yet; first run `{command('eval', unmeasured[0])}`"
         )
     if len(folders) == 1 and all(entry.run.several for entry in found):

@@ -8,7 +8,7 @@ from typing import Annotated, Literal, NamedTuple
 
 from pydantic import ConfigDict, Field
 
-from ..errors import UserError
+from ..errors import InputError
 from ..files import read_yaml
 from ..saes import SYSTEMS
 from ..schema import Name, Schema, checked, listed
@@ -145,7 +145,7 @@ class Reported(NamedTuple):
 def papers() -> dict[str, Paper]:
     """The papers by the names of their files, in the order in which the report speaks of them.
 
-    Raises UserError, which names the file, where one is damaged or speaks of an unknown system.
+    Raises InputError, which names the file, where one is damaged or speaks of an unknown system.
     """
     files = sorted(path for path in DATA.glob("*.yaml") if not path.name.endswith(CLAIMS_SUFFIX))
     found = {path.stem: checked(Paper, read_yaml(path), path) for path in files}
@@ -157,9 +157,9 @@ def papers() -> dict[str, Paper]:
 
 
 def check_systems(systems: set[str], known: set[str], path: Path) -> None:
-    """Raises UserError where a file speaks of a system that there is not."""
+    """Raises InputError where a file speaks of a system that there is not."""
     if unknown := systems - known:
-        raise UserError(f"{path}: no such system: {listed(unknown)}; expected some of {listed(known)}")
+        raise InputError(f"{path}: no such system: {listed(unknown)}; expected some of {listed(known)}")
 
 
 @cache

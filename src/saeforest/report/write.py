@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from ..errors import UserError
+from ..errors import InputError
 from ..files import atomic_file, atomic_folder, write_json
 from ..run_folder import RunFolder
 from ..training.unfinished import claim_empty
@@ -39,13 +39,13 @@ class Shown(NamedTuple):
 def compare(runs: Sequence[Path], out: Path) -> None:
     """Writes `out`/report.html, report.md, report.json and figures/. All of it or nothing.
 
-    Raises UserError where a folder is no run, nothing was measured, a record is damaged, or `out` is in use or lies in
+    Raises InputError where a folder is no run, nothing was measured, a record is damaged, or `out` is in use or lies in
     a run.
     """
     claim_empty(out)
     for folder in out.resolve().parents:
         if (run := RunFolder(folder)).config_file.is_file() and run.has_results():
-            raise UserError(
+            raise InputError(
                 f"{out}: lies in the run {folder}, which is not written to; choose another folder"
             )
     entries = load_runs(runs)

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
-from ..errors import UserError
+from ..errors import InputError
 from ..structure.forest import ROOT
 from .allocation import Growth, ReallocationSteps, greedy_allocation, reassign_dead
 from .training import PAPER_STEPS, Event, RunLength, Step
@@ -56,11 +56,11 @@ class AllocationConfig:
     def __post_init__(self) -> None:
         for name in ("root_reset_at", "min_root_share"):
             if not 0 <= (value := getattr(self, name)) <= 1:
-                raise UserError(f"sae.allocation.{name} = {value}: expected a share from 0 to 1")
+                raise InputError(f"sae.allocation.{name} = {value}: expected a share from 0 to 1")
         least = {"first": 0, "dead_after_tokens": 1, "eligible_within_tokens": 1, "cap": 1}
         for name, bound in least.items():
             if (value := getattr(self, name)) is not None and value < bound:
-                raise UserError(f"sae.allocation.{name} = {value}: expected {bound} or more")
+                raise InputError(f"sae.allocation.{name} = {value}: expected {bound} or more")
 
     def min_root_children(self, layer_size: int) -> int:
         return math.ceil(self.min_root_share * layer_size)

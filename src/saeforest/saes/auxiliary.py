@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..errors import UserError
+from ..errors import InputError
 from ..kernels import sparse_decode
 from ..sparse_code import SparseCode
 from .normalizer import TokenStats
@@ -29,7 +29,7 @@ class ResidualConfig:
 
     def __post_init__(self) -> None:
         if self.k < 1:
-            raise UserError(f"sae.aux.k = {self.k}: expected 1 or more")
+            raise InputError(f"sae.aux.k = {self.k}: expected 1 or more")
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,9 @@ class AuxConfig(ResidualConfig):
 
 
 def check_coefficients(weights: tuple[float, ...], said: float | tuple[float, ...]) -> None:
-    """Raises UserError for a negative weight of an auxiliary loss."""
+    """Raises InputError for a negative weight of an auxiliary loss."""
     if any(weight < 0 for weight in weights):
-        raise UserError(f"sae.aux.coefficient = {said}: expected 0 or more")
+        raise InputError(f"sae.aux.coefficient = {said}: expected 0 or more")
 
 
 def auxiliary_loss(

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from ..errors import UserError
+from ..errors import InputError
 from ..kernels import sparse_decode
 from ..sparse_code import SparseCode
 from ..structure.forest import ROOT, Forest
@@ -277,7 +277,7 @@ class SAE(nn.Module, ABC):
 
 
 def _target_normalizer(config: SAEConfig) -> Scale:
-    """Raises UserError for a system that is no transcoder."""
+    """Raises InputError for a system that is no transcoder."""
     if not isinstance(config, TranscoderConfig):
-        raise UserError(f"a {config.architecture} SAE reconstructs its input: it cannot be a transcoder")
+        raise InputError(f"a {config.architecture} SAE reconstructs its input: it cannot be a transcoder")
     return target_normalizer(config.normalize_target)

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..errors import UserError
+from ..errors import InputError
 from ..sparse_code import SparseCode
 from .base import SAE
 from .checks import check_dead_after, check_one_layer, check_sizes
@@ -37,9 +37,9 @@ class ThresholdConfig:
 
     def __post_init__(self) -> None:
         if self.start is not None and self.start < 1:
-            raise UserError(f"sae.threshold.start = {self.start}: expected step 1 or later")
+            raise InputError(f"sae.threshold.start = {self.start}: expected step 1 or later")
         if self.momentum is not None and not 0 <= self.momentum < 1:
-            raise UserError(f"sae.threshold.momentum = {self.momentum}: expected 0 or more, and less than 1")
+            raise InputError(f"sae.threshold.momentum = {self.momentum}: expected 0 or more, and less than 1")
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from jaxtyping import Int
 from pydantic import AfterValidator, Field
 from torch import Tensor
 
-from ..errors import UserError
+from ..errors import InputError
 from ..files import (
     CHECKSUMS,
     atomic_folder,
@@ -72,16 +72,16 @@ class _Frame(Schema):
 
 
 def check_inference(config: SAEConfig) -> None:
-    """Raises UserError for what no system can work with."""
+    """Raises InputError for what no system can work with."""
     threshold = config.activation_threshold
     scales = {"normalize_activations": config.normalize_activations}
     if isinstance(config, TranscoderConfig):
         scales["normalize_target"] = config.normalize_target
     for key, scale in scales.items():
         if not isinstance(scale, str) and not 0 < scale < math.inf:
-            raise UserError(f"sae.{key} = {scale}: expected a factor above 0")
+            raise InputError(f"sae.{key} = {scale}: expected a factor above 0")
     if not 0 <= threshold < math.inf:
-        raise UserError(f"sae.activation_threshold = {threshold}: expected 0 or more")
+        raise InputError(f"sae.activation_threshold = {threshold}: expected 0 or more")
 
 
 def save_sae(sae: SAE, folder: Path) -> None:
@@ -127,40 +127,40 @@ def _for_saelens(sae: SAE) -> dict[str, Any]:
 def load_sae(folder: str | Path) -> SAE:
     """The SAE in a folder that `save_sae` (or a training run: RUN/sae) wrote.
 
-    Raises UserError where the folder, a file, a key, a tensor or a shape is missing or wrong.
+    Raises InputError where the folder, a file, a key, a tensor or a shape is missing or wrong.
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; expected a trained SAE ({CFG} and {WEIGHTS})")
+        raise InputError(f"{folder}: no such folder; expected a trained SAE ({CFG} and {WEIGHTS})")
     if not (folder / CFG).exists() and (folder / SAE_FOLDER).is_dir():
         folder = folder / SAE_FOLDER
     if several := sorted(path.parent.name for path in folder.glob(f"*/{CFG}")):
-        raise UserError(f"{folder}: holds several SAEs; load one of them: {listed(several)}")
+        raise InputError(f"{folder}: holds several SAEs; load one of them: {listed(several)}")
     cfg = read_json(folder / CFG)
     _check_version(cfg, folder / CFG)
     sae_class = SYSTEMS[cfg["architecture"]]
     keys = _keys(sae_class, cfg.get("d_out") is not None)
     for key in keys:
         if key not in cfg:
-            raise UserError(f"{folder / CFG}: key '{key}' is missing; {_OTHER}")
+            raise InputError(f"{folder / CFG}: key '{key}' is missing; {_OTHER}")
     config = checked(sae_class.config_class, {key: cfg[key] for key in keys}, folder / CFG, _OTHER)
     try:
         check_inference(config)
-    except UserError as error:
-        raise UserError(f"{folder / CFG}: {error}") from None
+    except InputError as error:
+        raise InputError(f"{folder / CFG}: {error}") from None
     for key in ("normalize_activations", "normalize_target"):
         if key in keys and cfg[key] == "dataset_scale":
-            raise UserError(
+            raise InputError(
                 f"{folder / CFG}: key '{key}': dataset_scale stands for a number; write that number"
             )
     frame = checked(_Frame, cfg, folder / CFG, _OTHER)
     if frame.apply_b_dec_to_input == (frame.d_out is not None):
-        raise UserError(
+        raise InputError(
             f"{folder / CFG}: key 'apply_b_dec_to_input': expected true for an SAE, false for a transcoder (d_out); "
             f"{_OTHER}"
         )
     if frame.d_sae != sum(config.layer_sizes):
-        raise UserError(
+        raise InputError(
             f"{folder / CFG}: d_sae = {frame.d_sae}, but layer_sizes {list(config.layer_sizes)} "
             f"add up to {sum(config.layer_sizes)}; the file is damaged"
         )
@@ -170,8 +170,8 @@ def load_sae(folder: str | Path) -> SAE:
     config = _with_bias(config, weights, folder / WEIGHTS)
     try:
         sae = sae_class(config, frame.d_in, d_out=frame.d_out)
-    except UserError as error:  # no transcoder of this system, or none with such a target
-        raise UserError(f"{folder / CFG}: {error}") from None
+    except InputError as error:  # no transcoder of this system, or none with such a target
+        raise InputError(f"{folder / CFG}: {error}") from None
     shapes = {name: list(tensor.shape) for name, tensor in sae.tensors().items()}
     _check_weights(weights, shapes, folder / WEIGHTS)
     sae.metadata = frame.metadata
@@ -184,11 +184,11 @@ def load_sae(folder: str | Path) -> SAE:
 
 
 def _with_bias(config: SAEConfig, weights: Mapping[str, Tensor], path: Path) -> SAEConfig:
-    """The configuration with an encoder bias if the file holds one. Raises UserError where the system has none."""
+    """The configuration with an encoder bias if the file holds one. Raises InputError where the system has none."""
     if "b_enc" not in weights or not weights["b_enc"].any():
         return config
     if "encoder_bias" not in {f.name for f in fields(config)}:  # pyright: ignore[reportArgumentType]
-        raise UserError(
+        raise InputError(
             f"{path}: tensor 'b_enc' is not zero, but a {config.architecture} SAE has no encoder bias"
         )
     return replace(config, encoder_bias=True)  # pyright: ignore[reportArgumentType]
@@ -196,31 +196,31 @@ def _with_bias(config: SAEConfig, weights: Mapping[str, Tensor], path: Path) -> 
 
 def _check_version(cfg: Any, path: Path) -> None:
     if not isinstance(cfg, dict):
-        raise UserError(f"{path}: expected a JSON object with the SAE's configuration")
+        raise InputError(f"{path}: expected a JSON object with the SAE's configuration")
     version = cfg.get("format_version", FORMAT_VERSION)
     if type(version) is not int or not 0 < version <= FORMAT_VERSION:
-        raise UserError(
+        raise InputError(
             f"{path}: format_version {shown(version)}: this saeforest reads up to {FORMAT_VERSION}; upgrade it"
         )
     architecture = cfg.get("architecture")
     if not isinstance(architecture, str) or architecture not in SYSTEMS:
-        raise UserError(f"{path}: architecture {shown(architecture)}: expected one of {', '.join(SYSTEMS)}")
+        raise InputError(f"{path}: architecture {shown(architecture)}: expected one of {', '.join(SYSTEMS)}")
 
 
 def _check_weights(weights: Mapping[str, Tensor], shapes: Mapping[str, list[int]], path: Path) -> None:
     for name, shape in shapes.items():
         if name not in weights:
-            raise UserError(f"{path}: tensor '{name}' is missing; it holds {listed(weights)}")
+            raise InputError(f"{path}: tensor '{name}' is missing; it holds {listed(weights)}")
         tensor = weights[name]
         if list(tensor.shape) != shape:
-            raise UserError(
+            raise InputError(
                 f"{path}: tensor '{name}' has shape {list(tensor.shape)}, but {CFG} calls for {shape}"
             )
         numbers, types = ("integers", INTEGERS) if name == "parent" else ("floating-point numbers", FLOATS)
         if tensor.dtype not in types:
-            raise UserError(f"{path}: tensor '{name}' has dtype {tensor.dtype}, expected {numbers}")
+            raise InputError(f"{path}: tensor '{name}' has dtype {tensor.dtype}, expected {numbers}")
         if not torch.isfinite(tensor).all():
-            raise UserError(f"{path}: tensor '{name}' holds NaN or infinite values")
+            raise InputError(f"{path}: tensor '{name}' holds NaN or infinite values")
 
 
 def _check_parent(
@@ -228,7 +228,7 @@ def _check_parent(
 ) -> None:
     try:
         Forest(parent, config.layer_sizes)
-    except UserError as error:
-        raise UserError(f"{folder / WEIGHTS}: {error}") from None
+    except InputError as error:
+        raise InputError(f"{folder / WEIGHTS}: {error}") from None
     if "parent" in cfg and cfg["parent"] != parent.tolist():
-        raise UserError(f"{folder}: 'parent' differs between {CFG} and {WEIGHTS}; copy the folder again")
+        raise InputError(f"{folder}: 'parent' differs between {CFG} and {WEIGHTS}; copy the folder again")

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from ..errors import UserError
+from ..errors import InputError
 from ..kernels import has_children, jagged_decode, link_distance
 from ..seeds import seeded
 from ..sparse_code import SparseCode
@@ -51,13 +51,13 @@ class HierarchyConfig:
 
     def __post_init__(self) -> None:
         if self.period is not None and self.period < 1:
-            raise UserError(f"sae.hierarchy.period = {self.period}: expected 1 or more steps")
+            raise InputError(f"sae.hierarchy.period = {self.period}: expected 1 or more steps")
         if not 0 <= self.unassigned <= 1:
-            raise UserError(f"sae.hierarchy.unassigned = {self.unassigned}: expected a share from 0 to 1")
+            raise InputError(f"sae.hierarchy.unassigned = {self.unassigned}: expected a share from 0 to 1")
         if not 0 <= self.momentum < 1:
-            raise UserError(f"sae.hierarchy.momentum = {self.momentum}: expected 0 or more, and less than 1")
+            raise InputError(f"sae.hierarchy.momentum = {self.momentum}: expected 0 or more, and less than 1")
         if self.max_children is not None and self.max_children < 1:
-            raise UserError(f"sae.hierarchy.max_children = {self.max_children}: expected 1 or more")
+            raise InputError(f"sae.hierarchy.max_children = {self.max_children}: expected 1 or more")
 
 
 @dataclass(frozen=True)
@@ -79,13 +79,13 @@ class HSAEConfig(LevelsConfig):
         super().__post_init__()
         sizes = self.layer_sizes
         if len(sizes) < 2 or any(b <= a for a, b in pairwise(sizes)):
-            raise UserError(
+            raise InputError(
                 f"sae.layer_sizes {list(sizes)}: an HSAE has two levels or more, each larger than the one before"
             )
         if self.constraint < 0:
-            raise UserError(f"sae.constraint = {self.constraint}: expected 0 or more")
+            raise InputError(f"sae.constraint = {self.constraint}: expected 0 or more")
         if not 0 <= self.perturbation <= 1:
-            raise UserError(f"sae.perturbation = {self.perturbation}: expected a share from 0 to 1")
+            raise InputError(f"sae.perturbation = {self.perturbation}: expected a share from 0 to 1")
 
 
 class HSAE(LevelsSAE):

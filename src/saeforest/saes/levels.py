@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from ..errors import UserError
+from ..errors import InputError
 from ..kernels import jagged_decode, jagged_encode, of_features
 from ..sparse_code import SparseCode, concat_slots, from_entries
 from .base import SAE, SAEConfig
@@ -67,10 +67,10 @@ class LevelsConfig:
         check_sizes(self.layer_sizes, self.k_per_layer)
         check_dead_after(self.dead_after_tokens)
         if self.threshold_init is not None and self.threshold_init < 0:
-            raise UserError(f"sae.threshold_init = {self.threshold_init}: expected 0 or more")
+            raise InputError(f"sae.threshold_init = {self.threshold_init}: expected 0 or more")
         for name in ("bandwidth", "threshold_rate"):
             if (value := getattr(self, name)) is not None and value <= 0:
-                raise UserError(f"sae.{name} = {value}: expected more than 0")
+                raise InputError(f"sae.{name} = {value}: expected more than 0")
 
 
 @runtime_checkable

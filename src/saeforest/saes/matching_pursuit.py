@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ..errors import UserError
+from ..errors import InputError
 from ..kernels import choose_atoms, take_atoms
 from ..sparse_code import SparseCode, concat_rows
 from .base import SAE
@@ -58,7 +58,7 @@ class MatchingPursuitConfig:
         check_dead_after(self.dead_after_tokens)
         check_one_layer(self.architecture, self.layer_sizes)
         if self.residual_tolerance < 0:
-            raise UserError(f"sae.residual_tolerance = {self.residual_tolerance}: expected 0 or more")
+            raise InputError(f"sae.residual_tolerance = {self.residual_tolerance}: expected 0 or more")
 
 
 class MatchingPursuitSAE(SAE):

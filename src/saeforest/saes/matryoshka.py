@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..errors import UserError
+from ..errors import InputError
 from ..sparse_code import SparseCode
 from .base import SAE
 from .batch_topk import FollowedThreshold, ThresholdConfig
@@ -43,7 +43,7 @@ class MatryoshkaConfig(FlatConfig):
 
     def __post_init__(self) -> None:
         if len(self.k_per_layer) != 1:
-            raise UserError(
+            raise InputError(
                 f"sae.k_per_layer {list(self.k_per_layer)}: a Matryoshka SAE has one k for the whole dictionary; "
                 f"give one number, such as {sum(self.k_per_layer)}"
             )
@@ -51,7 +51,7 @@ class MatryoshkaConfig(FlatConfig):
         check_sizes((sum(self.layer_sizes),), self.k_per_layer, what="the whole dictionary")
         check_dead_after(self.dead_after_tokens)
         if isinstance(self.prefix_weights, tuple) and len(self.prefix_weights) != len(self.layer_sizes):
-            raise UserError(
+            raise InputError(
                 f"sae.prefix_weights {list(self.prefix_weights)}: expected {len(self.layer_sizes)} numbers, "
                 "one for each layer"
             )

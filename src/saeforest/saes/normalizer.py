@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..errors import UserError
+from ..errors import InputError
 
 Normalization = Literal["layer_norm", "none", "dataset_scale"] | float
 _STD_EPS = 1e-5
@@ -78,7 +78,7 @@ class Scale(Normalizer):
 def normalizer_of(how: Normalization, *, exact_inverse: bool = True) -> Normalizer:
     """The normalizer that `sae.normalize_activations` names; "none" is a factor of 1.
 
-    Raises UserError for "dataset_scale", which stands for a number that only the activations tell.
+    Raises InputError for "dataset_scale", which stands for a number that only the activations tell.
     """
     return LayerNorm(exact_inverse) if how == "layer_norm" else _scale(how, "normalize_activations")
 
@@ -86,10 +86,10 @@ def normalizer_of(how: Normalization, *, exact_inverse: bool = True) -> Normaliz
 def target_normalizer(how: Normalization) -> Scale:
     """The normalizer of a transcoder's target that `sae.normalize_target` names: none, or a factor.
 
-    Raises UserError for layer_norm too: it would take the target's own mean, which is not known when it is predicted.
+    Raises InputError for layer_norm too: it would take the target's own mean, which is not known when it is predicted.
     """
     if how == "layer_norm":
-        raise UserError(
+        raise InputError(
             "sae.normalize_target = layer_norm: a target's own mean is not known when it is predicted; "
             "expected dataset_scale, none or a factor"
         )
@@ -100,5 +100,5 @@ def _scale(how: Normalization, key: str) -> Scale:
     if how == "none":
         return Scale()
     if isinstance(how, str):
-        raise UserError(f"sae.{key} = {how}: stands for a number that training finds; give that number")
+        raise InputError(f"sae.{key} = {how}: stands for a number that training finds; give that number")
     return Scale(float(how))

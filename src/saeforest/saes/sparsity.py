@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..errors import UserError
+from ..errors import InputError
 from .training import PAPER_STEPS, RunLength
 
 _LEAST_WEIGHT, _LARGEST_WEIGHT = 1e-8, 1e2
@@ -33,13 +33,13 @@ class SparsityConfig:
 
     def __post_init__(self) -> None:
         if self.weight <= 0:
-            raise UserError(f"sae.sparsity.weight = {self.weight}: expected more than 0")
+            raise InputError(f"sae.sparsity.weight = {self.weight}: expected more than 0")
         if self.rate is not None and not 0 < self.rate <= 1:
-            raise UserError(f"sae.sparsity.rate = {self.rate}: expected more than 0, and 1 at most")
+            raise InputError(f"sae.sparsity.rate = {self.rate}: expected more than 0, and 1 at most")
         if self.momentum is not None and not 0 <= self.momentum < 1:
-            raise UserError(f"sae.sparsity.momentum = {self.momentum}: expected 0 or more, and less than 1")
+            raise InputError(f"sae.sparsity.momentum = {self.momentum}: expected 0 or more, and less than 1")
         if self.gain is not None and self.gain < 0:
-            raise UserError(f"sae.sparsity.gain = {self.gain}: expected 0 or more")
+            raise InputError(f"sae.sparsity.gain = {self.gain}: expected 0 or more")
 
 
 class SparsityController(nn.Module):

@@ -55,7 +55,7 @@ SYSTEMS: dict[str, type[SAE]] = {name: sae for name, (sae, _) in _SYSTEMS.items(
 def build(config: SAEConfig, d_in: int, *, d_out: int | None = None, seed: int = 0) -> SAE:
     """A fresh SAE of the system that the configuration belongs to; with `d_out`, a transcoder.
 
-    Raises UserError for a configuration that leaves a number open (dataset_scale), and for a transcoder of a system
+    Raises InputError for a configuration that leaves a number open (dataset_scale), and for a transcoder of a system
     that reconstructs its input.
     """
     return SYSTEMS[config.architecture](config, d_in, d_out=d_out, seed=seed)

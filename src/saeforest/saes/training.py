@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from ..errors import UserError
+from ..errors import InputError
 from ..optim import Adam, OptimConfig, learning_rate, resolve_precision
 from ..sparse_code import SparseCode
 from .base import SAE
@@ -89,7 +89,7 @@ class Step:
     """What was done after the step."""
 
 
-class NotFinite(UserError):
+class NotFinite(InputError):
     """A loss is infinite, or no number at all."""
 
     def __init__(self, number: int, loss: float, lr: float) -> None:

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ..errors import UserError
+from ..errors import InputError
 from ..sparse_code import SparseCode, concat_rows, concat_slots
 from ..structure.forest import ROOT, Families, families
 from .allocator import AllocationConfig, Allocator
@@ -46,18 +46,18 @@ class TreeAuxConfig(ResidualConfig):
         check_coefficients(weights, self.coefficient)
 
     def weights(self, n_layers: int) -> dict[int, float]:
-        """The weight of each layer that has an auxiliary loss. Raises UserError where layers or weights don't fit."""
+        """The weight of each layer that has an auxiliary loss. Raises InputError where layers or weights don't fit."""
         layers = tuple(range(n_layers)) if self.layers is None else self.layers
         for layer in layers:
             if not 0 <= layer < n_layers:
-                raise UserError(
+                raise InputError(
                     f"sae.aux.layers names layer {layer}: expected 0 to {n_layers - 1}, the layers of sae.layer_sizes"
                 )
         weights = self.coefficient
         if not isinstance(weights, tuple):
             weights = (weights,) * len(layers)
         if len(weights) != len(layers):
-            raise UserError(
+            raise InputError(
                 f"sae.aux.coefficient {list(weights)}: expected one number, or one for each of the {len(layers)} "
                 "layers with an auxiliary loss"
             )

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from ..errors import UserError
+from ..errors import InputError
 
 ROOT = -1
 
@@ -26,7 +26,7 @@ class Forest:
     layered: a parent lies in an earlier layer than its child. Otherwise any feature may be the parent of any other,
         as long as none is its own ancestor: so are forests inferred for a flat SAE, which has one layer.
 
-    Raises UserError where `parent` does not describe such a forest.
+    Raises InputError where `parent` does not describe such a forest.
     """
 
     parent: Int[Tensor, "d_sae"]
@@ -40,11 +40,11 @@ class Forest:
 
     def _validate(self) -> None:
         if not self.layer_sizes or min(self.layer_sizes) < 1:
-            raise UserError(
+            raise InputError(
                 f"layer_sizes {list(self.layer_sizes)}: expected at least one layer, each of 1 or more"
             )
         if sum(self.layer_sizes) != len(self.parent):
-            raise UserError(
+            raise InputError(
                 f"layer_sizes {list(self.layer_sizes)} add up to {sum(self.layer_sizes)}, "
                 f"but parent has {len(self.parent)} entries; expected one entry a feature"
             )
@@ -58,7 +58,7 @@ class Forest:
         bad = ((self.parent < ROOT) | (self.parent >= start)).nonzero().flatten()
         if len(bad):
             i = int(bad[0])
-            raise UserError(
+            raise InputError(
                 f"parent[{i}] = {int(self.parent[i])}: expected -1 (root) or a feature of a layer before "
                 f"layer {int(self.layer[i])}, that is below {int(start[i])}"
             )
@@ -67,7 +67,7 @@ class Forest:
         bad = ((self.parent < ROOT) | (self.parent >= self.d_sae)).nonzero().flatten()
         if len(bad):
             i = int(bad[0])
-            raise UserError(
+            raise InputError(
                 f"parent[{i}] = {int(self.parent[i])}: expected -1 (root) or another feature, "
                 f"0 to {self.d_sae - 1}"
             )
@@ -76,7 +76,7 @@ class Forest:
         lost = lost[lost != self.d_sae]
         if len(lost):
             i = int(lost.min())
-            raise UserError(
+            raise InputError(
                 f"parent[{i}] = {int(self.parent[i])}: feature {i} is its own ancestor; "
                 "expected parents that lead to the root (-1)"
             )

@@ -26,7 +26,7 @@ import torch
 from jaxtyping import Bool, Float, Float32, Float64, Int, Int32
 from torch import Tensor
 
-from ..errors import UserError, require
+from ..errors import InputError, require
 from ..sparse_code import SparseCode
 
 Score = Literal[
@@ -117,7 +117,7 @@ class PairStatistics:
 
     def __init__(self, d_sae: int, threshold: float = 1e-3) -> None:
         if not 0 <= threshold < float("inf"):
-            raise UserError(f"activation threshold {threshold}: expected 0 or more")
+            raise InputError(f"activation threshold {threshold}: expected 0 or more")
         self.d_sae, self.threshold = d_sae, threshold
         self._ids: list[Int32[Tensor, "slots"]] = []
         self._values: list[Float32[Tensor, "slots"]] = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..errors import UserError
+from ..errors import InputError
 from ..schema import MOST
 
 _LARGE = 10**9
@@ -31,6 +31,6 @@ class SyntheticConfig:
         for name in ("steps", "batch_size", "lr", "size", "held_out"):
             most = MOST if name == "steps" else _LARGE
             if not 0 < (value := getattr(self, name)) <= most:
-                raise UserError(f"{name} = {value}: expected more than 0, and {most:,} at most")
+                raise InputError(f"{name} = {value}: expected more than 0, and {most:,} at most")
         if self.l0 is not None and not 0 < self.l0 <= _LARGE:
-            raise UserError(f"l0 = {self.l0}: expected more than 0, and {_LARGE:,} at most")
+            raise InputError(f"l0 = {self.l0}: expected more than 0, and {_LARGE:,} at most")

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..errors import UserError
+from ..errors import InputError
 from ..seeds import seeded
 from ..structure.forest import ROOT, Forest
 from .geometry import lean_on_parents, mix_group, nearly_orthogonal, unit_vectors
@@ -56,7 +56,7 @@ def mp(seed: int = 0, correlation: int = 0) -> World:
     mixes the siblings of each family, and the top-level features, to cosines of 0, 0.1, ..., 0.8 among each other.
     """
     if not 0 <= correlation < len(_EPS_TOP):
-        raise UserError(f"correlation {correlation}: expected 0 to {len(_EPS_TOP) - 1}")
+        raise InputError(f"correlation {correlation}: expected 0 to {len(_EPS_TOP) - 1}")
     forest = _twenty_features()
     m, top = forest.layer_sizes[0] + forest.layer_sizes[1], forest.layer_sizes[0]
     child = forest.layer == 1
@@ -109,7 +109,7 @@ def _full_trees(n_trees: int, branching: int, depth: int, alone: int = 0) -> For
 def _at_least(least: float, **values: float) -> None:
     for name, value in values.items():
         if value < least:
-            raise UserError(f"{name} = {value:g}: expected {least:g} or more")
+            raise InputError(f"{name} = {value:g}: expected {least:g} or more")
 
 
 def synth_bench(
@@ -138,7 +138,7 @@ def synth_bench_spec(
     _at_least(1, trees=trees, branching=branching, depth=depth)
     in_trees = trees * sum(branching**level for level in range(depth + 1))
     if features < in_trees:
-        raise UserError(
+        raise InputError(
             f"features = {features}: {trees} trees of branching {branching} and depth {depth} have {in_trees}; "
             "give at least as many features"
         )
@@ -208,7 +208,7 @@ def tree(
     """
     _at_least(1, depth=depth, branching=branching, roots=roots)
     if exclusive and depth > 1 and branching * p_child > 1 + 1e-6:
-        raise UserError(
+        raise InputError(
             f"p_child = {p_child:g} for {branching} mutually exclusive children adds up to "
             f"{branching * p_child:g}; expected 1 at most"
         )
@@ -229,11 +229,11 @@ def _width(m: int, d: int | None, superposition: float | None) -> int:
     if superposition is None:
         return 64 if d is None else d
     if d is not None:
-        raise UserError(
+        raise InputError(
             f"d = {d} and superposition = {superposition:g}: give one of them; it fixes the other"
         )
     if superposition <= 0:
-        raise UserError(
+        raise InputError(
             f"superposition = {superposition:g}: expected a number of features a dimension above 0"
         )
     return max(round(m / superposition), 1)

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from ..errors import UserError
+from ..errors import InputError
 from ..structure.forest import ROOT, Forest
 
 
@@ -16,7 +16,7 @@ def unit_vectors(
 ) -> Float[Tensor, "m d"]:
     """Orthonormal where there is room (m <= d), otherwise as nearly orthogonal as the steps make them."""
     if m < 1 or d < 1:
-        raise UserError(f"{m} features in {d} dimensions: expected 1 or more of both")
+        raise InputError(f"{m} features in {d} dimensions: expected 1 or more of both")
     if m <= d:
         return torch.linalg.qr(torch.randn(d, m, generator=generator))[0].T.contiguous()
     return nearly_orthogonal(F.normalize(torch.randn(m, d, generator=generator)), steps, lr)
@@ -40,7 +40,7 @@ def nearly_orthogonal(v: Float[Tensor, "m d"], steps: int, lr: float) -> Float[T
 def lean_on_parents(v: Float[Tensor, "m d"], forest: Forest, offset: float) -> Float[Tensor, "m d"]:
     """Every child's vector becomes `normalised(own direction + offset * its parent's vector)`, from the top down."""
     if offset < 0:
-        raise UserError(f"parent_offset {offset:g}: expected 0 or more")
+        raise InputError(f"parent_offset {offset:g}: expected 0 or more")
     v = v.clone()
     for level in range(1, int(forest.depth.max()) + 1):
         at = (forest.depth == level) & (forest.parent != ROOT)

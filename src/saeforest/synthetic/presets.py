@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any
 
-from ..errors import UserError
+from ..errors import InputError
 from ..saes import (
     AllocationConfig,
     AuxConfig,
@@ -100,10 +100,10 @@ def system_for(
     """The configuration of a system by name.
 
     `layer_sizes`: true features of each layer; `most`, `mean`: how many of each layer are active on most samples,
-    and on average. Raises UserError where such a system cannot be.
+    and on average. Raises InputError where such a system cannot be.
     """
     sizes = tuple(max(round(n * config.size), 1) for n in layer_sizes)
     try:
         return _PRESETS[name](_Shape(sizes, most, mean))
-    except UserError as error:
-        raise UserError(f"system {name} with size {config.size} and l0 {config.l0}: {error}") from None
+    except InputError as error:
+        raise InputError(f"system {name} with size {config.size} and l0 {config.l0}: {error}") from None

@@ -23,7 +23,7 @@ class Scores(RootModel[dict[Name, dict[Name, Score]]]):
 
 
 def read_recovery(path: Path) -> Found:
-    """Raises UserError where the file is missing, damaged or of another kind.
+    """Raises InputError where the file is missing, damaged or of another kind.
 
     It has no checksum: its form is fixed, and its keys are the names of systems.
     """
@@ -33,5 +33,5 @@ def read_recovery(path: Path) -> Found:
 
 
 def read_scores(path: Path) -> KeptFile:
-    """Every seed's scores, and what they are of. Raises UserError where the file is missing or damaged."""
+    """Every seed's scores, and what they are of. Raises InputError where the file is missing or damaged."""
     return checked(KeptFile, read_json(path), path, "delete it and run `saeforest synthetic` again")

@@ -17,7 +17,7 @@ from rich.table import Table
 
 from ..activations import ActivationStream
 from ..config import OptimConfig
-from ..errors import UserError
+from ..errors import InputError
 from ..files import read_json, write_json
 from ..infer import InferConfig, infer_forest
 from ..progress import progress
@@ -60,7 +60,7 @@ def compare(
 
     `make` makes the world of a seed, which is also that of the weights; `write` gets what is known after each seed;
     `kept` holds what an earlier process has found, and gets what is found now.
-    Raises UserError for a system that cannot be for such a world.
+    Raises InputError for a system that cannot be for such a world.
     """
     kept = Kept() if kept is None else kept
     scores: dict[str, list[Scores]] = {}
@@ -92,7 +92,7 @@ def run_synthetic(
     """`compare` on the worlds of a generator, into `out`: recovery.json, and scores.json with every seed's scores.
 
     Goes on where an earlier process with the same settings was stopped; more seeds than then are welcome. Raises
-    UserError where `out` holds anything else or is in use.
+    InputError where `out` holds anything else or is in use.
     """
     with claimed_run(out):
         asked = {"generator": generator, "config": asdict(config)}
@@ -113,7 +113,7 @@ class Kept:
 
     @classmethod
     def read(cls, path: Path, asked: Mapping[str, Any]) -> Kept | None:
-        """What a file holds; None where there is none. Raises UserError where it is of other settings."""
+        """What a file holds; None where there is none. Raises InputError where it is of other settings."""
         if not path.exists():
             return None
         again = "choose another folder, or delete this one"
@@ -122,12 +122,12 @@ class Kept:
             there = KeptFile.model_validate(data)
         except ValidationError as error:
             key = ".".join(map(str, error.errors()[0]["loc"]))
-            raise UserError(f"{path}: key '{key}': {error.errors()[0]['msg']}; {again}") from None
+            raise InputError(f"{path}: key '{key}': {error.errors()[0]['msg']}; {again}") from None
         plain = json.loads(json.dumps(asked))
         if there.asked != plain:
             keys = sorted(plain.keys() | there.asked.keys())
             key = next(k for k in keys if there.asked.get(k, ...) != plain.get(k, ...))
-            raise UserError(
+            raise InputError(
                 f"{path.parent}: holds results with {key[:80]} = {shown(there.asked.get(key))}, not "
                 f"{shown(plain.get(key))}; {again}"
             )

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ..errors import UserError
+from ..errors import InputError
 from ..sparse_code import SparseCode, from_entries
 from ..structure.forest import ROOT, Forest
 
@@ -42,7 +42,7 @@ class TreeSpec:
             `factor_i . a + sqrt(1 - |factor_i|^2) b_i` exceeds the `1 - p_i` quantile, with `a`, `b` standard
             normal and `a` shared by all features of a sample. None: no correlation.
 
-    Raises UserError where the probabilities are not such.
+    Raises InputError where the probabilities are not such.
     """
 
     forest: Forest
@@ -57,12 +57,12 @@ class TreeSpec:
     def __post_init__(self) -> None:
         object.__setattr__(self, "p", self.p.double())
         if len(self.p) != self.m:
-            raise UserError(f"{len(self.p)} probabilities for {self.m} features; expected one each")
+            raise InputError(f"{len(self.p)} probabilities for {self.m} features; expected one each")
         if not bool(((self.p >= 0) & (self.p <= 1)).all()):
             bad = int(((self.p < 0) | (self.p > 1)).nonzero()[0])
-            raise UserError(f"probability {float(self.p[bad]):g} of feature {bad}: expected 0 to 1")
+            raise InputError(f"probability {float(self.p[bad]):g} of feature {bad}: expected 0 to 1")
         if bool((self.std < 0).any()):
-            raise UserError(f"magnitude deviation {float(self.std.min()):g}: expected 0 or more")
+            raise InputError(f"magnitude deviation {float(self.std.min()):g}: expected 0 or more")
         self._check_choices()
         self._check_factor()
 
@@ -75,7 +75,7 @@ class TreeSpec:
         over = (chosen & (total > 1 + _ROUNDING)).nonzero().flatten().tolist()
         if over:
             family = "the root" if over[0] == self.m else f"feature {over[0]}"
-            raise UserError(
+            raise InputError(
                 f"the mutually exclusive children of {family} have probabilities that add up to "
                 f"{float(total[over[0]]):g}; expected 1 at most"
             )
@@ -84,9 +84,9 @@ class TreeSpec:
         if self.factor is None:
             return
         if "choice" in (self.roots, self.children):
-            raise UserError("correlated features need siblings 'independent' or 'contest', not 'choice'")
+            raise InputError("correlated features need siblings 'independent' or 'contest', not 'choice'")
         if float(self.factor.square().sum(1).max()) >= 1:
-            raise UserError(
+            raise InputError(
                 "correlation factors: expected rows of a norm below 1; lower the scale or the rank"
             )
 

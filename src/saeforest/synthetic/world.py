@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..activations import ActivationBatch
-from ..errors import UserError
+from ..errors import InputError
 from ..kernels import sparse_decode
 from ..seeds import seeded
 from ..sparse_code import SparseCode
@@ -52,10 +52,10 @@ class World:
 
     def __post_init__(self) -> None:
         if len(self.vectors) != self.spec.m:
-            raise UserError(f"{len(self.vectors)} vectors for {self.spec.m} features; expected one each")
+            raise InputError(f"{len(self.vectors)} vectors for {self.spec.m} features; expected one each")
         for name in ("n_blocks", "block_rows"):
             if (value := getattr(self, name)) < 1:
-                raise UserError(f"{name} = {value}: expected 1 or more")
+                raise InputError(f"{name} = {value}: expected 1 or more")
 
     @property
     def forest(self) -> Forest:
@@ -74,7 +74,7 @@ class World:
     def sample(self, n: int, generator: torch.Generator) -> Sample:
         """`n` fresh samples, of the generator's state alone."""
         if n < 1:
-            raise UserError(f"{n} samples: expected 1 or more")
+            raise InputError(f"{n} samples: expected 1 or more")
         code = sample_code(self.spec, n, generator)
         return Sample(sparse_decode(code.values, code.ids, self.vectors), code)
 

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from saeforest.errors import UserError
+from saeforest.errors import InputError
 from saeforest.text.document import LINE, PARAGRAPH, Document, cut
 from saeforest.text.fields import Reading
 from saeforest.text.folder import read_folder
@@ -34,7 +34,7 @@ def documents(source: str, *, seed: int = 0, reading: Reading = _PLAIN) -> Itera
       Hub data set, streamed.
 
     Raises:
-        UserError: the source does not exist, a package it needs is missing, or a file of it can't be read.
+        InputError: the source does not exist, a package it needs is missing, or a file of it can't be read.
             This call tells of a source that does not exist, the iteration of damage when it gets there.
     """
     return (document for document in _found(source, seed, reading) if document.text.strip())
@@ -48,7 +48,7 @@ def _found(source: str, seed: int, reading: Reading) -> Iterator[Document]:
             ("chat", reading.render),
         ):
             if given:
-                raise UserError(f"text.{key}: the packaged corpus is plain text and has none; leave it out")
+                raise InputError(f"text.{key}: the packaged corpus is plain text and has none; leave it out")
         return packaged(parts, seed)
     if (path := local_path(source)) is not None:
         if path.is_dir():
@@ -58,7 +58,7 @@ def _found(source: str, seed: int, reading: Reading) -> Iterator[Document]:
         place = hub_name(source)
         if place is not None:
             return read_hub(source, place, reading)
-    raise UserError(
+    raise InputError(
         f"text source '{source}': no such file or folder; give a path that exists, a Hub data set as "
         "'org/name', 'org/name:subset' or 'org/name@revision:subset' (its split is text.split), or 'packaged'"
     )
@@ -70,7 +70,7 @@ def local_path(source: str) -> Path | None:
         path = Path(os.path.expanduser(source))
         return path if source and path.exists() else None
     except PermissionError as error:
-        raise UserError(
+        raise InputError(
             f"text source '{source}': {error.strerror}; check the permissions of its folders"
         ) from None
     except (OSError, ValueError):  # too long for a name, or with a NUL in it
@@ -85,7 +85,7 @@ def is_hub_source(source: str) -> bool:
 
 def _file(path: Path, reading: Reading) -> Iterator[Document]:
     if reading.split != "train":
-        raise UserError(f"text.split = {reading.split}: {path} is a file, which has no splits; leave it out")
+        raise InputError(f"text.split = {reading.split}: {path} is a file, which has no splits; leave it out")
     found = read_file(path, path.name, reading)
     # A lone text would be all training or all held out: its passages stand for documents.
     return _passages(found) if unpacked_suffix(path) == ".txt" else found

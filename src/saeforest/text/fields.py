@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from saeforest.errors import UserError
+from saeforest.errors import InputError
 from saeforest.hf_types import PreTrainedTokenizerBase
 from saeforest.text.document import Document
 
@@ -57,17 +57,17 @@ def chat_renderer(tokenizer: PreTrainedTokenizerBase, model: str) -> Render:
     Whether BOS comes first is decided for the whole window (`text.bos`). Templates that tell the day are told one that
     never changes: the same chat must be the same text whenever it is read.
 
-    Raises UserError where there is no template; rendering raises ValueError where it refuses a chat.
+    Raises InputError where there is no template; rendering raises ValueError where it refuses a chat.
     """
     if not tokenizer.chat_template:
-        raise UserError(
+        raise InputError(
             f"text.chat = true: the tokenizer of {model} has no chat template; take a model that has one, or set "
             "text.chat to false and give plain text"
         )
     try:
         template = tokenizer.get_chat_template()
     except ValueError as error:  # several, and none of them the default
-        raise UserError(
+        raise InputError(
             f"text.chat = true: the tokenizer of {model} names no default chat template"
         ) from error
     bos = tokenizer.bos_token if "bos_token" in template else None
@@ -90,7 +90,7 @@ class Fields:
     """The records of one file (or Hub data set) as documents."""
 
     def __init__(self, source: str, reading: Reading, columns: Sequence[str] | None = None) -> None:
-        """`columns`: of a table, whose records all have the same. Raises UserError where none is the text's."""
+        """`columns`: of a table, whose records all have the same. Raises InputError where none is the text's."""
         self._source, self._reading = source, reading
         self._key: str | None = None
         self._records, self._some = 0, False
@@ -105,16 +105,16 @@ class Fields:
         return self._key
 
     def document(self, record: Mapping[str, Any], where: str, name: str) -> Document:
-        """The document of a record. Raises UserError that names `where` unless it is like the records before."""
+        """The document of a record. Raises InputError that names `where` unless it is like the records before."""
         if self._key is None:
             self._choose(list(record), where)
         if self.key not in record:
-            raise UserError(
+            raise InputError(
                 f'{where}: expected the text under "{self.key}" as in the records before, found {_named(record)}; '
                 "mend the record, or name the field that all have as text.column"
             )
         if other := next((name for name in self._others if name in record), None):
-            raise UserError(
+            raise InputError(
                 f'{where}: the records before have their text under "{self.key}", this one has "{other}" too; name the '
                 "field that is the text as text.column"
             )
@@ -126,9 +126,9 @@ class Fields:
         return Document(_chat(value, self.key, self._reading.render, where), name, chat=True)
 
     def finish(self) -> None:
-        """Raises UserError where all records were read and none has any text."""
+        """Raises InputError where all records were read and none has any text."""
         if self._records and not self._some:
-            raise UserError(
+            raise InputError(
                 f'{self._source}: "{self.key}" is empty in all of its {self._records:,} records; name the field that '
                 "holds the text as text.column"
             )
@@ -138,7 +138,7 @@ class Fields:
         if (
             twice := next((c for c in columns if columns.count(c) > 1 and self._matters(c)), None)
         ) is not None:
-            raise UserError(f'{where}: two columns are named "{twice}"; rename one')
+            raise InputError(f'{where}: two columns are named "{twice}"; rename one')
         self._key = choose_field(columns, self._reading, where)
         if not self._reading.column and self._reading.render is None and self._key != "text":
             self._others = {*TEXT_FIELDS} - {self._key}
@@ -153,11 +153,11 @@ def has_text(columns: Sequence[str], reading: Reading) -> bool:
 
 
 def choose_field(columns: Sequence[str], reading: Reading, where: str) -> str:
-    """Which of the columns is the text. Raises UserError that names `where` for none, or more than one."""
+    """Which of the columns is the text. Raises InputError that names `where` for none, or more than one."""
     if reading.column:
         if reading.column in columns:
             return reading.column
-        raise UserError(
+        raise InputError(
             f'{where}: text.column = {reading.column}: expected the text under "{reading.column}", '
             f"found {_named(columns)}"
         )
@@ -171,21 +171,21 @@ def choose_field(columns: Sequence[str], reading: Reading, where: str) -> str:
         found, wanted = [name for name in TEXT_FIELDS if name in columns], TEXT_FIELDS
         advice = "name the field that holds the text as text.column"
         if chats and not found:
-            raise UserError(
+            raise InputError(
                 f'{where}: a chat under "{chats[0]}"; set text.chat to true to read chats through the chat template '
                 "of the model"
             )
     if not found:
-        raise UserError(f"{where}: expected the text under {_or(wanted)}, found {_named(columns)}; {advice}")
+        raise InputError(f"{where}: expected the text under {_or(wanted)}, found {_named(columns)}; {advice}")
     if len(found) > 1:
-        raise UserError(f"{where}: the text may be under {_or(found)}; name one of them as text.column")
+        raise InputError(f"{where}: the text may be under {_or(found)}; name one of them as text.column")
     return found[0]
 
 
 def text_of(record: Mapping[str, Any], key: str, where: str) -> str:
-    """The string under a key; null is an empty text. Raises UserError that names `where` for anything else."""
+    """The string under a key; null is an empty text. Raises InputError that names `where` for anything else."""
     if key not in record:
-        raise UserError(
+        raise InputError(
             f'{where}: expected the text under "{key}", found {_named(record)}; rename the field to "{key}"'
         )
     text = record[key]
@@ -195,14 +195,14 @@ def text_of(record: Mapping[str, Any], key: str, where: str) -> str:
         hint = "make it text"
         if isinstance(text, list) and text and isinstance(text[0], dict):
             hint = "set text.chat to true if these are the messages of a chat"
-        raise UserError(f'{where}: expected a string under "{key}", got {_kind(text)}; {hint}')
+        raise InputError(f'{where}: expected a string under "{key}", got {_kind(text)}; {hint}')
     # JSON can spell half of a surrogate pair, which no tokenizer can encode.
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _chat(value: Any, key: str, render: Render, where: str) -> str:
     if not isinstance(value, list):
-        raise UserError(f'{where}: expected the messages of a chat under "{key}", got {_kind(value)}')
+        raise InputError(f'{where}: expected the messages of a chat under "{key}", got {_kind(value)}')
     if not value:
         return ""
     messages = [_message(m, f"{where}, message {i}") for i, m in enumerate(value, 1)]
@@ -210,7 +210,7 @@ def _chat(value: Any, key: str, render: Render, where: str) -> str:
         text = render(messages)
     except ValueError as error:
         roles = ", ".join(str(message["role"]) for message in messages[:5])
-        raise UserError(
+        raise InputError(
             f"{where}: the model's chat template refuses this chat ({error}), whose roles begin {roles}; "
             "mend or remove the record"
         ) from error
@@ -229,7 +229,7 @@ def _message(message: Any, where: str) -> Message:
                 content = _content(content, where)
                 return {**others, "role": _ROLES.get(role, role), "content": content}
     keys = _named(message) if isinstance(message, dict) else _kind(message)
-    raise UserError(f'{where}: expected "role" and "content", or "from" and "value", found {keys}')
+    raise InputError(f'{where}: expected "role" and "content", or "from" and "value", found {keys}')
 
 
 def _content(content: Any, where: str) -> str:
@@ -241,7 +241,7 @@ def _content(content: Any, where: str) -> str:
     ):
         return "".join(part["text"] for part in content)
     if not isinstance(content, str):
-        raise UserError(f"{where}: expected text, got {_kind(content)}; this library reads text alone")
+        raise InputError(f"{where}: expected text, got {_kind(content)}; this library reads text alone")
     return content
 
 

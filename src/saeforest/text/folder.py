@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from saeforest.errors import UserError
+from saeforest.errors import InputError
 from saeforest.files import read_json
 from saeforest.output import note
 from saeforest.text.document import Document
@@ -42,18 +42,18 @@ class _Found:
 def read_folder(folder: Path, reading: Reading) -> Iterator[Document]:
     """The documents of all files below a folder that hold text, sorted by path; says what is passed over.
 
-    Raises UserError where there is none.
+    Raises InputError where there is none.
     """
     if what := _of_a_tool(folder):
-        raise UserError(f"{folder}: {what}, not text; give the folder or file that holds the text")
+        raise InputError(f"{folder}: {what}, not text; give the folder or file that holds the text")
     found = _look_into(folder, reading)
     if reading.split != "train" and not any(path.suffix == ".arrow" for path in found.files.values()):
-        raise UserError(
+        raise InputError(
             f"text.split = {reading.split}: {folder} is a folder of files, which has no splits; give the files of one"
         )
     if not found.files:
         holds = _counted(found.passed) or "nothing"
-        raise UserError(f"{folder}: no {SUFFIXES} with text in this folder; it holds {holds}")
+        raise InputError(f"{folder}: no {SUFFIXES} with text in this folder; it holds {holds}")
     _say(folder, found)
     names = sorted(found.files)
     return (document for name in names for document in read_file(found.files[name], name, reading))
@@ -92,7 +92,7 @@ def _walk(folder: Path, name: str, reading: Reading, found: _Found) -> None:
     try:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
     except OSError as error:
-        raise UserError(f"{folder}: cannot be read ({error.strerror}); check its permissions") from None
+        raise InputError(f"{folder}: cannot be read ({error.strerror}); check its permissions") from None
     if (saved := _saved_files(folder, reading)) is not None:
         found.files |= {f"{name}{path.relative_to(folder).as_posix()}": path for path in saved}
         found.passed["of a saved data set: other splits and its description"] += len(entries) - len(saved)
@@ -181,12 +181,12 @@ def _saved_files(folder: Path, reading: Reading) -> list[Path] | None:
     if (folder / _SAVED_SPLITS).is_file():
         splits = _names(folder / _SAVED_SPLITS, "splits")
         if reading.split not in splits:
-            raise UserError(
+            raise InputError(
                 f"{folder}: has no split '{reading.split}', but {', '.join(splits)}; name one as text.split"
             )
         inner = folder / reading.split
         if not all((inner / name).is_file() for name in _SAVED):
-            raise UserError(f"{inner}: not a whole saved data set; save it again")
+            raise InputError(f"{inner}: not a whole saved data set; save it again")
         return _saved_files(inner, reading)
     if not all((folder / name).is_file() for name in _SAVED):
         return None
@@ -195,7 +195,7 @@ def _saved_files(folder: Path, reading: Reading) -> list[Path] | None:
     names = [e.get("filename") for e in entries if isinstance(e, dict)] if isinstance(entries, list) else []
     for name in names:
         if not isinstance(name, str) or Path(name).name != name or not (folder / name).is_file():
-            raise UserError(
+            raise InputError(
                 f"{folder / 'state.json'}: names the file {name!r}, which is not beside it; save it again"
             )
     return [folder / str(name) for name in names]
@@ -205,5 +205,5 @@ def _names(path: Path, key: str) -> list[str]:
     listed = read_json(path)
     names = listed.get(key) if isinstance(listed, dict) else None
     if not isinstance(names, list) or not all(isinstance(n, str) and Path(n).name == n for n in names):
-        raise UserError(f'{path}: expected a list of names under "{key}"; save the data set again')
+        raise InputError(f'{path}: expected a list of names under "{key}"; save the data set again')
     return names

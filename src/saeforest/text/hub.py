@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
-from saeforest.errors import UserError
+from saeforest.errors import InputError
 from saeforest.text.document import Document
 from saeforest.text.fields import Fields, Reading
 from saeforest.text.opening import needs_data_extra
@@ -53,7 +53,7 @@ def pinned(source: str) -> str:
 
 
 def read_hub(source: str, place: HubName, reading: Reading) -> Iterator[Document]:
-    """The documents of a split of a data set. Raises UserError that says what came in between."""
+    """The documents of a split of a data set. Raises InputError that says what came in between."""
     try:
         from datasets import load_dataset
     except ImportError as error:
@@ -65,15 +65,15 @@ def read_hub(source: str, place: HubName, reading: Reading) -> Iterator[Document
         for number, row in enumerate(rows, 1):
             yield fields.document(row, f"{source}:{number}", f"{source}:{number}")
         fields.finish()
-    except UserError:
+    except InputError:
         raise
     except Exception as error:  # the Hub's client has no common base of its many errors
         if (package := _missing_package(error)) is not None:
-            raise UserError(
+            raise InputError(
                 f"text source '{source}': reading it needs the package {package}: run `pip install "
                 f"{'saeforest[data]' if package == 'zstandard' else package!r}`"
             ) from error
-        raise UserError(
+        raise InputError(
             f"text source '{source}': not a file here, and split '{reading.split}' of the Hub's data set can't be read "
             f"({_why(error)}); check the name, the subset, the revision, text.split and the network"
         ) from error

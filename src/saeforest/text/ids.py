@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from saeforest.errors import UserError
+from saeforest.errors import InputError
 from saeforest.hf_types import PreTrainedTokenizerBase
 
 _PROBE = "a"
@@ -47,11 +47,11 @@ def bos_before(
 ) -> int | None:
     """The id that stands before every text under the setting `text.bos`; None where nothing does.
 
-    Raises UserError where BOS is asked for and the tokenizer has none.
+    Raises InputError where BOS is asked for and the tokenizer has none.
     """
     if bos == "no" or (bos == "auto" and not adds_bos(tokenizer)):
         return None
     bos_id = tokenizer.bos_token_id
     if not isinstance(bos_id, int):
-        raise UserError(f"text.bos = yes: the tokenizer of {model} has no BOS token; set text.bos to no")
+        raise InputError(f"text.bos = yes: the tokenizer of {model} has no BOS token; set text.bos to no")
     return bos_id

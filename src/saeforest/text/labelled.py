@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from saeforest.errors import UserError
+from saeforest.errors import InputError
 from saeforest.schema import listed, shown
 from saeforest.text.fields import text_of
 from saeforest.text.opening import decoded, opened
@@ -38,7 +38,7 @@ def labelled(source: str) -> list[LabelledText]:
     - a folder: the .txt files in each of its subfolders, which is their label. Hidden ones are passed over.
 
     Raises:
-        UserError: the source does not exist, its package is missing, a file of it can't be read, or it is empty.
+        InputError: the source does not exist, its package is missing, a file of it can't be read, or it is empty.
     """
     path = Path(os.path.expanduser(source))
     if source == _TOPICS:
@@ -48,13 +48,13 @@ def labelled(source: str) -> list[LabelledText]:
     elif source and path.exists():
         found = _reader(path)(path)
     else:
-        raise UserError(
+        raise InputError(
             f"labelled texts '{source}': no such file or folder; give a .jsonl, a .csv, a folder with a subfolder "
             f"for each label, or '{_TOPICS}'"
         )
     texts = [text for text in found if text.text.strip()]
     if not texts:
-        raise UserError(f"labelled texts '{source}': expected some texts, found none")
+        raise InputError(f"labelled texts '{source}': expected some texts, found none")
     return texts
 
 
@@ -89,7 +89,7 @@ def _csv(path: Path) -> Iterator[LabelledText]:
     for name in ("text", "label"):
         if columns.count(name) != 1:
             found = listed(columns)
-            raise UserError(
+            raise InputError(
                 f'{path}:1: expected the columns "text" and "label", found {found}; name them so, one each'
             )
     for _, row, where in csv_records(path):
@@ -103,7 +103,7 @@ def _label(label: object, where: str) -> str:
     if isinstance(label, int):
         return str(label)
     found = "nothing" if label in (None, "") else shown(label)
-    raise UserError(f'{where}: expected a string or a whole number under "label", found {found}')
+    raise InputError(f'{where}: expected a string or a whole number under "label", found {found}')
 
 
 _READERS: dict[str, Callable[[Path], Iterator[LabelledText]]] = {".jsonl": _jsonl, ".csv": _csv}
@@ -112,5 +112,5 @@ _READERS: dict[str, Callable[[Path], Iterator[LabelledText]]] = {".jsonl": _json
 def _reader(path: Path) -> Callable[[Path], Iterator[LabelledText]]:
     if path.suffix.lower() not in _READERS:
         expected = " or ".join(_READERS)
-        raise UserError(f"{path}: expected a {expected} file, or a folder with a subfolder for each label")
+        raise InputError(f"{path}: expected a {expected} file, or a folder with a subfolder for each label")
     return _READERS[path.suffix.lower()]

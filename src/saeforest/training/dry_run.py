@@ -13,7 +13,7 @@ from ..activations.reader import concatenated
 from ..activations.sources import BLOCK_ROWS, LIVE_ROWS, SHARDS_MIXED
 from ..activations.writer import SHARD_ROWS
 from ..config import TrainConfig, resolve_device
-from ..errors import UserError
+from ..errors import InputError
 from ..memory import available, give_back, on_gpu, peak, reset_peak, resident, size
 from ..saes.systems import SYSTEMS
 from ..session import read_tokens
@@ -71,7 +71,7 @@ class Estimate:
 def estimate(config: TrainConfig) -> Estimate:
     """Tries a little of the real work on this machine: the language model on a few windows, and a few SAE steps.
 
-    Raises UserError where the model, the site or the text is not to be had, as the run itself would.
+    Raises InputError where the model, the site or the text is not to be had, as the run itself would.
     """
     config = settle(config)
     source = open_source(config)
@@ -230,7 +230,7 @@ def _activations(reader: ActivationReader, tokens: Tokens, n_windows: int) -> tu
     before = reader.seconds
     x = concatenated([batch for batch, _ in reader.batches(tokens, windows)])
     if not len(x):
-        raise UserError("no activations: every position of the text is excluded; give longer text")
+        raise InputError("no activations: every position of the text is excluded; give longer text")
     return x, (reader.seconds - before) / (len(windows) * tokens.context)
 
 

@@ -8,7 +8,7 @@ from ..activations import Harvest, StoredActivations, harvest_folder, open_store
 from ..activations.sources import is_store
 from ..activations.writer import JOURNAL, MODEL, PENDING
 from ..config import TrainConfig
-from ..errors import UserError
+from ..errors import InputError
 from ..files import write_json
 from ..output import note
 from ..session import about_activations, about_model, open_reader, read_tokens
@@ -21,13 +21,13 @@ from .unfinished import claimed_run, is_free
 def run_harvest(config: TrainConfig, out: Path) -> tuple[StoredActivations, Harvest]:
     """Reads the activations of `config` into the store `out`; returns it, and what the reading took.
 
-    Goes on where an earlier harvest with the same settings was stopped. Raises UserError where `out` holds anything
+    Goes on where an earlier harvest with the same settings was stopped. Raises InputError where `out` holds anything
     else or is in use, and for anything wrong with the model or the text; Interrupted where a signal asks to stop.
     """
     config = settle_machine(config)
     with claimed_run(out), stopping("what was read") as stop:
         if not is_store(out) and not (out / JOURNAL).exists() and not is_free(out):
-            raise UserError(f"{out}: exists and is not empty; choose another folder")
+            raise InputError(f"{out}: exists and is not empty; choose another folder")
         reader = open_reader(config)
         config = settle_text(config, reader)
         tokens = read_tokens(config, reader, "train", config.tokens)

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..errors import UserError
+from ..errors import InputError
 from ..files import (
     CHECKSUMS,
     atomic_file,
@@ -138,7 +138,7 @@ def read_lines(path: Path) -> tuple[list[dict[str, Any]], list[bytes]]:
             if isinstance(step, bool) or not isinstance(step, int) or step < 0:
                 raise ValueError
             sound.append(data)
-        except (UserError, KeyError, TypeError, ValueError):
+        except (InputError, KeyError, TypeError, ValueError):
             damaged.append(line)
     return sound, damaged
 
@@ -153,24 +153,24 @@ def has_log(folder: Path) -> bool:
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
-    """All lines of the log.jsonl in a folder, steps and events, in order. Raises UserError where one is damaged."""
+    """All lines of the log.jsonl in a folder, steps and events, in order. Raises InputError where one is damaged."""
     path = folder / LOG
     lines, damaged = read_lines(path)
     check_log(path)
     if damaged:
-        raise UserError(f"{path}: {len(damaged)} of its lines are damaged; restore it from a copy")
+        raise InputError(f"{path}: {len(damaged)} of its lines are damaged; restore it from a copy")
     return lines
 
 
 def check_log(path: Path) -> None:
-    """Raises UserError where a finished log, or allocations.jsonl beside it, is not what its closing line says."""
+    """Raises InputError where a finished log, or allocations.jsonl beside it, is not what its closing line says."""
     before, end, last = read_bytes(path).rstrip(b"\n").rpartition(b"\n")
     closing = None
-    with suppress(UserError):
+    with suppress(InputError):
         closing = parse_json(last, str(path))
     if not isinstance(closing, dict) or closing.get("event") != FINISHED:
         if is_closed(path.parent):
-            raise UserError(
+            raise InputError(
                 f"{path}: its closing line is missing or damaged, so it was cut; restore it from a copy"
             )
         return
@@ -180,7 +180,7 @@ def check_log(path: Path) -> None:
         digests[ALLOCATIONS] = checksum(allocations) if allocations.exists() else "that of no file"
     for name, found in digests.items():
         if (expected := listed_checksum(closing, name)) is not None and expected != found:
-            raise UserError(f"{path.parent / name}: does not match its checksum; restore it from a copy")
+            raise InputError(f"{path.parent / name}: does not match its checksum; restore it from a copy")
 
 
 def is_closed(folder: Path) -> bool:
@@ -189,7 +189,7 @@ def is_closed(folder: Path) -> bool:
         return False
     try:
         return listed_checksum(read_json(run.sae_beside(folder) / CFG), WEIGHTS) is not None
-    except UserError:  # none, or a damaged one
+    except InputError:  # none, or a damaged one
         return False
 
 

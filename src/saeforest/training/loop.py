@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..activations import ActivationStream
 from ..config import TrainConfig
-from ..errors import UserError
+from ..errors import InputError
 from ..optim import learning_rate
 from ..output import note
 from ..progress import progress
@@ -38,12 +38,12 @@ class Trainee:
     seconds: float = 0.0
 
     def step(self, x: Float[Tensor, "n d_in"], target: Float[Tensor, "n d_out"] | None = None) -> Step:
-        """One training step; `target` as in `Training.step`. Raises UserError where the loss stops being finite."""
+        """One training step; `target` as in `Training.step`. Raises InputError where the loss stops being finite."""
         begin = time.perf_counter()
         try:
             return self.training.step(x, target)
         except NotFinite as error:
-            raise UserError(error.said(self.of)) from None
+            raise InputError(error.said(self.of)) from None
         finally:
             self.seconds += time.perf_counter() - begin
 
@@ -64,7 +64,7 @@ def train(
     `save_checkpoint`). `lm_seconds` tells how long the language model has run so far, so that the log can say where the
     time went. A checkpoint that the disk has no room for is left out, and a line says so.
 
-    Raises Interrupted when a signal asks to stop, with a checkpoint saved; UserError where a loss stops being finite;
+    Raises Interrupted when a signal asks to stop, with a checkpoint saved; InputError where a loss stops being finite;
     OSError where the logs, the SAE, or the checkpoint before stopping cannot be written.
     """
     trainees = [

@@ -13,7 +13,7 @@ from .. import __version__
 from ..activations import ActivationReader, ActivationStream, Blocks
 from ..activations.sources import MemoryActivations
 from ..config import TrainConfig, resolve_device, to_dict
-from ..errors import UserError
+from ..errors import InputError
 from ..files import write_json
 from ..lm import ModelIdentity
 from ..memory import give_back
@@ -55,19 +55,19 @@ class Run:
 
 
 def resume_config(run: RunFolder) -> TrainConfig:
-    """The configuration with which an unfinished run must go on. Raises UserError where there is none."""
+    """The configuration with which an unfinished run must go on. Raises InputError where there is none."""
     state = run_state(run)
     if state == "complete":
-        raise UserError(f"{run}: this run is complete; nothing to resume")
+        raise InputError(f"{run}: this run is complete; nothing to resume")
     if state != "started":
-        raise UserError(
+        raise InputError(
             f"{run}: nothing to resume; expected a folder with the {run.config_file.name} of an unfinished run"
         )
     return run.config()
 
 
 def count_steps(config: TrainConfig, n_rows: int) -> int:
-    """Steps of a run over `n_rows` activations. Raises UserError where they fill no batch."""
+    """Steps of a run over `n_rows` activations. Raises InputError where they fill no batch."""
     if n_rows < config.batch_size:
         raise TooFew(
             f"{n_rows:,} activations are fewer than one batch (optim.batch_size = {config.batch_size:,}); "
@@ -82,8 +82,8 @@ def run_training(config: TrainConfig, out: Path, *, resume: bool = False) -> Run
     Where `out` holds an unfinished run of the same configuration, that goes on, with the same bits as if it had never
     been stopped: from its last checkpoint, or from the activations it has read. With `resume` there must be one.
 
-    Raises UserError for anything wrong with the configuration, the model, the text, the activations or the folder, also
-    where another process works in it; Interrupted where a signal asks to stop. If nothing that took time was kept by
+    Raises InputError for anything wrong with the configuration, the model, the text, the activations or the folder,
+    also if another process works in it; Interrupted if a signal asks to stop. If nothing that took time was kept by
     then, nothing is left of the run.
     """
     folder = RunFolder(out)

@@ -27,7 +27,7 @@ import torch
 from ..activations import ActivationBatch, ActivationReader
 from ..activations.data import TextData, data_of
 from ..config import TrainConfig, resolve_device
-from ..errors import UserError
+from ..errors import InputError
 from ..lm import ModelIdentity, full_name, identify, same_model
 from ..memory import available
 from ..optim import Precision, resolve_precision
@@ -39,7 +39,7 @@ _MEMORY_SHARE = 0.4
 
 
 def settle(config: TrainConfig) -> TrainConfig:
-    """All that is known before anything is read. Raises UserError where it contradicts itself (see the parts)."""
+    """All that is known before anything is read. Raises InputError where it contradicts itself (see the parts)."""
     return settle_harvest(settle_machine(config))
 
 
@@ -66,7 +66,7 @@ def settle_machine(config: TrainConfig) -> TrainConfig:
 def settle_harvest(config: TrainConfig) -> TrainConfig:
     """Of a run on harvested activations, what the harvest says. The model and the site may be left at their defaults.
 
-    Raises UserError where the folder is not whole or holds activations of another model, site or BOS.
+    Raises InputError where the folder is not whole or holds activations of another model, site or BOS.
     """
     stored = data_of(config.data)
     if isinstance(stored, TextData):
@@ -77,17 +77,17 @@ def settle_harvest(config: TrainConfig) -> TrainConfig:
     else:
         check_model(stored.model, identify(config.model), config.data)
     if config.site not in (default.site, said.site):
-        raise UserError(
+        raise InputError(
             f"{config.data}: activations of site '{said.site}', but the run says '{config.site}'; "
             f"set site to {said.site}"
         )
     if config.target is not None and config.target not in said.sites:
-        raise UserError(
+        raise InputError(
             f"{config.data}: no activations of site '{config.target}'; harvest again with that target"
         )
     bos = "yes" if said.prepend_bos else "no"
     if config.text.bos not in ("auto", bos):
-        raise UserError(
+        raise InputError(
             f"text.bos = {config.text.bos}: {config.data} holds activations of text read "
             f"{'with' if said.prepend_bos else 'without'} BOS; set text.bos to {bos}, or harvest again"
         )
@@ -115,9 +115,9 @@ def settle_harvest(config: TrainConfig) -> TrainConfig:
 
 
 def check_model(harvested: ModelIdentity, model: ModelIdentity, data: str) -> None:
-    """Raises UserError unless activations were harvested from `model`, however it is spelled."""
+    """Raises InputError unless activations were harvested from `model`, however it is spelled."""
     if not same_model(harvested, model):
-        raise UserError(
+        raise InputError(
             f"{data}: activations of model '{harvested}', but the run says '{model}'; "
             f"set model to {harvested.name} as it was, or harvest again"
         )

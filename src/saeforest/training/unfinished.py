@@ -12,7 +12,7 @@ from ..activations.sources import is_store
 from ..activations.writer import read_journal
 from ..claim import claimed, is_lock
 from ..config import TrainConfig, to_dict
-from ..errors import UserError
+from ..errors import InputError
 from ..files import is_temporary, remove_leftovers
 from ..output import note
 from ..run_folder import RunFolder
@@ -29,7 +29,7 @@ _OPEN = {"auto", "dataset_scale"}
 def run_state(run: RunFolder) -> State:
     """empty: nothing that a run would mind; complete: every SAE is there; foreign: files, but no run's configuration.
 
-    Raises UserError where it cannot be a folder.
+    Raises InputError where it cannot be a folder.
     """
     if is_free(run.path):
         return "empty"
@@ -39,7 +39,7 @@ def run_state(run: RunFolder) -> State:
 
 
 def is_free(out: Path) -> bool:
-    """Whether nothing is in `out` that new results would mind. Raises UserError where it cannot be a folder."""
+    """Whether nothing is in `out` that new results would mind. Raises InputError where it cannot be a folder."""
     _check_folder(out)
     demo = RunFolder(out).demo_file
     return not out.exists() or all(p == demo or is_lock(p) or is_temporary(p) for p in out.iterdir())
@@ -48,9 +48,9 @@ def is_free(out: Path) -> bool:
 def _check_folder(out: Path) -> None:
     for folder in (out, *out.parents):
         if folder.is_symlink() and not folder.exists():
-            raise UserError(f"{folder}: a link to nothing; choose another folder")
+            raise InputError(f"{folder}: a link to nothing; choose another folder")
         if folder.exists() and not folder.is_dir():
-            raise UserError(f"{folder}: is a file, but {out} must be a folder; choose another one")
+            raise InputError(f"{folder}: is a file, but {out} must be a folder; choose another one")
 
 
 def is_complete(run: RunFolder, config: TrainConfig | None = None) -> bool:
@@ -61,16 +61,16 @@ def is_complete(run: RunFolder, config: TrainConfig | None = None) -> bool:
 
 
 def claim_empty(out: Path, *, hint: str = "choose another folder") -> None:
-    """Raises UserError where `out` is in use: for results that are made in one go."""
+    """Raises InputError where `out` is in use: for results that are made in one go."""
     if not is_free(out):
-        raise UserError(f"{out}: exists and is not empty; {hint}")
+        raise InputError(f"{out}: exists and is not empty; {hint}")
 
 
 @contextmanager
 def claimed_run(out: Path) -> Iterator[None]:
     """Within, no other process can work in the folder; what killed processes left in it is gone.
 
-    What was made for it goes again if nothing came into it. Raises UserError where another process works in it.
+    What was made for it goes again if nothing came into it. Raises InputError where another process works in it.
     """
     _check_folder(out)
     created = [folder for folder in (out, *out.parents) if not folder.exists()]
@@ -88,7 +88,7 @@ def tidy(run: RunFolder) -> None:
     """Removes what killed processes left in a run that nobody works in, and what a complete one needs no more."""
     if not run.path.is_dir():
         return
-    with suppress(UserError, OSError), run.claimed():  # in use, or not ours to write in
+    with suppress(InputError, OSError), run.claimed():  # in use, or not ours to write in
         remove_leftovers(run.path)
         if run_state(run) == "complete":
             shutil.rmtree(run.checkpoints, ignore_errors=True)
@@ -99,25 +99,25 @@ def tidy(run: RunFolder) -> None:
 def going_on(run: RunFolder, config: TrainConfig) -> TrainConfig:
     """The configuration to train with in a folder: `config`, or that of the unfinished run there, which must agree.
 
-    Raises UserError where the folder holds anything else.
+    Raises InputError where the folder holds anything else.
     """
     state = run_state(run)
     if state == "empty":
         return config
     if state == "foreign":
-        raise UserError(f"{run}: exists and is not empty; choose another folder")
+        raise InputError(f"{run}: exists and is not empty; choose another folder")
     there = run.config()
     what = "a finished run" if state == "complete" else "an unfinished run"
     if differing := differences(to_dict(config), to_dict(there)):
         key, (wanted, found) = next(iter(differing.items()))
         others = f" and {len(differing) - 1} more settings" if len(differing) > 1 else ""
-        raise UserError(
+        raise InputError(
             f"{run}: exists and is not empty: it holds {what} with {key} = {found!r}, not {wanted!r}{others}; "
             "choose another folder"
             + ("" if state == "complete" else ", or resume that run with its own settings")
         )
     if state == "complete":
-        raise UserError(f"{run}: this run is complete; nothing to resume")
+        raise InputError(f"{run}: this run is complete; nothing to resume")
     note(f"{run}: going on with the unfinished run there")
     return there
 
@@ -145,18 +145,18 @@ def _decided(key: str, wanted: Any, found: Any) -> bool:
 
 
 def check_about(checkpoint: Path, about: Mapping[str, Any], config: Path) -> None:
-    """Raises UserError where a run is no longer the one that wrote the checkpoint: its settings, or its model."""
+    """Raises InputError where a run is no longer the one that wrote the checkpoint: its settings, or its model."""
     written = read_state(checkpoint).about
     if not written:  # of a version that did not say
         return
     for key, (now, then) in differences(about, written).items():
-        raise UserError(
+        raise InputError(
             f"{checkpoint}: was written with {key.removeprefix('config.')} = {then!r}, but now it is {now!r} (see "
             f"{config}); bring that back, or start anew in another folder"
         )
 
 
-class TooFew(UserError):
+class TooFew(InputError):
     """A run has read fewer activations than it can train on: they are of no use to it."""
 
 
@@ -164,7 +164,7 @@ class TooFew(UserError):
 def undone_if_worthless(run: RunFolder) -> Iterator[None]:
     """If what is within fails, a run that began in it leaves nothing, unless it has read activations or trained.
 
-    What stays is said: in the message of an Interrupted, and of a UserError.
+    What stays is said: in the message of an Interrupted, and of a InputError.
     """
     fresh = not run.config_file.exists()
     try:
@@ -177,9 +177,9 @@ def undone_if_worthless(run: RunFolder) -> Iterator[None]:
         if isinstance(error, Interrupted) and not latest_checkpoint(run.checkpoints):
             said = str(error) or "stopped"
             raise Interrupted(f"{said}; {kept or 'nothing was kept'}", error.signum) from None
-        if isinstance(error, UserError) and fresh and kept and is_store(run.activations):
+        if isinstance(error, InputError) and fresh and kept and is_store(run.activations):
             place = run.activations
-            raise UserError(
+            raise InputError(
                 f"{error} (the activations of this run are in {place}: with data = {place} another run can use them)"
             ) from None
         raise

@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..errors import UserError
+from ..errors import InputError
 from ..files import is_temporary
 from .finding import Finding
 from .kinds import checks_of, other_file
@@ -25,16 +25,16 @@ def verify(path: str | Path) -> list[Finding]:
     The folder may be a run, a trained SAE, a checkpoint, harvested activations, an index, a forest, records of
     measures, results, the cache of models, or one that holds some of these.
 
-    Raises UserError where there is none of them.
+    Raises InputError where there is none of them.
     """
     path = Path(path)
     if not path.exists():
-        raise UserError(f"{path}: no such file or folder")
+        raise InputError(f"{path}: no such file or folder")
     found = list(_walk(path if path.is_dir() else path.parent))
     if not path.is_dir():
         found = [finding for finding in found if finding.path == path]
     if not found:
-        raise UserError(
+        raise InputError(
             f"{path}: nothing that saeforest wrote; expected a run, a trained SAE, a checkpoint, harvested "
             "activations, an index, a forest, records of measures, results, or the cache of models"
         )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserError
+from ..errors import InputError
 from ..files import CHECKSUM, listed_checksum, read_bytes, read_json, read_tensors
 
 
@@ -41,7 +41,7 @@ def tried(
     """The finding of a file that `read` reads, and what was read: None where it could not be."""
     try:
         return Finding(path, has_checksum=has_checksum), read()
-    except UserError as error:
+    except InputError as error:
         # What an error says to do is for whoever needs the file now.
         problem = str(error).removeprefix(f"{path}: ").split("; ")[0]
         return Finding(path, problem, remedy, has_checksum), None

@@ -10,7 +10,7 @@ from typing import Any
 from ..activations.sources import HARVEST, MANIFEST, TOKENS, open_store
 from ..activations.writer import JOURNAL, PENDING, Journal, read_journal
 from ..config import is_signed, load_config
-from ..errors import UserError, command
+from ..errors import InputError, command
 from ..evaluation.kept_forest import ABOUT as FOREST
 from ..evaluation.kept_forest import TENSORS as FOREST_TENSORS
 from ..evaluation.kept_forest import read_forest
@@ -190,7 +190,7 @@ def _shard(path: Path, shard: dict[str, Any], remedy: str) -> Finding:
     def read() -> None:
         rows = shard.get("rows")
         if any(len(tensor) != rows for tensor in read_tensors(path).values()):
-            raise UserError(f"{path}: expected {rows} rows, as {MANIFEST} says")
+            raise InputError(f"{path}: expected {rows} rows, as {MANIFEST} says")
 
     return tried(path, read, remedy)[0]
 
@@ -224,7 +224,7 @@ def _sae_beside(folder: Path) -> SAE | None:
         return None
     try:
         return load_sae(run.sae_beside(folder.resolve()))
-    except (UserError, OSError):
+    except (InputError, OSError):
         return None
 
 
@@ -265,7 +265,7 @@ def _answers(folder: Path) -> Iterator[Finding]:
         nonlocal damaged
         damaged = sum(answer is None for answer in read_answers(read_bytes(path), str(path)))
         if damaged:
-            raise UserError(f"{path}: {damaged:,} damaged lines")
+            raise InputError(f"{path}: {damaged:,} damaged lines")
 
     remedy = "nothing is to be done: the next `saeforest eval` asks the judge those questions again"
     yield tried(path, read, remedy, has_checksum=True)[0]
@@ -306,7 +306,7 @@ def _logs(folder: Path) -> Iterator[Finding]:
 
         def read(path: Path = path) -> None:
             if damaged := read_lines(path)[1]:
-                raise UserError(f"{path}: {len(damaged):,} of its lines are damaged")
+                raise InputError(f"{path}: {len(damaged):,} of its lines are damaged")
 
         finding, _ = tried(path, read, remedy)
         if (
@@ -344,5 +344,5 @@ def _torn(path: Path) -> bool:
     """Whether a file that could not be read had a checksum of ours in it."""
     try:
         return f'"{CHECKSUM}": "xxh3:'.encode() in read_bytes(path)
-    except UserError:
+    except InputError:
         return False
