@@ -1,4 +1,4 @@
-"""Who works in a folder: one process at a time."""
+"""Claims on folders: only one process at a time may work in a folder."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from .errors import InputError
 from .output import note
 
 LOCK = ".lock"
-# What a file system without locks answers.
+# The error numbers with which a file system without locks refuses one.
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
 
 
 @contextmanager
 def claimed(folder: Path, part: str = "") -> Iterator[None]:
-    """Within, no other process can claim the folder, which is made if it is missing, or the same part of it.
+    """Keep other processes from claiming the folder, or the same part of it, inside the `with` block.
 
-    The claim is a lock on a file in it, `.lock` or `.lock-PART`. It ends with the process, however that ends, and holds
-    across machines wherever the file system passes locks on, as NFS does; where there are no locks at all, a line says
-    so. A part is claimed apart from the whole.
+    The folder is created if it is missing. The claim is a lock on the file `.lock` (or `.lock-PART`) in it. It ends
+    when the process ends, for whatever reason, and holds across machines if the file system supports that, as NFS does.
+    If the file system has no locks at all, a note says so. A claim on a part does not conflict with one on the whole.
 
-    Raises InputError where another process has claimed it.
+    Raises InputError if another process has claimed it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / (f"{LOCK}-{part.replace('/', '-')}" if part else LOCK)
@@ -42,6 +42,7 @@ def claimed(folder: Path, part: str = "") -> Iterator[None]:
 
 
 def is_lock(path: Path) -> bool:
+    """Whether the path is a lock file of `claimed`."""
     return path.name == LOCK or path.name.startswith(f"{LOCK}-")
 
 
@@ -60,7 +61,7 @@ def _locked(path: Path, claim: Path) -> int:
             otherwise = ", or choose another folder" if claim == path.parent else ""
             raise InputError(f"{claim}: in use{by}; wait until that is done or stop it{otherwise}") from None
         try:
-            # Its former holder may have removed the file between our opening and our locking it.
+            # The previous holder may have removed the file after we opened it and before we locked it.
             current = path.stat()
             if (current.st_dev, current.st_ino) == (os.fstat(handle).st_dev, os.fstat(handle).st_ino):
                 os.ftruncate(handle, 0)
@@ -68,7 +69,7 @@ def _locked(path: Path, claim: Path) -> int:
                 return handle
         except FileNotFoundError:
             pass
-        except OSError:  # a full disk: the lock holds without the words
+        except OSError:  # a full disk: the lock holds even if the file does not say who holds it
             return handle
         os.close(handle)
 
