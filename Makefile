@@ -9,14 +9,14 @@ STEP ?= 5
 BIN := .venv/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test lint pytest fuzz test-models durability clean interop
+.PHONY: demo test docs lint pytest fuzz test-models durability clean interop
 
 demo: .venv/run.stamp
 	$(BIN)/saeforest demo --out $(OUT)
 
-# The linters run beside the tests. When one of the two fails, the other still comes to its end.
+# The linters and the docs run beside the tests. When one of them fails, the others still come to their end.
 test: .venv/dev.stamp
-	@$(MAKE) --no-print-directory --jobs 2 --keep-going lint pytest
+	@$(MAKE) --no-print-directory --jobs 2 --keep-going lint docs pytest
 
 # `worksteal` gives each worker whole files, and divides those that come last so that all end together.
 # Modules are kept compiled, as tests start many processes.
@@ -40,6 +40,10 @@ lint: .venv/dev.stamp
 	$(BIN)/ruff check --quiet
 	$(BIN)/ruff format --check --quiet
 	$(BIN)/basedpyright
+
+# The documentation as a site in site/, without the network; a warning is an error.
+docs: .venv/dev.stamp
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 # torch by itself first: whatever else asks for it then finds the pinned build in place.
 .venv/run.stamp: pyproject.toml constraints.txt requirements-embedded.txt
