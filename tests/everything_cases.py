@@ -16,10 +16,10 @@ from saeforest.config import MemberConfig, TrainConfig
 from saeforest.files import write_json
 from saeforest.judges.cache import CachedJudge
 from saeforest.saes import TopKConfig
-from saeforest.synthetic import GENERATORS
-from saeforest.synthetic.config import SyntheticConfig
-from saeforest.synthetic.run import compare as compare_systems
 from saeforest.training import Interrupted, loop, run_training
+from saeforest.worlds import GENERATORS
+from saeforest.worlds.config import SyntheticConfig
+from saeforest.worlds.run import compare as compare_systems
 
 WIDTH, STOPPED_AT = 16, 20
 CHECKPOINT = f"stopped/checkpoints/step-{STOPPED_AT:08}"

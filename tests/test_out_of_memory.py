@@ -65,7 +65,7 @@ def raised_in(module: str) -> BaseException:
         ("saeforest.optim.adam", "sae.layer_sizes or optim.batch_size"),
         ("saeforest.explore.build", "lm.batch_size, or index a smaller SAE"),
         ("saeforest.measures.mcs", "the tokens measured"),
-        ("saeforest.synthetic.world", "size, batch_size or held_out"),
+        ("saeforest.worlds.world", "size, batch_size or held_out"),
         ("saeforest.lmx", "sae.layer_sizes, optim.batch_size, lm.batch_size or tokens"),
     ],
 )

@@ -25,7 +25,7 @@ _LOWER = (
     ),
     ("saeforest.activations.reader", "the language model", "lm.batch_size or text.context"),
     ("saeforest.activations", "the activations", "tokens, or set activations.store to disk or live"),
-    ("saeforest.synthetic", "the synthetic world", "size, batch_size or held_out"),
+    ("saeforest.worlds", "the synthetic world", "size, batch_size or held_out"),
     ("saeforest.explore", "the index", "lm.batch_size, or index a smaller SAE"),
     ("saeforest.measures", "a measure", "the tokens measured, or leave that measure out"),
     ("saeforest.evaluation", "a measure", "the tokens measured, or leave that measure out"),

@@ -44,12 +44,12 @@ from saeforest.saes import RunLength, load_sae, start_training
 from saeforest.saes.files import WEIGHTS
 from saeforest.schema import without
 from saeforest.stopping import Stop
-from saeforest.synthetic.results import read_recovery
-from saeforest.synthetic.run import Kept
 from saeforest.text import Tokens, documents
 from saeforest.text.labelled import labelled
 from saeforest.training.checkpoint import SINGLE, load_checkpoint
 from saeforest.training.log import RunLog, read_log
+from saeforest.worlds.results import read_recovery
+from saeforest.worlds.run import Kept
 
 ROWS = 3_000
 #: What was read where the damaged file was put aside, and its work is done again.

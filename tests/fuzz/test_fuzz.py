@@ -30,8 +30,8 @@ from saeforest import out_of_memory
 from saeforest.activations.writer import Journal
 from saeforest.errors import InputError
 from saeforest.files import write_json
-from saeforest.synthetic.run import Kept
 from saeforest.verify import verify
+from saeforest.worlds.run import Kept
 
 CASES = max(FUZZ_CASES // len(TARGETS), 1)
 # Seconds for one file of a few kilobytes; a loaded machine takes a tenth of it.

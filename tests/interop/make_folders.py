@@ -27,8 +27,8 @@ from saeforest.saes import (
     save_sae,
     start_training,
 )
-from saeforest.synthetic import GENERATORS
 from saeforest.training.loop import fit
+from saeforest.worlds import GENERATORS
 
 STEPS, BATCH, CLOSE = 150, 512, 1e-4
 

@@ -30,8 +30,8 @@ from saeforest.saes import TreeConfig, TreeSAE
 from saeforest.sparse_code import SparseCode
 from saeforest.structure.forest import Forest
 from saeforest.structure.pairs import PairStatistics
-from saeforest.synthetic import World
-from saeforest.synthetic.generators import tree
+from saeforest.worlds import World
+from saeforest.worlds.generators import tree
 from subject_cases import but, given
 
 VALUES = {"s_res", "cos_child", "cos_parent", "hits", "coverage", "lda_s_res", "lda_cosine"}

@@ -11,8 +11,8 @@ import tyro
 
 from ..errors import InputError
 from ..output import results, say
-from ..synthetic.config import SyntheticConfig
-from ..synthetic.presets import SYSTEM_NAMES
+from ..worlds.config import SyntheticConfig
+from ..worlds.presets import SYSTEM_NAMES
 from .arguments import parse
 from .common import doc, near, positive, resumable
 
@@ -34,8 +34,8 @@ class _Synthetic:
 
 def synthetic(argv: Sequence[str]) -> None:
     """Train systems on a world whose tree is known, and score how much of it they recover. Writes recovery.json."""
-    from ..synthetic import GENERATORS
-    from ..synthetic.run import RECOVERY, recovery_table, run_synthetic
+    from ..worlds import GENERATORS
+    from ..worlds.run import RECOVERY, recovery_table, run_synthetic
 
     names = ", ".join(GENERATORS)
     args = parse(

@@ -34,11 +34,11 @@ from ..run_folder import CONFIG, RunFolder
 from ..saes import SAE, load_sae
 from ..saes.files import CFG, WEIGHTS
 from ..structure.forest import Forest
-from ..synthetic.results import read_recovery, read_scores
-from ..synthetic.run import RECOVERY, SCORES
 from ..text import Tokens
 from ..training.checkpoint import STATE, checkpoints, is_checkpoint, read_state
 from ..training.log import ALLOCATIONS, LOG, check_log, has_log, is_closed, read_lines
+from ..worlds.results import read_recovery, read_scores
+from ..worlds.run import RECOVERY, SCORES
 from .finding import Finding, checked_json, checked_tensors, is_plain, tried
 
 

@@ -15,8 +15,8 @@ from saeforest.activations import Blocks
 from saeforest.errors import InputError
 from saeforest.sparse_code import SparseCode
 from saeforest.structure.forest import ROOT, Forest, flat_forest
-from saeforest.synthetic import GENERATORS, Recovery, Sample, TreeSpec, World, recover, sample_code
-from saeforest.synthetic.generators import (
+from saeforest.worlds import GENERATORS, Recovery, Sample, TreeSpec, World, recover, sample_code
+from saeforest.worlds.generators import (
     compensated,
     hedging_four,
     mp,
@@ -25,8 +25,8 @@ from saeforest.synthetic.generators import (
     tree,
     zipf,
 )
-from saeforest.synthetic.geometry import nearly_orthogonal, unit_vectors
-from saeforest.synthetic.recovery import _hierarchy
+from saeforest.worlds.geometry import nearly_orthogonal, unit_vectors
+from saeforest.worlds.recovery import _hierarchy
 
 N = 40_000
 SMALL = [name for name in GENERATORS if name != "synth-bench"]
@@ -332,7 +332,7 @@ def test_every_block_is_fresh() -> None:
 
 
 def test_large_samples_are_drawn_in_slices_with_all_their_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("saeforest.synthetic.trees._CANDIDATES", 11 * 64)
+    monkeypatch.setattr("saeforest.worlds.trees._CANDIDATES", 11 * 64)
     world = mp()
     code = world.held_out(1000).code
     assert bool((code.active() & (code.ids < 11)).sum(1).eq(1).all())
