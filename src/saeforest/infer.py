@@ -70,16 +70,21 @@ class InferConfig:
     """
 
     method: Method = "reconstruction"
-    """What makes a parent: coverage, an mcs_..., pearson, or reconstruction (coverage and Eq. 5)."""
+    """Score that makes a feature a parent: activation coverage, a variant of masked cosine similarity (mcs_...),
+    Pearson correlation, or reconstruction (coverage together with the reconstruction score, Eq. 5 of the Tree SAE
+    paper)."""
     min_score: float | None = None
-    """The least score of a parent; of the coverage, for reconstruction. None: `MIN_SCORE`."""
+    """Minimum score of a parent; for reconstruction, minimum coverage. Default: 0.9 for coverage, reconstruction and
+    (its square root) mcs_binary, 0.6 for correlations; mcs_binary_scaled has none."""
     min_count: int = 20
-    """A feature that fires on fewer tokens hangs from the root: any feature that fires often covers it by chance."""
+    """Minimum number of tokens that a feature must fire on to get a parent. A rarer one is covered by any frequent
+    feature by chance, so it becomes a root."""
     min_reconstruction: float = 0.1
-    """The least S_res, a cosine. Unrelated directions have one of about 1/sqrt(d_in): 0.04 in 576 dimensions."""
+    """Minimum reconstruction score S_res, a cosine. Unrelated directions have about 1/sqrt(d_in), 0.04 in 576
+    dimensions."""
     order: Order = "frequency"
-    """Who may be a parent. frequency: the more frequent features, the lower index first where two fire equally often;
-    layers: the features of earlier layers."""
+    """Which features may be a feature's parent. frequency: those that fire more often (at equal counts, those of lower
+    index); layers: those of earlier layers."""
 
     def __post_init__(self) -> None:
         for name, known in (("method", METHODS), ("order", get_args(Order))):

@@ -17,14 +17,14 @@ from .registry import MEASURES
 
 @dataclass(frozen=True)
 class PositionOptions:
-    """Which positions are measured; None: those the SAE was trained on."""
+    """Which token positions are measured. By default (None), those that the SAE was trained on."""
 
     exclude_first: bool | None = None
-    """Leave out the first position of every window."""
+    """Leave out the first position of every window. By default, as in training."""
     exclude_special: bool | None = None
-    """Leave out special tokens."""
+    """Leave out special tokens. By default, as in training."""
     max_norm: float | None = None
-    """Leave out activations of a larger norm; 0: no limit."""
+    """Leave out activations with a norm above this; 0 for no limit. By default, as in training."""
 
     def applied(self, reader: ActivationReader) -> ActivationReader:
         given = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
@@ -39,14 +39,15 @@ class MeasureOptions:
     """
 
     preset: Reading = "recommended"
-    """Whose reading the settings below start from."""
+    """Protocol that sets the defaults of all options below: our recommendation, that of SAEBench 0.6, or that of the
+    Tree SAE authors' code."""
     tokens: int = 100_000
     """Number of held-out tokens to measure on."""
     ce_tokens: int = 16_384
-    """How many of these tokens to use for cross-entropy. It takes two forward passes of the language model over them,
-    and one more for each SAE."""
+    """How many of the held-out tokens to use for cross-entropy. It takes two forward passes of the language model over
+    them, and one more for each SAE."""
     infer_tokens: int = 200_000
-    """Number of training tokens to infer the forest of a flat SAE from."""
+    """Number of training tokens from which to infer the forest of an SAE that has none."""
     positions: PositionOptions = field(default_factory=PositionOptions)
     infer: InferConfig = field(default_factory=InferConfig)
     probes: ProbeConfig = field(default_factory=ProbeConfig)

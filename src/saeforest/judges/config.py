@@ -25,20 +25,23 @@ NO_JUDGE = (
 
 @dataclass(frozen=True)
 class JudgeConfig:
-    """The language model that judges. Without `model` there is none."""
+    """Which language model acts as the judge. There is no judge unless `model` is set."""
 
     endpoint: str = ""
-    """URL of an OpenAI-compatible endpoint with its version, such as https://host/v1; empty: a local model."""
+    """URL of an OpenAI-compatible endpoint, version included, such as https://host/v1. If empty, the judge is a local
+    model."""
     model: str = ""
-    """The model's name at the endpoint or, for a local one, smollm2-135m, a folder, a .gguf file or a Hub name."""
+    """Name of the model at the endpoint; for a local judge: smollm2-135m, a folder, a .gguf file or a Hub name. By
+    default there is no judge."""
     key_env: str = "OPENAI_API_KEY"
-    """The environment variable that holds the endpoint's key; unset: no key is sent. It is written nowhere."""
+    """Name of the environment variable that holds the endpoint's API key. If it is unset, no key is sent. The key is
+    never written to disk."""
     timeout: float = 60.0
-    """Seconds without a sign of life after which a request is tried again."""
+    """Seconds to wait for the endpoint to send anything before a request is retried."""
     retries: int = 5
-    """Times that a failed request is tried again."""
+    """Number of times to retry a failed request."""
     workers: int = 4
-    """Requests to an endpoint at once."""
+    """Number of concurrent requests to the endpoint."""
 
     def __post_init__(self) -> None:
         expected = "http(s)://HOST/v1, without a user, a query or a fragment"

@@ -66,28 +66,30 @@ _SPLIT = ("splitting", "splitting_spelling")
 
 @dataclass(frozen=True)
 class AbsorptionConfig(FirstLetterConfig):
-    """SAEBench's values, but for a vocabulary that is cut to some minutes' reading on a CPU."""
+    """Settings of feature absorption. SAEBench's values, with fewer words, so that a CPU reads them in minutes."""
 
     sparse_batch: int = 512
-    """Words in a training step of the L1 probe. SAEBench's 4096 of ten times the words make about as many steps."""
+    """Batch size, in words, for training the L1 probe on SAE features. SAEBench's 4096 on ten times as many words
+    gives about as many steps."""
     max_k: int = 10
-    """Features that a letter may split into."""
+    """Maximum number of features that one letter can be split into."""
     f1_jump: float = 0.03
-    """By how much F1 must grow for one feature more to count."""
+    """Minimum gain in F1 for one more feature to count as a main feature of the letter."""
     min_probe_f1: float = 0.6
-    """Letters count whose ground-truth probe has a larger F1."""
+    """F1 that a letter's ground-truth probe must exceed for the letter to be scored."""
     min_letters: int = 20
-    """With fewer letters that count there is no result."""
+    """Report no result if fewer letters than this can be scored."""
     full_cosine: float = 0.025
-    """Least cosine of the feature that absorbs in full with the letter's direction."""
+    """Minimum cosine between a feature and the letter's direction to count as full absorption."""
     fraction_cosine: float = 0.1
-    """Least cosine of the features of the absorption fraction with the letter's direction."""
+    """Minimum cosine between a feature and the letter's direction to count in the absorption fraction."""
     projection: float = 0.4
-    """Least share of a word's projection that absorbing features explain."""
+    """Minimum fraction of a word's projection onto the letter's direction that absorbing features must explain."""
     max_absorbing: int = 3
-    """Features of the absorption fraction."""
+    """Maximum number of absorbing features that the absorption fraction adds up for a word."""
     units: Units = "effective"
-    """Of activations: "effective" in those of the language model's activations, "raw" as the SAE has them."""
+    """Units of feature activations. effective: those of the language model's activations; raw: as the SAE returns
+    them."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -47,18 +47,19 @@ _INDICES = re.compile(r"[0-9]{1,4}(\s*,\s*[0-9]{1,4})*")
 
 @dataclass(frozen=True)
 class AutoInterpConfig:
-    """How features are explained and their explanations tried."""
+    """Which features are explained and how the explanations are tested."""
 
     features: int = 200
-    """Features drawn at random; SAEBench has 1000."""
+    """Number of features to draw at random. SAEBench uses 1000."""
     min_fired: int = 15
-    """Only features that fire on more of the measured tokens than this are drawn."""
+    """Draw only features that fire on more than this many of the measured tokens."""
     buffer: int = 10
-    """Tokens on either side of a window's centre."""
+    """Number of tokens on either side of the center of a text window."""
     random: Literal["checked", "unchecked"] = "checked"
-    """checked: the feature fires in none of the random windows; unchecked: it is taken for granted (SAEBench)."""
+    """How windows without the feature are chosen. checked: only windows in which the feature does not fire;
+    unchecked: any windows, assumed not to contain it, as in SAEBench."""
     seed: int = 0
-    """Of the features and of their windows."""
+    """Random seed for choosing features and text windows."""
     judge: JudgeConfig = field(default_factory=JudgeConfig)
 
     def __post_init__(self) -> None:

@@ -28,10 +28,10 @@ _MOVES = ("reallocation", "root_reset")
 
 @dataclass(frozen=True)
 class DeadTrainingConfig:
-    """How the log of training is read."""
+    """How dead features are read from the training log."""
 
     almost_zero: float = 0.01
-    """A layer's rate of dead features counts as almost zero up to this share."""
+    """Largest fraction of dead features at which a layer counts as having almost none."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.almost_zero < 1:

@@ -54,18 +54,18 @@ class FirstLetterConfig:
     """Which words are read, in which prompts, and how the ground-truth probe is trained."""
 
     seed: int = 42
-    """Of everything random."""
+    """Random seed for choosing and splitting the words, their examples, and training the probes."""
     words: int | None = 5000
-    """At most so many words, as many of each letter where it has them; None for all."""
+    """Maximum number of words, spread evenly over the letters as far as each has enough; None for all words."""
     icl: int = 10
-    """Examples before each word."""
+    """Number of in-context examples before each word."""
     epochs: int = 50
-    """Of the training of probes."""
+    """Number of training epochs for each probe."""
     batch: int = 64
-    """Words in a training step of the ground-truth probe."""
+    """Batch size, in words, for training the ground-truth probe."""
     bos: Literal["as_run", "always"] = "as_run"
-    """Whether BOS comes before every prompt. as_run: where the run has it before every text (text.bos); always:
-    wherever the tokenizer has a BOS, as TransformerLens does, also for an SAE that was trained without."""
+    """Whether each prompt starts with BOS. as_run: if the run's texts do (text.bos); always: if the tokenizer has a
+    BOS, as in TransformerLens, even for an SAE trained without."""
 
     def __post_init__(self) -> None:
         for name in ("icl", "epochs", "batch"):

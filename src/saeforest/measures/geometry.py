@@ -62,20 +62,21 @@ _UMAP_LEAST, _UMAP_MOST, _UMAP_NEIGHBOURS = 3, 20, 15
 
 @dataclass(frozen=True)
 class GeometryConfig:
-    """Where children lie beneath their parents, and siblings in the decoder."""
+    """Which families are examined, and on how many activations."""
 
     parents: tuple[int, ...] = ()
-    """The families to look at, by their parents. None: those with 3 to 8 children that overlap least."""
+    """Parent features whose families to examine. By default, `families` families of 3 to 8 children whose activations
+    overlap least."""
     families: int = 3
-    """How many families to choose where none is named."""
+    """Number of families to choose if `parents` is empty."""
     min_count: int = 100
-    """A feature takes part that fired on so many activations or more."""
+    """Minimum number of activations that a feature must fire on to be included."""
     max_points: int = 300
-    """Activations of each child at most."""
+    """Maximum number of activations to use for each child."""
     umap_families: int = 6
-    """Families of siblings in the UMAP picture; 0: no picture."""
+    """Number of sibling families in the UMAP figure; 0 for no figure."""
     seed: int = 0
-    """Which activations are looked at, and what the UMAP picture shows."""
+    """Random seed for sampling activations, and for the UMAP figure."""
 
     def __post_init__(self) -> None:
         least = {"families": 1, "min_count": 1, "max_points": 2, "umap_families": 0, "seed": 0}

@@ -27,36 +27,37 @@ PROCEDURES: tuple[Procedure, ...] = get_args(Procedure)
 
 @dataclass(frozen=True)
 class HierarchyConfig:
-    """Which pairs are judged, and how. The defaults are SPEC 5.2's recommendation.
+    """Which parent-child pairs are scored, and how. The defaults are SPEC 5.2's recommendation.
 
     Raises InputError for a value out of its range.
     """
 
     parents: int = 100
-    """Parents drawn by each seed."""
+    """Number of parents that each seed draws."""
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
-    """One sample of parents each; the score is the mean over them."""
+    """Random seeds for drawing parents. Each draws one sample; the score is the mean over the samples."""
     sampling: Literal["without", "with"] = "without"
-    """with: a parent may be drawn several times, and then counts as often."""
+    """Whether parents are drawn with or without replacement."""
     dense_share: float = 0.5
-    """Parents are drawn from this share of all features, the most frequent."""
+    """Fraction of all features, the most frequent ones, from which parents are drawn."""
     children: int = 5
-    """The most children of a parent."""
+    """Maximum number of children scored for each parent."""
     min_count: int = 100
-    """A child fires on so many tokens or more."""
+    """Minimum number of tokens that a child must fire on."""
     filter_before_topk: bool = True
-    """True: rarer children are left out before the best by MCS are taken. False: after `top_before_filter` were
-    taken, of which most or all may be rare, for a child that fired once has the largest MCS there is."""
+    """Apply `min_count` before choosing the best children by MCS. If false, take the best `top_before_filter` first
+    and filter those: most of them may then be too rare, since a feature that fired once can have the largest MCS."""
     top_before_filter: int = 20
-    """Children by MCS that are taken where `filter_before_topk` is false."""
+    """Number of children by MCS to take before filtering, if `filter_before_topk` is false."""
     order: Literal["frequency", "index"] = "frequency"
-    """Which children of the forest are taken where there are more: the most frequent, or those of the lowest index."""
+    """Which children to score if a parent has more than `children`: the most frequent, or those of lowest index."""
     top: int = 5
-    """The worst rank of a hit."""
+    """Rank, among all decoder rows by cosine with the child's direction, within which parent and child must both lie
+    for a hit."""
     rank_curve: int = 20
-    """Children by MCS of each parent in `rank_curve` (the paper's figure 13); 0: none."""
+    """Number of children by MCS of each parent in the rank curve (the paper's Figure 13); 0 for no curve."""
     variants: tuple[Variant, ...] = VARIANTS
-    """Variants of MCS that are compared (figure 16)."""
+    """MCS variants to compare (the paper's Figure 16)."""
 
     def __post_init__(self) -> None:
         least = {"parents": 1, "children": 1, "min_count": 1, "top": 1, "rank_curve": 0}

@@ -44,17 +44,18 @@ _PAIRS = 1 << 12
 
 @dataclass(frozen=True)
 class MCSConfig:
-    """Which children are measured, and whose children are listed.
+    """Which children are measured, and for which parents children are listed.
 
     Raises InputError for a value out of its range.
     """
 
     min_count: int = 100
-    """A child that fired on fewer tokens is left out: it scores 1 under any feature that fired with it by chance."""
+    """Minimum number of tokens that a child must fire on. A rarer one scores 1 under any feature that happened to fire
+    with it."""
     parents: tuple[int, ...] = ()
-    """Features whose best children are listed."""
+    """Parent features whose best children to list; none by default."""
     children: int = 5
-    """Children listed of each."""
+    """Number of children to list for each of these parents."""
 
     def __post_init__(self) -> None:
         for name in ("min_count", "children"):

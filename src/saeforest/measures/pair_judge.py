@@ -35,18 +35,19 @@ _REPLY = re.compile(r"HaveRelationship:[ \t]*(Yes|No)[ \t]*\r?\n[ \t]*Confidence
 
 @dataclass(frozen=True)
 class PairJudgeConfig:
-    """Which pairs are judged, by what."""
+    """Which parent-child pairs are judged, and by which language model."""
 
     pairs: int = 500
-    """Edges drawn at random; the HSAE paper has 5000."""
+    """Number of forest edges to draw at random. The HSAE paper uses 5000."""
     min_fired: int = 15
-    """Only edges whose two features fire on more of the measured tokens than this are drawn."""
+    """Draw only edges whose two features each fire on more than this many of the measured tokens."""
     buffer: int = 10
-    """Tokens on either side of a window's centre."""
+    """Number of tokens on either side of the center of a text window."""
     power: float = 1.0
-    """Windows are sampled in proportion to the feature's value to this power: 1 in the paper, 2 in SAEBench."""
+    """Exponent for sampling text windows: with probability proportional to the feature's activation to this power. 1
+    in the HSAE paper, 2 in SAEBench."""
     seed: int = 0
-    """Of the pairs and of the windows."""
+    """Random seed for choosing pairs and text windows."""
     judge: JudgeConfig = field(default_factory=JudgeConfig)
 
     def __post_init__(self) -> None:

@@ -43,23 +43,23 @@ _SLICE_TOKENS = 8192
 
 @dataclass(frozen=True)
 class LabelledTextConfig:
-    """Which labelled texts are read."""
+    """Which labeled texts are read."""
 
     source: str = "packaged:topics"
-    """packaged:topics (Wikipedia introductions by topic), a .jsonl or .csv file with text and label, or a folder with
-    a subfolder of .txt files for each label."""
+    """Labeled texts: packaged:topics (Wikipedia introductions by topic), a .jsonl or .csv file with text and label, or
+    a folder with a subfolder of .txt files for each label."""
     classes: tuple[str, ...] = ()
-    """Labels to tell apart. None given: the `n_classes` that have the most texts."""
+    """Labels to classify. By default, the `n_classes` labels with the most texts."""
     n_classes: int = 5
-    """How many labels, where none are named; fewer where the source has fewer."""
+    """Number of labels if `classes` is empty; fewer if the source has fewer."""
     train: int = 2000
-    """Texts that probes are trained on, in equal parts of all classes. Where a class has too few, all get fewer."""
+    """Number of texts to train probes on, the same for every class; fewer if a class has too few texts."""
     test: int = 500
-    """Texts that probes are tested on, likewise."""
+    """Number of texts to test probes on, the same for every class; fewer if a class has too few texts."""
     context: int = 128
-    """Tokens read of each text, from its start; BOS, where the run has it before every text, is one of them."""
+    """Number of tokens to read from the start of each text, including BOS if the run's texts start with it."""
     seed: int = 42
-    """Chooses and divides the texts."""
+    """Random seed for choosing the texts and splitting them into training and test texts."""
 
     def __post_init__(self) -> None:
         for name, least in (("n_classes", 2), ("train", 1), ("test", 1), ("context", 2), ("seed", 0)):

@@ -44,21 +44,21 @@ _DENSEST = 32
 
 @dataclass(frozen=True)
 class ReconstructionScoreConfig:
-    """Which edges are scored, and which parents are shown in full."""
+    """Which edges are scored, and which parents are shown in detail."""
 
     min_count: int = 100
-    """Children that fire less often are left out: their directions are noise."""
+    """Minimum number of tokens that a child must fire on. The concept directions of rarer features are noise."""
     max_pairs: int = 500
-    """Edges to score; of more, so many are drawn."""
+    """Maximum number of edges to score. If the forest has more, they are drawn at random."""
     seed: int = 0
-    """Fixes which edges are drawn."""
+    """Random seed for drawing the edges."""
     parents: tuple[int, ...] = ()
-    """Parents to show in full. None given: the one with most children that are scored, and the densest feature that
-    covers another."""
+    """Parent features to show in detail. By default, the parent with the most scored children and the densest feature
+    that covers another."""
     children: int = 10
-    """Children shown of each of these parents, those of highest coverage."""
+    """Number of children to show for each of these parents, those with the highest coverage."""
     min_coverage: float = 0.9
-    """Children of these parents that are covered less are not shown."""
+    """Minimum activation coverage of a child by its parent for the child to be shown."""
 
     def __post_init__(self) -> None:
         ranges = [

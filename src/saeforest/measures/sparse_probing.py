@@ -46,14 +46,14 @@ STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 
 @dataclass(frozen=True)
 class SparseProbingConfig:
-    """What is probed, and with how many features."""
+    """Which texts are probed, and with how many features."""
 
     texts: LabelledTextConfig = field(default_factory=LabelledTextConfig)
-    """Labelled texts."""
+    """Which labeled texts are read."""
     k: tuple[int, ...] = (1, 2, 5)
-    """Numbers of features."""
+    """Numbers of features to train probes on."""
     validation: float = 0.2
-    """Share of the training texts on which the regularisation of llm_all is chosen."""
+    """Fraction of the training texts held out to choose the regularization of the probe on all activations."""
 
     def __post_init__(self) -> None:
         if not self.k or min(self.k) < 1 or len(set(self.k)) < len(self.k):

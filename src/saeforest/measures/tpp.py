@@ -47,25 +47,25 @@ _SHOWN = 20
 
 @dataclass(frozen=True)
 class TPPConfig:
-    """Whose features are ablated, how many, and how the probes are trained."""
+    """Which texts are classified, how many features are ablated, and how the probes are trained."""
 
     texts: LabelledTextConfig = field(default_factory=LabelledTextConfig)
-    """Labelled texts."""
+    """Which labeled texts are read."""
     n: tuple[int, ...] = (2, 5, 10, 20, 50, 100, 500)
     """Numbers of features to ablate."""
     select_on: SelectOn = "validation"
-    """Where the best epoch of a probe is looked for: on a part of the training texts, or, as SAEBench does, on the
-    test texts themselves."""
+    """Texts on which the best epoch of a probe is chosen: held-out training texts, or, as in SAEBench, the test
+    texts."""
     validation: float = 0.2
-    """That part, a share."""
+    """Fraction of the training texts held out for validation."""
     epochs: int = 20
-    """Passes over the training texts."""
+    """Number of passes over the training texts."""
     batch_size: int = 16
-    """Texts in a step."""
+    """Number of texts in a training step."""
     lr: float = 1e-3
-    """Of AdamW."""
+    """Learning rate of AdamW."""
     l1: float = 1e-3
-    """Penalty on the sum of a probe's absolute weights."""
+    """Weight of the L1 penalty on a probe's weights."""
 
     def __post_init__(self) -> None:
         if not self.n or min(self.n) < 1 or len(set(self.n)) < len(self.n):

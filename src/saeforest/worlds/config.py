@@ -1,4 +1,4 @@
-"""What every system is trained with on a world whose tree is known."""
+"""Training settings on a synthetic world, the same for every system."""
 
 from __future__ import annotations
 
@@ -12,20 +12,21 @@ _LARGE = 10**9
 
 @dataclass(frozen=True)
 class SyntheticConfig:
-    """What every system is trained with on a world."""
+    """Training settings on a synthetic world, the same for every system."""
 
     steps: int = 5_000
-    """Training steps."""
+    """Number of training steps."""
     batch_size: int = 1024
-    """Samples in a step."""
+    """Number of samples in a training step."""
     lr: float = 3e-3
-    """Peak learning rate, for every system."""
+    """Peak learning rate."""
     size: float = 1.0
-    """Features for each true one."""
+    """Dictionary size as a multiple of the number of true features."""
     l0: float | None = None
-    """Active features to aim at on average, shared among the layers as in the world. None: as many as there are."""
+    """Target mean number of active features, divided among the layers as in the world. By default, the world's own
+    mean."""
     held_out: int = 50_000
-    """Samples to score on."""
+    """Number of fresh samples to score on."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "lr", "size", "held_out"):
