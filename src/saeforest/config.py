@@ -30,21 +30,21 @@ _CHECKSUM = "# checksum: "
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _LONGEST_TEXT = 4_096
 _COUNT = f"1 to {MOST:,}"
-# Of what is in memory at once.
+# The bound on numbers of things that are in memory at the same time.
 MOST_AT_ONCE = 2**31 - 1
 _AT_ONCE = f"1 to {MOST_AT_ONCE:,}"
-# A name is that of folders and files, and those have endings.
+# Names become names of folders and files, which add their own endings.
 _LONGEST_NAME = 100
 
 
 @dataclass(frozen=True)
 class LMConfig:
-    """How the language model reads."""
+    """How the language model is run."""
 
     dtype: Precision = "auto"
-    """auto: bfloat16 where the processor multiplies it natively, else float32."""
+    """Data type of the language model. auto: bfloat16 if the hardware multiplies it natively, otherwise float32."""
     batch_size: int = 16
-    """Windows in one forward pass."""
+    """Number of windows in one forward pass."""
 
 
 @dataclass(frozen=True)
@@ -52,44 +52,45 @@ class TextConfig:
     """How documents become windows of tokens."""
 
     context: int = 128
-    """Tokens in a window."""
+    """Number of tokens in a window."""
     held_out: float = 0.05
-    """Share of documents that training never sees; measures are taken on them."""
+    """Fraction of the documents that training never sees. Measures are taken on them."""
     bos: Bos = "auto"
-    """Whether every window begins with the BOS token. auto: yes where the tokenizer puts it before a text, as the
-    language model was then trained. The same holds for every text that a measure reads."""
+    """Whether every window begins with the BOS token, in training and in every measure. auto: yes if the tokenizer
+    puts BOS before a text."""
     column: str = ""
-    """The field that holds the text of each record. Default: text; else the one of content, document and body that
-    the records have; with text.chat, messages or conversations."""
+    """Name of the field that holds the text of each record. Default: text, or else content, document or body; with
+    text.chat, messages or conversations."""
     split: str = "train"
-    """The split of a Hub data set, or of one that the package datasets has saved."""
+    """Split to read from a Hub data set, or from a folder saved by the datasets package."""
     chat: bool = False
-    """Read records that are chats (messages, or ShareGPT's conversations) through the model's chat template."""
+    """Read records as chats (messages, or conversations as in ShareGPT) through the model's chat template."""
 
 
 @dataclass(frozen=True)
 class ActivationConfig:
-    """What is kept of the activations, and where they wait."""
+    """Which activations are used, and where they are stored."""
 
     store: Literal["auto", "memory", "disk", "live"] = "auto"
-    """memory: read once, kept as the language model made them; disk: likewise in RUN/activations; live: read as
-    training goes, again in every epoch. auto: memory if they fit, else disk for several epochs, else live."""
+    """Where activations are stored. memory or disk (RUN/activations): computed once and kept. live: computed during
+    training, again in every epoch. auto: memory if they fit; otherwise disk for several epochs, live for one."""
     exclude_first: bool = True
-    """Leave out the first position of every window (an attention sink with a huge norm)."""
+    """Leave out the first position of every window (an attention sink with a very large norm)."""
     exclude_special: bool = True
     """Leave out special tokens."""
     max_norm: float | None = None
-    """Leave out activations of a larger norm: attention sinks that are not at the first position. 0: no limit.
+    """Leave out activations with a larger L2 norm: attention sinks beyond the first position. 0: no limit.
     None: ten times the median norm."""
 
 
 @dataclass(frozen=True)
 class MemberConfig:
-    """One of the several SAEs of a run."""
+    """One SAE of a run that trains several."""
 
     sae: SystemConfig = field(default_factory=TreeConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     seed: int = 0
+    """Random seed for this SAE."""
 
 
 @dataclass(frozen=True)
@@ -97,36 +98,37 @@ class TrainConfig:
     """A training run."""
 
     model: str = "smollm2-135m"
-    """A Hub name, a local folder, a .gguf file, or smollm2-135m, the embedded one."""
+    """Language model: a Hub name, a local folder, a .gguf file, or smollm2-135m, which comes with the package."""
     site: str = "blocks.15.hook_resid_post"
-    """Where activations are read: a hook name or a module path."""
+    """Where in the language model activations are read: a hook name or a module path."""
     target: str | None = None
-    """A second site, which the SAE then predicts from the first: a transcoder, such as one from
-    blocks.15.ln2.hook_normalized to blocks.15.hook_mlp_out in place of the MLP. Default: the site itself."""
+    """Second site, for a transcoder: the SAE predicts its activations from those of the first site, for example
+    blocks.15.hook_mlp_out from blocks.15.ln2.hook_normalized. Default: none, the SAE reconstructs its input."""
     data: str = "packaged"
-    """packaged, a file or folder of text (docs/data.md lists the kinds), a Hub data set (org/name, org/name:subset,
-    org/name@revision:subset), or a folder of harvested activations."""
+    """Training data: packaged (text that comes with the package), a file or folder of text (docs/data.md lists the
+    formats), a Hub data set (org/name, org/name:subset, org/name@revision:subset), or a folder of harvested
+    activations."""
     tokens: int = 1_000_000
-    """Different tokens to read."""
+    """Number of distinct tokens to read."""
     epochs: int = 1
-    """Passes over them."""
+    """Number of passes over the activations."""
     seed: int = 0
-    """Fixes the weights and the forest an SAE starts with, and what it draws at random."""
+    """Random seed for the SAE: initial weights, initial forest, and random choices in training."""
     data_seed: int = 0
-    """Fixes the order of the text and of the activations."""
+    """Random seed for the order of the text and of the activations."""
     device: str = "auto"
-    """Of language model and SAE: cpu, cuda, or auto."""
+    """Device of the language model and the SAE: cpu, cuda, cuda:N, or auto (cuda if there is one)."""
     log_every: int = 50
-    """Steps between lines of log.jsonl."""
+    """Number of training steps between lines of log.jsonl."""
     checkpoint_minutes: float = 10.0
-    """Minutes between checkpoints; 0 for none but on Ctrl-C."""
+    """Minutes between checkpoints. 0: save a checkpoint only on Ctrl-C."""
     lm: LMConfig = field(default_factory=LMConfig)
     text: TextConfig = field(default_factory=TextConfig)
     activations: ActivationConfig = field(default_factory=ActivationConfig)
     sae: SystemConfig = field(default_factory=TreeConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     saes: dict[str, MemberConfig] = field(default_factory=dict)
-    """Several SAEs by name, trained on the same activations; sae, optim and seed above are then not read."""
+    """Several SAEs by name, trained on the same activations. They replace sae, optim and seed."""
 
     def __post_init__(self) -> None:
         for name, member in self.saes.items():
@@ -147,26 +149,26 @@ class TrainConfig:
                 2 <= self.text.context <= MOST_AT_ONCE,
                 "2 or more tokens in a window",
             ),
-            ("text.held_out", self.text.held_out, 0 < self.text.held_out < 1, "a share between 0 and 1"),
+            ("text.held_out", self.text.held_out, 0 < self.text.held_out < 1, "a fraction between 0 and 1"),
             ("activations.max_norm", limit, limit is None or limit >= 0, "0 (no limit) or more"),
             ("optim.lr", optim.lr, optim.lr > 0, "more than 0"),
             ("optim.batch_size", optim.batch_size, 1 <= optim.batch_size <= MOST_AT_ONCE, _AT_ONCE),
             ("optim.beta1", optim.beta1, 0 <= optim.beta1 < 1, "0 or more, and less than 1"),
             ("optim.beta2", optim.beta2, 0 <= optim.beta2 < 1, "0 or more, and less than 1"),
             ("optim.eps", optim.eps, optim.eps >= 0, "0 or more"),
-            ("optim.warmup", optim.warmup, 0 <= optim.warmup <= 1, "a share from 0 to 1"),
-            ("optim.decay_from", optim.decay_from, 0 <= optim.decay_from <= 1, "a share from 0 to 1"),
+            ("optim.warmup", optim.warmup, 0 <= optim.warmup <= 1, "a fraction from 0 to 1"),
+            ("optim.decay_from", optim.decay_from, 0 <= optim.decay_from <= 1, "a fraction from 0 to 1"),
         ]
         for name, value, holds, expected in ranges:
             if not holds:
                 raise InputError(f"{name} = {shown(value)}: expected {expected}")
         check_inference(self.sae)
         if self.target == self.site:
-            raise InputError(f"target = {shown(self.target)}: is the site itself; leave it out")
+            raise InputError(f"target = {shown(self.target)}: the same as the site; leave target out")
         if self.target is not None and not (self.saes or isinstance(self.sae, TranscoderConfig)):
             raise InputError(
-                f"target = {shown(self.target)}: a {self.sae.architecture} SAE reconstructs its input; choose another "
-                "sae.architecture, or leave the target out"
+                f"target = {shown(self.target)}: a {self.sae.architecture} SAE reconstructs its input only; choose "
+                "another sae.architecture, or leave target out"
             )
 
     def _check_member(self, name: str, member: MemberConfig) -> None:
@@ -176,7 +178,7 @@ class TrainConfig:
             )
         if len(name) > _LONGEST_NAME:
             raise InputError(
-                f"saes: name {shown(name)}: {len(name):,} characters; expected {_LONGEST_NAME} at most"
+                f"saes: name {shown(name)}: {len(name):,} characters; expected at most {_LONGEST_NAME}"
             )
         first = next(iter(self.saes.values())).optim.batch_size
         if member.optim.batch_size != first:
@@ -191,11 +193,14 @@ class TrainConfig:
 
     @property
     def batch_size(self) -> int:
-        """Activations in a training step, of whichever SAE."""
+        """The number of activations in a training step, the same for every SAE of the run."""
         return next(iter(self.members().values())).optim.batch_size
 
     def members(self) -> dict[str, TrainConfig]:
-        """The configuration of each SAE as if it were alone, by name; a single one's name is its architecture."""
+        """The configuration of each SAE as if it were trained alone, by name.
+
+        A run with one SAE names it by its architecture.
+        """
         if not self.saes:
             return {self.sae.architecture: self}
         return {
@@ -204,15 +209,14 @@ class TrainConfig:
         }
 
     def with_members(self, members: dict[str, TrainConfig]) -> TrainConfig:
-        """The configuration of several SAEs that gives these `members()`: what differs between them and what they
-        share."""
+        """A configuration of several SAEs whose `members()` are these; settings they share come from the first."""
         shared = next(iter(members.values()))
         return replace(
             shared, saes={name: MemberConfig(m.sae, m.optim, m.seed) for name, m in members.items()}
         )
 
     def with_each(self, change: Callable[[TrainConfig], TrainConfig]) -> TrainConfig:
-        """The configuration with a change made to that of each SAE."""
+        """This configuration with `change` applied to the configuration of each SAE."""
         if not self.saes:
             return change(self)
         return self.with_members({name: change(member) for name, member in self.members().items()})
@@ -227,42 +231,47 @@ def _check_finite(config: Any, prefix: str = "") -> None:
             raise InputError(f"{prefix}{f.name} = {value}: expected a finite number")
         elif isinstance(value, str) and len(value) > _LONGEST_TEXT:
             raise InputError(
-                f"{prefix}{f.name}: {len(value):,} characters; expected {_LONGEST_TEXT:,} at most"
+                f"{prefix}{f.name}: {len(value):,} characters; expected at most {_LONGEST_TEXT:,}"
             )
 
 
-# Strict keys: a misspelt one is an error, not a default.
+# Unknown keys are errors: otherwise a misspelled key would silently leave its default in place.
 TrainConfig.__pydantic_config__ = ConfigDict(extra="forbid")  # pyright: ignore[reportAttributeAccessIssue]
 
 
-@cache  # making one takes longer than using it a hundred times
+@cache  # building the adapter takes longer than using it a hundred times
 def _adapter() -> Any:
     return TypeAdapter(TrainConfig)
 
 
 def to_dict(config: TrainConfig) -> dict[str, Any]:
+    """The configuration as plain JSON values, nested as in RUN/config.yaml."""
     found = _adapter().dump_python(config, mode="json")
-    if config.target is None:  # as before there were targets
+    if config.target is None:  # so that runs without a target look as they did before targets existed
         del found["target"]
     return found
 
 
 def save_config(config: TrainConfig, path: Path) -> None:
+    """Write a configuration as YAML, with its checksum in the first line."""
     text = yaml.safe_dump(to_dict(config), sort_keys=False)
     with atomic_file(path) as temporary:
-        # First, so that a file that was cut short is noticed as well.
+        # The checksum comes first, so that it also catches a file that was cut short.
         temporary.write_text(f"{_CHECKSUM}{checksum_of_data(text)}\n{text}", encoding="utf-8")
 
 
 def is_signed(path: Path) -> bool:
-    """Whether a configuration has a checksum."""
+    """Whether a configuration file begins with a checksum."""
     return read_bytes(path).startswith(_CHECKSUM.encode())
 
 
 def load_config(path: Path, *, of_run: bool = False) -> TrainConfig:
-    """A configuration from YAML; keys left out keep their defaults. Raises InputError for any other flaw.
+    """Read a configuration from YAML. Keys that are left out keep their defaults.
 
-    of_run: it is RUN/config.yaml; a key that older versions did not have means what they did.
+    of_run: the file is RUN/config.yaml. Its checksum is verified, and a missing key means what versions without that
+    key did.
+
+    Raises InputError if the file is missing, damaged, or has an unknown key or a wrong value.
     """
     data = read_yaml(path)
     if of_run:
@@ -275,7 +284,7 @@ def load_config(path: Path, *, of_run: bool = False) -> TrainConfig:
         config = _adapter().validate_python(data)
         _check_booleans(data, config)
         return config
-    except InputError as error:  # a range that one of the configurations checks
+    except InputError as error:  # from a range check in one of the configurations
         raise InputError(f"{path}: {error}") from None
     except ValidationError as error:
         first = error.errors()[0]
@@ -287,13 +296,13 @@ def load_config(path: Path, *, of_run: bool = False) -> TrainConfig:
             ) from None
         if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
             raise InputError(
-                f"{path}: unknown key '{key[:200]}'; `saeforest train --help` lists all"
+                f"{path}: unknown key '{key[:200]}'; `saeforest train --help` lists all keys"
             ) from None
         raise InputError(f"{path}: {flaw({**first, 'loc': (key,)})}") from None
 
 
 def _check_booleans(data: Any, config: Any, key: str = "") -> None:
-    """Raises InputError for `yes` or `true` where a number is due: pydantic takes them for 1."""
+    """Raise InputError for `yes` or `true` where a number is expected: pydantic would read them as 1."""
     match data:
         case bool() if not isinstance(config, bool) and key != "text.bos":
             raise InputError(f"key '{key}': expected a number, got {'true' if data else 'false'}")
@@ -309,23 +318,27 @@ def _check_booleans(data: Any, config: Any, key: str = "") -> None:
 
 
 def _check_unchanged(path: Path) -> None:
-    """Raises InputError where RUN/config.yaml is not what the run wrote. Other files are for editing."""
+    """Raise InputError if RUN/config.yaml is not what the run wrote. Other configuration files may be edited."""
     first, _, text = read_bytes(path).decode("utf-8").partition("\n")
     if first.startswith(_CHECKSUM) and first.removeprefix(_CHECKSUM) != checksum_of_data(text):
         raise InputError(
-            f"{path}: does not match the checksum in its first line, so it is damaged or was edited; undo that, or, if "
-            "it was edited on purpose, delete that line"
+            f"{path}: does not match the checksum in its first line, so it is damaged or was edited; restore it, or, "
+            "if it was edited on purpose, delete that line"
         )
 
 
 def _key(place: tuple[int | str, ...]) -> str:
-    """Where in a file an error is; behind `sae` pydantic names the system, which the file does not."""
+    """The dotted key of an error, without the system's name that pydantic inserts after `sae`."""
     return ".".join(
         str(part) for i, part in enumerate(place) if not (i and place[i - 1] == "sae" and part in SYSTEMS)
     )
 
 
 def resolve_device(device: str) -> torch.device:
+    """The device that a setting names; auto is cuda if there is one, otherwise cpu.
+
+    Raises InputError if the name is not a device of this machine.
+    """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -336,6 +349,6 @@ def resolve_device(device: str) -> torch.device:
         raise InputError(f"device {shown(device)}: expected auto, cpu, cuda or cuda:N")
     there = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if resolved.type == "cuda" and (resolved.index or 0) >= there:
-        has = f"{there} CUDA devices, cuda:0 first" if there else "no CUDA device"
+        has = f"{there} CUDA devices, starting at cuda:0" if there else "no CUDA device"
         raise InputError(f"device {shown(device)}: this machine has {has}; use one of them or cpu")
     return resolved

@@ -1,7 +1,8 @@
-"""Named configurations: the demo and its companions, and what the papers trained.
+"""Named configurations: the demo and its companions, and the SAEs that the papers trained.
 
-A name says system, size and L0: `tree-4layer`, `tree-4layer-49k`, `topk-l0-48`. Where a paper's text and its
-authors' code differ, `-paper` and `-reference` choose; the plain name is what we recommend (docs/presets.md).
+A name states the system, the size and L0: `tree-4layer`, `tree-4layer-49k`, `topk-l0-48`. Where a paper's text and its
+authors' code differ, the suffix `-paper` follows the text and `-reference` the code. The name without a suffix is the
+configuration we recommend (docs/presets.md).
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ _DEMO_FLAT = (sum(_DEMO_LAYERS),)
 _DEMO_L0 = (32,)
 _DEMO_AUX = AuxConfig(detach=True, bias=False, rescale=True)
 _DEMO_OPTIM = OptimConfig(lr=1e-3, batch_size=2048, warmup=0.02, decay="linear")
-# Often, since every move of a dead child counts in a short run.
+# Reallocate often: in a short run every move of a dead child counts.
 _DEMO_ALLOCATION = AllocationConfig(first=100, cap=100, root_reset_at=0.7)
 _DEMO_TREE = TreeConfig(
     layer_sizes=_DEMO_LAYERS,
@@ -40,13 +41,13 @@ _DEMO_TREE = TreeConfig(
     aux=TreeAuxConfig(layers=None, detach=True, bias=False, rescale=True),
     allocation=_DEMO_ALLOCATION,
 )
-# In small batches few activations come near a threshold: the kernel must be wider than the paper's.
+# Small batches have few pre-activations near a threshold, so the kernel must be wider than the paper's.
 _DEMO_BANDWIDTH = 0.1
 _DEMO_HSAE = HSAEConfig(
     layer_sizes=(384, 768, 1536, 3072),
     k_per_layer=(32, 32, 32, 32),
     bandwidth=_DEMO_BANDWIDTH,
-    constraint=0.1,  # the paper's 0.01 does nothing in so short a run: docs/results/hsae.md
+    constraint=0.1,  # the paper's 0.01 has no effect in a run this short: docs/results/hsae.md
 )
 _HSAE_BETAS = {"beta1": 0.0, "beta2": 0.995, "eps": 1e-8}
 _BASELINE = {"constraint": 0.0, "perturbation": 0.0, "hierarchy": HierarchyConfig(updates="after")}
@@ -77,7 +78,7 @@ _SIZES = {
     "tree-2layer-6k": (1536, 4608),
     "tree-2layer-49k": (12288, 36864),
     "tree-4layer": (1536, 3072, 9216, 10752),
-    # The sizes that were run; the text's "proportional" would have the first two layers the other way round.
+    # The authors' sizes; if they were "proportional", as the paper says, the first two would be swapped.
     "tree-4layer-6k": (768, 384, 2304, 2688),
     "tree-4layer-49k": (6144, 3072, 18432, 21504),
     "tree-4layer-6k-proportional": (384, 768, 2304, 2688),
@@ -100,7 +101,7 @@ _DEAD = 10_000_000
 
 
 def _gpt2(sae: SystemConfig, **optim: float | int) -> TrainConfig:
-    """GPT-2 small before block 5, every position included."""
+    """An SAE on the residual stream of GPT-2 small before block 5, at every position."""
     return TrainConfig(
         model="gpt2",
         site="blocks.5.hook_resid_pre",
@@ -133,7 +134,7 @@ def _trees() -> dict[str, TrainConfig]:
 
 
 def _named(name: str, l0: int) -> str:
-    """A name without its L0 where that is the paper's main or only one."""
+    """The preset's name; L0 is left out if it is 32 or the only one of this size."""
     return name if l0 == 32 or name.split("-")[-1] in ("6k", "49k", "proportional") else f"{name}-l0-{l0}"
 
 
@@ -150,7 +151,7 @@ def _baselines() -> dict[str, TrainConfig]:
                 "batchtopk": _gpt2(
                     BatchTopKConfig(flat, k, dead_after_tokens=_DEAD, aux=gao), lr=3e-4, batch_size=4096
                 ),
-                # A scale for the whole data set would leave the first position's huge norms to outweigh all others.
+                # With one scale for the whole data set, the very large norms of the first positions would dominate.
                 "jumprelu": _gpt2(
                     JumpReLUConfig(flat, k, "layer_norm", dead_after_tokens=_DEAD), lr=2e-4, **_HSAE_BETAS
                 ),
@@ -178,7 +179,10 @@ def _baselines() -> dict[str, TrainConfig]:
 
 
 def _gemma(sae: HSAEConfig) -> TrainConfig:
-    """After block 13, the first position left out; the paper gives no learning rate."""
+    """An SAE on the residual stream of Gemma-2-2b after block 13, without the first position.
+
+    The paper does not state a learning rate.
+    """
     optim = OptimConfig(lr=2e-4, batch_size=1024, warmup=0.1, decay="cosine", decay_from=0.1)
     return TrainConfig(
         model="google/gemma-2-2b",
@@ -213,20 +217,25 @@ def _hsaes() -> dict[str, TrainConfig]:
 
 PRESETS: dict[str, TrainConfig] = _DEMOS | _trees() | _baselines() | _hsaes()
 
-#: All of them in a few words.
+#: A summary of all preset names, for the help of the command line.
 PRESET_NAMES = (
-    f"PRESET: {', '.join(_DEMOS)}; from the Tree SAE's paper tree-2layer, tree-4layer, topk, batchtopk, "
+    f"PRESET: {', '.join(_DEMOS)}; from the Tree SAE paper tree-2layer, tree-4layer, topk, batchtopk, "
     "matryoshka-2layer, matryoshka-4layer, jumprelu, matching-pursuit, each also with -l0-48, -l0-64, -l0-80, "
-    "-6k or -49k, and those whose text and code differ with -paper or -reference; from HSAE's hsae, hsae-baseline, "
-    "hsae-no-constraint, hsae-no-perturbation, hsae-fixed-tree, hsae-full-tree, hsae-binary-tree, each also with "
-    "-l0-80 or -l0-100."
+    "-6k or -49k, and with -paper or -reference where the paper's text and code differ; from the HSAE paper hsae, "
+    "hsae-baseline, hsae-no-constraint, hsae-no-perturbation, hsae-fixed-tree, hsae-full-tree, hsae-binary-tree, "
+    "each also with -l0-80 or -l0-100."
 )
 
 
 def together(names: list[str]) -> TrainConfig:
-    """One configuration for several presets, which must read the same activations."""
+    """One configuration that trains several presets on the same activations.
+
+    Raises InputError if a preset is named twice, or if the presets read different activations.
+    """
     if len(set(names)) < len(names):
-        raise InputError(f"presets {', '.join(names)}: each once; for several seeds give seeds")
+        raise InputError(
+            f"presets {', '.join(names)}: expected each preset once; for several seeds give seeds"
+        )
     first = PRESETS[names[0]]
     for name in names[1:]:
         other = PRESETS[name]
@@ -240,7 +249,11 @@ def together(names: list[str]) -> TrainConfig:
 
 
 def with_seeds(config: TrainConfig, seeds: tuple[int, ...], alone: str) -> TrainConfig:
-    """The configuration with every SAE once for each seed; `alone` names a single one."""
+    """The configuration with one copy of every SAE for each seed, named NAME-seed-SEED.
+
+    alone: the name to use for the SAE of a configuration that has only one.
+    Raises InputError if a seed is given twice.
+    """
     if not seeds:
         return config
     if len(set(seeds)) < len(seeds):

@@ -140,7 +140,7 @@ def test_a_dry_run_counts_the_target(run: Run, capsys: pytest.CaptureFixture[str
 @pytest.mark.parametrize(
     ("change", "part"),
     [
-        ({"target": SITE}, "is the site itself"),
+        ({"target": SITE}, "the same as the site"),
         ({"sae": HSAEConfig(), "target": TARGET}, "an? hsae SAE reconstructs its input"),
     ],
 )

@@ -1,4 +1,4 @@
-"""The optimizer: Adam for SAEs, its settings and its schedule. It knows matrices, and no SAE."""
+"""The optimizer: Adam for SAEs, its settings and its schedule. It depends on matrices only, not on SAE classes."""
 
 from .adam import Adam, kept_in
 from .config import OptimConfig, Precision, learning_rate, resolve_precision

@@ -1,4 +1,4 @@
-"""Adam for SAEs: rows of unit norm stay so, and the state may be kept in half the memory."""
+"""Adam for SAEs: it keeps rows at unit norm, and can keep its state in half the memory."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from ..kernels import AdamStep, backend
 
 
 class Adam(torch.optim.Optimizer):
-    """Adam (Kingma & Ba, arXiv 1412.6980), one pass over the memory of each weight.
+    """Adam (Kingma & Ba, arXiv 1412.6980) in one pass over the memory of each weight.
 
-    A group with `unit_rows` holds matrices whose rows are brought to unit norm before each step and, with `project`,
-    lose the part of their gradient along themselves, which would only change their norm (SPEC 5.6 #29, #30).
+    A parameter group with `unit_rows` holds matrices whose rows are scaled to unit norm before each step. With
+    `project`, the component of each row's gradient along the row is removed first, since it would only change the
+    row's norm (SPEC 5.6 #29, #30).
 
-    With `state=torch.bfloat16` the moving averages take half the memory. They are rounded up or down at random, right
-    on average: rounded to the nearest, an average that moves by a thousandth a step would never move.
+    With `state=torch.bfloat16` the moving averages take half the memory. They use stochastic rounding: if rounded to
+    nearest, an average that changes by a thousandth per step would never change.
     """
 
     def __init__(
@@ -71,7 +72,7 @@ class Adam(torch.optim.Optimizer):
         backend(weight).adam(weight, weight.grad, state["exp_avg"], state["exp_avg_sq"], step)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        super().load_state_dict(state_dict)  # which makes it of the weights' type
+        super().load_state_dict(state_dict)  # this casts the state to the data type of the weights
         for group in self.param_groups:
             for weight in group["params"]:
                 for name in ("exp_avg", "exp_avg_sq"):
@@ -80,5 +81,6 @@ class Adam(torch.optim.Optimizer):
 
 
 def kept_in(weight: Tensor, group: dict[str, Any]) -> torch.dtype:
-    """What the state of a weight is kept in: a vector's, which is little, like the vector itself."""
+    """The data type of a weight's moving averages: that of `group["state"]` for matrices, the weight's own for vectors,
+    whose state is small."""
     return weight.dtype if group["state"] is None or weight.dim() < 2 else group["state"]

@@ -1,4 +1,4 @@
-"""The optimizer's settings, and the numbers that follow from them."""
+"""The settings of the optimizer, and what is computed from them: the learning rate and the data type."""
 
 from __future__ import annotations
 
@@ -13,30 +13,38 @@ Precision = Literal["auto", "float32", "bfloat16"]
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """Adam and its schedule."""
+    """The Adam optimizer and its learning-rate schedule."""
 
     lr: float = 1e-4
+    """Learning rate of Adam."""
     batch_size: int = 5120
-    """Activations in a training step."""
+    """Number of activations in a training step."""
     beta1: float = 0.9
+    """Decay rate of Adam's moving average of the gradient."""
     beta2: float = 0.999
+    """Decay rate of Adam's moving average of the squared gradient."""
     eps: float = 6.25e-10
+    """Number that Adam adds to the denominator of its step."""
     warmup: float = 0.0
-    """Share of the run in which the rate rises from 0."""
+    """Fraction of the run in which the learning rate rises linearly from 0."""
     decay: Literal["none", "linear", "cosine"] = "none"
-    """How the rate falls to 0 after `decay_from`."""
+    """How the learning rate falls to 0 after decay_from."""
     decay_from: float = 0.8
-    """Share of the run after which the decay sets in."""
+    """Fraction of the run after which the decay begins."""
     precision: Precision = "auto"
-    """Of the dense encode that selects features; weights, values and gradients are float32."""
+    """Data type of the dense pre-activations by which features are selected; weights, values and gradients are always
+    float32. auto: bfloat16 if the hardware multiplies it natively."""
     project_gradient: bool = True
-    """Take from every decoder row's gradient its part along the row, which would only change the row's norm."""
+    """Remove from the gradient of every decoder row its component along the row, which would only change its norm."""
     state: Literal["float32", "bfloat16"] = "float32"
-    """Of Adam's moving averages. bfloat16 halves their memory; they are rounded at random, right on average."""
+    """Data type of Adam's moving averages. bfloat16 halves their memory; stochastic rounding keeps them unbiased."""
 
 
 def learning_rate(config: OptimConfig, step: int, n_steps: int) -> float:
-    """Of step `step` (counted from 1): linear warm-up, constant, then the decay to 0 at the end of the run."""
+    """The learning rate of step `step`, counted from 1.
+
+    It rises linearly, stays constant, then decays to 0 at the end of the run.
+    """
     done = step / n_steps
     rate = config.lr
     if done < config.warmup:
@@ -48,7 +56,10 @@ def learning_rate(config: OptimConfig, step: int, n_steps: int) -> float:
 
 
 def resolve_precision(precision: Precision, device: torch.device) -> torch.dtype:
-    """auto is bfloat16 where the processor multiplies it natively: elsewhere it would be slower than float32."""
+    """The data type for a setting on a device.
+
+    auto is bfloat16 if the hardware multiplies it natively; elsewhere bfloat16 would be slower than float32.
+    """
     if precision == "auto":
         native = (
             torch.cuda.is_bf16_supported()
