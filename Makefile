@@ -43,7 +43,7 @@ lint: .venv/dev.stamp
 
 # The documentation as a site in site/, without the network; a warning is an error.
 docs: .venv/dev.stamp
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # torch by itself first: whatever else asks for it then finds the pinned build in place.
 .venv/run.stamp: pyproject.toml constraints.txt requirements-embedded.txt
