@@ -89,7 +89,7 @@ def test_marginals() -> None:
 
 
 def test_coverage_by_hand() -> None:
-    """SPEC 10, vector 3. The child that never fires scores 0 where the reference code has NaN."""
+    """docs/spec/test-vectors.md#coverage. The child that never fires scores 0 where the reference code has NaN."""
     rows = [{0: 1.0, 1: 1.0}, {0: 1.0, 2: 1.0}, {1: 1.0}, {0: 1.0, 1: 1.0}]
     found = statistics(code_of(rows), 4)
     coverage = scores(found, "coverage", "child")
@@ -102,7 +102,7 @@ def test_coverage_by_hand() -> None:
 
 
 def test_binary_mcs_is_the_root_of_coverage_and_the_correlation_by_hand() -> None:
-    """SPEC 10, vector 4."""
+    """docs/spec/test-vectors.md#mcs."""
     found = statistics(random_code(3), 9)
     torch.testing.assert_close(scores(found, "mcs_binary", "child") ** 2, scores(found, "coverage", "child"))
     found = statistics(code_of([{0: 1.0, 1: 1.0}, {0: 2.0, 1: 1.0}, {1: 2.0}]), 2)

@@ -78,7 +78,7 @@ def one_word(
 
 
 def test_known_words() -> None:
-    """SPEC 10, vector 7."""
+    """docs/spec/test-vectors.md#absorption."""
     absorbers, cosines = [5.0, 1.0, 0.5, 0.4], [0.5] * 5
     assert one_word([2.0, *absorbers], cosines, 1, 10.0) == (pytest.approx(6.5 / 8.5), False, [1, 2, 3])
     assert one_word([0.0, *absorbers], cosines, 1, 10.0)[0] == 1
@@ -125,7 +125,7 @@ def test_absorption_against_the_oracle() -> None:
 
 
 def test_split_rule() -> None:
-    """SPEC 10, vector 8."""
+    """docs/spec/test-vectors.md#splitting."""
     for f1, expected in [([0.50, 0.54, 0.57, 0.60], 2), ([0.5, 0.53], 1), ([0.0], 1), ([0.1, 0.2, 0.9], 3)]:
         assert split_features(f1) == oracle.n_main(f1) == expected
     assert split_features([0.5, 0.53], jump=0.02) == 2

@@ -43,7 +43,7 @@ def random_rows(n: int, d: int, seed: int = 0) -> Tensor:
     return torch.randn(n, d, generator=torch.Generator().manual_seed(seed))
 
 
-# SPEC 10, vector 6; the rows' lengths must not matter
+# docs/spec/test-vectors.md#composition; the rows' lengths must not matter
 VECTOR = torch.tensor([[1.0, 0.0], [0.0, 2.0], [0.3, 0.4]])
 
 
@@ -104,7 +104,7 @@ def test_median_of_a_resample(n: int) -> None:
 
 
 def test_random_floor_is_what_random_directions_have() -> None:
-    """The formula of the specification is a little above it."""
+    """The usual approximation is a little above it."""
     n, d = 200, 16
     sampled = [float(max_cosines(random_rows(n, d, seed)).mean()) for seed in range(20)]
     assert random_floor(n, d) == pytest.approx(np.mean(sampled), abs=0.004)

@@ -305,7 +305,7 @@ def test_a_child_that_always_fires_is_left_out() -> None:
 
 
 def test_a_rare_child_crowds_out_the_others_in_the_reference_reading() -> None:
-    """SPEC 0.3, trap 7."""
+    """docs/spec/hierarchy.md#filter-before-top."""
     values = torch.zeros(60, 4)
     values[:40, 0] = values[:20, 1] = 1
     values[3, 2] = values[4, 3] = 1

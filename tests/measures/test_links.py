@@ -1,4 +1,4 @@
-"""The measure `hsae`: Hamming distance and conditional probabilities of neighbouring levels (SPEC 6.2)."""
+"""The measure `hsae`: Hamming distance and conditional probabilities (docs/spec/hierarchy.md#levels)."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_equals_the_oracle(seed: int) -> None:
 
 
 def test_hand_worked() -> None:
-    """SPEC 10, #12 and #13: parents A with children a1 and a2, and B without."""
+    """docs/spec/test-vectors.md#levels: parents A with children a1 and a2, and B without."""
     sae = build(HSAEConfig((2, 3), (1, 1), normalize_activations="none"), D, seed=0)
     forest = Forest(torch.tensor([-1, -1, 0, 0, -1]), (2, 3))
     first, second = torch.tensor([[1, 1, 1, 0, 0]]) > 0, torch.tensor([[0, 0, 0, 1, 0]]) > 0

@@ -81,7 +81,7 @@ def test_intervals_are_of_resampled_children_and_of_the_edges_resampled_parents(
 
 
 def test_coverage_by_hand() -> None:
-    """SPEC 10, vector 3."""
+    """docs/spec/test-vectors.md#coverage."""
     rows = [[1.0, 1.0, 0.0], [1.0, 0.0, 1.0], [0.0, 1.0, 0.0], [1.0, 1.0, 0.0]]
     record = mcs(by_hand(rows, [-1, 0, 0]), MCSConfig(min_count=1, parents=(0, 2), children=3))
     assert record.value["coverage"] == pytest.approx((2 / 3 + 2 / 3 + 1) / 3)
@@ -98,7 +98,7 @@ def test_coverage_by_hand() -> None:
 
 
 def test_correlation_by_hand() -> None:
-    """SPEC 10, vector 4."""
+    """docs/spec/test-vectors.md#mcs."""
     record = mcs(by_hand([[1.0, 1.0], [2.0, 1.0], [0.0, 2.0]], [-1, 0]), MCSConfig(min_count=1))
     assert record.value["edges_mcs_correlation"] == pytest.approx(3 / 30**0.5)
     assert record.value["mcs_correlation"] == pytest.approx((3 / 30**0.5 + 3 / 10**0.5) / 2)

@@ -206,7 +206,7 @@ def test_definitions_of_fve_order_as_in_the_specification(sae: TreeSAE) -> None:
 
 
 def test_saebench_explains_more_than_everything(sae: TreeSAE) -> None:
-    """Where the mean square of an activation's entries exceeds its width (SPEC 1.1.3)."""
+    """Where the mean square of an activation's entries exceeds its width (docs/spec/reconstruction.md#fve)."""
     batches = [replace(b, x=40 * b.x, x_hat=40 * b.x_hat) for b in random_batches(2, 4)]
     value = measured("reconstruction", sae, batches).value["saebench_explained_variance"]
     assert close(value, oracle.saebench_explained_variance(doubles(batches)))

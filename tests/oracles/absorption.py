@@ -1,4 +1,4 @@
-"""Slow, obvious float64 absorption, written from the specification alone (SPEC 1.2)."""
+"""Absorption, slow and in float64, written from docs/spec/absorption.md alone."""
 
 import math
 

@@ -1,6 +1,6 @@
 """Slow, obvious reference for the dynamic allocation of children to parents (Tree SAE, Algorithms 1 and 2).
 
-Written from the specification alone. Every list of candidate parents of a layer that starts at feature
+Written from docs/spec/tree-sae.md#allocation alone. Every list of candidate parents of a layer that starts at feature
 ``start`` has ``start + 1`` entries: entry ``p < start`` is feature ``p``, the last entry is the root. In the
 parent vector itself the root is written ``-1``.
 """

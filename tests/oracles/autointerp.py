@@ -1,4 +1,4 @@
-"""Which windows show a feature, in slow, obvious arithmetic on dense values, written from SPEC 1.4.
+"""Which windows show a feature, in slow arithmetic on dense values (docs/spec/judges.md#windows).
 
 a: `[windows, context]` one feature's values; a centre is (window, position).
 """

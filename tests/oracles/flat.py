@@ -1,6 +1,6 @@
 """Slow, obvious float64 reference for the training of TopK, BatchTopK and Matryoshka sparse autoencoders.
 
-Written from the specification alone, with gradients derived by hand; nothing here is fast.
+Written from docs/spec/baselines.md alone, with gradients derived by hand; nothing here is fast.
 Shapes: n tokens, d model width, F features, G groups.
 """
 

@@ -1,4 +1,4 @@
-"""The Hierarchy metric and MCS by their definitions (SPEC 4.2, 5.2, 5.4), slow and in float64.
+"""The hierarchy metric and MCS by their definitions (docs/spec/hierarchy.md), slow and in float64.
 
 a: `[n, F]` values of the features, with everything at or below the threshold set to 0; parent: of each feature.
 """

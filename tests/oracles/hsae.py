@@ -1,6 +1,6 @@
 """Slow, obvious float64 reference for the training of an HSAE, with gradients derived by hand.
 
-Written from the specification alone (section 6), to test the implementation against; nothing here is fast.
+Written from docs/spec/hsae.md alone, to test the implementation against; nothing here is fast.
 Shapes: n tokens, d model width, F features, L levels. Features are numbered 0 .. F-1 through the levels.
 A JumpReLU SAE is the case of one level.
 """

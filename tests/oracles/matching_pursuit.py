@@ -1,6 +1,6 @@
 """Slow, obvious float64 reference for the training of a matching pursuit sparse autoencoder.
 
-Written from the specification alone, with gradients derived by hand; nothing here is fast.
+Written from docs/spec/baselines.md#matching-pursuit alone, with gradients derived by hand; nothing here is fast.
 Shapes: n tokens, d model width, F features.
 """
 

@@ -1,4 +1,4 @@
-"""Slow, obvious float64 versions of the measures, written from the specification alone.
+"""Slow, obvious float64 versions of the measures, written from docs/spec/ alone.
 
 Shapes: n tokens, d model width, F features. `on [n, F]` says whether a feature is above the threshold on a token.
 """

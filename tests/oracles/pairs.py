@@ -1,4 +1,4 @@
-"""Slow, obvious float64 versions of the pair scores and of the inferred forest, written from SPEC 4.2 and Eq. 4 and 5.
+"""Pair scores and inferred forests, slow and in float64, by their definitions (docs/spec/hierarchy.md#mcs, Eq. 4, 5).
 
 a: `[n, F]` values of the features on every token, with everything at or below the threshold set to 0.
 """

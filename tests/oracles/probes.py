@@ -1,4 +1,4 @@
-"""Slow, obvious float64 versions of probes and of the reconstruction score, written from SPEC 5.2 and Eq. 5.
+"""Probes and the reconstruction score, slow and in float64 (docs/spec/hierarchy.md#directions, Eq. 5).
 
 x: `[n, d]` activations. y: `[n]` or `[n, C]`, 1 where a feature fires. theta: `[d + 1]` or `[C, d + 1]`, weights and,
 last, the bias.

@@ -1,4 +1,4 @@
-"""Slow, obvious float64 versions of the known trees and of their recovery scores, written from SPEC 8 alone.
+"""Known trees and their recovery scores, slow and in float64, written from docs/spec/synthetic.md alone.
 
 Shapes: n samples, m true features, F latents, d dimensions. `truth_on [n, m]` and `latent_on [n, F]` say what is
 active on a sample. Parents are lists; the root is -1.

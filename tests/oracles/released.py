@@ -1,8 +1,8 @@
 """Slow, obvious float64 reference for what the Tree SAE authors' released SAEs make of activations.
 
-Written from the specification (5.1, 7.1, 7.3, 7.5) on the tensors as they are in the authors' files: encoder.weight
-[F,d], decoder.weight [d,F], b_dec [d], parent_index_<l> [size of layer l], where the root is the number after the
-last feature before the layer. Shapes: n tokens, d model width, F features.
+Written from docs/spec/tree-sae.md and docs/spec/baselines.md on the tensors as they are in the authors' files:
+encoder.weight [F,d], decoder.weight [d,F], b_dec [d], parent_index_<l> [size of layer l], where the root is the number
+after the last feature before the layer. Shapes: n tokens, d model width, F features.
 """
 
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""Sparse probing and TPP by the book (SPEC 1.3, 1.5): token by token, in float64, nothing precomputed."""
+"""Sparse probing and TPP by the book (docs/spec/probing.md): token by token, in float64, nothing precomputed."""
 
 from __future__ import annotations
 

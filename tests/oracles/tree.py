@@ -1,6 +1,6 @@
 """Slow, obvious float64 reference for the training of a Tree SAE, with gradients derived by hand.
 
-Written from the specification alone, to test the implementation against; nothing here is fast.
+Written from docs/spec/tree-sae.md alone, to test the implementation against; nothing here is fast.
 Shapes: n tokens, d model width, F features, L layers. Features are numbered 0 .. F-1 through the layers.
 """
 

@@ -244,7 +244,7 @@ def test_counts_of_one_seed_must_differ_by_something(
 
 
 def test_hsaes_variance_explained_is_the_papers(tmp_path: Path) -> None:
-    """SPEC 6.2: explained_variance_legacy."""
+    """docs/spec/reconstruction.md#fve: explained_variance_legacy."""
     saes = {
         name: (system, 0, [
             sparsity(8.0), record("reconstruction", {"fve": (0.5, 0.001), "fve_legacy": (legacy, 0.001)}),

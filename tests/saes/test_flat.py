@@ -245,7 +245,7 @@ def test_training_equals_the_oracle(name: str) -> None:
 def dense_loss(
     sae: FlatSAE, x: torch.Tensor, weights: dict[str, torch.Tensor], is_dead: torch.Tensor
 ) -> torch.Tensor:
-    """The loss by dense matrices alone, for autograd (SPEC 7.1 to 7.3)."""
+    """The loss by dense matrices alone, for autograd (docs/spec/baselines.md)."""
     config, aux = sae.config, sae.config.aux
     E, W, b_dec, b_enc = (weights[name] for name in ("encoder", "decoder", "b_dec", "b_enc"))
     how = config.normalize_activations

@@ -210,7 +210,7 @@ def test_bf16_leaves_out_no_active_feature() -> None:
 
 
 def test_the_weight_stays_within_bounds() -> None:
-    """SPEC 6.5: 1e-8 to 1e2, of losses that are sums over coordinates."""
+    """docs/spec/hsae.md#l0-control: 1e-8 to 1e2, of losses that are sums over coordinates."""
     case = Case(sparsity=SparsityConfig(gain=1))
     sparsity = make_training(case, (13,), (3,)).sparsity
     for far, bound in [(13.0, 1e2 * D), (0.0, 1e-8 * D)]:
@@ -224,7 +224,7 @@ def test_the_weight_stays_within_bounds() -> None:
 
 
 def test_vector_15() -> None:
-    """SPEC 10: theta 0.5, bandwidth 0.2. The kernel reaches as far below the threshold as above."""
+    """docs/spec/test-vectors.md#jumprelu. The kernel reaches as far below the threshold as above."""
     h = torch.tensor([0.55, 0.65, 0.45, 0.35, 0.5], dtype=torch.float64, requires_grad=True)
     theta = torch.full_like(h, 0.5).detach().requires_grad_()
     f = jumprelu(h, theta, 0.2)

@@ -1,4 +1,4 @@
-"""Matching Pursuit SAEs against their oracle, against autograd, and by hand (SPEC 7.5)."""
+"""Matching Pursuit SAEs against an oracle, autograd, and by hand (docs/spec/baselines.md#matching-pursuit)."""
 
 from __future__ import annotations
 

@@ -224,7 +224,7 @@ def test_the_rate_of_firing() -> None:
 
 
 def test_gate_comes_before_topk() -> None:
-    """SPEC 10, vector 17: TopK before the gate would choose child 0 and then silence it."""
+    """docs/spec/test-vectors.md#gate: TopK before the gate would choose child 0 and then silence it."""
     sae = TreeSAE(TreeConfig((2, 2), (1, 1), normalize_activations="none"), 4)
     with torch.no_grad():
         sae.encoder.copy_(torch.eye(4))

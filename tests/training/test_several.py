@@ -199,7 +199,7 @@ def test_every_preset_can_be_written_and_read(tmp_path: Path) -> None:
 
 
 def test_presets_hold_what_the_papers_print() -> None:
-    """SPEC 9.1: L0 adds up, layer by layer, and sizes to 6,144, 24,576 and 49,152."""
+    """docs/spec/tree-sae.md#sizes: L0 adds up, layer by layer, and sizes to 6,144, 24,576 and 49,152."""
     sizes, levels = {"6k": 6_144, "49k": 49_152}, {"6k": 8, "49k": 64}
     for name, config in PRESETS.items():
         if not name.startswith(("tree-", "topk", "matryoshka-", "matching-")):

@@ -1,7 +1,7 @@
 """An SAE folder of saeforest's as an object that SAEBench can evaluate: top-k and tree, in plain torch.
 
 SAEBench calls `decode(encode(x))` and passes nothing between the two. The mean and deviation of each activation, which
-layer normalisation takes away, are therefore kept from the latest `encode` (SPEC 1.0.3, b).
+layer normalization takes away, are therefore kept from the latest `encode` (docs/spec/activations.md#normalization).
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class ForestSAE(BaseSAE):
         self.sizes = cfg.get("layer_sizes") or [d_sae]
         self.ks = cfg.get("k_per_layer") or [cfg["k"]]
         self.threshold = cfg.get("activation_threshold", 0.0)
-        #: whether codes come in the units of the activations, not in those of the normalised ones (SPEC 0.3, trap 2)
+        #: whether codes come in the activations' own units, not in normalized ones (docs/spec/activations.md#units)
         self.effective = False
         self.seen: list[Tensor] | None = None
 
