@@ -25,7 +25,7 @@ from saeforest.evaluation.registry import MEASURES
 from saeforest.infer import InferConfig
 from saeforest.lm import LanguageModel
 from saeforest.measures import Record
-from saeforest.measures.pooled import LabelledTextConfig
+from saeforest.measures.pooled import LabeledTextConfig
 from saeforest.measures.probes import ProbeConfig
 from saeforest.measures.sparse_probing import SparseProbingConfig
 from saeforest.run_folder import RunFolder
@@ -198,7 +198,7 @@ def test_labels_belong_to_the_question(run: Path, tmp_path: Path) -> None:
     config, sae = RunFolder(run).load("tree")
     text = Tokens(torch.zeros(1, 32, dtype=torch.int32), torch.zeros(1, dtype=torch.int64), ("a",))
     task = make_task(sae, (), open_reader(config), text, Source("text", "held_out", 0, "tree"))
-    probing = SparseProbingConfig(texts=LabelledTextConfig(source=str(source)))
+    probing = SparseProbingConfig(texts=LabeledTextConfig(source=str(source)))
     options = replace(OPTIONS, measures={"sparse_probing": probing})
 
     def key() -> str:

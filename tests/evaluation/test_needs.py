@@ -21,7 +21,7 @@ from saeforest.judges import JudgeConfig
 from saeforest.measures import EvalBatch, Measure, Record, Streaming, Study, Subject
 from saeforest.measures.first_letters import FirstLetterConfig, FirstLetters
 from saeforest.measures.needs import NEEDS, Need
-from saeforest.measures.pooled import LabelledCodes, LabelledTextConfig
+from saeforest.measures.pooled import LabeledCodes, LabeledTextConfig
 from saeforest.measures.probes import ProbeConfig, Probes
 from saeforest.run_folder import RunFolder
 from saeforest.saes import SAE
@@ -37,7 +37,7 @@ GIVES: dict[Need, dict[str, type | tuple[type, ...]]] = {
     "firings": {"rows": torch.Tensor, "pairs": PairStatistics},
     "activations": {"x": torch.Tensor},
     "probes": {"probes": Probes},
-    "labelled_texts": {"labelled": LabelledCodes},
+    "labeled_texts": {"labeled": LabeledCodes},
     "first_letters": {"first_letters": FirstLetters},
     "judge": {"judge": type(None)},
     "training_log": {"log": Path},
@@ -47,7 +47,7 @@ GIVES: dict[Need, dict[str, type | tuple[type, ...]]] = {
 
 @dataclass(frozen=True)
 class ToyConfig(FirstLetterConfig):
-    texts: LabelledTextConfig = field(default_factory=LabelledTextConfig)
+    texts: LabeledTextConfig = field(default_factory=LabeledTextConfig)
     judge: JudgeConfig = field(default_factory=JudgeConfig)
 
 
@@ -73,11 +73,11 @@ def run(finished_run: Path) -> tuple[SAE, ActivationReader, Tokens]:
 
 
 @pytest.fixture
-def labels(tmp_path: Path) -> LabelledTextConfig:
+def labels(tmp_path: Path) -> LabeledTextConfig:
     path = tmp_path / "labels.csv"
     rows = [f"{letter * (3 + i % 7)}{i},{letter}" for i in range(30) for letter in "ab"]
     path.write_text("\n".join(["text,label", *rows]) + "\n")
-    return LabelledTextConfig(source=str(path), train=16, test=8, context=16)
+    return LabeledTextConfig(source=str(path), train=16, test=8, context=16)
 
 
 def task_of(run: tuple[SAE, ActivationReader, Tokens], log: Path | None = None) -> Task:
@@ -89,7 +89,7 @@ def task_of(run: tuple[SAE, ActivationReader, Tokens], log: Path | None = None) 
 def test_a_study_is_given_what_it_declares(
     need: Need,
     run: tuple[SAE, ActivationReader, Tokens],
-    labels: LabelledTextConfig,
+    labels: LabeledTextConfig,
     tmp_path: Path,
     register: Callable[[Streaming | Study], None],
 ) -> None:
@@ -190,7 +190,7 @@ def test_a_key_follows_from_the_needs(run: tuple[SAE, ActivationReader, Tokens],
         (set(), task, replace(options, tokens=5, infer_tokens=7)),
         (read, replace(task, tokens=other_tokens), options),
         (
-            read | {"labelled_texts"},
+            read | {"labeled_texts"},
             replace(task, reader=PositionOptions(exclude_first=False).applied(reader)),
             options,
         ),
@@ -222,9 +222,9 @@ def test_declarations_that_contradict_themselves() -> None:
         return a_record({})
 
     with pytest.raises(TypeError, match="needs 'judge', so its settings must have 'judge'"):
-        Study(name="toy", needs=frozenset({"judge"}), config=LabelledTextConfig, run=run)
-    with pytest.raises(TypeError, match="needs 'labelled_texts', so its settings must have 'texts'"):
-        Study(name="toy", needs=frozenset({"labelled_texts"}), run=run)
+        Study(name="toy", needs=frozenset({"judge"}), config=LabeledTextConfig, run=run)
+    with pytest.raises(TypeError, match="needs 'labeled_texts', so its settings must have 'texts'"):
+        Study(name="toy", needs=frozenset({"labeled_texts"}), run=run)
     with pytest.raises(TypeError, match="come with batches"):
         Study(name="toy", needs=frozenset({"losses"}), run=run)
     with pytest.raises(TypeError, match="so it needs 'text'"):

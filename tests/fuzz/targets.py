@@ -45,7 +45,7 @@ from saeforest.saes.files import WEIGHTS
 from saeforest.schema import without
 from saeforest.stopping import Stop
 from saeforest.text import Tokens, documents
-from saeforest.text.labelled import labelled
+from saeforest.text.labeled import labeled
 from saeforest.training.checkpoint import SINGLE, load_checkpoint
 from saeforest.training.log import RunLog, read_log
 from saeforest.worlds.results import read_recovery
@@ -183,8 +183,8 @@ def _texts(name: str) -> Callable[[Path], str]:
     return lambda root: digest([(d.name, d.text) for d in documents(str(root / "texts" / name))])
 
 
-def _labelled(name: str) -> Callable[[Path], str]:
-    return lambda root: digest(labelled(str(root / "texts" / name)))
+def _labeled(name: str) -> Callable[[Path], str]:
+    return lambda root: digest(labeled(str(root / "texts" / name)))
 
 
 def _model(root: Path) -> str:
@@ -275,8 +275,8 @@ TARGETS = [
     Target(".txt", "texts/a.txt", line_mutations, _texts("a.txt"), _TEXT),
     Target(".csv", "texts/a.csv", line_mutations, _texts("a.csv"), _TEXT),
     Target(".parquet", "texts/a.parquet", byte_mutations, _texts("a.parquet"), _TEXT),
-    Target("labelled .jsonl", "texts/labelled.jsonl", line_mutations, _labelled("labelled.jsonl"), _TEXT),
-    Target("labelled .csv", "texts/labelled.csv", line_mutations, _labelled("labelled.csv"), _TEXT),
+    Target("labeled .jsonl", "texts/labeled.jsonl", line_mutations, _labeled("labeled.jsonl"), _TEXT),
+    Target("labeled .csv", "texts/labeled.csv", line_mutations, _labeled("labeled.csv"), _TEXT),
     Target("model's config.json", "model/config.json", json_mutations, _model, _MODEL),
     Target("model's weights", "model/model.safetensors", tensor_mutations, _model, _MODEL),
     Target("model's tokenizer.json", "model/tokenizer.json", json_mutations, _model, _MODEL),

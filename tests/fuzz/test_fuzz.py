@@ -96,10 +96,10 @@ def _texts(folder: Path, tiny_text: Path) -> None:
     (folder / "a.txt").write_text("\n\n".join(texts), encoding="utf-8")
     labels = ["a", "b"] * 3
     rows = [f'"{text}",{label}\n' for text, label in zip(texts, labels, strict=True)]
-    (folder / "labelled.csv").write_text("".join(["text,label\n", *rows]), encoding="utf-8")
-    shutil.copy(folder / "labelled.csv", folder / "a.csv")
+    (folder / "labeled.csv").write_text("".join(["text,label\n", *rows]), encoding="utf-8")
+    shutil.copy(folder / "labeled.csv", folder / "a.csv")
     pairs = zip(texts, labels, strict=True)
-    (folder / "labelled.jsonl").write_text(
+    (folder / "labeled.jsonl").write_text(
         "".join(json.dumps({"text": text, "label": label}) + "\n" for text, label in pairs)
     )
     pyarrow.parquet.write_table(pyarrow.table({"text": texts}), folder / "a.parquet")

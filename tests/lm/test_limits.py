@@ -199,7 +199,7 @@ def test_prompts_of_absorption(short: Path, tiny_config: MakeConfig) -> None:
     one_line(info)
 
 
-def test_labelled_texts(short: Path, tiny_config: MakeConfig) -> None:
+def test_labeled_texts(short: Path, tiny_config: MakeConfig) -> None:
     from saeforest.measures.sparse_probing import SparseProbingConfig
 
     reader = open_reader(tiny_config(model=str(short)))

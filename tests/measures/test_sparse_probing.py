@@ -17,8 +17,8 @@ from saeforest.evaluation.supplies import Shared
 from saeforest.lm import LanguageModel
 from saeforest.measures import pooled as pooled_module
 from saeforest.measures.pooled import (
-    LabelledCodes,
-    LabelledTextConfig,
+    LabeledCodes,
+    LabeledTextConfig,
     ReadTexts,
     apart,
     by_text,
@@ -34,15 +34,15 @@ from saeforest.measures.subject import Subject
 from saeforest.run_folder import RunFolder
 from saeforest.saes import SAE, TopKConfig, TopKSAE, TreeConfig, TreeSAE
 from saeforest.session import open_reader
-from saeforest.text.labelled import LabelledText
+from saeforest.text.labeled import LabeledText
 from subject_cases import given
 
 D = 12
 CLASSES = ("arts", "birds", "cars")
 
 
-def texts_of(x: list[np.ndarray], label: np.ndarray, config: LabelledTextConfig | None = None) -> ReadTexts:
-    config = config or LabelledTextConfig(train=3, test=1)
+def texts_of(x: list[np.ndarray], label: np.ndarray, config: LabeledTextConfig | None = None) -> ReadTexts:
+    config = config or LabeledTextConfig(train=3, test=1)
     train, test = divide(label, config)
     tokens = torch.from_numpy(np.concatenate(x)).float()
     count = np.array([len(t) for t in x])
@@ -50,7 +50,7 @@ def texts_of(x: list[np.ndarray], label: np.ndarray, config: LabelledTextConfig 
 
 
 def subject_of(sae: SAE, texts: ReadTexts) -> Subject:
-    return given(sae, {"sae": "test"}, labelled_texts=LabelledCodes(texts, pooled_code(sae, texts)))
+    return given(sae, {"sae": "test"}, labeled_texts=LabeledCodes(texts, pooled_code(sae, texts)))
 
 
 def planted_sae() -> TopKSAE:
@@ -140,7 +140,7 @@ def test_by_text() -> None:
 
 def test_divide_gives_every_class_the_same_number_and_no_text_twice() -> None:
     label = np.repeat([0, 1, 2], [30, 12, 20])
-    train, test = divide(label, LabelledTextConfig(train=300, test=100))
+    train, test = divide(label, LabeledTextConfig(train=300, test=100))
     assert train.shape == (3, 9)
     assert test.shape == (3, 3)
     both = np.hstack([train, test])
@@ -155,29 +155,29 @@ def test_apart_leaves_some_of_both() -> None:
     assert [part.shape for part in apart(texts, 0.999)] == [(2, 1), (2, 9)]
 
 
-def some(**counts: int) -> list[LabelledText]:
-    return [LabelledText(f"{label} {i}", label, "") for label, n in counts.items() for i in range(n)]
+def some(**counts: int) -> list[LabeledText]:
+    return [LabeledText(f"{label} {i}", label, "") for label, n in counts.items() for i in range(n)]
 
 
 def test_choose_takes_the_most_frequent_labels_and_no_text_twice() -> None:
     found = some(a=12, rare=9, c=30, b=30)
-    classes, texts = choose(found + found, LabelledTextConfig(n_classes=3, train=30, test=15))
+    classes, texts = choose(found + found, LabeledTextConfig(n_classes=3, train=30, test=15))
     assert classes == ("b", "c", "a")
     assert {label: [t.label for t in texts].count(label) for label in classes} == {"a": 12, "b": 12, "c": 12}
     assert len({t.text for t in texts}) == 36
-    classes, texts = choose(found, LabelledTextConfig(classes=("c", "b"), train=16, test=8))
+    classes, texts = choose(found, LabeledTextConfig(classes=("c", "b"), train=16, test=8))
     assert classes == ("c", "b")
     assert len(texts) == 24
-    assert texts != choose(found, LabelledTextConfig(classes=("c", "b"), train=16, test=8, seed=1))[1]
+    assert texts != choose(found, LabeledTextConfig(classes=("c", "b"), train=16, test=8, seed=1))[1]
 
 
 def test_choose_needs_two_labels_with_enough_texts() -> None:
     with pytest.raises(InputError, match=r"'here': expected two .* 10 or more .* are a \(12\), rare \(9\)$"):
-        choose(some(a=12, rare=9), LabelledTextConfig(source="here"))
+        choose(some(a=12, rare=9), LabeledTextConfig(source="here"))
     with pytest.raises(InputError, match=r"'here': 9 different texts .* label 'rare'; expected 10 or more"):
-        choose(some(a=12, rare=9), LabelledTextConfig(source="here", classes=("a", "rare")))
+        choose(some(a=12, rare=9), LabeledTextConfig(source="here", classes=("a", "rare")))
     with pytest.raises(InputError, match=r"0 different texts .* label 'none'"):
-        choose(some(a=12, rare=9), LabelledTextConfig(classes=("a", "none")))
+        choose(some(a=12, rare=9), LabeledTextConfig(classes=("a", "none")))
 
 
 @pytest.mark.parametrize(
@@ -193,7 +193,7 @@ def test_choose_needs_two_labels_with_enough_texts() -> None:
 )
 def test_wrong_text_configurations(wrong: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        LabelledTextConfig(**wrong)
+        LabeledTextConfig(**wrong)
 
 
 @pytest.mark.parametrize(
@@ -224,7 +224,7 @@ def test_a_feature_of_another_class_does_not_help() -> None:
     """With the labels dealt at random there is nothing to find: nothing is far above chance."""
     texts = planted_texts(n=200)
     label = np.random.default_rng(3).integers(3, size=600)
-    train, test = divide(label, LabelledTextConfig(train=1, test=1))
+    train, test = divide(label, LabeledTextConfig(train=1, test=1))
     dealt = ReadTexts(texts.config, CLASSES, texts.x, texts.count, train, test, texts.n_tokens)
     record = sparse_probing(subject_of(planted_sae(), dealt), SparseProbingConfig())
     for name, value in record.value.items():
@@ -263,7 +263,7 @@ def test_accuracy_is_that_of_the_classes() -> None:
 def animals(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Texts of two labels that share no letter, of one token to many; and a few that repeat."""
     rng = np.random.default_rng(0)
-    path = tmp_path_factory.mktemp("labelled") / "animals.jsonl"
+    path = tmp_path_factory.mktemp("labeled") / "animals.jsonl"
     records = [
         {"text": "".join(rng.choice(list(letters), size=length)), "label": label}
         for label, letters in (("cats", "acegik"), ("dogs", "bdfhjl"))
@@ -280,7 +280,7 @@ def reader(finished_run: Path) -> ActivationReader:
 
 def test_texts_are_read_one_by_one(reader: ActivationReader, animals: str) -> None:
     """What is pooled is what the model gives each text alone: no padding, no first token, no text of one token."""
-    config = LabelledTextConfig(animals, train=60, test=24, context=32)
+    config = LabeledTextConfig(animals, train=60, test=24, context=32)
     texts = read_texts(reader, config)
     lm = reader.lm
     expected = []
@@ -305,7 +305,7 @@ def test_a_record_from_texts_on_disk(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    config = SparseProbingConfig(LabelledTextConfig(animals, train=60, test=24))
+    config = SparseProbingConfig(LabeledTextConfig(animals, train=60, test=24))
     shared, sae = Shared(reader), RunFolder(finished_run).load()[1]
     record = sparse_probing(subject_of(sae, shared.texts(config.texts)), config)
     record.write(tmp_path / "sparse_probing.json")
@@ -336,9 +336,9 @@ def test_texts_without_a_measured_token(reader: ActivationReader, tmp_path: Path
     records = [{"text": chr(33 + i), "label": "ab"[i % 2]} for i in range(60)]
     path.write_text("".join(json.dumps(r) + "\n" for r in records), encoding="utf-8")
     with pytest.raises(InputError, match=r"0 different texts with tokens to measure have the label 'a'"):
-        read_texts(reader, LabelledTextConfig(str(path)))
+        read_texts(reader, LabeledTextConfig(str(path)))
 
 
 def test_a_context_that_the_model_lacks(reader: ActivationReader, animals: str) -> None:
     with pytest.raises(InputError, match=r"texts\.context = 5000: .* reads at most 2048 tokens"):
-        read_texts(reader, LabelledTextConfig(animals, context=5000))
+        read_texts(reader, LabeledTextConfig(animals, context=5000))

@@ -15,7 +15,7 @@ from oracles import sparse_probing as oracle
 from saeforest.errors import InputError
 from saeforest.interventions import ablate, splice
 from saeforest.measures import tpp as module
-from saeforest.measures.pooled import LabelledTextConfig, apart, one_vs_rest, read_texts
+from saeforest.measures.pooled import LabeledTextConfig, apart, one_vs_rest, read_texts
 from saeforest.measures.tpp import (
     TPPConfig,
     ablated,
@@ -215,7 +215,7 @@ def test_a_record_from_texts_on_disk(finished_run: Path, tmp_path: Path) -> None
     ]
     path = tmp_path / "letters.jsonl"
     path.write_text("".join(json.dumps(r) + "\n" for r in records), encoding="utf-8")
-    probing = TPPConfig(LabelledTextConfig(str(path), train=30, test=12), n=(2, 5, 500), epochs=8)
+    probing = TPPConfig(LabeledTextConfig(str(path), train=30, test=12), n=(2, 5, 500), epochs=8)
     subject = subject_of(sae, read_texts(reader, probing.texts))
     record = tpp(subject, probing)
     record.write(tmp_path / "tpp.json")

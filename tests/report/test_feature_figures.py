@@ -118,9 +118,7 @@ def test_families_are_drawn_as_recorded() -> None:
             colours.add(to_hex(crosses[-1].get_color()))
         assert len(colours) == len(own["children"])
     assert "75%" in panel.caption
-    assert (
-        "point anywhere would be in 25%; but the clusters are labelled by the same encoder" in panel.caption
-    )
+    assert "point anywhere would be in 25%; but the clusters are labeled by the same encoder" in panel.caption
     fits(panel)
 
 

@@ -27,7 +27,7 @@ from saeforest.lm import LanguageModel
 from saeforest.measures.absorption import AbsorptionConfig
 from saeforest.measures.examples import FeatureWindows
 from saeforest.measures.first_letters import first_letters
-from saeforest.measures.pooled import LabelledTextConfig, read_texts
+from saeforest.measures.pooled import LabeledTextConfig, read_texts
 from saeforest.presets import PRESETS
 from saeforest.run_folder import RunFolder
 from saeforest.session import about_activations, check_site, open_reader, read_tokens
@@ -165,7 +165,7 @@ def test_tokens_with_bos_are_kept_on_disk(source: str, tmp_path: Path):
         assert torch.equal(loaded.ids, tokens.ids)
         assert torch.equal(loaded.document_starts, tokens.document_starts)
     replace(packed(source, 6, "no"), prepend_bos=True).save(tmp_path / "t.safetensors")
-    with pytest.raises(InputError, match="damaged or another kind"):
+    with pytest.raises(InputError, match="damaged or of another kind"):
         Tokens.load(tmp_path / "t.safetensors")
 
 
@@ -188,7 +188,7 @@ def test_text_is_shown_without_bos(source: str):
 
 
 def test_a_run_reads_with_bos_throughout(with_bos: tuple[TrainConfig, Path]):
-    """Training, held-out text, prompts, labelled texts, index: BOS first, and the record says so."""
+    """Training, held-out text, prompts, labeled texts, index: BOS first, and the record says so."""
     config, out = with_bos
     assert config.text.bos == "auto"
     assert load_config(out / "config.yaml").text.bos == "yes"
@@ -239,9 +239,9 @@ def test_texts_and_prompts_of_measures_follow_the_run(
         for letters in ("abc", "xyz")
         for _ in range(20)
     ]
-    (tmp_path / "labelled.jsonl").write_text("".join(lines), "utf-8")
+    (tmp_path / "labeled.jsonl").write_text("".join(lines), "utf-8")
     texts = read_texts(
-        reader, LabelledTextConfig(str(tmp_path / "labelled.jsonl"), train=30, test=10, context=32)
+        reader, LabeledTextConfig(str(tmp_path / "labeled.jsonl"), train=30, test=10, context=32)
     )
     first_letters(reader, AbsorptionConfig(words=None, icl=1, epochs=1))
     assert len(seen) > 10

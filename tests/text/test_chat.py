@@ -137,7 +137,7 @@ def test_a_field_of_chats_by_name(tmp_path: Path):
     assert chats(path, column="dialog") == WRITTEN
     message = error_line(lambda: chats(path))
     assert 'expected the text under "messages" or "conversations", found dialog, text' in message
-    assert "or set text.chat to false" in message
+    assert "or text.chat to false" in message
 
 
 @pytest.mark.parametrize(

@@ -84,13 +84,13 @@ def test_the_customary_names_in_their_order(
     ("names", "message"),
     [
         (("id",), 'expected the text under "text", "content", "document" or "body", found id'),
-        (("url", "Text"), "found url, Text; name the field that holds the text as text.column"),
+        (("url", "Text"), "found url, Text; set text.column to the field that holds the text"),
         (
             ("id", "content", "body"),
-            'the text may be under "content" or "body"; name one of them as text.column',
+            'the text may be under "content" or "body"; set text.column to one of them',
         ),
-        (("id", "conversations"), 'a chat under "conversations"; set text.chat to true'),
-        (("messages", "source"), 'a chat under "messages"; set text.chat to true'),
+        (("id", "conversations"), 'holds a chat under "conversations", not plain text; set text.chat to true'),
+        (("messages", "source"), 'holds a chat under "messages", not plain text; set text.chat to true'),
     ],
 )
 def test_nothing_is_guessed(write: Callable[[list[dict]], Path], names: tuple[str, ...], message: str):
@@ -130,14 +130,14 @@ def test_what_is_no_string(kind: str, value: object, tmp_path: Path):
     [
         (
             [{"text": "a"}, {"body": "b"}],
-            'd.jsonl:2: expected the text under "text" as in the records before',
+            'd.jsonl:2: expected the text under "text" as in the earlier records',
         ),
         ([{"content": "a"}, {"text": "b"}], 'd.jsonl:2: expected the text under "content"'),
         (
             [{"content": "a"}, {"content": "b", "text": "c"}],
-            "d.jsonl:2: the records before have their text under",
+            "d.jsonl:2: the earlier records have their text under",
         ),
-        ([{"content": "a"}, {"content": "b", "body": "c"}], 'this one has "body" too; name the field'),
+        ([{"content": "a"}, {"content": "b", "body": "c"}], 'this one also has "body"; set text.column'),
         ([{"text": None, "source": "web"}, {"source": "web"}], "d.jsonl:2: expected the text"),
         ([{"source": "web"}, {"text": "a"}], "d.jsonl:1: expected the text"),
         ([{"id": "x", "url": "https://a"}, {"text": "a"}], "d.jsonl:1: expected the text"),
@@ -163,11 +163,11 @@ def test_lines_of_json_in_a_json_file(tmp_path: Path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('["a", "b"]', "d.json, record 1: expected a JSON object, got a str"),
+        ('["a", "b"]', "d.json, record 1: expected a JSON object with a "text", got a str"),
         ('[{"text": "a"},\n {"text": }]', "d.json:2: not valid JSON"),
         ('{"text": ["a", "b"]}', 'd.json:1: expected a string under "text", got a list'),
         ('{"text": "a"}\n{"text": \n', "d.json:2: expected a JSON object"),
-        ("3", "d.json, record 1: expected a JSON object, got a int"),
+        ("3", "d.json, record 1: expected a JSON object with a "text", got a int"),
     ],
 )
 def test_json_that_holds_no_records(tmp_path: Path, content: str, message: str):

@@ -1,4 +1,4 @@
-"""Folders: what is read, what is passed over, and that both are said."""
+"""Folders: what is read, what is skipped, and that both are reported."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_what_is_read_and_what_is_passed_over_is_said(tmp_path: Path, said: Call
     assert len(read(tmp_path)) == 152
     line = said()
     assert line.startswith(
-        f"{tmp_path}: reads 3 .jsonl.gz, 2 .txt; passed over 2 .md, 2 hidden, 1 LICENSE.txt (not text)"
+        f"{tmp_path}: reading 3 .jsonl.gz, 2 .txt; skipping 2 .md, 2 hidden, 1 LICENSE.txt (not text)"
     )
     assert "1 without a suffix" in line
     for name in notes:
@@ -66,7 +66,7 @@ def test_it_is_said_once(tmp_path: Path, said: Callable[[], str]):
     (tmp_path / "a.txt").write_text("a")
     for _ in range(3):
         read(tmp_path)
-    assert said() == f"{tmp_path}: reads 1 .txt"
+    assert said() == f"{tmp_path}: reading 1 .txt"
 
 
 def test_every_kind_in_the_order_of_paths(tmp_path: Path):
@@ -99,9 +99,9 @@ def test_tables_and_json_that_hold_no_text_are_passed_over(
     (tmp_path / "named.csv").write_text("summary\ns\n")
     assert read(tmp_path) == ["a", "one"]
     line = said()
-    assert "1 .json without a field of text (config.json)" in line
-    assert "1 .json without a field of text (infos.json)" in line
-    assert "1 .csv without a field of text (about.csv), 1 .csv without a field of text (named.csv)" in line
+    assert "1 .json without a text field (config.json)" in line
+    assert "1 .json without a text field (infos.json)" in line
+    assert "1 .csv without a text field (about.csv), 1 .csv without a text field (named.csv)" in line
 
 
 def test_a_column_by_name_decides_what_is_text(tmp_path: Path):
@@ -122,7 +122,7 @@ def test_nothing_to_read(things: tuple[str, ...], tmp_path: Path):
     for thing in things:
         (tmp_path / thing).touch()
     message = reading_error(tmp_path)
-    assert message.endswith("it holds 2 .png, 1 LICENSE.txt (not text)" if things else "it holds nothing")
+    assert message.endswith("it contains 2 .png, 1 LICENSE.txt (not text)" if things else "it contains nothing")
 
 
 def test_many_kinds_are_summed_up(tmp_path: Path, said: Callable[[], str]):
@@ -156,7 +156,7 @@ def test_linked_folders_are_read(tmp_path: Path, said: Callable[[], str]):
     (texts / "file.txt").symlink_to(outside / "b.txt")
     assert names(texts) == ["again/b.txt", "again/deep/c.txt", "file.txt", "inner/a.txt"]
     line = said()
-    assert "5 linked folder that is read already" in line
+    assert "5 linked folder that was already read" in line
     assert "1 broken link" in line
     (tmp_path / "all").symlink_to(texts)
     assert names(tmp_path / "all") == ["again/b.txt", "again/deep/c.txt", "file.txt", "inner/a.txt"]
@@ -204,7 +204,7 @@ def test_what_tools_leave_is_no_text(
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text('{"text": "not this"}')
     assert read(tmp_path) == ["a"]
-    assert said() == f"{tmp_path}: reads 1 .txt; passed over 1 folder that is {what} (left)"
+    assert said() == f"{tmp_path}: reading 1 .txt; skipping 1 folder that is {what} (left)"
     assert f"{what}, not text" in reading_error(tmp_path / "left")
 
 
@@ -242,7 +242,7 @@ def test_saved_data_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert read(both) == [f"a {i}" for i in range(5)]
     assert read(both, reading=Reading(split="test")) == [f"b {i}" for i in range(5)]
     message = reading_error(both, reading=Reading(split="dev"))
-    assert message == f"{both}: has no split 'dev', but train, test; name one as text.split"
+    assert message == f"{both}: has no split 'dev'; set text.split to one of train, test"
     (tmp_path / "a.txt").write_text("z")
     assert len(read(tmp_path)) == 11  # among others
 

@@ -95,7 +95,7 @@ def test_one_long_document(text: str, kind: str, tmp_path: Path, capsys: pytest.
     assert len(set(train.names)) == len(train.names)
     error = capsys.readouterr().err
     assert (
-        "its 1 document would leave nothing to train on or to hold out, so passages of up to 6,000" in error
+        "its 1 document would leave nothing to train on or to hold out, so they are split into" in error
     )
     assert error.count("would leave nothing") == 1  # said once, though read twice
 
@@ -119,8 +119,8 @@ def test_equal_documents(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     text = "\n".join(words(random.Random(i), 30) for i in range(40))
     _, held = both(write_jsonl(tmp_path / "d.jsonl", [text] * 400))
     assert held.n_tokens > 0
-    assert "its 400 documents, 399 of them equal to others would leave" in (said := capsys.readouterr().err)
-    assert "documents of its train text repeat another word for word" in said
+    assert "its 400 documents (399 of them duplicates) would leave" in (said := capsys.readouterr().err)
+    assert "documents of its train text are exact duplicates" in said
 
 
 def test_equal_documents_among_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -128,7 +128,7 @@ def test_equal_documents_among_others(tmp_path: Path, capsys: pytest.CaptureFixt
     pack(write_jsonl(tmp_path / "d.jsonl", [*texts, *texts[:9]]), context=8)
     assert "word for word" not in capsys.readouterr().err
     pack(write_jsonl(tmp_path / "d.jsonl", [*texts, *texts[:50]]), context=8)
-    assert "50 of the 150 documents of its train text repeat another word for word" in capsys.readouterr().err
+    assert "50 of the 150 documents of its train text are exact duplicates" in capsys.readouterr().err
 
 
 def test_a_few_documents(tmp_path: Path):
@@ -146,7 +146,7 @@ def test_a_source_with_both_sides_is_cut_nowhere():
 
 def test_a_share_that_leaves_nothing_to_train_on(tmp_path: Path):
     source = write_jsonl(tmp_path / "d.jsonl", [words(random.Random(i), 400) for i in range(9)])
-    assert "its train split (held_out 0.9999) holds 0 tokens" in error_line(
+    assert "its train split (held_out 0.9999) has 0 tokens" in error_line(
         lambda: pack(source, held_out=0.9999)
     )
 
@@ -163,7 +163,7 @@ def test_reading_ahead_has_an_end():
 def test_text_that_cannot_be_divided(tmp_path: Path):
     source = write_jsonl(tmp_path / "d.jsonl", ["short"])
     message = error_line(lambda: both(source, context=4))
-    assert "holds 0 tokens in 0 documents, less than one window of 4" in message
+    assert "has 0 tokens in 0 documents, less than one window of 4" in message
     assert "give more text, a smaller text.context or a larger text.held_out" in message
 
 

@@ -111,7 +111,7 @@ def test_the_first_cause_is_shown(monkeypatch: pytest.MonkeyPatch):
     failing(monkeypatch, outer)
     message = reading_error("org/name")
     assert (
-        "split 'train' of the Hub's data set can't be read (could not build; first cause: no route to host)"
+        "split 'train' of the Hub data set can't be read (could not build; first cause: no route to host)"
         in message
     )
     assert "check the name, the subset, the revision, text.split and the network" in message

@@ -84,7 +84,7 @@ def test_a_local_folder_wins_over_the_hub(tmp_path: Path, monkeypatch: pytest.Mo
         (
             "a.jsonl",
             b'{"text": "x"}\n{"body": "y"}\n',
-            'a.jsonl:2: expected the text under "text" as in the records before, found body',
+            'a.jsonl:2: expected the text under "text" as in the earlier records, found body',
         ),
         (
             "a.jsonl",
@@ -116,7 +116,7 @@ def test_parquet_without_the_column(tmp_path: Path):
 def test_empty_folder(tmp_path: Path):
     (tmp_path / "image.png").write_bytes(b"")
     message = reading_error(tmp_path)
-    assert "or .arrow file with text in this folder; it holds 1 .png" in message
+    assert "or .arrow file with text; it contains 1 .png" in message
 
 
 def test_unreadable_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -76,22 +76,22 @@ def test_no_package_for_zstd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 @pytest.mark.parametrize(
     ("name", "data", "message"),
     [
-        ("d.txt", b"a\nb\0c", "d.txt:2: holds a NUL byte"),
+        ("d.txt", b"a\nb\0c", "d.txt:2: contains a NUL byte"),
         ("d.txt", "text".encode("utf-16"), "d.txt:1: expected UTF-8 text (it looks like UTF-16)"),
-        ("d.txt", "text".encode("utf-16-le"), "d.txt:1: holds a NUL byte"),
+        ("d.txt", "text".encode("utf-16-le"), "d.txt:1: contains a NUL byte"),
         ("d.txt", "a\nné".encode("latin-1"), "d.txt:2: expected UTF-8 text"),
         ("d.jsonl", '{"text": "é"}\n'.encode("latin-1"), "d.jsonl:1: expected a JSON object in UTF-8"),
         ("d.jsonl", '{"text": "a"}\n'.encode("utf-16"), "d.jsonl:1: expected a JSON object in UTF-8"),
         ("d.jsonl", b'{"text": "a"}\n{"text": "a\0b"}\n', "d.jsonl:2: expected a JSON object"),
-        ("d.csv", b"text\na\nb\0\n", "d.csv:3: holds a NUL byte"),
+        ("d.csv", b"text\na\nb\0\n", "d.csv:3: contains a NUL byte"),
         ("d.csv", "text\na\né\n".encode("latin-1"), "d.csv:3: expected UTF-8 text"),
         ("d.csv", "text\na\n".encode("utf-16"), "d.csv:1: expected UTF-8 text (it looks like UTF-16)"),
         ("d.json", '[{"text": "é"}]'.encode("latin-1"), "d.json:1: expected UTF-8 text"),
-        ("d.jsonl", b'{"text": "a"}\n' + b'{"a":' * 100_000, "d.jsonl:2: a record nested too deeply"),
+        ("d.jsonl", b'{"text": "a"}\n' + b'{"a":' * 100_000, "d.jsonl:2: the record is nested too deeply"),
         (
             "d.jsonl",
             b'{"text": "a", "b": ' + b"[" * 1_500 + b"]" * 1_500 + b"}",
-            "d.jsonl:1: a record nested too",
+            "d.jsonl:1: the record is nested too",
         ),
         ("d.json", b"[" * 100_000, "d.json: not valid JSON (nested too deeply)"),
         (
@@ -129,14 +129,14 @@ def test_long_lines_are_no_trouble(tmp_path: Path):
 def test_pipes_are_refused(suffix: str, tmp_path: Path):
     """Opening one would wait for a writer for ever."""
     os.mkfifo(tmp_path / f"d{suffix}")
-    assert "not a file on disk; write the text into one" in reading_error(tmp_path / f"d{suffix}")
+    assert "not a regular file; save the text to a file" in reading_error(tmp_path / f"d{suffix}")
     message = reading_error(tmp_path)
-    assert "it holds 1 pipe or device" in message
+    assert "it contains 1 pipe or device" in message
 
 
 def test_devices_are_refused(tmp_path: Path):
     (tmp_path / "d.txt").symlink_to("/dev/zero")
-    assert "not a file on disk" in reading_error(tmp_path / "d.txt")
+    assert "not a regular file" in reading_error(tmp_path / "d.txt")
 
 
 def test_a_file_that_changes_while_it_is_read(tmp_path: Path):
@@ -146,7 +146,7 @@ def test_a_file_that_changes_while_it_is_read(tmp_path: Path):
     with path.open("a") as more:
         more.write('{"text": "more"}\n')
     message = error_line(lambda: list(found))
-    assert f"{path}: changed while it was read" in message
+    assert f"{path}: changed while it was being read" in message
 
 
 @pytest.mark.parametrize("source", ["x" * 5_000, "a\0b", "~nobody-of-this-name/texts", "\x1b[31m"])

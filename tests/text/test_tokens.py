@@ -134,15 +134,15 @@ def test_held_out_of_zero_keeps_everything(tmp_path: Path):
     source = write_jsonl(tmp_path / "d.jsonl", ["abc"] * 3)
     assert pack(source).n_tokens == 12
     message = error_line(lambda: pack(source, split="held_out"))
-    assert "held_out split (held_out 0) holds 0 tokens in 0 documents" in message
+    assert "held_out split (held_out 0) has 0 tokens in 0 documents" in message
 
 
 def test_too_little_text(tmp_path: Path):
     source = write_jsonl(tmp_path / "d.jsonl", ["abc", "de"])
     message = error_line(lambda: pack(source, context=8))
     assert str(source) in message
-    assert "holds 7 tokens in 2 documents, less than one window of 8" in message
-    assert "n_tokens is 7" in error_line(lambda: pack(source, n_tokens=7, context=8))
+    assert "has 7 tokens in 2 documents, less than one window of 8" in message
+    assert "n_tokens = 7" in error_line(lambda: pack(source, n_tokens=7, context=8))
 
 
 def test_packaged_corpus_packs_deterministically():
@@ -206,10 +206,10 @@ def test_files_of_another_kind(saved: tuple[Tokens, Path]):
     ]
     for each in damaged:
         each.save(path)
-        assert "damaged or another kind" in error_line(lambda: Tokens.load(path))
+        assert "damaged or of another kind" in error_line(lambda: Tokens.load(path))
     for tensors in ({"weight": torch.zeros(2)}, {"ids": tokens.ids, "document_starts": tokens.ids + 1}):
         save_file(tensors, path)
-        assert "damaged or another kind" in error_line(lambda: Tokens.load(path))
+        assert "damaged or of another kind" in error_line(lambda: Tokens.load(path))
 
 
 def test_missing_tokens_file(tmp_path: Path):

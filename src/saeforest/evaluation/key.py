@@ -20,10 +20,10 @@ from .task import Task
 
 # What of the world each need makes a measure depend on, in groups that have parts in common.
 _LANGUAGE_MODEL: frozenset[Need] = frozenset(
-    {"text", "losses", "firings", "activations", "probes", "labelled_texts", "first_letters"}
+    {"text", "losses", "firings", "activations", "probes", "labeled_texts", "first_letters"}
 )
 _POSITIONS = _LANGUAGE_MODEL - {"first_letters"}
-_MEASURED_TEXT = _POSITIONS - {"labelled_texts"}
+_MEASURED_TEXT = _POSITIONS - {"labeled_texts"}
 
 
 def record_key(spec: MeasureSpec, task: Task, options: MeasureOptions) -> str:
@@ -44,12 +44,15 @@ def record_key(spec: MeasureSpec, task: Task, options: MeasureOptions) -> str:
     of_need: dict[Need, Callable[[], Any]] = {
         "losses": lambda: options.ce_tokens,
         "probes": lambda: asdict(options.probes),
-        "labelled_texts": lambda: _files(Path(config.texts.source)),
+        "labeled_texts": lambda: _files(Path(config.texts.source)),
         "judge": lambda: (config.judge.endpoint, config.judge.model),
         "training_log": lambda: _files(task.log / LOG) if task.log else [],
         "forest": lambda: _hash(task.forest.parent),
     }
-    asked |= {f"need {need}": of_need[need]() for need in spec.needs & of_need.keys()}
+    # Records of older versions have their keys by the older spelling.
+    asked |= {
+        f"need {need}".replace("labeled", "labelled"): of_need[need]() for need in spec.needs & of_need.keys()
+    }
     if "judge" in spec.needs:
         del asked["config"]["judge"]  # how it is reached does not matter
     return hashlib.blake2b(json.dumps(asked, sort_keys=True).encode(), digest_size=8).hexdigest()

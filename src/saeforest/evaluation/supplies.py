@@ -14,8 +14,8 @@ from ..judges import Judge, JudgeConfig, open_judge
 from ..measures.first_letters import FirstLetterConfig, FirstLetters, first_letters
 from ..measures.needs import Need
 from ..measures.pooled import (
-    LabelledCodes,
-    LabelledTextConfig,
+    LabeledCodes,
+    LabeledTextConfig,
     PooledCode,
     ReadTexts,
     pooled_code,
@@ -32,17 +32,17 @@ T = TypeVar("T")
 
 
 class Shared:
-    """What the SAEs of an evaluation share: what the language model makes of words and of labelled texts.
+    """What the SAEs of an evaluation share: what the language model makes of words and of labeled texts.
 
-    Of labelled texts only those that were asked for last are kept: they are large.
+    Of labeled texts only those that were asked for last are kept: they are large.
     """
 
     def __init__(self, reader: ActivationReader) -> None:
         self._reader = reader
-        self._texts: tuple[LabelledTextConfig, ReadTexts] | None = None
+        self._texts: tuple[LabeledTextConfig, ReadTexts] | None = None
         self._words: dict[FirstLetterConfig, FirstLetters] = {}
 
-    def texts(self, config: LabelledTextConfig) -> ReadTexts:
+    def texts(self, config: LabeledTextConfig) -> ReadTexts:
         if self._texts is None or self._texts[0] != config:
             self._texts = config, read_texts(self._reader, config)
         return self._texts[1]
@@ -81,7 +81,7 @@ class Supplies:
             "firings": self._firings,
             "activations": self._activations,
             "probes": _once(self._new_probes) if alone else self._probes,
-            "labelled_texts": lambda: self._labelled(config.texts),
+            "labeled_texts": lambda: self._labeled(config.texts),
             "first_letters": lambda: self._shared.words(config),
             "judge": _once(lambda: self._open_judge(config.judge, stack)),
             "training_log": lambda: task.log,
@@ -108,11 +108,11 @@ class Supplies:
         pairs = self._firings().pairs
         return Probes(self._activations(), pairs, self._probe_config, device=self.task.sae.device)
 
-    def _labelled(self, config: LabelledTextConfig) -> LabelledCodes:
+    def _labeled(self, config: LabeledTextConfig) -> LabeledCodes:
         texts = self._shared.texts(config)
         if self._code is None or self._code[0] is not texts:
             self._code = texts, pooled_code(self.task.sae, texts)
-        return LabelledCodes(*self._code)
+        return LabeledCodes(*self._code)
 
     def _open_judge(self, config: JudgeConfig, stack: ExitStack) -> Judge | None:
         return stack.enter_context(open_judge(config, self.task.reader.lm, self.task.folder))

@@ -1,9 +1,9 @@
 """Where children lie: in the activations beneath their parent, and in the decoder.
 
 **Beneath a parent** (Tree SAE, section 6.1, figure 9). Its points are the activations on which any of its children
-fires, in the units the SAE works in, each labelled with the child that fires most strongly on it. They are projected
+fires, in the units the SAE works in, each labeled with the child that fires most strongly on it. They are projected
 onto their first two principal components, and with them each child's encoder direction e_c. With the origin at the
-mean of the points and m_c the mean of those labelled c, all within that plane,
+mean of the points and m_c the mean of those labeled c, all within that plane,
 
     toward       mean over children of cos(e_c, m_c)
     agreement    share of children whose e_c is nearer (by cosine) to their own m_c than to any sibling's

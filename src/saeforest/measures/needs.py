@@ -11,7 +11,7 @@ from typing import Literal, get_args
 #:     firings         on which of the measured activations each feature fires, and how features fire together
 #:     activations     all measured activations
 #:     probes          directions of the concepts of features, trained on activations and firings
-#:     labelled_texts  texts with labels, and their codes; the measure's settings say which (`config.texts`)
+#:     labeled_texts  texts with labels, and their codes; the measure's settings say which (`config.texts`)
 #:     first_letters   words read in prompts that ask for their first letter (a config that is a `FirstLetterConfig`)
 #:     judge           a language model that answers questions; the measure's settings may name it (`config.judge`)
 #:     training_log    the log of the SAE's training
@@ -22,7 +22,7 @@ Need = Literal[
     "firings",
     "activations",
     "probes",
-    "labelled_texts",
+    "labeled_texts",
     "first_letters",
     "judge",
     "training_log",

@@ -1,4 +1,4 @@
-"""Labelled texts as sparse probing and TPP see them: one vector a text (SPEC 1.3, 1.5).
+"""Labeled texts as sparse probing and TPP see them: one vector a text (SPEC 1.3, 1.5).
 
 With T the measured tokens of a text, x_t an activation, f_t its code and s_t what normalisation divided it by,
 
@@ -29,7 +29,7 @@ from ..errors import InputError
 from ..progress import progress
 from ..saes import SAE
 from ..text import Tokens, encode
-from ..text.labelled import LabelledText, labelled
+from ..text.labeled import LabeledText, labeled
 from .bootstrap import FloatArray
 
 IntArray = NDArray[np.int64]
@@ -42,7 +42,7 @@ _SLICE_TOKENS = 8192
 
 
 @dataclass(frozen=True)
-class LabelledTextConfig:
+class LabeledTextConfig:
     """Which labeled texts are read."""
 
     source: str = "packaged:topics"
@@ -82,7 +82,7 @@ class ReadTexts:
     n_tokens: that the model read, measured or not.
     """
 
-    config: LabelledTextConfig
+    config: LabeledTextConfig
     classes: tuple[str, ...]
     x: Float[Tensor, "m d"]
     count: IntArray
@@ -129,8 +129,8 @@ class PooledCode(NamedTuple):
     effective: csr_array
 
 
-class LabelledCodes(NamedTuple):
-    """Labelled texts, and what an SAE makes of them."""
+class LabeledCodes(NamedTuple):
+    """Labeled texts, and what an SAE makes of them."""
 
     texts: ReadTexts
     code: PooledCode
@@ -139,9 +139,7 @@ class LabelledCodes(NamedTuple):
 # Choosing, reading and dividing texts
 
 
-def choose(
-    found: list[LabelledText], config: LabelledTextConfig
-) -> tuple[tuple[str, ...], list[LabelledText]]:
+def choose(found: list[LabeledText], config: LabeledTextConfig) -> tuple[tuple[str, ...], list[LabeledText]]:
     """The classes, and up to as many random texts of each as they are to have.
 
     Raises InputError for a class with fewer than 10 texts.
@@ -154,31 +152,31 @@ def choose(
     if len(classes) < 2:
         most = ", ".join(f"{label} ({count[label]})" for label in ranked[:3])
         raise InputError(
-            f"labelled texts '{config.source}': expected two or more labels with {MIN_TEXTS} or more texts each; "
+            f"labeled texts '{config.source}': expected two or more labels with {MIN_TEXTS} or more texts each; "
             f"the most frequent are {most}"
         )
     _check_enough(classes, [text.label for text in texts], config)
     generator = np.random.default_rng(config.seed)
     wanted = max(-(-(config.train + config.test) // len(classes)), MIN_TEXTS)
     wanted = min(wanted, *(count[label] for label in classes))
-    chosen: list[LabelledText] = []
+    chosen: list[LabeledText] = []
     for label in classes:
         mine = [text for text in texts if text.label == label]
         chosen += [mine[i] for i in generator.permutation(len(mine))[:wanted]]
     return classes, chosen
 
 
-def _check_enough(classes: tuple[str, ...], labels: list[str], config: LabelledTextConfig) -> None:
+def _check_enough(classes: tuple[str, ...], labels: list[str], config: LabeledTextConfig) -> None:
     count = Counter(labels)
     for label in classes:
         if count[label] < MIN_TEXTS:
             raise InputError(
-                f"labelled texts '{config.source}': {count[label]} different texts with tokens to measure have the "
+                f"labeled texts '{config.source}': {count[label]} different texts with tokens to measure have the "
                 f"label '{label}'; expected {MIN_TEXTS} or more"
             )
 
 
-def read_texts(reader: ActivationReader, config: LabelledTextConfig) -> ReadTexts:
+def read_texts(reader: ActivationReader, config: LabeledTextConfig) -> ReadTexts:
     """The texts of a configuration, read at the reader's site, at positions that the reader keeps.
 
     Memory: m * d numbers in the model's dtype (for 2,500 texts at d = 576 in bfloat16, 0.3 GB), for as long as they
@@ -187,7 +185,7 @@ def read_texts(reader: ActivationReader, config: LabelledTextConfig) -> ReadText
     Raises InputError where the source is at fault, or has too few texts of a class.
     """
     reader.lm.check_context(config.context, "sparse_probing.texts.context, tpp.texts.context")
-    classes, texts = choose(labelled(config.source), config)
+    classes, texts = choose(labeled(config.source), config)
     encoded = encode(reader.lm.tokenizer, [text.text for text in texts])
     bos = [] if reader.bos_id is None else [reader.bos_id]
     tokenized = [
@@ -199,7 +197,7 @@ def read_texts(reader: ActivationReader, config: LabelledTextConfig) -> ReadText
     text: list[Tensor] = []
     read = 0
     n_tokens = sum(len(ids) for ids, _ in tokenized)
-    with progress("read labelled texts", n_tokens, "tokens") as advance:
+    with progress("read labeled texts", n_tokens, "tokens") as advance:
         for length, group in groupby(tokenized, key=lambda pair: len(pair[0])):
             rows, same = zip(*group, strict=True)
             starts, names = torch.arange(len(rows)) * length + len(bos), tuple(one.name for one in same)
@@ -217,7 +215,7 @@ def read_texts(reader: ActivationReader, config: LabelledTextConfig) -> ReadText
     return ReadTexts(config, classes, torch.cat(parts), count[measured], train, test, n_tokens)
 
 
-def divide(label: IntArray, config: LabelledTextConfig) -> tuple[IntArray, IntArray]:
+def divide(label: IntArray, config: LabeledTextConfig) -> tuple[IntArray, IntArray]:
     """Of every class equally many texts to train and to test on: `[C, a]` and `[C, b]` indices into `label`."""
     generator = np.random.default_rng((config.seed, 1))
     mine = [generator.permutation(np.flatnonzero(label == c)) for c in range(label.max() + 1)]
@@ -275,7 +273,7 @@ def pooled_code(sae: SAE, texts: ReadTexts) -> PooledCode:
     """The codes of an SAE, pooled over each text. Every positive value counts, as in decoding."""
     raw: list[csr_array] = []
     effective: list[csr_array] = []
-    with progress("encode labelled texts", len(texts.x), "tokens") as advance:
+    with progress("encode labeled texts", len(texts.x), "tokens") as advance:
         for x, count in texts.batches():
             code, stats = sae.encode_with_stats(x.to(sae.device).float())
             values = code.values.double()

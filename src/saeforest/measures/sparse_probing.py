@@ -29,7 +29,7 @@ from .columns import INTERPRETABILITY, Column
 from .pooled import (
     BoolArray,
     IntArray,
-    LabelledTextConfig,
+    LabeledTextConfig,
     apart,
     by_text,
     check_share,
@@ -48,7 +48,7 @@ STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 class SparseProbingConfig:
     """Which texts are probed, and with how many features."""
 
-    texts: LabelledTextConfig = field(default_factory=LabelledTextConfig)
+    texts: LabeledTextConfig = field(default_factory=LabeledTextConfig)
     """Which labeled texts are read."""
     k: tuple[int, ...] = (1, 2, 5)
     """Numbers of features to train probes on."""
@@ -74,7 +74,7 @@ def sparse_probing(subject: Subject, config: SparseProbingConfig) -> Record:
 
     Raises InputError where the texts are at fault (see `read_texts`).
     """
-    texts, code = subject.labelled
+    texts, code = subject.labeled
     pooled = {"sae": code.raw, "llm": texts.pooled}
     seed = config.texts.seed
     train, train_own = one_vs_rest(texts.train, seed)
@@ -161,10 +161,10 @@ def _probe(x: FloatArray, own: BoolArray, x_test: FloatArray, strength: float = 
 
 SPEC = Study(
     name="sparse_probing",
-    needs=frozenset({"labelled_texts"}),
+    needs=frozenset({"labeled_texts"}),
     sets=("saebench",),
     config=SparseProbingConfig,
-    readings={"saebench_0.6": SparseProbingConfig(texts=LabelledTextConfig(train=4000, test=1000))},
+    readings={"saebench_0.6": SparseProbingConfig(texts=LabeledTextConfig(train=4000, test=1000))},
     run=sparse_probing,
     columns=(
         Column(INTERPRETABILITY, "sae_top_1", "sparse probing, top 1", "↑"),

@@ -19,7 +19,7 @@ READINGS: tuple[Reading, ...] = get_args(Reading)
 Set = Literal["fast", "paper", "saebench"]
 SET_NAMES: tuple[Set, ...] = get_args(Set)
 # What a measure's settings must have for some of its needs.
-_FIELD_OF: dict[Need, str] = {"judge": "judge", "labelled_texts": "texts"}
+_FIELD_OF: dict[Need, str] = {"judge": "judge", "labeled_texts": "texts"}
 
 
 class Size(NamedTuple):

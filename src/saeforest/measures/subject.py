@@ -18,7 +18,7 @@ from ..structure.pairs import PairStatistics
 from ..text import Tokens
 from .first_letters import FirstLetters
 from .needs import Need
-from .pooled import LabelledCodes
+from .pooled import LabeledCodes
 from .probes import Probes
 
 
@@ -85,9 +85,9 @@ class Subject:
         return self._supplied("probes")
 
     @property
-    def labelled(self) -> LabelledCodes:
-        """Labelled texts and their codes (labelled_texts). Raises InputError where the texts are at fault."""
-        return self._supplied("labelled_texts")
+    def labeled(self) -> LabeledCodes:
+        """Labeled texts and their codes (labeled_texts). Raises InputError where the texts are at fault."""
+        return self._supplied("labeled_texts")
 
     @property
     def first_letters(self) -> FirstLetters:

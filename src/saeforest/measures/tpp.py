@@ -30,7 +30,7 @@ from .bootstrap import FloatArray, estimate, interval_method
 from .columns import INTERPRETABILITY, Column
 from .pooled import (
     IntArray,
-    LabelledTextConfig,
+    LabeledTextConfig,
     apart,
     by_text,
     check_share,
@@ -49,7 +49,7 @@ _SHOWN = 20
 class TPPConfig:
     """Which texts are classified, how many features are ablated, and how the probes are trained."""
 
-    texts: LabelledTextConfig = field(default_factory=LabelledTextConfig)
+    texts: LabeledTextConfig = field(default_factory=LabeledTextConfig)
     """Which labeled texts are read."""
     n: tuple[int, ...] = (2, 5, 10, 20, 50, 100, 500)
     """Numbers of features to ablate."""
@@ -161,7 +161,7 @@ def tpp(subject: Subject, config: TPPConfig) -> Record:
     Of an SAE whose layers reconstruct alone (HSAE) only features of the last layer can be ablated: the
     reconstruction is theirs. Raises InputError where the texts are at fault (see `read_texts`).
     """
-    texts, code = subject.labelled
+    texts, code = subject.labeled
     effective = code.effective
     seed = config.texts.seed
     train, check = apart(texts.train, config.validation)
@@ -235,11 +235,11 @@ def tpp(subject: Subject, config: TPPConfig) -> Record:
 
 SPEC = Study(
     name="tpp",
-    needs=frozenset({"labelled_texts"}),
+    needs=frozenset({"labeled_texts"}),
     transcoders=False,  # it holds decoder rows against the activations that are read
     sets=("saebench",),
     config=TPPConfig,
-    readings={"saebench_0.6": TPPConfig(texts=LabelledTextConfig(train=4000, test=1000), select_on="test")},
+    readings={"saebench_0.6": TPPConfig(texts=LabeledTextConfig(train=4000, test=1000), select_on="test")},
     run=tpp,
     columns=(Column(INTERPRETABILITY, "tpp_20", "TPP, 20 features", "↑"),),
 )

@@ -33,7 +33,7 @@ def _options(record: Record) -> str:
     """How a measurement was asked for: tokens, reading and judge. All else is the default, or with the record."""
     settings, given = record.settings, []
     tokens, reading, config = (settings.get(key) for key in ("tokens_read", "reading", "config"))
-    # Labelled texts are as many as they are: their tokens are nobody's choice.
+    # Labeled texts are as many as they are: their tokens are nobody's choice.
     if isinstance(tokens, int) and "train_texts" not in settings:
         given.append(("tokens", str(tokens)))
     if reading and reading != "recommended":

@@ -56,7 +56,7 @@ def _families(record: Record, families: Sequence[Mapping[str, Any]]) -> Panel:
         if value["agreement"] is None or value["toward"] is None
         else f"Here {value['agreement']:.0%} of the encoder directions are nearest, in this plane, to their own "
         f"child's cluster, at a mean cosine of {value['toward']:.2f}. Directions that point anywhere would be in "
-        f"{chance:.0%}; but the clusters are labelled by the same encoder, so an SAE that was never trained agrees far "
+        f"{chance:.0%}; but the clusters are labeled by the same encoder, so an SAE that was never trained agrees far "
         "more often, and is what to compare with. "
     )
     caption = (

@@ -106,7 +106,7 @@ def _facts(entry: Entry) -> dict[str, str]:
         {str(found) for record in entry.records.values() if (found := record.settings.get(key))}
         for key in ("reading", "judge")
     )
-    # Labelled texts are not what was trained on.
+    # Labeled texts are not what was trained on.
     text = {
         str(r.settings["data"])
         for r in entry.records.values()

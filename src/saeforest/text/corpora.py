@@ -19,23 +19,24 @@ _PLAIN = Reading()
 
 
 def documents(source: str, *, seed: int = 0, reading: Reading = _PLAIN) -> Iterator[Document]:
-    """The documents of `source`, in an order that only `source`, `seed` and the data decide.
+    """Iterate over the documents of `source`, in an order that depends only on `source`, `seed` and the data.
 
-    Documents without any visible character are left out. A source is one of
+    Documents without any visible character are skipped. A source is one of
 
     - `"packaged"`, or some of its parts as in `"packaged:wiki"` or `"packaged:wiki,recipes"`. The parts are
-      wiki, chat, recipes and python (the sources of the running Python's standard library). `seed` shuffles
-      each part; the parts take turns so that each gives as many characters as the others while it lasts.
-    - a local file: .txt (passages of some pages stand for documents), .jsonl, .json, .csv, .tsv, .parquet or
-      .arrow (a document a record: `fields` says which field of it), the text ones also as .gz or .zst.
-      Or a folder: all such files below it, sorted by path (`folder` says what is passed over); there a .txt is
-      one document. Or a data set that `datasets` has saved. What exists locally is never looked for on the Hub.
+      wiki, chat, recipes and python (the source of the running Python's standard library). `seed` shuffles
+      each part. The parts are interleaved so that, until one runs out, all contribute equally many characters.
+    - a local file: .txt (cut into passages of a few pages, one document each), .jsonl, .json, .csv, .tsv, .parquet
+      or .arrow (one document per record; see `fields` for which field is the text). Text formats may be compressed
+      as .gz or .zst.
+    - a local folder: all such files below it, sorted by path (see `folder` for what is skipped). In a folder, a .txt
+      file is one document. A folder saved by `datasets` is read too.
     - `"org/name"`, `"org/name:subset"`, `"org/name@revision"` or `"org/name@revision:subset"`: a split of a
-      Hub data set, streamed.
+      Hub data set, streamed. A local path of the same name takes precedence.
 
     Raises:
-        InputError: the source does not exist, a package it needs is missing, or a file of it can't be read.
-            This call tells of a source that does not exist, the iteration of damage when it gets there.
+        InputError: the source does not exist, a package it needs is missing, or one of its files can't be read.
+            The call itself raises for a source that does not exist; iterating raises when it reaches a damaged file.
     """
     return (document for document in _found(source, seed, reading) if document.text.strip())
 
@@ -65,7 +66,7 @@ def _found(source: str, seed: int, reading: Reading) -> Iterator[Document]:
 
 
 def local_path(source: str) -> Path | None:
-    """Where a source is on this machine, if it is."""
+    """The local path of a source; None if there is no such file or folder."""
     try:
         path = Path(os.path.expanduser(source))
         return path if source and path.exists() else None
@@ -78,7 +79,7 @@ def local_path(source: str) -> Path | None:
 
 
 def is_hub_source(source: str) -> bool:
-    """Whether a source is to be looked for on the Hub."""
+    """Whether a source names a Hub data set rather than a local file, a folder or the packaged corpus."""
     local = source.startswith((".", "/", "~")) or readable(Path(source)) or local_path(source) is not None
     return not local and parts_of(source) is None and hub_name(source) is not None
 
@@ -87,7 +88,7 @@ def _file(path: Path, reading: Reading) -> Iterator[Document]:
     if reading.split != "train":
         raise InputError(f"text.split = {reading.split}: {path} is a file, which has no splits; leave it out")
     found = read_file(path, path.name, reading)
-    # A lone text would be all training or all held out: its passages stand for documents.
+    # A single text would be all training or all held-out text, so its passages stand in for documents.
     return _passages(found) if unpacked_suffix(path) == ".txt" else found
 
 

@@ -1,4 +1,4 @@
-"""A document, and how a long text is cut into several."""
+"""A document, and cutting a long text into several documents."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Document:
-    """One text, and where a reader finds it: "wiki: Albert Einstein", "notes.txt", "data.jsonl:17"."""
+    """A text, and a name by which a person finds it: "wiki: Albert Einstein", "notes.txt", "data.jsonl:17"."""
 
     text: str
     name: str
     whole: str = ""
-    """The text it is a piece of, if it is one: pieces of one whole are held out together."""
+    """The text that this document is a piece of, if any. All pieces of a text are held out together."""
     chat: bool = False
-    """Whether it is a rendered chat, whose special tokens are meant as such."""
+    """Whether this is a rendered chat: special tokens spelled out in it are then encoded as special tokens."""
 
 
 # One long module or conversation would otherwise be a large share of a small mix.
@@ -28,6 +28,7 @@ LINE = re.compile(r"(?<=\n)(?=.)")
 
 
 def cut(text: str, name: str, boundaries: Sequence[re.Pattern[str]]) -> Iterator[Document]:
+    """Cut a text into documents of at most `LONG` characters, each named with the line at which it begins."""
     line = 1
     for piece in pieces_of(text, boundaries):
         yield Document(piece.strip("\n"), name if line == 1 else f"{name}:{line}", whole=text)
@@ -35,7 +36,11 @@ def cut(text: str, name: str, boundaries: Sequence[re.Pattern[str]]) -> Iterator
 
 
 def pieces_of(text: str, boundaries: Sequence[re.Pattern[str]], limit: int = LONG) -> list[str]:
-    """Pieces that join to `text`, none above `limit` unless one line is, cut at the first boundaries that suffice."""
+    """Cut `text` into pieces of at most `limit` characters that concatenate to `text`.
+
+    boundaries: where to cut, in order of preference; a later pattern is used only inside a part that is still too long.
+    A part without any boundary stays longer than `limit`.
+    """
     if len(text) <= limit or not boundaries:
         return [text]
     pieces = [""]

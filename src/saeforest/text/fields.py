@@ -1,8 +1,8 @@
-"""Records as documents: which field of a record is its text, and how a chat is written out.
+"""Turning records into documents: which field of a record is its text, and how a chat is rendered.
 
-The field is the same for a whole file (or Hub data set), and is chosen by name alone: the one that `text.column` names;
-else "text"; else the one of "content", "document" and "body" that the records have. Chats are under "messages" or
-"conversations", and are read where `text.chat` asks for them.
+The field is the same for a whole file (or Hub data set) and is chosen by name alone: the one named by `text.column`;
+else "text"; else whichever of "content", "document" and "body" the records have. Chats are under "messages" or
+"conversations", and are read if `text.chat` is true.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from saeforest.text.document import Document
 
 TEXT_FIELDS = ("text", "content", "document", "body")
 CHAT_FIELDS = ("messages", "conversations")
-# ShareGPT's names, and those of its descendants, for the roles that chat templates know.
+# Role names in ShareGPT data and its descendants, and the names that chat templates expect.
 _ROLES = {
     "human": "user",
     "gpt": "assistant",
@@ -28,14 +28,15 @@ _ROLES = {
 }
 _ROLES |= {"model": "assistant"}
 
-# The day on which chats are read: templates put it into the text.
+# Some chat templates write the current date into the text. This date is used instead, so that a chat is always the
+# same text.
 _DAY = datetime(2024, 7, 26)
 _PARTS_OF_DAY = "".join(f"|replace('%{c}', '{_DAY.strftime(f'%{c}')}')" for c in "YymdBbAajHMSpI")
 _TODAY = "{%- macro strftime_now(form) -%}{{ form|replace('%-', '%')" + _PARTS_OF_DAY + " }}{%- endmacro -%}"
 
 Message = dict[str, Any]
 Render = Callable[[list[Message]], str]
-# Of the name of a column, in an error.
+# Maximum number of characters of a column name shown in an error message.
 _NAME_SHOWN = 80
 
 
@@ -44,20 +45,20 @@ class Reading:
     """How the records of a source are read."""
 
     column: str = ""
-    """The field that holds the text; empty: by the rule above."""
+    """Name of the field that holds the text. If empty, it is found as the module's docstring says."""
     split: str = "train"
-    """The split of a Hub data set, or of one that was saved with its splits."""
+    """Split of a Hub data set, or of a data set that was saved with its splits."""
     render: Render | None = None
-    """Writes a chat out as the model was trained to read it; None: chats are refused."""
+    """Function that renders a chat as the text that the model was trained to read. If None, chats are refused."""
 
 
 def chat_renderer(tokenizer: PreTrainedTokenizerBase, model: str) -> Render:
-    """Writes chats out through the chat template of a tokenizer, without the BOS that the template may begin with.
+    """A function that renders chats through the tokenizer's chat template, without the template's leading BOS.
 
-    Whether BOS comes first is decided for the whole window (`text.bos`). Templates that tell the day are told one that
-    never changes: the same chat must be the same text whenever it is read.
+    BOS is dropped because `text.bos` decides for a whole window whether it comes first. Templates that insert the
+    current date are given a fixed one, so that a chat is always the same text.
 
-    Raises InputError where there is no template; rendering raises ValueError where it refuses a chat.
+    Raises InputError if there is no template. Rendering raises ValueError if the template refuses a chat.
     """
     if not tokenizer.chat_template:
         raise InputError(
@@ -87,10 +88,13 @@ def chat_renderer(tokenizer: PreTrainedTokenizerBase, model: str) -> Render:
 
 
 class Fields:
-    """The records of one file (or Hub data set) as documents."""
+    """Turns the records of one file (or Hub data set) into documents."""
 
     def __init__(self, source: str, reading: Reading, columns: Sequence[str] | None = None) -> None:
-        """`columns`: of a table, whose records all have the same. Raises InputError where none is the text's."""
+        """Prepare to read the records of `source`.
+
+        columns: the columns of a table, if the source is one. Raises InputError if none of them holds text.
+        """
         self._source, self._reading = source, reading
         self._key: str | None = None
         self._records, self._some = 0, False
@@ -100,23 +104,26 @@ class Fields:
 
     @property
     def key(self) -> str:
-        """The field that is the text."""
+        """Name of the field that holds the text."""
         assert self._key is not None
         return self._key
 
     def document(self, record: Mapping[str, Any], where: str, name: str) -> Document:
-        """The document of a record. Raises InputError that names `where` unless it is like the records before."""
+        """The document of a record.
+
+        Raises InputError, naming `where`, if the record's fields do not fit the earlier records.
+        """
         if self._key is None:
             self._choose(list(record), where)
         if self.key not in record:
             raise InputError(
-                f'{where}: expected the text under "{self.key}" as in the records before, found {_named(record)}; '
-                "mend the record, or name the field that all have as text.column"
+                f'{where}: expected the text under "{self.key}" as in the earlier records, found {_named(record)}; '
+                "fix the record, or set text.column to the field that all records have"
             )
         if other := next((name for name in self._others if name in record), None):
             raise InputError(
-                f'{where}: the records before have their text under "{self.key}", this one has "{other}" too; name the '
-                "field that is the text as text.column"
+                f'{where}: the earlier records have their text under "{self.key}", this one also has "{other}"; set '
+                "text.column to the field that holds the text"
             )
         self._records += 1
         value = record[self.key]
@@ -126,11 +133,11 @@ class Fields:
         return Document(_chat(value, self.key, self._reading.render, where), name, chat=True)
 
     def finish(self) -> None:
-        """Raises InputError where all records were read and none has any text."""
+        """Raises InputError if no record had any text. To be called after the last record."""
         if self._records and not self._some:
             raise InputError(
-                f'{self._source}: "{self.key}" is empty in all of its {self._records:,} records; name the field that '
-                "holds the text as text.column"
+                f'{self._source}: "{self.key}" is empty in all of its {self._records:,} records; set text.column to '
+                "the field that holds the text"
             )
 
     def _choose(self, columns: Sequence[str], where: str) -> None:
@@ -148,12 +155,12 @@ class Fields:
 
 
 def has_text(columns: Sequence[str], reading: Reading) -> bool:
-    """Whether a table may hold text, going by its columns."""
+    """Whether a table may hold text, judging by the names of its columns."""
     return any(c in columns for c in ([reading.column] if reading.column else [*TEXT_FIELDS, *CHAT_FIELDS]))
 
 
 def choose_field(columns: Sequence[str], reading: Reading, where: str) -> str:
-    """Which of the columns is the text. Raises InputError that names `where` for none, or more than one."""
+    """The column that holds the text. Raises InputError, naming `where`, if there is none or more than one."""
     if reading.column:
         if reading.column in columns:
             return reading.column
@@ -164,26 +171,26 @@ def choose_field(columns: Sequence[str], reading: Reading, where: str) -> str:
     chats = [name for name in CHAT_FIELDS if name in columns]
     if reading.render is not None:
         found, wanted = chats, CHAT_FIELDS
-        advice = "name the field of the chats as text.column, or set text.chat to false to read plain text"
+        advice = "set text.column to the field that holds the chats, or text.chat to false to read plain text"
     elif "text" in columns:
         return "text"
     else:
         found, wanted = [name for name in TEXT_FIELDS if name in columns], TEXT_FIELDS
-        advice = "name the field that holds the text as text.column"
+        advice = "set text.column to the field that holds the text"
         if chats and not found:
             raise InputError(
-                f'{where}: a chat under "{chats[0]}"; set text.chat to true to read chats through the chat template '
-                "of the model"
+                f'{where}: holds a chat under "{chats[0]}", not plain text; set text.chat to true to read chats '
+                "through the model's chat template"
             )
     if not found:
         raise InputError(f"{where}: expected the text under {_or(wanted)}, found {_named(columns)}; {advice}")
     if len(found) > 1:
-        raise InputError(f"{where}: the text may be under {_or(found)}; name one of them as text.column")
+        raise InputError(f"{where}: the text may be under {_or(found)}; set text.column to one of them")
     return found[0]
 
 
 def text_of(record: Mapping[str, Any], key: str, where: str) -> str:
-    """The string under a key; null is an empty text. Raises InputError that names `where` for anything else."""
+    """The string under `key`; null counts as an empty text. Raises InputError, naming `where`, for anything else."""
     if key not in record:
         raise InputError(
             f'{where}: expected the text under "{key}", found {_named(record)}; rename the field to "{key}"'
@@ -192,7 +199,7 @@ def text_of(record: Mapping[str, Any], key: str, where: str) -> str:
     if text is None:
         return ""
     if not isinstance(text, str):
-        hint = "make it text"
+        hint = "convert it to a string"
         if isinstance(text, list) and text and isinstance(text[0], dict):
             hint = "set text.chat to true if these are the messages of a chat"
         raise InputError(f'{where}: expected a string under "{key}", got {_kind(text)}; {hint}')
@@ -211,14 +218,14 @@ def _chat(value: Any, key: str, render: Render, where: str) -> str:
     except ValueError as error:
         roles = ", ".join(str(message["role"]) for message in messages[:5])
         raise InputError(
-            f"{where}: the model's chat template refuses this chat ({error}), whose roles begin {roles}; "
-            "mend or remove the record"
+            f"{where}: the model's chat template refuses this chat ({error}), whose first roles are {roles}; "
+            "fix or remove the record"
         ) from error
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _message(message: Any, where: str) -> Message:
-    """A message as chat templates take it."""
+    """A message in the form that chat templates expect."""
     if isinstance(message, dict):
         for role_key, content_key in (("role", "content"), ("from", "value")):
             role, content = message.get(role_key), message.get(content_key)
@@ -233,7 +240,7 @@ def _message(message: Any, where: str) -> Message:
 
 
 def _content(content: Any, where: str) -> str:
-    """The text of a message; where it comes in parts, all must be text."""
+    """The text of a message. A message in several parts is accepted if all of them are text."""
     if content is None:
         return ""
     if isinstance(content, list) and all(
@@ -241,7 +248,7 @@ def _content(content: Any, where: str) -> str:
     ):
         return "".join(part["text"] for part in content)
     if not isinstance(content, str):
-        raise InputError(f"{where}: expected text, got {_kind(content)}; this library reads text alone")
+        raise InputError(f"{where}: expected text, got {_kind(content)}; only text can be read")
     return content
 
 

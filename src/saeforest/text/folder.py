@@ -1,4 +1,4 @@
-"""Folders of text: which files are read, in which order, and what is passed over."""
+"""Folders of text: which files are read, in which order, and what is skipped."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from saeforest.text.fields import Reading
 from saeforest.text.opening import suffix_of
 from saeforest.text.readers import SUFFIXES, holds_text, read_file, readable
 
-# Beside the text rather than text.
+# Files that come with a text but are not part of it.
 _ABOUT_TEXT = re.compile(r"(licen[cs]es?|copying|notice|readme|requirements)([-_. ].*)?\.txt", re.IGNORECASE)
 _OF_RUN = re.compile(r"^(model|site|data):", re.MULTILINE)
 _SAVED, _SAVED_SPLITS = ("state.json", "dataset_info.json"), "dataset_dict.json"
@@ -27,42 +27,43 @@ _said: set[str] = set()
 
 @dataclass
 class _Found:
-    """What is in a folder."""
+    """What a folder contains."""
 
     files: dict[str, Path] = field(default_factory=dict)
-    """What is read, by the path under which it is found."""
+    """Files to read, by their path within the folder."""
     passed: Counter[str] = field(default_factory=Counter)
-    """What is passed over, by what it is."""
+    """Number of skipped entries of each kind."""
     folders: set[tuple[int, int]] = field(default_factory=set)
-    """Every folder that was looked into."""
+    """Folders already visited, by device and inode."""
     links: list[tuple[Path, str]] = field(default_factory=list)
-    """Linked folders that are still to be looked into."""
+    """Linked folders still to visit."""
 
 
 def read_folder(folder: Path, reading: Reading) -> Iterator[Document]:
-    """The documents of all files below a folder that hold text, sorted by path; says what is passed over.
+    """Iterate over the documents of all text files below a folder, sorted by path. Reports what is skipped.
 
-    Raises InputError where there is none.
+    Raises InputError if there is no text file.
     """
     if what := _of_a_tool(folder):
         raise InputError(f"{folder}: {what}, not text; give the folder or file that holds the text")
     found = _look_into(folder, reading)
     if reading.split != "train" and not any(path.suffix == ".arrow" for path in found.files.values()):
         raise InputError(
-            f"text.split = {reading.split}: {folder} is a folder of files, which has no splits; give the files of one"
+            f"text.split = {reading.split}: {folder} is a plain folder of files and has no splits; give a folder that "
+            "holds the files of one split"
         )
     if not found.files:
         holds = _counted(found.passed) or "nothing"
-        raise InputError(f"{folder}: no {SUFFIXES} with text in this folder; it holds {holds}")
+        raise InputError(f"{folder}: no {SUFFIXES} with text; it contains {holds}")
     _say(folder, found)
     names = sorted(found.files)
     return (document for name in names for document in read_file(found.files[name], name, reading))
 
 
 def _say(folder: Path, found: _Found) -> None:
-    """Once in a process: the training and the held-out text come out of the same folder."""
-    passed = f"; passed over {_counted(found.passed)}" if found.passed else ""
-    line = f"{folder}: reads {_counted(Counter(map(suffix_of, found.files.values())))}{passed}"
+    """Reported once per process, since training and held-out text are read from the same folder."""
+    passed = f"; skipping {_counted(found.passed)}" if found.passed else ""
+    line = f"{folder}: reading {_counted(Counter(map(suffix_of, found.files.values())))}{passed}"
     if line not in _said:
         _said.add(line)
         note(line)
@@ -77,11 +78,11 @@ def _counted(things: Counter[str]) -> str:
 def _look_into(folder: Path, reading: Reading) -> _Found:
     found = _Found()
     _walk(folder, "", reading, found)
-    # Links come last: what they lead to may lie in the folder itself, and is then read where it is.
+    # Links come last: a folder that a link leads to may lie in this folder itself, and is then already read.
     while found.links:
         path, name = found.links.pop(0)
         if _identity(path) in found.folders or _is_above(path, folder):
-            found.passed["linked folder that is read already"] += 1
+            found.passed["linked folder that was already read"] += 1
         else:
             _walk(path, name, reading, found)
     return found
@@ -92,10 +93,10 @@ def _walk(folder: Path, name: str, reading: Reading, found: _Found) -> None:
     try:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
     except OSError as error:
-        raise InputError(f"{folder}: cannot be read ({error.strerror}); check its permissions") from None
+        raise InputError(f"{folder}: can't be read ({error.strerror}); check its permissions") from None
     if (saved := _saved_files(folder, reading)) is not None:
         found.files |= {f"{name}{path.relative_to(folder).as_posix()}": path for path in saved}
-        found.passed["of a saved data set: other splits and its description"] += len(entries) - len(saved)
+        found.passed["other splits and metadata of a saved data set"] += len(entries) - len(saved)
         found.passed += Counter()  # without zeros
         return
     for entry in entries:
@@ -116,7 +117,7 @@ def _walk(folder: Path, name: str, reading: Reading, found: _Found) -> None:
         elif not readable(path):
             found.passed[suffix_of(path) or "without a suffix"] += 1
         elif not holds_text(path, reading):
-            found.passed[f"{suffix_of(path)} without a field of text ({entry.name})"] += 1
+            found.passed[f"{suffix_of(path)} without a text field ({entry.name})"] += 1
         else:
             found.files[inner] = path
 
@@ -127,18 +128,18 @@ def _identity(folder: Path) -> tuple[int, int]:
 
 
 def _is_above(path: Path, folder: Path) -> bool:
-    """Whether a link leads to where it hangs, or above it: there it would come to itself again."""
+    """Whether a link leads to a folder that contains the link: following it would never end."""
     target = path.resolve()
     return any(
         target == inner or target in inner.parents for inner in (folder.resolve(), path.parent.resolve())
     )
 
 
-# What tools leave in a folder
+# Folders that tools write
 
 
 def _of_a_tool(folder: Path) -> str | None:
-    """What a folder is, if a tool has made it for itself: a run, harvested activations, an SAE, an index, a model."""
+    """What kind of folder this is if a tool wrote it: a run, harvested activations, an SAE, an index, a model."""
 
     def has(*names: str) -> bool:
         return all((folder / name).is_file() for name in names)
@@ -177,16 +178,16 @@ def _says_run(path: Path) -> bool:
 
 
 def _saved_files(folder: Path, reading: Reading) -> list[Path] | None:
-    """The files of a data set that `datasets` saved to a folder (one of its splits); None where it is none."""
+    """The files of one split of a data set that `datasets` saved to a folder; None if it is no such folder."""
     if (folder / _SAVED_SPLITS).is_file():
         splits = _names(folder / _SAVED_SPLITS, "splits")
         if reading.split not in splits:
             raise InputError(
-                f"{folder}: has no split '{reading.split}', but {', '.join(splits)}; name one as text.split"
+                f"{folder}: has no split '{reading.split}'; set text.split to one of {', '.join(splits)}"
             )
         inner = folder / reading.split
         if not all((inner / name).is_file() for name in _SAVED):
-            raise InputError(f"{inner}: not a whole saved data set; save it again")
+            raise InputError(f"{inner}: this saved data set is incomplete; save it again")
         return _saved_files(inner, reading)
     if not all((folder / name).is_file() for name in _SAVED):
         return None
@@ -196,7 +197,7 @@ def _saved_files(folder: Path, reading: Reading) -> list[Path] | None:
     for name in names:
         if not isinstance(name, str) or Path(name).name != name or not (folder / name).is_file():
             raise InputError(
-                f"{folder / 'state.json'}: names the file {name!r}, which is not beside it; save it again"
+                f"{folder / 'state.json'}: names the file {name!r}, which is missing; save the data set again"
             )
     return [folder / str(name) for name in names]
 

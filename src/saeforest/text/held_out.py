@@ -1,13 +1,13 @@
 """Which documents are held out.
 
-A document is held out when the hash of its text, read as a fraction, is below the share to hold out. So training and
-held-out text have no text in common, and adding documents moves none of the others.
+A document is held out if the hash of its text, scaled to [0, 1), is below the fraction to hold out. So training and
+held-out text have no text in common, and adding documents moves none of the others to the other side.
 
-A source of few documents may leave one side empty. Then all its documents are cut into passages of up to 6,000
-characters (a twentieth of the different text if that is shorter, but not below 1,000), at the ends of paragraphs,
-lines, sentences or words, whichever suffices; the passages go by their own hashes; and where these too are all on one
-side, the passage whose hash comes nearest goes to the other. (Nothing left to train on under a share above a half is an
-error instead.)
+With few documents, one side may be empty. Then all documents are cut into passages of at most 6,000 characters (or a
+twentieth of the distinct text if that is shorter, but at least 1,000), at the ends of paragraphs if possible, else of
+lines, sentences or words. Each passage goes to the side that its own hash decides. If all passages are on one side,
+the one whose hash is nearest to the threshold is moved to the other. An exception: if more than half of the text is to
+be held out and nothing is left to train on, that is an error.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from itertools import chain
 from saeforest.output import note
 from saeforest.text.document import LINE, LONG, PARAGRAPH, Document, pieces_of
 
-# So many characters are read ahead to see whether a source has text for both sides.
+# Number of characters that are read ahead to see whether a source has text for both sides.
 _AHEAD = 2**26
 _SHORT, _PASSAGES = 1_000, 20
 _BOUNDARIES = [
     PARAGRAPH,
     LINE,
-    re.compile(r"(?<=\r)(?=[^\r\n])"),  # lines of an old Macintosh
+    re.compile(r"(?<=\r)(?=[^\r\n])"),  # lines that end in CR, as on an old Macintosh
     re.compile(r"(?<=[.!?] )(?=\S)|(?<=[。！？])"),
     re.compile(r"(?<=\s)(?=\S)"),
 ]
@@ -34,7 +34,7 @@ _said: set[str] = set()
 
 
 def split_of(found: Iterator[Document], split: str, held_out: float, source: str) -> Iterator[Document]:
-    """The documents of one side: "train" or "held_out"."""
+    """Iterate over the documents of one side of the split: "train" or "held_out"."""
     if not 0 < held_out < 1:
         return (d for d in found if _is_held_out(d, held_out) == (split == "held_out"))
     return _split(found, split == "held_out", held_out, source)
@@ -51,7 +51,7 @@ def _split(found: Iterator[Document], wanted: bool, held_out: float, source: str
         if len(sides) == 2 or characters > _AHEAD:
             break
     else:
-        # All held out where more is to be held out than kept: that is the share's doing, and not of few documents.
+        # If more than half is to be held out, an empty training side is what was asked for, so nothing is cut.
         if sides == {False} or (sides == {True} and held_out <= 0.5):
             yield from _passages(ahead, wanted, held_out, source)
             return
@@ -65,7 +65,7 @@ def _is_held_out(document: Document, held_out: float) -> bool:
 
 
 def fraction(text: str) -> float:
-    """The hash of a text, from 0 to 1."""
+    """The hash of a text as a number from 0 to 1."""
     digest = blake2b(text.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") / 2**64
 
@@ -77,7 +77,7 @@ def _passages(found: Sequence[Document], wanted: bool, held_out: float, source: 
     hashes = {passage.text: fraction(passage.text) for passage in passages}
     held = {text for text, value in hashes.items() if value < held_out}
     if not held or len(held) == len(hashes):
-        # The one that comes nearest to the other side; a lone passage stays where it is.
+        # Move the passage nearest to the threshold. A single passage stays where it is.
         nearest = min(hashes, key=hashes.__getitem__) if not held else max(hashes, key=hashes.__getitem__)
         held = (held ^ {nearest}) if len(hashes) > 1 else held
     _say(source, found, different, passages, held, limit)
@@ -87,7 +87,7 @@ def _passages(found: Sequence[Document], wanted: bool, held_out: float, source: 
 
 
 def _cut(document: Document, limit: int) -> Iterator[Document]:
-    """Passages of a document, named by the line and column at which they begin."""
+    """Passages of a document, each named with the line and column at which it begins."""
     start = 0
     for piece in _short(pieces_of(document.text, _BOUNDARIES, limit), limit):
         line = document.text.count("\n", 0, start) + 1
@@ -100,7 +100,7 @@ def _cut(document: Document, limit: int) -> Iterator[Document]:
 
 
 def _short(pieces: Sequence[str], limit: int) -> Iterator[str]:
-    """A piece without any boundary is cut anywhere."""
+    """Cut pieces that are still longer than `limit` (they have no boundary) after every `limit` characters."""
     for piece in pieces:
         yield from (piece[i : i + limit] for i in range(0, len(piece), limit))
 
@@ -114,13 +114,11 @@ def _say(
     limit: int,
 ) -> None:
     n_held = sum(passage.text in held for passage in passages)
-    equal = (
-        f", {len(found) - len(different):,} of them equal to others" if len(found) > len(different) else ""
-    )
+    equal = f" ({len(found) - len(different):,} of them duplicates)" if len(found) > len(different) else ""
     line = (
         f"text source '{source}': its {len(found):,} document{'s' if len(found) > 1 else ''}{equal} would leave "
-        f"nothing to train on or to hold out, so passages of up to {limit:,} characters stand for documents: "
-        f"{len(passages):,}, of which {n_held:,} are held out"
+        f"nothing to train on or to hold out, so they are split into {len(passages):,} passages of up to {limit:,} "
+        f"characters, of which {n_held:,} are held out"
     )
     if line not in _said:
         _said.add(line)

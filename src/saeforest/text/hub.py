@@ -18,7 +18,7 @@ _PATIENCE_S = 10.0
 
 
 class HubName(NamedTuple):
-    """`org/name@revision:subset`, the last two where they are given."""
+    """The parts of `org/name@revision:subset`; revision and subset are optional."""
 
     name: str
     revision: str | None
@@ -30,15 +30,15 @@ class HubName(NamedTuple):
 
 
 def hub_name(source: str) -> HubName | None:
-    """What a source names on the Hub; None where it is no such name."""
+    """The parts of a Hub data set's name; None if `source` is no such name."""
     found = _NAME.fullmatch(source)
     return HubName(*found.group("name", "revision", "subset")) if found else None
 
 
 def pinned(source: str) -> str:
-    """A source that is a Hub data set, with its revision as the commit that it stands for today.
+    """The source with the revision of a Hub data set replaced by its current commit.
 
-    It stays as it is where the Hub cannot be asked.
+    Other sources are returned unchanged, and so is any source if the Hub cannot be reached.
     """
     place = hub_name(source)
     if place is None or (place.revision and _COMMIT.fullmatch(place.revision)):
@@ -53,7 +53,7 @@ def pinned(source: str) -> str:
 
 
 def read_hub(source: str, place: HubName, reading: Reading) -> Iterator[Document]:
-    """The documents of a split of a data set. Raises InputError that says what came in between."""
+    """Iterate over the documents of a split of a Hub data set. Raises InputError if it can't be read."""
     try:
         from datasets import load_dataset
     except ImportError as error:
@@ -74,13 +74,13 @@ def read_hub(source: str, place: HubName, reading: Reading) -> Iterator[Document
                 f"{'saeforest[data]' if package == 'zstandard' else package!r}`"
             ) from error
         raise InputError(
-            f"text source '{source}': not a file here, and split '{reading.split}' of the Hub's data set can't be read "
+            f"text source '{source}': not a local file, and split '{reading.split}' of the Hub data set can't be read "
             f"({_why(error)}); check the name, the subset, the revision, text.split and the network"
         ) from error
 
 
 def _missing_package(error: BaseException) -> str | None:
-    """The package whose absence made the error, if that is what it was."""
+    """The missing package that caused the error; None if the cause is another."""
     for cause in _causes(error):
         if isinstance(cause, ModuleNotFoundError) and cause.name:
             return cause.name.split(".")[0]
@@ -90,7 +90,7 @@ def _missing_package(error: BaseException) -> str | None:
 
 
 def _causes(error: BaseException) -> list[BaseException]:
-    """An error, what made it, what made that, and so on."""
+    """The error, its cause, the cause of that, and so on."""
     chain = [error]
     while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None and cause not in chain:
         chain.append(cause)
@@ -98,7 +98,7 @@ def _causes(error: BaseException) -> list[BaseException]:
 
 
 def _why(error: BaseException) -> str:
-    """What an error says, and what its first cause said."""
+    """The message of an error and of its first cause."""
     lines = [_first_line(cause) for cause in (error, _causes(error)[-1])]
     return lines[0] if lines[0] == lines[1] else f"{lines[0]}; first cause: {lines[1]}"
 

@@ -1,4 +1,4 @@
-"""Text as the language model reads it: the token ids of a text, and the BOS before it."""
+"""Encoding text as the language model reads it: token ids, and whether BOS comes first."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _PROBE = "a"
 def encode(
     tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, special: bool = False
 ) -> list[list[int]]:
-    """The ids of each text, with nothing put before or behind it.
+    """The token ids of each text, with no special tokens added before or after it.
 
-    special: read special tokens that are spelled out as what they are, as in a rendered chat; else they are plain text.
+    special: whether special tokens spelled out in a text become special tokens, as in a rendered chat, or plain text.
     """
     encoding = tokenizer(
         list(texts),
@@ -30,9 +30,10 @@ def encode(
 
 
 def adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether the tokenizer puts its BOS before a text, as the language model was then trained to read it.
+    """Whether the tokenizer by itself puts BOS before a text, and nothing else before or after it.
 
-    A tokenizer that adds other tokens ([CLS], or EOS behind the text) does not, even where EOS and BOS are one token.
+    If so, the language model was trained that way. A tokenizer that adds [CLS] before the text or EOS after it doesn't
+    count, even if EOS and BOS are the same token.
     """
     bos = tokenizer.bos_token_id
     if bos is None:
@@ -45,9 +46,9 @@ def adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
 def bos_before(
     tokenizer: PreTrainedTokenizerBase, bos: Literal["auto", "yes", "no"], model: str
 ) -> int | None:
-    """The id that stands before every text under the setting `text.bos`; None where nothing does.
+    """The id of the token that comes before every text under the setting `text.bos`; None if there is none.
 
-    Raises InputError where BOS is asked for and the tokenizer has none.
+    Raises InputError if BOS is requested and the tokenizer has no BOS.
     """
     if bos == "no" or (bos == "auto" and not adds_bos(tokenizer)):
         return None

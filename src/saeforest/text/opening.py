@@ -1,4 +1,4 @@
-"""Files of text opened for reading: unpacked where they are compressed, and every trouble with them one line."""
+"""Opening text files, compressed or not; whatever goes wrong becomes an InputError of one line."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from typing import cast
 
 from saeforest.errors import InputError
 
-# Python's readers of .bz2 and .xz take damage in the middle for the end: they are not among these.
+# .bz2 and .xz are left out: Python's readers mistake damage in the middle of a file for its end.
 _PACKED = (".gz", ".zst")
 _BOMS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
 
 
 def suffix_of(path: Path) -> str:
-    """What a file is by its name, in small letters: ".txt", ".jsonl.gz"."""
+    """The suffix of a file in lower case, that of a compressed file included: ".txt", ".jsonl.gz"."""
     suffixes = path.name.lower().split(".")[1:]
     if len(suffixes) > 1 and f".{suffixes[-1]}" in _PACKED:
         return f".{suffixes[-2]}.{suffixes[-1]}"
@@ -28,29 +28,29 @@ def suffix_of(path: Path) -> str:
 
 
 def unpacked_suffix(path: Path) -> str:
-    """What a file is once it is unpacked: ".jsonl" for ".jsonl.gz"."""
+    """The suffix of a file after decompression: ".jsonl" for ".jsonl.gz"."""
     suffix = suffix_of(path)
     return suffix if suffix.count(".") < 2 else suffix[: suffix.rindex(".")]
 
 
 @contextmanager
 def opened(path: Path) -> Iterator[io.BufferedIOBase]:
-    """The bytes of a file, unpacked.
+    """Open a file as a stream of decompressed bytes.
 
-    Raises InputError that names it where it is no regular file, cannot be read, is damaged, or changes meanwhile.
+    Raises InputError, naming the file, if it is not a regular file, can't be read, is damaged, or changes meanwhile.
     """
     try:
         if not stat.S_ISREG(
             os.stat(path).st_mode
         ):  # a pipe gives its text once, and text is read several times
-            raise InputError(f"{path}: not a file on disk; write the text into one")
+            raise InputError(f"{path}: not a regular file; save the text to a file")
         with path.open("rb") as raw:
             before = os.fstat(raw.fileno())
             with _unpacked(path, raw) as stream:
                 yield stream
             after = os.fstat(raw.fileno())
         if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
-            raise InputError(f"{path}: changed while it was read; wait until it is whole, and run again")
+            raise InputError(f"{path}: changed while it was being read; run again once it is complete")
     except (OSError, EOFError, zlib.error) as error:
         raise unreadable(path, error) from error
 
@@ -75,7 +75,7 @@ def _unpacked(path: Path, raw: io.BufferedReader) -> Iterator[io.BufferedIOBase]
 
 
 def decoded(data: bytes, path: Path, first_line: int = 1) -> str:
-    """The text of some bytes of a file. Raises InputError that names the line where they are not UTF-8."""
+    """Decode bytes of a file that begin at line `first_line`. Raises InputError, naming the line, if not UTF-8."""
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -85,12 +85,13 @@ def decoded(data: bytes, path: Path, first_line: int = 1) -> str:
     if (place := data.find(b"\0")) >= 0:
         line = first_line + data.count(b"\n", 0, place)
         raise InputError(
-            f"{path}:{line}: holds a NUL byte, so it is damaged, or in another encoding than UTF-8; mend or convert it"
+            f"{path}:{line}: contains a NUL byte, so it is damaged or not UTF-8; repair it or convert it to UTF-8"
         )
     return text
 
 
 def unreadable(path: Path, error: Exception) -> InputError:
+    """The InputError for a file that can't be read."""
     why = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
     return InputError(
         f"{path}: can't be read ({' '.join(str(why).split())}); check the file and its permissions"
@@ -98,4 +99,5 @@ def unreadable(path: Path, error: Exception) -> InputError:
 
 
 def needs_data_extra(what: str) -> InputError:
+    """The InputError for an action (`what`) that needs the optional packages of the `data` extra."""
     return InputError(f"{what} needs more packages: run `pip install 'saeforest[data]'`")

@@ -1,4 +1,4 @@
-"""The packaged corpus: Wikipedia's introductions, conversations, recipes and code, from installed packages."""
+"""The packaged corpus: Wikipedia introductions, conversations, recipes and code, read from installed packages."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class _Package:
     requirement: str
 
     def read(self) -> dict[str, Any]:
-        """The package's JSON file, found without importing the package: its code has needs of its own."""
+        """The package's JSON file, found without importing the package, whose code has dependencies of its own."""
         spec = find_spec(self.module)
         path = Path((spec.submodule_search_locations or [""])[0]) / self.file if spec else None
         try:
@@ -51,7 +51,7 @@ def _wiki() -> Iterator[Document]:
 def _chat() -> Iterator[Document]:
     for key, conversation in _CHAT.read().items():
         utterances = [utterance for turn in conversation["messages"] for utterance in turn]
-        # A third of them is a "hello?" that nobody answered.
+        # A third of the conversations are a "hello?" that nobody answered.
         if len({utterance["sender"] for utterance in utterances}) > 1:
             lines = (" ".join(utterance["text"].split()) for utterance in utterances)
             yield from cut("\n".join(line for line in lines if line), f"chat: {key[:8]}", [LINE])
@@ -71,10 +71,10 @@ def _recipe_text(recipe: Mapping[str, Any]) -> str:
     return text.replace(" ()", "")  # what a wiki template left behind: "1 can () condensed soup"
 
 
-# Tests, other people's code, and modules that are tables of characters or of prose rather than code.
+# Tests, third-party code, and modules that are tables of characters or prose rather than code.
 _SKIPPED_FOLDERS = {"test", "tests", "idle_test", "idlelib", "lib2to3", "encodings", "pydoc_data"}
 _SKIPPED_FOLDERS |= {"site-packages", "dist-packages"}
-# Written for one machine: the paths of its build, or what its owner added.
+# Files that differ between machines: build paths and local customizations.
 _SKIPPED_STARTS = ("config-", "_sysconfigdata", "sitecustomize", "usercustomize")
 
 
@@ -98,7 +98,7 @@ _PARTS = {"wiki": _wiki, "chat": _chat, "recipes": _recipes, "python": _python}
 
 
 def parts_of(source: str) -> list[str] | None:
-    """The parts of the packaged corpus that a source names; None where it names something else."""
+    """The parts of the packaged corpus that a source names; None if it names another source."""
     kind, colon, parts = source.partition(":")
     if kind != "packaged":
         return None
@@ -106,7 +106,7 @@ def parts_of(source: str) -> list[str] | None:
 
 
 def packaged(parts: Sequence[str], seed: int) -> Iterator[Document]:
-    """The documents of some parts, mixed. Raises InputError for a part that there is not."""
+    """Iterate over the documents of some parts, interleaved. Raises InputError for an unknown part."""
     for part in parts:
         if part not in _PARTS:
             raise InputError(
@@ -123,7 +123,7 @@ def _shuffled(part: str, seed: int) -> Iterator[Document]:
 
 
 def _mix(parts: Sequence[Iterator[Document]]) -> Iterator[Document]:
-    """Always the next document of the part that gave the fewest characters so far."""
+    """Interleave parts: the next document comes from the part that has contributed the fewest characters so far."""
     given = [(0, index) for index in range(len(parts))]
     while given:
         characters, index = given[0]

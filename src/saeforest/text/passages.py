@@ -1,4 +1,4 @@
-"""Text around a token, as a terminal can show it: decoded whole, harmless, and fitted to its columns."""
+"""The text around a token, ready for a terminal: whole characters, printable, cut to the width."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ _REACH = 64
 
 @dataclass(frozen=True)
 class Passage:
-    """The text around one token, within the window that the language model saw and within the token's document.
+    """The text around one token, within the window that the language model read and within the token's document.
 
-    The three strings hold printable characters only, and around the token no more than two spaces in a row (code
-    is full of them). `token` is made of whole characters: where a character is spelled by several tokens, all of it.
+    The three strings hold printable characters only, and `before` and `after` at most two spaces in a row (code is full
+    of them). `token` consists of whole characters: if several tokens encode one character, it is that character.
     """
 
     before: str
     token: str
     after: str
     starts: bool
-    """Nothing precedes `before` in the document."""
+    """Whether `before` begins at the start of the document."""
     ends: bool
-    """Nothing follows `after` in the document."""
+    """Whether `after` reaches the end of the document."""
 
     @property
     def text(self) -> str:
-        """All of it."""
+        """The whole passage."""
         return self.before + self.token + self.after
 
 
@@ -48,11 +48,11 @@ def read_passage(tokens: Tokens, tokenizer: PreTrainedTokenizerBase, row: int) -
     document = int(tokens.document_of(torch.tensor([row])))
     first = int(tokens.document_starts[document])
     last = document + 1 == len(tokens.document_starts)
-    # A document's closing token is no text, nor is a BOS.
+    # Neither the token that closes a document nor BOS is text.
     end = tokens.n_tokens
     if not last:
         end = int(tokens.document_starts[document + 1]) - 1
-        if tokens.prepend_bos:  # before the closing token may stand a BOS, and before the next document
+        if tokens.prepend_bos:  # a BOS may come before the closing token, and before the next document
             end -= (end % tokens.context == 0) + ((end - 1) % tokens.context == 0)
         end = max(end, row + 1)
     window = row - row % tokens.context
@@ -61,17 +61,17 @@ def read_passage(tokens: Tokens, tokenizer: PreTrainedTokenizerBase, row: int) -
     ids = tokens.ids.flatten()[start:stop].tolist()
     before, token, after = split_at(ids, row - start, tokenizer)
     starts, ends = start == first, stop == end and not last
-    # A cut through a character leaves a part of it at the edge.
+    # If the cut is inside a character, its partial bytes at the edge are dropped.
     before = before if starts else before.lstrip(UNKNOWN)
     after = after if ends else after.rstrip(UNKNOWN)
     return Passage(*_blanks_outside(printable(before), printable(token), printable(after)), starts, ends)
 
 
 def split_at(ids: list[int], i: int, tokenizer: PreTrainedTokenizerBase) -> tuple[str, str, str]:
-    """The text of `ids`: before the i-th token, the token, and after it.
+    """The text of `ids` before token i, of token i, and after it.
 
-    Tokens of a byte-level vocabulary may be parts of a character; then the middle grows to whole characters. A
-    piece ends on a whole character just where its text is how the whole text begins.
+    In a byte-level vocabulary a token may be part of a character; the middle is then extended to whole characters.
+    `ids[:n]` ends on a whole character exactly if its text is a prefix of the whole text.
     """
 
     def decode(n: int) -> str:
@@ -86,7 +86,7 @@ def split_at(ids: list[int], i: int, tokenizer: PreTrainedTokenizerBase) -> tupl
 
 
 def _blanks_outside(before: str, token: str, after: str) -> tuple[str, str, str]:
-    """Spaces at the token's ends belong to its surroundings; a token of nothing but spaces shows them."""
+    """Move spaces at the token's ends to the text around it. A token of spaces only is shown as visible blanks."""
     inner = token.strip(" ")
     if not inner:
         return _narrow(before), BLANK * max(len(token), 1), _narrow(after)
@@ -99,9 +99,9 @@ def _narrow(text: str) -> str:
 
 
 def fit(text: str, columns: int, keep: Literal["start", "end"], cut: bool = False) -> str:
-    """At most `columns` terminal columns of a text, its start or its end; an ellipsis where something is missing.
+    """The start or the end of a text, at most `columns` terminal columns wide, with an ellipsis where it was cut.
 
-    cut: something is missing already.
+    cut: whether the text was cut before, so that it gets an ellipsis in any case.
     """
     if not cut and cell_len(text) <= columns:
         return text
@@ -122,7 +122,7 @@ def _within(text: str, columns: int) -> Iterator[str]:
 
 
 def keyword_line(passage: Passage, left: int, right: int) -> Text:
-    """One line of a concordance: the marked token begins in column `left`, and `right` columns are left for it."""
+    """One line of a concordance: the marked token starts at column `left`; it and what follows get `right` columns."""
     token = fit(passage.token, max(right - 2, 1), "start")
     before = fit(passage.before, left, "end", cut=not passage.starts)
     after = fit(passage.after, right - 2 - cell_len(token), "start", cut=not passage.ends)

@@ -1,4 +1,4 @@
-"""Local files as documents, one reader for each format."""
+"""Reading local files as documents, one reader per format."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ Reader = Callable[[Path, str, Reading], Iterator[Document]]
 
 
 def read_file(path: Path, name: str, reading: Reading) -> Iterator[Document]:
-    """The documents of a file, found under `name`. Raises InputError for a suffix that no reader knows."""
+    """Iterate over the documents of a file; `name` begins their names. Raises InputError for an unknown suffix."""
     if not readable(path):
-        raise InputError(f"{path}: expected a {SUFFIXES}, or a folder of them; convert it")
+        raise InputError(f"{path}: expected a {SUFFIXES}, or a folder of such files; convert the file")
     reader = _READERS[unpacked_suffix(path)]
     if reader is _txt and reading.render is not None:
         raise InputError(f"{path}: text.chat = true, but this is plain text; set text.chat to false")
@@ -30,15 +30,15 @@ def read_file(path: Path, name: str, reading: Reading) -> Iterator[Document]:
 
 
 def readable(path: Path) -> bool:
-    """Whether there is a reader for a file of this name."""
+    """Whether a file of this name can be read, judging by its suffix."""
     kind, suffix = unpacked_suffix(path), suffix_of(path)
     return kind in _READERS and (suffix == kind or kind not in _UNPACKED_ONLY)
 
 
 def holds_text(path: Path, reading: Reading) -> bool:
-    """Whether a file among others is text: a .csv or .tsv by its columns, a .json by whether it holds records.
+    """Whether a file in a folder holds text: a .csv or .tsv if its columns say so, a .json if it holds records.
 
-    What cannot be told is left to the reader, who will say what is wrong.
+    True in case of doubt: reading the file then raises an error that says what is wrong.
     """
     kind = unpacked_suffix(path)
     try:
@@ -83,7 +83,7 @@ def _jsonl(path: Path, name: str, reading: Reading) -> Iterator[Document]:
 
 
 def _json(path: Path, name: str, reading: Reading) -> Iterator[Document]:
-    """An array of records, a record a line, or a single record."""
+    """Read an array of records, one record per line, or a single record."""
     with opened(path) as stream:
         lines = [line for line in stream if line.strip()]
     start = lines[0].removeprefix(b"\xef\xbb\xbf").strip() if lines else b"{"
@@ -95,8 +95,8 @@ def _json(path: Path, name: str, reading: Reading) -> Iterator[Document]:
         where = f"{path}, record {number}"
         if not isinstance(record, dict):
             raise InputError(
-                f"{where}: expected a JSON object, got a {type(record).__name__}; write an array of objects that have "
-                'a "text"'
+                f'{where}: expected a JSON object with a "text", got a {type(record).__name__}; write the file as an '
+                "array of objects"
             )
         yield fields.document(record, where, f"{name}:{number}")
     fields.finish()
@@ -116,23 +116,23 @@ def _whole(path: Path) -> Any:
     try:
         return json.loads(text)
     except RecursionError:
-        raise InputError(f"{path}: not valid JSON (nested too deeply); mend the file") from None
+        raise InputError(f"{path}: not valid JSON (nested too deeply); fix the file") from None
     except json.JSONDecodeError as error:
-        raise InputError(f"{path}:{error.lineno}: not valid JSON ({error.msg}); mend the file") from None
+        raise InputError(f"{path}:{error.lineno}: not valid JSON ({error.msg}); fix the file") from None
     except ValueError as error:  # a number of too many digits
-        raise InputError(f"{path}: not valid JSON ({error}); mend the file") from None
+        raise InputError(f"{path}: not valid JSON ({error}); fix the file") from None
 
 
 def parse_record(line: bytes, where: str) -> dict[str, Any]:
-    """The JSON object of a line. Raises InputError that names `where`."""
+    """The JSON object on a line. Raises InputError, naming `where`, if it is anything else."""
     try:
         record = json.loads(line.decode("utf-8-sig"))
     except RecursionError:
-        raise InputError(f"{where}: a record nested too deeply; mend or remove the line") from None
+        raise InputError(f"{where}: the record is nested too deeply; fix or remove the line") from None
     except ValueError as error:
         why = " ".join(str(error).split())
         raise InputError(
-            f"{where}: expected a JSON object in UTF-8 ({why}); mend or remove the line"
+            f"{where}: expected a JSON object in UTF-8 ({why}); fix or remove the line"
         ) from error
     if not isinstance(record, dict):
         raise InputError(
@@ -145,11 +145,14 @@ def parse_record(line: bytes, where: str) -> dict[str, Any]:
 
 
 def csv_records(path: Path, delimiter: str = ",") -> Iterator[tuple[list[str], dict[str, str], str]]:
-    """The columns of a .csv file, each row by them, and where it ends ("d.csv:12"). Raises InputError for a bad row."""
+    """For each row of a .csv file: the columns, the row as a dict, and the line on which it ends ("d.csv:12").
+
+    Raises InputError for a malformed row.
+    """
     for columns, row, where in _rows(path, delimiter):
         if row and len(row) != len(columns):
             raise InputError(
-                f"{where}: expected {len(columns)} fields as in the first line, found {len(row)}; mend the row"
+                f"{where}: expected {len(columns)} fields as in the first line, found {len(row)}; fix the row"
             )
         if row:
             yield columns, dict(zip(columns, row, strict=True)), where
@@ -161,8 +164,8 @@ def csv_columns(path: Path, delimiter: str = ",") -> list[str]:
 
 
 def _rows(path: Path, delimiter: str) -> Iterator[tuple[list[str], list[str], str]]:
-    """The first line, each line behind it, and where that ends; first the first line alone, with an empty one."""
-    csv.field_size_limit(sys.maxsize)  # the module's own limit is shorter than many a text
+    """For each row: the header, the row, and the line on which it ends. The first item has the header and no row."""
+    csv.field_size_limit(sys.maxsize)  # the module's default limit is shorter than many texts
     with opened(path) as stream:
         rows = csv.reader(
             (decoded(line, path, number) for number, line in enumerate(_lines(stream), 1)),
@@ -175,11 +178,11 @@ def _rows(path: Path, delimiter: str) -> Iterator[tuple[list[str], list[str], st
             for row in rows:
                 yield columns, row, f"{path}:{rows.line_num}"
         except csv.Error as error:
-            raise InputError(f"{path}:{rows.line_num}: not valid CSV ({error}); mend the row") from error
+            raise InputError(f"{path}:{rows.line_num}: not valid CSV ({error}); fix the row") from error
 
 
 def _lines(stream: io.BufferedIOBase) -> Iterator[bytes]:
-    """Lines with their ends, which are \\n, \\r\\n or, in a file of an old Macintosh, \\r."""
+    """Lines with their line ends: \\n, \\r\\n or \\r (old Macintosh files)."""
     for line in stream:
         yield from line.splitlines(keepends=True) if b"\r" in line else (line,)
 
@@ -206,7 +209,7 @@ def _parquet(path: Path, name: str, reading: Reading) -> Iterator[Document]:
 
 
 def _arrow(path: Path, name: str, reading: Reading) -> Iterator[Document]:
-    """A file or a stream, as Arrow calls them: `datasets` writes streams."""
+    """Read Arrow's file format or its stream format, which `datasets` writes."""
     with _arrow_errors(path, "reading Arrow") as pyarrow, opened(path) as stream:
         magic = stream.read(6)
         stream.seek(0)
@@ -230,7 +233,7 @@ def _of_batches(batches: Iterator[Any], fields: Fields, path: Path, name: str) -
 
 @contextmanager
 def _arrow_errors(path: Path, what: str) -> Iterator[Any]:
-    """Within, what Arrow raises becomes a line that names the file; yields the package."""
+    """Turn Arrow's exceptions into an InputError that names the file. Yields the pyarrow package."""
     try:
         import pyarrow
         import pyarrow.ipc
@@ -253,5 +256,5 @@ _READERS: dict[str, Reader] = {
     ".parquet": _parquet,
     ".arrow": _arrow,
 }
-_UNPACKED_ONLY = (".parquet", ".arrow")  # they pack their columns themselves
+_UNPACKED_ONLY = (".parquet", ".arrow")  # these formats compress their columns themselves
 SUFFIXES = f"{', '.join(list(_READERS)[:-1])} or {list(_READERS)[-1]} file"

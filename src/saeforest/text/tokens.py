@@ -1,4 +1,4 @@
-"""Documents packed into windows of tokens, and the way back from a token to its document."""
+"""Packing documents into windows of tokens, and finding the document of a token."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ _PLAIN = Reading()
 class Tokens:
     """Documents one after another, each closed by an end-of-text token, cut into windows of `context` tokens.
 
-    A token's row is its flat position in `ids`: `sequence * context + position`. Where each window begins with BOS,
-    that token is no part of any document; it counts with the document of the token behind it.
+    A token's row is its index in the flattened `ids`: `sequence * context + position`. A BOS at the start of a window
+    belongs to no document; `document_of` gives the document of the token after it.
     """
 
     ids: Int[Tensor, "seq ctx"]
     """int32 token ids."""
     document_starts: Int[Tensor, " doc"]
-    """int64 row of each document's first token, ascending; the first is 0."""
+    """int64 row of each document's first token, ascending; the first is 0 (1 with BOS)."""
     names: tuple[str, ...]
     """The name of each document."""
     prepend_bos: bool = False
@@ -47,53 +47,53 @@ class Tokens:
 
     @property
     def n_tokens(self) -> int:
-        """Tokens in all windows together, BOS included."""
+        """Number of tokens in all windows together, BOS included."""
         return self.ids.numel()
 
     @property
     def context(self) -> int:
-        """Tokens in a window."""
+        """Number of tokens in a window."""
         return self.ids.shape[1]
 
     def document_of(self, rows: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
-        """The index into `names` of the document that each row belongs to; its closing token is its own."""
+        """The index into `names` of each row's document. The token that closes a document belongs to it."""
         starts = self.document_starts.to(rows.device)
         return torch.searchsorted(starts, self._of_text(rows).contiguous(), right=True) - 1
 
     def _of_text(self, rows: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
-        """Each row, or for a BOS the row behind it."""
+        """Each row, or the row after it if it is a BOS."""
         rows = rows.long()
         return rows + (rows % self.context == 0) if self.prepend_bos else rows
 
     def context_position(self, rows: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
-        """The position of each row within its window, in tokens from 0."""
+        """The position of each row within its window, from 0."""
         return rows.long() % self.context
 
     def document_position(self, rows: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
-        """The distance of each row from the first token of its document, in tokens of the document."""
+        """The position of each row within its document, from 0; a BOS within the document is not counted."""
         text, starts = self._of_text(rows), self.document_starts.to(rows.device)[self.document_of(rows)]
         if not self.prepend_bos:
             return text - starts
         return text - starts - (text // self.context - starts // self.context)
 
     def save(self, path: Path) -> str:
-        """Writes one safetensors file, whole or not at all; returns its checksum."""
+        """Write one safetensors file atomically. Returns its checksum."""
         names = np.frombuffer(json.dumps(self.names).encode(), np.uint8).copy()
         tensors = {
             "ids": self.ids,
             "document_starts": self.document_starts,
             "names": torch.from_numpy(names),
         }
-        if self.prepend_bos:  # left out otherwise, so that files without BOS are those of older versions
+        if self.prepend_bos:  # left out otherwise, so that files without BOS are as in older versions
             tensors["prepend_bos"] = torch.ones(1, dtype=torch.uint8)
         return write_tensors(path, tensors)
 
     @classmethod
     def load(cls, path: Path, expected: str | None = None) -> Tokens:
-        """What `save` wrote; `expected` is its checksum, where one is known.
+        """Load a file written by `save`; `expected` is its checksum, if known.
 
         Raises:
-            InputError: the file is missing, damaged, or not one that `save` wrote.
+            InputError: the file is missing, damaged, or was not written by `save`.
         """
         try:
             tensors = read_tensors(path, expected)
@@ -102,8 +102,8 @@ class Tokens:
             _check(tokens)
         except (KeyError, ValueError, TypeError):
             raise InputError(
-                f"{path}: expected a saeforest tokens file, this one is damaged or another kind; "
-                "delete it and tokenise the text again"
+                f"{path}: expected a saeforest tokens file, but it is damaged or of another kind; "
+                "delete it and tokenize the text again"
             ) from None
         return tokens
 
@@ -137,24 +137,26 @@ def tokenize(
     bos: Literal["auto", "yes", "no"] = "auto",
     reading: Reading = _PLAIN,
 ) -> Tokens:
-    """Up to `n_tokens` tokens of one split of `source` (see `documents`), in windows of `context` tokens.
+    """Read up to `n_tokens` tokens of one split of `source` (see `documents`), in windows of `context` tokens.
 
-    Each document's tokens, with no special tokens among them (one that is spelled out is read as plain text, but in
-    a chat), are followed by `eos_id`; all are joined and cut into windows, and what fills no window is dropped. A
-    source that ends early gives fewer tokens: see `Tokens.n_tokens`. With `bos` (auto: where the tokenizer puts it
-    before a text, see `adds_bos`), each window is the BOS token and `context - 1` tokens of text.
+    Each document's tokens are followed by `eos_id`; all are concatenated and cut into windows, and an incomplete last
+    window is dropped. Special tokens spelled out in a text are encoded as plain text, except in a rendered chat. A
+    source that ends early gives fewer tokens: see `Tokens.n_tokens`.
 
-    `held_out` is the share of documents that is kept from training (see `held_out`): the two splits have no text in
-    common. `seed` orders the packaged corpus; `reading` says how records become documents.
+    held_out: fraction of the documents held out from training (see the module `held_out`). The two splits have no text
+        in common.
+    seed: random seed for the order of the packaged corpus.
+    bos: whether each window is BOS and `context - 1` tokens of text; auto: if the tokenizer adds BOS (see `adds_bos`).
+    reading: how records become documents.
 
     Raises:
-        InputError: the source can't be read (see `documents`), or the split fills no window.
+        InputError: the source can't be read (see `documents`), or the split does not fill one window.
     """
     bos_id = bos_before(tokenizer, bos, "the model")
     step = context - (bos_id is not None)
     if step < 1 or n_tokens < context:
         raise InputError(
-            f"n_tokens is {n_tokens}: expected at least one window of context {context}; raise it"
+            f"n_tokens = {n_tokens}: expected at least one window of {context} tokens; increase n_tokens"
         )
     target = n_tokens // context * step
     arrays: list[NDArray[np.int32]] = []
@@ -163,7 +165,7 @@ def tokenize(
     total = 0
     repeats = _Repeats()
     chosen = repeats.counted(split_of(documents(source, seed=seed, reading=reading), split, held_out, source))
-    with progress("tokenise", target, "tokens") as advance:
+    with progress("tokenize", target, "tokens") as advance:
         for piece, ids in _encoded(_pieces(chosen), tokenizer, eos_id):
             if piece.first:
                 starts.append(total)
@@ -176,9 +178,9 @@ def tokenize(
     whole = min(total, target) // step * step
     if whole == 0:
         raise InputError(
-            f"text source '{source}': its {split} split (held_out {held_out:g}) holds {total:,} tokens in "
-            f"{len(names):,} documents, less than one window of {context}; give more text, a smaller text.context or "
-            f"a {'larger' if split == 'held_out' else 'smaller'} text.held_out"
+            f"text source '{source}': its {split} split (held_out {held_out:g}) has {total:,} tokens in "
+            f"{len(names):,} documents, less than one window of {context} tokens; give more text, a smaller "
+            f"text.context or a {'larger' if split == 'held_out' else 'smaller'} text.held_out"
         )
     repeats.say(source, split)
     kept = sum(start < whole for start in starts)
@@ -191,7 +193,7 @@ def tokenize(
 
 
 class _Repeats:
-    """How many documents repeat one before: as many as a source has, its number of tokens says less than it seems."""
+    """Counts documents that repeat an earlier one: with many of them, there is less text than the tokens suggest."""
 
     _MOST, _WORTH_A_WORD = 1_000_000, 0.1
 
@@ -212,17 +214,17 @@ class _Repeats:
         if self._repeated > self._WORTH_A_WORD * self._documents:
             note(
                 f"text source '{source}': {self._repeated:,} of the {self._documents:,} documents of its {split} text "
-                "repeat another word for word"
+                "are exact duplicates"
             )
 
 
-# Encoding. A tokenizer's answer takes some hundred bytes a token, so it never gets more than this at once.
+# Encoding. A tokenizer's output takes about a hundred bytes per token, so this bounds what it encodes at once.
 _BATCH_CHARACTERS = 2**18
 
 
 @dataclass(frozen=True)
 class _Piece:
-    """A document, or a stretch of one that is too long to encode at once."""
+    """A document, or part of a document that is too long to encode at once."""
 
     text: str
     name: str
@@ -242,7 +244,7 @@ def _pieces(found: Iterator[Document]) -> Iterator[_Piece]:
 
 
 def _piece_end(text: str, start: int) -> int:
-    """After the last line end in reach, where a cut changes at most the tokens next to it."""
+    """The end of a piece: after the last line end within reach, where a cut changes few tokens."""
     limit = start + _BATCH_CHARACTERS
     if limit >= len(text):
         return len(text)
@@ -255,7 +257,7 @@ def _encoded(
     for batch in _batches(pieces):
         found = encode(tokenizer, [piece.text for piece in batch], special=batch[0].chat)
         for piece, ids in zip(batch, found, strict=True):
-            closed = piece.chat and ids[-1:] == [eos_id]  # by its own last message
+            closed = piece.chat and ids[-1:] == [eos_id]  # the chat template already ends with it
             yield piece, np.asarray([*ids, eos_id] if piece.last and not closed else ids, dtype=np.int32)
 
 
