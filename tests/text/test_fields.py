@@ -163,11 +163,11 @@ def test_lines_of_json_in_a_json_file(tmp_path: Path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('["a", "b"]', "d.json, record 1: expected a JSON object with a "text", got a str"),
+        ('["a", "b"]', 'd.json, record 1: expected a JSON object with a "text", got a str'),
         ('[{"text": "a"},\n {"text": }]', "d.json:2: not valid JSON"),
         ('{"text": ["a", "b"]}', 'd.json:1: expected a string under "text", got a list'),
         ('{"text": "a"}\n{"text": \n', "d.json:2: expected a JSON object"),
-        ("3", "d.json, record 1: expected a JSON object with a "text", got a int"),
+        ("3", 'd.json, record 1: expected a JSON object with a "text", got a int'),
     ],
 )
 def test_json_that_holds_no_records(tmp_path: Path, content: str, message: str):
