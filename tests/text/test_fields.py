@@ -89,7 +89,10 @@ def test_the_customary_names_in_their_order(
             ("id", "content", "body"),
             'the text may be under "content" or "body"; set text.column to one of them',
         ),
-        (("id", "conversations"), 'holds a chat under "conversations", not plain text; set text.chat to true'),
+        (
+            ("id", "conversations"),
+            'holds a chat under "conversations", not plain text; set text.chat to true',
+        ),
         (("messages", "source"), 'holds a chat under "messages", not plain text; set text.chat to true'),
     ],
 )

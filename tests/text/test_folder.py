@@ -122,7 +122,9 @@ def test_nothing_to_read(things: tuple[str, ...], tmp_path: Path):
     for thing in things:
         (tmp_path / thing).touch()
     message = reading_error(tmp_path)
-    assert message.endswith("it contains 2 .png, 1 LICENSE.txt (not text)" if things else "it contains nothing")
+    assert message.endswith(
+        "it contains 2 .png, 1 LICENSE.txt (not text)" if things else "it contains nothing"
+    )
 
 
 def test_many_kinds_are_summed_up(tmp_path: Path, said: Callable[[], str]):

@@ -94,9 +94,7 @@ def test_one_long_document(text: str, kind: str, tmp_path: Path, capsys: pytest.
     assert train.n_tokens + held.n_tokens > 0.99 * len(text.encode())
     assert len(set(train.names)) == len(train.names)
     error = capsys.readouterr().err
-    assert (
-        "its 1 document would leave nothing to train on or to hold out, so they are split into" in error
-    )
+    assert "its 1 document would leave nothing to train on or to hold out, so they are split into" in error
     assert error.count("would leave nothing") == 1  # said once, though read twice
 
 
