@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
-READ = ("src", "tests", "benchmarks", "docs", "notebooks", "examples")
+from docs_cases import ROOT, sources
+
 PAGE = re.compile(r"(?<![\w/])docs/[\w./-]+?\.md(?:#[\w-]+)?")
 LINK = re.compile(r"\]\(([^()\s]+)\)")
 FILE = re.compile(
@@ -22,17 +22,6 @@ NAMED = re.compile(r"\{#([\w-]+)\}")
 HEADING = re.compile(r"^#{1,6} (.+?)\s*$", re.MULTILINE)
 CLOSED = re.compile(r"\bSPEC [0-9]|SPEC\.md|DESIGN\.md|AUDIT\.md|\bspec [0-9]+\.[0-9]")
 EQUATIONS = range(1, 14)
-# Tests that cite what is not there on purpose.
-CITE_NOTHING = {Path(__file__).name, "test_words.py"}
-
-
-def sources(root: Path) -> Iterator[tuple[Path, str]]:
-    """The repository's texts: code, pages, data of the report."""
-    for path in sorted([*root.glob("*.md"), *(p for folder in READ for p in (root / folder).rglob("*"))]):
-        if path.name in CITE_NOTHING:
-            continue
-        if path.suffix in {".py", ".md", ".ipynb"} or (path.suffix == ".yaml" and "data" in path.parts):
-            yield path, path.read_text()
 
 
 def anchors(page: Path) -> set[str]:
