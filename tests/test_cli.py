@@ -72,7 +72,7 @@ def fails(call: Call) -> Callable[..., str]:
 
 def _is_news(line: str) -> bool:
     progress = " done: " in line and line.startswith(("tokenize", "harvest", "train", "index", "measure"))
-    told = ": reads " in line or "predicts a plain English text badly" in line
+    told = ": reading " in line or "predicts a plain English text badly" in line
     return progress or told or line.endswith("has no index yet; making it, once")
 
 

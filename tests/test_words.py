@@ -26,7 +26,6 @@ NOT_YET: set[str] = {
     "interop",
     "judges",
     "kernels",
-    "lm",
     "measures",
     "memory.py",
     "output.py",

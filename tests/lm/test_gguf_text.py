@@ -185,7 +185,7 @@ def test_no_name_is_said(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     load_lm(write(tmp_path / "m.gguf", llama, vocabulary, pre))
-    assert "does not say how its text is split" in capsys.readouterr().err
+    assert "does not say how text is pre-tokenized" in capsys.readouterr().err
 
 
 def test_all_names_split_and_lose_nothing() -> None:
@@ -253,7 +253,7 @@ def test_a_damaged_copy_is_noticed_and_made_anew(
     flipped(copy / file)
     capsys.readouterr()
     lm = load_lm(path)
-    assert f"{file} of the unpacked m.gguf is damaged; it is made anew" in capsys.readouterr().err
+    assert f"{file} in the unpacked copy of m.gguf is damaged; unpacking again" in capsys.readouterr().err
     ids = torch.arange(20)[None]
     torch.testing.assert_close(lm.logits(ids), llama(input_ids=ids).logits)
     assert {part.name: part.read_bytes() for part in copy.iterdir()} == before

@@ -159,10 +159,10 @@ def test_a_text_is_continued_with_text() -> None:
 @pytest.mark.parametrize(
     ("prompt", "settings", "part"),
     [
-        ("", {}, "a prompt of one token or more"),
+        ("", {}, "a prompt of at least one token"),
         ("the", {"n_tokens": 0}, "n_tokens of 1 or more"),
         ("the", {"temperature": -1.0}, "temperature = -1.0"),
-        ("the", {"n_tokens": 10_000}, "reads at most"),
+        ("the", {"n_tokens": 10_000}, "can read at most"),
     ],
 )
 def test_what_generate_refuses(prompt: str, settings: Any, part: str) -> None:

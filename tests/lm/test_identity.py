@@ -145,11 +145,11 @@ def test_metadata_goes_around(folder: Path) -> None:
     ("file", "content", "part"),
     [
         ("model.safetensors", b"", "empty"),
-        ("model.safetensors", b"\x10\0\0\0\0\0\0\0{", "no whole safetensors file"),
+        ("model.safetensors", b"\x10\0\0\0\0\0\0\0{", "not a complete safetensors file"),
         (
             "model.safetensors",
             b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n",
-            "pointer of Git LFS",
+            "Git LFS pointer",
         ),
         ("config.json", b"[", "not valid JSON"),
         ("config.json", b"[" * 100_000, "not valid JSON"),

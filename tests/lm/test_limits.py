@@ -103,7 +103,7 @@ def test_the_longest_text(make: Any, longest: int | None) -> None:
         lm.logits(torch.zeros(1, longest, dtype=torch.int32))
         with pytest.raises(InputError) as info:
             lm.check_context(longest + 1, "text.context")
-        one_line(info, f"text.context = {longest + 1}: tiny reads at most {longest} tokens")
+        one_line(info, f"text.context = {longest + 1}: tiny can read at most {longest} tokens")
         with pytest.raises(InputError, match=f"a text of {longest + 1} tokens") as info:
             lm.token_losses(torch.zeros(1, longest + 1, dtype=torch.int32))
         one_line(info)
@@ -185,7 +185,7 @@ def short(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_windows_that_are_too_long(short: Path, tiny_config: MakeConfig) -> None:
-    with pytest.raises(InputError, match=r"^text\.context = 65: .* reads at most 64 tokens; give fewer$"):
+    with pytest.raises(InputError, match=r"^text\.context = 65: .* can read at most 64 tokens; give fewer$"):
         open_reader(tiny_config(model=str(short), text={"context": 65}))
 
 
@@ -204,7 +204,7 @@ def test_labeled_texts(short: Path, tiny_config: MakeConfig) -> None:
 
     reader = open_reader(tiny_config(model=str(short)))
     with pytest.raises(
-        InputError, match=r"sparse_probing\.texts\.context.* = 128: .* reads at most 64 tokens"
+        InputError, match=r"sparse_probing\.texts\.context.* = 128: .* can read at most 64 tokens"
     ):
         read_texts(reader, SparseProbingConfig().texts)
 

@@ -115,7 +115,7 @@ def test_a_model_in_the_cache_of_the_hub(name: str, cached: Path, ids: Tensor) -
     ("name", "damage", "part"),
     [
         ("org/name@other", lambda folder: None, "'org/name@other'"),
-        ("org/name", pickled_weights, "read from safetensors files alone"),
+        ("org/name", pickled_weights, "read only from safetensors files"),
         ("org/name", lambda folder: (folder / "config.json").write_text("{"), "config.json: not valid JSON"),
         ("org/name", truncated_weights, "model.safetensors"),
     ],
@@ -129,7 +129,7 @@ def test_what_is_wrong_with_a_cached_model_is_said(name: str, damage: Any, part:
 
 @pytest.mark.parametrize(
     ("status", "part"),
-    [(404, "no such model or revision"), (403, "log in"), (None, "cannot be reached (gone)")],
+    [(404, "no such model or revision"), (403, "log in"), (None, "can't be reached (gone)")],
 )
 def test_what_the_hub_answers_is_said(status: int | None, part: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any, **__: Any) -> None:
@@ -230,7 +230,7 @@ def test_damaged_folder(damage: Callable[[Path], str], tmp_path: Path) -> None:
 
 def test_models_that_are_not_causal(tmp_path: Path) -> None:
     bert = tiny(lambda: BertLMHeadModel(BertConfig(**DEEP)))
-    with pytest.raises(InputError, match="looks at later tokens") as info:
+    with pytest.raises(InputError, match="attends to later tokens") as info:
         load_lm(save(bert, tmp_path / "bert"))
     one_line(info)
     config = T5Config(vocab_size=VOCAB, d_model=WIDTH, d_kv=8, d_ff=24, num_layers=1, num_heads=2)

@@ -113,7 +113,7 @@ def test_keyword_inputs_and_tuple_outputs(ids: Tensor) -> None:
 
 def test_a_function_must_keep_the_shape(ids: Tensor) -> None:
     lm = tiny(llama)
-    with pytest.raises(ValueError, match=r"\(2, 7, 16\) into \(2, 7, 8\)"):
+    with pytest.raises(ValueError, match=r"\(2, 7, 8\): expected that of the activation, \(2, 7, 16\)"):
         lm.token_losses(ids, {lm.site("blocks.0.hook_mlp_out"): lambda x: x[..., :8]})
 
 

@@ -79,7 +79,7 @@ def test_sums_that_do_not_hold_are_said() -> None:
     lm = tiny(falcon_h1)
     found = parity(lm)
     assert found["sums_hold"] is False
-    assert "attn_out and mlp_out are not all" in found["warnings"][-1]
+    assert "adds more to the residual stream than attn_out and mlp_out" in found["warnings"][-1]
 
 
 def test_a_loss_that_is_no_number_is_one_line() -> None:

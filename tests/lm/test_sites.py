@@ -211,7 +211,7 @@ def test_block_without_a_known_part() -> None:
     del layers[0].mlp
     with pytest.raises(InputError) as info:
         lm.site("blocks.0.hook_mlp_out")
-    one_line(info, "has no part known for it", "model.layers.0.unusual")
+    one_line(info, "has no module known for this hook", "model.layers.0.unusual")
 
 
 @pytest.mark.parametrize(
@@ -219,7 +219,7 @@ def test_block_without_a_known_part() -> None:
     [
         ("model.rotary_emb", "float32 [1, 3, 8]"),
         ("model", "BaseModelOutputWithPast"),
-        ("model.layers", "takes no part in the forward pass"),
+        ("model.layers", "is not used in the forward pass"),
     ],
 )
 def test_sites_without_an_activation(path: str, part: str, ids: Tensor) -> None:

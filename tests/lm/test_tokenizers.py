@@ -90,7 +90,7 @@ def test_a_line_says_that_the_file_is_read(folder: Path, capsys: pytest.CaptureF
     assert capsys.readouterr().err == ""
     settings(folder, tokenizer_class="GPT2Tokenizer")
     read_tokenizer(folder)
-    assert "GPT2Tokenizer splits text in another way than tokenizer.json says" in capsys.readouterr().err
+    assert "GPT2Tokenizer splits text differently from tokenizer.json" in capsys.readouterr().err
     assert load_tokenizer(str(folder)).tokenize(NUMBERS) == read_tokenizer(folder).tokenize(NUMBERS)
 
 

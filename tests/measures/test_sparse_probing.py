@@ -340,5 +340,5 @@ def test_texts_without_a_measured_token(reader: ActivationReader, tmp_path: Path
 
 
 def test_a_context_that_the_model_lacks(reader: ActivationReader, animals: str) -> None:
-    with pytest.raises(InputError, match=r"texts\.context = 5000: .* reads at most 2048 tokens"):
+    with pytest.raises(InputError, match=r"texts\.context = 5000: .* can read at most 2048 tokens"):
         read_texts(reader, LabeledTextConfig(animals, context=5000))

@@ -1,4 +1,4 @@
-"""Language models: loading them, reading the activations at a site, and the loss when a site is replaced."""
+"""Language models: loading them, reading activations at a site, and the loss when activations are replaced."""
 
 from saeforest.lm.identity import ModelIdentity, full_name, identify, same_model
 from saeforest.lm.loading import load_lm, load_tokenizer

@@ -1,4 +1,4 @@
-"""GGUF files: unpacked by transformers once, and kept as safetensors, which load some thirty times faster."""
+"""GGUF files: dequantized by transformers once and cached as safetensors, which load about thirty times faster."""
 
 from __future__ import annotations
 
@@ -25,21 +25,19 @@ from saeforest.lm.pretrained import Pretrained, read_gguf_model, read_pretrained
 from saeforest.lm.tokenizer import SPECIALS, set_bos, wrap
 from saeforest.output import note
 
-# Raise it when the same file is to be unpacked differently: copies made before are then no longer used.
+# To be increased whenever the same file is unpacked differently: older copies are then no longer used.
 _RECIPE = 2
 _MANIFEST = "saeforest.json"
-_OLD_LEFTOVERS, _OLD_AFTER_S = (
-    ".partial-*",
-    3600.0,
-)  # of version 0.1, which left them behind when it was killed
+# Temporary folders that version 0.1 left behind if it was killed.
+_OLD_LEFTOVERS, _OLD_AFTER_S = ".partial-*", 3600.0
 
 
 def load_gguf(path: Path, dtype: torch.dtype) -> Pretrained:
-    """The model in a GGUF file, dequantized, on the CPU, in `dtype`, and its tokenizer.
+    """Load the model in a GGUF file, dequantized, on the CPU, in `dtype`, and its tokenizer.
 
-    The first time, a float32 copy goes to `$SAEFOREST_CACHE/models` (by default `~/.cache/saeforest/models`),
-    which a line on the standard error says, since it takes some 20 s for 100 million parameters. The copy has
-    checksums; a damaged one is made anew. Where it cannot be written, the file itself is read every time.
+    The first time, a float32 copy is written to `$SAEFOREST_CACHE/models` (by default `~/.cache/saeforest/models`)
+    and a line on standard error says so, since this takes about 20 s for 100 million parameters. The copy has
+    checksums; a damaged one is replaced. If it can't be written, the GGUF file itself is read every time.
     """
     cache = _cache()
     if cache is None:
@@ -47,7 +45,7 @@ def load_gguf(path: Path, dtype: torch.dtype) -> Pretrained:
     _clean(cache)
     copy = cache / f"{path.stem}-{file_fingerprint(path).removeprefix('xxh3:')[:16]}-{_RECIPE}"
     if copy.is_dir() and (damaged := _damaged(copy)):
-        note(f"{damaged} of the unpacked {path.name} is damaged; it is made anew")
+        note(f"{damaged} in the unpacked copy of {path.name} is damaged; unpacking again")
         shutil.rmtree(copy, ignore_errors=True)
     if not copy.is_dir() and not _store(path, copy):
         return _unpack(path, dtype)
@@ -58,13 +56,13 @@ def load_gguf(path: Path, dtype: torch.dtype) -> Pretrained:
 
 
 def _cache() -> Path | None:
-    """Where copies go; None where there is no home to have it in."""
+    """The folder for copies; None if there is no home directory."""
     folder = os.path.expanduser(os.environ.get("SAEFOREST_CACHE") or "~/.cache/saeforest")
     return None if folder.startswith("~") else Path(os.path.abspath(folder)) / "models"
 
 
 def _clean(cache: Path) -> None:
-    """Removes what killed processes left in the cache."""
+    """Remove what killed processes left in the cache."""
     try:
         remove_leftovers(cache)
         for old in cache.glob(_OLD_LEFTOVERS):
@@ -75,7 +73,7 @@ def _clean(cache: Path) -> None:
 
 
 def _damaged(copy: Path) -> str | None:
-    """The first file of a copy that is not what was written; None where all are."""
+    """The first file of a copy that differs from what was written; None if all are intact."""
     try:
         checksums = read_json(copy / _MANIFEST)["checksums"]
         for name, expected in checksums.items():
@@ -87,7 +85,7 @@ def _damaged(copy: Path) -> str | None:
 
 
 def _store(path: Path, copy: Path) -> bool:
-    """Unpacks the file into the folder `copy`, which appears complete or not at all. False if it cannot."""
+    """Unpack the file into the folder `copy`, atomically. Returns whether the copy exists."""
     try:
         copy.parent.mkdir(parents=True, exist_ok=True)
         note(f"unpacking {path.name} into {copy.parent}, once")
@@ -97,12 +95,12 @@ def _store(path: Path, copy: Path) -> bool:
             files = sorted(file.name for file in partial.iterdir())
             write_json(partial / _MANIFEST, {"checksums": {name: checksum(partial / name) for name in files}})
     except (OSError, SafetensorError):
-        return copy.is_dir()  # another process may have been faster
+        return copy.is_dir()  # another process may have written it meanwhile
     return True
 
 
 def _unpack(path: Path, dtype: torch.dtype) -> Pretrained:
-    with redirect_stderr(io.StringIO()):  # one progress bar of transformers heeds none of its settings
+    with redirect_stderr(io.StringIO()):  # one progress bar of transformers can't be switched off
         tokenizer = AutoTokenizer.from_pretrained(
             str(path.parent), gguf_file=path.name, local_files_only=True, trust_remote_code=False
         )
@@ -111,9 +109,9 @@ def _unpack(path: Path, dtype: torch.dtype) -> Pretrained:
 
 
 def as_the_file_says(tokenizer: PreTrainedTokenizerBase, path: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer with the splitting, the tokens and the BOS that a GGUF file names.
+    """The tokenizer with the pre-tokenization, the tokens and the BOS that the GGUF file specifies.
 
-    Raises ValueError where nobody here knows the splitting.
+    Raises ValueError if the pre-tokenization is unknown.
     """
     reader = GGUFReader(path)
 
@@ -125,15 +123,15 @@ def as_the_file_says(tokenizer: PreTrainedTokenizerBase, path: Path) -> PreTrain
     backend = json.loads(made.to_str())
     tokens = reader.get_field("tokenizer.ggml.tokens")
     n_tokens = len(tokens.data) if tokens is not None else 0
-    # The class may add tokens of its own, for which the model has no rows.
+    # The tokenizer class may add tokens of its own, for which the model has no embedding.
     backend["added_tokens"] = [token for token in backend["added_tokens"] if token["id"] < n_tokens]
     name, adds_bos = value("pre"), value("add_bos_token")
     if by_bytes := value("model") == "gpt2":
         if not name:
             name = "default"
             note(
-                f"{path.name} does not say how its text is split (tokenizer.ggml.pre); split as llama.cpp does by "
-                "default, which may not be how the model was trained"
+                f"{path.name} does not say how text is pre-tokenized (tokenizer.ggml.pre); using llama.cpp's default, "
+                "which may differ from how the model was trained"
             )
         if name in gguf_splits.WHOLE_PIECES and backend["model"]["type"] == "BPE":
             backend["model"]["ignore_merges"] = True

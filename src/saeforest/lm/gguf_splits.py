@@ -1,7 +1,7 @@
-"""How a vocabulary in a GGUF file splits text before it merges bytes, by the name under `tokenizer.ggml.pre`.
+"""Pre-tokenization in GGUF files: how text is split before bytes are merged, by the name under `tokenizer.ggml.pre`.
 
-The names and patterns are those that llama.cpp knows. Each pattern of a list splits the pieces that the one before it
-left: what it matches is a piece, and so is what lies between two matches.
+The names and patterns are llama.cpp's. Each pattern in a list further splits the pieces left by the one before it:
+every match is a piece, and so is the text between two matches.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from tokenizers.pre_tokenizers import ByteLevel, Sequence, Split
 
 
 def _characters(ranges: str) -> str:
-    """The inside of a character class, from code points and ranges of them in hexadecimal."""
+    """The inside of a character class, from hexadecimal code points and ranges of them."""
     return "".join("-".join(f"\\x{{{end}}}" for end in ends.split("-")) for ends in ranges.split())
 
 
@@ -40,7 +40,7 @@ _HAN_KANA = r"[一-龥぀-ゟ゠-ヿ]+"
 _ASCII_SIGN = r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+"
 _DEEPSEEK_WORD = rf"{_ASCII_SIGN}|[^\r\n\p{{L}}\p{{P}}\p{{S}}]?[\p{{L}}\p{{M}}]+"
 _DEEPSEEK3 = rf"{_DEEPSEEK_WORD}| ?[\p{{P}}\p{{S}}]+[\r\n]*|{_REST}"
-# The letters that have a case, as DeepSeek's tokenizer lists them: code points, since some look like others.
+# Letters that have a case, as DeepSeek's tokenizer lists them; as code points, since some look alike.
 _DEEPSEEK_LETTERS = _characters(
     "41-5A 61-7A B5 C0-D6 D8-F6 F8-1BA 1BC-1BF 1C4-293 295-2AF 370-373 376 377 37B-37D 37F 386 388-38A 38C "
     "38E-3A1 3A3-3F5 3F7-481 48A-52F 531-556 10A0-10C5 13A0-13F5 13F8-13FD 1C90-1CBA 1CBD-1CBF 1D00-1D2B "
@@ -132,18 +132,18 @@ _BY_PATTERNS: dict[tuple[str, ...], str] = {
 }
 PATTERNS = {name: patterns for patterns, names in _BY_PATTERNS.items() for name in names.split()}
 
-# A piece that is a token is that token, whether or not merges lead to it.
+# Names under which a piece that is itself a token becomes that token, even if no merges lead to it.
 WHOLE_PIECES = {*_LLAMA3_NAMES.split(), "minicpm5", "youtu", "tekken", "granite-embed-multi-97m"}
-# BOS stands before every text unless the file says otherwise.
+# Names under which BOS comes before every text unless the file says otherwise.
 BOS = {*_LLAMA3_NAMES.split(), "tekken", "chameleon"}
 
 
 def pre_tokenizer(name: str) -> Any:
-    """What splits text as the name says, for a byte-level vocabulary. Raises ValueError for a name not known here."""
+    """The pre-tokenizer of this name for a byte-level vocabulary. Raises ValueError for an unknown name."""
     if name not in PATTERNS:
         raise ValueError(
-            f"its text is split as {name!r} (tokenizer.ggml.pre), which is not known here; "
-            "give the model as a folder with its tokenizer.json"
+            f"unknown pre-tokenization {name!r} (tokenizer.ggml.pre); give the model as a folder with its "
+            "tokenizer.json"
         )
     splits = [Split(Regex(pattern), "isolated") for pattern in PATTERNS[name]]
     return Sequence([*splits, ByteLevel(add_prefix_space=False, use_regex=False)])

@@ -1,4 +1,4 @@
-"""Functions at sites of a language model: each is shown the activation at its site and may put another in its place."""
+"""Hooks at sites of a language model: functions that are called with the activation and may replace it."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from saeforest.errors import InputError
 from saeforest.lm.sites import Site
 
 Hook = Callable[[Tensor], Tensor | None]
-"""Maps the activation `[batch, ctx, d]` at a site to the one that takes its place; None leaves it as it is."""
+"""A function from the activation `[batch, ctx, d]` at a site to its replacement, or None to leave it as it is."""
 Hooks = Mapping[Site, Hook] | Mapping[str, Hook] | Mapping[Site | str, Hook]
 
 
 @contextmanager
 def hooked(model: nn.Module, hooks: Iterable[tuple[Site, Hook]]) -> Iterator[None]:
-    """Within, every forward pass of the model calls each function with the activation at its site.
+    """Context in which every forward pass of the model calls each hook with the activation at its site.
 
-    See `LanguageModel.hooked`. Leaving removes the hooks, whatever happened.
+    See `LanguageModel.hooked`. The hooks are removed on leaving, also after an exception.
     """
     now = _Pass()
     placed = [_Placed(site, hook, now) for site, hook in hooks]
@@ -34,13 +34,13 @@ def hooked(model: nn.Module, hooks: Iterable[tuple[Site, Hook]]) -> Iterator[Non
     for one in placed:
         if now.begun and not one.reached:
             raise InputError(
-                f"site {one.site.name!r}: {one.site.module_path} takes no part in the forward pass"
+                f"site {one.site.name!r}: {one.site.module_path} is not used in the forward pass"
             )
 
 
 @dataclass
 class _Pass:
-    """The forward pass that is under way."""
+    """The current forward pass."""
 
     shape: torch.Size = field(default_factory=torch.Size)
     """`[batch, ctx]`. With a key-value cache, ctx counts the new tokens only."""
@@ -55,14 +55,14 @@ class _Pass:
 
 @dataclass(eq=False)
 class _Placed:
-    """A function at its site."""
+    """A hook registered at its site."""
 
     site: Site
     hook: Hook
     now: _Pass
     reached: bool = False
     around: Tensor | None = None
-    """What was changed, on its other way to the output of `site.around`."""
+    """The change made at the site, kept until it is also added to the output of `site.around`."""
 
     def register(self, model: nn.Module, handles: ExitStack) -> None:
         module = model.get_submodule(self.site.module_path)
@@ -72,7 +72,7 @@ class _Placed:
             handles.enter_context(module.register_forward_hook(self._after))
         if self.site.around is not None:
             around = model.get_submodule(self.site.around)
-            # Before any function at that output sees it.
+            # Prepended, so that hooks at that output see the change.
             handles.enter_context(around.register_forward_hook(self._behind, prepend=True))
 
     def _before(self, _module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -93,10 +93,10 @@ class _Placed:
         return _with_first(output, None if change is None else x + change.view_as(x))
 
     def _new(self, x: Any) -> Tensor | None:
-        """What takes the place of x; None where x stays."""
+        """The replacement of x; None to leave x as it is."""
         shape = self.now.shape
         if isinstance(x, Tensor) and x.ndim == 2 and len(x) == shape.numel():
-            # OPT's MLP and some mixtures of experts see the tokens of all texts as one list.
+            # OPT's MLP and some mixtures of experts take the tokens of all texts as one list.
             new = self._new(x.unflatten(0, shape))
             return None if new is None else new.flatten(0, 1)
         if not (isinstance(x, Tensor) and x.is_floating_point() and x.ndim == 3 and x.shape[:2] == shape):
@@ -112,21 +112,22 @@ class _Placed:
             return None
         if new.shape != x.shape:
             raise ValueError(
-                f"the function at {self.site.name} turned {tuple(x.shape)} into {tuple(new.shape)}"
+                f"the hook at {self.site.name} returned shape {tuple(new.shape)}: expected that of the activation, "
+                f"{tuple(x.shape)}"
             )
         new = new.to(x)
         return new if scale == 1 else new / scale
 
 
 def _first(output: Any) -> Any:
-    """The activation in a module's output: of several things, the first."""
-    if isinstance(output, tuple | list):  # a list in the first GPT alone
+    """The activation in a module's output: its first element if it is a tuple or list."""
+    if isinstance(output, tuple | list):  # a list occurs only in the first GPT
         return output[0] if output else None
     return output
 
 
 def _with_first(output: Any, new: Tensor | None) -> Any:
-    """The output with another activation in it; None, which leaves it as it is, where there is none."""
+    """A module's output with its activation replaced by `new`; None (leave the output as it is) if `new` is None."""
     if new is None or isinstance(output, Tensor):
         return new
     return type(output)((new, *output[1:]))

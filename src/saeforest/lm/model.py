@@ -1,4 +1,4 @@
-"""A causal language model with its tokenizer: reading and changing the activations at its sites."""
+"""A causal language model with its tokenizer: reading and replacing the activations at its sites."""
 
 from __future__ import annotations
 
@@ -20,35 +20,41 @@ from saeforest.lm.identity import ModelIdentity
 from saeforest.lm.limits import embedding_rows, longest_text
 from saeforest.lm.sites import Site, resolve
 
-# Batch and context differ from one another and from 1, so that no other shape passes by accident.
+# Batch and context differ from each other and from 1, so that no wrong shape passes by accident.
 _SHORT = torch.zeros(2, 3, dtype=torch.int64)
 
 
 @dataclass(frozen=True, eq=False)
 class LanguageModel:
-    """A frozen decoder in evaluation mode. Token ids never contain padding, so no attention mask is used."""
+    """A frozen causal language model in evaluation mode, with its tokenizer.
+
+    Token ids `[batch, ctx]` contain no padding, so no attention mask is used. Sites are named as in `lm.sites`.
+    """
 
     name: str
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     origin: ModelIdentity | None = None
-    """Which model it is, where it comes from files."""
+    """The identity of a model that was loaded from files; None for one made in memory."""
 
     @property
     def identity(self) -> ModelIdentity:
-        """Which model it is; of one that was made in memory, only its name."""
+        """The identity of the model; for one made in memory, only its name."""
         return self.origin or ModelIdentity(self.name)
 
     @property
     def device(self) -> torch.device:
+        """The device of the model's weights."""
         return self.model.device
 
     @property
     def dtype(self) -> torch.dtype:
+        """The dtype of the model's weights and activations."""
         return self.model.dtype
 
     @cached_property
     def n_layers(self) -> int:
+        """The number of transformer blocks."""
         return self.model.config.get_text_config().num_hidden_layers
 
     @cached_property
@@ -58,18 +64,18 @@ class LanguageModel:
 
     @cached_property
     def max_context(self) -> int | None:
-        """The longest text in tokens that the model reads, None where nothing limits it."""
+        """The longest text, in tokens, that the model can read; None if there is no limit."""
         return longest_text(self.model)
 
     def check_context(self, context: int, what: str) -> None:
-        """Raises InputError, with `what` as the name of the setting, where the model cannot read so many tokens."""
+        """Raises InputError if `context` tokens are more than the model can read; `what` names the setting."""
         if self.max_context is not None and context > self.max_context:
             raise InputError(
-                f"{what} = {context}: {self.name} reads at most {self.max_context} tokens; give fewer"
+                f"{what} = {context}: {self.name} can read at most {self.max_context} tokens; give fewer"
             )
 
     def check_ids(self, ids: Int[Tensor, "..."]) -> None:
-        """Raises InputError where a token has no row in the model's embedding."""
+        """Raises InputError if a token has no row in the model's embedding."""
         if not ids.numel():
             return
         smallest, largest = int(ids.min()), int(ids.max())
@@ -78,14 +84,14 @@ class LanguageModel:
             token = self.tokenizer.convert_ids_to_tokens(bad) if bad >= 0 else None
             raise InputError(
                 f"model {self.name!r}: token {bad} ({token!r}) has no row in its embedding of {self.vocab_size}; "
-                "resize the embedding to the tokenizer and train it, or use the tokenizer the model was trained with"
+                "use the tokenizer the model was trained with, or resize the embedding and train it"
             )
 
     @cached_property
     def eos_id(self) -> int:
-        """The id that ends a text: the tokenizer's EOS or, where it has none, its BOS, SEP or PAD.
+        """The id of the token that ends a text: EOS or, if the tokenizer has none, BOS, SEP or PAD.
 
-        Raises InputError when the tokenizer has none of them.
+        Raises InputError if the tokenizer has none of them.
         """
         tokens = self.tokenizer
         for name in ("eos_token_id", "bos_token_id", "sep_token_id", "pad_token_id"):
@@ -98,13 +104,13 @@ class LanguageModel:
 
     @cached_property
     def end_ids(self) -> list[int]:
-        """The ids that end what the model writes: `eos_id` and those that its settings for generation name."""
+        """The ids of tokens that end generation: `eos_id` and those in the model's generation config."""
         ends = getattr(self.model.generation_config, "eos_token_id", None)
         return sorted({self.eos_id, *(ends if isinstance(ends, list) else [ends])} - {None})
 
     @cached_property
     def special_ids(self) -> Int64[Tensor, " n"]:
-        """The ids of all special tokens, ascending, on the CPU: the named ones and those added as special."""
+        """The ids of all special tokens (named ones and those added as special), ascending, on the CPU."""
         added = self.tokenizer.added_tokens_decoder.items()
         ids = {*self.tokenizer.all_special_ids, *(i for i, token in added if token.special)}
         return torch.tensor(sorted(ids), dtype=torch.int64)
@@ -112,7 +118,7 @@ class LanguageModel:
     def site(self, name: str) -> Site:
         """The site of a hook name such as `blocks.15.hook_resid_post`, or of a module path: see `lm.sites`.
 
-        Raises InputError when there is no such place.
+        Raises InputError if there is no such hook or module.
         """
         return resolve(self.model, self.n_layers, name, lambda site: self.activations(_SHORT, site))
 
@@ -120,25 +126,25 @@ class LanguageModel:
         return self.site(site) if isinstance(site, str) else site
 
     def site_width(self, site: Site) -> int:
-        """The number of features at the site, measured on a few tokens.
+        """The width d of the activation at a site, found by a forward pass on a few tokens.
 
-        Raises InputError when the site holds no activation of shape [batch, ctx, d].
+        Raises InputError if the site has no activation of shape [batch, ctx, d].
         """
         return self.activations(_SHORT, site).shape[-1]
 
     @contextmanager
     def hooked(self, hooks: Hooks) -> Iterator[None]:
-        """Within, every forward pass calls each function with the activation x: [batch, ctx, d] at its site.
+        """Context in which every forward pass calls each hook with the activation x: [batch, ctx, d] at its site.
 
-        What a function returns takes the place of x, cast to x's dtype and device; where it returns None, x stays.
-        Within `generate`, ctx is the length of the prompt at first and then, with the key-value cache, 1. Gradients
-        flow through the functions wherever the caller enables them.
+        What a hook returns replaces x, cast to x's dtype and device; if it returns None, x stays. In `generate`, ctx is
+        the length of the prompt in the first pass and then, with the key-value cache, 1. Gradients flow through the
+        hooks if the caller enables them.
 
             with lm.hooked({"blocks.3.hook_resid_post": lambda x: x + direction}):
                 logits = lm.logits(ids)
 
-        Raises InputError when there is no such site, when it holds no activation of shape [batch, ctx, d], or, on
-        leaving, when forward passes never reached it; ValueError where a function changes the shape.
+        Raises InputError if there is no such site, if it has no activation of shape [batch, ctx, d], or, on leaving, if
+        no forward pass reached it; ValueError if a hook changes the shape.
         """
         with hooked(self.model, [(self._site(site), hook) for site, hook in hooks.items()]):
             yield
@@ -153,10 +159,10 @@ class LanguageModel:
     def activations(
         self, ids: Int[Tensor, "batch ctx"], sites: Site | str | Sequence[Site]
     ) -> Tensor | dict[str, Tensor]:
-        """The activations at a site, or at several by their names, in the model's dtype and on its device.
+        """The activations `[batch, ctx, d]` at a site, or a dict of them by the names of several sites.
 
-        Takes one forward pass, of which nothing behind the last of the sites is computed. Raises InputError as `hooked`
-        does.
+        They have the model's dtype and device. Takes one forward pass, which stops at the last of the sites. Raises
+        InputError as `hooked` does.
         """
         wanted = [self._site(sites)] if isinstance(sites, Site | str) else list(sites)
         found: dict[str, Tensor] = {}
@@ -165,7 +171,7 @@ class LanguageModel:
             if len(found) + 1 == len(wanted):
                 found[name] = x
                 raise _AllFound
-            found[name] = x.clone()  # what follows might work in place
+            found[name] = x.clone()  # later modules may change it in place
 
         try:
             with self.hooked({site: partial(keep, site.name) for site in wanted}):
@@ -177,21 +183,21 @@ class LanguageModel:
     def logits(
         self, ids: Int[Tensor, "batch ctx"], hooks: Hooks | None = None
     ) -> Float[Tensor, "batch ctx vocab"]:
-        """The scores of the next token, in the model's dtype and on its device; `hooks` as in `hooked`."""
+        """Logits of the next token, in the model's dtype and on its device; `hooks` as in `hooked`."""
         if hooks:
             with self.hooked(hooks):
                 return self.logits(ids)
         self.check_ids(ids)
         if self.max_context is not None and ids.shape[1] > self.max_context:
             raise InputError(
-                f"a text of {ids.shape[1]} tokens: {self.name} reads at most {self.max_context}; give shorter ones"
+                f"a text of {ids.shape[1]} tokens: {self.name} can read at most {self.max_context}; give shorter texts"
             )
         return self.model(input_ids=ids.to(self.device), use_cache=False).logits
 
     def token_losses(
         self, ids: Int[Tensor, "batch ctx"], hooks: Hooks | None = None
     ) -> Float32[Tensor, "batch ctx-1"]:
-        """Cross-entropy, in nats, of each token but the first given those before it; `hooks` as in `hooked`."""
+        """Cross-entropy, in nats, of each token after the first, given those before it; `hooks` as in `hooked`."""
         return next_token_losses(self.logits(ids, hooks), ids)
 
     @overload
@@ -218,10 +224,12 @@ class LanguageModel:
         seed: int = 0,
         use_cache: bool = True,
     ) -> str | Tensor:
-        """What the model writes after a prompt: the text after a text, the ids (on the CPU) after ids.
+        """Generate a continuation of a prompt: text for a text, new ids `[batch, new]` (on the CPU) for ids.
 
-        At most `n_tokens` new tokens: a text ends after one of `end_ids`, and is filled up with `eos_id` while others
-        go on. temperature: 0 takes the likeliest token each time; above 0, tokens are drawn with `seed`.
+        Generates at most `n_tokens` tokens. A text ends after one of `end_ids` and is padded with `eos_id` while others
+        in the batch continue.
+
+        temperature: 0 for the most likely token at each step; above 0, tokens are sampled with random seed `seed`.
         """
         from transformers import GenerationConfig
 
@@ -229,7 +237,7 @@ class LanguageModel:
 
         ids = prompt if isinstance(prompt, Tensor) else torch.tensor([self.tokenizer(prompt)["input_ids"]])
         if n_tokens < 1 or ids.numel() == 0:
-            raise InputError("generate: expected a prompt of one token or more and n_tokens of 1 or more")
+            raise InputError("generate: expected a prompt of at least one token, and n_tokens of 1 or more")
         if temperature < 0:
             raise InputError(f"temperature = {temperature}: expected 0 or more")
         self.check_ids(ids)
@@ -266,8 +274,8 @@ class _AllFound(Exception):
 def next_token_losses(
     logits: Float[Tensor, "batch ctx vocab"], ids: Int[Tensor, "batch ctx"]
 ) -> Float32[Tensor, "batch ctx-1"]:
-    """Cross-entropy, in nats, of each token but the first given those before it."""
-    # Text by text: a float32 copy of all the logits may not fit in memory.
+    """Cross-entropy, in nats, of each token after the first, given those before it."""
+    # One text at a time: a float32 copy of all logits may not fit in memory.
     ids = ids.to(logits.device, torch.int64)
     losses = [
         F.cross_entropy(row[:-1].float(), target[1:], reduction="none")

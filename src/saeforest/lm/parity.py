@@ -1,8 +1,7 @@
-"""Whether a loaded model behaves as a trained language model does: its loss on a known text, and its residual stream.
+"""Whether a loaded model behaves like a trained language model: its loss on a known text, and its residual stream.
 
-A model that reads badly (wrong weights, wrong tokenizer, a BOS that is missing) shows it here: its loss is near or
-above that of guessing. What is found is stored with a run; nothing is refused, since a model may be untrained on
-purpose.
+If a model is read wrongly (wrong weights, wrong tokenizer, missing BOS), its loss is near or above that of guessing.
+The result is stored with a run. No model is refused, since it may be untrained on purpose.
 """
 
 from __future__ import annotations
@@ -21,19 +20,21 @@ TEXT = (
     "faster. In the morning, the baker takes the bread out of the oven, and the smell of it fills the whole street. "
     "There are seven days in a week and twelve months in a year. After winter comes the spring, and then the summer."
 )
-_MOST = 96  # tokens of it
-# Trained models, down to a few million parameters, are below 0.7 of the loss of guessing; untrained ones are near 1.
+_MOST = 96  # maximum number of tokens to read
+# The ratio of a model's loss to that of guessing is below 0.7 for trained models, even with a few million parameters,
+# and near 1 for untrained ones.
 TRAINED_BELOW = 0.75
 
 
 @torch.no_grad()
 def parity(lm: LanguageModel, *, bos: bool = False) -> dict[str, Any]:
-    """How a model fares on a short English text, to be stored with a run.
+    """Check a model on a short English text. The result is stored with a run.
 
-    Keys: `loss` in nats per token beside the `loss_of_guessing`, and whether it is that of a `trained` model; how far
-    pre + attn + mlp is from post in some blocks (`sums`, `sums_hold`, None where a block has other parts);
-    `vocab_size`, `max_context`, and the `warnings` that a user should see. bos: whether BOS stands before the text.
-    Raises InputError where the loss is not a number.
+    Keys: `loss` in nats per token, the `loss_of_guessing`, and whether the model seems `trained`; the relative
+    difference between resid_pre + attn_out + mlp_out and resid_post in some blocks (`sums`), and whether the sums hold
+    (`sums_hold`; None if no block has just these parts); `vocab_size`, `max_context`, and `warnings` for the user.
+
+    bos: whether BOS comes before the text. Raises InputError if the loss is NaN or infinite.
     """
     ids = _ids(lm, bos)
     loss = float(lm.token_losses(ids).mean())
@@ -46,15 +47,15 @@ def parity(lm: LanguageModel, *, bos: bool = False) -> dict[str, Any]:
     warnings = []
     if loss > TRAINED_BELOW * guess:
         warnings.append(
-            f"{lm.name} predicts a plain English text badly: {loss:.2f} nats a token, where guessing among its "
-            f"{lm.vocab_size} tokens takes {guess:.2f}; it is untrained, not made for English, or not read as it was "
-            "trained"
+            f"{lm.name} predicts a plain English text badly: its loss is {loss:.2f} nats per token, that of guessing "
+            f"among its {lm.vocab_size} tokens {guess:.2f}; it is untrained, not made for English, or read differently "
+            "from how it was trained"
         )
     worst = max(sums.values(), default=None)
     holds = None if worst is None else worst < _tolerance(lm)
     if holds is False:
         warnings.append(
-            f"in {lm.name}, attn_out and mlp_out are not all that a block adds to the residual stream (off by "
+            f"in {lm.name}, a block adds more to the residual stream than attn_out and mlp_out (they differ by "
             f"{worst:.1%} of what it adds)"
         )
     return {
@@ -78,13 +79,13 @@ def _ids(lm: LanguageModel, bos: bool) -> Tensor:
     ids = (first + [i for i in read if i < lm.vocab_size])[: min(_MOST, lm.max_context or _MOST)]
     if len(ids) < 2:
         raise InputError(
-            f"model {lm.name!r}: its tokenizer makes {len(ids)} tokens of a text of {len(TEXT)} characters"
+            f"model {lm.name!r}: its tokenizer gives only {len(ids)} tokens for a text of {len(TEXT)} characters"
         )
     return torch.tensor([ids])
 
 
 def _sums(lm: LanguageModel, ids: Tensor) -> dict[int, float]:
-    """How far pre + attn + mlp is from post, of what the block adds, in the first, a middle and the last block."""
+    """|pre + attn + mlp - post| / |post - pre| in the first, a middle and the last block."""
     found = {}
     for block in sorted({0, lm.n_layers // 2, lm.n_layers - 1}):
         hooks = ("resid_pre", "attn_out", "mlp_out", "resid_post")
@@ -101,5 +102,5 @@ def _sums(lm: LanguageModel, ids: Tensor) -> dict[int, float]:
 
 
 def _tolerance(lm: LanguageModel) -> float:
-    """The stream may be much larger than what a block adds to it, and is rounded to the model's type."""
+    """Rounding error: the residual stream may be much larger than what a block adds, and has the model's dtype."""
     return 1e-2 if lm.dtype == torch.float32 else 0.3

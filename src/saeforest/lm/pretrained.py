@@ -1,4 +1,4 @@
-"""Reading a model through transformers, quietly and safely, and making sure that it is what its files say."""
+"""Loading a model with transformers, quietly and safely, and checking that it is what its files say."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from saeforest.output import note
 
 Pretrained = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 
-# Parts of a checkpoint that are no part of a language model: they may be left out, where the rest is whole.
+# Parts of a checkpoint that are not part of a language model. They may be left out if the rest is complete.
 _OTHER_PART = re.compile(
     r"vis(ion|ual)|image|audio|speech|multi_?modal|mm_|projector|aligner|perceiver|(^|_)mtp|v_head|value_head|"
     r"reward|score|classif",
@@ -36,10 +36,10 @@ _OTHER_PART = re.compile(
 
 
 def read_pretrained(folder: Path, dtype: torch.dtype) -> Pretrained:
-    """The model in a folder on the CPU, in `dtype`, and its tokenizer.
+    """Load the model in a folder, on the CPU, in `dtype`, and its tokenizer.
 
-    Raises whatever transformers raises, and ValueError where the files and the model do not fit together: tensors
-    that are missing, that have no place in the model, or that are codes nobody here can unpack.
+    Raises whatever transformers raises, and ValueError if files and model do not fit together: tensors that are
+    missing, have no place in the model, or are quantized in a way that can't be dequantized.
     """
     tokenizer = read_tokenizer(folder)
     tensors = stored_tensors(folder)
@@ -50,7 +50,9 @@ def read_pretrained(folder: Path, dtype: torch.dtype) -> Pretrained:
     except ImportError as error:
         if method is None:
             raise
-        raise ValueError(f"its weights are {method} codes, and a package is missing: {error}") from error
+        raise ValueError(
+            f"its weights are quantized ({method}), and a package is missing: {error}"
+        ) from error
     _check_report(report, model, unpacked=method is not None)
     if method is None:
         _check_types(model, tensors)
@@ -58,7 +60,7 @@ def read_pretrained(folder: Path, dtype: torch.dtype) -> Pretrained:
 
 
 def read_gguf_model(path: Path, dtype: torch.dtype) -> PreTrainedModel:
-    """The model in a GGUF file, dequantized. Raises as `read_pretrained` does."""
+    """Load the model in a GGUF file, dequantized. Raises as `read_pretrained` does."""
     model, report = _load(
         str(path.parent), dtype, gguf_file=path.name, quantization_config=GgufConfig(dequantize=True)
     )
@@ -83,9 +85,9 @@ def _check_report(report: Mapping[str, Any], model: PreTrainedModel, *, unpacked
     missing = sorted(report["missing_keys"])
     if missing:
         raise ValueError(f"{len(missing)} weights are missing, such as {missing[0]}")
-    for key, text in (("mismatched_keys", "of another shape"), ("error_msgs", "not readable")):
+    for key, text in (("mismatched_keys", "have the wrong shape"), ("error_msgs", "can't be read")):
         if report.get(key):
-            raise ValueError(f"{len(report[key])} weights are {text}, such as {min(map(str, report[key]))}")
+            raise ValueError(f"{len(report[key])} weights {text}, such as {min(map(str, report[key]))}")
     unexpected = sorted(
         name for name in report["unexpected_keys"] if not (unpacked and is_of_activations(name))
     )
@@ -93,30 +95,28 @@ def _check_report(report: Mapping[str, Any], model: PreTrainedModel, *, unpacked
     wrong = [name for name in unexpected if _other_part(name, model) is None]
     if wrong:
         raise ValueError(
-            f"its files hold {len(wrong)} tensors for which {type(model).__name__} has no place, such as {wrong[0]}; "
-            "it is another kind of model than config.json says, or its weights are packed in a way that config.json "
-            "does not name"
+            f"its files hold {len(wrong)} tensors that {type(model).__name__} does not have, such as {wrong[0]}; "
+            "config.json names the wrong kind of model, or does not say how the weights are packed"
         )
     if others:
         parts = ", ".join(sorted(others))
-        note(
-            f"left out of the model: {parts} ({len(unexpected)} tensors), which is no part of a language model"
-        )
+        note(f"not loaded: {parts} ({len(unexpected)} tensors), which is not part of a language model")
 
 
 def _check_types(model: PreTrainedModel, tensors: Mapping[str, StoredTensor]) -> None:
-    """Raises ValueError for a weight that is stored in a type that no weight has."""
+    """Raises ValueError for a weight that is not stored as floating-point numbers."""
     prefix = f"{model.base_model_prefix}."
     for name, _ in model.named_parameters():
         for known in (name, name.removeprefix(prefix), prefix + name):  # older files leave the prefix out
             if known in tensors and tensors[known].dtype not in FLOATS:
                 raise ValueError(
-                    f"{known} is stored as {tensors[known].dtype}, which no weight is; get the model again"
+                    f"{known} is stored as {tensors[known].dtype}, not as floating-point numbers; download or copy the "
+                    "model again"
                 )
 
 
 def _other_part(name: str, model: nn.Module) -> str | None:
-    """The part of a checkpoint that a tensor belongs to, where that is no part of a language model."""
+    """The part of a checkpoint that a tensor belongs to if it is not part of a language model; else None."""
     module, path = model, []
     for step in name.split(".")[:-1]:
         path.append(step)
@@ -132,7 +132,9 @@ def _finish(model: PreTrainedModel) -> PreTrainedModel:
     zeros, matrices = [], 0
     for name, tensor in model.named_parameters():
         if not tensor.is_floating_point():
-            raise ValueError(f"{name} is {tensor.dtype}, which no weight is; download or copy it again")
+            raise ValueError(
+                f"{name} is {tensor.dtype}: expected floating-point numbers; download or copy it again"
+            )
         if tensor.is_meta:
             raise ValueError(f"{name} was not loaded")
         if not bool(torch.isfinite(tensor.detach()).all()):
@@ -142,17 +144,17 @@ def _finish(model: PreTrainedModel) -> PreTrainedModel:
             if not bool(tensor.detach().any()):
                 zeros.append(name)
     if zeros:
-        note(f"{len(zeros)} of the model's {matrices} weight matrices are zero all over, such as {zeros[0]}")
+        note(f"{len(zeros)} of the model's {matrices} weight matrices are all zero, such as {zeros[0]}")
     return model.eval().requires_grad_(False)
 
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Within, transformers shows no progress bars and logs errors only. Downloads keep their bars."""
+    """Context in which transformers shows no progress bars and logs only errors. Downloads keep their bars."""
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     download_bars = not are_progress_bars_disabled()
     logging.set_verbosity_error()
-    logging.disable_progress_bar()  # switches off those of the Hub as well
+    logging.disable_progress_bar()  # also disables those of the Hub
     if download_bars:
         enable_progress_bars()
     try:

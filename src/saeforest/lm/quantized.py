@@ -1,7 +1,7 @@
-"""Checkpoints whose weights are stored as codes: unpacked by the loader of their format, or refused.
+"""Quantized checkpoints: dequantized by the loader of their format, or refused.
 
-A code is a number of few bits that stands for a weight together with a scale. Read as a weight it would be wrong by
-orders of magnitude, so what the configuration says and what the files hold are compared before anything is loaded.
+A code is a low-bit number that, with a scale, represents a weight. Read as a weight it would be wrong by orders of
+magnitude, so configuration and files are compared before anything is loaded.
 """
 
 from __future__ import annotations
@@ -18,35 +18,36 @@ from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AutoQ
 from saeforest.lm.weights import FLOATS, StoredTensor
 from saeforest.output import note
 
-# Integer tensors that are no codes: positions and masks that older versions of transformers saved.
+# Integer tensors that are not codes: positions and masks saved by older versions of transformers.
 _BUFFER = re.compile(
     r"(^|\.)(position_ids|token_type_ids|cache_position|num_batches_tracked|(attn|attention)\.(bias|masked_bias))$"
 )
 _NO_CODES = {"BOOL", "I64", "C64"}
-# What stands beside codes: scales, zero points, tables and shapes of the formats that transformers knows.
+# Tensors that accompany codes: scales, zero points, tables and shapes in the formats that transformers supports.
 _BESIDE = re.compile(
     r"(scales?|scale_inv|zeros?|zero_point|g_idx|absmax|quant_map|quant_state[\w.]*|SCB|weight_format|weight_packed|"
     r"weight_shape|qweight|blocks|codebooks?|codes|_qdata|tensor_impl[\w.]*)$"
 )
-# Scales of activations, which unpacked weights have no use for.
+# Scales of activations, which dequantized weights do not use.
 _OF_ACTIVATIONS = re.compile(r"(input|activation|output|k|v|q|kv)_(global_)?(scale|zero_point)$|qscale_act$")
 
 
 def is_code(tensor: StoredTensor) -> bool:
-    """Whether a tensor is stored in a type that no weight is stored in."""
+    """Whether a tensor holds codes, judging by its dtype and name."""
     return (
         tensor.dtype not in FLOATS and tensor.dtype not in _NO_CODES and _BUFFER.search(tensor.name) is None
     )
 
 
 def is_of_activations(name: str) -> bool:
+    """Whether a tensor of this name is a scale of activations."""
     return _OF_ACTIVATIONS.search(name) is not None
 
 
 def settle_quantization(config: PreTrainedConfig, tensors: Mapping[str, StoredTensor]) -> str | None:
-    """The format of a checkpoint's codes, None where it holds plain weights; `config` is made to unpack them.
+    """The quantization method of a checkpoint, None if its weights are plain. Sets `config` to dequantize them.
 
-    Raises ValueError where codes and configuration do not fit together, or nobody here can unpack them.
+    Raises ValueError if codes and configuration do not fit together, or transformers can't dequantize them.
     """
     stated = _stated(config)
     codes = [tensor for tensor in tensors.values() if is_code(tensor)]
@@ -54,20 +55,20 @@ def settle_quantization(config: PreTrainedConfig, tensors: Mapping[str, StoredTe
     if not stated:
         if codes:
             raise ValueError(
-                f"{codes[0].name} and {len(codes) - 1} more tensors are stored as {codes[0].dtype} codes, but "
-                "config.json has no quantization_config that says what they stand for; give the model in full precision"
+                f"{codes[0].name} and {len(codes) - 1} more tensors are quantized ({codes[0].dtype}), but config.json "
+                "has no quantization_config; give the model in full precision"
             )
         return None
     method = _method(stated)
     if not codes and not beside:
         note(
-            f"config.json says that the weights are quantized ({method}), but the files hold them in full precision"
+            f"config.json says that the weights are quantized ({method}), but they are stored in full precision"
         )
         _state(config, None)
         return None
     if method not in AUTO_QUANTIZATION_CONFIG_MAPPING:
         known = ", ".join(sorted(AUTO_QUANTIZATION_CONFIG_MAPPING))
-        raise ValueError(f"quantized as {method!r}, which transformers cannot unpack; it knows {known}")
+        raise ValueError(f"quantized as {method!r}, which transformers can't dequantize; it supports {known}")
     _check_scales(method, stated, codes, tensors)
     settings = AutoQuantizationConfig.from_dict(dict(stated))
     if hasattr(settings, "dequantize"):
@@ -106,7 +107,7 @@ def _method(stated: Mapping[str, Any]) -> str:
 def _check_scales(
     method: str, stated: Mapping[str, Any], codes: list[StoredTensor], tensors: Mapping[str, StoredTensor]
 ) -> None:
-    """Raises ValueError for codes without a scale, and for blocks that transformers would stretch."""
+    """Raises ValueError for codes without a scale, and for blocks that transformers dequantizes wrongly."""
     for tensor in codes:
         module, _, leaf = tensor.name.rpartition(".")
         if leaf != "weight":
@@ -114,8 +115,7 @@ def _check_scales(
         scales = [n for n in tensors if n.startswith(f"{module}.") and n != tensor.name and _BESIDE.search(n)]
         if not any(scale for scale in scales if not is_of_activations(scale)):
             raise ValueError(
-                f"{tensor.name} is stored as {tensor.dtype} codes, and no scale beside it says what they stand for; "
-                "download or copy it again"
+                f"{tensor.name} is quantized ({tensor.dtype}), but its scale is missing; download or copy it again"
             )
         block = stated.get("weight_block_size")
         grid = tensors.get(f"{tensor.name}_scale_inv")
@@ -124,19 +124,19 @@ def _check_scales(
         for size, side, n in zip(tensor.shape[-2:], block, grid.shape[-2:], strict=False):
             if n > 1 and size != n * side:
                 raise ValueError(
-                    f"{tensor.name} {list(tensor.shape)} is stored in blocks of {list(block)} that do not fill it, "
-                    "which transformers unpacks wrongly; give the model in full precision"
+                    f"{tensor.name} {list(tensor.shape)} is not divisible into its blocks of {list(block)}, and "
+                    "transformers would dequantize it wrongly; give the model in full precision"
                 )
 
 
 def plain_model(model: PreTrainedModel, method: str, dtype: torch.dtype) -> PreTrainedModel:
-    """The model with ordinary weights in `dtype`. Raises ValueError where they are still codes."""
+    """The model with plain weights in `dtype`. Raises ValueError if some are still codes."""
     if getattr(model, "hf_quantizer", None) is not None and any(map(_holds_codes, model.modules())):
         try:
             model = model.dequantize(dtype)  # pyright: ignore[reportAssignmentType]
         except Exception as error:
             raise ValueError(
-                f"its weights are {method} codes, which transformers runs but does not unpack "
+                f"its weights are quantized ({method}), and transformers can run but not dequantize them "
                 f"({type(error).__name__}); give the model in full precision"
             ) from error
     kept = model._keep_in_fp32_modules or ()
@@ -150,13 +150,13 @@ def plain_model(model: PreTrainedModel, method: str, dtype: torch.dtype) -> PreT
     for name, module in model.named_modules():
         if _holds_codes(module):
             raise ValueError(
-                f"{name} still holds {method} codes after unpacking; give the model in full precision"
+                f"{name} is still quantized ({method}) after dequantization; give the model in full precision"
             )
     return model
 
 
 def _holds_codes(module: nn.Module) -> bool:
-    """Whether a module's own tensors are codes, or it is a layer that computes on codes."""
+    """Whether a module's own parameters are codes, or it is a layer that computes on codes."""
     own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
     if any(not t.is_floating_point() or t.element_size() < 2 for t in module.parameters(recurse=False)):
         return True

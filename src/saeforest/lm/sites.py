@@ -1,27 +1,27 @@
-"""Names of places in a language model: TransformerLens hook names, or the path of any module.
+"""Sites: places in a language model, named by TransformerLens hook names or by the path of any module.
 
-A decoder is read by its structure, not by its architecture's name: the list of blocks is the outermost
-`ModuleList` with as many entries as the model has layers, and a block's attention and MLP go by one of a
-handful of names. In block I = 0, 1, ... these are the places, all of them `[batch, ctx, width]`:
+A model is read by its structure, not by the name of its architecture: the list of blocks is the outermost
+`ModuleList` with as many entries as the model has layers, and a block's attention and MLP have one of a handful of
+names. Block I = 0, 1, ... has these sites, all of shape `[batch, ctx, width]`:
 
     blocks.I.hook_resid_pre        the residual stream before the block
     blocks.I.ln1.hook_normalized   what the attention reads; also blocks.I.attn.hook_in
-    blocks.I.attn.hook_z           what the attention's output projection reads: the heads one after another
+    blocks.I.attn.hook_z           what the attention's output projection reads: the heads concatenated
                                    (TransformerLens: [batch, ctx, heads, d_head])
     blocks.I.hook_attn_out         what the attention adds to the residual stream
-    blocks.I.hook_resid_mid        the residual stream between attention and MLP; blocks where the two work in parallel
+    blocks.I.hook_resid_mid        the residual stream between attention and MLP; blocks that run the two in parallel
                                    (GPT-NeoX, GPT-J, Falcon, Phi, Cohere) have none
     blocks.I.ln2.hook_normalized   what the MLP reads; also blocks.I.mlp.hook_in
     blocks.I.hook_mlp_out          what the MLP adds to the residual stream
-    blocks.I.hook_resid_post       the residual stream behind the block
+    blocks.I.hook_resid_post       the residual stream after the block
 
 The two `hook_normalized` are activations exactly as attention and MLP receive them: the normalized residual stream
-times the norm's weight (and, in blocks without a norm in that place, the residual stream itself). TransformerLens
-takes RMS norms before their weight, unless it was folded into the layers behind them; its `hook_mlp_in` and
-`hook_attn_in` are the stream before the norm, and are no names here.
+times the norm's weight (or, in blocks without such a norm, the residual stream itself). TransformerLens reads an RMS
+norm before its weight, unless the weight was folded into the next layers. Its `hook_mlp_in` and `hook_attn_in` are the
+residual stream before the norm; these names are not available here.
 
-Any other module goes by its path, such as `model.layers.3.mlp.up_proj` for its output and
-`model.layers.3.mlp.up_proj:input` for its first input.
+Any other module is named by its path: `model.layers.3.mlp.up_proj` for its output, `model.layers.3.mlp.up_proj:input`
+for its first input.
 """
 
 from __future__ import annotations
@@ -53,43 +53,44 @@ HOOKS = (
 _HOOK_NAME = re.compile(r"blocks\.(\d+)\.([\w.]+)")
 _SUM = ("resid_pre", "attn_out", "mlp_out", "resid_post")
 _INPUT = ":input"
-# In order of preference. The norms come first: where a block has them behind its attention or MLP
-# (Gemma 2 and 3, OLMo 2, GLM 4), it is their output that is added to the residual stream.
+# In order of preference. Norms come first: if a block has a norm after its attention or MLP (Gemma 2 and 3, OLMo 2,
+# GLM 4), the norm's output is what is added to the residual stream.
 _MLP_NORMS = ("post_mlp_layernorm", "post_feedforward_layernorm")
 _ATTENTION_NORMS = ("post_self_attn_layernorm", "post_attention_layernorm")
 _MLPS = ("mlp", "feed_forward", "ffn", "block_sparse_moe")
 _ATTENTIONS = ("self_attn", "attn", "attention", "self_attention", "linear_attn")
 _PROJECTIONS = ("o_proj", "out_proj", "c_proj", "dense", "output")
-# How far two ways to the same sum may be apart, relative to a summand: nearly always they agree to the last bit.
+# Tolerance for two computations of the same sum, relative to a summand. They nearly always agree to the last bit.
 _ROUNDING = 1e-3
 
 
 @dataclass(frozen=True)
 class Site:
-    """A place whose activation is read or replaced.
+    """A place in a language model whose activation is read or replaced.
 
-    `name` is what the user wrote, `module_path` the module that is hooked, and `kind` says whether the
-    activation is that module's first input or its (first) output, times `scale`.
+    name: as the user gave it.
+    module_path: the module that is hooked.
+    kind: whether the activation is that module's first input or its (first) output, times `scale`.
     """
 
     name: str
     module_path: str
     kind: Literal["input", "output"]
     scale: float = 1.0
-    """What the block multiplies that output by before it adds it to the residual stream."""
+    """Factor by which the block multiplies the output before adding it to the residual stream."""
     around: str | None = None
-    """The module, if any, that adds the same activation to its output by another way: a replacement has to take that
-    way too."""
+    """The module, if any, whose skip connection adds the same activation to its output; a replacement is then added
+    there too."""
 
 
 Read = Callable[[Site], Tensor]
-"""Gives the activation at a site on a short text. Raises InputError where there is none."""
+"""A function that returns the activation at a site on a short text. Raises InputError if there is none."""
 
 
 def resolve(model: nn.Module, n_layers: int, name: str, read: Read) -> Site:
-    """The site called `name`; `read` serves to tell sequential blocks from others for `hook_resid_mid`.
+    """The site called `name`. `read` is used to find `hook_resid_mid`.
 
-    Raises InputError, with what would have been right, when there is no such place.
+    Raises InputError, listing valid names, if there is no such site.
     """
     paths = [path for path, _ in model.named_modules() if path]
     if name.removesuffix(_INPUT) in paths:
@@ -114,16 +115,19 @@ def resolve(model: nn.Module, n_layers: int, name: str, read: Read) -> Site:
     child = _component(block, hook)
     if child is None:
         children = ", ".join(f"{path}.{child}" for child, _ in block.named_children())
-        raise InputError(f"site {name!r}: block {index} has no part known for it; give one of {children}")
+        raise InputError(
+            f"site {name!r}: block {index} has no module known for this hook; give one of {children}"
+        )
     if hook in ("hook_attn_out", "hook_mlp_out"):
         return Site(name, f"{path}.{child}", "output", _multiplier(block, hook))
     return Site(name, f"{path}.{child}", "input")
 
 
 def _resid_mid(name: str, path: str, block: nn.Module, x: dict[str, Tensor], read: Read) -> Site:
-    """The input of the part of the block that reads pre + attn_out, where that plus mlp_out is post.
+    """The input of the module in the block that reads pre + attn_out, if that plus mlp_out is post.
 
-    It is looked for on a short text: no name tells what a norm called `post_attention_layernorm` reads.
+    It is found by running a short text, since names are ambiguous: `post_attention_layernorm` may come before the MLP
+    or after the attention.
     """
     mid = x["resid_pre"] + x["attn_out"]
     if _equal(mid + x["mlp_out"], x["resid_post"], x["mlp_out"]):
@@ -131,13 +135,13 @@ def _resid_mid(name: str, path: str, block: nn.Module, x: dict[str, Tensor], rea
             site = Site(name, f"{path}.{child}", "input", around=path)
             try:
                 there = read(site)
-            except InputError:  # it reads something else than an activation, or takes no part
+            except InputError:  # its input is not an activation, or it is not used
                 continue
             if there.shape == mid.shape and _equal(there, mid, x["attn_out"]):
                 return site
     raise InputError(
-        f"site {name!r}: no part of {path} reads resid_pre + attn_out: its attention and MLP work in parallel, or are "
-        "not all that it adds; choose resid_pre or resid_post"
+        f"site {name!r}: no module of {path} reads resid_pre + attn_out: its attention and MLP run in parallel, or it "
+        "adds something else too; choose resid_pre or resid_post"
     )
 
 
@@ -146,7 +150,7 @@ def _equal(a: Tensor, b: Tensor, summand: Tensor) -> bool:
 
 
 def _multiplier(block: nn.Module, hook: str) -> float:
-    """Granite's residual_multiplier, and Falcon H1's for its attention."""
+    """The factor of the block's output: Granite's residual_multiplier or Falcon H1's attn_out_multiplier; else 1."""
     names = (
         ("residual_multiplier", "attn_out_multiplier")
         if hook == "hook_attn_out"
@@ -177,21 +181,20 @@ def _block_list(model: nn.Module, n_layers: int, name: str) -> tuple[str, nn.Mod
     ]
     if not lists:
         raise InputError(f"site {name!r}: {type(model).__name__} has no list of blocks; give a module path")
-    # The outermost: a mixture of experts may well have as many experts as layers.
+    # Take the outermost, since a mixture of experts may have as many experts as layers.
     return min(lists, key=lambda found: found[0].count("."))
 
 
 def _component(block: nn.Module, hook: str) -> str | None:
-    """The module (a path within the block) at whose input or output a hook is, if one is known."""
+    """The path, within the block, of the module at whose input or output the hook is; None if unknown."""
     children = dict(block.named_children())
-    closed = any(
-        norm in children for norm in _MLP_NORMS
-    )  # a norm behind the MLP, and so behind the attention
+    # Whether there is a norm after the MLP, and hence one after the attention.
+    closed = any(norm in children for norm in _MLP_NORMS)
     if hook == "hook_mlp_out":
         found = _first(children, (*_MLP_NORMS, *_MLPS, "fc2"))
     elif hook == "hook_attn_out":
-        # A plain `post_attention_layernorm` usually feeds the MLP. It closes the attention only in a block that
-        # has a norm behind its MLP too.
+        # A `post_attention_layernorm` usually comes before the MLP. It belongs to the attention only in a block that
+        # also has a norm after its MLP.
         found = _first(children, (*_ATTENTION_NORMS, *_ATTENTIONS) if closed else _ATTENTIONS)
     elif hook in ("ln2.hook_normalized", "mlp.hook_in"):
         return _first(children, (*_MLPS, "fc1"))
@@ -204,7 +207,7 @@ def _component(block: nn.Module, hook: str) -> str | None:
         return projection and f"{found}.{projection}"
     if found is None or "residual" not in inspect.signature(children[found].forward).parameters:
         return found
-    # BLOOM and MPT add the residual stream inside: what is added is the output of the last linear layer.
+    # BLOOM and MPT add the residual stream inside this module: what it adds is the output of its last linear layer.
     linears = [path for path, module in children[found].named_modules() if isinstance(module, nn.Linear)]
     return f"{found}.{linears[-1]}" if linears else None
 

@@ -1,7 +1,7 @@
-"""The tokenizer of a folder: what transformers makes of it, compared with what its tokenizer.json says.
+"""Loading a tokenizer with transformers, and checking it against its tokenizer.json.
 
-transformers builds some tokenizers anew by the name of their class and leaves out how tokenizer.json splits text, so
-that the token ids are not those that the model was trained on. The tokenizers library reads the file as it is.
+transformers rebuilds some tokenizers from the name of their class and ignores how tokenizer.json splits text, so that
+the token ids differ from those that the model was trained on. The tokenizers library reads the file as it is.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ TOKENIZER_FILE, _SETTINGS, _SPECIALS_FILE = (
     "special_tokens_map.json",
 )
 SPECIALS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-_MOST_ADDED = 200  # added tokens that are tried
+_MOST_ADDED = 200  # maximum number of added tokens to compare
 
-# Where splitting goes wrong: digits, spaces, line breaks, signs, contractions, code, scripts, accents, emoji.
+# Texts that may be split wrongly: digits, spaces, line breaks, signs, contractions, code, scripts, accents, emoji.
 SAMPLES = (
     "the cat sat on the mat and the dog ran home",
     "The quick brown fox, it's said, won't jump over I'LL or we've.",
@@ -47,7 +47,7 @@ SAMPLES = (
 
 
 def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a folder. Raises ValueError where its files are missing, damaged or do not fit together."""
+    """Load the tokenizer in a folder. Raises ValueError if its files are missing, damaged or inconsistent."""
     found: PreTrainedTokenizerBase | None = None
     cause = ""
     try:
@@ -56,10 +56,10 @@ def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         cause = first_line(error)
     if not (folder / TOKENIZER_FILE).is_file():
         if found is None:
-            raise ValueError(f"no {TOKENIZER_FILE}, and no other tokenizer that can be read: {cause}")
+            raise ValueError(f"no {TOKENIZER_FILE}, and no other tokenizer can be read: {cause}")
         if not _knows_text(found):
             raise ValueError(
-                f"no tokenizer: expected {TOKENIZER_FILE} or the files of an older one beside config.json"
+                f"no tokenizer: expected {TOKENIZER_FILE}, or the files of an older tokenizer, next to config.json"
             )
         return found
     by_file = _tokenizer_of(folder / TOKENIZER_FILE)
@@ -68,28 +68,26 @@ def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     own = _own(folder, by_file, found)
     if (text := difference(own, by_file)) is not None:
         raise ValueError(
-            f"{TOKENIZER_FILE}: its special tokens change how {text!r} is read; the files do not fit"
+            f"{TOKENIZER_FILE}: the special tokens in the other files change how {text!r} is read; copy files that "
+            "belong together"
         )
     if found is None:
-        note(f"{folder}: transformers cannot read the tokenizer ({cause}); read from {TOKENIZER_FILE} alone")
+        note(f"{folder}: transformers can't read the tokenizer ({cause}); using {TOKENIZER_FILE} alone")
     else:
         note(
-            f"{folder}: transformers' {type(found).__name__} splits text in another way than {TOKENIZER_FILE} says; "
-            "read as the file says"
+            f"{folder}: transformers' {type(found).__name__} splits text differently from {TOKENIZER_FILE}; using the "
+            "file"
         )
     return _checked(own)
 
 
 def difference(tokenizer: PreTrainedTokenizerBase, by_file: Tokenizer) -> str | None:
-    """A text that the two read differently, None where there is none."""
+    """A text that the two tokenizers read differently; None if none was found."""
     added = list(by_file.get_added_tokens_decoder().values())[:_MOST_ADDED]
     texts = [*SAMPLES, *(f"a {token.content} b{token.content}c" for token in added)]
     backend = getattr(tokenizer, "backend_tokenizer", None)
     try:
-        for plain in (
-            False,
-            True,
-        ):  # special tokens that are spelled out: as what they are, and as plain text
+        for plain in (False, True):  # whether special tokens spelled out in a text are read as plain text
             by_file.encode_special_tokens = plain
             for text in texts:
                 theirs = by_file.encode(text, add_special_tokens=False).ids
@@ -105,7 +103,7 @@ def difference(tokenizer: PreTrainedTokenizerBase, by_file: Tokenizer) -> str | 
 
 
 def _ids(tokenizer: PreTrainedTokenizerBase, text: str, plain: bool) -> list[int] | None:
-    """The ids of a text; None where the tokenizer cannot read it at all."""
+    """The ids of a text; None if the tokenizer fails on it."""
     try:
         encoding = tokenizer(
             text,
@@ -127,7 +125,7 @@ def _tokenizer_of(file: Path) -> Tokenizer:
         raise ValueError(
             f"{file}: not a tokenizer ({first_line(error)}); download or copy it again"
         ) from None
-    tokenizer.no_truncation()  # the file may say to cut or pad every text, which is not for us
+    tokenizer.no_truncation()  # the file may ask to truncate or pad every text
     tokenizer.no_padding()
     return tokenizer
 
@@ -135,13 +133,13 @@ def _tokenizer_of(file: Path) -> Tokenizer:
 def _checked(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
     if not _knows_text(tokenizer):
         raise ValueError(
-            f"{TOKENIZER_FILE} knows no words: every text is empty or unknown; copy the right one"
+            f"{TOKENIZER_FILE} has no usable vocabulary: every text becomes empty or unknown; copy the right file"
         )
     return tokenizer
 
 
 def _knows_text(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether any text at all becomes other tokens than the unknown one."""
+    """Whether any sample text gives tokens other than special ones."""
     ids: set[Any] = set()
     for text in SAMPLES[:-1]:
         ids.update(_ids(tokenizer, text, True) or ())
@@ -149,7 +147,7 @@ def _knows_text(tokenizer: PreTrainedTokenizerBase) -> bool:
 
 
 def _own(folder: Path, by_file: Tokenizer, found: PreTrainedTokenizerBase | None) -> PreTrainedTokenizerFast:
-    """The tokenizer of the file itself, with the named special tokens and the chat template of the folder."""
+    """The tokenizer of tokenizer.json, with the special tokens and the chat template of the folder."""
     settings = read_object(folder / _SETTINGS) if (folder / _SETTINGS).is_file() else {}
     if found is not None:
         specials = {name: getattr(found, name, None) for name in SPECIALS}
@@ -159,7 +157,7 @@ def _own(folder: Path, by_file: Tokenizer, found: PreTrainedTokenizerBase | None
         specials = {name: _content({**named, **settings}.get(name)) for name in SPECIALS}
         file = folder / "chat_template.jinja"
         template = file.read_text(encoding="utf-8") if file.is_file() else settings.get("chat_template")
-    # A name for a token that the file does not have would add one, beyond the rows of the embedding.
+    # A special token that the file lacks would be added, with an id beyond the rows of the embedding.
     known = {
         name: str(token)
         for name, token in specials.items()
@@ -176,7 +174,7 @@ def _own(folder: Path, by_file: Tokenizer, found: PreTrainedTokenizerBase | None
 
 
 def wrap(backend: Tokenizer, specials: dict[str, str], template: Any) -> PreTrainedTokenizerFast:
-    """A tokenizer that does what `backend` does."""
+    """A transformers tokenizer that does what `backend` does, with these special tokens and chat template."""
     own = PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer.from_str(backend.to_str()), clean_up_tokenization_spaces=False, **specials
     )
@@ -185,7 +183,7 @@ def wrap(backend: Tokenizer, specials: dict[str, str], template: Any) -> PreTrai
 
 
 def set_bos(tokenizer: PreTrainedTokenizerFast, bos: str | None) -> None:
-    """Lets the tokenizer put `bos` before every text, or nothing."""
+    """Make the tokenizer put `bos` before every text, or nothing if None."""
     processor: Any = None
     if bos is not None:
         tokens = [(bos, tokenizer.convert_tokens_to_ids(bos))]
@@ -199,6 +197,6 @@ def _begins_with(tokenizer: PreTrainedTokenizerFast, bos: str) -> bool:
 
 
 def _content(token: Any) -> str | None:
-    """The text of a special token, which settings write as a string or as an object."""
+    """The text of a special token, given as a string or as an object."""
     text = token.get("content") if isinstance(token, dict) else token
     return text if isinstance(text, str) else None

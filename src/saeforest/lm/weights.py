@@ -1,4 +1,4 @@
-"""The tensors that the files of a model hold, read from the headers of its safetensors files alone."""
+"""The tensors in a model's safetensors files, read from the files' headers alone."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from saeforest.files import read_bytes
 
 CONFIG_FILE = "config.json"
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
-_MOST_HEADER = 100_000_000  # bytes; the format's own limit
+_MOST_HEADER = 100_000_000  # bytes; the limit of the safetensors format
 FLOATS = {"F64", "F32", "F16", "BF16"}
 
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor in a file: `start` and `length` say where its bytes are."""
+    """A tensor in a file; its bytes are `length` bytes from offset `start`."""
 
     name: str
     dtype: str
@@ -31,14 +31,14 @@ class StoredTensor:
 
 
 def read_model_config(folder: Path) -> dict[str, Any]:
-    """config.json of a folder. Raises ValueError where it is missing or is no JSON object."""
+    """Read config.json of a folder. Raises ValueError if it is missing or not a JSON object."""
     return read_object(folder / CONFIG_FILE)
 
 
 def weight_files(folder: Path) -> list[Path]:
     """The safetensors files that transformers reads, in order: the single one, or those that the index names.
 
-    Raises ValueError where there are none, or where the index names a file that is not there.
+    Raises ValueError if there are none, or if a file named in the index is missing.
     """
     explicit = read_object(folder / CONFIG_FILE).get("transformers_weights")
     if isinstance(explicit, str):
@@ -52,7 +52,7 @@ def weight_files(folder: Path) -> list[Path]:
         return [single]
     if not index.is_file():
         raise ValueError(
-            f"no {_SINGLE} in {folder}; weights are read from safetensors files alone, "
+            f"no {_SINGLE} in {folder}; weights are read only from safetensors files, "
             "never from .bin or .pt files, which could run code"
         )
     named = read_object(index).get("weight_map")
@@ -61,18 +61,18 @@ def weight_files(folder: Path) -> list[Path]:
     files = [folder / file for file in sorted(set(named.values()))]
     for file in files:
         if not file.is_file():
-            raise ValueError(f"{index} names {file.name}, which is not there; download or copy it again")
+            raise ValueError(f"{index} names {file.name}, which is missing; download or copy it again")
     return files
 
 
 def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
-    """The tensors in the files of a folder, by name. Raises ValueError where a file is damaged."""
+    """The tensors in the files of a folder, by name. Raises ValueError if a file is damaged."""
     found: dict[str, StoredTensor] = {}
     for file in weight_files(folder):
         for tensor in _header(file):
             if tensor.name in found:
                 raise ValueError(
-                    f"tensor {tensor.name} is in {found[tensor.name].file.name} and in {file.name}"
+                    f"tensor {tensor.name} is in both {found[tensor.name].file.name} and {file.name}"
                 )
             found[tensor.name] = tensor
     return found
@@ -105,14 +105,14 @@ def _what_is_wrong(file: Path, size: int) -> str:
     with file.open("rb") as stream:
         start = stream.read(64)
     if start.startswith(b"version https://git-lfs"):
-        return "a pointer of Git LFS instead of the weights"
-    return "no whole safetensors file" if size else "empty"
+        return "a Git LFS pointer instead of the weights"
+    return "not a complete safetensors file" if size else "empty"
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """A JSON object of a model's folder. Raises ValueError where the file is missing or holds none.
+    """Read a JSON object from a model's folder. Raises ValueError if the file is missing or holds none.
 
-    Unlike our own files these may hold Infinity, as the configuration of Mamba 2 does.
+    Unlike saeforest's own files, these may hold Infinity, as the configuration of Mamba 2 does.
     """
     try:
         data = json.loads(read_bytes(path))
