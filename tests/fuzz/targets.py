@@ -33,7 +33,8 @@ from saeforest.explore.run import _TENSORS as COUNTS
 from saeforest.explore.run import _Unfinished
 from saeforest.explore.strongest import Strongest, passages
 from saeforest.files import CHECKSUM, CHECKSUMS, read_json
-from saeforest.interop import load_released
+from saeforest.interop import load_folder
+from saeforest.interop.tree_sae import load_tree_sae
 from saeforest.judges.cache import CachedJudge
 from saeforest.lm import load_lm
 from saeforest.measures.dead_training import read_dead_rates
@@ -194,8 +195,16 @@ def _model(root: Path) -> str:
 
 
 def _released(root: Path) -> str:
-    sae = load_released(root / "released")
+    sae = load_tree_sae(root / "released")
     return digest(sae.tensors(), sae.config, sae.metadata)
+
+
+def _theirs(name: str) -> Callable[[Path], str]:
+    def read(root: Path) -> str:
+        sae = load_folder(root / name)
+        return digest(sae.tensors(), sae.config, sae.metadata)
+
+    return read
 
 
 def _recovery(root: Path) -> str:
@@ -283,6 +292,9 @@ TARGETS = [
     Target("model's tokenizer_config.json", "model/tokenizer_config.json", json_mutations, _model, _MODEL),
     Target("released config.json", "released/config.json", json_mutations, _released, _MODEL),
     Target("released weights", "released/sae.safetensors", tensor_mutations, _released, _MODEL),
+    Target("SAELens' cfg.json", "saelens/cfg.json", json_mutations, _theirs("saelens"), _MODEL),
+    Target("SAELens' weights", f"saelens/{WEIGHTS}", tensor_mutations, _theirs("saelens"), _MODEL),
+    Target("Gemma Scope", "gemma/params.npz", byte_mutations, _theirs("gemma"), _MODEL),
 ]
 
 

@@ -17,6 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, note, settings
@@ -61,6 +62,8 @@ def root(
     _unfinished(root)
     _texts(root / "texts", tiny_text)
     _released(root / "released")
+    _saelens(root / "saelens")
+    _gemma(root / "gemma")
     return root
 
 
@@ -117,6 +120,30 @@ def _released(folder: Path) -> None:
         "parent_index_1": torch.tensor([0, 1, 2, 3, 3]),
     }
     save_file({**tensors, **parents}, folder / "sae.safetensors")
+
+
+def _saelens(folder: Path) -> None:
+    folder.mkdir()
+    details = {"k": 2.5, "matryoshka_widths": [3, 8]}
+    cfg = {
+        "architecture": "jumprelu", "d_in": 4, "d_sae": 8, "dtype": "float32", "apply_b_dec_to_input": False,
+        "normalize_activations": "layer_norm", "reshape_activations": "none",
+        "metadata": {"sae_lens_version": "6.54.12", "model_name": "gpt2-small", "context_size": 128,
+                     "training_architecture": "matryoshka_batchtopk", "training_architecture_details": details},
+    }  # fmt: skip
+    (folder / "cfg.json").write_text(json.dumps(cfg))
+    save_file(_jumprelu(), folder / "sae_weights.safetensors")
+
+
+def _gemma(folder: Path) -> None:
+    folder.mkdir()
+    np.savez(folder / "params.npz", allow_pickle=False, **{k: v.numpy() for k, v in _jumprelu().items()})
+
+
+def _jumprelu() -> dict[str, torch.Tensor]:
+    rng = torch.Generator().manual_seed(0)
+    shapes = {"W_enc": (4, 8), "W_dec": (8, 4), "b_enc": (8,), "b_dec": (4,), "threshold": (8,)}
+    return {name: torch.randn(shape, generator=rng) for name, shape in shapes.items()}
 
 
 @pytest.fixture(scope="session")

@@ -7,14 +7,11 @@ stored, the decoder slightly off unit norm, so that codes and reconstructions ar
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
-from huggingface_hub import HfApi, snapshot_download
 from jaxtyping import Int
 from torch import Tensor
 
@@ -32,35 +29,20 @@ from ..saes import (
     build,
 )
 from ..saes.checks import MOST_FEATURES
-from ..saes.files import CFG
 from ..schema import FLOATS, INTEGERS, listed, shown
 from ..structure.forest import ROOT
 
 CONFIG, WEIGHTS = "config.json", "sae.safetensors"
-_HUB_NAME = re.compile(r"(?P<repo>[\w-][\w.-]*/[\w-][\w.-]*)(:(?P<folder>[\w-][\w./-]*))?")
-_HUB_PATIENCE_S = 10.0
 _THRESHOLD = 1e-3
 
 
-def is_released(source: str | Path) -> bool:
-    """Whether `load_released` reads `source`: a folder in the authors' layout, or no folder here but a Hub name."""
-    path = Path(source)
-    if path.is_dir():
-        ours = (path / CFG).exists()
-        return not ours and ((path / CONFIG).exists() or (path / WEIGHTS).exists() or bool(_below(path)))
-    return isinstance(source, str) and not path.exists() and _HUB_NAME.fullmatch(source) is not None
-
-
-def load_released(source: str | Path) -> SAE:
+def load_tree_sae(folder: Path) -> SAE:
     """An SAE that the Tree SAE's authors released, as one of ours: it encodes and reconstructs as in their code.
 
-    `source` is a folder, or a name on the Hub: `tueminh/tree-sae`, and `tueminh/tree-sae:FOLDER` for one of several
-    in it. What has been downloaded before is used as it is, without asking the Hub. The whole of config.json is in
-    `metadata["released"]`.
+    The whole of config.json is in `metadata["released"]`.
 
-    Raises InputError where there is no such folder or name, or a file, a key, a tensor or a shape is missing or wrong.
+    Raises InputError where a file, a key, a tensor or a shape is missing or wrong.
     """
-    folder = _folder(source)
     config = _read_config(folder / CONFIG)
     system = _system(config, folder / CONFIG)
     tensors = _read_weights(folder / WEIGHTS, system)
@@ -231,65 +213,3 @@ def _parent(tensors: dict[str, Tensor], sizes: tuple[int, ...], path: Path) -> I
             parents.append(torch.where(index == start, ROOT, index))
         start += size
     return torch.cat(parents)
-
-
-# -- where they are
-
-
-def _folder(source: str | Path) -> Path:
-    path = Path(source)
-    if path.is_dir():
-        return _chosen(path, _below(path)) if not (path / CONFIG).exists() else path
-    name = _HUB_NAME.fullmatch(source) if isinstance(source, str) and not path.exists() else None
-    if name is None:
-        raise InputError(
-            f"{source}: no such folder; expected one with {CONFIG} and {WEIGHTS}, or a Hub name such as "
-            "tueminh/tree-sae"
-        )
-    return _on_hub(name["repo"], (name["folder"] or "").rstrip("/"))
-
-
-def _below(folder: Path) -> list[str]:
-    """The folders in `folder` that hold an SAE."""
-    return sorted(file.parent.name for file in folder.glob(f"*/{WEIGHTS}"))
-
-
-def _chosen(path: Path, several: list[str]) -> Path:
-    if several:
-        raise InputError(f"{path}: holds several SAEs; give one of its folders: {', '.join(several)}")
-    return path
-
-
-def _on_hub(repo: str, folder: str) -> Path:
-    """The local copy of one SAE on the Hub, downloaded unless it is there."""
-    files = [f"{folder}/{name}" if folder else name for name in (CONFIG, WEIGHTS)]
-    try:
-        copy = Path(snapshot_download(repo, allow_patterns=files, local_files_only=True))
-        if all((copy / file).exists() for file in files):
-            return copy / folder
-    except Exception:  # never downloaded
-        pass
-    _check_on_hub(repo, files)
-    try:
-        return Path(snapshot_download(repo, allow_patterns=files)) / folder
-    except Exception as error:  # the Hub's client has no common base of its many errors
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise InputError(f"{repo}: the download from the Hub failed ({reason}); try again") from error
-
-
-def _check_on_hub(repo: str, files: Iterable[str]) -> None:
-    # Asked once here, since the download itself would try again and again for half a minute.
-    try:
-        found = {file.rfilename for file in HfApi().model_info(repo, timeout=_HUB_PATIENCE_S).siblings or ()}
-    except Exception as error:
-        raise InputError(
-            f"{repo}: no such folder, and the Hub has no such model or cannot be reached; give a folder or a Hub name "
-            "such as tueminh/tree-sae"
-        ) from error
-    missing = next((file for file in files if file not in found), None)
-    if missing is not None:
-        others = sorted(
-            f"{repo}:{file.removesuffix('/' + WEIGHTS)}" for file in found if file.endswith("/" + WEIGHTS)
-        )
-        hint = f"; it holds {', '.join(others)}" if others else ""
-        raise InputError(f"{repo}: the Hub has no {missing} there{hint}")

@@ -59,6 +59,10 @@ def _fit_for_a_line(metadata: dict[str, Any]) -> dict[str, Any]:
     return metadata
 
 
+Metadata = Annotated[dict[str, Any], AfterValidator(_fit_for_a_line)]
+"""What an SAE says of its training."""
+
+
 class _Frame(Schema):
     """What cfg.json says of any SAE beside its configuration. `d_out` makes a transcoder of it."""
 
@@ -67,7 +71,7 @@ class _Frame(Schema):
     d_out: Annotated[int, Field(ge=1, le=MOST_FEATURES)] | None = None
     apply_b_dec_to_input: bool = True
     exact_inverse: bool | None = None
-    metadata: Annotated[dict[str, Any], AfterValidator(_fit_for_a_line)] = Field(default_factory=dict)
+    metadata: Metadata = Field(default_factory=dict)
     checksums: dict[Name, Checksum] = Field(default_factory=dict)
 
 
@@ -166,14 +170,14 @@ def load_sae(folder: str | Path) -> SAE:
         )
     weights = read_tensors(folder / WEIGHTS, listed_checksum(cfg, WEIGHTS))
     # The largest come first: a file of other sizes is found out before memory is taken for them.
-    _check_weights(weights, sae_class.tensor_shapes(frame.d_in, frame.d_sae, frame.d_out), folder / WEIGHTS)
+    check_weights(weights, sae_class.tensor_shapes(frame.d_in, frame.d_sae, frame.d_out), folder / WEIGHTS)
     config = _with_bias(config, weights, folder / WEIGHTS)
     try:
         sae = sae_class(config, frame.d_in, d_out=frame.d_out)
     except InputError as error:  # no transcoder of this system, or none with such a target
         raise InputError(f"{folder / CFG}: {error}") from None
     shapes = {name: list(tensor.shape) for name, tensor in sae.tensors().items()}
-    _check_weights(weights, shapes, folder / WEIGHTS)
+    check_weights(weights, shapes, folder / WEIGHTS)
     sae.metadata = frame.metadata
     if frame.exact_inverse is not None and isinstance(sae.normalizer, LayerNorm):
         sae.normalizer = LayerNorm(frame.exact_inverse)
@@ -207,7 +211,8 @@ def _check_version(cfg: Any, path: Path) -> None:
         raise InputError(f"{path}: architecture {shown(architecture)}: expected one of {', '.join(SYSTEMS)}")
 
 
-def _check_weights(weights: Mapping[str, Tensor], shapes: Mapping[str, list[int]], path: Path) -> None:
+def check_weights(weights: Mapping[str, Tensor], shapes: Mapping[str, list[int]], path: Path) -> None:
+    """Raises InputError unless the tensors of a file have these names and shapes, a fitting type and finite values."""
     for name, shape in shapes.items():
         if name not in weights:
             raise InputError(f"{path}: tensor '{name}' is missing; it holds {listed(weights)}")

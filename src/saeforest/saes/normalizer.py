@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..errors import InputError
 
-Normalization = Literal["layer_norm", "none", "dataset_scale"] | float
+Normalization = Literal["layer_norm", "constant_norm_rescale", "none", "dataset_scale"] | float
 _STD_EPS = 1e-5
 
 
@@ -58,6 +58,22 @@ class LayerNorm(Normalizer):
 
 
 @dataclass(frozen=True)
+class ConstantNorm(Normalizer):
+    """Every activation to the norm sqrt(d), under the name that SAELens has for it: `constant_norm_rescale`.
+
+    An activation of zeros stays as it is; SAELens makes NaN of it.
+    """
+
+    def apply(self, x: Float[Tensor, "*n d"]) -> tuple[Float[Tensor, "*n d"], TokenStats]:
+        norm = x.norm(dim=-1, keepdim=True) / x.shape[-1] ** 0.5
+        norm = torch.where(norm > 0, norm, 1)
+        return x / norm, TokenStats(torch.zeros_like(norm), norm)
+
+    def undo(self, z: Float[Tensor, "*n d"], stats: TokenStats) -> Float[Tensor, "*n d"]:
+        return z * stats.std
+
+
+@dataclass(frozen=True)
 class Scale(Normalizer):
     """Every activation times one factor. After training the factor is folded into the weights (`SAE.fold_scale`)."""
 
@@ -80,17 +96,23 @@ def normalizer_of(how: Normalization, *, exact_inverse: bool = True) -> Normaliz
 
     Raises InputError for "dataset_scale", which stands for a number that only the activations tell.
     """
-    return LayerNorm(exact_inverse) if how == "layer_norm" else _scale(how, "normalize_activations")
+    match how:
+        case "layer_norm":
+            return LayerNorm(exact_inverse)
+        case "constant_norm_rescale":
+            return ConstantNorm()
+        case _:
+            return _scale(how, "normalize_activations")
 
 
 def target_normalizer(how: Normalization) -> Scale:
     """The normalizer of a transcoder's target that `sae.normalize_target` names: none, or a factor.
 
-    Raises InputError for layer_norm too: it would take the target's own mean, which is not known when it is predicted.
+    Raises InputError for what would take the target's own mean or norm, which are not known when it is predicted.
     """
-    if how == "layer_norm":
+    if how in ("layer_norm", "constant_norm_rescale"):
         raise InputError(
-            "sae.normalize_target = layer_norm: a target's own mean is not known when it is predicted; "
+            f"sae.normalize_target = {how}: a target's own mean and norm are not known when it is predicted; "
             "expected dataset_scale, none or a factor"
         )
     return _scale(how, "normalize_target")

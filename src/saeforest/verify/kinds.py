@@ -23,9 +23,10 @@ from ..files import (
     read_bytes,
     read_tensors,
 )
+from ..interop import load_folder
 from ..interop.tree_sae import CONFIG as RELEASED
 from ..interop.tree_sae import WEIGHTS as RELEASED_WEIGHTS
-from ..interop.tree_sae import load_released
+from ..interop.tree_sae import load_tree_sae
 from ..judges.cache import FILE as ANSWERS
 from ..judges.cache import read_answers
 from ..measures.record import Record
@@ -89,7 +90,7 @@ def _sae(folder: Path) -> Iterator[Finding]:
     about, cfg = checked_json(folder / CFG, remedy)
     weights = checked_tensors(folder / WEIGHTS, cfg, remedy)
     if about.sound and weights.sound:
-        whole, _ = tried(folder, lambda: load_sae(folder), remedy)
+        whole, _ = tried(folder, lambda: load_folder(folder), remedy)
         if whole.problem:
             of_weights = whole.problem.startswith(str(weights.path))
             blamed = weights if of_weights else about
@@ -104,7 +105,7 @@ def _sae(folder: Path) -> Iterator[Finding]:
 
 def _released(folder: Path) -> Iterator[Finding]:
     remedy = "copy or download the folder again"
-    whole, _ = tried(folder, lambda: load_released(folder), remedy)
+    whole, _ = tried(folder, lambda: load_tree_sae(folder), remedy)
     for name in (RELEASED, RELEASED_WEIGHTS):
         path = folder / name
         problem = (

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import saeforest
 from oracles.released import released_forward
 from saeforest import InputError
-from saeforest.interop import load_released, tree_sae
+from saeforest.interop.tree_sae import load_tree_sae
 from saeforest.saes import SAE, JumpReLUSAE, MatchingPursuitSAE, MatryoshkaSAE, TopKSAE, TreeSAE, save_sae
 
 SIZES, D = [6, 8, 10], 12
@@ -82,7 +79,7 @@ def assert_as_theirs(sae: SAE, folder: Path, x: Tensor) -> np.ndarray[Any, Any]:
 @pytest.mark.parametrize("kind", TYPES)
 def test_encodes_and_reconstructs_as_theirs(kind: str, tmp_path: Path, x: Tensor) -> None:
     folder = write_released(tmp_path / "theirs", kind)
-    sae = load_released(folder)
+    sae = load_tree_sae(folder)
     assert type(sae) is TYPES[kind][1]
     codes = assert_as_theirs(sae, folder, x)
     l0 = (codes > 0).sum(1)
@@ -103,7 +100,7 @@ def test_saved_and_loaded_again_it_is_the_same(kind: str, tmp_path: Path, x: Ten
 
 
 def test_the_whole_configuration_is_kept(tmp_path: Path) -> None:
-    metadata = load_released(write_released(tmp_path / "theirs", "tree")).metadata
+    metadata = load_tree_sae(write_released(tmp_path / "theirs", "tree")).metadata
     assert metadata["released"] == {"type": "tree", **TYPES["tree"][0], **EXTRA, "patience": "Infinity"}
     assert metadata["hook_name"] == EXTRA["hook_name"]
 
@@ -111,7 +108,7 @@ def test_the_whole_configuration_is_kept(tmp_path: Path) -> None:
 def test_forest_and_layers(tmp_path: Path) -> None:
     folder = write_released(tmp_path / "theirs", "tree")
     stored = load_file(folder / "sae.safetensors")
-    forest = load_released(folder).forest
+    forest = load_tree_sae(folder).forest
     assert forest.layer_sizes == tuple(SIZES)
     assert forest.parent[:6].eq(-1).all()
     for layer, start in ((1, 6), (2, 14)):
@@ -124,7 +121,7 @@ def test_forest_and_layers(tmp_path: Path) -> None:
 def test_the_first_layer_needs_no_parents(tmp_path: Path, x: Tensor) -> None:
     folder = write_released(tmp_path / "theirs", "tree")
     change(folder, parent_index_0=None)
-    assert_as_theirs(load_released(folder), folder, x)
+    assert_as_theirs(load_tree_sae(folder), folder, x)
 
 
 def test_a_child_under_a_parent_at_the_gate(tmp_path: Path) -> None:
@@ -137,7 +134,7 @@ def test_a_child_under_a_parent_at_the_gate(tmp_path: Path) -> None:
     parents = torch.full((8,), 6)
     parents[0] = 0
     change(folder, **{"encoder.weight": encoder, "parent_index_1": parents, "b_dec": torch.zeros(D)})
-    sae = load_released(folder)
+    sae = load_tree_sae(folder)
     code = sae.encode(x).detach().dense(F)
     assert code[0, 0] == pytest.approx(5e-4, rel=1e-3)
     assert code[0, 6] == 0
@@ -146,9 +143,9 @@ def test_a_child_under_a_parent_at_the_gate(tmp_path: Path) -> None:
 
 def test_matching_pursuit_has_no_bias_and_one_dictionary(tmp_path: Path, x: Tensor) -> None:
     folder = write_released(tmp_path / "theirs", "mp")
-    with_all = load_released(folder)(x)
+    with_all = load_tree_sae(folder)(x)
     change(folder, **{"encoder.weight": None, "b_dec": None})
-    assert torch.equal(load_released(folder)(x), with_all)
+    assert torch.equal(load_tree_sae(folder)(x), with_all)
 
 
 def test_matching_pursuit_stops_when_nothing_is_left(tmp_path: Path, x: Tensor) -> None:
@@ -160,7 +157,7 @@ def test_matching_pursuit_stops_when_nothing_is_left(tmp_path: Path, x: Tensor) 
         other = torch.linalg.qr(torch.stack([u[row], u[2]], dim=1)).Q[:, 1]
         decoder[:, row] = torch.nn.functional.normalize(u[row] - rest * other, dim=0)
     change(folder, **{"decoder.weight": decoder})
-    l0 = (assert_as_theirs(load_released(folder), folder, x) > 0).sum(1)
+    l0 = (assert_as_theirs(load_tree_sae(folder), folder, x) > 0).sum(1)
     assert l0[0] == 1
     assert l0[1] > 1
 
@@ -169,7 +166,7 @@ def test_matching_pursuit_stops_when_nothing_is_left(tmp_path: Path, x: Tensor) 
 def test_layers_of_a_flat_sae_are_one_dictionary(kind: str, tmp_path: Path, x: Tensor) -> None:
     folder = write_released(tmp_path / "theirs", kind)
     configure(folder, features_per_layer=SIZES, k_per_layer=[3, 3, 1])
-    sae = load_released(folder)
+    sae = load_tree_sae(folder)
     assert sae.config.layer_sizes == (F,)
     assert_as_theirs(sae, folder, x)
 
@@ -181,7 +178,7 @@ def test_numbers_in_place_of_lists_and_half_precision(tmp_path: Path, x: Tensor)
         folder,
         **{k: v.half() for k, v in load_file(folder / "sae.safetensors").items() if v.is_floating_point()},
     )
-    sae = load_released(folder)
+    sae = load_tree_sae(folder)
     assert sae.W_enc.dtype == torch.float32
     configure(folder, features_per_layer=[F], k_per_layer=[7])
     assert_as_theirs(sae, folder, x)
@@ -318,7 +315,7 @@ def test_k_larger_than_the_dictionary(kind: str, tmp_path: Path) -> None:
     folder = write_released(tmp_path / "theirs", kind)
     configure(folder, k_per_layer=[20, 5])
     with pytest.raises(InputError) as info:
-        load_released(folder)
+        load_tree_sae(folder)
     one_line(info, "config.json", "'k_per_layer' asks for 25", f"of {F}")
 
 
@@ -332,100 +329,3 @@ def test_a_folder_of_several(tmp_path: Path) -> None:
         saeforest.load(tmp_path / "all")
     one_line(info, "holds several SAEs", "topk, tree")
     assert isinstance(saeforest.load(str(tmp_path / "all" / "tree")), TreeSAE)
-
-
-@pytest.mark.parametrize("source", ["/nowhere/at/all", "nowhere", "./a/b"])
-def test_no_such_folder(source: str) -> None:
-    for read in (saeforest.load, load_released):
-        with pytest.raises(InputError, match="no such folder"):
-            read(source)
-    with pytest.raises(InputError, match="no such folder"):
-        load_released(Path("tueminh/tree-sae"))
-
-
-@pytest.mark.parametrize("source", ["tueminh/tree-sae", "tueminh/tree-sae:gpt2/tree", "runs/misspelt"])
-def test_the_hub_cannot_be_reached(source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(InputError) as info:
-        saeforest.load(source)
-    one_line(info, f"{source.partition(':')[0]}: no such folder, and the Hub", "tueminh/tree-sae")
-
-
-def test_what_was_downloaded_before_is_used(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, x: Tensor
-) -> None:
-    """The Hub's client finds it in its cache; nobody asks the Hub."""
-    repo = tmp_path / "models--tueminh--tree-sae"
-    folder = write_released(repo / "snapshots" / ("a" * 40) / "gpt2" / "tree", "tree")
-    (repo / "refs").mkdir()
-    (repo / "refs" / "main").write_text("a" * 40)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr(tree_sae, "HfApi", None)
-    for source in ("tueminh/tree-sae:gpt2/tree", "tueminh/tree-sae:gpt2/tree/"):
-        assert_as_theirs(saeforest.load(source), folder, x)
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A Hub that has what is in the folder returned; nothing is downloaded yet."""
-    there, here = tmp_path / "hub", tmp_path / "cache"
-    there.mkdir()
-    here.mkdir()
-
-    def model_info(repo: str, *, timeout: float) -> SimpleNamespace:
-        assert repo == "tueminh/tree-sae"
-        files = [str(path.relative_to(there)) for path in there.rglob("*") if path.is_file()]
-        return SimpleNamespace(siblings=[SimpleNamespace(rfilename=name) for name in files])
-
-    def snapshot_download(repo: str, *, allow_patterns: list[str], local_files_only: bool = False) -> str:
-        if local_files_only and not any(here.iterdir()):
-            raise LocalEntryNotFoundError("nothing here")
-        for name in [] if local_files_only else allow_patterns:
-            (here / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(there / name, here / name)
-        return str(here)
-
-    monkeypatch.setattr(tree_sae, "HfApi", lambda: SimpleNamespace(model_info=model_info))
-    monkeypatch.setattr(tree_sae, "snapshot_download", snapshot_download)
-    return there
-
-
-def test_downloads_the_one_that_is_asked_for(hub: Path, tmp_path: Path, x: Tensor) -> None:
-    for seed, name in enumerate(("gpt2/tree-2", "gpt2/tree-4")):
-        write_released(hub / name, "tree", seed)
-    assert_as_theirs(saeforest.load("tueminh/tree-sae:gpt2/tree-4"), hub / "gpt2/tree-4", x)
-    assert [path.name for path in (tmp_path / "cache" / "gpt2").iterdir()] == ["tree-4"]
-    # The first is there, the second is not, and is fetched.
-    assert_as_theirs(saeforest.load("tueminh/tree-sae:gpt2/tree-2"), hub / "gpt2/tree-2", x)
-
-
-def test_downloads_a_repository_of_one(hub: Path, x: Tensor) -> None:
-    hub.rmdir()
-    write_released(hub, "relu")
-    assert_as_theirs(saeforest.load("tueminh/tree-sae"), hub, x)
-
-
-def test_the_hub_has_others(hub: Path) -> None:
-    for name in ("gpt2/tree-2", "gpt2/tree-4"):
-        write_released(hub / name, "tree")
-    choices = "tueminh/tree-sae:gpt2/tree-2, tueminh/tree-sae:gpt2/tree-4"
-    with pytest.raises(InputError) as info:
-        saeforest.load("tueminh/tree-sae")
-    one_line(info, "tueminh/tree-sae: the Hub has no config.json there", choices)
-    with pytest.raises(InputError) as info:
-        saeforest.load("tueminh/tree-sae:gpt2/tree")
-    one_line(info, "the Hub has no gpt2/tree/config.json", choices)
-
-
-def test_a_download_that_breaks_off(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    hub.rmdir()
-    write_released(hub, "topk")
-
-    def breaks(*_: object, **__: object) -> str:
-        raise ConnectionError("connection lost\nand a long story")
-
-    monkeypatch.setattr(tree_sae, "snapshot_download", breaks)
-    with pytest.raises(InputError) as info:
-        saeforest.load("tueminh/tree-sae")
-    one_line(info, "tueminh/tree-sae: the download from the Hub failed (connection lost); try again")

@@ -1,0 +1,84 @@
+"""Any SAE that is read, wherever it is and whoever wrote it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..errors import InputError
+from ..saes import SAE, load_sae
+from ..saes.files import CFG, SAE_FOLDER, WEIGHTS
+from ..schema import listed
+from . import gemma_scope, tree_sae
+from .saelens_folder import is_saelens, load_saelens
+
+_EXPECTED = (
+    f"expected a run, {CFG} and {WEIGHTS} (of saeforest or SAELens), {gemma_scope.NPZ} or {gemma_scope.SAFETENSORS} "
+    f"(Gemma Scope), or {tree_sae.CONFIG} and {tree_sae.WEIGHTS} (the Tree SAE's authors)"
+)
+
+
+def load(source: str | Path, *, activation_scale: float | None = None) -> SAE:
+    """A trained SAE, on the CPU in float32 and ready to encode.
+
+        sae = saeforest.load("runs/demo")                                  # a run, or its sae/ folder
+        sae = saeforest.load("jbloom/GPT2-Small-SAEs-Reformatted:blocks.8.hook_resid_pre")
+        sae = saeforest.load("google/gemma-scope-2b-pt-res:layer_20/width_16k/average_l0_71")
+        code = sae.encode(x)                                               # x: [n, d_in]
+        x_hat = sae(x)                                                     # [n, d_in]; of a transcoder [n, d_out]
+
+    source: a folder, or a name on the Hugging Face Hub: `org/repo`, `org/repo:folder` for one of several SAEs there,
+        `org/repo@revision:folder` for a branch or commit. What was downloaded before is used without asking the Hub.
+        The folder is a run (which trained one SAE), an SAE that this library saved, one that SAELens saved, one of
+        Gemma Scope, or one that the Tree SAE's authors released.
+    activation_scale: factor on activations for a SAELens SAE that was trained with `expected_average_only_in` and does
+        not hold it. Otherwise leave it out.
+
+    Codes and reconstructions are those of the code that wrote the SAE; docs/load.md says which architectures are read,
+    and as what. An SAE that learned no forest has one in which every feature hangs from the root: `saeforest infer`
+    and `saeforest.infer_forest` find parents for its features.
+
+    Raises InputError, a ValueError, where there is no SAE or not one alone, where it has an architecture or option
+    that has no counterpart here, and where a file, key, tensor or shape is missing or wrong.
+    """
+    return load_folder(_local(source), activation_scale=activation_scale)
+
+
+def load_folder(folder: Path, *, activation_scale: float | None = None) -> SAE:
+    """The SAE in a folder, whichever layout it has: see `load`."""
+    if is_saelens(folder):
+        return load_saelens(folder, activation_scale=activation_scale)
+    if activation_scale is not None:
+        raise InputError(
+            f"activation_scale = {activation_scale}: {folder} is no SAELens folder, and no other lacks it; leave it out"
+        )
+    names = {path.name for path in folder.iterdir()}
+    if CFG in names or SAE_FOLDER in names:
+        return load_sae(folder)
+    if not names.isdisjoint((gemma_scope.NPZ, gemma_scope.SAFETENSORS)):
+        return gemma_scope.load_gemma_scope(folder)
+    if not names.isdisjoint((tree_sae.CONFIG, tree_sae.WEIGHTS)):
+        return tree_sae.load_tree_sae(folder)
+    if several := _below(folder):
+        raise InputError(f"{folder}: holds several SAEs; give one of its folders: {listed(several)}")
+    raise InputError(f"{folder}: holds no SAE; {_EXPECTED}")
+
+
+def _local(source: str | Path) -> Path:
+    """The folder that `source` is, or stands for on the Hub."""
+    path = Path(source)
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise InputError(f"{source}: not a folder; give the folder of the SAE")
+    if isinstance(source, str):
+        from .hub import fetch, hub_sae  # the Hub's client takes longer to import than an SAE to load
+
+        if (name := hub_sae(source)) is not None:
+            return fetch(name)
+    raise InputError(f"{source}: no such folder; {_EXPECTED}; or a name on the Hub such as org/repo:folder")
+
+
+def _below(folder: Path) -> set[str]:
+    """The folders in `folder` that hold an SAE."""
+    files = (CFG, gemma_scope.NPZ, gemma_scope.SAFETENSORS, tree_sae.WEIGHTS)
+    return {path.parent.name for file in files for path in folder.glob(f"*/{file}")}
