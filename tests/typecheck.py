@@ -14,6 +14,8 @@ from typing import Any, get_args, get_type_hints
 import jaxtyping
 from beartype import BeartypeConf, beartype
 
+# The public functions tell users in their own words which argument is wrong; tests give them such arguments.
+_CHECKS_ITSELF = "saeforest.api"
 checked = beartype(conf=BeartypeConf(is_pep484_tower=True))
 _with_shapes = jaxtyping.jaxtyped
 
@@ -35,7 +37,13 @@ def _has_shapes(function: Callable[..., Any]) -> bool:
 def jaxtyped(typechecker: Any) -> Callable[[Any], Any]:
     """What jaxtyping's import hook puts on every function and class."""
     full = _with_shapes(typechecker=typechecker)
-    return lambda it: full(it) if inspect.isclass(it) or _has_shapes(it) else checked(it)
+
+    def decorated(it: Any) -> Any:
+        if it.__module__.startswith(_CHECKS_ITSELF):
+            return it
+        return full(it) if inspect.isclass(it) or _has_shapes(it) else checked(it)
+
+    return decorated
 
 
 jaxtyping.jaxtyped = jaxtyped

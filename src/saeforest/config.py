@@ -19,7 +19,7 @@ from .files import atomic_file, checksum_of_data, read_bytes, read_yaml
 from .optim import OptimConfig, Precision
 from .saes import SYSTEMS, SystemConfig, TreeConfig, check_inference
 from .saes.base import TranscoderConfig
-from .schema import MOST, flaw, shown
+from .schema import MOST, flaw, own_error, shown
 
 # YAML reads a bare yes and no as true and false.
 Bos = Annotated[
@@ -284,9 +284,11 @@ def load_config(path: Path, *, of_run: bool = False) -> TrainConfig:
         config = _adapter().validate_python(data)
         _check_booleans(data, config)
         return config
-    except InputError as error:  # from a range check in one of the configurations
+    except InputError as error:
         raise InputError(f"{path}: {error}") from None
     except ValidationError as error:
+        if (own := own_error(error)) is not None:  # a range that one of the configurations checks
+            raise InputError(f"{path}: {own}") from None
         first = error.errors()[0]
         key = _key(first["loc"])
         if first["type"] == "union_tag_invalid":

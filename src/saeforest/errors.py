@@ -3,8 +3,8 @@
 import shlex
 
 
-class InputError(Exception):
-    """Something the user gave is wrong.
+class InputError(ValueError):
+    """Something the user gave is wrong: an argument, a setting, a file.
 
     The message is one line: it names the file, key or value, says what was expected, and what to do.
     The command line prints it without a traceback and exits with status 2.

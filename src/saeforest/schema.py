@@ -61,9 +61,20 @@ def checked(kind: type[T], data: Any, where: object, remedy: str = "") -> T:
     try:
         return _adapter(kind).validate_json(json.dumps(data), strict=True)
     except ValidationError as error:
-        raise InputError(f"{where}: {flaw(error.errors()[0])}{then}") from None
-    except InputError as error:  # a range that a configuration checks by itself
-        raise InputError(f"{where}: {error}{then}") from None
+        raise InputError(f"{where}: {said(error)}{then}") from None
+
+
+def said(error: ValidationError) -> str:
+    """The first thing that pydantic found wrong, as part of a line: see `flaw`. Of a range that a configuration checks
+    by itself, what that says: its InputError is a ValueError, which pydantic takes for a finding of its own."""
+    own = own_error(error)
+    return flaw(error.errors()[0]) if own is None else str(own)
+
+
+def own_error(error: ValidationError) -> InputError | None:
+    """The first InputError that a configuration raised while pydantic made it; None where there is none."""
+    causes = (found.get("ctx", {}).get("error") for found in error.errors())
+    return next((cause for cause in causes if isinstance(cause, InputError)), None)
 
 
 def flaw(error: ErrorDetails) -> str:

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from . import __version__
 from .activations import ActivationReader
-from .activations.data import data_of
+from .activations.data import GivenData, data_of
 from .config import TrainConfig, resolve_device
 from .errors import InputError
 from .lm import ModelIdentity, load_lm, same_model
@@ -26,7 +26,15 @@ from .text import (
 
 
 def open_reader(config: TrainConfig) -> ActivationReader:
-    """The language model of a configuration, ready to read at its site, and at its target if there is one."""
+    """The language model of a configuration, ready to read at its site, and at its target if there is one.
+
+    Raises InputError where the configuration is of a run that was trained on a tensor: it knows no language model.
+    """
+    if isinstance(data_of(config.data), GivenData):
+        raise InputError(
+            "this run was trained on a tensor in Python, so it knows no language model and no text; "
+            "give activations of your own: saeforest.measure(run, x) or saeforest.infer_forest(sae, x)"
+        )
     device = resolve_device(config.device)
     lm = load_lm(config.model, device=str(device), dtype=resolve_precision(config.lm.dtype, device))
     lm.check_context(config.text.context, "text.context")

@@ -16,7 +16,7 @@ from saeforest.evaluation import registry as registry_module
 from saeforest.evaluation.evaluate import evaluate_all
 from saeforest.evaluation.key import record_key
 from saeforest.evaluation.options import PositionOptions
-from saeforest.evaluation.task import Task
+from saeforest.evaluation.task import ReadText, Task
 from saeforest.judges import JudgeConfig
 from saeforest.measures import EvalBatch, Measure, Record, Streaming, Study, Subject
 from saeforest.measures.first_letters import FirstLetterConfig, FirstLetters
@@ -188,10 +188,10 @@ def test_a_key_follows_from_the_needs(run: tuple[SAE, ActivationReader, Tokens],
     read = {"text", "losses", "firings", "activations", "probes"}
     changes: list[tuple[set[str], Task, MeasureOptions]] = [
         (set(), task, replace(options, tokens=5, infer_tokens=7)),
-        (read, replace(task, tokens=other_tokens), options),
+        (read, replace(task, text=ReadText(task.reader, other_tokens)), options),
         (
             read | {"labeled_texts"},
-            replace(task, reader=PositionOptions(exclude_first=False).applied(reader)),
+            replace(task, text=ReadText(PositionOptions(exclude_first=False).applied(reader), task.tokens)),
             options,
         ),
         ({"losses"}, task, replace(options, ce_tokens=5)),

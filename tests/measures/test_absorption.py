@@ -350,7 +350,7 @@ def test_activations_must_be_finite(lm: LanguageModel) -> None:
 
 def test_words_are_read_once_for_all_saes(reader: ActivationReader, monkeypatch: pytest.MonkeyPatch) -> None:
     config = replace(WORLD, seed=1, words=60, epochs=1)
-    shared = Shared(reader)
+    shared = Shared(lambda: reader)
     first = shared.words(config)
     monkeypatch.setattr(LanguageModel, "activations", None)  # not needed again
     assert shared.words(replace(config, units="raw", min_letters=3)) is first

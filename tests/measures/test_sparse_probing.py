@@ -306,7 +306,7 @@ def test_a_record_from_texts_on_disk(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     config = SparseProbingConfig(LabeledTextConfig(animals, train=60, test=24))
-    shared, sae = Shared(reader), RunFolder(finished_run).load()[1]
+    shared, sae = Shared(lambda: reader), RunFolder(finished_run).load()[1]
     record = sparse_probing(subject_of(sae, shared.texts(config.texts)), config)
     record.write(tmp_path / "sparse_probing.json")
     assert record.measure == "sparse_probing"

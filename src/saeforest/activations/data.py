@@ -12,6 +12,9 @@ from .manifest import Manifest
 from .sources import StoredActivations, is_store, open_store
 from .writer import MODEL
 
+#: What a configuration's `data` says where a Python program trained on activations of its own (`saeforest.train`).
+GIVEN = "<tensor>"
+
 
 @dataclass(frozen=True)
 class TextData:
@@ -19,6 +22,13 @@ class TextData:
 
     source: str
     """The packaged text, a file or folder, or a Hub data set."""
+
+
+@dataclass(frozen=True)
+class GivenData:
+    """Activations that a Python program handed over: no file holds them, and no text or language model is known."""
+
+    source: str = GIVEN
 
 
 @dataclass(frozen=True)
@@ -48,8 +58,10 @@ class StoredData:
         return open_store(self.folder, seed)
 
 
-def data_of(data: str) -> TextData | StoredData:
+def data_of(data: str) -> TextData | StoredData | GivenData:
     """Raises InputError where a folder of harvested activations is not whole."""
+    if data == GIVEN:
+        return GivenData()
     folder = Path(data)
     if not is_store(folder):
         return TextData(data)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from ..text import Tokens
 from .options import MeasureOptions
 from .supplies import Shared, Supplies
 from .task import Source, Task, make_task
-from .text_pass import Pass, read_text
+from .text_pass import Pass, Read, read_text
 
 
 def evaluate(
@@ -39,23 +39,27 @@ def evaluate(
     return {name: found[name] for name in task.names}
 
 
-def evaluate_all(tasks: Sequence[Task], options: MeasureOptions) -> Iterator[tuple[Task, Record]]:
+def evaluate_all(
+    tasks: Sequence[Task],
+    options: MeasureOptions,
+    read: Callable[[Sequence[Pass], int], Read] = read_text,
+) -> Iterator[tuple[Task, Record]]:
     """The records of all tasks as they come; the language model reads the text once for all SAEs.
 
     The tasks share reader and tokens. Excluded positions (`reader.keep`) are neither measured nor replaced. Losses take
     two forward passes of the language model, and one more for every SAE, so they are taken on the first
-    `options.ce_tokens` tokens only, rounded up to whole windows.
+    `options.ce_tokens` tokens only, rounded up to whole windows. `read` is what shows the passes their batches.
 
     Raises InputError where an activation is NaN or infinite, RuntimeError where an identity is broken.
     """
     if not tasks:
         return
-    shared = Shared(tasks[0].reader)
+    shared = Shared(lambda: tasks[0].reader)
     supplies = [Supplies(task, shared, options.probes) for task in tasks]
     with ExitStack() as stack:
         passes = [Pass(one.task, _measures(one, options, stack), one.pairs) for one in supplies]
         reading = [one for one in passes if one.measures or one.task.needs("firings", "activations")]
-        read = read_text(reading, options.ce_tokens) if reading else None
+        shown = read(reading, options.ce_tokens) if reading else None
         for one in passes:
             for measure in one.measures.values():
                 yield one.task, measure.record(_settings(one.task, options))
@@ -64,7 +68,7 @@ def evaluate_all(tasks: Sequence[Task], options: MeasureOptions) -> Iterator[tup
     # The firings of an SAE take more memory than the SAE: they go when its measures are done.
     while supplies:
         of_sae = supplies.pop(0)
-        of_sae.read = read
+        of_sae.read = shown
         for spec in of_sae.task.studies:
             config = options.config_of(spec.name)
             with ExitStack() as stack:

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..activations import ActivationReader
-from ..activations.data import StoredData, TextData, data_of
+from ..activations.data import GivenData, StoredData, TextData, data_of
 from ..config import TextConfig, TrainConfig
 from ..errors import InputError
 from ..infer import ForestInference, InferConfig, InferredForest
@@ -180,7 +180,7 @@ def _training_activations(
         case StoredData() as stored:
             store = stored.open(config.data_seed)
             batches = (store.block(0, i).x for i in range(store.n_blocks))
-        case TextData():
+        case TextData() | GivenData():  # of these there is no reader
             text = read_tokens(config, reader, "train", max(left, config.text.context))
             batches = (batch.x for batch, _ in reader.batches(text))
     for x in batches:

@@ -37,19 +37,20 @@ class Shared:
     Of labeled texts only those that were asked for last are kept: they are large.
     """
 
-    def __init__(self, reader: ActivationReader) -> None:
+    def __init__(self, reader: Callable[[], ActivationReader]) -> None:
+        """reader: gives what reads text; asked for where a measure needs it."""
         self._reader = reader
         self._texts: tuple[LabeledTextConfig, ReadTexts] | None = None
         self._words: dict[FirstLetterConfig, FirstLetters] = {}
 
     def texts(self, config: LabeledTextConfig) -> ReadTexts:
         if self._texts is None or self._texts[0] != config:
-            self._texts = config, read_texts(self._reader, config)
+            self._texts = config, read_texts(self._reader(), config)
         return self._texts[1]
 
     def words(self, config: FirstLetterConfig) -> FirstLetters:
         if (key := config.reading) not in self._words:
-            self._words[key] = first_letters(self._reader, key)
+            self._words[key] = first_letters(self._reader(), key)
         return self._words[key]
 
 

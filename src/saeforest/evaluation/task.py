@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from .. import __version__
 from ..activations import ActivationReader
@@ -37,13 +37,19 @@ class Source:
     """Where the forest comes from."""
 
 
+class ReadText(NamedTuple):
+    """The measured text, and what reads its activations."""
+
+    reader: ActivationReader
+    tokens: Tokens
+
+
 @dataclass(frozen=True, eq=False)
 class Task:
     """The measures to take of one SAE.
 
     forest:   its own or, for a flat SAE, one inferred from text that is not measured.
-    reader:   reads the SAE's site, on which it was trained.
-    tokens:   the measured text.
+    text:     what is measured; None where activations are measured that come from no text (`evaluate_rows`).
     settings: of every record: what was measured, on what.
     folder:   where a judge's answers are kept; None: nowhere.
     log:      the folder of its training's log.jsonl; None: unknown.
@@ -52,11 +58,26 @@ class Task:
     sae: SAE
     names: Sequence[str]
     forest: Forest
-    reader: ActivationReader
-    tokens: Tokens
+    text: ReadText | None
     settings: Mapping[str, Any]
     folder: Path | None = None
     log: Path | None = None
+
+    @property
+    def reader(self) -> ActivationReader:
+        """Reads the SAE's site, on which it was trained."""
+        return self._text.reader
+
+    @property
+    def tokens(self) -> Tokens:
+        """The measured text."""
+        return self._text.tokens
+
+    @property
+    def _text(self) -> ReadText:
+        if self.text is None:
+            raise LookupError("a measure asks for text, but activations without one are measured")
+        return self.text
 
     @property
     def streaming(self) -> list[Streaming]:
@@ -89,10 +110,7 @@ def make_task(
     Raises InputError where the text begins with BOS and the SAE was trained without, or the other way round, and for a
     measure that says nothing of a transcoder.
     """
-    if sae.is_transcoder:
-        for name in names:
-            if not MEASURES[name].transcoders:
-                raise InputError(f"measure '{name}': means nothing for a transcoder; leave it out")
+    check_transcoder(sae, names)
     check_bos(sae, prepend_bos=tokens.prepend_bos)
     settings = {
         **asdict(source),
@@ -112,10 +130,25 @@ def make_task(
             "exclude_special": reader.exclude_special,
             "max_norm": reader.max_norm,
         },
+        **about_sae(sae),
+    }
+    own = sae.forest if forest is None else forest
+    return Task(sae, tuple(names), own, ReadText(reader, tokens), settings, folder, log)
+
+
+def check_transcoder(sae: SAE, names: Sequence[str]) -> None:
+    """Raises InputError where the SAE is a transcoder, and a measure says nothing of those."""
+    if sae.is_transcoder:
+        for name in names:
+            if not MEASURES[name].transcoders:
+                raise InputError(f"measure '{name}': means nothing for a transcoder; leave it out")
+
+
+def about_sae(sae: SAE) -> dict[str, Any]:
+    """What every record says of how the SAE was measured, whatever it was measured on."""
+    return {
         "normalize_activations": sae.config.normalize_activations,
         "activation_threshold": sae.config.activation_threshold,
         "reading": "recommended",
         "version": __version__,
     }
-    own = sae.forest if forest is None else forest
-    return Task(sae, tuple(names), own, reader, tokens, settings, folder, log)

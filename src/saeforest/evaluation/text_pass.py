@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..measures.measure import Measure
+from ..measures.measure import EvalBatch, Measure
 from ..measures.probes import PAPER_PROBES
 from ..measures.spec import Size
 from ..memory import Forecast
@@ -26,6 +26,13 @@ class Pass:
     task: Task
     measures: Mapping[str, Measure]
     pairs: PairStatistics | None
+
+    def take(self, batch: EvalBatch) -> None:
+        """Shows all measures a batch."""
+        for measure in self.measures.values():
+            measure.update(batch)
+        if self.pairs is not None:
+            self.pairs.add(batch.code)
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,11 +71,7 @@ def read_text(passes: Sequence[Pass], ce_tokens: int) -> Read:
             if x is not None:
                 x[part] = view.kept.cpu()
             for one in passes:
-                batch = view.through(one.task.sae, losses=one.task.needs("losses"))
-                for measure in one.measures.values():
-                    measure.update(batch)
-                if one.pairs is not None:
-                    one.pairs.add(batch.code)
+                one.take(view.through(one.task.sae, losses=one.task.needs("losses")))
             advance(windows.numel() * tokens.context)
             kept = rows[:n].nbytes + (0 if x is None else x[:n].nbytes)
             forecast.tell(*_still_to_come(passes, windows.numel() / len(tokens.ids), n, kept))

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from ..activations import (
     ActivationBatch,
@@ -20,8 +22,8 @@ from ..activations import (
     load_memory,
     open_store,
 )
-from ..activations.data import StoredData, TextData, data_of
-from ..activations.sources import is_store
+from ..activations.data import GIVEN, GivenData, StoredData, TextData, data_of
+from ..activations.sources import MemoryActivations, is_store
 from ..config import TrainConfig
 from ..errors import InputError
 from ..lm import ModelIdentity
@@ -38,12 +40,15 @@ class TrainingData:
 
     config: TrainConfig
     """With all settled but the scale."""
-    tokens: Tokens
+    tokens: Tokens | None
+    """The text that was read; None where activations were handed over."""
     blocks: Blocks
     n_rows: int
 
     def fingerprint(self) -> str:
         """Tells whether a position in the data still means the same: the text, where it waits, and how much it is."""
+        if self.tokens is None:
+            return blocks_fingerprint(self.blocks)
         digest = hashlib.blake2b(self.tokens.ids.numpy().tobytes(), digest_size=16)
         digest.update(repr((type(self.blocks).__name__, self.n_rows, self.config.lm.dtype)).encode())
         if isinstance(self.blocks, StoredActivations):
@@ -80,7 +85,7 @@ class TextSource:
     def about_model(self) -> dict[str, Any]:
         return about_model(self.reader)
 
-    def read(self, folder: Path, stop: Stop, settled: Callable[[TrainConfig], None]) -> TrainingData:
+    def read(self, folder: Path | None, stop: Stop, settled: Callable[[TrainConfig], None]) -> TrainingData:
         reader, config = self.reader, settle_text(self.config, self.reader)
         if Path(config.data).expanduser().exists():
             # One window tells whether there is held-out text at all; better now than after the training.
@@ -90,12 +95,17 @@ class TextSource:
         config = settle_store(config, tokens.n_tokens, sum(reader.widths.values()), reader.lm.dtype.itemsize)
         settled(config)
         store, seed = config.activations.store, config.data_seed
+        if store == "disk" and folder is None:
+            raise InputError(
+                f"activations.store = disk: {tokens.n_tokens:,} tokens wait in a run's folder; give out, or set "
+                "activations.store to memory or live"
+            )
         if store == "live":
             n_rows = sum(int(reader.keep(ids).sum()) for ids in tokens.ids.split(4096))
             return TrainingData(config, tokens, LiveActivations(reader, tokens, seed, self.d_in), n_rows)
         about = about_activations(config, tokens, reader)
-        there = _of_this_run(folder, about, seed)
-        if store == "memory":
+        there = None if folder is None else _of_this_run(folder, about, seed)
+        if folder is None or store == "memory":
             memory = (
                 load_memory(there, seed)
                 if there
@@ -143,7 +153,7 @@ class StoredSource:
         """Up to so many of them."""
         return self.stored.open().shard(0).each(lambda x: x[:n_rows].clone())
 
-    def read(self, folder: Path, stop: Stop, settled: Callable[[TrainConfig], None]) -> TrainingData:
+    def read(self, folder: Path | None, stop: Stop, settled: Callable[[TrainConfig], None]) -> TrainingData:
         store = self.stored.open(self.config.data_seed)
         if "prepend_bos" not in store.manifest:
             note(
@@ -151,6 +161,39 @@ class StoredSource:
                 f"the tokenizer of {self.model.name} puts BOS before a text, harvest again to read it so"
             )
         return TrainingData(self.config, store.tokens(), store, store.n_rows)
+
+
+@dataclass
+class GivenSource:
+    """Activations that a Python program hands over. `config.tokens` counts those in all training steps together."""
+
+    config: TrainConfig
+    blocks: Blocks
+    d_out: int | None = None
+    reader: None = None
+    seconds: float = 0.0
+    model: ModelIdentity = field(default_factory=lambda: ModelIdentity(""))
+
+    @property
+    def d_in(self) -> int:
+        return self.blocks.d_in
+
+    def about_model(self) -> dict[str, Any]:
+        return {}
+
+    def read(self, folder: Path | None, stop: Stop, settled: Callable[[TrainConfig], None]) -> TrainingData:
+        return TrainingData(self.config, None, self.blocks, self.config.tokens)
+
+
+def blocks_fingerprint(blocks: Blocks) -> str:
+    """Tells sources of activations apart: by all their values where they are in memory, else by the first block."""
+    x = blocks.x if isinstance(blocks, MemoryActivations) else blocks.block(0, 0).x
+    order = blocks.seed if isinstance(blocks, MemoryActivations) else None
+    about = repr((type(blocks).__name__, blocks.n_blocks, order, list(x.shape), str(x.dtype)))
+    digest = hashlib.blake2b(about.encode(), digest_size=16)
+    # numpy has no bfloat16, so the bytes are taken as they are.
+    digest.update(x.contiguous().view(torch.uint8).cpu().numpy().data)
+    return digest.hexdigest()
 
 
 def open_source(config: TrainConfig) -> TextSource | StoredSource:
@@ -169,6 +212,11 @@ def open_source(config: TrainConfig) -> TextSource | StoredSource:
             return TextSource(config, open_reader(config))
         case StoredData() as stored:
             return StoredSource(config, stored)
+        case GivenData():
+            raise InputError(
+                f"data = {GIVEN}: stands for activations that a Python program handed over; go on there, with the "
+                "same saeforest.train(x, ..., out=...)"
+            )
 
 
 def _of_this_run(folder: Path, about: dict[str, Any], seed: int) -> StoredActivations | None:

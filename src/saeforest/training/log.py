@@ -7,8 +7,9 @@ import os
 import resource
 import sys
 from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -32,6 +33,35 @@ from ..saes.files import CFG, WEIGHTS
 
 LOG, ALLOCATIONS = "log.jsonl", "allocations.jsonl"
 FINISHED = "finished"
+
+
+@runtime_checkable
+class Log(Protocol):
+    """Where the lines of an SAE's training go."""
+
+    def step(self, line: dict[str, Any]) -> None: ...
+    def event(self, event: Event) -> None: ...
+    def sync(self) -> None: ...
+    def finish(self, step: int) -> None: ...
+
+
+@dataclass
+class MemoryLog:
+    """The lines that log.jsonl would hold, for a training that writes no files."""
+
+    lines: list[dict[str, Any]] = field(default_factory=list)
+
+    def step(self, line: dict[str, Any]) -> None:
+        self.lines.append(line)
+
+    def event(self, event: Event) -> None:
+        self.lines.append(event.log)
+
+    def sync(self) -> None:
+        pass
+
+    def finish(self, step: int) -> None:
+        pass
 
 
 class RunLog:

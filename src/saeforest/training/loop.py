@@ -6,7 +6,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,9 +22,9 @@ from ..progress import progress
 from ..run_folder import RunFolder
 from ..saes import Step, Training, save_sae
 from ..saes.training import NotFinite
-from ..stopping import stopping
+from ..stopping import NEVER, stopping
 from .checkpoint import SINGLE, latest_checkpoint, load_checkpoint, save_checkpoint
-from .log import RunLog, describe_step, peak_memory_mb
+from .log import Log, MemoryLog, RunLog, describe_step, peak_memory_mb
 
 
 @dataclass
@@ -52,13 +52,15 @@ def train(
     config: TrainConfig,
     trained: Mapping[str, Training],
     stream: ActivationStream,
-    run: RunFolder,
+    run: RunFolder | None,
     *,
     fingerprint: str = "",
     about: Mapping[str, Any] | None = None,
     lm_seconds: Callable[[], float] = lambda: 0.0,
-) -> None:
-    """Trains SAEs to the end of their run, on the same batches, and saves each by its name in `run`.
+) -> dict[str, Log]:
+    """Trains SAEs to the end of their run, on the same batches, and saves each by its name in `run`; returns their
+    logs. Without a run it writes no file: logs are `MemoryLog`s,
+    and signals are the caller's.
 
     Goes on from the latest checkpoint in it if there is one. `fingerprint` and `about` are kept in checkpoints (see
     `save_checkpoint`). `lm_seconds` tells how long the language model has run so far, so that the log can say where the
@@ -74,9 +76,11 @@ def train(
     first = trainees[0].training
     n_steps, batch_size, device = first.run.n_steps, stream.batch_size, first.sae.device
     start = 0
-    if checkpoint := latest_checkpoint(run.checkpoints):
+    if run is not None and (checkpoint := latest_checkpoint(run.checkpoints)):
         start = load_checkpoint(checkpoint, kept, stream, fingerprint)
-    logs = [RunLog(run.logs(t.name), resume_at=start) for t in trainees]
+    logs: list[Log] = [
+        MemoryLog() if run is None else RunLog(run.logs(t.name), resume_at=start) for t in trainees
+    ]
     if start == 0 and (harvest := lm_seconds()):
         for log in logs:
             log.step({"event": "harvest", "step": 0, "seconds": {"lm": round(harvest, 3)}} | stream.harvest)
@@ -84,13 +88,15 @@ def train(
     saved_at = time.monotonic()
 
     def save(step: int) -> None:
+        if run is None:
+            return
         for log in logs:
             log.sync()
         save_checkpoint(run.checkpoints, step, kept, stream, fingerprint, about)
 
     with (
         closing(stream),
-        stopping("it") as stopped,
+        nullcontext(NEVER) if run is None else stopping("it") as stopped,
         progress("train", n_steps * batch_size, before=start * batch_size) as advance,
     ):
         for step in range(start + 1, n_steps + 1):
@@ -131,8 +137,12 @@ def train(
         for log in logs:
             log.finish(n_steps)
         for trainee in trainees:
-            save_sae(trainee.training.finish(), run.sae(trainee.name))
-        shutil.rmtree(run.checkpoints, ignore_errors=True)
+            sae = trainee.training.finish()
+            if run is not None:
+                save_sae(sae, run.sae(trainee.name))
+        if run is not None:
+            shutil.rmtree(run.checkpoints, ignore_errors=True)
+    return {trainee.name: log for trainee, log in zip(trainees, logs, strict=True)}
 
 
 def fit(training: Training, stream: ActivationStream) -> Iterator[Step]:

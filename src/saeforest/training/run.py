@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 
 from .. import __version__
 from ..activations import ActivationReader, ActivationStream, Blocks
+from ..activations.data import GIVEN
 from ..activations.sources import MemoryActivations
 from ..config import TrainConfig, resolve_device, to_dict
 from ..errors import InputError
@@ -20,13 +22,32 @@ from ..memory import give_back
 from ..run_folder import RunFolder
 from ..saes import SAE, RunLength, Training, start_training
 from ..session import about_text
-from ..stopping import stopping
+from ..stopping import NEVER, stopping
 from ..text import Tokens
 from .checkpoint import latest_checkpoint
-from .data import open_source
+from .data import GivenSource, TrainingData, open_source
+from .log import Log
 from .loop import train
 from .settle import settle, settle_scale
 from .unfinished import TooFew, check_about, claimed_run, going_on, run_state, undone_if_worthless
+
+#: In the metadata of an SAE that was trained on activations of the caller's: tells which they were.
+FINGERPRINT = "activations_fingerprint"
+
+
+@dataclass
+class Trained:
+    """SAEs that were trained, whether in a folder or not, and what they were trained on."""
+
+    config: TrainConfig
+    """With all settled."""
+    saes: dict[str, SAE]
+    """By name."""
+    logs: dict[str, Log]
+    """Likewise."""
+    data: TrainingData
+    reader: ActivationReader | None
+    seconds_harvest: float
 
 
 @dataclass
@@ -98,19 +119,53 @@ def train_in(run: RunFolder, config: TrainConfig, *, resume: bool = False) -> Ru
     """`run_training` in a folder that is claimed already."""
     if resume:
         config = resume_config(run)
+    done = _in_folder(run, config)
+    assert done.data.tokens is not None  # the activations were read from a text
+    return Run(
+        run, done.config, done.saes, done.reader, done.data.tokens, done.data.blocks, done.seconds_harvest
+    )
+
+
+def train_given(config: TrainConfig, blocks: Blocks, out: Path | None) -> Trained:
+    """Trains on activations that the caller has; `config.data` is `GIVEN`. See `run_training`; without `out` no file is
+    written, and `train_in_memory` says what it raises.
+
+    A run in `out` goes on only with the same activations.
+    """
+    if out is None:
+        return _train(None, settle(config), blocks)
+    with claimed_run(out):
+        return _in_folder(RunFolder(out), config, blocks)
+
+
+def train_in_memory(config: TrainConfig) -> Trained:
+    """As `run_training`, but nothing is written: the activations wait in memory, or are read as training goes.
+
+    Raises InputError for anything wrong with the configuration, the model or the text, also where the activations find
+    no room in memory.
+    """
+    return _train(None, settle(config))
+
+
+def _in_folder(run: RunFolder, config: TrainConfig, given: Blocks | None = None) -> Trained:
     config = going_on(run, settle(config))
     with undone_if_worthless(run):
         if not run.config_file.exists():
             run.save_config(config)
-        return _train(run, config)
+        return _train(run, config, given)
 
 
-def _train(run: RunFolder, config: TrainConfig) -> Run:
+def _train(run: RunFolder | None, config: TrainConfig, given: Blocks | None = None) -> Trained:
     count_steps(config, config.tokens)
-    source = open_source(config)
-    write_json(run.model_file, source.about_model())
-    with stopping("what was read") as stop:
-        data = source.read(run.activations, stop, run.save_config)
+    source = open_source(config) if given is None else GivenSource(config, given)
+    if run is not None:
+        write_json(run.model_file, source.about_model())
+    with nullcontext(NEVER) if run is None else stopping("what was read") as stop:
+        data = source.read(
+            None if run is None else run.activations,
+            stop,
+            (lambda settled: None) if run is None else run.save_config,
+        )
     give_back()
     n_steps = count_steps(config, data.n_rows)
     config = settle_scale(data.config, lambda: data.blocks.block(0, 0))
@@ -118,22 +173,27 @@ def _train(run: RunFolder, config: TrainConfig) -> Run:
         name: new_training(member, source.d_in, n_steps, source.model, source.d_out)
         for name, member in config.members().items()
     }
+    fingerprint = "" if run is None else data.fingerprint()
+    if run is not None and given is not None:
+        for training in trained.values():
+            training.sae.metadata[FINGERPRINT] = fingerprint
     about = {"config": to_dict(config), "model": {"fingerprint": source.model.fingerprint}}
-    if (checkpoint := latest_checkpoint(run.checkpoints)) is not None:
-        check_about(checkpoint, about, run.config_file)
-    run.save_config(config)
+    if run is not None:
+        if (checkpoint := latest_checkpoint(run.checkpoints)) is not None:
+            check_about(checkpoint, about, run.config_file)
+        run.save_config(config)
     harvested = source.seconds
-    train(
+    logs = train(
         config,
         trained,
         ActivationStream(data.blocks, config.batch_size),
         run,
-        fingerprint=data.fingerprint(),
+        fingerprint=fingerprint,
         about=about,
         lm_seconds=lambda: source.seconds,
     )
     saes = {name: training.sae for name, training in trained.items()}
-    return Run(run, config, saes, source.reader, data.tokens, data.blocks, harvested)
+    return Trained(config, saes, logs, data, source.reader, harvested)
 
 
 def reopened(run: RunFolder) -> Run:
@@ -143,6 +203,7 @@ def reopened(run: RunFolder) -> Run:
     saes = {name: run.load(name)[1] for name in config.members()}
     with stopping("what was read") as stop:
         data = source.read(run.activations, stop, lambda settled: None)
+    assert data.tokens is not None
     return Run(run, config, saes, source.reader, data.tokens, data.blocks, source.seconds)
 
 
@@ -158,11 +219,14 @@ def new_training(
 
 
 def metadata(config: TrainConfig, n_steps: int, model: ModelIdentity) -> dict[str, Any]:
-    return {
+    text = {
         **model.to_dict(),
         "hook_name": config.site,
         **({} if config.target is None else {"hook_name_out": config.target}),
         **about_text(config, config.tokens // config.text.context * config.text.context),
+    }
+    return {
+        **({} if config.data == GIVEN else text),
         "tokens": n_steps * config.optim.batch_size,
         "seed": config.seed,
         "version": __version__,

@@ -25,7 +25,7 @@ from pathlib import Path
 import torch
 
 from ..activations import ActivationBatch, ActivationReader
-from ..activations.data import TextData, data_of
+from ..activations.data import StoredData, data_of
 from ..config import TrainConfig, resolve_device
 from ..errors import InputError
 from ..lm import ModelIdentity, full_name, identify, same_model
@@ -54,7 +54,9 @@ def settle_machine(config: TrainConfig) -> TrainConfig:
 
     config = replace(
         config,
-        model=full_name(config.model),
+        model=full_name(config.model)
+        if config.model
+        else "",  # none is known of activations that were handed over
         data=str(data.resolve()) if data.exists() else config.data,
         lm=replace(config.lm, dtype=settled(config.lm.dtype)),
     )
@@ -69,7 +71,7 @@ def settle_harvest(config: TrainConfig) -> TrainConfig:
     Raises InputError where the folder is not whole or holds activations of another model, site or BOS.
     """
     stored = data_of(config.data)
-    if isinstance(stored, TextData):
+    if not isinstance(stored, StoredData):
         return config
     said, default = stored.manifest, TrainConfig()
     if config.model == default.model:

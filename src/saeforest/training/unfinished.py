@@ -8,6 +8,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
+from ..activations.data import GIVEN
 from ..activations.sources import is_store
 from ..activations.writer import read_journal
 from ..claim import claimed, is_lock
@@ -108,7 +109,12 @@ def going_on(run: RunFolder, config: TrainConfig) -> TrainConfig:
         raise InputError(f"{run}: exists and is not empty; choose another folder")
     there = run.config()
     what = "a finished run" if state == "complete" else "an unfinished run"
-    if differing := differences(to_dict(config), to_dict(there)):
+    differing = differences(to_dict(config), to_dict(there))
+    if (
+        config.data == GIVEN and config.tokens != there.tokens
+    ):  # here they are the training's length, not the text's
+        differing["tokens"] = (config.tokens, there.tokens)
+    if differing:
         key, (wanted, found) = next(iter(differing.items()))
         others = f" and {len(differing) - 1} more settings" if len(differing) > 1 else ""
         raise InputError(

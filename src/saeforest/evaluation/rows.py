@@ -1,0 +1,98 @@
+"""Measures on activations that come from no text: on a tensor, as far as a measure can do without the text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..errors import InputError
+from ..measures.measure import EvalBatch
+from ..measures.needs import Need
+from ..measures.record import Record
+from ..measures.spec import MeasureSpec, Streaming
+from ..progress import progress
+from ..saes import SAE
+from ..structure.forest import Forest
+from .evaluate import evaluate_all
+from .options import MeasureOptions
+from .registry import MEASURES
+from .task import Task, about_sae, check_transcoder
+from .text_pass import Pass, Read
+
+#: Rows that are resampled together for intervals, as the tokens of a window of text are: neighbors may be alike.
+WINDOW_ROWS = 128
+_WINDOWS_AT_ONCE = 16
+# What rows can supply. Losses, words, labelled texts, a judge's examples and a training's log are not in them.
+_SUPPLIED: frozenset[Need] = frozenset({"firings", "activations", "probes", "forest"})
+
+
+def missing_for_rows(spec: MeasureSpec) -> list[Need]:
+    """What a measure needs that activations alone do not give."""
+    # To a measure that is fed batch by batch, "text" means these batches.
+    supplied = _SUPPLIED | {"text"} if isinstance(spec, Streaming) else _SUPPLIED
+    return sorted(spec.needs - supplied)
+
+
+def evaluate_rows(
+    sae: SAE,
+    x: Float[Tensor, "n d_in"],
+    names: Sequence[str],
+    options: MeasureOptions | None = None,
+    *,
+    forest: Forest | None = None,
+) -> dict[str, Record]:
+    """The records of the named measures of one SAE on activations `x`, by name.
+
+    forest: stands in for the SAE's own. Intervals resample windows of `WINDOW_ROWS` consecutive rows.
+
+    Raises InputError for a measure that needs more than activations, or a forest where there is none; and where `x` has
+    another width than the SAE, no row, or a value that is NaN or infinite.
+    """
+    options = options or MeasureOptions()
+    check_transcoder(sae, names)
+    for name in names:
+        if missing := missing_for_rows(MEASURES[name]):
+            needs = " and ".join(need.replace("_", " ") for need in missing)
+            raise InputError(
+                f"measure '{name}': needs {needs}, which activations alone do not give; leave it out, or measure a run "
+                "on its held-out text"
+            )
+        if "forest" in MEASURES[name].needs and forest is None and not sae.has_forest:
+            raise InputError(
+                f"measure '{name}': needs a forest, and a {sae.config.architecture} SAE learns none; "
+                "give forest=saeforest.infer_forest(sae, x), best of other activations than those measured"
+            )
+    settings = {
+        "data": "activations without a text",
+        "rows": len(x),
+        "window": f"{WINDOW_ROWS} consecutive rows",
+        "batch": f"{_WINDOWS_AT_ONCE} windows",
+        "forest": "its own" if forest is None else "given",
+        "sae_dtype": str(sae.encoder.dtype).removeprefix("torch."),
+        **about_sae(sae),
+    }
+    task = Task(sae, tuple(names), sae.forest if forest is None else forest, None, settings)
+    found = {record.measure: record for _, record in evaluate_all([task], options, partial(_read_rows, x=x))}
+    return {name: found[name] for name in names}
+
+
+@torch.no_grad()
+def _read_rows(passes: Sequence[Pass], ce_tokens: int, *, x: Float[Tensor, "n d_in"]) -> Read:
+    with progress("measure", len(x), "activations") as advance:
+        for rows in torch.arange(len(x)).split(WINDOW_ROWS * _WINDOWS_AT_ONCE):
+            part = x[rows.to(x.device)]
+            for one in passes:
+                one.take(_batch(one.task.sae, part, rows))
+            advance(len(rows))
+    return Read(torch.arange(len(x)), x.detach().cpu())
+
+
+def _batch(sae: SAE, x: Float[Tensor, "n d_in"], rows: Tensor) -> EvalBatch:
+    x = x.to(sae.device).float()
+    code, stats = sae.encode_with_stats(x)
+    window = (rows // WINDOW_ROWS).to(sae.device)
+    return EvalBatch(x, rows, window, window.unique(), code, sae.decode(code, stats))
