@@ -42,11 +42,13 @@ def activations(name: str, x: object, d_in: int | None = None) -> Float[Tensor, 
 
 
 def whole(name: str, value: object, least: int) -> None:
+    """Raises InputError naming the argument unless it is a whole number of at least `least`."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise InputError(f"{name} = {shown(value)}: expected a whole number, {least} or more")
 
 
 def near(name: str, known: Iterable[str]) -> str:
+    """A hint at the known name that is spelled most like `name`; empty if there is none."""
     found = get_close_matches(name, known, n=1)
     return f"; did you mean {found[0]}?" if found else ""
 
