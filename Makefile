@@ -60,10 +60,13 @@ docs: .venv/dev.stamp
 clean:
 	rm -rf .venv
 
-# Whether SAELens, in an environment of its own, reads our folders as we do. Needs the network; not part of `make test`.
+# Whether SAELens, in an environment of its own, reads our folders as we do, and we read those that it writes. Needs the
+# network; not part of `make test`.
 interop: .venv/dev.stamp
-	test -x .venv-saelens/bin/python || python3 -m venv .venv-saelens
+	test -x .venv-saelens/bin/python || $(PYTHON) -m venv .venv-saelens
 	.venv-saelens/bin/pip install -q torch==2.13.0 sae-lens==6.54.12
-	rm -rf .venv-saelens/folders
+	rm -rf .venv-saelens/folders .venv-saelens/saelens
 	.venv/bin/python tests/interop/make_folders.py .venv-saelens/folders
 	.venv-saelens/bin/python tests/interop/saelens_check.py .venv-saelens/folders
+	.venv-saelens/bin/python tests/interop/saelens_make.py .venv-saelens/saelens
+	.venv/bin/python tests/interop/saelens_read.py .venv-saelens/saelens
