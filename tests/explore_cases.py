@@ -94,7 +94,13 @@ class World:
     def build(self) -> Index:
         batches = map(ActivationBatch, self.x.split(self.sizes), self.rows.split(self.sizes))
         return build_index(
-            self.sae, batches, self.tokens, total=len(self.rows), n_contexts=N_CONTEXTS, min_count=MIN_COUNT
+            self.sae,
+            self.sae.forest,
+            batches,
+            self.tokens,
+            total=len(self.rows),
+            n_contexts=N_CONTEXTS,
+            min_count=MIN_COUNT,
         )
 
 

@@ -119,8 +119,15 @@ class RunFolder:
 
     def sae_beside(self, part: Path) -> Path:
         """The SAE that an index, a forest, records or logs in the run belong to."""
+        return self._beside(part, SAE_FOLDER)
+
+    def forest_beside(self, part: Path) -> Path:
+        """The folder of the forest inferred for the SAE that an index in the run belongs to."""
+        return self._beside(part, "forest")
+
+    def _beside(self, part: Path, kind: str) -> Path:
         name = self.name_of(part)
-        return self.path / SAE_FOLDER / name if name else self.path / SAE_FOLDER
+        return self.path / kind / name if name else self.path / kind
 
     def has_results(self) -> bool:
         """Whether the folder holds what a run trained or measured, whatever its configuration is worth."""

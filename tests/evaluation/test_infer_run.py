@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from saeforest import InputError, cli
 from saeforest.config import TrainConfig
 from saeforest.evaluation import MeasureOptions, infer, measure_run
+from saeforest.explore import index_run
 from saeforest.infer import InferConfig
+from saeforest.kept_forest import forest_of
 from saeforest.run_folder import RunFolder
 from saeforest.saes import TopKConfig
 from saeforest.stopping import Interrupted
@@ -110,3 +113,39 @@ def test_stopped_it_leaves_nothing(
     assert "nothing was written: the same command begins anew" in capsys.readouterr().err
     assert not list((run / "forest").glob("*")) if (run / "forest").exists() else True
     assert cli.run(["infer", str(run), *ARGUMENTS]) == 0
+
+
+def test_the_forest_that_was_inferred_is_indexed_and_shown(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = RunFolder(run)
+    _, sae = folder.load()
+    assert forest_of(sae, folder.forest("topk"))[1] == "none"
+    assert cli.run(["show", str(run)]) == 0  # makes an index of a forest without edges
+    assert "this SAE learned no forest. `saeforest infer RUN` infers one" in shown(capsys)
+
+    found = infer(run, COVERAGE, tokens=1500)
+    capsys.readouterr()
+    assert cli.run(["show", str(run)]) == 2
+    assert f"of another SAE or forest than the run's; run `saeforest index {run}` again" in shown(capsys)
+    index = index_run(folder, 1500)
+    forest, origin = forest_of(sae, folder.forest("topk"))
+    assert torch.equal(forest.parent, found.forest.parent)
+    assert origin.startswith("inferred by coverage, parents by frequency, from ")
+    parents, children = forest.edges
+    assert index.n_with_parent[forest.parent < 0].sum() == 0
+    assert (index.n_with_parent[children] <= index.n_fired[parents]).all()
+    assert (index.n_with_parent[children] >= 0.5 * index.n_fired[children]).float().mean() > 0.8
+    assert cli.run(["show", str(run)]) == 0
+    assert f"{len(parents)} parent-child edges, {origin}" in shown(capsys)
+    assert cli.run(["show", str(run), str(int(children[0]))]) == 0
+    assert all(finding.sound for finding in verify(run))
+
+    (run / "forest" / "forest.json").write_text("{")
+    assert cli.run(["show", str(run)]) == 2
+    assert f"`saeforest infer {run}` infers the forest again" in shown(capsys)
+
+
+def shown(capsys: pytest.CaptureFixture[str]) -> str:
+    said = capsys.readouterr()
+    return " ".join((said.out + said.err).split())

@@ -122,14 +122,14 @@ def test_a_feature_that_fires_on_every_token_has_no_direction() -> None:
     with torch.no_grad():
         sae.encoder[0] = torch.eye(D)[0] * 10
     tokens = Tokens(torch.zeros(10, 5, dtype=torch.int32), torch.zeros(1, dtype=torch.int64), ("a",))
-    index = build_index(sae, [ActivationBatch(x, torch.arange(50))], tokens, total=50)
+    index = build_index(sae, sae.forest, [ActivationBatch(x, torch.arange(50))], tokens, total=50)
     assert index.n_fired[0] == 50
     assert index.rank_child[0] == 0
 
 
 def test_nothing_to_index() -> None:
     with pytest.raises(InputError, match="no activations"):
-        build_index(tiny_sae(), [], text_tokens("a"), total=0)
+        build_index(tiny_sae(), tiny_sae().forest, [], text_tokens("a"), total=0)
 
 
 def test_strongest_breaks_ties_by_row_whatever_the_order() -> None:

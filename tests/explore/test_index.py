@@ -22,7 +22,7 @@ from saeforest.saes import TreeSAE
 
 def test_round_trip(world: World, tmp_path: Path) -> None:
     world.index.save(tmp_path / "run" / "index")
-    loaded = Index.load(tmp_path / "run" / "index", world.sae)
+    loaded = Index.load(tmp_path / "run" / "index", world.sae, world.sae.forest)
     assert loaded.about == world.index.about
     assert loaded.about.model == "tiny"
     for name in ("n_fired", "n_with_parent", "value_sum", "top_value", "top_row", "cos_parent", "rank_child"):
@@ -47,7 +47,7 @@ def saved(tmp_path: Path) -> tuple[Path, World]:
 
 def test_a_missing_index_says_how_to_make_one(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no index yet") as error:
-        Index.load(tmp_path / "index", tiny_sae())
+        Index.load(tmp_path / "index", tiny_sae(), tiny_sae().forest)
     one_line(error, tmp_path)
 
 
@@ -57,7 +57,7 @@ def test_a_stale_index_is_noticed(saved: tuple[Path, World], part: str) -> None:
     with torch.no_grad():
         getattr(world.sae, part)[-1] = 0
     with pytest.raises(InputError, match="another SAE") as error:
-        Index.load(run / "index", world.sae)
+        Index.load(run / "index", world.sae, world.sae.forest)
     one_line(error, run)
 
 
@@ -73,7 +73,7 @@ def test_a_damaged_index_is_noticed(saved: tuple[Path, World], name: str, how: s
     else:
         path.write_text("[1]")
     with pytest.raises(InputError) as error:
-        Index.load(run / "index", world.sae)
+        Index.load(run / "index", world.sae, world.sae.forest)
     one_line(error, run)
 
 
@@ -101,7 +101,7 @@ def test_tensors_that_are_no_index_are_noticed(
         tensors[name] = tensor
     write_tensors(path, tensors)
     with pytest.raises(InputError, match="damaged") as error:
-        Index.load(run / "index", world.sae)
+        Index.load(run / "index", world.sae, world.sae.forest)
     one_line(error, run)
 
 
@@ -111,7 +111,7 @@ def test_a_manifest_of_another_kind_is_noticed(saved: tuple[Path, World], change
     path = run / "index" / "index.json"
     edit_json(path, **change)
     with pytest.raises(InputError, match=next(iter(change))) as error:
-        Index.load(run / "index", world.sae)
+        Index.load(run / "index", world.sae, world.sae.forest)
     one_line(error, run)
 
 

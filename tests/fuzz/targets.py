@@ -25,7 +25,6 @@ from saeforest.activations import ActivationStream
 from saeforest.activations.sources import MemoryActivations, open_store
 from saeforest.activations.writer import read_journal
 from saeforest.config import load_config
-from saeforest.evaluation.kept_forest import kept_forest
 from saeforest.explore import Index
 from saeforest.explore.build import Counts
 from saeforest.explore.run import _STATE as INDEX_STATE
@@ -36,6 +35,7 @@ from saeforest.files import CHECKSUM, CHECKSUMS, read_json
 from saeforest.interop import load_folder
 from saeforest.interop.tree_sae import load_tree_sae
 from saeforest.judges.cache import CachedJudge
+from saeforest.kept_forest import kept_forest
 from saeforest.lm import load_lm
 from saeforest.measures.dead_training import read_dead_rates
 from saeforest.measures.record import Record
@@ -128,7 +128,7 @@ def _store(root: Path) -> str:
 
 
 def _index(root: Path) -> str:
-    index = Index.load(root / "two/index/tree", load_sae(root / "two/sae/tree"))
+    index = Index.load(root / "two/index/tree", sae := load_sae(root / "two/sae/tree"), sae.forest)
     tensors = {key: value for key, value in vars(index).items() if isinstance(value, torch.Tensor)}
     return digest(tensors, index.about, index.tokens.ids, index.tokens.names)
 
@@ -231,7 +231,7 @@ def unfinished_index(root: Path) -> tuple[Counts, _Unfinished]:
     """An index on its way, not begun."""
     tokens, sae = Tokens.load(root / "counted/tokens.safetensors"), load_sae(root / "two/sae/tree")
     strongest = Strongest(sae.d_sae, 3, passages(tokens)[1], torch.device("cpu"))
-    return Counts(sae, strongest), _Unfinished(root / "counted", {"sae": "x"}, tokens, Stop())
+    return Counts(sae, sae.forest, strongest), _Unfinished(root / "counted", {"sae": "x"}, tokens, Stop())
 
 
 def _counts(root: Path) -> str:

@@ -207,10 +207,10 @@ def test_a_run_reads_with_bos_throughout(with_bos: tuple[TrainConfig, Path]):
     )
     assert records["tree"][0].settings["prepend_bos"] is True
     batches = (batch for batch, _ in reader.batches(tokens))
-    index = build_index(sae, batches, tokens, total=tokens.n_tokens)
+    index = build_index(sae, sae.forest, batches, tokens, total=tokens.n_tokens)
     index.save(out / "index")
     assert json.loads((out / "index" / "index.json").read_text("utf-8"))["prepend_bos"] is True
-    assert Index.load(out / "index", sae).tokens.prepend_bos
+    assert Index.load(out / "index", sae, sae.forest).tokens.prepend_bos
 
 
 @pytest.fixture

@@ -243,8 +243,9 @@ def test_a_folder_whose_name_is_no_text(
 def test_hints_are_quoted_for_the_shell(copy: Callable[[str], Path], tmp_path: Path) -> None:
     folder = copy("two").rename(tmp_path / "A B; rm -r *")
     (folder / "index" / "tree" / "index.json").write_text("{")
+    sae = load_sae(folder / "sae" / "tree")
     with pytest.raises(InputError) as error:
-        saeforest.explore.Index.load(folder / "index" / "tree", load_sae(folder / "sae" / "tree"))
+        saeforest.explore.Index.load(folder / "index" / "tree", sae, sae.forest)
     assert f"run `saeforest index '{folder}' --sae tree` again" in str(error.value)
 
 

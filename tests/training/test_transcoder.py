@@ -129,7 +129,9 @@ def test_it_is_indexed_and_shown(run: Run, capsys: pytest.CaptureFixture[str]) -
     assert cli.run(["index", str(run.folder.path), "--tokens", "1024"]) == 0
     assert cli.run(["show", str(run.folder.path)]) == 0
     # Where a line is broken depends on how long the run's path is.
-    assert f"{SITE} to {TARGET}" in " ".join(capsys.readouterr().out.split())
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"{SITE} to {TARGET}" in said
+    assert "since a transcoder's decoder writes at another site" in said
 
 
 def test_a_dry_run_counts_the_target(run: Run, capsys: pytest.CaptureFixture[str]) -> None:

@@ -36,6 +36,7 @@ def show(argv: Sequence[str]) -> None:
     args = parse(_Show, argv, "show", doc(show))
     positive(args, "families")
     from ..explore import Explorer, Index, index_run, show_families, show_feature
+    from ..kept_forest import forest_of
     from ..lm import load_tokenizer
     from ..run_folder import RunFolder
 
@@ -43,13 +44,14 @@ def show(argv: Sequence[str]) -> None:
     name = named(run, args.sae)
     config, sae = run.load(name, args.device)
     folder = run.index(name)
+    forest, origin = forest_of(sae, run.forest(name))
     feature = None if args.feature is None else _feature(args.feature, sae.d_sae, args.run)
     if folder.exists():
-        found = Index.load(folder, sae)
+        found = Index.load(folder, sae, forest)
     else:
         note(f"{args.run} has no index yet; making it, once")
         found = index_run(run, sae=name, device=args.device)
-    explorer = Explorer(found, sae.forest, load_tokenizer(config.model))
+    explorer = Explorer(found, forest, load_tokenizer(config.model), origin=origin)
     if feature is None:
         show_families(results(), explorer, args.families)
     else:

@@ -18,13 +18,13 @@ from ..config import TextConfig, TrainConfig
 from ..errors import InputError
 from ..infer import ForestInference, InferConfig, InferredForest
 from ..interop import load
+from ..kept_forest import forest_question, kept_forest, origin, write_forest
 from ..memory import Forecast
 from ..progress import progress
 from ..run_folder import RunFolder
 from ..saes import SAE
 from ..session import check_site, open_reader, read_tokens
 from ..structure.forest import Forest
-from .kept_forest import forest_question, kept_forest, origin, write_forest
 from .options import MeasureOptions
 
 # Names of what an SAE's metadata say of its training.

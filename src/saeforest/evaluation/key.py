@@ -11,10 +11,10 @@ from typing import Any
 
 from torch import Tensor
 
+from ..kept_forest import digest
 from ..measures.needs import Need
 from ..measures.spec import MeasureSpec, Streaming
 from ..training.log import LOG
-from .kept_forest import digest
 from .options import MeasureOptions
 from .task import Task
 

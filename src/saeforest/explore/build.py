@@ -15,6 +15,7 @@ from ..memory import Forecast
 from ..progress import progress
 from ..saes import SAE
 from ..structure.directions import RIDGE, Moments, nearness, nearness_memory
+from ..structure.forest import Forest
 from ..text import Tokens
 from .index import About, Index, fingerprint
 from .strongest import Strongest, passages
@@ -26,6 +27,7 @@ _SLICE = 4096
 @torch.no_grad()
 def build_index(
     sae: SAE,
+    forest: Forest,
     batches: Iterable[ActivationBatch],
     tokens: Tokens,
     *,
@@ -34,7 +36,7 @@ def build_index(
     min_count: int = 20,
     begin: Callable[[Counts], None] = lambda counts: None,
 ) -> Index:
-    """Measures what the explorer shows of every feature of `sae`.
+    """Measures what the explorer shows of every feature of `sae` and every edge of `forest`, learned or inferred.
 
     batches: activations read from `tokens`, each row once. `total`, their number, is for the progress bar.
     n_contexts: how many of a feature's strongest activations to keep.
@@ -45,7 +47,7 @@ def build_index(
     """
     unit, passage = passages(tokens)
     device = sae.device
-    seen = Counts(sae, Strongest(sae.d_sae, n_contexts, passage, device))
+    seen = Counts(sae, forest, Strongest(sae.d_sae, n_contexts, passage, device))
     begin(seen)
     forecast = Forecast("index", "lm.batch_size, or index a smaller SAE")
     with progress("index", total) as advance:
@@ -59,7 +61,7 @@ def build_index(
         raise InputError("no activations to index: every position of the text is excluded; give longer text")
     # A transcoder's decoder writes at another site: what is held against directions there is its encoder.
     rows = sae.W_enc.T if sae.is_transcoder else sae.W_dec
-    near = nearness(seen.moments, seen.n_fired, rows, sae.parent, min_count)
+    near = nearness(seen.moments, seen.n_fired, rows, seen.parent, min_count)
     about = About(
         model=str(sae.metadata.get("model_name", "unknown model")),
         site=_site(sae.metadata),
@@ -67,7 +69,8 @@ def build_index(
         min_count=min_count,
         contexts_from=unit,
         ridge=RIDGE,
-        sae=fingerprint(sae),
+        sae=fingerprint(sae, forest),
+        rows="encoder" if sae.is_transcoder else "decoder",
         prepend_bos=tokens.prepend_bos,
     )
     return Index(
@@ -89,8 +92,9 @@ def build_index(
 class Counts:
     """What has been counted so far."""
 
-    def __init__(self, sae: SAE, strongest: Strongest) -> None:
+    def __init__(self, sae: SAE, forest: Forest, strongest: Strongest) -> None:
         self.sae, self.strongest = sae, strongest
+        self.parent = forest.parent.to(sae.device)
         self.moments = Moments(sae.d_sae, sae.d_in, sae.device)
         self.n_fired = torch.zeros(sae.d_sae, dtype=torch.int64, device=sae.device)
         self.n_with_parent = torch.zeros_like(self.n_fired)
@@ -138,7 +142,7 @@ class Counts:
         threshold = self.sae.config.activation_threshold
         active = code.active(threshold)
         feature, value = code.ids[active], code.values[active]
-        with_parent = code.ids[code.with_parent(self.sae.parent, threshold)]
+        with_parent = code.ids[code.with_parent(self.parent, threshold)]
         self.n_fired += torch.bincount(feature, minlength=self.sae.d_sae)
         self.n_with_parent += torch.bincount(with_parent, minlength=self.sae.d_sae)
         self.value_sum += torch.bincount(feature, value.double(), minlength=self.sae.d_sae)

@@ -28,11 +28,15 @@ class OverviewCard(Card):
     """The whole that the other cards are part of.
 
     n_alive: features that fired on the `n_tokens` that were read.
+    forest: where it comes from: "learned", "none" for a flat SAE, or how it was inferred.
+    rows: the vectors that features are compared by, "decoder" or, for a transcoder, "encoder".
     n_edges: edges of the forest, those from the root left out; n_judged: those whose child fired `min_count` times.
     """
 
     model: str
     site: str
+    forest: str
+    rows: str
     n_tokens: int
     n_features: int
     n_alive: int

@@ -26,6 +26,7 @@ from ..files import (
 from ..run_folder import RunFolder
 from ..saes import SAE
 from ..schema import FLOATS, INTEGERS, Count, Name, Positive, checked, shown, without
+from ..structure.forest import Forest
 from ..text import Tokens
 
 FORMAT_VERSION = 1
@@ -49,7 +50,9 @@ class About:
     ridge: Annotated[float, Field(ge=0)]
     """Of the LDA directions, as a share of the mean variance."""
     sae: Name
-    """`fingerprint` of the SAE."""
+    """`fingerprint` of the SAE and its forest."""
+    rows: Literal["decoder", "encoder"] = "decoder"
+    """Which vectors of the features are compared with directions: a transcoder's decoder writes at another site."""
     prepend_bos: bool = False
     """Whether the text was read with BOS at the start of every window."""
 
@@ -116,8 +119,8 @@ class Index:
             write_json(temporary / MANIFEST, about)
 
     @classmethod
-    def load(cls, folder: Path, sae: SAE) -> Index:
-        """What `save` wrote, for the same SAE. Raises InputError where it is missing, damaged or of another SAE."""
+    def load(cls, folder: Path, sae: SAE, forest: Forest) -> Index:
+        """Reads what `save` wrote. Raises InputError if it is missing, damaged, or of another SAE or forest."""
         again = f"run `{index_command(folder)}`"
         if not (folder / MANIFEST).is_file():
             raise InputError(f"{folder}: no index yet; {again}")
@@ -127,8 +130,10 @@ class Index:
             tensors = read_tensors(folder / TENSORS, listed_checksum(manifest, TENSORS))
         except InputError as error:
             raise InputError(f"{folder}: this index can't be read ({error}); {again} again") from None
-        if about.sae != fingerprint(sae):
-            raise InputError(f"{folder}: this index is of another SAE than the run's; {again} again")
+        if about.sae != fingerprint(sae, forest):
+            raise InputError(
+                f"{folder}: this index is of another SAE or forest than the run's; {again} again"
+            )
         if flaw := _flaw(tensors, sae.d_sae, tokens.n_tokens, about.n_tokens):
             raise InputError(f"{folder / TENSORS}: damaged ({flaw}); {again} again")
         return cls(about, tokens, **{name: tensors[name] for name in _TENSORS})
@@ -138,10 +143,10 @@ _TENSORS = [field.name for field in fields(Index) if field.name not in ("about",
 _FLOATS = {"value_sum", "value_max", "top_value", "cos_child", "cos_parent"}
 
 
-def fingerprint(sae: SAE) -> str:
-    """A hash of the decoder and the forest: another one means that an index is of another SAE."""
+def fingerprint(sae: SAE, forest: Forest) -> str:
+    """A hash of the decoder and the forest: another one means that an index is of another SAE or forest."""
     digest = hashlib.blake2b(digest_size=16)
-    for tensor in (sae.W_dec, sae.parent):
+    for tensor in (sae.W_dec, forest.parent):
         digest.update(tensor.detach().cpu().contiguous().numpy().data)
     return digest.hexdigest()
 

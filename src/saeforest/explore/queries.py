@@ -26,6 +26,7 @@ class Explorer:
 
     index:  measured on the same SAE and with the same parents as `forest`.
     labels: what features are called, if anybody named them.
+    origin: where the forest comes from, in a few words (see `forest_of`).
 
     Raises InputError where index and forest are of different size.
     """
@@ -36,17 +37,20 @@ class Explorer:
         forest: Forest,
         tokenizer: PreTrainedTokenizerBase,
         labels: Mapping[int, str] | None = None,
+        origin: str = "learned",
     ) -> None:
         if index.d_sae != forest.d_sae:
             raise InputError(f"an index of {index.d_sae:,} features and a forest of {forest.d_sae:,}")
         self.index, self.forest, self.tokenizer = index, forest, tokenizer
-        self.labels = dict(labels or {})
+        self.labels, self.origin = dict(labels or {}), origin
 
     def overview(self) -> OverviewCard:
         about = self.index.about
         return OverviewCard(
             model=about.model,
             site=about.site,
+            forest=self.origin,
+            rows=about.rows,
             n_tokens=about.n_tokens,
             n_features=self.index.d_sae,
             n_alive=int((self.index.n_fired > 0).sum()),

@@ -23,11 +23,13 @@ from ..files import (
     write_json,
     write_tensors,
 )
+from ..kept_forest import forest_of
 from ..output import note
 from ..run_folder import RunFolder
 from ..saes import SAE
 from ..session import check_site, open_reader, read_tokens
 from ..stopping import Stop, stopping
+from ..structure.forest import Forest
 from ..text import Tokens
 from ..training.unfinished import tidy
 from .build import Counts, build_index
@@ -64,18 +66,26 @@ def index_sae(
 ) -> Index:
     """Makes the index of one of a run's SAEs from `n_tokens` of its training text, which the language model reads.
 
+    The edges are those of the SAE's own forest or of the one that was inferred for it (see `forest_of`).
+
     What was counted is kept every minute in RUN/index.unfinished, from where the same call goes on, to the same bits.
     Raises InputError where another process is at it; Interrupted where a signal asks to stop.
     """
     tokens = read_tokens(config, reader, "train", n_tokens)
+    forest, _ = forest_of(sae, run.forest(name))
     folder = run.unfinished_index(name)
     with run.claimed(run.index(name)), stopping("what was counted") as stop:
         folder.mkdir(parents=True, exist_ok=True)
         try:
             remove_leftovers(folder)
-            unfinished = _Unfinished(folder, _key(sae, reader, tokens), tokens, stop)
+            unfinished = _Unfinished(folder, _key(sae, forest, reader, tokens), tokens, stop)
             index = build_index(
-                sae, unfinished.batches(reader), tokens, total=tokens.n_tokens, begin=unfinished.begin
+                sae,
+                forest,
+                unfinished.batches(reader),
+                tokens,
+                total=tokens.n_tokens,
+                begin=unfinished.begin,
             )
             index.save(run.index(name))
             unfinished.remove()
@@ -86,10 +96,10 @@ def index_sae(
     return index
 
 
-def _key(sae: SAE, reader: ActivationReader, tokens: Tokens) -> dict[str, Any]:
+def _key(sae: SAE, forest: Forest, reader: ActivationReader, tokens: Tokens) -> dict[str, Any]:
     """What decides every bit of an index."""
     return {
-        "sae": fingerprint(sae),
+        "sae": fingerprint(sae, forest),
         "text": hashlib.blake2b(tokens.ids.numpy().tobytes(), digest_size=16).hexdigest(),
         "model": reader.lm.name,
         "site": reader.site.name,

@@ -28,7 +28,7 @@ def show_families(console: Console, explorer: Explorer, n: int = 10) -> None:
     overview = explorer.overview()
     view.print(console, view.about(overview))
     if overview.n_edges == 0:
-        view.print(console, Text("No families: every feature hangs from the root."))
+        view.print(console, Text(view.no_families(overview)))
         return
     view.print(console, view.census(overview))
     families = explorer.families(n)
@@ -36,7 +36,7 @@ def show_families(console: Console, explorer: Explorer, n: int = 10) -> None:
         view.print(console, Text(), view.family(family))
     if not families:
         view.print(console, Text("\nNo family to show yet: train longer, or index more tokens."))
-    view.print(console, Text(), view.legend())
+    view.print(console, Text(), view.legend(overview))
 
 
 def show_feature(
@@ -47,8 +47,8 @@ def show_feature(
     Raises InputError where there is no such feature.
     """
     view = _View(explorer, _width(console))
-    tree = view.tree(explorer.feature(feature), depth, contexts)
-    view.print(console, view.about(explorer.overview()), Text(), tree, Text(), view.legend())
+    overview, tree = explorer.overview(), view.tree(explorer.feature(feature), depth, contexts)
+    view.print(console, view.about(overview), Text(), tree, Text(), view.legend(overview))
 
 
 def _width(console: Console) -> int:
@@ -91,16 +91,27 @@ class _View:
 
     def census(self, overview: OverviewCard) -> Text:
         return Text(
-            f"{overview.n_edges:,} parent-child edges; in {overview.n_judged:,} the child fires "
+            f"{overview.n_edges:,} parent-child edges, {overview.forest}; in {overview.n_judged:,} the child fires "
             f"{overview.min_count} times or more"
         )
 
-    def legend(self) -> Text:
+    def no_families(self, overview: OverviewCard) -> str:
+        if overview.forest == "none":
+            return (
+                "No families: this SAE learned no forest. `saeforest infer RUN` infers one, "
+                "`saeforest index RUN` measures it."
+            )
+        return "No families: every feature is a root."
+
+    def legend(self, overview: OverviewCard) -> Text:
+        vectors = ""
+        if overview.rows == "encoder":
+            vectors = " and encoder vectors, since a transcoder's decoder writes at another site"
         return Text(
             "Percentages: share of tokens; beside a context, share of the feature's strongest activation.\n"
             "P(c|p): how often the child fires where its parent fires. S_res: reconstruction score (Eq. 5), estimated "
-            "with LDA directions instead of the paper's probes; a high score does not show that the hierarchy was "
-            "learned.\n"
+            f"with LDA directions instead of the paper's probes{vectors}; a high score does not show that the "
+            "hierarchy was learned.\n"
             "`saeforest show RUN FEATURE` shows the tree around one feature.",
             style="dim",
         )

@@ -11,9 +11,6 @@ from ..activations.sources import HARVEST, MANIFEST, TOKENS, open_store
 from ..activations.writer import JOURNAL, PENDING, Journal, read_journal
 from ..config import is_signed, load_config
 from ..errors import InputError, command
-from ..evaluation.kept_forest import ABOUT as FOREST
-from ..evaluation.kept_forest import TENSORS as FOREST_TENSORS
-from ..evaluation.kept_forest import read_forest
 from ..explore import index as indexes
 from ..files import (
     CHECKSUM,
@@ -29,6 +26,9 @@ from ..interop.tree_sae import WEIGHTS as RELEASED_WEIGHTS
 from ..interop.tree_sae import load_tree_sae
 from ..judges.cache import FILE as ANSWERS
 from ..judges.cache import read_answers
+from ..kept_forest import ABOUT as FOREST
+from ..kept_forest import TENSORS as FOREST_TENSORS
+from ..kept_forest import forest_of, read_forest
 from ..measures.record import Record
 from ..report.write import VALUES as REPORT
 from ..run_folder import CONFIG, RunFolder
@@ -210,9 +210,9 @@ def _index(folder: Path) -> Iterator[Finding]:
     )
     tensors = checked_tensors(folder / indexes.TENSORS, data, remedy)
     found = [manifest, tokens, tensors]
-    sae = _sae_beside(folder)
-    if sae is not None and all(finding.sound for finding in found):
-        whole, _ = tried(folder, lambda: indexes.Index.load(folder, sae), remedy)
+    sae, forest = _sae_beside(folder), _forest_beside(folder)
+    if sae is not None and forest is not None and all(finding.sound for finding in found):
+        whole, _ = tried(folder, lambda: indexes.Index.load(folder, sae, forest), remedy)
         if whole.problem:
             found[0] = Finding(manifest.path, whole.problem, remedy, manifest.has_checksum)
     yield from found
@@ -225,6 +225,17 @@ def _sae_beside(folder: Path) -> SAE | None:
         return None
     try:
         return load_sae(run.sae_beside(folder.resolve()))
+    except (InputError, OSError):
+        return None
+
+
+def _forest_beside(folder: Path) -> Forest | None:
+    """The forest of the run that an index in `folder` is of; None where there is none, or a damaged one."""
+    run, sae = _run_of(folder), _sae_beside(folder)
+    if run is None or sae is None:
+        return None
+    try:
+        return forest_of(sae, run.forest_beside(folder.resolve()))[0]
     except (InputError, OSError):
         return None
 

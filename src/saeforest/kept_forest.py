@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from ..errors import InputError
-from ..files import (
+from .errors import InputError, command
+from .files import (
     CHECKSUMS,
     atomic_folder,
     listed_checksum,
@@ -21,11 +21,11 @@ from ..files import (
     write_json,
     write_tensors,
 )
-from ..infer import InferConfig, InferredForest
-from ..output import note
-from ..saes import SAE
-from ..schema import Count, Schema, checked, without
-from ..structure.forest import Forest
+from .infer import InferConfig, InferredForest
+from .output import note
+from .saes import SAE
+from .schema import Count, Schema, checked, without
+from .structure.forest import Forest
 
 ABOUT, TENSORS = "forest.json", "forest.safetensors"
 
@@ -107,6 +107,33 @@ def kept_forest(
             "measure it, or give them to `saeforest infer`"
         )
     return (forest, origin(by.method, by.order, of.activations)) if asked or of.chosen else None
+
+
+def forest_of(sae: SAE, folder: Path) -> tuple[Forest, str]:
+    """The forest to show for an SAE, and where it comes from, in a few words.
+
+    An SAE that learned a forest has its own. A flat SAE has the one that was inferred for it, by `infer` or for a
+    measure, and is kept in `folder`; without one, or if that was inferred for another SAE, its forest has no edges.
+
+    Raises InputError if the forest in `folder` is damaged.
+    """
+    if sae.has_forest:
+        return sae.forest, "learned"
+    if (folder / ABOUT).exists():
+        try:
+            kept, parent = read_forest(folder)
+            about, by = (
+                checked(_Kept, kept, folder / ABOUT),
+                checked(_Infer, kept.get("infer"), folder / ABOUT),
+            )
+            if (kept.get("sae"), len(parent)) == (digest(sae), sae.d_sae):
+                forest = Forest(parent, sae.config.layer_sizes, layered=about.layered)
+                return forest, origin(by.method, by.order, about.activations)
+        except InputError as error:
+            raise InputError(
+                f"{error}; `{command('infer', folder.parent)}` infers the forest again"
+            ) from None
+    return sae.forest, "none"
 
 
 def origin(method: str, order: str, n: int) -> str:
