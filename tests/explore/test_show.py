@@ -44,7 +44,7 @@ def printed(
 
 def test_families_in_the_terminal(tokenizer: PreTrainedTokenizerFast) -> None:
     out = printed(show_families, hand_index(), FOREST, tokenizer)
-    assert re.search("^9 parent-child edges; in 9 the child fires 20 times or more$", out, re.M)
+    assert re.search("^9 parent-child edges, learned; in 9 the child fires 20 times or more$", out, re.M)
     assert re.search(r"^ 0 +3.0 %  3 children  a$", out, re.M)
     assert re.search(r"── +3 +3.0 %  P\(c\|p\) 1.00  S_res +0.50  2 children  d$", out, re.M)
     assert "100% " in out
@@ -61,7 +61,7 @@ def test_no_family(tokenizer: PreTrainedTokenizerFast) -> None:
     out = printed(show_families, hand_index(rank_parent=[0] * 12), FOREST, tokenizer)
     assert "No family to show yet" in out
     flat = printed(show_families, hand_index(), Forest(torch.full((12,), -1), (12,)), tokenizer)
-    assert "No families: every feature hangs from the root." in flat
+    assert "No families: every feature is a root." in flat
 
 
 def test_a_feature_with_its_path_and_its_children(tokenizer: PreTrainedTokenizerFast) -> None:
