@@ -71,7 +71,7 @@ _DEMOS = {
     "demo-matching-pursuit": _demo(MatchingPursuitConfig(layer_sizes=_DEMO_FLAT, k_per_layer=_DEMO_L0)),
 }
 
-# -- The Tree SAE's paper: GPT-2 small, 500M tokens of the Pile (App. C, Tables 1 and 2; SPEC 5.1, 9.1)
+# -- The Tree SAE's paper: GPT-2 small, 500M tokens of the Pile (App. C, Tables 1 and 2; docs/spec/tree-sae.md#sizes)
 
 _SIZES = {
     "tree-2layer": (6144, 18432),
@@ -120,7 +120,7 @@ def _trees() -> dict[str, TrainConfig]:
     for name, sizes in _SIZES.items():
         for l0, k in _K[name].items():
             sae = TreeConfig(layer_sizes=sizes, k_per_layer=k, allocation=_ALLOCATION)
-            # The text: SPEC 5.6, #3, #12, #14, #21 and #27.
+            # The text: docs/spec/tree-sae.md#two-readings.
             text = replace(
                 _ALLOCATION, growth="add", capacity="per_instance", eligibility="rate", count="living"
             )
@@ -175,7 +175,7 @@ def _baselines() -> dict[str, TrainConfig]:
     return presets
 
 
-# -- HSAE's paper: Gemma-2-2b, 100M tokens of the MiniPile (SPEC 6.1, 9.3)
+# -- HSAE's paper: Gemma-2-2b, 100M tokens of the MiniPile (docs/spec/hsae.md#open-points)
 
 
 def _gemma(sae: HSAEConfig) -> TrainConfig:

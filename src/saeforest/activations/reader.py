@@ -88,8 +88,9 @@ class _Arriving:
 class ActivationReader:
     """Reads the activations at a site (and at `others`), without the positions that would drown the rest.
 
-    The first position of a window is an attention sink with a norm a hundred times the others' (SPEC 0.3, trap 4), and
-    now and then the sink sits a few positions later; special tokens carry no text. All are left out unless asked for.
+    The first position of a window is an attention sink with a norm a hundred times the others', and now and then the
+    sink sits a few positions later (docs/spec/activations.md#sinks). Special tokens carry no text. All are left out
+    unless a setting says otherwise.
     """
 
     lm: LanguageModel

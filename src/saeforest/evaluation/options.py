@@ -1,4 +1,4 @@
-"""Everything that can be set about measuring, in one object; and the readings that have a name (SPEC 11)."""
+"""All settings of measuring in one object, and the readings that have a name (docs/spec/records.md#readings)."""
 
 from __future__ import annotations
 
@@ -85,15 +85,15 @@ class MeasureOptions:
         return config
 
 
-#: Where others read all measures differently (SPEC 11); what they set of single measures, these declare (`readings`).
+#: Settings of all measures in each reading (docs/spec/records.md#readings); a measure declares its own (`readings`).
 PRESETS: dict[Reading, MeasureOptions] = {
     "recommended": MeasureOptions(),
-    # Special tokens alone are left out (SPEC 1.1.1).
+    # Special tokens alone are left out (docs/spec/activations.md#sinks).
     "saebench_0.6": MeasureOptions(
         preset="saebench_0.6",
         positions=PositionOptions(exclude_first=False, exclude_special=True, max_norm=0),
     ),
-    # Nothing is left out (SPEC 0.3, trap 4).
+    # Nothing is left out (docs/spec/activations.md#sinks).
     "ref_tree_sae": MeasureOptions(
         preset="ref_tree_sae",
         positions=PositionOptions(exclude_first=False, exclude_special=False, max_norm=0),

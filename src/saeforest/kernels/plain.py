@@ -178,7 +178,7 @@ def adam(
     exp_avg_sq: Float[Tensor, "*shape"],
     step: AdamStep,
 ) -> None:
-    """One step of Adam in place, on rows of unit norm where `step.unit_rows` asks for that (SPEC 5.6 #29, #30)."""
+    """One step of Adam in place, on rows of unit norm if `step.unit_rows` is set (docs/spec/tree-sae.md#adam)."""
     if step.unit_rows:
         weight.copy_(F.normalize(weight))
         if step.project:

@@ -1,4 +1,4 @@
-"""Feature absorption and splitting on first letters: SAEBench 0.6.0 and the Tree SAE paper (SPEC 1.2, 2).
+"""Feature absorption and splitting on first letters: SAEBench 0.6.0 and the Tree SAE paper (docs/spec/absorption.md).
 
 A feature says "begins with S", but is silent on a few words that do: more specific features have absorbed it. Let w be
 the unit direction of the letter's ground-truth probe, f_i the activations on one of its words x, and
@@ -17,7 +17,7 @@ features that takes is the letter's splitting.
 
 The projections p_i are to be compared with P, so f_i is taken in the units of x: std_t f_i |d_i| for an SAE that
 normalises each token. The authors of the Tree SAE take f_i as it is, and read x in this last stage at
-`blocks.L.hook_resid_post` of the site's block L whatever the site is (SPEC 0.3, traps 2 and 5). Both are here.
+`blocks.L.hook_resid_post` of the site's block L whatever the site is (docs/spec/absorption.md#units). Both are here.
 """
 
 from __future__ import annotations

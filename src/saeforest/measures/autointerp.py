@@ -1,7 +1,7 @@
 """Automated interpretability: can a judge that read some windows of a feature tell in which others it fires?
 
-SAEBench's detection score (SPEC 1.4), with which the Tree SAE paper (5.6 #38) and the HSAE paper (9.3) measure. For
-each feature, of windows of text round a token (`examples`):
+SAEBench's detection score, with which the Tree SAE paper and the HSAE paper measure (docs/spec/judges.md#autointerp).
+For each feature, of windows of text round a token (`examples`):
 
     12 top windows                       10 are shown to the judge, 2 are asked about
      7 sampled, value^2, below the top    5 are shown, 2 are asked about

@@ -1,4 +1,4 @@
-"""Feature composition: how near to another feature each feature's decoder row lies (SPEC 3).
+"""Feature composition: how near each decoder row lies to another (docs/spec/hierarchy.md#composition).
 
     composition = mean over features i of  max over j != i of  cos(d_i, d_j)
 

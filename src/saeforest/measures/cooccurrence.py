@@ -1,4 +1,6 @@
-"""How often siblings fire together (SPEC 5.3): the lower, the better children divide their parent's meaning.
+"""How often siblings fire together (docs/spec/hierarchy.md#cooccurrence).
+
+The lower, the better children divide their parent's meaning.
 
     IoU(i, j) = n_ij / (n_i + n_j - n_ij)
 

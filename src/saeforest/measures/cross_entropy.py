@@ -1,4 +1,4 @@
-"""What the reconstruction costs the language model: its loss with the SAE spliced in (SPEC 1.1.2).
+"""The language model's loss with the reconstruction in place (docs/spec/reconstruction.md#cross-entropy).
 
     ce_loss_score = (ablated - spliced) / (ablated - clean)
     kl_div_score = (kl_ablated - kl_spliced) / kl_ablated        kl_...: sum_v p_clean log(p_clean / p_...)

@@ -1,4 +1,4 @@
-"""Windows of text that show what a feature fires on (SPEC 1.4), as a judge can read them.
+"""Windows of text that show what a feature fires on (docs/spec/judges.md#windows), as a judge can read them.
 
 A window is a token, its centre, with `buffer` tokens on either side, all within one context window. Excluded positions
 may be part of a window, but the feature's value on them counts as 0.

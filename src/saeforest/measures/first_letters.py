@@ -1,4 +1,4 @@
-"""Words, their first letters, and what a language model makes of them: the data of the measure `absorption` (SPEC 1.2).
+"""Words, their first letters, and their activations: the data of the measure `absorption` (docs/spec/absorption.md).
 
 A word is any entry of the tokenizer's vocabulary that is made of English letters, perhaps behind a space. It is read
 at its last token, in a prompt that asks for its first letter as ten examples before it did:

@@ -1,4 +1,6 @@
-"""The Hierarchy metric: of the children found for sampled parents, how many are hierarchical (Tree SAE, 5.2; SPEC 5.2).
+"""The hierarchy metric (Tree SAE, section 5.2; docs/spec/hierarchy.md#hierarchy-metric).
+
+It counts how many of the children found for sampled parents are hierarchical.
 
 Parents are drawn from the most frequent half of all features; a procedure names children of each. A pair is a hit where
 

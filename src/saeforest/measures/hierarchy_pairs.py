@@ -27,7 +27,7 @@ PROCEDURES: tuple[Procedure, ...] = get_args(Procedure)
 
 @dataclass(frozen=True)
 class HierarchyConfig:
-    """Which parent-child pairs are scored, and how. The defaults are SPEC 5.2's recommendation.
+    """Which parent-child pairs are scored, and how (docs/spec/hierarchy.md#hierarchy-metric).
 
     Raises InputError for a value out of its range.
     """
@@ -80,7 +80,7 @@ class HierarchyConfig:
 
     @classmethod
     def reference(cls) -> HierarchyConfig:
-        """The authors' published reading: SPEC 5.2, column "Ref code". They drew once, and fixed no seed."""
+        """The reading of the authors' published code (docs/spec/hierarchy.md#hierarchy-metric), which fixes no seed."""
         return cls(
             parents=2000,
             seeds=(0,),

@@ -1,4 +1,4 @@
-"""How well the levels of a forest agree, each with the next (HSAE paper; SPEC 6.2).
+"""How well the levels of a forest agree, each with the next (HSAE paper; docs/spec/hierarchy.md#levels).
 
 Of level l with l+1, children being those of level l+1 whose parent lies in level l:
 

@@ -1,13 +1,13 @@
 """Masked cosine similarity (MCS): how strongly each feature has a parent by its firings alone (Tree SAE, App. I).
 
-The scores of a parent p and a child c are those of `pairs` (SPEC 4.2): the activation coverage and MCS in four
-variants, binary or on values, scaled or not. Of every child that fired `min_count` times or more,
+The scores of a parent p and a child c are those of `pairs`: the activation coverage and MCS in four variants
+(docs/spec/hierarchy.md#mcs), binary or on values, scaled or not. Of every child that fired `min_count` times or more,
 
     coverage, mcs_...              mean over children of the score of the best parent, any other feature
     edges_coverage, edges_mcs_...  mean over the forest's edges of the score of the parent it names
 
 The paper's App. H argues that the decoder rows of a pair end up near orthogonal. Its table 4 is the mean of
-|k| = |cos(d_p, d_c)| over all ordered pairs of coverage 1, that is n_pc = n_c (SPEC 5.4):
+|k| = |cos(d_p, d_c)| over all ordered pairs of coverage 1, that is n_pc = n_c (docs/spec/hierarchy.md#decoder-cosine):
 
     k_all_pairs      n_c >= min_count;  k_all_pairs_any: n_c >= 1;  k_edges: the forest's edges, n_c >= min_count
     k_random         of two random directions in d dimensions: Gamma(d/2) / (sqrt(pi) Gamma((d+1)/2))

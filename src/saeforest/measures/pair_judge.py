@@ -1,4 +1,4 @@
-"""Does a judge see that a child is a special case of its parent? HSAE's measure of a forest's edges (SPEC 6.2).
+"""Does a judge see that a child is a special case of its parent (HSAE; docs/spec/judges.md#pair-judge)?
 
 For each edge the judge reads up to 10 top windows and 5 sampled ones of both features (`examples`), with marks, and
 answers whether the concept of one is contained in that of the other:

@@ -1,4 +1,4 @@
-"""Labeled texts as sparse probing and TPP see them: one vector a text (SPEC 1.3, 1.5).
+"""Labeled texts as sparse probing and TPP see them: one vector a text (docs/spec/probing.md).
 
 With T the measured tokens of a text, x_t an activation, f_t its code and s_t what normalisation divided it by,
 

@@ -1,8 +1,9 @@
 """Probes: the direction d*_c of the concept of every feature, found from the activations on which it fires (Eq. 5).
 
 The Tree SAE paper trains a linear probe that tells the activations on which a feature fires from all others, and takes
-its weights for the concept's direction (section 3, App. D.1; SPEC 5.2). With z = w.x + b, y = 1 where the feature
-fires (n_c of n activations), and rho = (n - n_c) / n_c, so that both classes weigh the same, it minimises
+its weights for the concept's direction (section 3, App. D.1; docs/spec/hierarchy.md#probes). With z = w.x + b, y = 1
+where the feature fires (n_c of n activations), and rho = (n - n_c) / n_c, so that both classes weigh the same, it
+minimizes
 
     L     = mean over a batch of  rho y softplus(-z) + (1 - y) softplus(z)
     dL/dz = rho y (sigma(z) - 1) + (1 - y) sigma(z)

@@ -1,4 +1,4 @@
-"""How much of the activations the reconstruction holds: four definitions of one fraction (SPEC 1.1.3, 5.5).
+"""Variance explained by the reconstruction, by four definitions (docs/spec/reconstruction.md#fve).
 
 With r = x - x_hat, over T tokens:
 

@@ -6,7 +6,7 @@ d*_c is the unit direction of the child's concept (probes.py), d_c and d_p are t
 parent. Coverage alone is not enough: a feature that fires nearly everywhere covers every other, and has nothing to do
 with it (the paper's "PCA feature"); then d*_c . d_p is near 0, however high the coverage. Beside the score stand the
 ranks of the two rows among all decoder rows by their cosine with d*_c; an edge is a hit where both are among the first
-5 (SPEC 5.2, steps 9 and 10). The LDA direction, which no training touches, gives the score a second time.
+5 (docs/spec/hierarchy.md#hierarchy-metric). The LDA direction, which needs no training, gives the score a second time.
 
 For some parents, `focus` holds what figures 1 and 10 to 12 of the paper show: of their children of highest coverage,
 in the forest or not, the cosines of all decoder rows with the child's direction, and where child and parent stand.

@@ -1,4 +1,4 @@
-"""Record: what a measure found, on what, with which settings (SPEC 11). One JSON file each, never a NaN in it."""
+"""Record: what a measure found, on what, with which settings; one JSON file (docs/spec/records.md#record)."""
 
 from __future__ import annotations
 

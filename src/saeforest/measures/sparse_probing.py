@@ -1,4 +1,4 @@
-"""How well a few features tell the topic of a text (SAEBench's sparse probing: SPEC 1.3).
+"""How well a few features tell the topic of a text (SAEBench's sparse probing: docs/spec/probing.md#sparse-probing).
 
 Every class against the rest, as many texts of the class as of all others together. For each class and each k:
 
@@ -8,7 +8,7 @@ Every class against the rest, as many texts of the class as of all others togeth
     llm_all    likewise with all coordinates, standardised; how much to regularise is chosen on validation texts
 
 The probes are scikit-learn's `LogisticRegression(C=1, max_iter=1000)`. SAEBench chooses the epoch of its probe on all
-coordinates by test accuracy (SPEC 0.3, trap 15); nothing is chosen on test texts here. 0.5 is chance.
+coordinates by test accuracy (docs/spec/probing.md#sparse-probing); nothing is chosen on test texts here. 0.5 is chance.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """How many features are active on a token: `l0 = mean_t #{i: f_i(t) > threshold}`, in all and layer by layer.
 
-`l0_nonzero` counts whatever is above 0, as SAEBench does (SPEC 1.1.3).
+`l0_nonzero` counts whatever is above 0, as SAEBench does (docs/spec/reconstruction.md#sparsity).
 """
 
 from __future__ import annotations

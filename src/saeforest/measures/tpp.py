@@ -1,4 +1,4 @@
-"""Targeted probe perturbation: do the features of a class carry that class alone (SAEBench's TPP: SPEC 1.5)?
+"""Targeted probe perturbation: do the features of a class carry that class alone (docs/spec/probing.md#tpp)?
 
 A linear probe w_c of every class against the rest is trained on the mean-pooled activations. Then
 
@@ -12,7 +12,7 @@ Without S each activation becomes x_t - decode(f_t) + decode(f_t without S) = x_
 sum_{i in S} effective(f)_i d_i (see `pooled`), and no activation has to be decoded.
 
 Read as recommended, a feature without effect is never ablated, and the epoch of the probes is chosen on validation
-texts. SAEBench 0.6 fills S_n with features of effect 0, and chooses the epoch on the test texts (SPEC 0.3, trap 15).
+texts. SAEBench 0.6 fills S_n with features of effect 0, and chooses the epoch on the test texts.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ class Adam(torch.optim.Optimizer):
 
     A parameter group with `unit_rows` holds matrices whose rows are scaled to unit norm before each step. With
     `project`, the component of each row's gradient along the row is removed first, since it would only change the
-    row's norm (SPEC 5.6 #29, #30).
+    row's norm (docs/spec/tree-sae.md#adam).
 
     With `state=torch.bfloat16` the moving averages take half the memory. They use stochastic rounding: if rounded to
     nearest, an average that changes by a thousandth per step would never change.

@@ -27,7 +27,7 @@ def greedy_allocation(
     One child at a time goes to the parent whose next child would get the most; ties go to the lower index, parents
     that are not eligible or have no capacity get none. With no capacity anywhere the children are spread evenly over
     the eligible parents. `min_last` children are set aside for the last candidate (the root) beforehand.
-    O((m + n) log m) (SPEC 5.6, #18 to #20).
+    O((m + n) log m) (docs/spec/tree-sae.md#eq-10).
     """
     children = torch.zeros(len(capacity), dtype=torch.int64)
     children[-1] = min(min_last, n_children)
@@ -64,8 +64,8 @@ def reassign_dead(
     """New parents of one layer's features: dead children of parents above their quota fill parents below it.
 
     `parent` holds -1 for the root, `quota[-1]` is the root's. Donors and receivers in index order, the root last,
-    first fit; a living child never moves (Algorithm 2; SPEC 5.6, #22 to #27). To `count` the living is the text's
-    reading: what a parent lacks are living children, and all the dead are there to be moved.
+    first fit; a living child never moves (Algorithm 2; docs/spec/tree-sae.md#reassignment). To `count` the living is
+    the text's reading: what a parent lacks are living children, and all the dead are there to be moved.
     """
     root = len(quota) - 1
     index = torch.where(parent == ROOT, root, parent)
@@ -91,7 +91,7 @@ class ReallocationSteps:
     """The steps (counted from 1) after which to reallocate: `first`, then at growing intervals, all before `until`.
 
     "double": the interval doubles (the authors' code); "add": it grows by two steps (the text's other reading);
-    never longer than `cap`. `first=0`: never (SPEC 5.6, #12 and #13).
+    never longer than `cap`. `first=0`: never (docs/spec/tree-sae.md#schedule).
 
     They are worked out as they are asked for, so that a run may be of any length.
     """

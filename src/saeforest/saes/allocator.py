@@ -131,7 +131,7 @@ class Allocator(nn.Module):
             self.rate_weight.mul_(kept).add_(1 - kept)
 
     def _collect(self, step: Step) -> None:
-        """Candidate parents of a layer that fired, and the root, collect the step's loss (SPEC 5.6, #14 to #17)."""
+        """Candidate parents that fired, and the root, collect the step's loss (docs/spec/tree-sae.md#capacity)."""
         fired = step.fired.to(self.capacity.dtype)
         loss = step.loss.detach().to(self.capacity.dtype)
         per_instance = self._config.capacity == "per_instance"
@@ -144,7 +144,7 @@ class Allocator(nn.Module):
             self.capacity[layer, : start + 1] += loss * share
 
     def eligible(self, start: int, silence: Int[Tensor, "d_sae"]) -> Bool[Tensor, "start"]:
-        """Which features before `start` may be given children (SPEC 5.6, #21)."""
+        """Which features before `start` may be given children (docs/spec/tree-sae.md#eligibility)."""
         if self._config.eligibility == "window":
             return silence[:start] < self.eligible_steps
         return self.rate[:start] * self._config.eligible_within_tokens >= self.rate_weight

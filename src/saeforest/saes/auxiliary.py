@@ -1,4 +1,4 @@
-"""The auxiliary loss of Gao et al.: dead features reconstruct what the living leave over (SPEC 5.1, 7.1)."""
+"""The auxiliary loss of Gao et al.: dead features learn the residual (docs/spec/baselines.md#auxiliary-loss)."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """BatchTopK SAE (Bussmann et al., arXiv 2412.06410): k features an activation on average, chosen over the batch.
 
 Trained by the batch's k * n largest pre-activations, it is used with a threshold, so that what an activation's
-features are never depends on the others beside it (SPEC 7.2).
+features are never depends on the others beside it (docs/spec/baselines.md#batchtopk).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """HSAE (arXiv 2602.11881): JumpReLU SAEs of growing size, trained together, whose features are linked into a forest.
 
 Every level reconstructs alone. A loss draws each feature to the sum of its children, at random a feature is replaced
-by that sum, and from time to time every feature chooses its parent anew among the level above (SPEC 6).
+by that sum, and from time to time every feature chooses its parent anew among the level above (docs/spec/hsae.md).
 
 Without constraint and perturbation, and with parents chosen only at the end, this is the paper's baseline:
 independent SAEs of the same sizes, linked after the fact.
@@ -128,9 +128,9 @@ class Hierarchy(Links):
         return found
 
     def draw(self, sae: LevelsSAE, done: int) -> Bool[Tensor, "d_sae_and_root"]:
-        """Which features the step after `done` replaces by their children: never one without any (SPEC 6.3, #1 to #4).
+        """Which features the step after `done` replaces by their children (docs/spec/hsae.md#perturbation).
 
-        The last entry is the root's.
+        A feature without children never is. The last entry is the root's.
         """
         generator = seeded(self._seed, "perturbation", done)
         drawn = torch.rand(sae.d_sae, generator=generator) < self._config.perturbation
@@ -139,7 +139,7 @@ class Hierarchy(Links):
         return replaced
 
     def loss(self, sae: LevelsSAE, levels: list[Level], n: int) -> Float[Tensor, ""] | None:
-        """rho sum_l sum_i ||f_i - sum of i's children||^2 over features with children, f_i the vector (SPEC 6.1)."""
+        """rho sum_l sum_i ||f_i - sum of i's children||^2, f_i being vectors (docs/spec/hsae.md#constraint)."""
         if not self._config.constraint:
             return None
         distances = [link_distance(a, b, sae.parent, sae.decoder) for a, b in pairwise(levels)]

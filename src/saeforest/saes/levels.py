@@ -1,7 +1,7 @@
 """SAEs of one or more levels, whose features each have a threshold: a level is a JumpReLU SAE that reconstructs alone.
 
 One level is the JumpReLU SAE, several are what HSAE links into a forest. All losses are in normalized units
-(SPEC 6.1, 6.3 to 6.6).
+(docs/spec/hsae.md#losses).
 """
 
 from __future__ import annotations
@@ -277,7 +277,7 @@ class LevelsTraining(Training):
         i: int,
         dead: Bool[Tensor, "d_sae"],
     ) -> Float[Tensor, ""]:
-        """Dead features, as if active by exp(h), reconstruct half the residual's norm (SPEC 6.6)."""
+        """Dead features, as if active by exp(h), learn the residual (docs/spec/hsae.md#ghost-gradients)."""
         sae = self.sae
         features = sae.level(i)
         ids = features.start + dead[features].nonzero().flatten()

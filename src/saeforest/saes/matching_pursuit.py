@@ -1,7 +1,8 @@
 """Matching Pursuit SAE (Costa et al., arXiv 2506.03093): features are chosen one after another, by the residual.
 
 One dictionary of unit-norm rows encodes and decodes. Each iteration takes the atom nearest to what is left, and
-takes it off; an activation stops early when nothing is left or nothing new is chosen, so L0 adapts (SPEC 7.5).
+takes it off; an activation stops early when nothing is left or nothing new is chosen, so L0 adapts
+(docs/spec/baselines.md#matching-pursuit).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Matryoshka SAE (Bussmann et al., arXiv 2503.17547): every prefix of the dictionary reconstructs on its own.
 
 Prefixes end where layers do. The paper trains by batch top-k, the Tree SAE's authors by top-k of every activation;
-either way over the whole dictionary at once (SPEC 7.3).
+either way over the whole dictionary at once (docs/spec/baselines.md#matryoshka).
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ def choose_parents(
     """For every child its most similar parent, -1 for the `unassigned` share that is least similar to any.
 
     With `max_children`, pairs are taken by descending similarity as long as the parent has room. Ties go to the lower
-    child, then to the lower parent (SPEC 6.1; 6.3, #11).
+    child, then to the lower parent (docs/spec/hsae.md#parents).
     """
     if max_children is None:
         best, parent = similarity.max(0)

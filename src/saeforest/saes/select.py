@@ -20,7 +20,7 @@ from .encode import PreActivations
 
 
 def top_k(h: Float[Tensor, "n F"], k: int) -> SparseCode:
-    """The `k` largest of every row, then ReLU (SPEC 7.1)."""
+    """The `k` largest of every row, then ReLU (docs/spec/baselines.md#topk)."""
     return SparseCode(*top_positive(h, min(k, h.shape[1])))
 
 
@@ -38,7 +38,7 @@ def batch_top_k(
     d_sae: int,
     k: int,
 ) -> SparseCode:
-    """The `k * n` largest positive pre-activations of a batch of `n` rows, wherever they are (SPEC 7.2).
+    """The `k * n` largest positive pre-activations of a batch of `n` rows (docs/spec/baselines.md#batchtopk).
 
     `best(width)` gives the `width` largest of every row, `beyond(rows, bound)` all that exceed the bound of some.
     """
@@ -70,7 +70,7 @@ def exceeding(h: Float[Tensor, "n F"], bound: float) -> SparseCode:
 
 
 def above(h: Float[Tensor, "n F"], floor: Float[Tensor, "F"]) -> SparseCode:
-    """Every feature whose pre-activation exceeds its floor; the values say by how much (SPEC 6.4, 7.2)."""
+    """Every feature above its floor; the values say by how much (docs/spec/baselines.md#batchtopk)."""
     excess = (h - floor).relu()
     width = max(int((excess > 0).sum(1).max()), 1) if len(h) else 1
     return top_k(excess, width)

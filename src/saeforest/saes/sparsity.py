@@ -1,4 +1,4 @@
-"""Steering L0 to its target: the weight of the L0 loss follows how fast L0 moves (HSAE, App. A.2; SPEC 6.5)."""
+"""Steering L0 to its target by the weight of the L0 loss (HSAE, App. A.2; docs/spec/hsae.md#l0-control)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _FASTEST_RATE, _FASTEST_AVERAGE, _FASTEST_GAIN = 0.01, 0.05, 0.05
 
 @dataclass(frozen=True)
 class SparsityConfig:
-    """The weight of the L0 loss, steered so that L0 falls to its target at a set speed (HSAE, App. A.2; SPEC 6.5)."""
+    """The weight of the L0 loss, which is steered by the speed at which L0 falls (docs/spec/hsae.md#l0-control)."""
 
     weight: float = 1e-3
     """At the start; times d_in, for the losses are sums over coordinates. It stays within 1e-8 and 1e2 of these."""

@@ -163,7 +163,7 @@ class Training(nn.Module, ABC):
 
     @torch.no_grad()
     def initialize(self, x: Float[Tensor, "n d_in"], target: Float[Tensor, "n d_out"]) -> None:
-        """What an SAE takes from its first batch: a trained `b_dec` starts at the geometric median (SPEC 5.1)."""
+        """A trained `b_dec` starts at the first batch's geometric median (docs/spec/tree-sae.md#initialization)."""
         sae = self.sae
         if sae.b_dec.requires_grad:
             target = target.to(sae.decoder.dtype)

@@ -13,8 +13,8 @@ counting as 0, `n_c` is their number, `M_i` the largest value of feature i on an
     mcs_correlation_scaled    D_pc / sqrt(q_c Q_pc) min(M_c, M_p) / M_p               Matryoshka SAE, App. F
     pearson                   (D - S s/n) / sqrt((Q - S^2/n) (q - s^2/n)), n = n_c    "correlation" taken literally
 
-These are SPEC 4.2's; a score that would be 0/0 is 0. There is no d_sae x d_sae matrix: the firings are kept (8 bytes
-each, and 8 more to find those of a feature), and the pairs of a feature are counted when it is asked for (SPEC 4.3).
+A score that would be 0/0 is 0 (docs/spec/hierarchy.md#mcs). There is no d_sae x d_sae matrix: the firings are kept (8
+bytes each, and 8 more to find those of a feature), and the pairs of a feature are counted when it is looked at.
 """
 
 from __future__ import annotations

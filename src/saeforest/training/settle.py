@@ -181,5 +181,5 @@ def settle_scale(config: TrainConfig, first: Callable[[], ActivationBatch]) -> T
 
 
 def dataset_scale(x: torch.Tensor) -> float:
-    """The factor that makes the mean norm of the activations sqrt(d_in) (SPEC 6.3, #8)."""
+    """The factor that makes the mean norm of the activations sqrt(d_in) (docs/spec/activations.md#dataset-scale)."""
     return math.sqrt(x.shape[1]) / float(x.float().norm(dim=1).mean())

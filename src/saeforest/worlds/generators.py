@@ -1,4 +1,4 @@
-"""The toys of SPEC 8.1: worlds whose tree is known, by the names the command line knows them by."""
+"""Worlds whose tree is known, by the names that the command line has for them (docs/spec/synthetic.md#generators)."""
 
 from __future__ import annotations
 

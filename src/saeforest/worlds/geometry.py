@@ -1,4 +1,4 @@
-"""Where true features point: unit vectors `[m, d]`, orthogonal or nearly so, or correlated on purpose (SPEC 8.1)."""
+"""Directions of true features `[m, d]`: orthogonal, nearly so, or correlated (docs/spec/synthetic.md#sampling)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How much of a known tree an SAE has found (SPEC 8.2): its features, its edges, and what it absorbed.
+"""How much of a known tree an SAE has found: features, edges, absorption (docs/spec/synthetic.md#recovery).
 
 True features are `g` of `m`, with directions `G [m, d]` and a true forest; latents are `i` of `F`, with decoder rows
 `D [F, d]` and a learned forest, from the SAE itself or inferred. Only latents that fire on the sample count. Each
@@ -30,7 +30,7 @@ _TOP = 5
 
 @dataclass(frozen=True)
 class EdgeScores:
-    """The learned edges against the true ones; both without edges from the root (SPEC 8.2, 4 to 6)."""
+    """The learned edges against the true ones; both without edges from the root (docs/spec/synthetic.md#edges)."""
 
     cosine: float
     """From which cosine on a true feature counts as matched."""
@@ -61,7 +61,7 @@ class EdgeScores:
 
 @dataclass(frozen=True)
 class Absorption:
-    """Parents that fall silent where a child fires; means over the true edges whose parent is matched (SPEC 8.2, 7)."""
+    """Parents that fall silent where a child fires, over true edges (docs/spec/synthetic.md#true-absorption)."""
 
     edges: int
     """Over how many edges: those whose child fires on the sample."""
@@ -77,7 +77,7 @@ class Absorption:
 
 @dataclass(frozen=True)
 class Recovery:
-    """Every score of SPEC 8.2. `dataclasses.asdict` makes it plain; shares are from 0 to 1."""
+    """Every score of docs/spec/synthetic.md#recovery. `dataclasses.asdict` makes it plain; shares are from 0 to 1."""
 
     features: int
     """True features, m."""
@@ -368,7 +368,7 @@ def _hierarchy(
     learned: Forest,
     latent: Int[Tensor, "m"],
 ) -> tuple[float | None, int]:
-    """The top-5 rule of SPEC 5.2 with the true direction of the child, and over how many pairs.
+    """The top-5 rule with the child's true direction (docs/spec/synthetic.md#true-hierarchy), and the number of pairs.
 
     Ranks are among all latents, dead ones too. All learned edges with a matched child are pairs, none is sampled.
     """

@@ -1,4 +1,4 @@
-"""Sampling from a known tree: which of its features fire, and how strongly (SPEC 8.1).
+"""Sampling from a known tree: which of its features fire, and how strongly (docs/spec/synthetic.md#sampling).
 
 A feature can fire only where its parent does. Samples are drawn a level at a time, for all rows at once and only
 for the children of parents that fired, so the cost follows the number of firings and not the number of features.
