@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,7 @@ CLOSED = re.compile(r"\bSPEC [0-9]|SPEC\.md|DESIGN\.md|AUDIT\.md|\bspec [0-9]+\.
 EQUATIONS = range(1, 14)
 
 
+@cache
 def anchors(page: Path) -> set[str]:
     """Where a link into a page can point: named anchors, and the names that headings without one get."""
     text = CODE.sub("", page.read_text())
