@@ -1,7 +1,8 @@
 """The SAEs that the authors of the Tree SAE released: a folder with `config.json` and `sae.safetensors`.
 
-Five types, all on standardised activations and without an encoder bias (SPEC 5.1, 7): tree, matryoshka and topk (one
-k for the whole dictionary), mp (matching pursuit; one dictionary and no bias at all) and relu. Weights are kept as
+There are five types, all on normalized activations (docs/spec/activations.md#normalization) and without an encoder
+bias: tree, matryoshka and topk (one k for the whole dictionary), mp (matching pursuit; one dictionary and no bias at
+all) and relu. Weights are kept as
 stored, the decoder slightly off unit norm, so that codes and reconstructions are those of the authors' code.
 """
 
