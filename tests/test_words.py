@@ -32,7 +32,6 @@ NOT_YET: set[str] = {
     "progress.py",
     "report",
     "run_folder.py",
-    "saes",
     "schema.py",
     "session.py",
     "structure",

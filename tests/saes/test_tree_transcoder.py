@@ -110,7 +110,10 @@ def test_only_what_has_a_target_of_its_own_takes_one() -> None:
     [
         (HSAEConfig((4, 8), (1, 1), normalize_activations="none"), "a hsae SAE reconstructs its input"),
         (MatchingPursuitConfig((4,), (1,)), "a matching_pursuit SAE reconstructs its input"),
-        (TreeConfig((4, 8), (1, 1)), r"sae\.normalize_target = dataset_scale: stands for a number"),
+        (
+            TreeConfig((4, 8), (1, 1)),
+            r"sae\.normalize_target = dataset_scale: expected the number that training determines",
+        ),
         (TreeConfig((4, 8), (1, 1), normalize_target="layer_norm"), r"sae\.normalize_target = layer_norm"),
     ],
 )
@@ -122,7 +125,10 @@ def test_what_cannot_be_one(config: SAEConfig, words: str) -> None:
 
 def test_an_open_scale_is_refused() -> None:
     config = replace(CONFIGS["topk"], normalize_activations="dataset_scale")  # pyright: ignore[reportArgumentType]
-    with pytest.raises(InputError, match=r"sae\.normalize_activations = dataset_scale: stands for a number"):
+    with pytest.raises(
+        InputError,
+        match=r"sae\.normalize_activations = dataset_scale: expected the number that training determines",
+    ):
         build(config, D_IN)
 
 

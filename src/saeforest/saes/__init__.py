@@ -1,4 +1,4 @@
-"""The systems: one file each, and the files they are saved in."""
+"""Sparse autoencoders: one file for each system, the parts they share, and how they are saved and loaded."""
 
 from .allocator import AllocationConfig
 from .auxiliary import AuxConfig

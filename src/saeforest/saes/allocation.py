@@ -1,6 +1,6 @@
-"""Which parent gets how many children, and which dead children move (Tree SAE, Algorithms 1 and 2).
+"""How many children each parent gets, and which dead children move (Tree SAE, Algorithms 1 and 2).
 
-A layer's candidate parents are indexed `0..m-1` for the features of the layers before it, and `m` for the root.
+The candidate parents of a layer have the indices `0..m-1` for the features of earlier layers, and `m` for the root.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ Count = Literal["all", "living"]
 def greedy_allocation(
     capacity: Float[Tensor, "m"], eligible: Bool[Tensor, "m"], n_children: int, *, min_last: int = 0
 ) -> Int[Tensor, "m"]:
-    """Numbers of children that maximise the smallest payoff `capacity[p] / children[p]` (Algorithm 1, Eq. 10).
+    """Numbers of children that maximize the smallest payoff `capacity[p] / children[p]` (Algorithm 1, Eq. 10).
 
-    One child at a time goes to the parent whose next child would get the most; ties go to the lower index, parents
-    that are not eligible or have no capacity get none. With no capacity anywhere the children are spread evenly over
-    the eligible parents. `min_last` children are set aside for the last candidate (the root) beforehand.
-    O((m + n) log m) (docs/spec/tree-sae.md#eq-10).
+    Children are given out one at a time, to the parent that would have the largest payoff with one more child; ties go
+    to the lower index. Parents that are not eligible or have no capacity get none. If no parent has capacity, the
+    children are spread evenly over the eligible parents. `min_last` children are given to the last candidate (the
+    root) beforehand. Runs in O((m + n) log m) (docs/spec/tree-sae.md#eq-10).
     """
     children = torch.zeros(len(capacity), dtype=torch.int64)
     children[-1] = min(min_last, n_children)
@@ -61,18 +61,19 @@ def _spread_evenly(children: Int[Tensor, "m"], eligible: Bool[Tensor, "m"], n: i
 def reassign_dead(
     parent: Int[Tensor, "s"], dead: Bool[Tensor, "s"], quota: Int[Tensor, "m"], *, count: Count = "all"
 ) -> Int[Tensor, "s"]:
-    """New parents of one layer's features: dead children of parents above their quota fill parents below it.
+    """New parents for the features of one layer: parents above their quota give dead children to parents below it.
 
-    `parent` holds -1 for the root, `quota[-1]` is the root's. Donors and receivers in index order, the root last,
-    first fit; a living child never moves (Algorithm 2; docs/spec/tree-sae.md#reassignment). To `count` the living is
-    the text's reading: what a parent lacks are living children, and all the dead are there to be moved.
+    In `parent` the root is -1; `quota[-1]` is the root's quota. Donors and receivers are matched in index order, the
+    root last, and children that are alive never move (Algorithm 2; docs/spec/tree-sae.md#reassignment). With
+    `count="living"`, as in the paper's text, only living children count toward the quota, and every dead child may be
+    moved.
     """
     root = len(quota) - 1
     index = torch.where(parent == ROOT, root, parent)
     counted = index if count == "all" else index[~dead]
     excess = torch.bincount(counted, minlength=root + 1) - quota
 
-    # Rank of every dead child among the dead children of its parent: the first `excess` of them may go.
+    # Rank every dead child among the dead children of its parent: the first `excess` of them may move.
     candidates = dead.nonzero().flatten()
     candidates = candidates[index[candidates].argsort(stable=True)]
     donors = index[candidates]
@@ -90,15 +91,15 @@ def reassign_dead(
 class ReallocationSteps:
     """The steps (counted from 1) after which to reallocate: `first`, then at growing intervals, all before `until`.
 
-    "double": the interval doubles (the authors' code); "add": it grows by two steps (the text's other reading);
-    never longer than `cap`. `first=0`: never (docs/spec/tree-sae.md#schedule).
+    After each step the interval doubles (growth "double", the authors' code) or grows by two steps ("add", the other
+    reading of the paper), up to `cap`. With `first=0` there are none (docs/spec/tree-sae.md#schedule).
 
-    They are worked out as they are asked for, so that a run may be of any length.
+    Steps are computed on demand, so the run may have any length.
     """
 
     def __init__(self, first: int, growth: Growth, cap: int, until: int) -> None:
         self._first, self._growth, self._cap, self._until = first, growth, cap, until
-        # Where the search stands: at a member, the one before it, and the interval that led here.
+        # The position of the search: the previous member, the current one, and the interval between them.
         self._before, self._step, self._interval = 0, first, first
 
     def __iter__(self) -> Iterator[int]:
@@ -115,7 +116,7 @@ class ReallocationSteps:
             self._before, self._step, self._interval = 0, self._first, self._first
         while self._step < step:
             interval = self._longer(self._interval)
-            # Once the interval has stopped growing, whatever lies in between is passed in one go.
+            # Once the interval has stopped growing, jump over all the members in between at once.
             n = max((step - self._step) // interval, 1) if interval == self._interval else 1
             self._step, self._interval = self._step + n * interval, interval
             self._before = self._step - interval

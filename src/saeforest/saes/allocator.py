@@ -1,4 +1,5 @@
-"""The Tree SAE's reallocation of dead children (App. C and G): who collects capacity, who is eligible, who moves."""
+"""The reallocation of dead children in a Tree SAE (App. C and G of its paper): what capacity parents collect, which
+parents are eligible, and when children move."""
 
 from __future__ import annotations
 
@@ -16,57 +17,60 @@ from ..structure.forest import ROOT
 from .allocation import Growth, ReallocationSteps, greedy_allocation, reassign_dead
 from .training import PAPER_STEPS, Event, RunLength, Step
 
-# The paper's schedule as shares of its run of 97,657 steps.
+# The paper's schedule, as fractions of its run of 97,657 steps.
 _PAPER_FIRST, _PAPER_CAP = 3_000 / PAPER_STEPS, 10_000 / PAPER_STEPS
-# The rate at which a feature fires is averaged over so many of the tokens within which a parent must fire once.
+# Firing rates are averaged over this many windows of `eligible_within_tokens` tokens.
 _RATE_WINDOWS = 10
 
 
 @dataclass(frozen=True)
 class AllocationConfig:
-    """When and how dead children are reallocated (App. C and G). Steps are training steps."""
+    """When and how dead children are reallocated to other parents (App. C and G). Steps are training steps."""
 
     first: int | None = None
-    """Step of the first reallocation, and the first interval; 0 turns reallocation off.
-    None: 3,000 of the paper's 97,657 steps, in proportion to the run."""
+    """Step of the first reallocation, and length of the first interval. 0: no reallocation. None: 3% of the run
+    (3,000 of the paper's 97,657 steps)."""
     growth: Growth = "double"
-    """How the interval grows after each reallocation: twofold, or by two steps."""
+    """How the interval grows after each reallocation. double: to twice its length; add: by two steps."""
     cap: int | None = None
-    """The longest interval. None: 10,000 of the paper's 97,657 steps, in proportion."""
+    """Longest interval, in steps. None: 10% of the run (10,000 of the paper's 97,657 steps)."""
     root_reset_at: float = 0.512
-    """At this share of the run all dead children move to the root and reallocation ends (50,000 of 97,657 steps).
-    0: neither ever happens."""
+    """Fraction of the run at which all dead children move to the root and reallocation ends (50,000 of the paper's
+    97,657 steps). 0: no reallocation at all."""
     capacity: Literal["per_batch", "per_instance"] = "per_batch"
-    """Share of each step's loss a parent collects: equal among parents that fired, or by tokens it fired on."""
+    """How much of each step's loss a parent collects. per_batch: an equal share among the parents that fired;
+    per_instance: the loss times the number of tokens on which it fired."""
     dead_after_tokens: int | None = None
-    """A feature is dead that has not fired for so many tokens. None: the paper's 10M of 500M, in proportion to the
-    run but 100,000 at least: in fewer tokens a rare feature is only rare."""
+    """Number of tokens without firing after which a feature is dead. None: 2% of the run (the paper's 10M of 500M
+    tokens), at least 100,000, so that rare features are not taken for dead."""
     eligibility: Literal["window", "rate"] = "window"
-    """A parent may be given children if it has fired within `eligible_within_tokens` (the authors' code), or if it
-    fires on average once in so many (the text)."""
+    """Which parents may be given children. window: those that fired within the last eligible_within_tokens tokens (the
+    authors' code); rate: those that fire on average once in that many tokens (the paper)."""
     eligible_within_tokens: int = 50_000
+    """Number of tokens within which an eligible parent fires once."""
     count: Literal["all", "living"] = "all"
-    """A parent's number of children is that of all (the authors' code) or of those not dead (the text)."""
+    """Which children count toward a parent's quota: all (the authors' code), or living, those not dead (the paper)."""
     parents: Literal["any", "previous"] = "any"
-    """Which features may be parents of a layer's: those of any earlier layer (the paper), or of the one before it.
-    The root may always be."""
+    """Which features may be parents, besides the root. any: those of all earlier layers (the paper); previous: those
+    of the previous layer."""
     min_root_share: float = 0.0
-    """At least this share of every layer hangs from the root."""
+    """Smallest fraction of every layer that hangs from the root."""
 
     def __post_init__(self) -> None:
         for name in ("root_reset_at", "min_root_share"):
             if not 0 <= (value := getattr(self, name)) <= 1:
-                raise InputError(f"sae.allocation.{name} = {value}: expected a share from 0 to 1")
+                raise InputError(f"sae.allocation.{name} = {value}: expected a fraction from 0 to 1")
         least = {"first": 0, "dead_after_tokens": 1, "eligible_within_tokens": 1, "cap": 1}
         for name, bound in least.items():
             if (value := getattr(self, name)) is not None and value < bound:
                 raise InputError(f"sae.allocation.{name} = {value}: expected {bound} or more")
 
     def min_root_children(self, layer_size: int) -> int:
+        """The smallest number of features of a layer that hang from the root."""
         return math.ceil(self.min_root_share * layer_size)
 
     def first_parent(self, layer: int, layer_sizes: tuple[int, ...]) -> int:
-        """The lowest feature that may be a parent of a layer's."""
+        """The first feature that may be a parent of the features in `layer`."""
         nearest = layer > 0 and self.parents == "previous"
         return sum(layer_sizes[: layer - 1]) if nearest else 0
 
@@ -74,7 +78,8 @@ class AllocationConfig:
 class Allocator(nn.Module):
     """Moves the dead children of a forest to the parents where they are needed most.
 
-    It holds what parents have collected since the last reallocation, and how often features fire.
+    Its buffers hold the capacity that parents have collected since the last reallocation, and the rates at which
+    features fire.
     """
 
     capacity: Tensor
@@ -95,7 +100,7 @@ class Allocator(nn.Module):
         d_sae, zeros = sum(sizes), {"dtype": torch.float64, "device": device}
         # Row l: what each candidate parent of layer l has collected; entry start(l) is the root's.
         self.register_buffer("capacity", torch.zeros(len(sizes), d_sae + 1, **zeros))
-        # Of each feature the share of tokens on which it fires: a moving average, and the weight it has so far.
+        # The fraction of tokens on which each feature fires: a moving average, and the total weight in it so far.
         self.register_buffer("rate", torch.zeros(d_sae, **zeros))
         self.register_buffer("rate_weight", torch.zeros((), **zeros))
 
@@ -107,9 +112,11 @@ class Allocator(nn.Module):
         silence: Int[Tensor, "d_sae"],
         dead: Bool[Tensor, "d_sae"],
     ) -> list[Event]:
-        """Moves children, in `parent` itself, where step `number` asks for that.
+        """Count step `number`, and move children if a reallocation or the root reset is due.
 
-        silence: steps since each feature fired; dead: whether those are too many.
+        parent: the parent of every feature, modified in place.
+        silence: steps since each feature last fired.
+        dead: whether each feature is dead.
         """
         self.count(step)
         self._collect(step)
@@ -123,7 +130,7 @@ class Allocator(nn.Module):
         return events
 
     def count(self, step: Step) -> None:
-        """Updates the rates at which features fire, where they decide who is eligible."""
+        """Update the rates at which features fire, if eligibility depends on them."""
         if self._config.eligibility == "rate":
             horizon = _RATE_WINDOWS * self._config.eligible_within_tokens
             kept = math.exp(-step.n_tokens / horizon)
@@ -131,7 +138,7 @@ class Allocator(nn.Module):
             self.rate_weight.mul_(kept).add_(1 - kept)
 
     def _collect(self, step: Step) -> None:
-        """Candidate parents that fired, and the root, collect the step's loss (docs/spec/tree-sae.md#capacity)."""
+        """Add the loss to the capacity of the root and of the parents that fired (docs/spec/tree-sae.md#capacity)."""
         fired = step.fired.to(self.capacity.dtype)
         loss = step.loss.detach().to(self.capacity.dtype)
         per_instance = self._config.capacity == "per_instance"
@@ -144,7 +151,7 @@ class Allocator(nn.Module):
             self.capacity[layer, : start + 1] += loss * share
 
     def eligible(self, start: int, silence: Int[Tensor, "d_sae"]) -> Bool[Tensor, "start"]:
-        """Which features before `start` may be given children (docs/spec/tree-sae.md#eligibility)."""
+        """Which of the features before `start` may be given children (docs/spec/tree-sae.md#eligibility)."""
         if self._config.eligibility == "window":
             return silence[:start] < self.eligible_steps
         return self.rate[:start] * self._config.eligible_within_tokens >= self.rate_weight
@@ -157,7 +164,7 @@ class Allocator(nn.Module):
         silence: Int[Tensor, "d_sae"],
         dead: Bool[Tensor, "d_sae"],
     ) -> Event:
-        """Eq. 10: the greedy allocation by capacity, then first fit of the dead (Algorithms 1 and 2)."""
+        """Eq. 10: allocate by capacity (Algorithm 1), then move dead children to match (Algorithm 2)."""
         start, size = self._starts[layer], self._sizes[layer]
         eligible = torch.ones(start + 1, dtype=torch.bool)
         eligible[:start] = self.eligible(start, silence).cpu()

@@ -1,4 +1,4 @@
-"""The auxiliary loss of Gao et al.: dead features learn the residual (docs/spec/baselines.md#auxiliary-loss)."""
+"""The auxiliary loss of Gao et al.: dead features reconstruct the residual (docs/spec/baselines.md#auxiliary-loss)."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ class ResidualConfig:
     """How dead features reconstruct the residual."""
 
     k: int = 256
-    """Dead features that may act on a token."""
+    """Number of dead features that may be active on a token."""
     detach: bool = False
-    """The residual is a fixed target. The authors' code lets gradients flow into it."""
+    """Treat the residual as a fixed target. The authors' code lets gradients flow through it."""
     bias: bool = True
-    """b_dec is part of the residual's reconstruction, as in the authors' code."""
+    """Add b_dec to the reconstruction of the residual, as the authors' code does."""
     rescale: bool = False
-    """Bring the residual's reconstruction back to the scale of x. The authors' code does not."""
+    """Scale the reconstruction of the residual back to the units of the activations. The authors' code does not."""
 
     def __post_init__(self) -> None:
         if self.k < 1:
@@ -37,7 +37,7 @@ class AuxConfig(ResidualConfig):
     """The auxiliary loss: dead features reconstruct the residual."""
 
     coefficient: float = 1 / 32
-    """Its weight in the loss; 0 for none."""
+    """Weight of the auxiliary loss. 0: no auxiliary loss."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -45,7 +45,7 @@ class AuxConfig(ResidualConfig):
 
 
 def check_coefficients(weights: tuple[float, ...], said: float | tuple[float, ...]) -> None:
-    """Raises InputError for a negative weight of an auxiliary loss."""
+    """Raise InputError if an auxiliary loss has a negative weight; `said` is the setting as it was given."""
     if any(weight < 0 for weight in weights):
         raise InputError(f"sae.aux.coefficient = {said}: expected 0 or more")
 
@@ -58,7 +58,11 @@ def auxiliary_loss(
     stats: TokenStats,
     aux: ResidualConfig,
 ) -> Float[Tensor, ""]:
-    """How badly a code of dead features reconstructs the residual, relative to the residual's spread."""
+    """The squared error of a reconstruction of the residual from dead features, relative to the residual's variance.
+
+    code: the dead features that are active on each activation.
+    residual: target minus reconstruction, `[n, d_in]`.
+    """
     if code.values.shape[1] == 0 and not aux.bias:
         return residual.new_zeros(())
     if aux.detach:
@@ -69,6 +73,6 @@ def auxiliary_loss(
     if aux.rescale:
         e_hat = e_hat * stats.std
     spread = (residual - residual.mean(-1, keepdim=True)).square().mean()
-    # Nothing left to reconstruct: the ratio and its gradient are 0, not NaN.
+    # If the residual is constant, the ratio and its gradient are 0 rather than NaN.
     some = spread > 0
     return torch.where(some, (e_hat - residual).square().mean() / torch.where(some, spread, 1), 0)

@@ -1,7 +1,7 @@
-"""What every sparse autoencoder here is once it is trained: weights, a normalizer, `encode` and `decode`.
+"""The base class of every trained sparse autoencoder: weights, a normalizer, `encode` and `decode`.
 
-Everything is differentiable with respect to activations and weights: which features are chosen is fixed, and the
-values of those that are chosen carry gradients. Callers that need none work under `torch.no_grad`.
+`encode` and `decode` are differentiable with respect to activations and weights: the selection of features is treated
+as fixed, and the values of the selected features carry gradients. Use `torch.no_grad` where none are needed.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from .reconstruct import Prefixes, Reconstruction
 
 @runtime_checkable
 class SAEConfig(Protocol):
-    """What the library asks of any system's configuration, a frozen dataclass of its own file."""
+    """The fields that the configuration of every system must have. It is a frozen dataclass in the system's file."""
 
     @property
     def architecture(self) -> str: ...
@@ -48,7 +48,7 @@ class SAEConfig(Protocol):
 
 @runtime_checkable
 class TranscoderConfig(SAEConfig, Protocol):
-    """The configuration of a system that may reconstruct a target other than its input."""
+    """The configuration of a system that can be a transcoder: it may reconstruct a target other than its input."""
 
     @property
     def normalize_target(self) -> Normalization: ...
@@ -57,40 +57,41 @@ class TranscoderConfig(SAEConfig, Protocol):
 class SAE(nn.Module, ABC):
     """A sparse autoencoder `x_hat = std * (sum_i f_i d_i + b_dec) + mean`.
 
-    Rows are features: `encoder [d_sae, d_in]` holds the e_i, `decoder [d_sae, d_out]` the unit-norm d_i. Features are
-    numbered layer by layer. Built with `d_out`, it is a transcoder: it reconstructs a target other than its input, in
-    the target's space, and takes no bias off its input.
+    Each row of `encoder [d_sae, d_in]` is the encoder direction e_i of a feature, each row of `decoder [d_sae, d_out]`
+    its unit-norm decoder direction d_i. Features are numbered layer by layer. An SAE built with `d_out` is a
+    transcoder: it reconstructs a target other than its input, and does not subtract `b_dec` from its input.
     """
 
     config_class: ClassVar[type]
     """Configuration dataclass of this SAE."""
     title: ClassVar[str]
-    """Its name in reports and figures."""
+    """Name of the system in reports and figures."""
     color: ClassVar[str]
-    """Its color in figures, as #RRGGBB."""
+    """Color of the system in figures, as #RRGGBB."""
     color_of_two_layers: ClassVar[str] = ""
-    """Another shade for SAEs of two layers, where figures tell them apart from those of more."""
+    """Color for SAEs with two layers, if figures should tell them apart from those with more."""
     marker: ClassVar[str] = "o"
-    """Its marker in figures, one of matplotlib's."""
+    """Marker of the system in figures, one of matplotlib's."""
     at_most_k: bool = False
-    """Whether no activation has more active features in a layer than that layer's k."""
+    """Whether the number of active features in a layer never exceeds that layer's k."""
     gated: ClassVar[bool] = False
-    """Whether a child fires only where its parent does."""
+    """Whether a child fires only where its parent fires."""
     has_forest: ClassVar[bool] = True
-    """Whether it learns a forest; otherwise every feature hangs from the root."""
+    """Whether the SAE learns a forest. If not, every feature hangs from the root."""
     tied: ClassVar[bool] = False
-    """Whether one dictionary encodes and decodes."""
+    """Whether encoder and decoder are the same matrix."""
     inference_keys: ClassVar[tuple[str, ...]] = (
         "layer_sizes",
         "k_per_layer",
         "normalize_activations",
         "activation_threshold",
     )
-    """What of a configuration the trained SAE needs; the rest is how it was trained and lives in RUN/config.yaml."""
+    """Settings that a trained SAE needs, saved in its cfg.json. All others concern training, and are in
+    RUN/config.yaml."""
     scaled_keys: ClassVar[tuple[str, ...]] = ("activation_threshold",)
-    """Settings that grow in proportion to the activations."""
+    """Settings that scale in proportion to the activations."""
     scaled_weights: ClassVar[tuple[str, ...]] = ("b_enc", "b_dec")
-    """Weights that grow in proportion to the activations."""
+    """Weights that scale in proportion to the activations."""
 
     encoder: nn.Parameter
     decoder: nn.Parameter
@@ -104,7 +105,7 @@ class SAE(nn.Module, ABC):
         self.d_in, self.d_out = d_in, d_in if d_out is None else d_out
         self.d_sae = sum(config.layer_sizes)
         self.metadata: dict[str, Any] = {}
-        # SAELens, which reads the folders of flat SAEs, inverts layer_norm less exactly; see LayerNorm.
+        # SAELens can load SAEs without a forest, and inverts layer_norm less exactly; see LayerNorm.
         self.normalizer = normalizer_of(config.normalize_activations, exact_inverse=self.has_forest)
         self.target_normalizer = None if d_out is None else _target_normalizer(config)
         self.reconstruction: Reconstruction = Prefixes((0, *accumulate(config.layer_sizes)))
@@ -123,51 +124,55 @@ class SAE(nn.Module, ABC):
             self.decoder = nn.Parameter(F.normalize(directions))
 
     def initial_parent(self, generator: torch.Generator) -> Int[Tensor, "d_sae"]:
-        """Where training starts: every feature hangs from the root, unless a system says otherwise."""
+        """The parents at the start of training: every feature hangs from the root, unless a system overrides this."""
         return torch.full((self.d_sae,), ROOT)
 
-    # -- the weights as the field names and shapes them
+    # -- the weights, with the usual names and shapes
 
     @property
     def W_enc(self) -> Float[Tensor, "d_in d_sae"]:
+        """The encoder weights `[d_in, d_sae]`, a transposed view of `encoder`."""
         return self.encoder.T
 
     @property
     def W_dec(self) -> Float[Tensor, "d_sae d_out"]:
+        """The decoder weights `[d_sae, d_out]`; each row is the direction of a feature."""
         return self.decoder
 
     @property
     def forest(self) -> Forest:
+        """The forest of the features. If the system learns none, every feature hangs from the root."""
         return Forest(self.parent, self.config.layer_sizes)
 
     @property
     def is_transcoder(self) -> bool:
-        """Whether it reconstructs a target other than its input."""
+        """Whether the SAE reconstructs a target other than its input."""
         return self.target_normalizer is not None
 
     @property
     def device(self) -> torch.device:
+        """The device of the weights."""
         return self.encoder.device
 
     @property
     def cumulative(self) -> bool:
-        """Whether layer l is reconstructed from layers 0 to l; otherwise every layer stands alone."""
+        """Whether layer l is reconstructed from layers 0 to l. If not, every layer is reconstructed by itself."""
         return self.reconstruction.cumulative
 
     @property
     def starts(self) -> tuple[int, ...]:
-        """The first feature of each layer, and the number of features."""
+        """The first feature of each layer, followed by the number of features."""
         return self.reconstruction.starts
 
     @property
     def in_reconstruction(self) -> Bool[Tensor, "d_sae"]:
-        """Which features `decode` adds up by default: of levels that each stand alone, those of the last."""
+        """Which features `decode` adds up by default: all, or those of the last level if levels are independent."""
         first, end = self.reconstruction.features(self.reconstruction.last)
         ids = torch.arange(self.d_sae, device=self.device)
         return (ids >= first) & (ids < end)
 
     def tensors(self) -> dict[str, Tensor]:
-        """What is saved of the SAE, by the names of the file. Views: what is copied into them fills the SAE."""
+        """The tensors that are saved, by their names in the file. They are views: copying into them changes the SAE."""
         tensors: dict[str, Tensor] = {"W_dec": self.W_dec, "b_dec": self.b_dec}
         if not self.tied:
             tensors = {"W_enc": self.W_enc, **tensors, "b_enc": self.b_enc}
@@ -176,12 +181,12 @@ class SAE(nn.Module, ABC):
         return tensors | self.own_tensors()
 
     def own_tensors(self) -> dict[str, Tensor]:
-        """What a system saves beside the weights that all have, or instead of one of them."""
+        """The tensors that a system saves in addition to those of every system, or in place of one of them."""
         return {}
 
     @classmethod
     def tensor_shapes(cls, d_in: int, d_sae: int, d_out: int | None = None) -> dict[str, list[int]]:
-        """Shapes of the tensors that grow with the dictionary, to be checked before memory is taken for them."""
+        """The shapes of the tensors that grow with the dictionary, checked before memory is allocated for them."""
         d_out = d_in if d_out is None else d_out
         shapes = {"W_dec": [d_sae, d_out], "b_dec": [d_out]}
         if not cls.tied:
@@ -189,28 +194,31 @@ class SAE(nn.Module, ABC):
         return shapes | ({"parent": [d_sae]} if cls.has_forest else {})
 
     def saelens_keys(self) -> dict[str, Any]:
-        """What SAELens asks of cfg.json beside our own keys, where it knows the architecture."""
+        """The keys that SAELens requires in cfg.json besides ours, if it supports the architecture."""
         return {}
 
     # -- inference
 
     def normalize(self, x: Float[Tensor, "*n d_in"]) -> tuple[Float[Tensor, "*n d_in"], TokenStats]:
-        """`x` in the units the SAE works in, and what `decode` takes to come back to those of the reconstruction."""
+        """Normalize activations.
+
+        Returns `x` in the units the SAE works in, and the statistics with which `decode` undoes the normalization.
+        """
         u, stats = self.normalizer.apply(x.to(self.encoder.dtype))
         return u, stats if self.target_normalizer is None else self.target_normalizer.stats(u)
 
     def encode(self, x: Float[Tensor, "*n d_in"], *, precision: torch.dtype | None = None) -> SparseCode:
-        """The active features of activations of any leading shape.
+        """The active features of activations `[*n, d_in]`, with any leading shape.
 
-        precision: the type in which features are chosen, by default that of the weights and float32 at least.
-        Raises ValueError on another width.
+        precision: data type in which features are selected; by default that of the weights, at least float32.
+        Raises ValueError if the last dimension of `x` is not `d_in`.
         """
         return self.encode_with_stats(x, precision=precision)[0]
 
     def encode_with_stats(
         self, x: Float[Tensor, "*n d_in"], *, precision: torch.dtype | None = None
     ) -> tuple[SparseCode, TokenStats]:
-        """`encode`, with the token statistics that `decode` needs."""
+        """The same as `encode`, with the normalization statistics that `decode` needs."""
         if x.shape[-1] != self.d_in:
             raise ValueError(f"activations of width {x.shape[-1]}: this SAE reads width {self.d_in}")
         u, stats = self.normalize(x)
@@ -220,12 +228,15 @@ class SAE(nn.Module, ABC):
 
     @abstractmethod
     def encode_normalized(self, u: Float[Tensor, "n d_in"], precision: torch.dtype) -> SparseCode:
-        """The active features of normalized activations, chosen in `precision`."""
+        """The active features of normalized activations, selected in `precision`."""
 
     def decode(
         self, code: SparseCode, stats: TokenStats, layer: int | None = None
     ) -> Float[Tensor, "*n d_out"]:
-        """The reconstruction in the space of activations: the whole, or the one that ends with `layer`."""
+        """The reconstruction `[*n, d_out]`, in the units of the activations (of the target, for a transcoder).
+
+        layer: reconstruct only up to this layer, or from this level alone if levels are independent (`cumulative`).
+        """
         layer = self.reconstruction.last if layer is None else layer
         flat = code.reshape(-1)
         first, end = self.reconstruction.features(layer)
@@ -238,22 +249,23 @@ class SAE(nn.Module, ABC):
         return normalizer.undo(z.reshape(*code.values.shape[:-1], self.d_out), stats)
 
     def forward(self, x: Float[Tensor, "*n d_in"]) -> Float[Tensor, "*n d_out"]:
-        """The reconstruction of `x`, in the space of `x`; of a transcoder, its prediction of the target."""
+        """The reconstruction of `x`, or for a transcoder the prediction of its target, in the data type of `x`."""
         return self.decode(*self.encode_with_stats(x)).to(x.dtype)
 
-    # -- what the systems build their encoders from
+    # -- building blocks for the encoders of the systems
 
     def pre_activations(self, precision: torch.dtype) -> PreActivations:
+        """The pre-activations of all features, which are computed for activations from `centered`."""
         bias = self.b_enc if self.config.encoder_bias else None
         return PreActivations(self.encoder, bias, None if self.is_transcoder else self.b_dec, precision)
 
     def centered(self, u: Float[Tensor, "n d_in"]) -> Float[Tensor, "n d_in"]:
-        """Normalized activations less `b_dec`, whose gradient `PreActivations.exact` takes care of."""
+        """Normalized activations minus `b_dec`, whose gradient `PreActivations.exact` adds."""
         return u if self.is_transcoder else u - self.b_dec.detach()
 
     @torch.no_grad()
     def fold_scale(self) -> None:
-        """Folds factors of the normalizers into the weights, so that the SAE reads and writes plain activations.
+        """Fold the factors of the normalizers into the weights, so that the SAE takes activations as they are.
 
         With x = u / s, the features of x are those of u divided by s.
         """
@@ -277,7 +289,9 @@ class SAE(nn.Module, ABC):
 
 
 def _target_normalizer(config: SAEConfig) -> Scale:
-    """Raises InputError for a system that is no transcoder."""
+    """The normalizer of a transcoder's target. Raises InputError if the system cannot be a transcoder."""
     if not isinstance(config, TranscoderConfig):
-        raise InputError(f"a {config.architecture} SAE reconstructs its input: it cannot be a transcoder")
+        raise InputError(
+            f"a {config.architecture} SAE reconstructs its input only: it cannot be a transcoder"
+        )
     return target_normalizer(config.normalize_target)

@@ -1,7 +1,8 @@
-"""BatchTopK SAE (Bussmann et al., arXiv 2412.06410): k features an activation on average, chosen over the batch.
+"""BatchTopK SAE (Bussmann et al., arXiv 2412.06410): on average k features are active on each token of a batch.
 
-Trained by the batch's k * n largest pre-activations, it is used with a threshold, so that what an activation's
-features are never depends on the others beside it (docs/spec/baselines.md#batchtopk).
+In training, the k * n largest pre-activations of a batch of n activations are active. At inference there is a threshold
+instead, so that the features of an activation never depend on the rest of the batch
+(docs/spec/baselines.md#batchtopk).
 """
 
 from __future__ import annotations
@@ -27,13 +28,14 @@ _LARGEST_UPDATE = 0.05
 
 @dataclass(frozen=True)
 class ThresholdConfig:
-    """The threshold with which an SAE trained by batch top-k is used."""
+    """The threshold that an SAE trained by batch top-k uses at inference: a moving average of each batch's smallest
+    selected pre-activation."""
 
     start: int | None = None
-    """The step from which it follows the batches' smallest chosen value. None: 1,000 of 97,657 steps, in proportion
-    to the run."""
+    """First training step at which the threshold is updated. None: 1% of the run (1,000 of 97,657 steps)."""
     momentum: float | None = None
-    """Share of the threshold so far in every update. None: 0.999 in 97,657 steps, in proportion, 0.95 at least."""
+    """Decay rate of the moving average. None: 0.999 for a run of 97,657 steps, lower for shorter runs, at least
+    0.95."""
 
     def __post_init__(self) -> None:
         if self.start is not None and self.start < 1:
@@ -44,7 +46,7 @@ class ThresholdConfig:
 
 @dataclass(frozen=True)
 class BatchTopKConfig(FlatConfig):
-    """A BatchTopK SAE and its training."""
+    """A BatchTopK SAE and its training. The defaults are those of the baselines in the Tree SAE paper."""
 
     threshold: ThresholdConfig = field(default_factory=ThresholdConfig)
     architecture: Literal["batchtopk"] = "batchtopk"
@@ -56,6 +58,8 @@ class BatchTopKConfig(FlatConfig):
 
 
 class BatchTopKSAE(SAE):
+    """A trained BatchTopK SAE."""
+
     config_class = BatchTopKConfig
     title, color, marker = "BatchTopK", "#7A7A7A", "v"
     has_forest = False
@@ -68,7 +72,7 @@ class BatchTopKSAE(SAE):
         self, config: BatchTopKConfig, d_in: int, *, d_out: int | None = None, seed: int = 0
     ) -> None:
         super().__init__(config, d_in, d_out=d_out, seed=seed)
-        # The same for every feature; 0 until the first batch that sets it.
+        # The same value for every feature; 0 until the first update.
         self.register_buffer("threshold", torch.zeros(self.d_sae))
 
     def own_tensors(self) -> dict[str, Tensor]:
@@ -79,27 +83,30 @@ class BatchTopKSAE(SAE):
 
 
 class FollowedThreshold:
-    """The threshold for use follows the smallest chosen value: its first sight of it, then a moving average."""
+    """Updates the inference threshold: a moving average of each batch's smallest selected value."""
 
     def __init__(self, threshold: Float[Tensor, "d_sae"], config: ThresholdConfig, run: RunLength) -> None:
         self._threshold = threshold
         start = run.share(_PAPER_THRESHOLD_FROM) if config.start is None else config.start
-        self.start = min(start, run.n_steps)  # a short run ends with a threshold too
+        self.start = min(start, run.n_steps)  # so that even a very short run ends with a threshold
         in_proportion = 1 - min(1e-3 * PAPER_STEPS / max(run.n_steps, 1), _LARGEST_UPDATE)
         self.momentum = in_proportion if config.momentum is None else config.momentum
 
     def follow(self, step: Step, number: int) -> None:
+        """Update the threshold from step `number`, counted from 1."""
         if number < self.start:
             return
         values, threshold = step.code.values, self._threshold
         least = torch.where(values > 0, values, torch.inf).min().double()
-        # All on the device: nothing here waits for it.
+        # All of this stays on the device, so nothing waits for a transfer.
         kept = self.momentum * (threshold[0] > 0).double()
         moved = threshold * kept.to(threshold.dtype) + ((1 - kept) * least).to(threshold.dtype)
         threshold.copy_(torch.where(least.isfinite(), moved, threshold))
 
 
 class BatchTopKTraining(FlatTraining):
+    """The training of a BatchTopK SAE."""
+
     def __init__(self, sae: BatchTopKSAE, setup: Setup) -> None:
         super().__init__(
             sae,

@@ -1,15 +1,18 @@
-"""What the configurations of all systems are checked for."""
+"""Checks that the configurations of several systems share."""
 
 from __future__ import annotations
 
 from ..errors import InputError
 
-#: More cannot be numbered by the kernels.
+#: The kernels number features by 32-bit integers.
 MOST_FEATURES = 2**31 - 1
 
 
 def check_sizes(sizes: tuple[int, ...], k: tuple[int, ...], what: str = "layer {}") -> None:
-    """Raises InputError unless every layer has a size of at least its k, and a k of at least 1."""
+    """Raise InputError unless every layer has at least one feature, and a k from 1 to its number of features.
+
+    what: how messages name a layer.
+    """
     if not sizes or min(sizes) < 1:
         raise InputError(
             f"sae.layer_sizes {list(sizes)}: expected at least one layer, each of 1 or more features"
@@ -25,18 +28,18 @@ def check_sizes(sizes: tuple[int, ...], k: tuple[int, ...], what: str = "layer {
         if not 1 <= active <= size:
             raise InputError(
                 f"sae.k_per_layer[{layer}] = {active}: expected 1 to {size}, the size of {what.format(layer)}; "
-                "lower k or enlarge it"
+                "lower k or raise sae.layer_sizes"
             )
 
 
 def check_dead_after(tokens: int | None) -> None:
-    """Raises InputError for a number of tokens after which nothing can be told dead."""
+    """Raise InputError if `dead_after_tokens` is below 1."""
     if tokens is not None and tokens < 1:
         raise InputError(f"sae.dead_after_tokens = {tokens}: expected 1 or more")
 
 
 def check_one_layer(architecture: str, sizes: tuple[int, ...]) -> None:
-    """Raises InputError where a system without layers is given several."""
+    """Raise InputError if a system that has only one layer is given several sizes."""
     if len(sizes) != 1:
         raise InputError(
             f"sae.layer_sizes {list(sizes)}: a {architecture} SAE has one layer; give one size, such as {sum(sizes)}"

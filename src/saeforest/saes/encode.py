@@ -1,4 +1,4 @@
-"""Pre-activations: dense ones to choose features by, some rows at a time, and exact ones of the features chosen."""
+"""Pre-activations: dense ones, by which features are selected, and exact ones of the features that were selected."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from torch import Tensor
 from ..kernels import sparse_encode
 from ..sparse_code import SparseCode, concat_rows
 
-# Rows are independent, so features are selected in slices of so many dense pre-activations: few enough to stay in a
-# processor's cache, many enough to keep a GPU busy. Fewer rows than the least would read the weights too often.
+# Rows are independent, so dense pre-activations are computed for slices of rows with about this many entries: few
+# enough to stay in a CPU's cache, many enough to keep a GPU busy. With fewer rows than _LEAST_ROWS, the weights would
+# be read too often.
 DENSE_ENTRIES = 1 << 23
 _DENSE_ENTRIES_GPU = 1 << 28
 _LEAST_ROWS = 256
@@ -22,14 +23,14 @@ _LEAST_ROWS = 256
 
 @dataclass(frozen=True)
 class PreActivations:
-    """`h = encoder u + bias` of every feature, for activations `u` that `center` has been taken off."""
+    """The pre-activations `h = encoder u + bias` of all features, for activations `u` with `center` subtracted."""
 
     encoder: Float[Tensor, "F d_in"]
     bias: Float[Tensor, "F"] | None
     center: Float[Tensor, "d_in"] | None
-    """What was taken off `u`, to get its gradient here; None where nothing was."""
+    """The vector that was subtracted from `u`. It gets its gradient here. None if nothing was subtracted."""
     precision: torch.dtype
-    """In which features are chosen. The values of what is chosen have the precision of the weights."""
+    """Data type in which features are selected. The values of selected features have the data type of the weights."""
 
     @torch.no_grad()
     def choose(
@@ -38,7 +39,11 @@ class PreActivations:
         rule: Callable[[Float[Tensor, "m F"]], SparseCode],
         features: Int[Tensor, "F"] | None = None,
     ) -> SparseCode:
-        """What `rule` chooses by the dense pre-activations of all features or the given, some rows at a time."""
+        """Select features by dense pre-activations, without gradients.
+
+        rule: selects features from dense pre-activations; it is called for slices of rows.
+        features: ids of the features to choose from; by default all.
+        """
         encoder, bias = self.encoder, self.bias
         if features is not None:
             encoder = encoder[features]
@@ -53,9 +58,9 @@ class PreActivations:
         return SparseCode(code.values, torch.where(code.values > 0, features[code.ids], 0))
 
     def exact(self, u: Float[Tensor, "n d_in"], chosen: SparseCode, *, known: bool = False) -> SparseCode:
-        """The chosen features with values in full precision, and with gradients to everything they depend on.
+        """The selected features with values in full precision, and with gradients to encoder, bias, center and `u`.
 
-        `known`: the values of `chosen` are exact already, and only lack the gradients.
+        known: the values of `chosen` are exact already, and only need gradients.
         """
         values = chosen.values if known else None
         h = sparse_encode(u, chosen.ids, self.encoder, center=self.center, known=values)

@@ -1,4 +1,4 @@
-"""A trained SAE on disk: `cfg.json` and `sae_weights.safetensors`, in SAELens' layout."""
+"""Save and load a trained SAE: a folder with `cfg.json` and `sae_weights.safetensors`, in SAELens' layout."""
 
 from __future__ import annotations
 
@@ -33,18 +33,18 @@ from .systems import SYSTEMS
 FORMAT_VERSION = 1
 SAE_FOLDER = "sae"  # within a run
 CFG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
-# The SAELens whose layout this is; without a version it takes a folder for one of before 6.0.
+# The SAELens version whose layout this is. SAELens reads a folder without a version as one from before 6.0.
 _SAELENS = "6.54.12"
 
 _LONGEST = 4_096
-_OTHER = "the file is damaged or of another tool"
+_OTHER = "the file is damaged or was written by another tool"
 
 
 def _fit_for_a_line(metadata: dict[str, Any]) -> dict[str, Any]:
-    """Raises ValueError for a text that is none to be shown in a line, wherever in the metadata it stands."""
+    """Raise ValueError if a string anywhere in the metadata is too long to be shown in a message."""
     for key in ("model_name", "hook_name", "dataset", "dataset_path"):
         if not isinstance(metadata.get(key), str | None):
-            raise ValueError(f"expected a text as '{key}'")
+            raise ValueError(f"expected a string as '{key}'")
     waiting: list[Any] = [metadata]
     while waiting:
         match waiting.pop():
@@ -53,18 +53,18 @@ def _fit_for_a_line(metadata: dict[str, Any]) -> dict[str, Any]:
             case list() as items:
                 waiting += items
             case str() as text if len(text) > _LONGEST:
-                raise ValueError(f"expected texts of at most {_LONGEST:,} characters")
+                raise ValueError(f"expected strings of at most {_LONGEST:,} characters")
             case _:
                 pass
     return metadata
 
 
 Metadata = Annotated[dict[str, Any], AfterValidator(_fit_for_a_line)]
-"""What an SAE says of its training."""
+"""The metadata of an SAE: where it comes from and how it was trained."""
 
 
 class _Frame(Schema):
-    """What cfg.json says of any SAE beside its configuration. `d_out` makes a transcoder of it."""
+    """The keys of cfg.json that every SAE has besides its configuration. Transcoders have `d_out`."""
 
     d_in: Annotated[int, Field(ge=1, le=MOST_FEATURES)]
     d_sae: Annotated[int, Field(ge=1, le=MOST_FEATURES)]
@@ -76,7 +76,7 @@ class _Frame(Schema):
 
 
 def check_inference(config: SAEConfig) -> None:
-    """Raises InputError for what no system can work with."""
+    """Raise InputError for a normalization factor or an activation threshold that no system can work with."""
     threshold = config.activation_threshold
     scales = {"normalize_activations": config.normalize_activations}
     if isinstance(config, TranscoderConfig):
@@ -89,7 +89,7 @@ def check_inference(config: SAEConfig) -> None:
 
 
 def save_sae(sae: SAE, folder: Path) -> None:
-    """Writes the SAE so that the folder is whole or untouched."""
+    """Save the SAE to a folder. If that fails, the folder is left as it was."""
     with atomic_folder(folder) as temporary:
         weights = write_tensors(temporary / WEIGHTS, sae.tensors())
         write_json(temporary / CFG, {**_cfg(sae), CHECKSUMS: {WEIGHTS: weights}})
@@ -106,7 +106,7 @@ def _cfg(sae: SAE) -> dict[str, Any]:
         **{name: getattr(config, name) for name in _keys(type(sae), sae.is_transcoder)},
         "apply_b_dec_to_input": not sae.is_transcoder,
         "dtype": "float32",
-        # Beside the tensor of the same name: SAELens casts every tensor to the SAE's dtype, and bf16 loses ids.
+        # Also saved as a tensor, but SAELens casts tensors to the SAE's dtype, and bfloat16 cannot hold large ids.
         "parent": sae.parent.tolist(),
         "metadata": sae.metadata,
         **({} if sae.has_forest or sae.is_transcoder else _for_saelens(sae)),
@@ -114,12 +114,12 @@ def _cfg(sae: SAE) -> dict[str, Any]:
 
 
 def _keys(sae_class: type[SAE], transcoder: bool) -> tuple[str, ...]:
-    """The settings that cfg.json holds."""
+    """The settings that cfg.json contains."""
     return sae_class.inference_keys + (("normalize_target",) if transcoder else ())
 
 
 def _for_saelens(sae: SAE) -> dict[str, Any]:
-    """SAELens reads the folders of flat SAEs: what it asks for beside our own keys."""
+    """The keys that SAELens needs besides ours, to load an SAE without a forest."""
     return {
         "sae_lens_version": _SAELENS,
         "reshape_activations": "none",
@@ -129,9 +129,9 @@ def _for_saelens(sae: SAE) -> dict[str, Any]:
 
 
 def load_sae(folder: str | Path) -> SAE:
-    """The SAE in a folder that `save_sae` (or a training run: RUN/sae) wrote.
+    """Load an SAE from a folder that `save_sae` or a training run (RUN or RUN/sae) wrote.
 
-    Raises InputError where the folder, a file, a key, a tensor or a shape is missing or wrong.
+    Raises InputError if the folder, a file, a key, a tensor or a shape is missing or wrong.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -139,7 +139,7 @@ def load_sae(folder: str | Path) -> SAE:
     if not (folder / CFG).exists() and (folder / SAE_FOLDER).is_dir():
         folder = folder / SAE_FOLDER
     if several := sorted(path.parent.name for path in folder.glob(f"*/{CFG}")):
-        raise InputError(f"{folder}: holds several SAEs; load one of them: {listed(several)}")
+        raise InputError(f"{folder}: contains several SAEs; load one of {listed(several)}")
     cfg = read_json(folder / CFG)
     _check_version(cfg, folder / CFG)
     sae_class = SYSTEMS[cfg["architecture"]]
@@ -155,7 +155,7 @@ def load_sae(folder: str | Path) -> SAE:
     for key in ("normalize_activations", "normalize_target"):
         if key in keys and cfg[key] == "dataset_scale":
             raise InputError(
-                f"{folder / CFG}: key '{key}': dataset_scale stands for a number; write that number"
+                f"{folder / CFG}: key '{key}': dataset_scale: expected the number that training determined"
             )
     frame = checked(_Frame, cfg, folder / CFG, _OTHER)
     if frame.apply_b_dec_to_input == (frame.d_out is not None):
@@ -166,15 +166,15 @@ def load_sae(folder: str | Path) -> SAE:
     if frame.d_sae != sum(config.layer_sizes):
         raise InputError(
             f"{folder / CFG}: d_sae = {frame.d_sae}, but layer_sizes {list(config.layer_sizes)} "
-            f"add up to {sum(config.layer_sizes)}; the file is damaged"
+            f"add up to {sum(config.layer_sizes)}; {_OTHER}"
         )
     weights = read_tensors(folder / WEIGHTS, listed_checksum(cfg, WEIGHTS))
-    # The largest come first: a file of other sizes is found out before memory is taken for them.
+    # Check the largest tensors before memory is allocated for an SAE of these sizes.
     check_weights(weights, sae_class.tensor_shapes(frame.d_in, frame.d_sae, frame.d_out), folder / WEIGHTS)
     config = _with_bias(config, weights, folder / WEIGHTS)
     try:
         sae = sae_class(config, frame.d_in, d_out=frame.d_out)
-    except InputError as error:  # no transcoder of this system, or none with such a target
+    except InputError as error:  # this system, or this normalization of the target, allows no transcoder
         raise InputError(f"{folder / CFG}: {error}") from None
     shapes = {name: list(tensor.shape) for name, tensor in sae.tensors().items()}
     check_weights(weights, shapes, folder / WEIGHTS)
@@ -188,7 +188,10 @@ def load_sae(folder: str | Path) -> SAE:
 
 
 def _with_bias(config: SAEConfig, weights: Mapping[str, Tensor], path: Path) -> SAEConfig:
-    """The configuration with an encoder bias if the file holds one. Raises InputError where the system has none."""
+    """The configuration with an encoder bias if the file contains one.
+
+    Raises InputError if the system has no encoder bias.
+    """
     if "b_enc" not in weights or not weights["b_enc"].any():
         return config
     if "encoder_bias" not in {f.name for f in fields(config)}:  # pyright: ignore[reportArgumentType]
@@ -204,7 +207,8 @@ def _check_version(cfg: Any, path: Path) -> None:
     version = cfg.get("format_version", FORMAT_VERSION)
     if type(version) is not int or not 0 < version <= FORMAT_VERSION:
         raise InputError(
-            f"{path}: format_version {shown(version)}: this saeforest reads up to {FORMAT_VERSION}; upgrade it"
+            f"{path}: format_version {shown(version)}: this saeforest reads versions up to {FORMAT_VERSION}; "
+            "upgrade saeforest"
         )
     architecture = cfg.get("architecture")
     if not isinstance(architecture, str) or architecture not in SYSTEMS:
@@ -212,18 +216,18 @@ def _check_version(cfg: Any, path: Path) -> None:
 
 
 def check_weights(weights: Mapping[str, Tensor], shapes: Mapping[str, list[int]], path: Path) -> None:
-    """Raises InputError unless the tensors of a file have these names and shapes, a fitting type and finite values."""
+    """Raise InputError unless the tensors of a file have these names and shapes, a fitting type and finite values."""
     for name, shape in shapes.items():
         if name not in weights:
-            raise InputError(f"{path}: tensor '{name}' is missing; it holds {listed(weights)}")
+            raise InputError(f"{path}: tensor '{name}' is missing; the file contains {listed(weights)}")
         tensor = weights[name]
         if list(tensor.shape) != shape:
             raise InputError(
-                f"{path}: tensor '{name}' has shape {list(tensor.shape)}, but {CFG} calls for {shape}"
+                f"{path}: tensor '{name}' has shape {list(tensor.shape)}; expected {shape}, as {CFG} implies"
             )
         numbers, types = ("integers", INTEGERS) if name == "parent" else ("floating-point numbers", FLOATS)
         if tensor.dtype not in types:
-            raise InputError(f"{path}: tensor '{name}' has dtype {tensor.dtype}, expected {numbers}")
+            raise InputError(f"{path}: tensor '{name}' has dtype {tensor.dtype}; expected {numbers}")
         if not torch.isfinite(tensor).all():
             raise InputError(f"{path}: tensor '{name}' holds NaN or infinite values")
 

@@ -1,6 +1,7 @@
-"""What TopK, BatchTopK and Matryoshka SAEs share: they choose features by their pre-activations and decode them.
+"""The parts that TopK, BatchTopK and Matryoshka SAEs share.
 
-They differ in how features are chosen and in what is reconstructed, and are composed of these.
+All three select features by their pre-activations and decode them. They differ in how features are selected and in
+what is reconstructed, so each is composed of a selection and a loss.
 """
 
 from __future__ import annotations
@@ -25,44 +26,48 @@ from .training import Event, Setup, Step, Training, scalars
 
 @dataclass(frozen=True)
 class FlatConfig:
-    """Settings of an SAE that chooses features by their pre-activations, and of its training. The defaults are those
-    the Tree SAE is compared with."""
+    """An SAE that selects features by their pre-activations, and its training.
+
+    The defaults are those of the baselines in the Tree SAE paper.
+    """
 
     layer_sizes: tuple[int, ...] = (24_576,)
-    """One layer: the number of features."""
+    """Number of features (one layer)."""
     k_per_layer: tuple[int, ...] = (32,)
-    """Features that may act on an activation."""
+    """Number of features that may be active on a token."""
     normalize_activations: Normalization = "layer_norm"
-    """layer_norm: every activation to mean 0 and deviation 1; dataset_scale: a factor that makes the mean norm
-    sqrt(d_in); none; or the factor itself."""
+    """How activations are normalized. layer_norm: each to mean 0 and standard deviation 1; dataset_scale: all by one
+    factor that makes their mean norm sqrt(d_in); none; or that factor as a number."""
     activation_threshold: float = 1e-3
-    """A feature is active above this value."""
+    """Value above which a feature counts as active."""
     encoder_bias: bool = False
-    """A trained bias of every pre-activation, as in Gao et al.; the Tree SAE's authors have none."""
+    """Train a bias for every pre-activation, as Gao et al. do. The Tree SAE's authors do not."""
     b_dec_init: Literal["normalized", "raw"] = "normalized"
-    """b_dec starts at the geometric median of the first batch; the authors' code takes it before normalization."""
+    """Initial b_dec: the geometric median of the first batch, after normalization (normalized) or before it (raw, as
+    in the authors' code)."""
     dead_after_tokens: int | None = None
-    """A feature is dead that has not fired for so many tokens. None: 10M of 500M, in proportion to the run."""
+    """Number of tokens without firing after which a feature is dead. None: 2% of the run (10M of 500M tokens), at
+    least 100,000."""
     aux: AuxConfig = field(default_factory=AuxConfig)
     normalize_target: Normalization = "dataset_scale"
-    """How a transcoder's target is brought to the SAE's units: dataset_scale, none, or a factor. Not read otherwise."""
+    """How the target of a transcoder is normalized: dataset_scale, none, or a factor. Other SAEs ignore it."""
 
 
 def encode(sae: SAE, u: Float[Tensor, "n d_in"], selection: Selection, precision: torch.dtype) -> SparseCode:
-    """The features of normalized activations that `selection` chooses."""
+    """The sparse code of normalized activations, with the features that `selection` selects."""
     h, u = sae.pre_activations(precision), sae.centered(u)
     return h.exact(u, selection(h, u))
 
 
 def topk_keys(sae: SAE, k: int) -> dict[str, Any]:
-    """What SAELens asks of the cfg.json of an SAE that takes the k largest of every activation."""
-    # Its tools fold the norms of the decoder's rows into the encoder, and need to be told that this is allowed.
+    """The keys that SAELens requires in the cfg.json of an SAE that takes the k largest features of every token."""
+    # SAELens' tools fold the norms of the decoder rows into the encoder; this key tells them that they may.
     norms = sae.decoder.norm(dim=1)
     unit = bool(torch.allclose(norms, torch.ones_like(norms), atol=1e-5))
     return {"k": k, "rescale_acts_by_decoder_norm": unit}
 
 
-#: The terms of the reconstruction loss, and the reconstruction less the target.
+#: Computes the terms of the reconstruction loss, and the error (reconstruction minus target).
 Losses = Callable[
     [SparseCode, Float[Tensor, "n d"], TokenStats], tuple[Float[Tensor, "terms"], Float[Tensor, "n d"]]
 ]
@@ -70,13 +75,16 @@ Losses = Callable[
 
 @runtime_checkable
 class FollowsBatches(Protocol):
-    """Something that moves with what the batches of training chose."""
+    """Something that is updated after every training step from the features that were selected."""
 
-    def follow(self, step: Step, number: int) -> None: ...
+    def follow(self, step: Step, number: int) -> None:
+        """Update from step `number`, counted from 1."""
+        ...
 
 
 class FlatTraining(Training):
-    """The reconstruction error as a share of the batch's variance, and the auxiliary loss of dead features."""
+    """Training with the reconstruction error as a fraction of the batch's variance, and an auxiliary loss for dead
+    features."""
 
     def __init__(
         self,
@@ -88,7 +96,10 @@ class FlatTraining(Training):
         losses: Losses,
         threshold: FollowsBatches | None = None,
     ) -> None:
-        """selection: how features are chosen in training; threshold: the one with which the SAE is used, if any."""
+        """selection: how features are selected during training.
+        losses: the reconstruction losses.
+        threshold: the threshold used at inference, if there is one; it is updated after every step.
+        """
         super().__init__(sae, setup, dead_after_tokens=config.dead_after_tokens)
         self._aux, self._selection, self._losses, self._threshold = config.aux, selection, losses, threshold
 
@@ -112,7 +123,7 @@ class FlatTraining(Training):
     def _select_dead(
         self, h: PreActivations, u: Float[Tensor, "n d_in"], dead: Bool[Tensor, "d_sae"]
     ) -> SparseCode:
-        """For every activation the dead features of largest pre-activation."""
+        """For every activation, the dead features with the largest pre-activations."""
         features = dead.nonzero().flatten()
         if len(features) == 0:
             return SparseCode(u.new_zeros(len(u), 0), features.new_zeros(len(u), 0))
@@ -126,7 +137,7 @@ class FlatTraining(Training):
 
 @dataclass(frozen=True)
 class Whole:
-    """The loss of the reconstruction from the whole dictionary."""
+    """The loss of the reconstruction from all features."""
 
     sae: SAE
 

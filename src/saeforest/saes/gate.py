@@ -1,4 +1,4 @@
-"""The gate of a tree: which features of a layer may act on an activation, given those that act above them."""
+"""The gate of a Tree SAE: which features of a layer may fire, given the active features of earlier layers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .select import largest, top_k
 
 @runtime_checkable
 class Gate(Protocol):
-    """A rule by which active features open the way to their children."""
+    """A rule that selects features of a layer, depending on which features of earlier layers are active."""
 
     def __call__(
         self,
@@ -26,12 +26,15 @@ class Gate(Protocol):
         features: Families,
         k: int,
     ) -> SparseCode:
-        """At most `k` of the features for every activation, on which the features `active` act (-1: an unused slot)."""
+        """Select at most `k` of `features` for every activation.
+
+        active: ids of the features of earlier layers that are active on each activation, -1 in unused slots.
+        """
         ...
 
 
 class ParentGate:
-    """Eq. 6: a feature is eligible if it hangs from the root or from an active one; of these, the `k` largest."""
+    """Eq. 6: select the `k` largest of the features that hang from the root or from an active feature."""
 
     def __call__(
         self,
@@ -41,7 +44,7 @@ class ParentGate:
         features: Families,
         k: int,
     ) -> SparseCode:
-        """Nothing is computed for features that aren't eligible, which are most."""
+        """Select features. Nothing is computed for features whose parent is not active, which are most of them."""
         k = min(k, len(features.roots) + len(features.children))
         found = [SparseCode(u.new_zeros(len(u), k), active.new_zeros(len(u), k))]
         if len(features.roots):

@@ -1,10 +1,11 @@
 """HSAE (arXiv 2602.11881): JumpReLU SAEs of growing size, trained together, whose features are linked into a forest.
 
-Every level reconstructs alone. A loss draws each feature to the sum of its children, at random a feature is replaced
-by that sum, and from time to time every feature chooses its parent anew among the level above (docs/spec/hsae.md).
+Every level reconstructs the input on its own. A loss pulls each feature toward the sum of its children, features are
+randomly replaced by that sum, and at intervals every feature chooses its parent again from the level above
+(docs/spec/hsae.md).
 
 Without constraint and perturbation, and with parents chosen only at the end, this is the paper's baseline:
-independent SAEs of the same sizes, linked after the fact.
+independent SAEs of the same sizes, linked after training.
 """
 
 from __future__ import annotations
@@ -32,28 +33,28 @@ _PAPER_PERIOD = 5_000 / PAPER_STEPS
 
 @dataclass(frozen=True)
 class HierarchyConfig:
-    """How features find their parents in the level above."""
+    """How features choose their parents in the level above."""
 
     updates: Literal["alternate", "fixed", "after", "none"] = "alternate"
-    """alternate: every `period` steps; fixed: once, at the first of them; after: once, when training has ended;
-    none: never."""
+    """When parents are chosen. alternate: every `period` steps; fixed: once, after the first `period` steps; after:
+    once, at the end of training; none: never."""
     period: int | None = None
-    """Steps between updates. None: 5,000 of the paper's 97,657, in proportion to the run."""
+    """Number of steps between updates. None: 5% of the run (5,000 of the paper's 97,657 steps)."""
     similarity: Literal["encoder", "decoder", "coactivation", "conditional"] = "encoder"
-    """How a feature compares parents: cosine of encoder or decoder rows, or the moving average of how often both fire
-    on a token (coactivation), as a share of the child's own (conditional)."""
+    """Similarity by which a feature chooses its parent. encoder or decoder: cosine of their rows; coactivation: how
+    often both fire on a token; conditional: that, divided by how often the child fires."""
     momentum: float = 0.99
-    """Share of that moving average that is kept in a step."""
+    """Decay rate per step of the moving averages for coactivation and conditional."""
     unassigned: float = 0.2
-    """Share of each level, least similar to any, that stays without a parent. 0: the full tree."""
+    """Fraction of each level, the features least similar to any parent, that stays without one. 0: the full tree."""
     max_children: int | None = None
-    """Most children of any feature; 2 makes a binary tree. None: no limit."""
+    """Largest number of children of a feature; 2 makes a binary tree. None: no limit."""
 
     def __post_init__(self) -> None:
         if self.period is not None and self.period < 1:
             raise InputError(f"sae.hierarchy.period = {self.period}: expected 1 or more steps")
         if not 0 <= self.unassigned <= 1:
-            raise InputError(f"sae.hierarchy.unassigned = {self.unassigned}: expected a share from 0 to 1")
+            raise InputError(f"sae.hierarchy.unassigned = {self.unassigned}: expected a fraction from 0 to 1")
         if not 0 <= self.momentum < 1:
             raise InputError(f"sae.hierarchy.momentum = {self.momentum}: expected 0 or more, and less than 1")
         if self.max_children is not None and self.max_children < 1:
@@ -65,13 +66,13 @@ class HSAEConfig(LevelsConfig):
     """An HSAE and its training. Sizes, L0, constraint and perturbation are the paper's by default."""
 
     layer_sizes: tuple[int, ...] = (2048, 4096, 8192, 16384)
-    """Features of each level, growing."""
+    """Number of features in each level; each level is larger than the previous one."""
     k_per_layer: tuple[int, ...] = (50, 50, 50, 50)
-    """The L0 that each level aims at."""
+    """Target L0 of each level: the mean number of active features per token that training aims at."""
     constraint: float = 0.01
-    """Weight of the loss that draws a feature to the sum of its children; 0 for none."""
+    """Weight of the loss that pulls a feature toward the sum of its children. 0: no such loss."""
     perturbation: float = 0.05
-    """Share of features replaced by the sum of their children, in every step anew; 0 for none."""
+    """Probability that a feature with children is replaced by their sum, drawn again in every step. 0: never."""
     hierarchy: HierarchyConfig = field(default_factory=HierarchyConfig)
     architecture: Literal["hsae"] = "hsae"
 
@@ -80,15 +81,17 @@ class HSAEConfig(LevelsConfig):
         sizes = self.layer_sizes
         if len(sizes) < 2 or any(b <= a for a, b in pairwise(sizes)):
             raise InputError(
-                f"sae.layer_sizes {list(sizes)}: an HSAE has two levels or more, each larger than the one before"
+                f"sae.layer_sizes {list(sizes)}: expected two or more levels, each larger than the previous one"
             )
         if self.constraint < 0:
             raise InputError(f"sae.constraint = {self.constraint}: expected 0 or more")
         if not 0 <= self.perturbation <= 1:
-            raise InputError(f"sae.perturbation = {self.perturbation}: expected a share from 0 to 1")
+            raise InputError(f"sae.perturbation = {self.perturbation}: expected a probability from 0 to 1")
 
 
 class HSAE(LevelsSAE):
+    """A trained HSAE."""
+
     config_class = HSAEConfig
     title, color, marker = "HSAE", "#009E73", "s"
 
@@ -96,7 +99,7 @@ class HSAE(LevelsSAE):
 
 
 class Hierarchy(Links):
-    """The losses that link levels, and the forest that they follow."""
+    """The links between levels: perturbation, the constraint loss, and the forest."""
 
     def __init__(self, sae: HSAE, setup: Setup) -> None:
         super().__init__()
@@ -112,7 +115,10 @@ class Hierarchy(Links):
     def reconstructions(
         self, sae: LevelsSAE, levels: list[Level], n: int, done: int
     ) -> list[Float[Tensor, "n d_in"]]:
-        """A replaced feature's children stand in for it, and learn from its level's error too."""
+        """The reconstruction of every level, with the children of each replaced feature in its place.
+
+        Those children also get gradients from the error of their parent's level.
+        """
         replaced = self.draw(sae, done)
         some = bool(replaced.any())
         found = []
@@ -130,7 +136,7 @@ class Hierarchy(Links):
     def draw(self, sae: LevelsSAE, done: int) -> Bool[Tensor, "d_sae_and_root"]:
         """Which features the step after `done` replaces by their children (docs/spec/hsae.md#perturbation).
 
-        A feature without children never is. The last entry is the root's.
+        Features without children are never replaced. The last entry is the root's, and always False.
         """
         generator = seeded(self._seed, "perturbation", done)
         drawn = torch.rand(sae.d_sae, generator=generator) < self._config.perturbation
@@ -139,7 +145,10 @@ class Hierarchy(Links):
         return replaced
 
     def loss(self, sae: LevelsSAE, levels: list[Level], n: int) -> Float[Tensor, ""] | None:
-        """rho sum_l sum_i ||f_i - sum of i's children||^2, f_i being vectors (docs/spec/hsae.md#constraint)."""
+        """The constraint loss, rho sum_l sum_i ||f_i d_i - sum_(children c of i) f_c d_c||^2, as a mean over tokens.
+
+        The sum runs over features i with children (docs/spec/hsae.md#constraint). None if `constraint` is 0.
+        """
         if not self._config.constraint:
             return None
         distances = [link_distance(a, b, sae.parent, sae.decoder) for a, b in pairwise(levels)]
@@ -159,7 +168,7 @@ class Hierarchy(Links):
             self.update(sae, number)
 
     def update(self, sae: LevelsSAE, number: int) -> list[Event]:
-        """Every feature's parent becomes the most similar feature of the level above."""
+        """Set every feature's parent to the most similar feature of the level above."""
         hierarchy = self._config.hierarchy
         events = []
         for i in range(sae.n_levels - 1):
@@ -180,7 +189,7 @@ class Hierarchy(Links):
         return events
 
     def _similarity(self, sae: LevelsSAE, i: int) -> Float[Tensor, "above below"]:
-        """The similarity of every feature of a level with every one of the next."""
+        """The similarity of every feature of level `i` to every feature of level `i + 1`."""
         if self.averages is not None:
             return self.averages.similarity(i, conditional=self._config.hierarchy.similarity == "conditional")
         rows = F.normalize(sae.encoder if self._config.hierarchy.similarity == "encoder" else sae.decoder)
@@ -188,8 +197,8 @@ class Hierarchy(Links):
 
 
 class Coactivation(nn.Module):
-    """For each level with the next, moving averages of the share of tokens on which both features fire, and on which
-    the child does."""
+    """Moving averages of how often features of neighboring levels fire: both of a pair, and the child of a pair, each
+    as a fraction of tokens."""
 
     def __init__(self, sae: HSAE, momentum: float) -> None:
         super().__init__()
@@ -200,10 +209,11 @@ class Coactivation(nn.Module):
             self.register_buffer(f"child_{i}", torch.zeros(m, **about))
 
     def of(self, i: int) -> tuple[Float[Tensor, "above below"], Float[Tensor, "below"]]:
-        """The averages of level `i` with the next, and of that one alone."""
+        """The averages for pairs of level `i` and level `i + 1`, and for level `i + 1` alone."""
         return self.get_buffer(f"together_{i}"), self.get_buffer(f"child_{i}")
 
     def add(self, code: SparseCode) -> None:
+        """Update the averages from the code of a batch."""
         active = code.dense(self._starts[-1]) > 0
         levels = [active[:, a:b] for a, b in pairwise(self._starts)]
         new = (1 - self._momentum) / len(active)
@@ -214,6 +224,7 @@ class Coactivation(nn.Module):
             child.mul_(self._momentum).add_(below.sum(0), alpha=new)
 
     def similarity(self, i: int, *, conditional: bool) -> Float[Tensor, "above below"]:
+        """The averages for pairs of level `i` and level `i + 1`; `conditional` divides them by the child's."""
         together, child = self.of(i)
         if conditional:
             together = torch.where(child > 0, together / child.clamp(min=1e-30), 0)
@@ -221,5 +232,7 @@ class Coactivation(nn.Module):
 
 
 class HSAETraining(LevelsTraining):
+    """The training of an HSAE."""
+
     def __init__(self, sae: HSAE, setup: Setup) -> None:
         super().__init__(sae, sae.config, Hierarchy(sae, setup), setup)

@@ -1,8 +1,8 @@
-"""JumpReLU SAE (Rajamanoharan et al., arXiv 2407.14435): every feature has a threshold of its own, trained by a
-straight-through estimator to hold L0 at its target.
+"""JumpReLU SAE (Rajamanoharan et al., arXiv 2407.14435): every feature has its own threshold, trained by a
+straight-through estimator so that L0 stays at its target.
 
-`thresholds.py` has the estimator, `sparsity.py` holds L0 at its target, and `levels.py` is the SAE, written for any
-number of levels: this is the case of one.
+The estimator is in `thresholds.py`, the control of L0 in `sparsity.py`, and the SAE itself in `levels.py`, which is
+written for any number of levels; this file is the case of one level.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ class JumpReLUConfig(LevelsConfig):
 
 
 class JumpReLUSAE(LevelsSAE):
+    """A trained JumpReLU SAE."""
+
     config_class = JumpReLUConfig
     title, color, marker = "JumpReLU", "#9C8B00", "<"
     has_forest = False
@@ -38,7 +40,7 @@ class JumpReLUSAE(LevelsSAE):
 
 
 class Unlinked(Links):
-    """Every level stands alone."""
+    """No links: every level is independent of the others."""
 
     def reconstructions(
         self, sae: LevelsSAE, levels: list[Level], n: int, done: int
@@ -56,5 +58,7 @@ class Unlinked(Links):
 
 
 class JumpReLUTraining(LevelsTraining):
+    """The training of a JumpReLU SAE."""
+
     def __init__(self, sae: JumpReLUSAE, setup: Setup) -> None:
         super().__init__(sae, sae.config, Unlinked(), setup)

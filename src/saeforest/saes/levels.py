@@ -1,6 +1,6 @@
-"""SAEs of one or more levels, whose features each have a threshold: a level is a JumpReLU SAE that reconstructs alone.
+"""SAEs of one or more levels, each of which is a JumpReLU SAE that reconstructs the input on its own.
 
-One level is the JumpReLU SAE, several are what HSAE links into a forest. All losses are in normalized units
+With one level this is the JumpReLU SAE. HSAE links several levels into a forest. All losses are in normalized units
 (docs/spec/hsae.md#losses).
 """
 
@@ -34,34 +34,35 @@ _MARGIN = 1 / 64
 
 @dataclass(frozen=True)
 class LevelsConfig:
-    """Settings of SAEs whose features have thresholds, and of their training."""
+    """An SAE whose features have thresholds, and its training."""
 
     layer_sizes: tuple[int, ...] = (24_576,)
-    """One layer: the number of features."""
+    """Number of features (one layer)."""
     k_per_layer: tuple[int, ...] = (32,)
-    """The L0 that training aims at."""
+    """Target L0: the mean number of active features per token that training aims at."""
     normalize_activations: Normalization = "dataset_scale"
-    """dataset_scale: a factor that makes the mean norm sqrt(d_in); layer_norm: every activation to mean 0 and
-    deviation 1; none; or the factor itself."""
+    """How activations are normalized. dataset_scale: all by one factor that makes their mean norm sqrt(d_in);
+    layer_norm: each to mean 0 and standard deviation 1; none; or that factor as a number."""
     activation_threshold: float = 0.0
-    """A feature is active above this value; its own threshold comes first."""
+    """Value above which a feature counts as active, after its own threshold has been applied."""
     encoder_bias: bool = True
-    """A trained bias of every pre-activation."""
+    """Train a bias for every pre-activation."""
     b_dec_init: Literal["normalized", "raw"] = "normalized"
-    """b_dec starts at the geometric median of the first batch."""
+    """Initial b_dec: the geometric median of the first batch, after normalization (normalized) or before it (raw)."""
     threshold_init: float | None = None
-    """Where the thresholds start, in normalized units. None: where each feature fires as often on the first batch as
-    the target L0 asks of the average one."""
+    """Initial threshold of every feature, in normalized units. None: set each from the first batch so that every
+    feature fires equally often and L0 is at its target."""
     bandwidth: float | None = None
-    """Width of the kernel by which thresholds get their gradient. None: 0.001 sqrt(d_in)."""
+    """Width of the kernel that gives thresholds their gradient, in normalized units. None: 0.001 sqrt(d_in)."""
     threshold_rate: float | None = None
-    """The thresholds' learning rate as a multiple of the other weights'. None: sqrt(d_in). Thresholds are in the
-    units of pre-activations, which a step on the encoder moves by as much as d_in steps on a threshold would."""
+    """Learning rate of the thresholds, as a multiple of optim.lr. None: sqrt(d_in), because one step changes a
+    pre-activation through d_in encoder weights but a threshold only once."""
     sparsity: SparsityConfig = field(default_factory=SparsityConfig)
     ghost: bool = True
-    """Dead features learn the residual by ghost gradients."""
+    """Train dead features on the residual by ghost gradients."""
     dead_after_tokens: int | None = None
-    """A feature is dead that has not fired for so many tokens. None: 10M of 500M, in proportion to the run."""
+    """Number of tokens without firing after which a feature is dead. None: 2% of the run (10M of 500M tokens), at
+    least 100,000."""
 
     def __post_init__(self) -> None:
         check_sizes(self.layer_sizes, self.k_per_layer)
@@ -75,14 +76,14 @@ class LevelsConfig:
 
 @runtime_checkable
 class ThresholdsConfig(SAEConfig, Protocol):
-    """What an SAE with thresholds needs to be built."""
+    """The configuration that is needed to build an SAE with thresholds."""
 
     @property
     def threshold_init(self) -> float | None: ...
 
 
 class LevelsSAE(SAE):
-    """Each level: f = h 1[h > theta] with h = W_enc (u - b_dec) + b_enc."""
+    """An SAE of levels with f = h 1[h > theta] and h = W_enc (u - b_dec) + b_enc in each level."""
 
     scaled_weights = (*SAE.scaled_weights, "threshold")
 
@@ -99,20 +100,22 @@ class LevelsSAE(SAE):
 
     @property
     def n_levels(self) -> int:
+        """The number of levels."""
         return len(self.starts) - 1
 
     def level(self, i: int) -> slice:
-        """The features of a level."""
+        """The features of level `i`, as a slice of feature ids."""
         return slice(self.starts[i], self.starts[i + 1])
 
     def level_bias(self, i: int) -> Float[Tensor, "d_in"]:
+        """The decoder bias of level `i`."""
         return self.reconstruction.bias(self.b_dec, i)
 
     def own_tensors(self) -> dict[str, Tensor]:
         if self.b_dec.dim() == 1:
             return {"threshold": self.threshold}
-        # One bias by that name for every SAE: of the finest level, which is the reconstruction. The others
-        # go beside it, for no two tensors of a file may share memory.
+        # In the files of all SAEs `b_dec` is the bias of the reconstruction, which here is that of the last level. The
+        # other levels' biases are saved apart, because no two tensors in a file may share memory.
         return {"threshold": self.threshold, "b_dec": self.b_dec[-1], "level_b_dec": self.b_dec[:-1]}
 
     def encode_normalized(self, u: Float[Tensor, "n d_in"], precision: torch.dtype) -> SparseCode:
@@ -126,7 +129,10 @@ class LevelsSAE(SAE):
     def within_reach(
         self, u: Float[Tensor, "n d_in"], i: int, reach: float, precision: torch.dtype
     ) -> tuple[Int[Tensor, "m"], Int[Tensor, "m"], Float[Tensor, "m"]]:
-        """The features of a level no further than `reach` below their threshold: rows, ids and pre-activations."""
+        """The features of level `i` with a pre-activation above their threshold minus `reach`.
+
+        Returns rows of `u`, feature ids and pre-activations, one entry for each such pair.
+        """
         u = u - self.level_bias(i)
         rows, ids = self._candidates(u, self.level(i), reach, precision)
         h = jagged_encode(u, ids, rows, self.encoder)
@@ -136,7 +142,7 @@ class LevelsSAE(SAE):
     def _candidates(
         self, u: Float[Tensor, "n d_in"], features: slice, reach: float, precision: torch.dtype
     ) -> tuple[Int[Tensor, "m"], Int[Tensor, "m"]]:
-        """Chosen in `precision`, whose rounding must not leave out what is just above its threshold."""
+        """Candidates found in `precision`, with a margin so that rounding misses no feature above its threshold."""
         encoder, bias = self.encoder[features].to(precision), self.b_enc[features].to(precision)
         floor = (self.threshold[features] * (1 - _MARGIN) - reach).to(precision)
         rows, ids, first = [], [], 0
@@ -150,22 +156,22 @@ class LevelsSAE(SAE):
 
 
 class Level(NamedTuple):
-    """What one level makes of a batch: an entry for every feature that is active or within reach of its threshold."""
+    """One level's features on a batch: an entry for each that is active or near its threshold."""
 
     rows: Int[Tensor, "m"]
     """Rows of the batch, in ascending order."""
     ids: Int[Tensor, "m"]
     values: Float[Tensor, "m"]
-    """With gradients to encoder and threshold; 0 where the feature is below its threshold."""
+    """Activations, with gradients to encoder and threshold; 0 if the feature is below its threshold."""
     l0: Float[Tensor, ""]
-    """Mean number of active features, with the straight-through gradient."""
+    """Mean number of active features per token, with the straight-through gradient."""
 
 
 class Links(nn.Module, ABC):
-    """How the levels of an SAE are tied together while it is trained."""
+    """How the levels of an SAE are linked to each other during training."""
 
     first_update: int | None = None
-    """The first step after which a forest is found; None where it never is."""
+    """The first step after which parents are chosen. None: never during training."""
 
     @abstractmethod
     def reconstructions(
@@ -175,19 +181,20 @@ class Links(nn.Module, ABC):
 
     @abstractmethod
     def loss(self, sae: LevelsSAE, levels: list[Level], n: int) -> Float[Tensor, ""] | None:
-        """What ties the levels together, if anything."""
+        """The loss that links the levels. None if there is no such loss."""
 
     @abstractmethod
     def follow(self, sae: LevelsSAE, step: Step, number: int) -> list[Event]:
-        """What happens after step `number`."""
+        """Update the links after step `number`, counted from 1."""
 
     @abstractmethod
     def conclude(self, sae: LevelsSAE, number: int) -> None:
-        """What happens when training has ended with step `number`."""
+        """Update the links at the end of training, after step `number`."""
 
 
 class LevelsTraining(Training):
-    """The sum of the levels' squared errors and weighted L0 losses, what links the levels, and ghost gradients."""
+    """Training with the sum of the levels' squared errors and weighted L0 losses, the loss of the links, and ghost
+    gradients."""
 
     sae: LevelsSAE
 
@@ -224,7 +231,7 @@ class LevelsTraining(Training):
             for part in range(features.start, features.stop, 1024):
                 rows = slice(part, min(part + 1024, features.stop))
                 h = (u - sae.level_bias(i)) @ sae.encoder[rows].T
-                # Between the last that fires and the first that does not.
+                # Between the smallest pre-activation that should fire and the largest that should not.
                 largest = h.topk(min(kept + 1, len(u)), dim=0).values
                 sae.threshold[rows] = largest[-2:].mean(0).clamp(min=0)
 
@@ -236,7 +243,7 @@ class LevelsTraining(Training):
 
         reconstructions = self.links.reconstructions(self.sae, levels, len(u), self.done)
         errors = [(u_hat - u).square().sum(1).mean() for u_hat in reconstructions]
-        weights = self.sparsity.weight.clone()  # it moves before the log is written
+        weights = self.sparsity.weight.clone()  # the weights change before the log is written
         sparsity = [w.to(u.dtype) * level.l0 for w, level in zip(weights, levels, strict=True)]
         loss = torch.stack([*errors, *sparsity]).sum()
         terms = {
@@ -277,7 +284,10 @@ class LevelsTraining(Training):
         i: int,
         dead: Bool[Tensor, "d_sae"],
     ) -> Float[Tensor, ""]:
-        """Dead features, as if active by exp(h), learn the residual (docs/spec/hsae.md#ghost-gradients)."""
+        """The ghost loss: dead features, with activations exp(h), reconstruct half the residual's norm.
+
+        See docs/spec/hsae.md#ghost-gradients.
+        """
         sae = self.sae
         features = sae.level(i)
         ids = features.start + dead[features].nonzero().flatten()
@@ -285,7 +295,7 @@ class LevelsTraining(Training):
             return u.new_zeros(())
         residual = (u - u_hat).detach()
         h = (u - sae.level_bias(i)).detach() @ sae.encoder[ids].T + sae.b_enc[ids]
-        # The norm is set below: a row whose exponentials would overflow may be scaled down first.
+        # The norm is set below, so rows whose exponentials would overflow can be scaled down here.
         h = h - (h.detach().amax(1, keepdim=True) - _LARGEST_EXPONENT).clamp(min=0)
         out = h.exp() @ sae.decoder[ids]
         norm = residual.norm(dim=1, keepdim=True)
@@ -308,5 +318,5 @@ class LevelsTraining(Training):
 
 
 def decoded(sae: LevelsSAE, level: Level, i: int, n: int) -> Float[Tensor, "n d_in"]:
-    """The reconstruction of level `i` alone, from a batch of `n` activations."""
+    """The reconstruction of a batch of `n` activations by level `i` alone."""
     return jagged_decode(level.values, level.ids, level.rows, n, sae.decoder) + sae.level_bias(i)

@@ -1,8 +1,8 @@
-"""Matching Pursuit SAE (Costa et al., arXiv 2506.03093): features are chosen one after another, by the residual.
+"""Matching Pursuit SAE (Costa et al., arXiv 2506.03093): features are selected one after another, by the residual.
 
-One dictionary of unit-norm rows encodes and decodes. Each iteration takes the atom nearest to what is left, and
-takes it off; an activation stops early when nothing is left or nothing new is chosen, so L0 adapts
-(docs/spec/baselines.md#matching-pursuit).
+One dictionary of unit-norm rows (atoms) both encodes and decodes. Each iteration selects the atom with the largest
+product with the residual and subtracts its part. An activation stops early when its residual is small enough or an
+atom is selected again, so L0 varies from token to token (docs/spec/baselines.md#matching-pursuit).
 """
 
 from __future__ import annotations
@@ -23,35 +23,39 @@ from .encode import DENSE_ENTRIES
 from .normalizer import Normalization
 from .training import Setup, Step, Training, scalars
 
-# Up to this many features the products of all atoms with each other are kept: no dense product in an iteration.
+# Up to this many features, the products of all atoms with each other are computed once, to save a dense product in
+# every iteration.
 _GRAM_FEATURES = 16_384
 
 
 @dataclass(frozen=True)
 class MatchingPursuitConfig:
-    """A Matching Pursuit SAE and its training. The defaults are those the Tree SAE is compared with."""
+    """A Matching Pursuit SAE and its training. The defaults are those of the baseline in the Tree SAE paper."""
 
     layer_sizes: tuple[int, ...] = (24_576,)
-    """One layer: the number of features."""
+    """Number of features (one layer)."""
     k_per_layer: tuple[int, ...] = (32,)
-    """Iterations at most, and so active features."""
+    """Largest number of iterations, and so of active features, on a token."""
     normalize_activations: Normalization = "layer_norm"
-    """layer_norm: every activation to mean 0 and deviation 1; dataset_scale: a factor that makes the mean norm
-    sqrt(d_in); none; or the factor itself."""
+    """How activations are normalized. layer_norm: each to mean 0 and standard deviation 1; dataset_scale: all by one
+    factor that makes their mean norm sqrt(d_in); none; or that factor as a number."""
     activation_threshold: float = 1e-3
-    """A feature is active above this value."""
+    """Value above which a feature counts as active."""
     residual_tolerance: float = 5e-3
-    """An activation stops when the norm of its residual, after normalisation, falls below this."""
+    """Norm of the residual, in normalized units, below which an activation needs no further iterations."""
     decoder_bias: bool = False
-    """A trained b_dec, taken off before and put back after."""
+    """Train a bias b_dec, which is subtracted before the pursuit and added to the reconstruction."""
     b_dec_init: Literal["normalized", "raw"] = "normalized"
-    """b_dec, where trained, starts at the geometric median of the first batch."""
+    """Initial b_dec, if it is trained: the geometric median of the first batch, after normalization (normalized) or
+    before it (raw)."""
     dead_after_tokens: int | None = None
-    """A feature is dead that has not fired for so many tokens. None: 10M of 500M, in proportion to the run."""
+    """Number of tokens without firing after which a feature is dead. None: 2% of the run (10M of 500M tokens), at
+    least 100,000."""
     architecture: Literal["matching_pursuit"] = "matching_pursuit"
 
     @property
     def encoder_bias(self) -> bool:
+        """Always False: the encoder is the decoder."""
         return False
 
     def __post_init__(self) -> None:
@@ -63,6 +67,8 @@ class MatchingPursuitConfig:
 
 
 class MatchingPursuitSAE(SAE):
+    """A trained Matching Pursuit SAE."""
+
     config_class = MatchingPursuitConfig
     title, color, marker = "Matching Pursuit", "#CC79A7", "*"
     at_most_k = tied = True
@@ -86,16 +92,16 @@ class MatchingPursuitSAE(SAE):
         }
 
     def encode_normalized(self, u: Float[Tensor, "n d_in"], precision: torch.dtype) -> SparseCode:
-        # Every iteration depends on the exact residual of the one before: there is no choosing in less precision.
+        # Every iteration depends on the exact residual of the previous one, so `precision` cannot lower the precision.
         u = u - self.b_dec
         rows = max(DENSE_ENTRIES // (self.d_in * self.config.k_per_layer[0]), 1)
         return concat_rows([self.pursue(part, *self.choose(part))[0] for part in u.split(rows)])
 
     @torch.no_grad()
     def choose(self, u: Float[Tensor, "n d_in"]) -> tuple[Int[Tensor, "n k"], Bool[Tensor, "n k"]]:
-        """The atom each iteration takes, and whether it takes one: the residual's products with all atoms decide."""
+        """The atom that each iteration selects, and whether that iteration takes place."""
         atoms = self.decoder
-        # The products of all atoms pay if there are more products to take, one an iteration, than atoms.
+        # The products of all atoms with each other pay off if there are more iterations in total than atoms.
         few = self.d_sae > min(_GRAM_FEATURES, len(u) * self.config.k_per_layer[0])
         gram = None if few else atoms @ atoms.T
         k, tolerance = self.config.k_per_layer[0], self.config.residual_tolerance
@@ -106,9 +112,9 @@ class MatchingPursuitSAE(SAE):
     def pursue(
         self, u: Float[Tensor, "n d_in"], ids: Int[Tensor, "n k"], taken: Bool[Tensor, "n k"]
     ) -> tuple[SparseCode, Float[Tensor, "n d_in"]]:
-        """The coefficients along the chosen atoms, and the residual at the end."""
+        """The code with the coefficients of the selected atoms, and the final residual."""
         amounts, residual = take_atoms(u, ids, taken, self.decoder)
-        # An atom chosen again adds to what it had.
+        # If an atom is selected again, its amounts are added up.
         same = (ids[:, :, None] == ids[:, None, :]) & taken[:, None, :]
         first = same.int().argmax(2)
         values = torch.zeros_like(amounts).scatter_add(1, first, amounts)
@@ -116,7 +122,7 @@ class MatchingPursuitSAE(SAE):
 
 
 class MatchingPursuitTraining(Training):
-    """The reconstruction error as a share of the batch's variance."""
+    """Training with the reconstruction error as a fraction of the batch's variance."""
 
     sae: MatchingPursuitSAE
 
@@ -130,7 +136,7 @@ class MatchingPursuitTraining(Training):
         u = normalized - sae.b_dec
         code, residual = sae.pursue(u, *sae.choose(u))
         code = code.detach()
-        # The loss depends on the atoms through the residual alone.
+        # The loss depends on the atoms only through the residual.
         error = stats.std * residual
         loss = error.square().mean() / (x.var() + 1e-8)
         return Step(

@@ -1,7 +1,7 @@
-"""Matryoshka SAE (Bussmann et al., arXiv 2503.17547): every prefix of the dictionary reconstructs on its own.
+"""Matryoshka SAE (Bussmann et al., arXiv 2503.17547): every prefix of the dictionary reconstructs the input by itself.
 
-Prefixes end where layers do. The paper trains by batch top-k, the Tree SAE's authors by top-k of every activation;
-either way over the whole dictionary at once (docs/spec/baselines.md#matryoshka).
+Each prefix ends where a layer ends. The paper selects features by batch top-k, the Tree SAE's authors by the top k of
+every activation. Both select over the whole dictionary at once (docs/spec/baselines.md#matryoshka).
 """
 
 from __future__ import annotations
@@ -27,17 +27,18 @@ from .training import Setup
 
 @dataclass(frozen=True)
 class MatryoshkaConfig(FlatConfig):
-    """A Matryoshka SAE and its training. The defaults are those the 4-layer Tree SAE is compared with."""
+    """A Matryoshka SAE and its training. The defaults are those of the 4-layer baseline in the Tree SAE paper."""
 
     layer_sizes: tuple[int, ...] = (1536, 3072, 9216, 10752)
-    """Features each prefix adds to the one before."""
+    """Number of features that each prefix adds to the previous one."""
     k_per_layer: tuple[int, ...] = (32,)
-    """One number: features that may act on an activation, of the whole dictionary."""
+    """Number of features of the whole dictionary that may be active on a token (one number)."""
     selection: Literal["token", "batch"] = "token"
-    """The k largest of every activation, or the k * n largest of a batch with a threshold for use."""
+    """How features are selected in training. token: the k largest on every token; batch: the k * n largest of a batch
+    of n tokens, with a threshold at inference."""
     prefix_weights: Literal["sum", "mean", "mean_with_bias"] | tuple[float, ...] = "sum"
-    """Of the prefixes' losses: 1 each (the paper); their mean; their mean together with the loss of b_dec alone (its
-    code); or a number for each."""
+    """Weights of the prefixes' losses. sum: 1 each (the paper); mean: their mean; mean_with_bias: their mean together
+    with the loss of b_dec alone (the paper's code); or one number for each prefix."""
     threshold: ThresholdConfig = field(default_factory=ThresholdConfig)
     architecture: Literal["matryoshka"] = "matryoshka"
 
@@ -58,7 +59,7 @@ class MatryoshkaConfig(FlatConfig):
 
     @property
     def weights(self) -> tuple[list[float], float]:
-        """The weights of the prefixes' losses, and of that of b_dec alone."""
+        """The weight of each prefix's loss, and the weight of the loss of b_dec alone."""
         n = len(self.layer_sizes)
         if isinstance(self.prefix_weights, tuple):
             return list(self.prefix_weights), 0.0
@@ -70,6 +71,8 @@ class MatryoshkaConfig(FlatConfig):
 
 
 class MatryoshkaSAE(SAE):
+    """A trained Matryoshka SAE."""
+
     config_class = MatryoshkaConfig
     title, color, marker = "Matryoshka", "#0072B2", "P"
     color_of_two_layers = "#56B4E9"
@@ -84,7 +87,7 @@ class MatryoshkaSAE(SAE):
         self, config: MatryoshkaConfig, d_in: int, *, d_out: int | None = None, seed: int = 0
     ) -> None:
         super().__init__(config, d_in, d_out=d_out, seed=seed)
-        # Where features are chosen over the batch: the same for every feature, 0 until the first batch that sets it.
+        # Used with batch selection: the same value for every feature, 0 until the first update.
         self.register_buffer("threshold", torch.zeros(self.d_sae))
         self.at_most_k = config.selection == "token"
 
@@ -101,7 +104,7 @@ class MatryoshkaSAE(SAE):
 
 
 class MatryoshkaTraining(FlatTraining):
-    """The weighted sum of the prefixes' losses (and of that of b_dec alone, where it counts)."""
+    """Training with the weighted sum of the prefixes' losses and, with `mean_with_bias`, the loss of b_dec alone."""
 
     def __init__(self, sae: MatryoshkaSAE, setup: Setup) -> None:
         config, (k,) = sae.config, sae.config.k_per_layer

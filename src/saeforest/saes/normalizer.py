@@ -1,4 +1,4 @@
-"""How activations are brought to the units an SAE works in, and back (SPEC 5.1)."""
+"""The normalization of activations to the units an SAE works in, and its inverse (docs/spec/activations.md#normalization)."""
 
 from __future__ import annotations
 
@@ -17,36 +17,36 @@ _STD_EPS = 1e-5
 
 
 class TokenStats(NamedTuple):
-    """What normalization took from each activation, and decoding gives back: `x = std * u + mean`."""
+    """The statistics of each activation with which its normalization is undone: `x = std * u + mean`."""
 
     mean: Float[Tensor, "*n 1"]
     std: Float[Tensor, "*n 1"]
 
 
 class Normalizer(ABC):
-    """A way to normalize activations. What a normalizer cannot do, it cannot be built for."""
+    """A way to normalize activations."""
 
     @abstractmethod
     def apply(self, x: Float[Tensor, "*n d"]) -> tuple[Float[Tensor, "*n d"], TokenStats]:
-        """`x` in the units of the SAE, and what it takes to come back."""
+        """Normalize `x`. Returns it in the units of the SAE, and the statistics for `undo`."""
 
     @abstractmethod
     def undo(self, z: Float[Tensor, "*n d"], stats: TokenStats) -> Float[Tensor, "*n d"]:
-        """`z` in the units of the activations."""
+        """Return `z` from the units of the SAE to the units of the activations."""
 
 
 @dataclass(frozen=True)
 class LayerNorm(Normalizer):
-    """Every activation to mean 0 and standard deviation 1, as SAELens does."""
+    """Normalize every activation to mean 0 and standard deviation 1, as SAELens does."""
 
     exact_inverse: bool = True
-    """Whether `undo` is exact. SAELens, which reads the folders of flat SAEs, leaves out the epsilon that it encodes
-    with; the Tree SAE's authors do not."""
+    """Whether `undo` is exact, as it is in the Tree SAE authors' code. SAELens leaves out in decoding the epsilon that
+    it adds to the standard deviation in encoding."""
 
     def apply(self, x: Float[Tensor, "*n d"]) -> tuple[Float[Tensor, "*n d"], TokenStats]:
         mean = x.mean(-1, keepdim=True)
         centered = x - mean
-        # Several times faster than Tensor.std; in float16 the sum would overflow.
+        # This is several times faster than Tensor.std. In float16 the sum would overflow.
         wide = centered.to(torch.promote_types(x.dtype, torch.float32))
         variance = wide.square().sum(-1, keepdim=True) / (x.shape[-1] - 1)
         std = variance.sqrt().to(x.dtype) + _STD_EPS
@@ -59,9 +59,9 @@ class LayerNorm(Normalizer):
 
 @dataclass(frozen=True)
 class ConstantNorm(Normalizer):
-    """Every activation to the norm sqrt(d), under the name that SAELens has for it: `constant_norm_rescale`.
+    """Scale every activation to the norm sqrt(d), as `constant_norm_rescale` does in SAELens.
 
-    An activation of zeros stays as it is; SAELens makes NaN of it.
+    An activation of zeros stays as it is, whereas SAELens turns it into NaN.
     """
 
     def apply(self, x: Float[Tensor, "*n d"]) -> tuple[Float[Tensor, "*n d"], TokenStats]:
@@ -75,7 +75,7 @@ class ConstantNorm(Normalizer):
 
 @dataclass(frozen=True)
 class Scale(Normalizer):
-    """Every activation times one factor. After training the factor is folded into the weights (`SAE.fold_scale`)."""
+    """Multiply all activations by one factor, which is folded into the weights after training (`SAE.fold_scale`)."""
 
     factor: float = 1.0
 
@@ -86,15 +86,15 @@ class Scale(Normalizer):
         return z if self.factor == 1 else z * stats.std
 
     def stats(self, x: Float[Tensor, "*n d"]) -> TokenStats:
-        """What `undo` takes for rows like those of `x`, whose values don't matter."""
+        """The statistics for `undo`, for as many rows as `x` has; its values do not matter."""
         ones = torch.ones_like(x[..., :1])
         return TokenStats(0 * ones, ones / self.factor)
 
 
 def normalizer_of(how: Normalization, *, exact_inverse: bool = True) -> Normalizer:
-    """The normalizer that `sae.normalize_activations` names; "none" is a factor of 1.
+    """The normalizer for a value of `sae.normalize_activations`; "none" is a factor of 1.
 
-    Raises InputError for "dataset_scale", which stands for a number that only the activations tell.
+    Raises InputError for "dataset_scale", which must first be replaced by the number computed from the activations.
     """
     match how:
         case "layer_norm":
@@ -106,13 +106,14 @@ def normalizer_of(how: Normalization, *, exact_inverse: bool = True) -> Normaliz
 
 
 def target_normalizer(how: Normalization) -> Scale:
-    """The normalizer of a transcoder's target that `sae.normalize_target` names: none, or a factor.
+    """The normalizer of a transcoder's target, for a value of `sae.normalize_target`: "none", or a factor.
 
-    Raises InputError for what would take the target's own mean or norm, which are not known when it is predicted.
+    Raises InputError for "dataset_scale", and for a normalization by the mean or norm of the target itself, which are
+    not known when it is predicted.
     """
     if how in ("layer_norm", "constant_norm_rescale"):
         raise InputError(
-            f"sae.normalize_target = {how}: a target's own mean and norm are not known when it is predicted; "
+            f"sae.normalize_target = {how}: the mean and norm of a target are not known when it is predicted; "
             "expected dataset_scale, none or a factor"
         )
     return _scale(how, "normalize_target")
@@ -122,5 +123,5 @@ def _scale(how: Normalization, key: str) -> Scale:
     if how == "none":
         return Scale()
     if isinstance(how, str):
-        raise InputError(f"sae.{key} = {how}: stands for a number that training finds; give that number")
+        raise InputError(f"sae.{key} = {how}: expected the number that training determines; give that number")
     return Scale(float(how))

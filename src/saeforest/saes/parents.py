@@ -1,4 +1,4 @@
-"""Which feature of the level above each feature of an HSAE hangs from."""
+"""The choice of a parent for each feature of an HSAE, among the features of the level above."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from ..structure.forest import ROOT
 def choose_parents(
     similarity: Float[Tensor, "above below"], unassigned: float, max_children: int | None = None
 ) -> Int[Tensor, "below"]:
-    """For every child its most similar parent, -1 for the `unassigned` share that is least similar to any.
+    """The most similar parent of every child; -1 for the fraction `unassigned` of children with the lowest similarity.
 
-    With `max_children`, pairs are taken by descending similarity as long as the parent has room. Ties go to the lower
-    child, then to the lower parent (docs/spec/hsae.md#parents).
+    With `max_children`, pairs are taken in order of descending similarity as long as the parent has room. Ties go to
+    the lower child, then to the lower parent (docs/spec/hsae.md#parents).
     """
     if max_children is None:
         best, parent = similarity.max(0)
@@ -31,10 +31,11 @@ def choose_parents(
 def _with_room(
     similarity: Float[Tensor, "above below"], max_children: int
 ) -> tuple[Float[Tensor, "below"], Int[Tensor, "below"]]:
-    """Pairs by descending similarity, as long as the parent has room.
+    """Parents, and their similarity, if pairs are taken by descending similarity as long as the parent has room.
 
-    Found by proposals: every child without a parent asks the most similar one that might still take it, and a parent
-    keeps the most similar `max_children` of those who asked. Both sides rank by one similarity, so it ends the same.
+    Found by proposals: every child without a parent proposes to the most similar one that has not refused it, and a
+    parent keeps the `max_children` most similar of those that proposed. Since parents and children rank by the same
+    similarity, the result is that of taking the pairs in order.
     """
     n_above, n_below = similarity.shape
     parent = torch.full((n_below,), ROOT)
@@ -46,7 +47,7 @@ def _with_room(
         asking, wanted = asking[best > -math.inf], wanted[best > -math.inf]
         parent[asking] = wanted
         placed = (parent != ROOT).nonzero().flatten()
-        # By parent, then by descending similarity, then by child: the first of each parent stay.
+        # Sort by parent, then by descending similarity, then by child; each parent keeps its first ones.
         placed = placed[similarity[parent[placed], placed].argsort(descending=True, stable=True)]
         placed = placed[parent[placed].argsort(stable=True)]
         of = parent[placed]

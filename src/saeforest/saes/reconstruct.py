@@ -1,4 +1,4 @@
-"""Which features, and which bias, make up the reconstruction that ends with a layer."""
+"""The features and the bias of which the reconstruction of each layer consists."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from .normalizer import TokenStats
 
 @dataclass(frozen=True)
 class Reconstruction(ABC):
-    """Layer l has the features from `starts[l]` up to `starts[l + 1]`."""
+    """How each layer reconstructs. Layer l consists of the features `starts[l]` to `starts[l + 1] - 1`."""
 
     starts: tuple[int, ...]
     cumulative: ClassVar[bool]
-    """Whether the reconstruction of a layer holds those of the layers before it."""
+    """Whether the reconstruction of a layer includes the features of all earlier layers."""
 
     @property
     def last(self) -> int:
@@ -29,16 +29,16 @@ class Reconstruction(ABC):
 
     @abstractmethod
     def features(self, layer: int) -> tuple[int, int]:
-        """The first of the features that are added up, and the one past the last."""
+        """The first feature in the reconstruction of `layer`, and one past the last."""
 
     @abstractmethod
     def bias(self, b_dec: Float[Tensor, "*L d_out"], layer: int) -> Float[Tensor, "d_out"]:
-        """The bias that is added to them."""
+        """The bias in the reconstruction of `layer`."""
 
 
 @dataclass(frozen=True)
 class Prefixes(Reconstruction):
-    """Layer l is reconstructed from the features of layers 0 to l; with one layer, that is the whole dictionary."""
+    """Layer l is reconstructed from the features of layers 0 to l. With one layer, these are all features."""
 
     cumulative: ClassVar[bool] = True
 
@@ -56,9 +56,9 @@ class Prefixes(Reconstruction):
         target: Float[Tensor, "n d_out"],
         stats: TokenStats,
     ) -> tuple[Float[Tensor, "L"], list[Float[Tensor, "n d_out"]]]:
-        """For every layer, the squared error of its reconstruction as a share of the batch's variance (Eq. 7).
+        """The squared error of each layer's reconstruction, as a fraction of the batch's variance (Eq. 7).
 
-        And the errors themselves, reconstruction less target.
+        Also returns the errors themselves, reconstruction minus target.
         """
         squared, errors = layer_errors(code.values, code.ids, decoder, b_dec, target, *stats, self.starts)
         return squared / (target.numel() * (target.var() + 1e-8)), errors
@@ -66,7 +66,7 @@ class Prefixes(Reconstruction):
 
 @dataclass(frozen=True)
 class Levels(Reconstruction):
-    """Every level is reconstructed from its own features alone, with a bias of its own where there are several."""
+    """Every level is reconstructed from its own features alone, with its own bias if there are several levels."""
 
     cumulative: ClassVar[bool] = False
 

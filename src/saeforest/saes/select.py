@@ -1,7 +1,7 @@
-"""Which features act on an activation, chosen by their pre-activations: the rules the systems share.
+"""The rules by which systems select active features from pre-activations.
 
-From pre-activations `[n, F]`, or what gives the largest of them, to the chosen as a SparseCode with positive values:
-their pre-activations, or how far these exceed a threshold. Unused slots have value and id 0.
+Each takes pre-activations `[n, F]`, or functions that find the largest of them, and returns a SparseCode with positive
+values: the pre-activations, or by how much they exceed a threshold. Unused slots have value 0 and id 0.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from .encode import PreActivations
 
 
 def top_k(h: Float[Tensor, "n F"], k: int) -> SparseCode:
-    """The `k` largest of every row, then ReLU (docs/spec/baselines.md#topk)."""
+    """The `k` largest entries of every row, after ReLU (docs/spec/baselines.md#topk)."""
     return SparseCode(*top_positive(h, min(k, h.shape[1])))
 
 
 def largest(codes: list[SparseCode], k: int) -> SparseCode:
-    """The `k` largest of every row of several codes that have no feature in common."""
+    """The `k` largest entries of every row of several codes, which must have no features in common."""
     every = concat_slots(codes)
     values, slots = top_positive(every.values, k)
     return SparseCode(values, torch.where(values > 0, every.ids.gather(1, slots), 0))
@@ -40,12 +40,13 @@ def batch_top_k(
 ) -> SparseCode:
     """The `k * n` largest positive pre-activations of a batch of `n` rows (docs/spec/baselines.md#batchtopk).
 
-    `best(width)` gives the `width` largest of every row, `beyond(rows, bound)` all that exceed the bound of some.
+    best: `best(width)` returns the `width` largest entries of every row.
+    beyond: `beyond(rows, bound)` returns all entries above the bound in the given rows.
     """
     rows = best(min(4 * k, d_sae))
     bound = _kth_largest(rows.values, k * n)
-    # Few rows hold more than a few times k of the batch's largest. Of those that were cut off above the value that
-    # decides, take all that may count.
+    # Few rows have more than 4 k of the batch's largest entries. For those that were cut off, get all entries above the
+    # bound.
     cut = rows.values.amin(1) > bound
     if bool(cut.any()) and rows.values.shape[1] < d_sae:
         more = beyond(cut, bound)
@@ -65,30 +66,30 @@ def _kth_largest(values: Float[Tensor, "n m"], k: int) -> float:
 
 
 def exceeding(h: Float[Tensor, "n F"], bound: float) -> SparseCode:
-    """Every feature whose pre-activation exceeds a positive bound."""
+    """All features with a pre-activation above a positive bound."""
     return top_k(h, max(int((h > bound).sum(1).max()), 1))
 
 
 def above(h: Float[Tensor, "n F"], floor: Float[Tensor, "F"]) -> SparseCode:
-    """Every feature above its floor; the values say by how much (docs/spec/baselines.md#batchtopk)."""
+    """All features above their floor; the values are the differences (docs/spec/baselines.md#batchtopk)."""
     excess = (h - floor).relu()
     width = max(int((excess > 0).sum(1).max()), 1) if len(h) else 1
     return top_k(excess, width)
 
 
-# -- the same rules as parts that a system is composed of
+# -- the same rules as components of a system
 
 
 @runtime_checkable
 class Selection(Protocol):
-    """How the features that act on activations are chosen."""
+    """A rule that selects the active features of activations."""
 
     def __call__(self, h: PreActivations, u: Float[Tensor, "n d_in"]) -> SparseCode: ...
 
 
 @dataclass(frozen=True)
 class TopK:
-    """The `k` largest of every activation."""
+    """Selects the `k` largest pre-activations of every activation."""
 
     k: int
 
@@ -98,7 +99,7 @@ class TopK:
 
 @dataclass(frozen=True)
 class BatchTopK:
-    """The `k * n` largest of a batch of `n` activations."""
+    """Selects the `k * n` largest pre-activations of a batch of `n` activations."""
 
     k: int
 
@@ -115,7 +116,7 @@ class BatchTopK:
 
 @dataclass(frozen=True)
 class Above:
-    """Every feature whose pre-activation exceeds its threshold."""
+    """Selects every feature with a pre-activation above its threshold."""
 
     threshold: Float[Tensor, "F"]
 

@@ -1,4 +1,4 @@
-"""Steering L0 to its target by the weight of the L0 loss (HSAE, App. A.2; docs/spec/hsae.md#l0-control)."""
+"""The control of L0 by the weight of the L0 loss (HSAE, App. A.2; docs/spec/hsae.md#l0-control)."""
 
 from __future__ import annotations
 
@@ -13,29 +13,32 @@ from ..errors import InputError
 from .training import PAPER_STEPS, RunLength
 
 _LEAST_WEIGHT, _LARGEST_WEIGHT = 1e-8, 1e2
-# In short runs, steering as fast as in proportion would outrun what a step of Adam can move.
+# Upper bounds for short runs, in which the schedule in proportion would be faster than a step of Adam can follow.
 _FASTEST_RATE, _FASTEST_AVERAGE, _FASTEST_GAIN = 0.01, 0.05, 0.05
 
 
 @dataclass(frozen=True)
 class SparsityConfig:
-    """The weight of the L0 loss, which is steered by the speed at which L0 falls (docs/spec/hsae.md#l0-control)."""
+    """The L0 loss, whose weight is controlled so that L0 approaches its target (docs/spec/hsae.md#l0-control)."""
 
     weight: float = 1e-3
-    """At the start; times d_in, for the losses are sums over coordinates. It stays within 1e-8 and 1e2 of these."""
+    """Initial weight of the L0 loss, in units of d_in because the losses are sums over dimensions. It then stays
+    between 1e-8 and 100."""
     rate: float | None = None
-    """Share of its distance to the target by which L0 is to move in a step. None: 0.001 in the paper's 97,657 steps,
-    in proportion to the run, 0.01 at most."""
+    """Fraction of its distance to the target by which L0 should move in a step. None: 0.001 for a run of 97,657 steps
+    (the paper), higher for shorter runs, at most 0.01."""
     momentum: float | None = None
-    """Of the moving average of L0. None: 0.999 in 97,657 steps, in proportion, 0.95 at least."""
+    """Decay rate of the moving average of L0. None: 0.999 for a run of 97,657 steps, lower for shorter runs, at least
+    0.95."""
     gain: float | None = None
-    """How far the logarithm of the weight moves in a step. None: 0.001 in 97,657 steps, in proportion, 0.05 at most."""
+    """Change of the logarithm of the weight in a step. None: 0.001 for a run of 97,657 steps, higher for shorter runs,
+    at most 0.05."""
 
     def __post_init__(self) -> None:
         if self.weight <= 0:
             raise InputError(f"sae.sparsity.weight = {self.weight}: expected more than 0")
         if self.rate is not None and not 0 < self.rate <= 1:
-            raise InputError(f"sae.sparsity.rate = {self.rate}: expected more than 0, and 1 at most")
+            raise InputError(f"sae.sparsity.rate = {self.rate}: expected more than 0, and at most 1")
         if self.momentum is not None and not 0 <= self.momentum < 1:
             raise InputError(f"sae.sparsity.momentum = {self.momentum}: expected 0 or more, and less than 1")
         if self.gain is not None and self.gain < 0:
@@ -43,9 +46,9 @@ class SparsityConfig:
 
 
 class SparsityController(nn.Module):
-    """The weights of the levels' L0 losses, by velocity control.
+    """Controls the weights of the levels' L0 losses by the velocity of L0.
 
-    A larger weight where L0 falls more slowly than wanted, a smaller one where it falls faster. Nothing here waits for
+    If L0 falls more slowly than wanted, its weight grows; if it falls faster, its weight shrinks. All state stays on
     the device.
     """
 
@@ -68,12 +71,12 @@ class SparsityController(nn.Module):
         self._bounds = _LEAST_WEIGHT * d_in, _LARGEST_WEIGHT * d_in
         wide = {"dtype": torch.float64, "device": device}
         self._targets = torch.tensor(targets, **wide)
-        # Of each level: the weight of its L0 loss, and the moving average of its L0 (below 0: none yet).
+        # For each level, the weight of its L0 loss, and the moving average of its L0 (negative: no value yet).
         self.register_buffer("weight", torch.full((len(targets),), config.weight * d_in, **wide))
         self.register_buffer("l0", torch.full((len(targets),), -1.0, **wide))
 
     def steer(self, l0: Float[Tensor, "L"]) -> None:
-        """Moves the weights after a step on which the levels had so many active features."""
+        """Update the weights after a step; `l0` is the mean number of active features per token in each level."""
         first = self.l0 < 0
         after = self.momentum * self.l0 + (1 - self.momentum) * l0
         wanted = -self.rate * (after - self._targets)

@@ -1,4 +1,4 @@
-"""The systems by name. A new one is a file of its own and a line in each of the two tables here."""
+"""The systems by name. To add one, write a file for it and add a line to each of the two tables here."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from .tree import TreeConfig, TreeSAE, TreeTraining
 
 
 def _architecture(section: Any) -> Any:
-    """The architecture of a section of a file, by default the tree, or that of a configuration."""
+    """The architecture of a configuration, or of a section of a file, where the default is the tree."""
     if isinstance(section, dict):
         return section.get("architecture", "tree")
     return getattr(section, "architecture", None)
 
 
-#: What a run's `sae:` section can be, told apart by `architecture`.
+#: The configurations that the `sae:` section of a run may hold; `architecture` says which one it is.
 SystemConfig = Annotated[
     Annotated[TreeConfig, Tag("tree")]
     | Annotated[HSAEConfig, Tag("hsae")]
@@ -48,15 +48,19 @@ _SYSTEMS: dict[str, tuple[type[SAE], Callable[[Any, Setup], Training]]] = {
     "jumprelu": (JumpReLUSAE, JumpReLUTraining),
     "matching_pursuit": (MatchingPursuitSAE, MatchingPursuitTraining),
 }
-#: The SAE of each architecture.
+#: The SAE class of each architecture.
 SYSTEMS: dict[str, type[SAE]] = {name: sae for name, (sae, _) in _SYSTEMS.items()}
 
 
 def build(config: SAEConfig, d_in: int, *, d_out: int | None = None, seed: int = 0) -> SAE:
-    """A fresh SAE of the system that the configuration belongs to; with `d_out`, a transcoder.
+    """Build a new, untrained SAE from a configuration.
 
-    Raises InputError for a configuration that leaves a number open (dataset_scale), and for a transcoder of a system
-    that reconstructs its input.
+    d_in: width of the activations.
+    d_out: width of the target, for a transcoder.
+    seed: random seed for the initial weights and forest.
+
+    Raises InputError if a normalization is still `dataset_scale` rather than a number, or if `d_out` is given for a
+    system that cannot be a transcoder.
     """
     return SYSTEMS[config.architecture](config, d_in, d_out=d_out, seed=seed)
 
@@ -72,14 +76,16 @@ def start_training(
     precision: torch.dtype | None = None,
     device: torch.device | str = "cpu",
 ) -> Training:
-    """The training of a fresh SAE: `step` it through the batches of a run, then `finish` it.
+    """Start training a new SAE: call `step` on every batch of the run, then `finish`.
 
-    precision: the type in which features are chosen, by default that of `optim`.
+    run: the length of the run, to which schedules are scaled.
+    precision: data type in which features are selected; by default the one that `optim` names.
+    Raises InputError as `build` does.
     """
     sae = build(config, d_in, d_out=d_out, seed=seed).to(device)
     return training_of(sae, Setup(run, optim or OptimConfig(batch_size=run.batch_size), precision, seed))
 
 
 def training_of(sae: SAE, setup: Setup) -> Training:
-    """The training of an SAE that exists."""
+    """Start training an existing SAE."""
     return _SYSTEMS[sae.config.architecture][1](sae, setup)

@@ -1,6 +1,6 @@
-"""JumpReLU and its derivatives: every feature has a threshold, trained by a straight-through estimator.
+"""JumpReLU, and the straight-through estimator by which its thresholds are trained.
 
-Rajamanoharan et al., arXiv 2407.14435, Eq. 11 and 12.
+Source: Rajamanoharan et al., arXiv 2407.14435, Eq. 11 and 12.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 class _JumpReLU(torch.autograd.Function):
-    """`h 1[h > theta]`; the threshold's pseudo-derivative is -(theta / eps) K((h - theta) / eps), K a rectangle."""
+    """`h 1[h > theta]`, with pseudo-derivative -(theta / eps) K((h - theta) / eps) by theta; K is a rectangle."""
 
     @staticmethod
     def forward(ctx: Any, h: Tensor, theta: Tensor, bandwidth: float) -> Tensor:
@@ -30,7 +30,7 @@ class _JumpReLU(torch.autograd.Function):
 
 
 class _Heaviside(torch.autograd.Function):
-    """`1[h > theta]`; the threshold's pseudo-derivative is -(1 / eps) K((h - theta) / eps), and h has none."""
+    """`1[h > theta]`, with pseudo-derivative -(1 / eps) K((h - theta) / eps) by theta, and none by h."""
 
     @staticmethod
     def forward(ctx: Any, h: Tensor, theta: Tensor, bandwidth: float) -> Tensor:
@@ -46,8 +46,10 @@ class _Heaviside(torch.autograd.Function):
 
 
 def jumprelu(h: Float[Tensor, "*n"], theta: Float[Tensor, "*n"], bandwidth: float) -> Float[Tensor, "*n"]:
+    """`h` where it exceeds the threshold, otherwise 0 (Eq. 11); `bandwidth` is the width of the kernel."""
     return _JumpReLU.apply(h, theta, bandwidth)  # pyright: ignore[reportReturnType]
 
 
 def heaviside(h: Float[Tensor, "*n"], theta: Float[Tensor, "*n"], bandwidth: float) -> Float[Tensor, "*n"]:
+    """1 where `h` exceeds the threshold, otherwise 0 (Eq. 12); `bandwidth` is the width of the kernel."""
     return _Heaviside.apply(h, theta, bandwidth)  # pyright: ignore[reportReturnType]

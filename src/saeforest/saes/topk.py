@@ -1,6 +1,7 @@
-"""TopK SAE (Gao et al., arXiv 2406.04093): the k features of largest pre-activation; the dead learn the residual.
+"""TopK SAE (Gao et al., arXiv 2406.04093): the k features with the largest pre-activations are active on each token.
 
-BatchTopK and Matryoshka SAEs change one thing each: how features are chosen, and what is reconstructed.
+Dead features are trained on the residual. BatchTopK SAEs change how features are selected, Matryoshka SAEs what is
+reconstructed.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from .training import Setup
 
 @dataclass(frozen=True)
 class TopKConfig(FlatConfig):
-    """A TopK SAE and its training. The defaults are those the Tree SAE is compared with."""
+    """A TopK SAE and its training. The defaults are those of the baseline in the Tree SAE paper."""
 
     architecture: Literal["topk"] = "topk"
 
@@ -33,6 +34,8 @@ class TopKConfig(FlatConfig):
 
 
 class TopKSAE(SAE):
+    """A trained TopK SAE."""
+
     config_class = TopKConfig
     title, color, marker = "TopK", "#000000", "^"
     at_most_k = True
@@ -42,6 +45,7 @@ class TopKSAE(SAE):
 
     @property
     def k(self) -> int:
+        """The largest number of active features on a token."""
         return sum(self.config.k_per_layer)
 
     def saelens_keys(self) -> dict[str, Any]:
@@ -52,5 +56,7 @@ class TopKSAE(SAE):
 
 
 class TopKTraining(FlatTraining):
+    """The training of a TopK SAE."""
+
     def __init__(self, sae: TopKSAE, setup: Setup) -> None:
         super().__init__(sae, sae.config, setup, selection=TopK(sae.k), losses=Whole(sae))

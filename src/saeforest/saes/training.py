@@ -1,8 +1,8 @@
-"""What trains an SAE: its losses and counters, the optimizer, and a step.
+"""The training of one SAE: losses, counters, the optimizer, and a training step.
 
-`Training` is for one SAE what all systems share; a system says what a batch's losses are (`forward`) and what follows
-from a step (`follow`). A step's forward pass changes nothing: all that it found is in its `Step`, from which
-`after_step` brings the counters forward, so that steps may be summed over processes in between.
+`Training` holds what all systems share. A system defines the losses of a batch (`forward`) and what happens after a
+step other than the gradient update (`follow`). The forward pass changes no state: everything it found is in its
+`Step`, from which `after_step` updates the counters. Between the two, steps may be summed over processes.
 """
 
 from __future__ import annotations
@@ -23,31 +23,34 @@ from ..optim import Adam, OptimConfig, learning_rate, resolve_precision
 from ..sparse_code import SparseCode
 from .base import SAE
 
-#: The papers' schedules are for runs of so many steps (500M tokens of 5,120, or 100M of 1,024); here they are shares.
+#: Number of steps in the papers' runs (500M tokens in batches of 5,120, or 100M in batches of 1,024). Their schedules
+#: are scaled to the length of other runs.
 PAPER_STEPS = 97_657
-# After so long a silence a feature is dead: 10M tokens of the papers' 500M, and never in too short a run to tell.
+# A feature is dead if it has not fired within this fraction of the run (10M of the papers' 500M tokens), and at least
+# this many tokens, because a shorter run cannot tell rare features from dead ones.
 _DEAD_SHARE, _LEAST_DEAD_TOKENS = 1_953 / PAPER_STEPS, 100_000
 
 
 class RunLength(NamedTuple):
-    """How long a run is: what schedules are scaled to."""
+    """The length of a training run, to which schedules are scaled."""
 
     n_steps: int
     batch_size: int
 
     def steps_for(self, tokens: int) -> int:
-        """Whole training steps within `tokens` (10M at 5,120 a step: 1,953)."""
+        """The number of whole training steps in `tokens` tokens, at least 1 (10M tokens at 5,120 per step: 1,953)."""
         return max(tokens // self.batch_size, 1)
 
     def share(self, share: float) -> int:
-        """That share of the run's steps, at least one."""
+        """The number of steps in this fraction of the run, at least 1."""
         return max(round(share * self.n_steps), 1)
 
     def dead_steps(self, tokens: int | None) -> int:
-        """Silent steps after which a feature is dead; None: the papers' share of the run.
+        """The number of steps without firing after which a feature is dead, at least 2.
 
-        The counter is 1 on the step a feature fires: windows of one step would call the living dead.
+        tokens: the same as a number of tokens. None: the papers' fraction of the run.
         """
+        # The counter is 1 on a step in which the feature fires, so with 1 every feature would be dead.
         if tokens is None:
             return max(2, self.share(_DEAD_SHARE), self.steps_for(_LEAST_DEAD_TOKENS))
         return max(2, self.steps_for(tokens))
@@ -55,19 +58,23 @@ class RunLength(NamedTuple):
 
 @dataclass(frozen=True)
 class Setup:
-    """How an SAE is trained, whatever its system."""
+    """The settings of a training that do not depend on the system."""
 
     run: RunLength
     optim: OptimConfig = field(default_factory=OptimConfig)
     precision: torch.dtype | None = None
-    """The type in which features are chosen, in place of `optim.precision`."""
+    """Data type in which features are selected. None: the one that `optim.precision` names."""
     seed: int = 0
-    """Random seed for what training draws."""
+    """Random seed for training."""
 
 
 @dataclass
 class Event:
-    """What a system did after a step: `log` goes to log.jsonl; `moves` (feature, from, to) to allocations.jsonl."""
+    """Something a system did after a step, such as moving features to other parents.
+
+    log: its line in log.jsonl.
+    moves: (feature, old parent, new parent) for allocations.jsonl.
+    """
 
     log: dict[str, Any]
     moves: list[tuple[int, int, int]] = field(default_factory=list)
@@ -75,36 +82,36 @@ class Event:
 
 @dataclass
 class Step:
-    """One training step: tensors, of which `loss` alone carries a graph. Nothing here has waited for the device."""
+    """The results of one training step, as tensors on the device. Only `loss` has a gradient graph."""
 
     loss: Float[Tensor, ""]
     terms: dict[str, list[Tensor | None]]
-    """The parts of the loss for the log: a scalar for each layer, None for a layer that has none."""
+    """The parts of the loss, for the log: one scalar for each layer, None for a layer without this part."""
     code: SparseCode
     x_hat: Float[Tensor, "n d_out"]
     fired: Int[Tensor, "d_sae"]
     """The number of tokens on which each feature fired."""
     n_tokens: int
     events: list[Event] = field(default_factory=list)
-    """What was done after the step."""
+    """What the system did after the step."""
 
 
 class NotFinite(InputError):
-    """A loss is infinite, or no number at all."""
+    """A loss is infinite or NaN."""
 
     def __init__(self, number: int, loss: float, lr: float) -> None:
         self._number, self._loss, self._lr = number, loss, lr
         super().__init__(self.said())
 
     def said(self, of: str = "") -> str:
-        """The message; `of` tells the SAE from others in training."""
+        """The message; `of` names the SAE if several are trained."""
         return f"step {self._number}: the loss{of} is {self._loss}; lower optim.lr = {self._lr}"
 
 
 class Training(nn.Module, ABC):
     """One SAE in training, with all the state that only training needs.
 
-    `state_dict` holds everything but the optimizer's state, which is that of `optimizer`.
+    `state_dict` holds everything except the state of the optimizer, which `optimizer.state_dict` holds.
     """
 
     steps_since_fired: Tensor
@@ -117,43 +124,49 @@ class Training(nn.Module, ABC):
         dead_after_tokens: int | None,
         rates: Mapping[nn.Parameter, float] | None = None,
     ) -> None:
-        """dead_after_tokens: a feature silent for so long is dead. None: the papers' share of the run.
-
-        rates: parameters whose learning rate is a multiple of the run's.
+        """dead_after_tokens: number of tokens without firing after which a feature is dead. None: the papers'
+        fraction of the run.
+        rates: learning rates of single parameters, as multiples of `optim.lr`.
         """
         super().__init__()
         self.sae, self.run, self.optim = sae, setup.run, setup.optim
         self.precision = setup.precision or resolve_precision(setup.optim.precision, sae.device)
         self.done = 0
-        """Steps so far."""
+        """Number of training steps so far."""
         self.dead_steps = self.run.dead_steps(dead_after_tokens)
-        # Counts training steps; 1 on a step in which the feature fires.
+        # Training steps since each feature fired; 1 if it fired on the last step.
         silence = torch.zeros(sae.d_sae, dtype=torch.int64, device=sae.device)
         self.register_buffer("steps_since_fired", silence)
         self.optimizer = _make_optimizer(sae, self.optim, rates or {})
 
     def get_extra_state(self) -> Tensor:
+        """The number of steps so far, for `state_dict`."""
         return torch.tensor(self.done)
 
     def set_extra_state(self, state: Tensor) -> None:
+        """Restore the number of steps from `state_dict`."""
         self.done = int(state)
 
     # -- one step
 
     def step(self, x: Float[Tensor, "n d_in"], target: Float[Tensor, "n d_out"] | None = None) -> Step:
-        """A whole training step on a batch. The first begins with what an SAE learns from its first batch.
+        """Run a whole training step on a batch. The first step also initializes the SAE from the batch.
 
         target: what a transcoder reconstructs; by default `x`.
-        Raises NotFinite where the loss is, before it reaches the weights.
+        Raises NotFinite if the loss is infinite or NaN; the weights are then unchanged.
         """
         if target is not None and not self.sae.is_transcoder:
-            raise ValueError("this SAE reconstructs its input; one built with d_out has a target of its own")
+            raise ValueError(
+                "target: this SAE reconstructs its input; only an SAE built with d_out (a transcoder) has a target"
+            )
         target = x if target is None else target
         number = self.done + 1
         if number == 1:
             self.initialize(x, target)
         step = self(x, target)
-        loss = float(step.loss.detach())  # the one wait for the device in a step: a decision depends on it
+        loss = float(
+            step.loss.detach()
+        )  # the only wait for the device in a step, for the decision that follows
         if not math.isfinite(loss):
             raise NotFinite(number, loss, self.optim.lr)
         self.update(step.loss)
@@ -163,7 +176,10 @@ class Training(nn.Module, ABC):
 
     @torch.no_grad()
     def initialize(self, x: Float[Tensor, "n d_in"], target: Float[Tensor, "n d_out"]) -> None:
-        """A trained `b_dec` starts at the first batch's geometric median (docs/spec/tree-sae.md#initialization)."""
+        """Initialize the SAE from its first batch.
+
+        A trained `b_dec` starts at the geometric median (docs/spec/tree-sae.md#initialization).
+        """
         sae = self.sae
         if sae.b_dec.requires_grad:
             target = target.to(sae.decoder.dtype)
@@ -173,14 +189,14 @@ class Training(nn.Module, ABC):
         self.begin(x)
 
     def begin(self, x: Float[Tensor, "n d_in"]) -> None:
-        """What a system takes from its first batch beside `b_dec`."""
+        """Initialize what else a system takes from its first batch."""
 
     @abstractmethod
     def forward(self, x: Float[Tensor, "n d_in"], target: Float[Tensor, "n d_out"]) -> Step:
-        """The losses of a batch. Changes nothing."""
+        """The losses of a batch. Changes no state."""
 
     def update(self, loss: Float[Tensor, ""]) -> None:
-        """The optimizer's step."""
+        """Update the weights by one step of the optimizer."""
         self.optimizer.zero_grad()
         loss.backward()
         rate = learning_rate(self.optim, self.done + 1, self.run.n_steps)
@@ -190,43 +206,46 @@ class Training(nn.Module, ABC):
 
     @torch.no_grad()
     def after_step(self, step: Step, number: int) -> list[Event]:
-        """Brings all counters and schedules to where they are after step `number`, counted from 1."""
+        """Update all counters and schedules after step `number`, counted from 1."""
         self.steps_since_fired = self.silence_after(step.fired)
         return self.follow(step, number)
 
     def follow(self, step: Step, number: int) -> list[Event]:
-        """What a system does after a step, when features have been counted."""
+        """Whatever else a system does after step `number`, once features have been counted."""
         return []
 
     @property
     def first_update(self) -> int | None:
-        """The first step after which `follow` does work on a large scale; None where it never does."""
+        """The first step after which `follow` takes much longer than usual. None: there is no such step."""
         return None
 
     @torch.no_grad()
     def finish(self) -> SAE:
-        """The trained SAE, ready to be saved and used: with unit rows, which the last step left slightly off."""
+        """End the training, and return the SAE ready to be used and saved.
+
+        Decoder rows are scaled to unit norm once more, since the last step has changed their norms slightly.
+        """
         self.conclude()
         self.sae.decoder.copy_(F.normalize(self.sae.decoder))
         self.sae.fold_scale()
         return self.sae.eval()
 
     def conclude(self) -> None:
-        """What a system does when training has ended."""
+        """Whatever a system does at the end of training."""
 
     # -- dead features
 
     @property
     def dead(self) -> Bool[Tensor, "d_sae"]:
-        """Which features have not fired for too long."""
+        """Which features are dead: they have not fired for at least `dead_steps` steps."""
         return self.steps_since_fired >= self.dead_steps
 
     def silence_after(self, fired: Int[Tensor, "d_sae"]) -> Int[Tensor, "d_sae"]:
-        """`steps_since_fired` as it will be after a step."""
+        """The value of `steps_since_fired` after a step on which features fired this often."""
         return torch.where(fired > 0, 1, self.steps_since_fired + 1)
 
     def dead_after(self, fired: Int[Tensor, "d_sae"]) -> Bool[Tensor, "d_sae"]:
-        """Which features are dead when a step has been counted."""
+        """Which features are dead after a step on which features fired this often."""
         return self.silence_after(fired) >= self.dead_steps
 
     def fired(self, code: SparseCode) -> Int[Tensor, "d_sae"]:
@@ -251,7 +270,7 @@ def _make_optimizer(sae: SAE, config: OptimConfig, rates: Mapping[nn.Parameter, 
 
 
 def scalars(terms: Float[Tensor, "L"] | list[Tensor]) -> list[Tensor | None]:
-    """The terms of a loss for the log."""
+    """The terms of a loss as scalars without gradients, for the log."""
     return [term.detach() for term in (terms if isinstance(terms, list) else terms.unbind())]
 
 
@@ -259,7 +278,7 @@ def scalars(terms: Float[Tensor, "L"] | list[Tensor]) -> list[Tensor | None]:
 def geometric_median(
     x: Float[Tensor, "n d"], iterations: int = 100, tolerance: float = 1e-5
 ) -> Float[Tensor, "d"]:
-    """The point of least summed distance to all rows, by Weiszfeld's iteration."""
+    """The point with the smallest sum of distances to all rows of `x`, by Weiszfeld's algorithm."""
     median = x.mean(0)
     for _ in range(iterations):
         weights = 1 / (x - median).norm(dim=1).clamp(min=1e-8)

@@ -1,8 +1,9 @@
 """Tree SAE (Cao et al., arXiv 2605.07922): features in privilege layers, each under a parent in an earlier layer.
 
-A child fires only where its parent fires (Eq. 6), every layer's cumulative reconstruction must stand on its own
-(Eq. 7), and dead children are reallocated to the parents where they are needed most (Eq. 10, Algorithms 1 and 2).
-Where the text and the authors' code differ, options name the two readings (SPEC 5.6).
+A child fires only where its parent fires (Eq. 6), the features of every layer and all earlier ones must reconstruct
+the input by themselves (Eq. 7), and dead children are moved to the parents where they are needed most (Eq. 10,
+Algorithms 1 and 2). Where the paper's text and the authors' code differ, an option chooses between them
+(docs/spec/tree-sae.md#two-readings).
 """
 
 from __future__ import annotations
@@ -27,18 +28,18 @@ from .normalizer import Normalization, TokenStats
 from .reconstruct import Prefixes
 from .training import Event, Setup, Step, Training, scalars
 
-# Rows are independent: so many at a time bound what their features' children take.
+# Rows are independent. Handling this many at a time bounds the memory for the children of their active features.
 _ROWS = 1 << 14
 
 
 @dataclass(frozen=True)
 class TreeAuxConfig(ResidualConfig):
-    """The auxiliary loss (Eq. 8): dead features of a layer reconstruct what the layers so far leave over."""
+    """The auxiliary loss (Eq. 8): the dead features of a layer reconstruct the residual of this and earlier layers."""
 
     layers: tuple[int, ...] | None = (0,)
-    """The layers that have one; None: all."""
+    """Layers that have an auxiliary loss, counted from 0. None: all."""
     coefficient: float | tuple[float, ...] = 1 / 32
-    """Its weight in the loss, one for all those layers or one for each of them."""
+    """Weight of the auxiliary loss: one for all these layers, or one for each of them."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -46,7 +47,10 @@ class TreeAuxConfig(ResidualConfig):
         check_coefficients(weights, self.coefficient)
 
     def weights(self, n_layers: int) -> dict[int, float]:
-        """The weight of each layer that has an auxiliary loss. Raises InputError where layers or weights don't fit."""
+        """The weight of each layer that has an auxiliary loss.
+
+        Raises InputError if there is no such layer, or if the number of weights does not match the number of layers.
+        """
         layers = tuple(range(n_layers)) if self.layers is None else self.layers
         for layer in layers:
             if not 0 <= layer < n_layers:
@@ -69,24 +73,26 @@ class TreeConfig:
     """A Tree SAE and its training. The defaults are the paper's 4-layer SAE at L0 32."""
 
     layer_sizes: tuple[int, ...] = (1536, 3072, 9216, 10752)
-    """Features in each privilege layer."""
+    """Number of features in each layer (the paper's privilege layers)."""
     k_per_layer: tuple[int, ...] = (21, 5, 4, 2)
-    """Active features in each layer, at most."""
+    """Largest number of active features in each layer, on a token."""
     normalize_activations: Normalization = "layer_norm"
-    """layer_norm: every activation to mean 0 and deviation 1; dataset_scale: a factor that makes the mean norm
-    sqrt(d_in); none; or the factor itself."""
+    """How activations are normalized. layer_norm: each to mean 0 and standard deviation 1; dataset_scale: all by one
+    factor that makes their mean norm sqrt(d_in); none; or that factor as a number."""
     activation_threshold: float = 1e-3
-    """A feature is active above this value."""
+    """Value above which a feature counts as active."""
     b_dec_init: Literal["normalized", "raw"] = "normalized"
-    """b_dec starts at the geometric median of the first batch; the authors' code takes it before normalisation."""
+    """Initial b_dec: the geometric median of the first batch, after normalization (normalized) or before it (raw, as
+    in the authors' code)."""
     normalize_target: Normalization = "dataset_scale"
-    """How a transcoder's target is brought to the SAE's units: dataset_scale, none, or a factor. Not read otherwise."""
+    """How the target of a transcoder is normalized: dataset_scale, none, or a factor. Other SAEs ignore it."""
     aux: TreeAuxConfig = field(default_factory=TreeAuxConfig)
     allocation: AllocationConfig = field(default_factory=AllocationConfig)
     architecture: Literal["tree"] = "tree"
 
     @property
     def encoder_bias(self) -> bool:
+        """Always False: a Tree SAE has no encoder bias."""
         return False
 
     def __post_init__(self) -> None:
@@ -109,7 +115,10 @@ class TreeSAE(SAE):
         self._grouped: tuple[Tensor, list[Families]] | None = None
 
     def initial_parent(self, generator: torch.Generator) -> Int[Tensor, "d_sae"]:
-        """Uniform over the features that may be parents and the root (SPEC 5.1)."""
+        """Parents drawn uniformly from the root and the features that may be parents.
+
+        See docs/spec/tree-sae.md#initialization.
+        """
         sizes, allocation = self.config.layer_sizes, self.config.allocation
         parents, start = [], 0
         for i, size in enumerate(sizes):
@@ -120,12 +129,13 @@ class TreeSAE(SAE):
             start += size
         return torch.cat(parents)
 
-    # -- Eq. 6: gate by the active parent, then the k largest of each layer, then ReLU
+    # -- Eq. 6: in each layer keep the features whose parent is active, then the k largest of them, then apply ReLU
 
     def encode_normalized(self, u: Float[Tensor, "n d_in"], precision: torch.dtype) -> SparseCode:
         return self.encode_centered(self.pre_activations(precision), self.centered(u))
 
     def encode_centered(self, h: PreActivations, u: Float[Tensor, "n d_in"]) -> SparseCode:
+        """The code of activations from which `b_dec` has been subtracted, with gradients."""
         return h.exact(u, self._select(h, u), known=True)
 
     @torch.no_grad()
@@ -133,7 +143,7 @@ class TreeSAE(SAE):
         return concat_rows([self._select_slice(h, part) for part in u.split(_ROWS)])
 
     def _select_slice(self, h: PreActivations, u: Float[Tensor, "n d_in"]) -> SparseCode:
-        """With exact values: a layer's decide what may be active in those that follow."""
+        """Select features layer by layer. Values are exact: they decide which features of later layers may fire."""
         active = torch.empty(len(u), 0, dtype=torch.int64, device=u.device)
         codes = []
         for layer, k in zip(self._families(), self.config.k_per_layer, strict=True):
@@ -143,11 +153,11 @@ class TreeSAE(SAE):
         return concat_slots(codes)
 
     def active(self, code: SparseCode) -> Int[Tensor, "n k"]:
-        """The active features, -1 in slots without."""
+        """The ids of the active features, -1 in unused slots."""
         return torch.where(code.active(self.config.activation_threshold), code.ids, ROOT)
 
     def _families(self) -> list[Families]:
-        """The features of every layer by their parents; kept until a parent changes."""
+        """The features of every layer, grouped by parent. The result is cached until a parent changes."""
         kept = self._grouped
         if kept is None or kept[0].device != self.parent.device or not torch.equal(kept[0], self.parent):
             every = torch.arange(self.d_sae, device=self.parent.device)
@@ -157,7 +167,7 @@ class TreeSAE(SAE):
 
 
 class TreeTraining(Training):
-    """Eq. 9: the sum of the layers' cumulative reconstruction losses and the auxiliary losses."""
+    """Training with Eq. 9: the sum of the layers' cumulative reconstruction losses and the auxiliary losses."""
 
     sae: TreeSAE
 
@@ -198,7 +208,7 @@ class TreeTraining(Training):
         stats: TokenStats,
         dead: Bool[Tensor, "d_sae"],
     ) -> Float[Tensor, ""]:
-        """Eq. 8: the best `k` dead features of a layer, under their active parents, reconstruct the residual."""
+        """Eq. 8: the residual is reconstructed from the k largest dead features of a layer whose parents are active."""
         sae, aux = self.sae, self.sae.config.aux
         start, end = sae.starts[layer], sae.starts[layer + 1]
         features = families(sae.parent, start + dead[start:end].nonzero().flatten())
@@ -206,6 +216,6 @@ class TreeTraining(Training):
         return auxiliary_loss(chosen, sae.decoder, sae.b_dec, residual, stats, aux)
 
     def follow(self, step: Step, number: int) -> list[Event]:
-        """Eq. 10: dead children are reallocated by the capacity that parents have collected."""
+        """Reallocate dead children by the capacity that parents have collected (Eq. 10)."""
         parent = self.sae.parent
         return self.allocator.after_step(step, number, parent, self.steps_since_fired, self.dead)
