@@ -101,6 +101,8 @@ class TreeConfig:
 
 
 class TreeSAE(SAE):
+    """A trained Tree SAE."""
+
     config_class = TreeConfig
     title, color, marker = "Tree SAE", "#D55E00", "o"
     color_of_two_layers = "#E69F00"
