@@ -365,7 +365,7 @@ def test_learning_rate() -> None:
         (lambda: TreeConfig((), ()), "at least one layer"),
         (lambda: TreeConfig((4,), (1,), aux=TreeAuxConfig(layers=(1,))), "names layer 1"),
         (lambda: TreeAuxConfig(k=0), "1 or more"),
-        (lambda: AllocationConfig(root_reset_at=1.5), "share from 0 to 1"),
+        (lambda: AllocationConfig(root_reset_at=1.5), "fraction from 0 to 1"),
         (lambda: AllocationConfig(dead_after_tokens=0), "1 or more"),
     ],
 )
