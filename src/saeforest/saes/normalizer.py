@@ -1,4 +1,4 @@
-"""The normalization of activations to the units an SAE works in, and its inverse (docs/spec/activations.md#normalization)."""
+"""The normalization of activations to the units of an SAE, and its inverse (docs/spec/activations.md#normalization)."""
 
 from __future__ import annotations
 
