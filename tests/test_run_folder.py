@@ -103,3 +103,9 @@ def test_loading(finished_run: Path, tiny_config: MakeConfig, tmp_path: Path) ->
     for name in (None, "c"):
         with pytest.raises(InputError, match="holds several SAEs; name one of them: a, b"):
             several.load(name)
+
+
+def test_the_folder_of_an_sae_is_no_run(tmp_path: Path) -> None:
+    (tmp_path / "cfg.json").write_text("{}")
+    with pytest.raises(InputError, match="the folder of an SAE; expected that of a run"):
+        RunFolder(tmp_path).config()

@@ -138,6 +138,11 @@ class RunFolder:
     def config(self) -> TrainConfig:
         """The run's configuration. Raises InputError where the folder is no run."""
         if not self.config_file.is_file():
+            if (self.path / CFG).is_file():
+                raise InputError(
+                    f"{self.path}: the folder of an SAE; expected that of a run, which `saeforest train` makes. In "
+                    "Python, saeforest.measure takes any SAE that saeforest.load reads"
+                )
             raise InputError(f"{self.path}: no {CONFIG}; expected a run folder that `saeforest train` made")
         return load_config(self.config_file, of_run=True)
 
