@@ -138,7 +138,7 @@ def test_an_unfinished_harvest_of_something_else_is_left_alone(
     with pytest.raises(Interrupted):
         harvest_folder(reader, tokens, folder, ABOUT, stop=TOLD)
     before = {p.name: p.read_bytes() for p in folder.iterdir()}
-    with pytest.raises(InputError, match=rf"holds an unfinished harvest of other activations \({key}: "):
+    with pytest.raises(InputError, match=rf"contains an unfinished harvest of other activations \({key}: "):
         harvest_folder(reader, tokens, folder, {**ABOUT, key: value})
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
 
@@ -159,5 +159,5 @@ def test_a_disk_without_room_for_the_copy_does_not_stop_a_run_in_memory(
     on_write(monkeypatch, fail)
     found = harvest_memory(reader, tokens, 0, tmp_path / "store", ABOUT)
     assert torch.equal(found.x, expected.x)
-    assert "the activations are kept in memory alone" in capsys.readouterr().err
+    assert "the activations are kept in memory only" in capsys.readouterr().err
     assert not (tmp_path / "store").exists()

@@ -603,7 +603,7 @@ def test_activation_that_is_not_a_number_is_the_users_error(
 
     with (
         lm.model.get_submodule("model.layers.0").register_forward_hook(spoil),
-        pytest.raises(InputError, match="NaN or infinite at document 'document'"),
+        pytest.raises(InputError, match="NaN or infinite in document 'document'"),
     ):
         evaluate(sae, reader, tokens, ["reconstruction"], SOURCE, ce(0))
 

@@ -152,7 +152,7 @@ def test_a_row_that_there_is_not(damaged: Path) -> None:
     edit_json(damaged / "state.json", lambda state: state["data"].update(row=101))
     data = stream()
     load_checkpoint(damaged, {SINGLE: begun()}, data, "of the data")
-    with pytest.raises(InputError, match="row 101 of block 0 of the activations: it has 100"):
+    with pytest.raises(InputError, match="row 101 of block 0 of the activations: the block has 100 rows"):
         data.next()
     with pytest.raises(ValueError, match="negative"):
         data.restore({"epoch": 0, "block": 0, "row": -1})

@@ -1,4 +1,4 @@
-"""Activations on their way to the SAE: read from a language model, kept in memory or on disk, shuffled, batched."""
+"""Activations for training: reading them from a language model, storing them, shuffling and batching."""
 
 from .harvest import harvest_folder, harvest_memory
 from .reader import ActivationBatch, ActivationReader

@@ -1,4 +1,4 @@
-"""What a configuration's `data` is: text for the language model, or activations that were harvested before."""
+"""What the setting `data` refers to: text for the language model, or activations that already exist."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from .manifest import Manifest
 from .sources import StoredActivations, is_store, open_store
 from .writer import MODEL
 
-#: What a configuration's `data` says where a Python program trained on activations of its own (`saeforest.train`).
+#: The value of `data` if a Python program passed its own activations to `saeforest.train`.
 GIVEN = "<tensor>"
 
 
 @dataclass(frozen=True)
 class TextData:
-    """Text, which a language model reads."""
+    """Text, from which a language model computes activations."""
 
     source: str
     """The packaged text, a file or folder, or a Hub data set."""
@@ -26,40 +26,44 @@ class TextData:
 
 @dataclass(frozen=True)
 class GivenData:
-    """Activations that a Python program handed over: no file holds them, and no text or language model is known."""
+    """Activations that a Python program passed in: they are in no file, and their text and model are unknown."""
 
     source: str = GIVEN
 
 
 @dataclass(frozen=True)
 class StoredData:
-    """A folder of harvested activations, which says all that is to be known of the language model and its text."""
+    """A folder of harvested activations, whose manifest describes their language model and text."""
 
     folder: Path
     manifest: Manifest
 
     @property
     def source(self) -> str:
-        """Where their text came from."""
+        """The source of the text from which the activations were computed."""
         return self.manifest.data
 
     @property
     def model(self) -> ModelIdentity:
-        """The language model that was read."""
+        """The language model that computed the activations."""
         said = self.manifest
         return ModelIdentity(said.model, said.model_revision or "", said.model_fingerprint or "")
 
     def about_model(self) -> dict[str, Any]:
-        """The same with how the model fared on a short text, where the harvest wrote that down."""
+        """The language model, with its results on a short text if the harvest recorded them."""
         path = self.folder / MODEL
         return {**self.model.to_dict(), **(read_json(path) if path.exists() else {})}
 
     def open(self, seed: int = 0) -> StoredActivations:
+        """The activations themselves; `seed` fixes the order in which they are read."""
         return open_store(self.folder, seed)
 
 
 def data_of(data: str) -> TextData | StoredData | GivenData:
-    """Raises InputError where a folder of harvested activations is not whole."""
+    """What a value of the setting `data` refers to.
+
+    Raises InputError if it is a folder of harvested activations that is incomplete.
+    """
     if data == GIVEN:
         return GivenData()
     folder = Path(data)

@@ -1,4 +1,4 @@
-"""Reading all activations of a text: into a folder, or into memory with a copy in a folder until it is used."""
+"""Harvesting: reading all activations of a text into a folder, or into memory with a backup copy in a folder."""
 
 from __future__ import annotations
 
@@ -26,11 +26,14 @@ def harvest_folder(
     about: dict[str, Any],
     stop: Stop = NEVER,
 ) -> Harvest:
-    """Reads all activations of `tokens` into shards in `folder`, which is a store once its manifest is there.
+    """Read all activations of `tokens` into shards in `folder`. When the manifest is written, the store is complete.
 
-    Goes on with what an earlier process has left of the same harvest there. Raises InputError where there is no
-    activation or one is NaN or infinite, and then leaves only what an earlier process has read; Interrupted soon after
-    `stop` says so, and OSError where the disk is full, and then all that was read stays.
+    If an earlier process has left part of the same harvest in the folder, the harvest continues from there.
+
+    Raises:
+        InputError: there are no activations, or some are NaN or infinite. What this process has read is deleted.
+        Interrupted: `stop` asked to stop. All that was read stays.
+        OSError: the disk is full. All that was read stays.
     """
     remove_leftovers(folder)
     clock = HarvestClock(reader)
@@ -57,9 +60,10 @@ def harvest_memory(
     about: dict[str, Any] | None = None,
     stop: Stop = NEVER,
 ) -> MemoryActivations:
-    """Reads all activations of `tokens` into memory and, where a folder is given, as `harvest_folder` does.
+    """Read all activations of `tokens` into memory and, if a folder is given, also into it as `harvest_folder` does.
 
-    Where the disk cannot take the copy, a line says so, and the reading goes on without it.
+    If the copy in the folder cannot be written, a note says so and the harvest continues without it. Raises the same
+    errors as `harvest_folder`, except OSError.
     """
     read: ActivationBatch | None = None
     n, clock = 0, HarvestClock(reader)
@@ -67,7 +71,7 @@ def harvest_memory(
     try:
         for batch, n_windows, is_new in _read(reader, tokens, store, stop):
             if read is None:
-                # As much as there can be; what the excluded positions leave over is never touched.
+                # Allocate for every position; the rest, as many as are excluded, is never touched.
                 read = batch.each(lambda x: x.new_empty(tokens.n_tokens, *x.shape[1:]))
             part = slice(n, n := n + len(batch))
             read.x[part], read.rows[part] = batch.x, batch.rows
@@ -89,12 +93,12 @@ def harvest_memory(
 
 
 def _copied(store: StoreWriter, write: Callable[[StoreWriter], object]) -> StoreWriter | None:
-    """The store, or None where it can't be written: the copy is a safeguard, not what the run needs."""
+    """The store, or None if it cannot be written. The run can do without this copy."""
     try:
         write(store)
     except (OSError, InputError) as error:
         note(
-            f"{error}: the activations are kept in memory alone, so a run that is killed now must read them again"
+            f"{error}: the activations are kept in memory only; if this run is killed, it must read them again"
         )
         store.discard()
         return None
@@ -102,7 +106,7 @@ def _copied(store: StoreWriter, write: Callable[[StoreWriter], object]) -> Store
 
 
 def _bits(reader: ActivationReader) -> dict[str, Any]:
-    """What decides an activation's last bits, beside what a store says of itself."""
+    """The settings that affect the last bits of activations but are not part of the manifest."""
     return {
         "lm_dtype": str(reader.lm.dtype),
         "lm_batch_size": reader.batch_size,
@@ -113,7 +117,7 @@ def _bits(reader: ActivationReader) -> dict[str, Any]:
 def _read(
     reader: ActivationReader, tokens: Tokens, store: StoreWriter | None, stop: Stop
 ) -> Iterator[tuple[ActivationBatch, int, bool]]:
-    """Activations of all windows in order, how many windows they are of, and whether they were read just now."""
+    """Yield the activations of all windows in order, their number of windows, and whether they were newly read."""
     found = () if store is None else store.found()
     with progress("harvest", tokens.n_tokens) as advance:
         for batch in found:

@@ -1,4 +1,4 @@
-"""What activations.json must hold: the shards of harvested activations, and how to read the same positions again."""
+"""The schema of activations.json: the shards of harvested activations, and the settings with which they were read."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _AtOnce = Annotated[int, Field(ge=1, le=2**31 - 1)]
 
 
 class ListedShard(Schema):
-    """A file of activations. Checksums are of later versions than files and rows."""
+    """A file of activations. Older versions wrote no checksum."""
 
     file: Annotated[str, Field(pattern=r"^shard-[0-9]{5,9}\.safetensors$")]
     rows: Annotated[int, Field(ge=1, lt=2**40)]
@@ -21,7 +21,7 @@ class ListedShard(Schema):
 
 
 class Manifest(Schema):
-    """activations.json. What older versions did not write has the value that they meant."""
+    """The contents of activations.json. Each default is what files without that key mean."""
 
     d_in: _AtOnce
     shards: Annotated[list[ListedShard], Field(min_length=1)]
@@ -42,18 +42,18 @@ class Manifest(Schema):
     exclude_special: bool
     max_norm: Annotated[float, Field(ge=0)]
     sites: dict[Name, _AtOnce] = Field(default_factory=dict)
-    """The width of every site, `site` first, where there are several."""
+    """Width of every site by name, `site` first, if there are several sites."""
     version: Name = ""
     format_version: Literal[1] = 1
 
 
 def further_sites(manifest: Mapping[str, Any]) -> dict[str, int]:
-    """The widths of the sites beside `site`, by name."""
+    """The widths of all sites other than `site`, by name."""
     return {name: width for name, width in manifest.get("sites", {}).items() if name != manifest["site"]}
 
 
 class HarvestRecord(Schema):
-    """harvest.json: what the reading took."""
+    """The contents of harvest.json: how long the harvest took."""
 
     activations: Count
     tokens: Count

@@ -1,4 +1,4 @@
-"""Activations of token windows, read at one site of a language model or at several in one pass."""
+"""Reading the activations of token windows, at one or several sites of a language model in one forward pass."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _CHECKED_ROWS = 512
 
 @dataclass(frozen=True, eq=False)
 class ActivationBatch:
-    """Activations and where each comes from.
+    """Activations, and the position of each in the text.
 
-    x:      `[n, d_in]`
-    rows:   `[n]` int64, flat positions in the `Tokens` they were read from, which knows the document and the
-            position of each (`Tokens.document_of`, `Tokens.document_position`, `Tokens.context_position`).
-    others: `[n, d]` at further sites for the same rows, by the sites' names.
+    x:      activations at the first site, `[n, d_in]`.
+    rows:   `[n]` int64, flat positions in the `Tokens` they were read from. `Tokens.document_of`,
+            `Tokens.document_position` and `Tokens.context_position` turn them into documents and positions.
+    others: activations at other sites for the same rows, `[n, d]` each, by name of the site.
     """
 
     x: Float[Tensor, "n d_in"]
@@ -38,13 +38,13 @@ class ActivationBatch:
         return len(self.rows)
 
     def each(self, choose: Callable[[Tensor], Tensor]) -> ActivationBatch:
-        """The batch with `choose`, which takes some of the rows, applied to every tensor."""
+        """The batch with `choose`, a function that selects rows, applied to every tensor."""
         others = {name: choose(x) for name, x in self.others.items()}
         return ActivationBatch(choose(self.x), choose(self.rows), others)
 
 
 def concatenated(parts: Sequence[ActivationBatch]) -> ActivationBatch:
-    """The rows of all parts, one part after the other."""
+    """All batches joined into one, in order."""
     if len(parts) == 1:
         return parts[0]
     others = {name: torch.cat([part.others[name] for part in parts]) for name in parts[0].others}
@@ -54,11 +54,12 @@ def concatenated(parts: Sequence[ActivationBatch]) -> ActivationBatch:
 
 
 def row_norms(x: Float[Tensor, "*rows d_in"]) -> Float32[Tensor, "*rows"]:
+    """The L2 norm of every row, in float32."""
     return x.float().norm(dim=-1)
 
 
 def _norms_of_finite(x: Float[Tensor, "*rows d_in"]) -> Float32[Tensor, "*rows"]:
-    """The norm of every row, NaN where an entry is NaN or infinite: one that overflows is only very large."""
+    """The norm of every row; NaN if an entry is NaN or infinite, infinite if only the norm overflows."""
     norms = row_norms(x)
     if bool(norms.isfinite().all()):
         return norms
@@ -67,8 +68,8 @@ def _norms_of_finite(x: Float[Tensor, "*rows d_in"]) -> Float32[Tensor, "*rows"]
 
 def all_finite(x: Float[Tensor, "n d_in"]) -> bool:
     """Whether all entries are finite."""
-    # Many times as fast as isfinite over all entries, whose temporaries are as large as x. A sum of squares may
-    # overflow though no entry does, so a norm that is not finite is looked at again.
+    # Norms are many times faster than isfinite over all entries, whose temporaries are as large as x. A sum of squares
+    # may overflow although all entries are finite, so rows with an infinite norm are checked again.
     return all(
         bool(row_norms(part).isfinite().all()) or bool(part.isfinite().all())
         for part in x.split(_CHECKED_ROWS)
@@ -77,20 +78,20 @@ def all_finite(x: Float[Tensor, "n d_in"]) -> bool:
 
 @dataclass(frozen=True, eq=False)
 class _Arriving:
-    """Activations that are there as soon as `arrived` says so; at once where it is None."""
+    """Activations on their way from the GPU: they may be used once `arrived` has occurred, or at once if it is None."""
 
     x: dict[str, Float[Tensor, "w ctx _"]]
-    """By site, `ActivationReader.site` first."""
+    """Activations by name of the site, `ActivationReader.site` first."""
     arrived: torch.cuda.Event | None
 
 
 @dataclass
 class ActivationReader:
-    """Reads the activations at a site (and at `others`), without the positions that would drown the rest.
+    """Reads activations at a site (and at `others`), without the positions that would dominate all others.
 
-    The first position of a window is an attention sink with a norm a hundred times the others', and now and then the
-    sink sits a few positions later (docs/spec/activations.md#sinks). Special tokens carry no text. All are left out
-    unless a setting says otherwise.
+    The first position of a window is an attention sink, whose norm is about a hundred times larger than others;
+    occasionally the sink is a few positions later (docs/spec/activations.md#sinks). Special tokens carry no text. By
+    default all of these are left out.
     """
 
     lm: LanguageModel
@@ -98,27 +99,27 @@ class ActivationReader:
     exclude_first: bool = True
     exclude_special: bool = True
     max_norm: float = 0.0
-    """Positions with a larger norm at `site` are left out; 0 for no limit."""
+    """Largest L2 norm at `site`; positions with a larger one are left out. 0: no limit."""
     batch_size: int = 16
-    """Windows in one forward pass of the language model."""
+    """Number of windows in one forward pass of the language model."""
     bos: Literal["auto", "yes", "no"] = "auto"
-    """Whether BOS stands before every text. auto: where the tokenizer puts it."""
+    """Whether BOS stands before every text. auto: if the tokenizer puts it there."""
     others: tuple[Site, ...] = ()
-    """Further sites, read in the same passes at the positions that count at `site`."""
+    """Other sites, read in the same forward passes, at the positions that are kept at `site`."""
     seconds: float = field(default=0.0, init=False)
-    """Time spent in the language model so far."""
+    """Time spent in the language model so far, in seconds."""
     seconds_checks: float = field(default=0.0, init=False)
-    """Time spent choosing and checking what it gave."""
+    """Time spent selecting and checking activations so far, in seconds."""
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False, compare=False)
 
     @cached_property
     def bos_id(self) -> int | None:
-        """The token that stands before every text; None where nothing does."""
+        """The id of the token that stands before every text; None if there is none."""
         return bos_before(self.lm.tokenizer, self.bos, self.lm.name)
 
     @property
     def written(self) -> Site:
-        """The site whose activations are reconstructed: `site` or, for a transcoder, the one that it writes at."""
+        """The site whose activations are reconstructed: `site`, or the target of a transcoder."""
         return self.others[-1] if self.others else self.site
 
     @cached_property
@@ -129,7 +130,7 @@ class ActivationReader:
     def keep(
         self, ids: Int[Tensor, "batch ctx"], x: Float[Tensor, "batch ctx d_in"] | None = None
     ) -> Bool[Tensor, "batch ctx"]:
-        """Which positions count: by place and token alone, or with the activations by their norm too."""
+        """Which positions are kept: by position and token alone or, if activations are given, also by their norm."""
         return self._keep(ids, None if x is None or not self.max_norm else _norms_of_finite(x))
 
     def _keep(
@@ -141,30 +142,29 @@ class ActivationReader:
         if self.exclude_special:
             keep &= ~torch.isin(ids, self.lm.special_ids.to(ids))
         if norms is not None and self.max_norm:
-            keep &= ~(norms > self.max_norm).to(
-                keep.device
-            )  # of NaN, which is an error to come, that is false
+            # A norm of NaN compares false, so the position is kept and reported as an error later.
+            keep &= ~(norms > self.max_norm).to(keep.device)
         return keep
 
     def settle_max_norm(self, tokens: Tokens, ratio: float = 10.0) -> None:
-        """Sets `max_norm` to `ratio` times the median norm in the first windows of a text."""
+        """Set `max_norm` to `ratio` times the median norm in the first windows of a text."""
         first = self.read(tokens, torch.arange(min(self.batch_size, len(tokens.ids))))
         self.max_norm = round(ratio * float(first.x.float().norm(dim=1).median()), 3)
 
     def read(self, tokens: Tokens, windows: Int[Tensor, "w"]) -> ActivationBatch:
-        """The activations of the given windows, in order; on the CPU, in the language model's dtype.
+        """The activations of the given windows, in order, on the CPU and in the data type of the language model.
 
-        Raises InputError where an activation is NaN or infinite.
+        Raises InputError if an activation is NaN or infinite.
         """
         return self._finish(tokens, windows, self._begin(tokens, windows))
 
     def _begin(self, tokens: Tokens, windows: Int[Tensor, "w"]) -> _Arriving:
-        # A site is read by hooking the model, so two threads must not do it at once.
+        # Reading a site places hooks in the model, so two threads must not do it at the same time.
         with self._lock:
             start = time.perf_counter()
             ids = tokens.ids[windows].long().to(self.lm.device, non_blocking=True)
             read = self.lm.activations(ids, (self.site, *self.others))
-            # From a GPU into pinned memory, without waiting: it can go on with the next windows meanwhile.
+            # Copy from a GPU to pinned memory without waiting, so that it can start on the next windows.
             cuda = self.lm.device.type == "cuda"
             x = {
                 site.name: read[site.name].to("cpu", non_blocking=cuda) for site in (self.site, *self.others)
@@ -193,13 +193,13 @@ class ActivationReader:
         x: Float[Tensor, "w ctx d_in"],
         *others: Float[Tensor, "w ctx _"],
     ) -> ActivationBatch:
-        """Of activations read at the given windows, those at positions that count, on the device of `x`.
+        """Keep the activations at positions that are not left out. The result is on the device of `x`.
 
-        x:      at `site`.
-        others: at the others, in order.
-        Raises InputError where one is NaN or infinite.
+        x:      activations of the given windows at `site`.
+        others: activations at the other sites, in their order.
+        Raises InputError if an activation that is kept is NaN or infinite.
         """
-        # The norm of a row tells in one pass whether it is too large and whether all of it is finite.
+        # In one pass, the norm of a row shows whether it is too large and whether all its entries are finite.
         norms = _norms_of_finite(x)
         keep = self._keep(tokens.ids[windows], norms)
         rows = (windows[:, None] * tokens.context + torch.arange(tokens.context))[keep]
@@ -222,12 +222,12 @@ class ActivationReader:
     def batches(
         self, tokens: Tokens, windows: Int[Tensor, "w"] | None = None
     ) -> Iterator[tuple[ActivationBatch, int]]:
-        """Activations of all (or the given) windows in order, with the number of tokens read for each batch."""
+        """Yield the activations of all (or the given) windows in order, with the number of tokens in each batch."""
         if windows is None:
             windows = torch.arange(len(tokens.ids))
         before: tuple[Tensor, _Arriving] | None = None
         for part in windows.split(self.batch_size):
-            # The language model's next windows are under way before those it has read are handed out.
+            # Start the forward pass of the next windows before yielding the previous ones.
             coming = self._begin(tokens, part)
             if before is not None:
                 yield self._finish(tokens, *before), before[0].numel() * tokens.context
@@ -245,6 +245,6 @@ class ActivationReader:
         wide = self.lm.dtype.itemsize >= torch.float32.itemsize
         advice = "choose another site" if wide else "set lm.dtype to float32, or choose another site"
         raise InputError(
-            f"activations at {site.name} of {self.lm.name}: NaN or infinite at document '{document}', "
+            f"activations at {site.name} of {self.lm.name}: NaN or infinite in document '{document}', "
             f"token {int(tokens.document_position(row))}; {advice}"
         )

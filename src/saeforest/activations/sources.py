@@ -1,7 +1,7 @@
-"""Where activations wait for training: in memory, on disk, or nowhere (read when needed).
+"""Sources of activations for training: in memory, on disk, or read from the language model when needed.
 
-Every source hands out blocks. Which rows make up block `i` of an epoch, and in which order, is a function of the
-seed and the epoch alone, so a position in the data is three numbers and can be returned to exactly.
+Every source yields blocks. The rows of block `i` of an epoch, and their order, depend only on the seed and the epoch,
+so a position in the data consists of three numbers (epoch, block, row) and can be restored exactly.
 """
 
 from __future__ import annotations
@@ -34,28 +34,36 @@ class Blocks(Protocol):
     """A source of activations, in blocks of shuffled rows."""
 
     @property
-    def d_in(self) -> int: ...
+    def d_in(self) -> int:
+        """Width of the activations."""
+        ...
+
     @property
-    def n_blocks(self) -> int: ...
-    def block(self, epoch: int, index: int) -> ActivationBatch: ...
+    def n_blocks(self) -> int:
+        """Number of blocks in an epoch."""
+        ...
+
+    def block(self, epoch: int, index: int) -> ActivationBatch:
+        """Block `index` of an epoch; the same arguments always return the same rows in the same order."""
+        ...
 
 
 @runtime_checkable
 class SlowBlocks(Protocol):
-    """A source that has to read a block before it can hand it out, and may be told to stop reading."""
+    """A source for which getting a block takes time, and can be stopped."""
 
     @property
     def in_background(self) -> bool:
-        """Whether it pays to read a block while the one before it is trained on."""
+        """Whether the next block should be read in the background, during training on the current one."""
         ...
 
     def block(self, epoch: int, index: int, stop: Callable[[], bool] = ...) -> ActivationBatch:
-        """Raises Stopped soon after `stop` says so."""
+        """Block `index` of an epoch. Raises Stopped soon after `stop()` returns True."""
         ...
 
 
 class Stopped(Exception):
-    """Nobody wants the block any more."""
+    """The block is no longer needed."""
 
 
 def _never() -> bool:
@@ -70,12 +78,12 @@ def _until(stop: Callable[[], bool], parts: Iterator[ActivationBatch]) -> Iterat
 
 
 def _mixed(parts: list[ActivationBatch], generator: torch.Generator) -> ActivationBatch:
-    """The rows of all parts in a random order. Empties the list."""
+    """The rows of all parts in random order. This empties the list, to free each part as early as possible."""
     order = torch.randperm(sum(map(len, parts)), generator=generator)
     place = torch.empty_like(order)
     place[order] = torch.arange(len(order))
     mixed = parts[0].each(lambda x: x.new_empty(len(order), *x.shape[1:]))
-    # Every row is copied once, straight to its place, and a part is given back before the next is copied.
+    # Every row is copied once, directly to its place, and each part is freed before the next one is copied.
     for to in place.split([len(part) for part in parts]):
         part = parts.pop(0)
         mixed.x.index_copy_(0, to, part.x)
@@ -87,15 +95,15 @@ def _mixed(parts: list[ActivationBatch], generator: torch.Generator) -> Activati
 
 @dataclass
 class MemoryActivations:
-    """All activations in memory; every epoch is one permutation of all rows."""
+    """Activations in memory. Every epoch is one permutation of all rows."""
 
     x: Float[Tensor, "n d_in"]
     rows: Int[Tensor, "n"]
     seed: int
     harvest: dict[str, Any] = field(default_factory=dict)
-    """What reading them took, if known (`Harvest.record`)."""
+    """How long reading them took (`Harvest.record`), if known."""
     others: Mapping[str, Float[Tensor, "n _"]] = field(default_factory=dict)
-    """At further sites, by name."""
+    """Activations at other sites, by name."""
 
     def __post_init__(self) -> None:
         self.d_in = self.x.shape[1]
@@ -113,7 +121,10 @@ class MemoryActivations:
 
 @dataclass
 class LiveActivations:
-    """Read from the language model when needed; every epoch permutes the windows, every block its rows."""
+    """Activations that are read from the language model when needed.
+
+    Every epoch is a permutation of the windows; the rows within a block are shuffled.
+    """
 
     reader: ActivationReader
     tokens: Tokens
@@ -126,9 +137,9 @@ class LiveActivations:
 
     @property
     def in_background(self) -> bool:
-        # On a CPU language model and training would share the cores. On two of them, SmolLM2 beside a tree of 24,576
-        # features came to 1,270 and 1,880 tokens/s in the background, 1,550 and 1,750 in turn: nothing to win for
-        # twice the memory.
+        # On a CPU, language model and training would share the cores. On two cores, with SmolLM2 and a tree of 24,576
+        # features, two measurements gave 1,270 and 1,880 tokens/s in the background, and 1,550 and 1,750 one after the
+        # other: no gain, for twice the memory.
         return self.reader.lm.device.type == "cuda"
 
     def block(self, epoch: int, index: int, stop: Callable[[], bool] = _never) -> ActivationBatch:
@@ -140,7 +151,7 @@ class LiveActivations:
 
 @dataclass
 class StoredActivations:
-    """Activations in a folder; every epoch permutes the shards and shuffles the rows of several at a time."""
+    """Activations in a folder. Every epoch permutes the shards, and shuffles the rows of several shards at a time."""
 
     folder: Path
     manifest: dict[str, Any]
@@ -162,12 +173,12 @@ class StoredActivations:
 
     @property
     def harvest(self) -> dict[str, Any]:
-        """What reading them took, if known (`Harvest.record`)."""
+        """How long reading them took (`Harvest.record`), if known."""
         path = self.folder / HARVEST
         if not path.exists():
             return {}
         record = read_json(path)
-        checked(HarvestRecord, record, path, "delete it: it only tells what the harvest took")
+        checked(HarvestRecord, record, path, "delete it: it only records how long the harvest took")
         return record
 
     def block(self, epoch: int, index: int, stop: Callable[[], bool] = _never) -> ActivationBatch:
@@ -177,7 +188,7 @@ class StoredActivations:
         return _mixed(list(_until(stop, shards)), seeded(self.seed, "rows", epoch, index))
 
     def shard(self, index: int) -> ActivationBatch:
-        """The activations of one shard, in order. Raises InputError where its file is damaged."""
+        """The activations of one shard, in the order of the text. Raises InputError if its file is damaged."""
         shard = self.shards[index]
         path = self.folder / shard["file"]
         tensors = read_tensors(path, shard.get("checksum"), "harvest again")
@@ -187,41 +198,47 @@ class StoredActivations:
         for name, shape in shapes.items():
             found = tensors.get(name)
             if found is None or found.shape != shape:
-                raise InputError(f"{path}: expected {name} {list(shape)} as {MANIFEST} says; harvest again")
+                raise InputError(
+                    f"{path}: expected {name} of shape {list(shape)}, as in {MANIFEST}; harvest again"
+                )
             if (found.dtype != torch.int64) if name == "rows" else (found.dtype not in FLOATS):
-                raise InputError(f"{path}: {name} of {found.dtype}: not what is harvested; harvest again")
+                raise InputError(
+                    f"{path}: {name} has dtype {found.dtype}, which is never harvested; harvest again"
+                )
             if name != "rows" and not all_finite(found):
                 raise InputError(f"{path}: activations hold NaN or infinite values; harvest again")
         rows = tensors["rows"]
         if not 0 <= int(rows.min()) <= int(rows.max()) < self.manifest["tokens"]:
             raise InputError(
-                f"{path}: rows lead outside the text of {self.manifest['tokens']:,} tokens; harvest again"
+                f"{path}: rows are outside the text of {self.manifest['tokens']:,} tokens; harvest again"
             )
         return batch_of(tensors)
 
     def tokens(self) -> Tokens:
+        """The text from which the activations were read."""
         return Tokens.load(self.folder / TOKENS, listed_checksum(self.manifest, TOKENS))
 
 
 def load_memory(store: StoredActivations, seed: int) -> MemoryActivations:
-    """All activations of a store in memory, in the order in which they were read."""
+    """Load all activations of a store into memory, in the order in which they were harvested."""
     read = concatenated([store.shard(i) for i in range(len(store.shards))])
     return MemoryActivations(read.x, read.rows, seed, store.harvest, read.others)
 
 
 def is_store(path: Path) -> bool:
+    """Whether a folder holds a complete harvest."""
     return (path / MANIFEST).is_file()
 
 
 def open_store(folder: Path, seed: int = 0) -> StoredActivations:
-    """Harvested activations. Raises InputError where the folder is not whole."""
+    """Open a folder of harvested activations. Raises InputError if the folder is incomplete or damaged."""
     if not is_store(folder):
         raise InputError(f"{folder}: no {MANIFEST}; expected a folder that `saeforest harvest` finished")
     manifest = read_json(folder / MANIFEST)
     version = manifest.get("format_version") if isinstance(manifest, dict) else None
     if version != STORE_VERSION:
         raise InputError(
-            f"{folder / MANIFEST}: format_version {shown(version)}, expected {STORE_VERSION}; harvest again"
+            f"{folder / MANIFEST}: format_version {shown(version)}; expected {STORE_VERSION}; harvest again"
         )
     checked(Manifest, manifest, folder / MANIFEST, "harvest again")
     for shard in manifest["shards"]:

@@ -1,4 +1,4 @@
-"""An endless stream of training batches whose position is known and restorable."""
+"""An endless stream of training batches, whose position can be saved and restored."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .sources import Blocks, MemoryActivations, SlowBlocks, StoredActivations
 
 
 class _Reading:
-    """A block that is read by a thread of its own."""
+    """A block that is being read in a background thread."""
 
     def __init__(self, blocks: SlowBlocks, epoch: int, index: int) -> None:
         self.place = epoch, index
@@ -20,22 +20,22 @@ class _Reading:
         self._unwanted = threading.Event()
         self._block: ActivationBatch | None = None
         self._error: BaseException | None = None
-        # No daemon: one that is inside the language model when Python ends takes the process down with it.
+        # Not a daemon thread: if one is inside the language model when Python exits, the process crashes.
         self._thread = threading.Thread(target=self._read, name="next block")
         self._thread.start()
 
     def _read(self) -> None:
         try:
             self._block = self._blocks.block(*self.place, self._stop)
-        except BaseException as error:  # whoever waits for the block raises it
+        except BaseException as error:  # `result` raises it in the thread that waits for the block
             self._error = error
 
     def _stop(self) -> bool:
-        # Python waits for this thread before it ends, and the main thread is the first to go.
+        # Python waits for this thread before it exits, so the thread must notice that the main thread has ended.
         return self._unwanted.is_set() or not threading.main_thread().is_alive()
 
     def result(self) -> ActivationBatch:
-        """Waits for the block. Raises what reading it raised."""
+        """Wait for the block. Raises any error that occurred while it was read."""
         self._thread.join()
         if self._error is not None:
             raise self._error
@@ -43,18 +43,18 @@ class _Reading:
         return self._block
 
     def cancel(self) -> None:
-        """Returns when the thread has ended: after the shard or the pass of the language model it is at."""
+        """Stop reading, and wait for the thread to end, which takes one shard or one forward pass at most."""
         self._unwanted.set()
         self._thread.join()
 
 
 class ActivationStream:
-    """Cuts the blocks of a source, epoch after epoch, into batches of one size.
+    """Cuts the blocks of a source, epoch after epoch, into batches of the same size.
 
-    `state()` is the next unread row as (epoch, block, row); `restore` goes back to it exactly.
+    `state()` is the position of the next row as (epoch, block, row); `restore` returns to a position exactly.
 
-    Where the source says that it pays, the next block is read in the background, which changes nothing but the time.
-    The reading ends with the stream: with `close`, or when nobody refers to it any more.
+    If the source asks for it (`SlowBlocks.in_background`), the next block is read in the background. Reading ends with
+    `close`, or when the stream is garbage-collected.
     """
 
     _ahead: _Reading | None = None
@@ -62,28 +62,30 @@ class ActivationStream:
     def __init__(self, blocks: Blocks, batch_size: int) -> None:
         self.blocks, self.batch_size = blocks, batch_size
         self.seconds = 0.0
-        """Time spent in `next` so far: that of the language model included, unless it read in the background."""
+        """Seconds spent in `next` so far, including the language model unless it ran in the background."""
         self._epoch = self._index = self._row = 0
         self._block: ActivationBatch | None = None
 
     def state(self) -> dict[str, int]:
+        """The position of the next row."""
         return {"epoch": self._epoch, "block": self._index, "row": self._row}
 
     def restore(self, state: dict[str, int]) -> None:
+        """Continue at a position that `state` returned."""
         if min(state.values()) < 0:
-            raise ValueError(f"{state}: a position in the data has no negative numbers")
+            raise ValueError(f"{state}: a position in the data must not have negative numbers")
         self._epoch, self._index, self._row = state["epoch"], state["block"], state["row"]
         self._block = None
         self.close()
 
     @property
     def harvest(self) -> dict[str, Any]:
-        """What reading the activations took before the stream began, if known (`Harvest.record`)."""
+        """How long reading the activations took before training (`Harvest.record`), if known."""
         blocks = self.blocks
         return blocks.harvest if isinstance(blocks, MemoryActivations | StoredActivations) else {}
 
     def close(self) -> None:
-        """Stops reading in the background, if anything is; `next` begins anew."""
+        """Stop any reading in the background. A later `next` starts it again."""
         ahead, self._ahead = self._ahead, None
         if ahead is not None:
             ahead.cancel()
@@ -92,6 +94,7 @@ class ActivationStream:
         self.close()
 
     def next(self) -> ActivationBatch:
+        """The next batch of `batch_size` activations."""
         start = time.perf_counter()
         parts: list[ActivationBatch] = []
         missing = self.batch_size
@@ -106,7 +109,7 @@ class ActivationStream:
         return batch
 
     def _current(self) -> ActivationBatch:
-        """The block of the next unread row. Raises InputError where a whole epoch holds none."""
+        """The block that contains the next row. Raises InputError if a whole epoch has no rows."""
         for _ in range(self.blocks.n_blocks + 2):
             if self._block is not None:
                 if self._row < len(self._block):
@@ -114,17 +117,18 @@ class ActivationStream:
                 self._index, self._row = self._index + 1, 0
             if self._index >= self.blocks.n_blocks:
                 self._epoch, self._index = self._epoch + 1, 0
-            self._block = None  # not in memory while the next one is waited for
+            self._block = None  # free the memory before waiting for the next block
             self._block = self._read()
             if self._row > len(self._block):
                 raise InputError(
-                    f"row {self._row:,} of block {self._index:,} of the activations: it has {len(self._block):,}; "
-                    "the checkpoint that names it is damaged or of other activations; delete its folder"
+                    f"row {self._row:,} of block {self._index:,} of the activations: the block has "
+                    f"{len(self._block):,} rows; the checkpoint is damaged or belongs to other activations; delete its "
+                    "folder"
                 )
         raise InputError("no activations: every position is excluded; see activations.max_norm and data")
 
     def _read(self) -> ActivationBatch:
-        """The block at the present place; the one behind it is begun where that pays."""
+        """The block at the current position. If the source asks for it, start reading the next one."""
         if not (isinstance(self.blocks, SlowBlocks) and self.blocks.in_background):
             return self.blocks.block(self._epoch, self._index)
         if self._ahead is None or self._ahead.place != (self._epoch, self._index):

@@ -1,4 +1,4 @@
-"""Shards on their way to the disk while the language model goes on, and what a harvest took."""
+"""Writing shards of activations to disk while the language model continues, and how long a harvest took."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ from .reader import ActivationBatch, ActivationReader, concatenated
 
 STORE_VERSION = 1
 MANIFEST, TOKENS = "activations.json", "tokens.safetensors"
-# What the harvest took. Not in the manifest: two harvests of one text have the same manifest and shards.
+# How long the harvest took. It is not in the manifest, so that two harvests of the same text are identical.
 HARVEST = "harvest.json"
-# Which language model was read, and how it fares on a short text.
+# The identity of the language model, and its results on a short text.
 MODEL = "model.json"
-# While a harvest is not finished: what there is of it, and the rows that fill no shard yet.
+# The files of an unfinished harvest: a list of its shards, and the rows that do not fill a shard yet.
 JOURNAL, PENDING = "unfinished.json", "pending.safetensors"
 SHARD_ROWS = 1 << 16
-# So much of the language model's work is lost at most when a harvest is killed.
+# The time between saves, and so the most work of the language model that is lost if a harvest is killed.
 _KEEP_EVERY_S = 30.0
 
 _Count = Annotated[int, Field(ge=0, lt=2**40)]
 
 
 class Shard(BaseModel):
-    """A file of activations: `rows` of them, up to the window before `windows` of the text."""
+    """A file with `rows` activations; with it, the first `windows` windows of the text have been read."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -48,36 +48,36 @@ class Shard(BaseModel):
 
 
 class Journal(BaseModel):
-    """What there is of an unfinished harvest."""
+    """The contents of an unfinished harvest."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
     format_version: Literal[1] = STORE_VERSION
     about: dict[str, Any]
-    """What the store will say of itself, and what else decides its bits."""
+    """The description that the manifest will contain, and the other settings that affect the activations."""
     shards: list[Shard] = []
     pending: Shard | None = None
 
 
 class StoreWriter:
-    """Fills a folder with shards, in the background and one at a time, so that it can go on after a kill.
+    """Fills a folder with shards, one at a time in the background, so that the harvest can continue if it is killed.
 
-    Two shards at most are in memory: the one being written and the one being read. Every finished shard is listed in a
-    journal, and what fills no shard yet is kept every half minute. Leaving the context waits for the writing to end,
-    whatever happened, so that nobody deletes a folder that is still being filled.
+    At most two shards are in memory: one that is being written and one that is being read. Every finished shard is
+    listed in a journal, and rows that do not fill a shard yet are saved every half minute. Leaving the `with` block
+    always waits for the writing to end, so that a folder that is still being filled is not deleted.
 
-    Raises InputError where the folder holds an unfinished harvest of something else.
+    Raises InputError if the folder holds an unfinished harvest of other activations.
     """
 
     def __init__(self, folder: Path, tokens: Tokens, about: dict[str, Any], bits: dict[str, Any]) -> None:
         self.folder, self.seconds_waited = folder, 0.0
         self._tokens, self._about = tokens, about
         digest = hashlib.blake2b(tokens.ids.numpy().tobytes(), digest_size=16).hexdigest()
-        # As JSON gives them back.
+        # In the types that reading JSON returns, to be compared with a journal.
         self._journal = Journal(about=_plain({**about, **bits, "text": digest}))
         self._waiting: list[ActivationBatch] = []
         self.n_windows = 0
-        """How many windows of the text have been read."""
+        """Number of windows of the text that have been read."""
         self._kept_windows, self._kept_at = 0, time.monotonic()
         self._d_in = 0
         self._created: list[str] = []
@@ -93,7 +93,7 @@ class StoreWriter:
         self._pool.shutdown()
 
     def found(self) -> Iterator[ActivationBatch]:
-        """What an earlier process has left of the same harvest, in order; call it once, before anything is added."""
+        """Yield, in order, what an earlier process has left of the same harvest. Call it once, before `add`."""
         journal = read_journal(self.folder)
         if journal is None:
             self._created += [TOKENS, JOURNAL, HARVEST]
@@ -104,7 +104,7 @@ class StoreWriter:
             there, wanted = journal.about.get(key), self._journal.about.get(key)
             if there != wanted:
                 raise InputError(
-                    f"{self.folder}: holds an unfinished harvest of other activations ({key}: {there!r} there, "
+                    f"{self.folder}: contains an unfinished harvest of other activations ({key}: {there!r} there, "
                     f"{wanted!r} now); finish it with its own settings, delete it, or choose another folder"
                 )
         for shard in journal.shards:
@@ -122,14 +122,14 @@ class StoreWriter:
         try:
             batch = batch_of(read_tensors(self.folder / shard.file, shard.checksum))
         except (InputError, KeyError) as error:
-            if shard.file != PENDING:  # that one may well be newer than the journal
+            if shard.file != PENDING:  # the pending file may be newer than the journal, which is no error
                 note(f"{error}; reading its activations again")
             return None
         self._d_in = batch.x.shape[1]
         return batch if len(batch) == shard.rows else None
 
     def add(self, batch: ActivationBatch, n_windows: int) -> None:
-        """Takes the activations of the next `n_windows`. Raises what went wrong with an earlier shard."""
+        """Add the activations of the next `n_windows` windows. Raises any error from writing an earlier shard."""
         self._check()
         self._waiting.append(batch)
         self.n_windows += n_windows
@@ -139,13 +139,13 @@ class StoreWriter:
             self._put_pending()
 
     def keep(self) -> None:
-        """Writes down all that was added. Raises what goes wrong."""
+        """Write all that was added to disk. Raises any error from writing."""
         if self.n_windows > self._kept_windows:
             self._put_pending()
         self._wait()
 
     def finish(self, harvest: Callable[[int], Harvest]) -> Harvest:
-        """Completes the store. Raises InputError where it holds no activation, and whatever goes wrong in writing."""
+        """Complete the store. Raises InputError if there are no activations, and any error from writing."""
         if sum(map(len, self._waiting)):
             self._put_shard()
         self._wait()
@@ -169,7 +169,7 @@ class StoreWriter:
         return done
 
     def discard(self) -> None:
-        """Deletes what this writer has written. The folder stays if it holds anything else."""
+        """Delete what this writer has written, and the folder if nothing else is in it."""
         self._pool.shutdown()
         for name in self._created:
             (self.folder / name).unlink(missing_ok=True)
@@ -177,7 +177,7 @@ class StoreWriter:
             self.folder.rmdir()
 
     def _put_shard(self) -> None:
-        self._wait()  # the one before has its number by then
+        self._wait()  # so that the previous shard is in the journal, which numbers the next one
         name = f"shard-{len(self._journal.shards):05}.safetensors"
         parts, self._waiting = self._waiting, []
         self._submit(name, parts, self.n_windows)
@@ -196,7 +196,7 @@ class StoreWriter:
         written = concatenated(parts)
         tensors = {"x": written.x, "rows": written.rows}
         tensors |= {tensor_of(site): x for site, x in written.others.items()}
-        parts.clear()  # what they hold is in memory twice by now
+        parts.clear()  # free them: their rows have been copied
         rows = len(tensors["rows"])
         shard = Shard(
             file=name, rows=rows, windows=windows, checksum=write_tensors(self.folder / name, tensors)
@@ -209,12 +209,12 @@ class StoreWriter:
         write_json(self.folder / JOURNAL, self._journal.model_dump())
 
     def _check(self) -> None:
-        """Raises what went wrong with the shard being written, if it has by now. Doesn't wait."""
+        """Raise any error from writing the current shard, without waiting for it."""
         if self._writing is not None and self._writing.done():
             self._writing.result()
 
     def _wait(self) -> None:
-        """Waits for the shard being written. Raises what went wrong with it."""
+        """Wait for the current shard to be written. Raises any error from writing it."""
         start = time.perf_counter()
         if self._writing is not None:
             self._writing.result()
@@ -222,19 +222,19 @@ class StoreWriter:
 
 
 def tensor_of(site: str) -> str:
-    """The name in a shard of the activations at one of the further sites; those at the first are `x`."""
+    """The name of the tensor for one of the other sites in a shard; the activations at the first site are `x`."""
     return f"x at {site}"
 
 
 def batch_of(tensors: dict[str, Tensor]) -> ActivationBatch:
-    """The activations in a shard. Raises KeyError where there are none."""
+    """The activations in a shard. Raises KeyError if a tensor is missing."""
     prefix = tensor_of("")
     others = {name.removeprefix(prefix): x for name, x in tensors.items() if name.startswith(prefix)}
     return ActivationBatch(tensors["x"], tensors["rows"], others)
 
 
 def read_journal(folder: Path) -> Journal | None:
-    """What a folder holds of an unfinished harvest; None where it holds none."""
+    """The journal of an unfinished harvest in a folder; None if there is none. Raises InputError if it is damaged."""
     path = folder / JOURNAL
     if not path.exists():
         return None
@@ -244,7 +244,7 @@ def read_journal(folder: Path) -> Journal | None:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))
         raise InputError(
-            f"{path}: key '{key}': {first['msg']}; delete {folder} and give the command again"
+            f"{path}: key '{key}': {first['msg']}; delete {folder} and start the harvest again"
         ) from None
 
 
@@ -254,24 +254,26 @@ def _plain(data: dict[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Harvest:
-    """What reading the activations of a text took, in seconds of the thread that read them."""
+    """How long reading the activations of a text took, in seconds of the reading thread."""
 
     n_rows: int
     n_tokens: int
     total: float
+    """Total time."""
     lm: float
-    """In the language model."""
+    """Time in the language model."""
     checks: float
-    """Choosing and checking what it gave."""
+    """Time spent selecting and checking activations."""
     disk: float
-    """Waiting for the disk, which writes while the language model reads."""
+    """Time spent waiting for the disk, which writes while the language model reads."""
 
     @property
     def tokens_per_s(self) -> float:
+        """Tokens read per second."""
         return self.n_tokens / max(self.total, 1e-9)
 
     def record(self) -> dict[str, Any]:
-        """For logs and files."""
+        """The same as JSON values, for logs and files."""
         seconds = {"total": self.total, "lm": self.lm, "checks": self.checks, "disk": self.disk}
         return {
             "activations": self.n_rows,
@@ -282,7 +284,7 @@ class Harvest:
 
     @classmethod
     def of_record(cls, record: dict[str, Any], n_rows: int, n_tokens: int) -> Harvest:
-        """What `record` kept; zeros where it is of a time before there was one."""
+        """The inverse of `record`. Times are 0 if there is no record, as in stores of older versions."""
         seconds = record.get("seconds", {})
         return cls(n_rows, n_tokens, *(float(seconds.get(k, 0.0)) for k in ("total", "lm", "checks", "disk")))
 
@@ -296,13 +298,14 @@ class Harvest:
 
 
 class HarvestClock:
-    """Runs from when it is made."""
+    """A clock that starts when it is created."""
 
     def __init__(self, reader: ActivationReader) -> None:
         self._reader = reader
         self._before = time.perf_counter(), reader.seconds, reader.seconds_checks
 
     def harvest(self, n_rows: int, n_tokens: int, disk: float = 0.0) -> Harvest:
+        """The times so far, for a harvest of this size; `disk` is the time spent waiting for the disk."""
         now = time.perf_counter(), self._reader.seconds, self._reader.seconds_checks
         total, lm, checks = (b - a for a, b in zip(self._before, now, strict=True))
         return Harvest(n_rows, n_tokens, total, lm, checks, disk)
