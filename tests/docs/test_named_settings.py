@@ -13,12 +13,13 @@ from docs_cases import ROOT, sources
 from saeforest.config import TrainConfig
 from saeforest.evaluation import MEASURES
 from saeforest.evaluation.options import MeasureOptions
-from saeforest.saes import SYSTEMS
+from saeforest.lm import LanguageModel
+from saeforest.saes import SYSTEMS, TreeConfig, TreeSAE
 
 CODE = re.compile(r"`([a-z_]+(?:\.[a-z_0-9]+)+)(?:=[^`]*)?`")
 OPTION = re.compile(r"(?<![\w-])--([a-z-]+(?:\.[a-z0-9-]+)+)")
-# A section, and what a language model is called in Python: `lm.activations` is its method.
-OBJECTS = {"lm"}
+# Sections that are also names of objects in Python: `lm.activations` is a method, `sae.forest` an attribute.
+OBJECTS = {"lm": LanguageModel, "sae": TreeSAE(TreeConfig((2, 3), (1, 1)), d_in=4)}
 # What looks like a setting and is the name of a file.
 FILE = re.compile(r"\.(jsonl?|md|py|ya?ml|txt|[ct]sv|html|png|svg|gguf|safetensors)$")
 
@@ -43,7 +44,8 @@ def known() -> set[tuple[str, ...]]:
 
 def unknown(text: str, paths: set[tuple[str, ...]]) -> list[str]:
     """The settings that a text names and that do not exist. What begins with no known word is none."""
-    named = [tuple(name.split(".")) for name in CODE.findall(text) if name.split(".")[0] not in OBJECTS]
+    named = [tuple(name.split(".")) for name in CODE.findall(text)]
+    named = [n for n in named if not (n[0] in OBJECTS and hasattr(OBJECTS[n[0]], n[1]))]
     named += [tuple(name.replace("-", "_").split(".")) for name in OPTION.findall(text)]
     begins = {path[0] for path in paths if len(path) > 1}
     return [".".join(n) for n in named if n[0] in begins and n not in paths and not FILE.search(".".join(n))]
