@@ -79,6 +79,30 @@ def test_an_sae_alone_knows_what_it_reads(run: Path, tmp_path: Path) -> None:
     assert (copy / "forest.safetensors").read_bytes() == (out / "forest.safetensors").read_bytes()
 
 
+def test_an_sae_that_saelens_saved(run: Path, tmp_path: Path) -> None:
+    """Its cfg.json has fewer keys, and says as much of what the SAE reads."""
+    config, _ = RunFolder(run).load()
+    theirs = Path(shutil.copytree(run / "sae", tmp_path / "theirs"))
+    cfg = json.loads((theirs / "cfg.json").read_text())
+    ours = (
+        "format_version",
+        "layer_sizes",
+        "k_per_layer",
+        "activation_threshold",
+        "parent",
+        "checksums",
+        "checksum",
+    )
+    (theirs / "cfg.json").write_text(json.dumps({key: cfg[key] for key in cfg if key not in ours}))
+    found = infer(theirs, COVERAGE, tokens=1500, out=tmp_path / "forest", data=config.data)
+    same = infer(run / "sae", COVERAGE, tokens=1500, out=tmp_path / "same", data=config.data)
+    # Our own counts as firing what is above 1e-3, SAELens' what is above 0.
+    assert found.n_tokens == same.n_tokens
+    assert bool((found.n_fired >= same.n_fired).all())
+    assert found.forest.edges.shape[1] > 0
+    assert all(finding.sound for finding in verify(theirs))
+
+
 def test_what_does_not_go_together(run: Path, finished_run: Path, tmp_path: Path) -> None:
     cases: tuple[tuple[dict[str, Any], str], ...] = (
         ({"out": tmp_path / "out"}, "its forest goes to RUN/forest; leave these out"),

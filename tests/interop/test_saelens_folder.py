@@ -197,6 +197,16 @@ def test_of_a_model_that_was_changed(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "center_writing_weights" in capsys.readouterr().err
 
 
+def test_measures_and_forests(tmp_path: Path) -> None:
+    x = torch.randn(600, D, generator=torch.Generator().manual_seed(3))
+    sae = saeforest.load(write_saelens(tmp_path / "gated", "gated"))
+    assert set(saeforest.measure(sae, x, "sparsity,reconstruction")) == {"sparsity", "reconstruction"}
+    assert saeforest.infer_forest(sae, x).d_sae == F
+    transcoder = saeforest.load(write_saelens(tmp_path / "transcoder", "transcoder"))
+    with pytest.raises(InputError, match="measured against its target, which activations alone do not hold"):
+        saeforest.measure(transcoder, x)
+
+
 # Before 6.0
 
 

@@ -20,7 +20,7 @@ from ..structure.forest import Forest
 from .evaluate import evaluate_all
 from .options import MeasureOptions
 from .registry import MEASURES
-from .task import Task, about_sae, check_transcoder
+from .task import Task, about_sae
 from .text_pass import Pass, Read
 
 #: Rows that are resampled together for intervals, as the tokens of a window of text are: neighbors may be alike.
@@ -49,11 +49,14 @@ def evaluate_rows(
 
     forest: stands in for the SAE's own. Intervals resample windows of `WINDOW_ROWS` consecutive rows.
 
-    Raises InputError for a measure that needs more than activations, or a forest where there is none; and where `x` has
-    another width than the SAE, no row, or a value that is NaN or infinite.
+    Raises InputError for a transcoder, whose target is not here; for a measure that needs more than activations, or a
+    forest where there is none; and where `x` has another width than the SAE, no row, or a NaN or infinite value.
     """
     options = options or MeasureOptions()
-    check_transcoder(sae, names)
+    if sae.is_transcoder:
+        raise InputError(
+            "a transcoder is measured against its target, which activations alone do not hold; measure a run with one"
+        )
     for name in names:
         if missing := missing_for_rows(MEASURES[name]):
             needs = " and ".join(need.replace("_", " ") for need in missing)
