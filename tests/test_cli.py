@@ -206,7 +206,7 @@ def test_a_dry_run_tells_sizes_and_writes_nothing(config_file: Path, call: Call)
         "width 16",
         "112 features in 3 layers [8, 40, 64]",
         "k [3, 2, 2]",
-        "3,072 tokens (if it has so many), 2 epoch(s)",
+        "at most 3,072 tokens, 2 epoch(s)",
     ):
         assert part in text
     for part in ("of 128 activations", "MiB", "language model", "min", "memory"):

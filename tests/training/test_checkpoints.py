@@ -115,7 +115,7 @@ def test_one_of_an_older_version_is_told(damaged: Path) -> None:
     edit_json(damaged / "state.json", format_version=...)
     refused(
         damaged,
-        "a checkpoint of format 1, but this saeforest reads format 2; finish the run with the version",
+        "checkpoint of format 1, but this saeforest reads format 2; finish the run with the version",
     )
 
 
@@ -127,7 +127,7 @@ def test_one_of_an_older_version_is_told(damaged: Path) -> None:
 )  # fmt: skip
 def test_a_state_of_another_kind(damaged: Path, key: str, value: Any) -> None:
     edit_json(damaged / "state.json", **{key: value})
-    refused(damaged, "state.json|no longer those")
+    refused(damaged, "state.json|have changed")
 
 
 @pytest.mark.parametrize("key", ["epoch", "block", "row"])
@@ -159,7 +159,7 @@ def test_a_row_that_there_is_not(damaged: Path) -> None:
 
 
 def test_a_step_beyond_the_run(written: Path) -> None:
-    with pytest.raises(InputError, match="is of step 5, but the run has 4"):
+    with pytest.raises(InputError, match="step 5, but the run has 4 steps"):
         load_checkpoint(written, {SINGLE: begun(n_steps=4)}, stream(), "of the data")
 
 
@@ -184,9 +184,9 @@ def test_moments_kept_in_another_type(written: Path) -> None:
     [
         ("optimizer.0.exp_avg", filled(float("nan")), "holds NaN or infinite values"),
         ("optimizer.0.exp_avg_sq", filled(float("inf")), "holds NaN or infinite values"),
-        ("optimizer.0.exp_avg_sq", filled(-1.0), "squares, and some of them are negative"),
+        ("optimizer.0.exp_avg_sq", filled(-1.0), "squares, but some of them are negative"),
         ("optimizer.0.step", lambda t: t * 0 + float("inf"), "holds NaN or infinite values"),
-        ("optimizer.0.step", lambda t: t * 0 - 1, "counts steps, and holds numbers outside 0 to 5"),
+        ("optimizer.0.step", lambda t: t * 0 - 1, "counts steps, but holds numbers outside 0 to 5"),
         ("optimizer.0.step", lambda t: t * 0 + 1e9, "counts steps"),
         ("training.sae.encoder", filled(float("nan")), "holds NaN or infinite values"),
         ("training.sae.b_dec", lambda t: t[..., :-1].contiguous(), "does not fit this run"),
@@ -195,7 +195,7 @@ def test_moments_kept_in_another_type(written: Path) -> None:
         ("training.steps_since_fired", filled(-1), "counts steps"),
         ("training.steps_since_fired", filled(10**12), "counts steps"),
         ("torch_rng", lambda t: t[:-1], "does not fit this run"),
-        ("torch_rng", lambda t: torch.full_like(t, 255), "no state of a random generator"),
+        ("torch_rng", lambda t: torch.full_like(t, 255), "not a random generator's state"),
         ("torch_rng", lambda t: t.float(), "does not fit this run"),
     ],
 )
@@ -211,7 +211,7 @@ def test_every_tensor_is_needed_and_no_other(damaged: Path) -> None:
         refused(damaged, f"tensor '{name}' is missing")
     for name in ("optimizer.9.exp_avg", "optimizer.x.y", "training.more", "more"):
         save_file({**whole, name: torch.zeros(1)}, damaged / TENSORS)
-        refused(damaged, f"tensor '{name}' belongs to nothing in this run")
+        refused(damaged, f"tensor '{name}' is not part of this run")
 
 
 @pytest.mark.parametrize("wrong", [-1, 10**9])

@@ -89,7 +89,7 @@ def test_another_model_is_refused(place: Path, tmp_path: Path, capsys: pytest.Ca
     with pytest.raises(InputError, match="activations of model"):
         settle(replace(config, model=str(other)))
     with pytest.raises(
-        InputError, match=r"activations of site 'blocks\.1\.hook_resid_post', but the run says"
+        InputError, match=r"activations of site 'blocks\.1\.hook_resid_post', but the configuration has"
     ):
         settle(replace(config, site="blocks.0.hook_resid_post"))
     run = Path(shutil.copytree(place / "run", tmp_path / "run"))

@@ -208,7 +208,7 @@ def test_a_dry_run_warns_and_tries_nothing_where_the_state_has_no_room(
     monkeypatch.setattr(dry_run, "rehearse", lambda *_: pytest.fail("tried"))
     assert cli.run(["train", "--config", str(path), "--out", str(tmp_path / "run"), "--dry-run"]) == 0
     said = " ".join(capsys.readouterr().err.split())
-    assert "at least: there is no room to try a step" in said
+    assert "or more: there is not enough memory to try a step" in said
     assert "SAE unknown" in said
     assert "warning: this takes about" in said
     assert "or use a machine with more" in said
@@ -241,7 +241,7 @@ def test_a_dry_run_holds_all_saes_at_once(tiny_config: MakeConfig, monkeypatch: 
         ("live", 2**24, GB, 1, 2 * GB - 1, "sae.layer_sizes"),
         ("memory", 1000, GB, 1, 5 * GB, "optim.batch_size or sae.layer_sizes"),
         ("disk", 1000, GB, 9 * GB, 2 * GB, "lm.dtype to bfloat16, or choose a smaller model"),
-        ("harvested", 2**24, 1, 1, 2, "the number of activations that are harvested"),
+        ("harvested", 2**24, 1, 1, 2, "the number of harvested activations"),
     ],
 )
 def test_what_takes_most_is_to_be_lowered(

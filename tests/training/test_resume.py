@@ -159,7 +159,7 @@ def test_a_log_of_a_finished_run_that_was_cut_is_noticed(
     (run / "log.jsonl").write_bytes(
         lines[:-cut] if cut > 1 else b"".join(lines.splitlines(keepends=True)[:-1])
     )
-    with pytest.raises(InputError, match=r"log\.jsonl: its closing line is missing or damaged"):
+    with pytest.raises(InputError, match=r"log\.jsonl: the closing line is missing or damaged"):
         read_log(run)
 
 
@@ -197,7 +197,7 @@ def test_a_log_that_the_disk_has_no_room_for_waits_for_the_next_line(
         patch.setattr(log._Lines, "_write", write)
         run_training(tiny_config(), tmp_path / "run")
     assert_same_run(finished_run, tmp_path / "run")
-    assert capsys.readouterr().err.count("No space left on device; going on") == 1
+    assert capsys.readouterr().err.count("No space left on device; training continues") == 1
 
 
 def test_a_checkpoint_that_the_disk_has_no_room_for_is_left_out(
@@ -211,7 +211,7 @@ def test_a_checkpoint_that_the_disk_has_no_room_for_is_left_out(
         run_training(tiny_config(checkpoint_minutes=1e-9), tmp_path / "run")
     assert_same_run(finished_run, tmp_path / "run")
     assert (
-        "step 46: no checkpoint: state.safetensors: No space left on device; going on"
+        "step 46: checkpoint not saved: state.safetensors: No space left on device; training continues"
         in capsys.readouterr().err
     )
 
@@ -294,15 +294,15 @@ def test_a_checkpoint_without_its_optimizer(stopped: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"sae": {"layer_sizes": (8, 40, 65)}}, "was written with sae.layer_sizes = [8, 40, 64]"),
-        ({"sae": {"k_per_layer": (2, 2, 2)}}, "was written with sae.k_per_layer = [3, 2, 2]"),
-        ({"optim": {"lr": 2e-3}}, "was written with optim.lr = 0.003, but now it is 0.002"),
-        ({"optim": {"batch_size": 64}}, "was written with optim.batch_size = 128"),
-        ({"epochs": 3}, "was written with epochs = 2"),
-        ({"seed": 5}, "was written with seed = 0"),
-        ({"site": "model.layers.0.mlp.up_proj"}, "holds activations with site = 'blocks.1.hook_resid_post'"),
-        ({"site": "blocks.0.hook_resid_post"}, "holds activations with site = 'blocks.1.hook_resid_post'"),
-        ({"data_seed": 5}, "holds activations with seed = 0, not 5"),
+        ({"sae": {"layer_sizes": (8, 40, 65)}}, "written with sae.layer_sizes = [8, 40, 64]"),
+        ({"sae": {"k_per_layer": (2, 2, 2)}}, "written with sae.k_per_layer = [3, 2, 2]"),
+        ({"optim": {"lr": 2e-3}}, "written with optim.lr = 0.003, but now it is 0.002"),
+        ({"optim": {"batch_size": 64}}, "written with optim.batch_size = 128"),
+        ({"epochs": 3}, "written with epochs = 2"),
+        ({"seed": 5}, "written with seed = 0"),
+        ({"site": "model.layers.0.mlp.up_proj"}, "activations with site = 'blocks.1.hook_resid_post'"),
+        ({"site": "blocks.0.hook_resid_post"}, "activations with site = 'blocks.1.hook_resid_post'"),
+        ({"data_seed": 5}, "activations with seed = 0, not 5"),
     ],
     ids=str,
 )
@@ -325,7 +325,7 @@ def test_a_run_with_another_model_does_not_go_on(
             run_training(tiny_config(model=str(model), activations={"store": "live"}), out)
     weights = load_file(model / "model.safetensors")
     save_file({k: v * 1.01 for k, v in weights.items()}, model / "model.safetensors", {"format": "pt"})
-    with pytest.raises(InputError, match=r"step-00000020: was written with model\.fingerprint"):
+    with pytest.raises(InputError, match=r"step-00000020: written with model\.fingerprint"):
         run_training(resume_config(RunFolder(out)), out, resume=True)
 
 

@@ -1,4 +1,4 @@
-"""Training: one loop for any SAE, its checkpoints, its log, and whole runs."""
+"""Training: one loop for SAEs of all systems, checkpoints, logs, and whole runs."""
 
 from ..stopping import Interrupted
 from .loop import train

@@ -1,4 +1,4 @@
-"""Checkpoints from which a run goes on exactly: weights, optimizer, counters, tree, random state, data position."""
+"""Checkpoints from which a run resumes exactly: weights, optimizer, counters, tree, random state, data position."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ from ..schema import Checksum, Count, Name, Positive, Schema, checked
 from ..structure.forest import Forest
 
 STATE = "state.json"
-#: How the file with the tensors of a run's single SAE is named.
+#: The name of the file with the tensors, in a run with one SAE.
 SINGLE = "state"
 _FOLDER = re.compile(r"step-[0-9]{8,}")
 _PARENT = "training.sae.parent"
 _MOMENTS = ("exp_avg", "exp_avg_sq")
-_REMEDY = "delete this checkpoint's folder, and resume from an older one or start anew"
-#: 1 held an SAE and what trains it as one.
+_REMEDY = "delete this checkpoint's folder, and resume from an older one or start again"
+#: In format 1, an SAE and its training were one object.
 FORMAT_VERSION = 2
 
 
 class Position(Schema):
-    """A place in the stream of activations."""
+    """A position in the stream of activations."""
 
     epoch: Count
     block: Count
@@ -47,14 +47,14 @@ class Position(Schema):
 
 
 class State(Schema):
-    """What state.json of a checkpoint holds."""
+    """The contents of a checkpoint's state.json."""
 
     format_version: Positive = 1
     step: Positive
     data: Position
     fingerprint: Name = ""
     about: dict[str, Any] = Field(default_factory=dict)
-    """What a run must agree with to go on from here, beside the data."""
+    """The settings and the model of the run; only a run with the same ones may resume from here."""
     checksums: dict[Name, Checksum] = Field(default_factory=dict)
 
 
@@ -66,10 +66,11 @@ def save_checkpoint(
     fingerprint: str = "",
     about: Mapping[str, Any] | None = None,
 ) -> None:
-    """Writes `folder/step-NNNNNNNN` whole, then drops older ones.
+    """Write the checkpoint `folder/step-NNNNNNNN`, then delete older ones.
 
-    `trained` is by the name of its file, without its ending. `fingerprint` is of the data; `about` is what else a run
-    must agree with to go on from here.
+    trained: the trainings, by the name of their file without its extension.
+    fingerprint: identifies the data; only a run on the same data may resume from here.
+    about: what else must be the same in a run that resumes from here.
     """
     target = folder / f"step-{step:08}"
     with atomic_folder(target) as temporary:
@@ -98,7 +99,7 @@ def _tensors(training: Training) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     places: set[int] = set()
     for name, tensor in training.state_dict().items():
-        # One dictionary may have two names (Matching Pursuit); a file does not let tensors share memory.
+        # The same matrix may have two names (in Matching Pursuit), but tensors in a file must not share memory.
         tensors[f"training.{name}"] = tensor.clone() if tensor.data_ptr() in places else tensor
         places.add(tensor.data_ptr())
     for i, state in training.optimizer.state_dict()["state"].items():
@@ -117,26 +118,27 @@ def is_checkpoint(folder: Path) -> bool:
 
 
 def _step_of(checkpoint: Path) -> int:
-    # One of more digits than that is none of ours: its state is refused.
+    # We never write more digits than this; a folder with more is refused when its state is read.
     return int(checkpoint.name.removeprefix("step-")[:32])
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint in a folder; None if there is none."""
     return next(reversed(checkpoints(folder)), None)
 
 
 def read_state(checkpoint: Path) -> State:
-    """The state.json of a checkpoint. Raises InputError where it is missing, damaged or of another kind."""
+    """Read state.json of a checkpoint. Raises InputError if it is missing, damaged or of another format."""
     path = checkpoint / STATE
     state = checked(State, read_json(path), path, _REMEDY)
     if state.format_version != FORMAT_VERSION:
         raise InputError(
-            f"{path}: a checkpoint of format {state.format_version}, but this saeforest reads format {FORMAT_VERSION}; "
-            "finish the run with the version that began it, or delete this checkpoint's folder and train anew"
+            f"{path}: checkpoint of format {state.format_version}, but this saeforest reads format {FORMAT_VERSION}; "
+            "finish the run with the version that began it, or delete this checkpoint's folder and train again"
         )
     if state.step != _step_of(checkpoint):
         raise InputError(
-            f"{path}: key 'step' is {state.step}, but the folder is {checkpoint.name}; {_REMEDY}"
+            f"{path}: key 'step' is {state.step}, but the folder is named {checkpoint.name}; {_REMEDY}"
         )
     return state
 
@@ -147,21 +149,21 @@ def load_checkpoint(
     stream: ActivationStream,
     fingerprint: str = "",
 ) -> int:
-    """Brings everything back to where the checkpoint was written; returns its step.
+    """Restore the trainings and the stream to their state at a checkpoint. Returns its step.
 
-    Nothing is changed before everything has been looked at.
+    Nothing is changed before everything has been checked.
 
-    Raises InputError where the checkpoint is damaged, of other sizes, or of a run on other data.
+    Raises InputError if the checkpoint is damaged, has other sizes, or belongs to a run on other data.
     """
     state = read_state(checkpoint)
     if state.fingerprint != fingerprint:
         raise InputError(
-            f"{checkpoint}: the text or its activations are no longer those it was written with, so the run can't go "
-            "on as it would have; bring them back, or start anew in another folder"
+            f"{checkpoint}: the text or its activations have changed since this checkpoint was written, so the run "
+            "cannot be resumed; restore them, or start again in another folder"
         )
     n_steps = min(training.run.n_steps for training in trained.values())
     if state.step > n_steps:
-        raise InputError(f"{checkpoint}: is of step {state.step:,}, but the run has {n_steps:,}; {_REMEDY}")
+        raise InputError(f"{checkpoint}: step {state.step:,}, but the run has {n_steps:,} steps; {_REMEDY}")
     if state.data.block > stream.blocks.n_blocks:
         raise InputError(
             f"{checkpoint / STATE}: key 'data.block' is {state.data.block:,}, but an epoch has "
@@ -196,7 +198,7 @@ def _optimizer_state(tensors: dict[str, Tensor]) -> dict[int, dict[str, Tensor]]
     return state
 
 
-# What the tensors must be, before any kernel sees them: compiled ones look at no bounds.
+# Tensors are checked before any kernel uses them, because compiled kernels do not check bounds.
 
 
 def _expected(training: Training) -> Iterator[tuple[str, torch.Size, torch.dtype]]:
@@ -213,10 +215,10 @@ def _expected(training: Training) -> Iterator[tuple[str, torch.Size, torch.dtype
 
 
 def _check(tensors: Mapping[str, Tensor], training: Training, step: int, path: Path) -> None:
-    """Raises InputError unless these are the tensors of such a training after so many steps."""
+    """Raise InputError unless these are the tensors of this training after `step` steps."""
     expected = {name: (shape, dtype) for name, shape, dtype in _expected(training)}
     other = (
-        "the checkpoint does not fit this run; bring its configuration back, or start anew in another folder"
+        "the checkpoint does not fit this run; restore its configuration, or start again in another folder"
     )
     for name, (shape, dtype) in expected.items():
         if name not in tensors:
@@ -224,10 +226,10 @@ def _check(tensors: Mapping[str, Tensor], training: Training, step: int, path: P
         found = tensors[name]
         if (found.shape, found.dtype) != (shape, dtype):
             raise InputError(
-                f"{path}: tensor '{name}' is {_kind(found.shape, found.dtype)}, expected {_kind(shape, dtype)}; {other}"
+                f"{path}: tensor '{name}' is {_kind(found.shape, found.dtype)}; expected {_kind(shape, dtype)}; {other}"
             )
     if unknown := sorted(tensors.keys() - expected.keys()):
-        raise InputError(f"{path}: tensor '{unknown[0]}' belongs to nothing in this run; {other}")
+        raise InputError(f"{path}: tensor '{unknown[0]}' is not part of this run; {other}")
     for name, tensor in tensors.items():
         if problem := _damage(name, tensor, step):
             raise InputError(f"{path}: tensor '{name}' {problem}, so the checkpoint is damaged; {_REMEDY}")
@@ -239,7 +241,7 @@ def _check(tensors: Mapping[str, Tensor], training: Training, step: int, path: P
         torch.Generator().set_state(tensors["torch_rng"])
     except RuntimeError:
         raise InputError(
-            f"{path}: tensor 'torch_rng' is no state of a random generator, so the checkpoint is damaged; {_REMEDY}"
+            f"{path}: tensor 'torch_rng' is not a random generator's state, so the checkpoint is damaged; {_REMEDY}"
         ) from None
 
 
@@ -248,14 +250,14 @@ def _kind(shape: torch.Size, dtype: torch.dtype) -> str:
 
 
 def _damage(name: str, tensor: Tensor, step: int) -> str:
-    """What no training leaves in a tensor of this name; empty where there is none of it."""
+    """What is wrong with the values of a tensor, in words; empty if nothing is."""
     if name in ("torch_rng", _PARENT) or not tensor.numel():
         return ""
     if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
         return "holds NaN or infinite values"
     counter = not tensor.is_floating_point() or name.endswith(".step")
     if counter and not bool(((tensor >= 0) & (tensor <= step)).all()):
-        return f"counts steps, and holds numbers outside 0 to {step:,}"
+        return f"counts steps, but holds numbers outside 0 to {step:,}"
     if name.endswith(f".{_MOMENTS[1]}") and bool((tensor < 0).any()):
-        return "holds squares, and some of them are negative"
+        return "holds squares, but some of them are negative"
     return ""

@@ -1,4 +1,4 @@
-"""The activations a run trains on: harvested before, or read from text and kept where the configuration says."""
+"""The activations on which a run trains: harvested earlier, read from text, or passed in by a Python program."""
 
 from __future__ import annotations
 
@@ -36,17 +36,18 @@ from .settle import settle_positions, settle_store, settle_text
 
 @dataclass(frozen=True)
 class TrainingData:
-    """What a run reads. `n_rows` counts the activations of one epoch (read live: at most)."""
+    """The data of a run."""
 
     config: TrainConfig
-    """With all settled but the scale."""
+    """The configuration, with actual values for all settings except the normalization factors."""
     tokens: Tokens | None
-    """The text that was read; None where activations were handed over."""
+    """The text that was read. None if activations were passed in."""
     blocks: Blocks
     n_rows: int
+    """Number of activations in an epoch; an upper bound if they are read live."""
 
     def fingerprint(self) -> str:
-        """Tells whether a position in the data still means the same: the text, where it waits, and how much it is."""
+        """A digest of the text and of how its activations are stored; if it changes, so do positions in the data."""
         if self.tokens is None:
             return blocks_fingerprint(self.blocks)
         digest = hashlib.blake2b(self.tokens.ids.numpy().tobytes(), digest_size=16)
@@ -58,37 +59,41 @@ class TrainingData:
 
 @dataclass
 class TextSource:
-    """Text, and the language model that reads it."""
+    """Activations that a language model computes from text."""
 
     config: TrainConfig
     reader: ActivationReader
 
     @property
     def model(self) -> ModelIdentity:
+        """The language model."""
         return self.reader.lm.identity
 
     @cached_property
     def d_in(self) -> int:
+        """Width of the activations."""
         return self.reader.widths[self.reader.site.name]
 
     @property
     def d_out(self) -> int | None:
-        """Width of the target; None where there is none."""
+        """Width of the target; None if there is none."""
         target = self.config.target
         return None if target is None else self.reader.widths[target]
 
     @property
     def seconds(self) -> float:
-        """Spent in the language model so far."""
+        """Seconds spent in the language model so far."""
         return self.reader.seconds
 
     def about_model(self) -> dict[str, Any]:
+        """The description of the language model for RUN/model.json."""
         return about_model(self.reader)
 
     def read(self, folder: Path | None, stop: Stop, settled: Callable[[TrainConfig], None]) -> TrainingData:
+        """Read the text and, unless they are read live, its activations; see `open_source`."""
         reader, config = self.reader, settle_text(self.config, self.reader)
         if Path(config.data).expanduser().exists():
-            # One window tells whether there is held-out text at all; better now than after the training.
+            # Read one window of held-out text, so that an error for missing text comes now and not after training.
             read_tokens(config, reader, "held_out", config.text.context)
         tokens = read_tokens(config, reader, "train", config.tokens)
         config = settle_positions(config, reader, tokens)
@@ -97,8 +102,8 @@ class TextSource:
         store, seed = config.activations.store, config.data_seed
         if store == "disk" and folder is None:
             raise InputError(
-                f"activations.store = disk: {tokens.n_tokens:,} tokens wait in a run's folder; give out, or set "
-                "activations.store to memory or live"
+                f"activations.store = disk: activations of {tokens.n_tokens:,} tokens are stored in the run's folder; "
+                "give out, or set activations.store to memory or live"
             )
         if store == "live":
             n_rows = sum(int(reader.keep(ids).sum()) for ids in tokens.ids.split(4096))
@@ -120,7 +125,7 @@ class TextSource:
 
 @dataclass
 class StoredSource:
-    """Activations that were harvested before: no language model is needed."""
+    """Activations that were harvested earlier, so that no language model is needed."""
 
     config: TrainConfig
     stored: StoredData
@@ -129,43 +134,47 @@ class StoredSource:
 
     @property
     def model(self) -> ModelIdentity:
-        """The model that was read, by the name that the run has for it."""
+        """The language model, under the name that the configuration has for it."""
         return replace(self.stored.model, name=self.config.model)
 
     @property
     def d_in(self) -> int:
+        """Width of the activations."""
         return self.stored.manifest.d_in
 
     @property
     def d_out(self) -> int | None:
-        """Width of the target; None where there is none."""
+        """Width of the target; None if there is none."""
         target = self.config.target
         return None if target is None else self.stored.manifest.sites[target]
 
     def about_model(self) -> dict[str, Any]:
+        """The description of the language model for RUN/model.json."""
         return {**self.stored.about_model(), **self.model.to_dict()}
 
     @property
     def n_rows(self) -> int:
+        """Number of activations."""
         return sum(shard.rows for shard in self.stored.manifest.shards)
 
     def sample(self, n_rows: int) -> ActivationBatch:
-        """Up to so many of them."""
+        """The first activations, up to `n_rows`."""
         return self.stored.open().shard(0).each(lambda x: x[:n_rows].clone())
 
     def read(self, folder: Path | None, stop: Stop, settled: Callable[[TrainConfig], None]) -> TrainingData:
+        """Open the stored activations; see `open_source`."""
         store = self.stored.open(self.config.data_seed)
         if "prepend_bos" not in store.manifest:
             note(
-                f"{self.stored.folder}: activations of text read without BOS, as saeforest did before text.bos; if "
-                f"the tokenizer of {self.model.name} puts BOS before a text, harvest again to read it so"
+                f"{self.stored.folder}: activations of text read without BOS, as older versions of saeforest did; if "
+                f"the tokenizer of {self.model.name} puts BOS before a text, harvest again"
             )
         return TrainingData(self.config, store.tokens(), store, store.n_rows)
 
 
 @dataclass
 class GivenSource:
-    """Activations that a Python program hands over. `config.tokens` counts those in all training steps together."""
+    """Activations that a Python program passes in. `config.tokens` is their total number over all training steps."""
 
     config: TrainConfig
     blocks: Blocks
@@ -176,36 +185,40 @@ class GivenSource:
 
     @property
     def d_in(self) -> int:
+        """Width of the activations."""
         return self.blocks.d_in
 
     def about_model(self) -> dict[str, Any]:
+        """Nothing: the language model is unknown."""
         return {}
 
     def read(self, folder: Path | None, stop: Stop, settled: Callable[[TrainConfig], None]) -> TrainingData:
+        """The activations as they are."""
         return TrainingData(self.config, None, self.blocks, self.config.tokens)
 
 
 def blocks_fingerprint(blocks: Blocks) -> str:
-    """Tells sources of activations apart: by all their values where they are in memory, else by the first block."""
+    """A digest of a source of activations: of all values if they are in memory, otherwise of the first block."""
     x = blocks.x if isinstance(blocks, MemoryActivations) else blocks.block(0, 0).x
     order = blocks.seed if isinstance(blocks, MemoryActivations) else None
     about = repr((type(blocks).__name__, blocks.n_blocks, order, list(x.shape), str(x.dtype)))
     digest = hashlib.blake2b(about.encode(), digest_size=16)
-    # numpy has no bfloat16, so the bytes are taken as they are.
+    # NumPy has no bfloat16, so hash the bytes.
     digest.update(x.contiguous().view(torch.uint8).cpu().numpy().data)
     return digest.hexdigest()
 
 
 def open_source(config: TrainConfig) -> TextSource | StoredSource:
-    """Where the activations of a run come from. The configuration is a settled one (see `settle`).
+    """The source of a run's activations. The configuration must come from `settle`.
 
-    Its `read` reads the text and, unless they are read live or were harvested before, the activations:
+    Its method `read(folder, stop, settled)` reads the text and, unless they are read live or were harvested earlier,
+    the activations:
 
-    folder:  where activations wait on disk. Those that an earlier process has read for the same run are used again.
-    settled: called with the configuration once it is known where they wait: a run that is killed and goes on must not
-        choose anew.
+    folder:  where activations are stored on disk. Those that an earlier process of the same run has read are reused.
+    settled: called with the configuration once it says where activations are stored, so that a run that is killed
+        makes the same choice when it is resumed.
 
-    It raises InputError where the text is missing or too short; Interrupted where `stop` says so.
+    `read` raises InputError if the text is missing or too short, and Interrupted if `stop` asks to stop.
     """
     match data_of(config.data):
         case TextData():
@@ -214,24 +227,27 @@ def open_source(config: TrainConfig) -> TextSource | StoredSource:
             return StoredSource(config, stored)
         case GivenData():
             raise InputError(
-                f"data = {GIVEN}: stands for activations that a Python program handed over; go on there, with the "
-                "same saeforest.train(x, ..., out=...)"
+                f"data = {GIVEN}: the activations were passed in by a Python program; resume there, with the same "
+                "saeforest.train(x, ..., out=...)"
             )
 
 
 def _of_this_run(folder: Path, about: dict[str, Any], seed: int) -> StoredActivations | None:
-    """What an earlier process of the run has read, if it has read all. Raises InputError if it read another text."""
+    """The activations from an earlier process of the run; None if they are missing or incomplete.
+
+    Raises InputError if they were read from another text.
+    """
     if not is_store(folder):
         return None
     store = open_store(folder, seed)
-    check_store(store, about, "bring that back, or start anew in another folder")
+    check_store(store, about, "restore that setting, or start again in another folder")
     return store
 
 
 def check_store(store: StoredActivations, about: dict[str, Any], remedy: str) -> None:
-    """Raises InputError, with the remedy, where a store says another thing of itself than `about`."""
+    """Raise InputError, with the remedy, if the manifest of a store differs from `about`."""
     for key, wanted in about.items():
         if key != "version" and store.manifest.get(key) != wanted:
             raise InputError(
-                f"{store.folder}: holds activations with {key} = {store.manifest.get(key)!r}, not {wanted!r}; {remedy}"
+                f"{store.folder}: activations with {key} = {store.manifest.get(key)!r}, not {wanted!r}; {remedy}"
             )

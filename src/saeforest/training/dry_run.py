@@ -1,4 +1,4 @@
-"""What a run will take, before it starts: sizes, memory, steps and a measured estimate of the time."""
+"""A dry run: the sizes, memory, steps and time of a run, estimated from a few steps before it starts."""
 
 from __future__ import annotations
 
@@ -29,29 +29,29 @@ _PROBE_ROWS = 2048
 
 @dataclass(frozen=True)
 class PeakMemory:
-    """The most memory that a run holds at once, in bytes, and what it consists of when training."""
+    """The peak memory of a run, in bytes, and what it consists of during training."""
 
     peak: int
-    """Of the whole run, on the CPU."""
+    """Peak of the whole run, in the memory of the CPU."""
     base: int
-    """Libraries, language model, text."""
+    """Memory of the libraries, the language model and the text."""
     activations: int
-    """What waits in memory to be trained on."""
+    """Memory of the activations that are kept for training."""
     state: int
-    """The SAEs with gradients and the optimiser's moments."""
+    """Memory of the SAEs with their gradients and the optimizer's moments."""
     dead: int
-    """The peak if most features were dead."""
+    """Peak if most features were dead."""
     lower: str
-    """What to lower if it is too much."""
+    """The setting to lower if the peak is too high."""
     measured: bool
-    """From steps that were tried, which is not done where not even the state has room."""
+    """Whether training steps were tried. They are not if not even the state fits in memory."""
     gpu: int = 0
-    """The peak on the GPU, of PyTorch's tensors and what it holds ready for them."""
+    """Peak memory that PyTorch reserved on the GPU."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Bytes and seconds a run is expected to take."""
+    """The bytes and seconds that a run is expected to take."""
 
     config: TrainConfig
     device: torch.device
@@ -65,13 +65,13 @@ class Estimate:
     memory: PeakMemory
     seconds_lm: float
     seconds_sae: float | None
-    """None where no step could be tried."""
+    """Seconds of training; None if no step could be tried."""
 
 
 def estimate(config: TrainConfig) -> Estimate:
-    """Tries a little of the real work on this machine: the language model on a few windows, and a few SAE steps.
+    """Estimate a run by a small part of its work: the language model on a few windows, and a few training steps.
 
-    Raises InputError where the model, the site or the text is not to be had, as the run itself would.
+    Raises InputError for anything wrong with the model, the site or the text, as the run itself would.
     """
     config = settle(config)
     source = open_source(config)
@@ -98,7 +98,7 @@ def estimate(config: TrainConfig) -> Estimate:
     members = config.members()
     n_parameters = {name: _n_parameters(member, d_in, source.d_out) for name, member in members.items()}
     bytes_sae = sum(_bytes(member) * n_parameters[name] for name, member in members.items())
-    row = width * first.x.element_size() + 8  # an activation, and where it comes from
+    row = width * first.x.element_size() + 8  # an activation, and its position in the text
     base, waiting = resident(), _Waiting(store, n_rows, row, device)
     tried = None
     if device.type != "cpu" or bytes_sae + waiting.held < available():
@@ -127,17 +127,17 @@ def estimate(config: TrainConfig) -> Estimate:
 
 @dataclass(frozen=True)
 class _Waiting:
-    """Memory for activations on their way to the SAEs."""
+    """The memory for activations before they are trained on."""
 
     store: str
     n_rows: int
     row: int
-    """Bytes."""
+    """Bytes of one activation."""
     device: torch.device
 
     @property
     def held(self) -> int:
-        """While a batch is trained on: all of them, or the block it is from and the one that is read meanwhile."""
+        """Bytes during a training step: all activations, or the current block and the one being read."""
         match self.store:
             case "memory":
                 return (self.n_rows + min(self.n_rows, BLOCK_ROWS)) * self.row
@@ -148,7 +148,7 @@ class _Waiting:
 
     @property
     def harvesting(self) -> int:
-        """While they are read from the language model, before there is any training."""
+        """Bytes while activations are harvested, before training."""
         shards = 2 * min(self.n_rows, SHARD_ROWS) * self.row
         match self.store:
             case "memory":
@@ -160,7 +160,7 @@ class _Waiting:
 
     @property
     def between(self) -> int:
-        """While the next are read from the language model, and no batch is trained on."""
+        """Bytes while the next block is read from the language model between training steps."""
         return 2 * self._live if self.store == "live" else 0
 
     @property
@@ -178,7 +178,7 @@ def _peak_memory(
     device: torch.device,
 ) -> PeakMemory:
     cuda = device.type == "cuda"
-    own = 0 if cuda else state  # of what the SAEs hold, that on the CPU
+    own = 0 if cuda else state  # the part of the SAEs' memory that is on the CPU
     steps, dead, saving = (tried.steps, tried.dead, tried.saving) if tried else (own, own, own)
     harvest = base + reading + waiting.harvesting
     training = base + max(waiting.held + max(steps, saving), own + reading + waiting.between)
@@ -205,7 +205,7 @@ def _peak_memory(
 def _lower_activations(store: str) -> str:
     match store:
         case "harvested":
-            return "the number of activations that are harvested"
+            return "the number of harvested activations"
         case "live":
             return "tokens"
         case _:
@@ -213,18 +213,18 @@ def _lower_activations(store: str) -> str:
 
 
 def _n_parameters(config: TrainConfig, d_in: int, d_out: int | None) -> int:
-    """Of an SAE, without making it; those that don't grow with the dictionary may be left out."""
+    """The number of parameters of an SAE, without building it, except those that do not grow with the dictionary."""
     shapes = SYSTEMS[config.sae.architecture].tensor_shapes(d_in, sum(config.sae.layer_sizes), d_out)
     return sum(math.prod(shape) for name, shape in shapes.items() if name != "parent")
 
 
 def _bytes(config: TrainConfig) -> int:
-    """Of a parameter: itself and its gradient, in float32, and Adam's two moments."""
+    """Bytes for each parameter: itself and its gradient in float32, and Adam's two moments."""
     return 2 * 4 + 2 * (2 if config.optim.state == "bfloat16" else 4)
 
 
 def _activations(reader: ActivationReader, tokens: Tokens, n_windows: int) -> tuple[ActivationBatch, float]:
-    """The first activations, read as the run would, and the seconds a token takes."""
+    """The first activations, read as in the run, and the seconds per token."""
     windows = torch.arange(min(n_windows, len(tokens.ids)))
     reader.read(tokens, windows[: min(_PROBE_WINDOWS, reader.batch_size)])
     before = reader.seconds
@@ -237,24 +237,24 @@ def _activations(reader: ActivationReader, tokens: Tokens, n_windows: int) -> tu
 def describe(e: Estimate) -> Table:
     """The estimate as a table for the terminal."""
     config = e.config
-    table = Table(title="What this run will take", title_justify="left", show_header=False, box=None)
+    table = Table(title="Estimate for this run", title_justify="left", show_header=False, box=None)
     device = "this machine's" if e.device.type == "cpu" else "the GPU's"
     rows = [
         ("model, site", f"{config.model}, {config.site} (width {e.d_in})"),
         *([] if config.target is None else [("target", config.target)]),
         *((f"SAE {name}" if config.saes else "SAE", _describe_sae(e, name)) for name in config.members()),
-        ("text", f"{config.data}: {config.tokens:,} tokens (if it has so many), {config.epochs} epoch(s)"),
+        ("text", f"{config.data}: at most {config.tokens:,} tokens, {config.epochs} epoch(s)"),
         ("steps", f"{e.n_steps:,} of {config.batch_size:,} activations"),
         (
             "sizes",
-            f"SAE with gradients and optimiser {size(e.bytes_sae)}, language model {size(e.bytes_lm)}, "
+            f"SAE with gradients and optimizer {size(e.bytes_sae)}, language model {size(e.bytes_lm)}, "
             f"activations {size(e.bytes_activations)} ({e.store})",
         ),
         ("peak memory", _describe_memory(e.memory)),
         (
             "time",
             f"language model {_minutes(e.seconds_lm)}, SAE {_minutes(e.seconds_sae)} "
-            f"(from a few steps at {device} present speed, no dead features)",
+            f"(from a few steps at {device} current speed, without dead features)",
         ),
         (
             "precision",
@@ -281,15 +281,15 @@ def _describe_memory(m: PeakMemory) -> str:
     parts = {
         "libraries, language model and text": m.base,
         "activations": m.activations,
-        **({} if m.gpu else {"SAE with gradients and optimiser": m.state}),
+        **({} if m.gpu else {"SAE with gradients and optimizer": m.state}),
         "working memory": max(work, 0),
     }
     text = f"{size(m.peak)}: " + ", ".join(f"{name} {size(n)}" for name, n in parts.items())
     if not m.measured:
-        text += " (at least: there is no room to try a step)"
+        text += " (or more: there is not enough memory to try a step)"
     elif m.dead > 1.05 * m.peak:
         text += f"; up to {size(m.dead)} while most features are dead"
-    text += f"; {size(available())} more are available"
+    text += f"; another {size(available())} are available"
     return text + (f"; on the GPU {size(m.gpu)} and its own context" if m.gpu else "")
 
 

@@ -1,4 +1,4 @@
-"""Activations read into a folder once, for as many runs as wanted."""
+"""Harvesting activations into a folder, to be used by any number of runs."""
 
 from __future__ import annotations
 
@@ -19,10 +19,12 @@ from .unfinished import claimed_run, is_free
 
 
 def run_harvest(config: TrainConfig, out: Path) -> tuple[StoredActivations, Harvest]:
-    """Reads the activations of `config` into the store `out`; returns it, and what the reading took.
+    """Read the activations of `config` into the folder `out`. Returns the store, and how long reading took.
 
-    Goes on where an earlier harvest with the same settings was stopped. Raises InputError where `out` holds anything
-    else or is in use, and for anything wrong with the model or the text; Interrupted where a signal asks to stop.
+    An earlier harvest with the same settings that was stopped is continued.
+
+    Raises InputError if `out` holds anything else or is in use, or if something is wrong with the model or the text;
+    Interrupted if a signal asks to stop.
     """
     config = settle_machine(config)
     with claimed_run(out), stopping("what was read") as stop:
@@ -36,7 +38,10 @@ def run_harvest(config: TrainConfig, out: Path) -> tuple[StoredActivations, Harv
         if is_store(out):
             store = open_store(out)
             check_store(store, about, "choose another folder")
-            for unfinished in (JOURNAL, PENDING):  # killed in the moment before these were removed
+            for unfinished in (
+                JOURNAL,
+                PENDING,
+            ):  # left if the harvest was killed just before they were removed
                 (out / unfinished).unlink(missing_ok=True)
             if not (out / MODEL).exists():
                 write_json(out / MODEL, about_model(reader))

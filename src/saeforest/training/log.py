@@ -1,4 +1,4 @@
-"""The run's logs: log.jsonl, one line a logged step or event, and allocations.jsonl, every move of a child."""
+"""The logs of a run: log.jsonl has a line for each logged step or event, allocations.jsonl every move of a child."""
 
 from __future__ import annotations
 
@@ -37,17 +37,28 @@ FINISHED = "finished"
 
 @runtime_checkable
 class Log(Protocol):
-    """Where the lines of an SAE's training go."""
+    """A log of the training of one SAE."""
 
-    def step(self, line: dict[str, Any]) -> None: ...
-    def event(self, event: Event) -> None: ...
-    def sync(self) -> None: ...
-    def finish(self, step: int) -> None: ...
+    def step(self, line: dict[str, Any]) -> None:
+        """Add the line of a step."""
+        ...
+
+    def event(self, event: Event) -> None:
+        """Add an event."""
+        ...
+
+    def sync(self) -> None:
+        """Make sure that everything so far is saved."""
+        ...
+
+    def finish(self, step: int) -> None:
+        """Close the log at the end of training, after step `step`."""
+        ...
 
 
 @dataclass
 class MemoryLog:
-    """The lines that log.jsonl would hold, for a training that writes no files."""
+    """A log that keeps the lines of log.jsonl in memory, for training without files."""
 
     lines: list[dict[str, Any]] = field(default_factory=list)
 
@@ -65,10 +76,10 @@ class MemoryLog:
 
 
 class RunLog:
-    """Appends to the logs of a run folder. On resuming, lines after the checkpoint's step are dropped first.
+    """Appends to the logs in a folder of the run. On resuming, lines after the checkpoint's step are deleted first.
 
-    Lines that are damaged are set aside, in a file of their own, and a line says so: they are in nobody's way. A line
-    that cannot be written (a full disk) waits for the next one; `sync` raises OSError where it still can't be.
+    Damaged lines are moved to a file of their own, and a note says so. A line that cannot be written, because the disk
+    is full, is written with the next one; `sync` raises OSError if that is still impossible.
     """
 
     def __init__(self, folder: Path, resume_at: int = 0) -> None:
@@ -87,12 +98,12 @@ class RunLog:
             self._allocations.append({**about, "moves": event.moves})
 
     def sync(self) -> None:
-        """Everything so far is on the disk. Raises OSError where it is not."""
+        """Write everything so far to disk. Raises OSError if that is impossible."""
         self._log.sync()
         self._allocations.sync()
 
     def finish(self, step: int) -> None:
-        """Closes the logs with a line that holds their checksums. Raises OSError where they can't be written."""
+        """Close the logs with a line that holds their checksums. Raises OSError if they cannot be written."""
         self.sync()
         files = [lines.path for lines in (self._log, self._allocations) if lines.path.exists()]
         checksums = {path.name: checksum(path) for path in files}
@@ -101,14 +112,14 @@ class RunLog:
 
 
 class _Lines:
-    """A file of JSON lines that is appended to."""
+    """A file of JSON lines, to which lines are appended."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._waiting: list[str] = []
 
     def cut(self, step: int) -> None:
-        """Keeps the lines up to a step; none for step 0, at which a run begins."""
+        """Keep only the lines up to a step. For step 0, the start of a run, none are kept."""
         if not self.path.exists():
             return
         kept, damaged = read_lines(self.path)
@@ -130,7 +141,7 @@ class _Lines:
         except OSError as error:
             if len(self._waiting) == 1:
                 note(
-                    f"{self.path}: {os.strerror(error.errno or 0)}; going on, and trying again with the next line"
+                    f"{self.path}: {os.strerror(error.errno or 0)}; training continues, and the next line tries again"
                 )
 
     def _write(self) -> None:
@@ -140,7 +151,7 @@ class _Lines:
                 file.write("".join(self._waiting).encode())
                 file.flush()
             except OSError:
-                with suppress(OSError):  # no half line stays
+                with suppress(OSError):  # leave no half line behind
                     os.truncate(self.path, end)
                 raise
         self._waiting.clear()
@@ -154,9 +165,9 @@ class _Lines:
 
 
 def read_lines(path: Path) -> tuple[list[dict[str, Any]], list[bytes]]:
-    """The lines of a log that are objects with a step, and those that are damaged, each in order.
+    """The intact lines of a log (objects with a step), and the damaged ones, each in order.
 
-    A last line without its end is neither: a process was stopped while it wrote that.
+    A last line without a newline is neither, since the process was stopped while writing it.
     """
     sound: list[dict[str, Any]] = []
     damaged: list[bytes] = []
@@ -174,26 +185,27 @@ def read_lines(path: Path) -> tuple[list[dict[str, Any]], list[bytes]]:
 
 
 def log_files(folder: Path) -> list[Path]:
-    """The logs that a folder holds, or may hold."""
+    """The paths of the logs in a folder, whether or not they exist."""
     return [folder / LOG, folder / ALLOCATIONS]
 
 
 def has_log(folder: Path) -> bool:
+    """Whether a folder has a log.jsonl."""
     return (folder / LOG).is_file()
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
-    """All lines of the log.jsonl in a folder, steps and events, in order. Raises InputError where one is damaged."""
+    """All lines of the log.jsonl in a folder, steps and events, in order. Raises InputError if one is damaged."""
     path = folder / LOG
     lines, damaged = read_lines(path)
     check_log(path)
     if damaged:
-        raise InputError(f"{path}: {len(damaged)} of its lines are damaged; restore it from a copy")
+        raise InputError(f"{path}: {len(damaged)} lines are damaged; restore it from a copy")
     return lines
 
 
 def check_log(path: Path) -> None:
-    """Raises InputError where a finished log, or allocations.jsonl beside it, is not what its closing line says."""
+    """Raise InputError if a finished log, or the allocations.jsonl beside it, does not match its closing line."""
     before, end, last = read_bytes(path).rstrip(b"\n").rpartition(b"\n")
     closing = None
     with suppress(InputError):
@@ -201,7 +213,7 @@ def check_log(path: Path) -> None:
     if not isinstance(closing, dict) or closing.get("event") != FINISHED:
         if is_closed(path.parent):
             raise InputError(
-                f"{path}: its closing line is missing or damaged, so it was cut; restore it from a copy"
+                f"{path}: the closing line is missing or damaged, so the file was cut; restore it from a copy"
             )
         return
     digests = {LOG: checksum_of_bytes(before + end)}
@@ -214,18 +226,21 @@ def check_log(path: Path) -> None:
 
 
 def is_closed(folder: Path) -> bool:
-    """Whether the logs in `folder` are of an SAE that was finished by a version that closes them with checksums."""
+    """Whether the logs in `folder` belong to a finished SAE, and must therefore have a closing line.
+
+    SAEs without checksums were saved by older versions, which wrote no closing line.
+    """
     if (run := RunFolder.around(folder)) is None:
         return False
     try:
         return listed_checksum(read_json(run.sae_beside(folder) / CFG), WEIGHTS) is not None
-    except InputError:  # none, or a damaged one
+    except InputError:  # there is no SAE, or it is damaged
         return False
 
 
 @torch.no_grad()
 def describe_step(training: Training, target: Float[Tensor, "n d_out"], step: Step) -> dict[str, Any]:
-    """What a logged step says of the SAE: losses by layer, FVE, L0 and dead features by layer."""
+    """The line of a logged step: losses by layer, FVE, and by layer L0 and the number of dead features."""
     forest = training.sae.forest
     residual = float((target - step.x_hat).square().sum())
     spread = float((target - target.mean(0)).square().sum())
@@ -234,14 +249,14 @@ def describe_step(training: Training, target: Float[Tensor, "n d_out"], step: St
     return {
         "loss": float(step.loss.detach()),
         **{name: [None if t is None else float(t) for t in terms] for name, terms in step.terms.items()},
-        "fve": 1 - residual / spread if spread else None,  # equal activations have nothing to explain
+        "fve": 1 - residual / spread if spread else None,  # undefined if all activations are equal
         "l0": [float(fired[layer].sum() / step.n_tokens) for layer in layers],
         "dead": [int(dead[layer].sum()) for layer in layers],
     }
 
 
 def peak_memory_mb() -> float:
-    """The most memory this process has held: of the GPU where one is used, else of the machine."""
+    """The peak memory of this process in MiB: on the GPU if it uses one, otherwise in RAM."""
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated() / 2**20
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

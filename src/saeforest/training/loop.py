@@ -1,4 +1,4 @@
-"""The training loop: it knows no system by name."""
+"""The training loop, for SAEs of all systems."""
 
 from __future__ import annotations
 
@@ -29,16 +29,17 @@ from .log import Log, MemoryLog, RunLog, describe_step, peak_memory_mb
 
 @dataclass
 class Trainee:
-    """One of the SAEs of a run in training, and the time its steps take."""
+    """One of the SAEs that a run trains, and the time its steps take."""
 
     name: str
     training: Training
     of: str = ""
-    """How messages tell it from the others of a run."""
+    """Addition to messages that names the SAE, if the run trains several."""
     seconds: float = 0.0
+    """Seconds spent in its steps so far."""
 
     def step(self, x: Float[Tensor, "n d_in"], target: Float[Tensor, "n d_out"] | None = None) -> Step:
-        """One training step; `target` as in `Training.step`. Raises InputError where the loss stops being finite."""
+        """Run one training step, as `Training.step` does. Raises InputError if the loss is infinite or NaN."""
         begin = time.perf_counter()
         try:
             return self.training.step(x, target)
@@ -58,16 +59,20 @@ def train(
     about: Mapping[str, Any] | None = None,
     lm_seconds: Callable[[], float] = lambda: 0.0,
 ) -> dict[str, Log]:
-    """Trains SAEs to the end of their run, on the same batches, and saves each by its name in `run`; returns their
-    logs. Without a run it writes no file: logs are `MemoryLog`s,
-    and signals are the caller's.
+    """Train SAEs on the same batches to the end of their run, and save each under its name in `run`.
 
-    Goes on from the latest checkpoint in it if there is one. `fingerprint` and `about` are kept in checkpoints (see
-    `save_checkpoint`). `lm_seconds` tells how long the language model has run so far, so that the log can say where the
-    time went. A checkpoint that the disk has no room for is left out, and a line says so.
+    If the run has a checkpoint, training continues from the latest one.
 
-    Raises Interrupted when a signal asks to stop, with a checkpoint saved; InputError where a loss stops being finite;
-    OSError where the logs, the SAE, or the checkpoint before stopping cannot be written.
+    run: the run's folder. None: no files are written, logs are kept in memory, and signals are left to the caller.
+    fingerprint, about: saved in checkpoints; see `save_checkpoint`.
+    lm_seconds: returns the seconds spent in the language model so far, for the log.
+
+    Returns the log of each SAE. If the disk has no room for a checkpoint, it is skipped and a note says so.
+
+    Raises:
+        Interrupted: a signal asked to stop; a checkpoint has been saved.
+        InputError: a loss is infinite or NaN.
+        OSError: the logs, an SAE, or the checkpoint before stopping cannot be written.
     """
     trainees = [
         Trainee(name, training, f" of {name}" if config.saes else "") for name, training in trained.items()
@@ -131,7 +136,8 @@ def train(
                     save(step)
                 except OSError as error:
                     note(
-                        f"step {step:,}: no checkpoint: {error.filename}: {os.strerror(error.errno or 0)}; going on"
+                        f"step {step:,}: checkpoint not saved: {error.filename}: {os.strerror(error.errno or 0)}; "
+                        "training continues"
                     )
                 saved_at = time.monotonic()
         for log in logs:
@@ -146,16 +152,16 @@ def train(
 
 
 def fit(training: Training, stream: ActivationStream) -> Iterator[Step]:
-    """Trains one SAE without a folder or a log, for toys and tests: a step each time the next is asked for."""
+    """Train one SAE without a folder or a log, for toy examples and tests: each `next` runs one step."""
     for _ in range(training.done, training.run.n_steps):
         yield training.step(stream.next().x.to(training.sae.device).float())
 
 
 class _Clock:
-    """Where the time between two logged steps went: that of the language model, of the data, and of each SAE.
+    """Measures the time between two logged steps: in the language model, for the data, and in each SAE.
 
-    `data` is what the training waited for data other than the language model. Where the language model reads in the
-    background, its time runs beside that of the SAEs, and the waiting may be less than it: then `data` is 0.
+    `data` is the time that training waited for data, minus the time of the language model. If the language model runs
+    in the background, its time overlaps with that of the SAEs and may be longer than the wait; then `data` is 0.
     """
 
     def __init__(
@@ -170,7 +176,7 @@ class _Clock:
         return run + [t.seconds for t in self._trainees]
 
     def lap(self) -> list[dict[str, Any]]:
-        """What to log of each SAE."""
+        """The times since the last call, for the log of each SAE."""
         now = self._now()
         total, fetch, lm, *saes = (b - a for a, b in zip(self._mark, now, strict=True))
         tokens_per_s = round(self.steps * self._stream.batch_size / max(total, 1e-9), 1)

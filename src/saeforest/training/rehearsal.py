@@ -1,4 +1,4 @@
-"""A few steps of a run that is not made: how long they take, and how much memory."""
+"""A few training steps for a dry run: how long they take, and how much memory they need."""
 
 from __future__ import annotations
 
@@ -14,48 +14,48 @@ from torch import Tensor
 from ..memory import peak, reset_peak
 from ..saes import Step, Training
 
-# A system whose steps would take longer is tried on a part of a batch, and a whole one reckoned from that.
+# If a step would take longer than this, smaller batches are tried, and the time of a whole one is extrapolated.
 _SECONDS_PER_STEP = 30.0
 _SMALL_SHARE, _SMALL_ROWS = 16, 512
-# Memory that is given back is not all taken again: after some steps, of batches that differ, the peak stands still.
+# Freed memory is not completely reused: the peak stops growing only after a few steps on different batches.
 _LEAST_STEPS, _MOST_STEPS, _SECONDS = 3, 8, 10.0
 
 
 @dataclass(frozen=True)
 class Rehearsal:
-    """What the steps took. Memory is beyond what was held before, the SAEs with their optimisers included."""
+    """The time and memory of the steps. Memory is in addition to what the process held before the SAEs were built."""
 
     seconds_per_step: float
-    """Of all SAEs together."""
+    """Seconds of one step of all SAEs together."""
     steps: int
-    """Peak bytes of training."""
+    """Peak bytes during training."""
     dead: int
-    """The same while most features are dead."""
+    """Peak bytes during training while most features are dead."""
     saving: int
-    """Peak bytes of saving what was trained."""
+    """Peak bytes while the SAEs are saved."""
 
 
 @dataclass
 class _Tried:
     training: Training
     x: Float[Tensor, "rows d_in"]
-    """What batches are made from."""
+    """The activations from which batches are made."""
     target: Float[Tensor, "rows d_out"]
     batches: int = 0
     last: Step | None = None
 
     @property
     def n(self) -> int:
-        """Activations in a batch."""
+        """Number of activations in a batch."""
         return self.training.run.batch_size
 
     @property
     def few(self) -> int:
-        """A small batch."""
+        """Number of activations in a small batch."""
         return min(self.n, max(self.n // _SMALL_SHARE, _SMALL_ROWS))
 
     def batch(self, n: int) -> tuple[Float[Tensor, "n d_in"], Float[Tensor, "n d_out"]]:
-        """Rows like those of `x` and of `target`, others in every step."""
+        """Random rows like those of `x` and `target`, different in every step."""
         self.batches += 1
         x = _like(self.x, n, self.batches).to(self.training.sae.device)
         if self.target is self.x:
@@ -63,7 +63,7 @@ class _Tried:
         return x, _like(self.target, n, self.batches).to(self.training.sae.device)
 
     def step(self, n: int) -> float:
-        """A training step on `n` activations; returns its seconds."""
+        """Run a training step on `n` activations. Returns its time in seconds."""
         batch = self.batch(n)
         start = time.perf_counter()
         self.last = step = self.training(*batch)
@@ -72,7 +72,7 @@ class _Tried:
         return time.perf_counter() - start
 
     def find_forest(self) -> None:
-        """Does what happens after the first step in which the forest is found anew, if that is a lot of work."""
+        """Do the work that follows the first step after which parents are chosen, if the system has such a step."""
         due = self.training.first_update
         if self.last is not None and due is not None and due <= self.training.run.n_steps:
             self.training.after_step(self.last, due)
@@ -93,10 +93,12 @@ def rehearse(
     before: int,
     target: Float[Tensor, "n d_out"] | None = None,
 ) -> Rehearsal:
-    """Trains all SAEs for some steps, as their run would, on batches made from a few activations.
+    """Train all SAEs for a few steps, as their run would, on batches made from a few activations.
 
-    Their weights are changed, and of no use afterwards. before: what was held before they were made. target: of
-    transcoders, what they predict.
+    The SAEs are changed and must not be used afterwards.
+
+    before: bytes of memory that the process held before the SAEs were built.
+    target: the targets of transcoders.
     """
     reset_peak()
     tried = [_Tried(training, x, x if target is None else target) for training in trained.values()]
@@ -118,12 +120,12 @@ def rehearse(
 
 
 class _Found(NamedTuple):
-    """What a step on a whole batch takes; memory is what the peak lies above that which was held before."""
+    """The time and memory of a step on a whole batch. Memory is the peak minus what was held before."""
 
     seconds: float
     growth: int
     beginning: int = 0
-    """Before the first step on a whole batch."""
+    """Peak bytes before the first step on a whole batch."""
 
     @property
     def slow(self) -> bool:
@@ -131,9 +133,9 @@ class _Found(NamedTuple):
 
 
 def _begin(one: _Tried, before: int) -> _Found:
-    """Brings an SAE to where training soon is: with gradients, moments and, where parents are found, a forest.
+    """Bring an SAE into the state that it soon has in training: with gradients, moments and a forest.
 
-    Returns what two small batches say of a whole one: what a step takes grows with its rows.
+    Returns the time and memory of a whole batch, extrapolated linearly from two small ones.
     """
     batch = one.batch(one.n)
     one.training.initialize(*batch)
@@ -155,7 +157,7 @@ def _begin(one: _Tried, before: int) -> _Found:
 
 
 def _measured(one: _Tried, before: int, least: int = _LEAST_STEPS, most: int = _MOST_STEPS) -> _Found:
-    """The same from whole batches."""
+    """The time and memory of a step, measured on whole batches."""
     reset_peak()
     seconds: list[float] = []
     while len(seconds) < least or (len(seconds) < most and sum(seconds) < _SECONDS):

@@ -1,4 +1,4 @@
-"""A whole run: from a configuration to a folder with a trained SAE in it."""
+"""A whole run: from a configuration to trained SAEs, in a folder or in memory."""
 
 from __future__ import annotations
 
@@ -31,20 +31,20 @@ from .loop import train
 from .settle import settle, settle_scale
 from .unfinished import TooFew, check_about, claimed_run, going_on, run_state, undone_if_worthless
 
-#: In the metadata of an SAE that was trained on activations of the caller's: tells which they were.
+#: The key, in the metadata of an SAE trained on the caller's activations, of the digest that identifies them.
 FINGERPRINT = "activations_fingerprint"
 
 
 @dataclass
 class Trained:
-    """SAEs that were trained, whether in a folder or not, and what they were trained on."""
+    """Trained SAEs, in a folder or in memory, and the data they were trained on."""
 
     config: TrainConfig
-    """With all settled."""
+    """The configuration, with actual values for all settings."""
     saes: dict[str, SAE]
-    """By name."""
+    """The SAEs by name."""
     logs: dict[str, Log]
-    """Likewise."""
+    """The log of each SAE, by its name."""
     data: TrainingData
     reader: ActivationReader | None
     seconds_harvest: float
@@ -52,31 +52,31 @@ class Trained:
 
 @dataclass
 class Run:
-    """A finished run, and what it read, for those who go on with it in the same process."""
+    """A finished run and the data it read, for further use in the same process."""
 
     folder: RunFolder
     config: TrainConfig
     saes: dict[str, SAE]
-    """By name."""
+    """The SAEs by name."""
     reader: ActivationReader | None
-    """None where the activations were harvested before."""
+    """The reader of the language model; None if the activations were harvested earlier."""
     tokens: Tokens
     blocks: Blocks
     seconds_harvest: float
-    """In the language model before training began."""
+    """Seconds spent in the language model before training began."""
 
     @property
     def sae(self) -> SAE:
-        """The first of them, and in most runs the only one."""
+        """The first SAE of the run, usually the only one."""
         return next(iter(self.saes.values()))
 
     def drop_activations(self) -> None:
-        """Deletes activations that waited on disk; `blocks` is of no use afterwards."""
+        """Delete the activations that are stored on disk. `blocks` must not be used afterwards."""
         shutil.rmtree(self.folder.activations, ignore_errors=True)
 
 
 def resume_config(run: RunFolder) -> TrainConfig:
-    """The configuration with which an unfinished run must go on. Raises InputError where there is none."""
+    """The configuration of an unfinished run. Raises InputError if there is no unfinished run in the folder."""
     state = run_state(run)
     if state == "complete":
         raise InputError(f"{run}: this run is complete; nothing to resume")
@@ -88,7 +88,7 @@ def resume_config(run: RunFolder) -> TrainConfig:
 
 
 def count_steps(config: TrainConfig, n_rows: int) -> int:
-    """Steps of a run over `n_rows` activations. Raises InputError where they fill no batch."""
+    """The number of training steps over `n_rows` activations. Raises InputError if they do not fill one batch."""
     if n_rows < config.batch_size:
         raise TooFew(
             f"{n_rows:,} activations are fewer than one batch (optim.batch_size = {config.batch_size:,}); "
@@ -98,25 +98,26 @@ def count_steps(config: TrainConfig, n_rows: int) -> int:
 
 
 def run_training(config: TrainConfig, out: Path, *, resume: bool = False) -> Run:
-    """Trains the SAE or the SAEs of `config` and saves them in `out`.
+    """Train the SAE or the SAEs of `config`, and save them in the folder `out`.
 
-    Where `out` holds an unfinished run of the same configuration, that goes on, with the same bits as if it had never
-    been stopped: from its last checkpoint, or from the activations it has read. With `resume` there must be one.
+    If `out` holds an unfinished run of the same configuration, that run is resumed from its last checkpoint, or from
+    the activations it has read. The result is bit-identical to that of a run that was never stopped. With `resume`,
+    there must be an unfinished run, and its own configuration is used.
 
-    Raises InputError for anything wrong with the configuration, the model, the text, the activations or the folder,
-    also if another process works in it; Interrupted if a signal asks to stop. If nothing that took time was kept by
-    then, nothing is left of the run.
+    Raises InputError if something is wrong with the configuration, the model, the text, the activations or the folder,
+    or if another process works in it; Interrupted if a signal asks to stop. If the run has then saved nothing that took
+    time to compute, its files are deleted.
     """
     folder = RunFolder(out)
     with claimed_run(out):
         run = train_in(folder, config, resume=resume)
         if isinstance(run.blocks, MemoryActivations):
-            run.drop_activations()  # only their copy, in case the run was killed
+            run.drop_activations()  # this is only the backup copy, in case the run was killed
         return run
 
 
 def train_in(run: RunFolder, config: TrainConfig, *, resume: bool = False) -> Run:
-    """`run_training` in a folder that is claimed already."""
+    """The same as `run_training`, in a folder that this process has already claimed."""
     if resume:
         config = resume_config(run)
     done = _in_folder(run, config)
@@ -127,10 +128,12 @@ def train_in(run: RunFolder, config: TrainConfig, *, resume: bool = False) -> Ru
 
 
 def train_given(config: TrainConfig, blocks: Blocks, out: Path | None) -> Trained:
-    """Trains on activations that the caller has; `config.data` is `GIVEN`. See `run_training`; without `out` no file is
-    written, and `train_in_memory` says what it raises.
+    """Train on activations that the caller passes in; `config.data` must be `GIVEN`.
 
-    A run in `out` goes on only with the same activations.
+    out: folder of the run, as in `run_training`; it can only be resumed with the same activations. None: no file is
+    written.
+
+    Raises the same errors as `run_training`, or without `out` those of `train_in_memory`.
     """
     if out is None:
         return _train(None, settle(config), blocks)
@@ -139,10 +142,10 @@ def train_given(config: TrainConfig, blocks: Blocks, out: Path | None) -> Traine
 
 
 def train_in_memory(config: TrainConfig) -> Trained:
-    """As `run_training`, but nothing is written: the activations wait in memory, or are read as training goes.
+    """The same as `run_training` without files: activations are kept in memory, or read during training.
 
-    Raises InputError for anything wrong with the configuration, the model or the text, also where the activations find
-    no room in memory.
+    Raises InputError if something is wrong with the configuration, the model or the text, or if the activations do not
+    fit in memory.
     """
     return _train(None, settle(config))
 
@@ -197,7 +200,7 @@ def _train(run: RunFolder | None, config: TrainConfig, given: Blocks | None = No
 
 
 def reopened(run: RunFolder) -> Run:
-    """A complete run as `run_training` returned it: what it read is used again if it is still there, else read anew."""
+    """A complete run, as `run_training` returned it. Its activations are read again if they have been deleted."""
     config = run.config()
     source = open_source(config)
     saes = {name: run.load(name)[1] for name in config.members()}
@@ -210,6 +213,7 @@ def reopened(run: RunFolder) -> Run:
 def new_training(
     config: TrainConfig, d_in: int, n_steps: int, model: ModelIdentity, d_out: int | None = None
 ) -> Training:
+    """Start the training of one SAE of a run, with its metadata."""
     run, device = RunLength(n_steps, config.optim.batch_size), resolve_device(config.device)
     training = start_training(
         config.sae, d_in, run, d_out=d_out, seed=config.seed, optim=config.optim, device=device
@@ -219,6 +223,7 @@ def new_training(
 
 
 def metadata(config: TrainConfig, n_steps: int, model: ModelIdentity) -> dict[str, Any]:
+    """The metadata of an SAE: its language model, site and text, the number of training tokens, seed and versions."""
     text = {
         **model.to_dict(),
         "hook_name": config.site,

@@ -1,15 +1,15 @@
-"""From the configuration that was given to the one that runs.
+"""Replace `auto`, None and `dataset_scale` in a configuration by actual values.
 
-`auto`, None and `dataset_scale` stand for values that depend on the machine, the language model, the text or the
-activations. A run settles each as soon as it can be known, in the order of this file, and writes down what it has: so
-that it goes on with the same values after a kill, and config.yaml says in the end what was done.
+These values depend on the machine, the language model, the text or the activations. A run determines each of them as
+soon as that is possible, in the order of this file, and saves the configuration: so that it continues with the same
+values if it is killed and resumed, and config.yaml states in the end what was done.
 
-                        settles                                              knows
-    settle_machine      device's precisions, absolute paths                  the machine
-    settle_harvest      model, site, text, positions                         the harvest, where data are one
+                        determines                                           from
+    settle_machine      data types, absolute paths                           the machine
+    settle_harvest      model, site, text, positions                         the harvest, if `data` is one
     settle_text         BOS, revision of a Hub data set                      the language model
     settle_positions    tokens, largest norm                                 the text
-    settle_store        where activations wait                               their number
+    settle_store        where activations are stored                         their number
     settle_scale        factor that normalizes the activations               the activations
 """
 
@@ -34,29 +34,29 @@ from ..optim import Precision, resolve_precision
 from ..saes.base import TranscoderConfig
 from ..text import Tokens, is_hub_source, pinned
 
-# Of the memory that is left, what stored activations may take before they go to disk.
+# The largest fraction of the available memory that activations may take; if they need more, they go to disk.
 _MEMORY_SHARE = 0.4
 
 
 def settle(config: TrainConfig) -> TrainConfig:
-    """All that is known before anything is read. Raises InputError where it contradicts itself (see the parts)."""
+    """Determine all values that are known before anything is read. Raises InputError as the two parts do."""
     return settle_harvest(settle_machine(config))
 
 
 def settle_machine(config: TrainConfig) -> TrainConfig:
-    """The precisions that `auto` stands for here. A local path becomes absolute, so that the run can be measured from
-    any folder."""
+    """Determine the data types that `auto` means on this machine, and make local paths absolute.
+
+    With absolute paths, the run can be measured from any folder.
+    """
     device = resolve_device(config.device)
-    data = Path(os.path.expanduser(config.data))  # a home that is unknown stays as it is
+    data = Path(os.path.expanduser(config.data))  # unlike Path.expanduser, this accepts an unknown user
 
     def settled(precision: Precision) -> Precision:
         return "bfloat16" if resolve_precision(precision, device) == torch.bfloat16 else "float32"
 
     config = replace(
         config,
-        model=full_name(config.model)
-        if config.model
-        else "",  # none is known of activations that were handed over
+        model=full_name(config.model) if config.model else "",  # unknown if the activations were passed in
         data=str(data.resolve()) if data.exists() else config.data,
         lm=replace(config.lm, dtype=settled(config.lm.dtype)),
     )
@@ -66,9 +66,10 @@ def settle_machine(config: TrainConfig) -> TrainConfig:
 
 
 def settle_harvest(config: TrainConfig) -> TrainConfig:
-    """Of a run on harvested activations, what the harvest says. The model and the site may be left at their defaults.
+    """Take the settings of a run on harvested activations from the harvest.
 
-    Raises InputError where the folder is not whole or holds activations of another model, site or BOS.
+    Raises InputError if the folder is incomplete, or if the configuration names another model, site or BOS than the
+    harvest. Model and site may be left at their defaults.
     """
     stored = data_of(config.data)
     if not isinstance(stored, StoredData):
@@ -80,17 +81,17 @@ def settle_harvest(config: TrainConfig) -> TrainConfig:
         check_model(stored.model, identify(config.model), config.data)
     if config.site not in (default.site, said.site):
         raise InputError(
-            f"{config.data}: activations of site '{said.site}', but the run says '{config.site}'; "
+            f"{config.data}: activations of site '{said.site}', but the configuration has '{config.site}'; "
             f"set site to {said.site}"
         )
     if config.target is not None and config.target not in said.sites:
         raise InputError(
-            f"{config.data}: no activations of site '{config.target}'; harvest again with that target"
+            f"{config.data}: no activations of site '{config.target}'; harvest again with this target"
         )
     bos = "yes" if said.prepend_bos else "no"
     if config.text.bos not in ("auto", bos):
         raise InputError(
-            f"text.bos = {config.text.bos}: {config.data} holds activations of text read "
+            f"text.bos = {config.text.bos}: {config.data} contains activations of text read "
             f"{'with' if said.prepend_bos else 'without'} BOS; set text.bos to {bos}, or harvest again"
         )
     return replace(
@@ -117,24 +118,23 @@ def settle_harvest(config: TrainConfig) -> TrainConfig:
 
 
 def check_model(harvested: ModelIdentity, model: ModelIdentity, data: str) -> None:
-    """Raises InputError unless activations were harvested from `model`, however it is spelled."""
+    """Raise InputError unless activations were harvested from `model`, under whatever name."""
     if not same_model(harvested, model):
         raise InputError(
-            f"{data}: activations of model '{harvested}', but the run says '{model}'; "
+            f"{data}: activations of model '{harvested}', but the configuration has '{model}'; "
             f"set model to {harvested.name} as it was, or harvest again"
         )
 
 
 def settle_text(config: TrainConfig, reader: ActivationReader) -> TrainConfig:
-    """What `text.bos = auto` stands for with the run's tokenizer, and the Hub data set's revision as it is today."""
+    """Determine `text.bos` from the tokenizer, and fix a Hub data set to its current revision."""
     data = pinned(config.data) if is_hub_source(config.data) else config.data
     bos = "no" if reader.bos_id is None else "yes"
     return replace(config, data=data, text=replace(config.text, bos=bos))
 
 
 def settle_positions(config: TrainConfig, reader: ActivationReader, tokens: Tokens) -> TrainConfig:
-    """The tokens that there are, and the number that `activations.max_norm = None` stands for, which the reader then
-    obeys too."""
+    """Determine the number of tokens in the text, and `activations.max_norm`, which is set in the reader too."""
     if tokens.n_tokens <= config.tokens - tokens.context:
         config = replace(config, tokens=tokens.n_tokens)
     if config.activations.max_norm is None:
@@ -143,9 +143,10 @@ def settle_positions(config: TrainConfig, reader: ActivationReader, tokens: Toke
 
 
 def settle_store(config: TrainConfig, n_tokens: int, width: int, itemsize: int) -> TrainConfig:
-    """Where activations wait: in memory if they fit there beside the rest, unless it was said.
+    """Determine `activations.store`: memory if the activations fit.
 
-    width: of an activation at all sites together.
+    width: width of an activation, summed over all sites.
+    itemsize: bytes of a number.
     """
     store = config.activations.store
     if store == "auto":
@@ -157,9 +158,9 @@ def settle_store(config: TrainConfig, n_tokens: int, width: int, itemsize: int) 
 
 
 def settle_scale(config: TrainConfig, first: Callable[[], ActivationBatch]) -> TrainConfig:
-    """The numbers that `dataset_scale` stands for, of the activations and, in a transcoder, of the target.
+    """Determine the factors for `dataset_scale`, of the activations and of a transcoder's target.
 
-    first: gives some activations, where they are needed.
+    first: returns some activations; it is called only if they are needed.
     """
 
     def settled(member: TrainConfig) -> TrainConfig:

@@ -1,4 +1,4 @@
-"""What a run's folder holds before the run is complete: whether it can go on, and what of it is worth keeping."""
+"""Folders of unfinished runs: whether a run can be resumed, and which of its files are worth keeping."""
 
 from __future__ import annotations
 
@@ -23,14 +23,17 @@ from .log import log_files
 from .settle import settle
 
 State = Literal["empty", "started", "complete", "foreign"]
-# What stands for a number or a choice until the run knows which.
+# Values of settings that a run replaces by actual ones.
 _OPEN = {"auto", "dataset_scale"}
 
 
 def run_state(run: RunFolder) -> State:
-    """empty: nothing that a run would mind; complete: every SAE is there; foreign: files, but no run's configuration.
+    """The state of a run's folder.
 
-    Raises InputError where it cannot be a folder.
+    empty: nothing that would be in a new run's way; started: an unfinished run; complete: all SAEs are there;
+    foreign: files, but no run's configuration.
+
+    Raises InputError if the path cannot be a folder.
     """
     if is_free(run.path):
         return "empty"
@@ -40,7 +43,7 @@ def run_state(run: RunFolder) -> State:
 
 
 def is_free(out: Path) -> bool:
-    """Whether nothing is in `out` that new results would mind. Raises InputError where it cannot be a folder."""
+    """Whether `out` holds nothing in the way of new results. Raises InputError if it cannot be a folder."""
     _check_folder(out)
     demo = RunFolder(out).demo_file
     return not out.exists() or all(p == demo or is_lock(p) or is_temporary(p) for p in out.iterdir())
@@ -49,29 +52,30 @@ def is_free(out: Path) -> bool:
 def _check_folder(out: Path) -> None:
     for folder in (out, *out.parents):
         if folder.is_symlink() and not folder.exists():
-            raise InputError(f"{folder}: a link to nothing; choose another folder")
+            raise InputError(f"{folder}: a broken link; choose another folder")
         if folder.exists() and not folder.is_dir():
             raise InputError(f"{folder}: is a file, but {out} must be a folder; choose another one")
 
 
 def is_complete(run: RunFolder, config: TrainConfig | None = None) -> bool:
-    """Whether a run is complete and, if `config` is given, one of that configuration."""
+    """Whether a run is complete and, if `config` is given, has that configuration."""
     if run_state(run) != "complete":
         return False
     return config is None or not differences(to_dict(settle(config)), to_dict(run.config()))
 
 
 def claim_empty(out: Path, *, hint: str = "choose another folder") -> None:
-    """Raises InputError where `out` is in use: for results that are made in one go."""
+    """Raise InputError unless `out` is empty, for results that cannot be continued."""
     if not is_free(out):
         raise InputError(f"{out}: exists and is not empty; {hint}")
 
 
 @contextmanager
 def claimed_run(out: Path) -> Iterator[None]:
-    """Within, no other process can work in the folder; what killed processes left in it is gone.
+    """Keep other processes out of the folder inside the `with` block, after removing what killed ones left in it.
 
-    What was made for it goes again if nothing came into it. Raises InputError where another process works in it.
+    Folders that were created for this are removed again if they stay empty. Raises InputError if another process works
+    in the folder.
     """
     _check_folder(out)
     created = [folder for folder in (out, *out.parents) if not folder.exists()]
@@ -86,7 +90,7 @@ def claimed_run(out: Path) -> Iterator[None]:
 
 
 def tidy(run: RunFolder) -> None:
-    """Removes what killed processes left in a run that nobody works in, and what a complete one needs no more."""
+    """Remove what killed processes left in a run, and what a complete run no longer needs, unless it is in use."""
     if not run.path.is_dir():
         return
     with suppress(InputError, OSError), run.claimed():  # in use, or not ours to write in
@@ -100,7 +104,7 @@ def tidy(run: RunFolder) -> None:
 def going_on(run: RunFolder, config: TrainConfig) -> TrainConfig:
     """The configuration to train with in a folder: `config`, or that of the unfinished run there, which must agree.
 
-    Raises InputError where the folder holds anything else.
+    Raises InputError if the folder holds anything else.
     """
     state = run_state(run)
     if state == "empty":
@@ -112,7 +116,7 @@ def going_on(run: RunFolder, config: TrainConfig) -> TrainConfig:
     differing = differences(to_dict(config), to_dict(there))
     if (
         config.data == GIVEN and config.tokens != there.tokens
-    ):  # here they are the training's length, not the text's
+    ):  # for activations that were passed in, tokens is the length of the training
         differing["tokens"] = (config.tokens, there.tokens)
     if differing:
         key, (wanted, found) = next(iter(differing.items()))
@@ -124,12 +128,15 @@ def going_on(run: RunFolder, config: TrainConfig) -> TrainConfig:
         )
     if state == "complete":
         raise InputError(f"{run}: this run is complete; nothing to resume")
-    note(f"{run}: going on with the unfinished run there")
+    note(f"{run}: resuming the unfinished run there")
     return there
 
 
 def differences(wanted: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """By key, what two configurations differ in. What `wanted` leaves open, `found` may have decided."""
+    """The values that differ between two configurations, by key.
+
+    Values that `wanted` leaves to the run (`auto`, None) do not count as different.
+    """
     differing: dict[str, tuple[Any, Any]] = {}
     for key in [*wanted, *(key for key in found if key not in wanted)]:
         a, b = wanted.get(key), found.get(key)
@@ -141,8 +148,8 @@ def differences(wanted: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str
 
 
 def _decided(key: str, wanted: Any, found: Any) -> bool:
-    """Whether `found` is what a run may have made of `wanted` by itself."""
-    if key == "tokens":  # the text may hold fewer
+    """Whether `found` is a value by which a run may have replaced `wanted`."""
+    if key == "tokens":  # the text may have fewer
         return found < wanted
     if key == "data" and isinstance(found, str):  # a Hub data set's revision
         name, _, subset = str(wanted).partition(":")
@@ -151,26 +158,26 @@ def _decided(key: str, wanted: Any, found: Any) -> bool:
 
 
 def check_about(checkpoint: Path, about: Mapping[str, Any], config: Path) -> None:
-    """Raises InputError where a run is no longer the one that wrote the checkpoint: its settings, or its model."""
+    """Raise InputError if the settings or the model of a run are not those that the checkpoint was written with."""
     written = read_state(checkpoint).about
-    if not written:  # of a version that did not say
+    if not written:  # written by an older version
         return
     for key, (now, then) in differences(about, written).items():
         raise InputError(
-            f"{checkpoint}: was written with {key.removeprefix('config.')} = {then!r}, but now it is {now!r} (see "
-            f"{config}); bring that back, or start anew in another folder"
+            f"{checkpoint}: written with {key.removeprefix('config.')} = {then!r}, but now it is {now!r} (see "
+            f"{config}); restore that setting, or start again in another folder"
         )
 
 
 class TooFew(InputError):
-    """A run has read fewer activations than it can train on: they are of no use to it."""
+    """A run has read too few activations to train on."""
 
 
 @contextmanager
 def undone_if_worthless(run: RunFolder) -> Iterator[None]:
-    """If what is within fails, a run that began in it leaves nothing, unless it has read activations or trained.
+    """If the `with` block fails, delete a run that began in it, unless it has read activations or trained.
 
-    What stays is said: in the message of an Interrupted, and of a InputError.
+    The messages of Interrupted and InputError then say what was kept.
     """
     fresh = not run.config_file.exists()
     try:
@@ -192,9 +199,9 @@ def undone_if_worthless(run: RunFolder) -> Iterator[None]:
 
 
 def _kept(run: RunFolder) -> str:
-    """What there is of a run that took time to make, in words; empty if nothing."""
+    """A description of those files of a run that took time to compute; empty if there are none."""
     if latest_checkpoint(run.checkpoints) is not None or run.has_sae():
-        return f"{run} holds what was trained"
+        return f"{run} contains what was trained so far"
     folder = run.activations
     if is_store(folder):
         return f"all activations are kept in {folder}"
@@ -205,7 +212,7 @@ def _kept(run: RunFolder) -> str:
 
 
 def _remove_beginnings(run: RunFolder) -> None:
-    """Deletes what a run that began just now has written before it trained, and nothing else."""
+    """Delete the files that a run writes before it trains, and nothing else."""
     shutil.rmtree(run.activations, ignore_errors=True)
     folders = [run.logs(name) for name in run.names()] if run.config_file.exists() else []
     for file in (
