@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -301,6 +301,24 @@ def load_config(path: Path, *, of_run: bool = False) -> TrainConfig:
                 f"{path}: unknown key '{key[:200]}'; `saeforest train --help` lists all keys"
             ) from None
         raise InputError(f"{path}: {flaw({**first, 'loc': (key,)})}") from None
+
+
+def system_config(architecture: str, settings: Mapping[str, Any]) -> SystemConfig:
+    """The configuration of a system from its settings by name, as the `sae` section of a file holds them.
+
+    Raises InputError for a setting that there is not, or that is of a wrong kind or out of its range.
+    """
+    section = {"architecture": architecture, **settings}
+    try:
+        return _adapter().validate_python({"sae": section}).sae
+    except ValidationError as error:
+        if (own := own_error(error)) is not None:
+            raise own from None
+        first = error.errors()[0]
+        key = _key(first["loc"])
+        if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+            raise InputError(f"{key[:200]}: no setting of a {architecture} SAE") from None
+        raise InputError(flaw({**first, "loc": (key,)})) from None
 
 
 def _check_booleans(data: Any, config: Any, key: str = "") -> None:

@@ -31,7 +31,7 @@ CONFIG = "config.yaml"
 _WITHIN_A_RUN = 2
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class RunFolder:
     """A run's folder, which may be there or not.
 
@@ -42,6 +42,24 @@ class RunFolder:
 
     def __str__(self) -> str:
         return str(self.path)
+
+    def __repr__(self) -> str:
+        return f"RunFolder({str(self.path)!r}: {self._contents()})"
+
+    def _contents(self) -> str:
+        if not self.config_file.is_file():
+            return "no run"
+        try:
+            config = self.config()
+            saes = ", ".join(
+                f"{name} of {sum(member.sae.layer_sizes):,} features"
+                for name, member in config.members().items()
+            )
+            read = f"model {config.model}, site {config.site}" if config.model else "trained on a tensor"
+            state = "" if self.is_trained() else ", not finished"
+        except InputError as error:
+            return f"not readable: {error}"
+        return f"{saes}; {read}, {config.tokens:,} {'tokens' if config.model else 'activations'}{state}"
 
     @classmethod
     def around(cls, folder: Path) -> RunFolder | None:

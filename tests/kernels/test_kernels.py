@@ -9,6 +9,7 @@ from types import ModuleType
 import pytest
 import torch
 
+from saeforest.errors import InputError
 from saeforest.kernels import (
     AdamStep,
     backend,
@@ -362,7 +363,7 @@ def test_an_id_that_is_no_feature_is_an_error(wrong: int) -> None:
         lambda: jagged_encode(x, ids.flatten(), rows, weight),
         lambda: layer_errors(values, ids, weight, x[0], x, ones, ones, STARTS),
     ):
-        with pytest.raises(IndexError, match=f"feature id {wrong}: expected 0 to {F - 1}"):
+        with pytest.raises(InputError, match=f"feature id {wrong}: expected 0 to {F - 1}"):
             call()
 
 

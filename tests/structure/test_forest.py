@@ -206,15 +206,15 @@ def test_sizes_must_be_positive(sizes: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize("feature", [-2, 9, 100])
-def test_a_feature_that_is_none_is_an_index_error(feature: int) -> None:
+def test_a_feature_that_is_none_is_an_input_error(feature: int) -> None:
     forest = Forest(torch.tensor(PARENT), SIZES)
     for walk in (forest.children, forest.path, forest.ancestors, lambda f: list(forest.subtree(f))):
-        with pytest.raises(IndexError, match=f"feature {feature}"):
+        with pytest.raises(InputError, match=f"feature {feature}"):
             walk(feature)
 
 
 def test_the_root_has_children_but_no_path() -> None:
     forest = Forest(torch.tensor(PARENT), SIZES)
     for walk in (forest.path, forest.ancestors):
-        with pytest.raises(IndexError, match="feature -1: expected 0 to 8"):
+        with pytest.raises(InputError, match="feature -1: expected 0 to 8"):
             walk(-1)

@@ -327,7 +327,7 @@ def test_every_block_is_fresh() -> None:
         assert not any(torch.equal(x, other) for other in samples[:i])
     assert torch.equal(torch.cat([block.rows for block in blocks]), torch.arange(6 * 400))
     assert torch.equal(world.block_sample(1, 2).x, blocks[5].x)
-    with pytest.raises(IndexError):
+    with pytest.raises(InputError):
         world.block(0, 3)
 
 

@@ -10,17 +10,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from ..activations.data import GIVEN, StoredData, data_of
 from ..activations.sources import Blocks, MemoryActivations, is_store
-from ..config import TrainConfig
+from ..config import TrainConfig, system_config
 from ..errors import InputError
 from ..optim import OptimConfig
 from ..run_folder import RunFolder
 from ..saes import SAE, SYSTEMS, SystemConfig
-from ..schema import said, shown
+from ..schema import shown
 from ..training.data import blocks_fingerprint
 from ..training.log import MemoryLog, read_log
 from ..training.run import FINGERPRINT, Trained, run_training, train_given, train_in_memory
@@ -300,13 +299,20 @@ def _system(architecture: str | SystemConfig, settings: Mapping[str, Any]) -> Sy
                 f"expected {', '.join(names)}"
             )
     given = {
-        name: (value,) if name in ("layer_sizes", "k_per_layer") and isinstance(value, int) else value
+        name: _by_layer(name, value) if name in ("layer_sizes", "k_per_layer") else value
         for name, value in settings.items()
     }
-    try:
-        return TypeAdapter(kind).validate_python(given)
-    except ValidationError as error:
-        raise InputError(said(error)) from None
+    return system_config(architecture, given)
+
+
+def _by_layer(name: str, value: object) -> tuple[int, ...]:
+    """Numbers by layer: a single one is that of a single layer."""
+    numbers = tuple(value) if isinstance(value, list | tuple) else (value,)
+    if not numbers or any(isinstance(n, bool) or not isinstance(n, int) for n in numbers):
+        raise InputError(
+            f"{name} = {shown(value)}: expected a whole number for each layer, such as (64, 192)"
+        )
+    return numbers  # pyright: ignore[reportReturnType]
 
 
 def _only_out(*given: object) -> None:

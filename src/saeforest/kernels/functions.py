@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from ..errors import InputError
 from . import plain
 from .backend import backend
 from .plain import layer_rows
@@ -127,7 +128,7 @@ def sparse_decode(
 ) -> Float[Tensor, "n d"]:
     """`sum_j values[t, j] weight[ids[t, j]]`; gradients for `values` and `weight`.
 
-    Raises IndexError for an id that is no row of `weight`, as the other functions of codes do (on a CPU; a GPU would
+    Raises InputError for an id that is no row of `weight`, as the other functions of codes do (on a CPU; a GPU would
     have to be waited for).
     """
     if ids.numel() == 0:
@@ -260,7 +261,7 @@ def _check(ids: Int[Tensor, "*m"], n_rows: int) -> None:
     if ids.device.type == "cpu" and ids.numel():
         low, high = (int(i) for i in ids.aminmax())
         if low < 0 or high >= n_rows:
-            raise IndexError(f"feature id {low if low < 0 else high}: expected 0 to {n_rows - 1}")
+            raise InputError(f"feature id {low if low < 0 else high}: expected 0 to {n_rows - 1}")
 
 
 def _slots(ids: Int[Tensor, "n k"]) -> tuple[Int[Tensor, "m"], Int[Tensor, "n_and_1"]]:

@@ -111,7 +111,7 @@ class _Placed:
         if new is None:
             return None
         if new.shape != x.shape:
-            raise ValueError(
+            raise InputError(
                 f"the hook at {self.site.name} returned shape {tuple(new.shape)}: expected that of the activation, "
                 f"{tuple(x.shape)}"
             )

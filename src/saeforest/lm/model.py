@@ -144,7 +144,7 @@ class LanguageModel:
                 logits = lm.logits(ids)
 
         Raises InputError if there is no such site, if it has no activation of shape [batch, ctx, d], or, on leaving, if
-        no forward pass reached it; ValueError if a hook changes the shape.
+        no forward pass reached it; InputError if a hook changes the shape.
         """
         with hooked(self.model, [(self._site(site), hook) for site, hook in hooks.items()]):
             yield

@@ -15,6 +15,8 @@ from ..files import read_json, write_json
 from ..schema import Count, Name, Schema, checked
 
 Interval = tuple[float, float] | None
+# Values that `repr` shows: some measures have dozens.
+_SHOWN = 12
 
 
 class _Texts(Schema):
@@ -38,7 +40,7 @@ class _File(Schema):
     detail: _Texts
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Record:
     """The values of one measure.
 
@@ -68,6 +70,19 @@ class Record:
                 raise ValueError(f"{self.measure}: {name} = {value}, interval {self.interval[name]}")
             if value is None and name not in self.null:
                 raise ValueError(f"{self.measure}: {name} is undefined, but detail['null'] does not say why")
+
+    def __repr__(self) -> str:
+        shown = [f"  {name} = {self._shown(name)}" for name in list(self.value)[:_SHOWN]]
+        more = len(self.value) - len(shown)
+        head = f"Record({self.measure}, {self.tokens:,} activations)"
+        return "\n".join([head, *shown, *([f"  and {more} more in .value"] if more > 0 else [])])
+
+    def _shown(self, name: str) -> str:
+        value, interval = self.value[name], self.interval[name]
+        if value is None:
+            return f"undefined: {self.null[name]}"
+        number = f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+        return number if interval is None else f"{number} [{interval[0]:.4g}, {interval[1]:.4g}]"
 
     @property
     def null(self) -> dict[str, str]:

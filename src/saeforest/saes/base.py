@@ -127,6 +127,23 @@ class SAE(nn.Module, ABC):
         """The parents at the start of training: every feature hangs from the root, unless a system overrides this."""
         return torch.full((self.d_sae,), ROOT)
 
+    def extra_repr(self) -> str:
+        """What `repr` says of the SAE: its sizes, and what it was trained on."""
+        about = self.metadata
+        width = {"d_in": self.d_in} | ({"d_out": self.d_out} if self.is_transcoder else {})
+        says = {
+            **width,
+            "d_sae": self.d_sae,
+            "layer_sizes": tuple(self.config.layer_sizes),
+            "k_per_layer": tuple(self.config.k_per_layer),
+        }
+        names = {"model_name": "model", "hook_name": "site", "hook_name_out": "target"}
+        says |= {name: about[key] for key, name in names.items() if about.get(key)}
+        shown = [f"{name}={value!r}" for name, value in says.items()]
+        if isinstance(tokens := about.get("tokens"), int):
+            shown.append(f"tokens={tokens:_}")
+        return ", ".join([*shown, f"device='{self.device}'"])
+
     # -- the weights, with the usual names and shapes
 
     @property
@@ -211,7 +228,7 @@ class SAE(nn.Module, ABC):
         """The active features of activations `[*n, d_in]`, with any leading shape.
 
         precision: data type in which features are selected; by default that of the weights, at least float32.
-        Raises ValueError if the last dimension of `x` is not `d_in`.
+        Raises InputError unless `x` is a tensor of width `d_in` on the SAE's device.
         """
         return self.encode_with_stats(x, precision=precision)[0]
 
@@ -219,25 +236,51 @@ class SAE(nn.Module, ABC):
         self, x: Float[Tensor, "*n d_in"], *, precision: torch.dtype | None = None
     ) -> tuple[SparseCode, TokenStats]:
         """The same as `encode`, with the normalization statistics that `decode` needs."""
-        if x.shape[-1] != self.d_in:
-            raise ValueError(f"activations of width {x.shape[-1]}: this SAE reads width {self.d_in}")
+        self._check_input(x)
         u, stats = self.normalize(x)
         precision = precision or torch.promote_types(self.encoder.dtype, torch.float32)
         code = self.encode_normalized(u.reshape(-1, self.d_in), precision)
         return code.reshape(*x.shape[:-1]), stats
+
+    def _check_input(self, x: object) -> None:
+        if not isinstance(x, Tensor):
+            raise InputError(
+                f"activations: expected a tensor [..., {self.d_in}], not {type(x).__name__}; torch.as_tensor makes one"
+            )
+        if x.ndim < 1 or x.shape[-1] != self.d_in:
+            raise InputError(
+                f"activations of shape {list(x.shape)}: this SAE reads width {self.d_in}, [..., {self.d_in}]"
+            )
+        if x.device != self.device:
+            raise InputError(
+                f"activations are on {x.device}, but the SAE is on {self.device}: move one of them with .to()"
+            )
 
     @abstractmethod
     def encode_normalized(self, u: Float[Tensor, "n d_in"], precision: torch.dtype) -> SparseCode:
         """The active features of normalized activations, selected in `precision`."""
 
     def decode(
-        self, code: SparseCode, stats: TokenStats, layer: int | None = None
+        self, code: SparseCode, stats: TokenStats | None = None, layer: int | None = None
     ) -> Float[Tensor, "*n d_out"]:
         """The reconstruction `[*n, d_out]`, in the units of the activations (of the target, for a transcoder).
 
         layer: reconstruct only up to this layer, or from this level alone if levels are independent (`cumulative`).
+        stats: as `encode_with_stats` returns them. Only an SAE that does not normalize each activation by itself (its
+            normalizer is a factor, or none) decodes without them.
+        Raises InputError if there is no such layer, if an id is no feature, or if `stats` are needed and missing.
         """
         layer = self.reconstruction.last if layer is None else layer
+        if not 0 <= layer <= self.reconstruction.last:
+            raise InputError(f"layer = {layer}: expected 0 to {self.reconstruction.last}")
+        normalizer = self.target_normalizer or self.normalizer
+        if stats is None:
+            if not isinstance(normalizer, Scale):
+                raise InputError(
+                    "stats: this SAE normalizes every activation, so decode needs what was taken from each: "
+                    "code, stats = sae.encode_with_stats(x); sae.decode(code, stats)"
+                )
+            stats = normalizer.stats(code.values)
         flat = code.reshape(-1)
         first, end = self.reconstruction.features(layer)
         values = flat.values
@@ -245,7 +288,6 @@ class SAE(nn.Module, ABC):
             values = torch.where((flat.ids >= first) & (flat.ids < end), values, 0)
         bias = self.reconstruction.bias(self.b_dec, layer)
         z = sparse_decode(values, flat.ids, self.decoder) + bias
-        normalizer = self.target_normalizer or self.normalizer
         return normalizer.undo(z.reshape(*code.values.shape[:-1], self.d_out), stats)
 
     def forward(self, x: Float[Tensor, "*n d_in"]) -> Float[Tensor, "*n d_out"]:

@@ -58,7 +58,24 @@ class BatchTopKConfig(FlatConfig):
 
 
 class BatchTopKSAE(SAE):
-    """A trained BatchTopK SAE."""
+    """A BatchTopK SAE: `k` features an activation on average, as many as it takes on each.
+
+    In training the `k * n` largest pre-activations of a batch of `n` are kept. Afterwards a feature fires where its
+    pre-activation exceeds one threshold, a moving average of the smallest that each batch kept: `encode` looks at every
+    activation alone.
+
+    Shapes: activations `[..., d_in]`; `encoder` and `decoder` `[d_sae, d_in]`; `threshold` `[d_sae]`, the same number
+    for all; a code has as many slots as the fullest activation needs.
+
+    Source: Bussmann et al., arXiv 2412.06410.
+
+    Example:
+        >>> import torch
+        >>> from saeforest.saes import BatchTopKConfig, BatchTopKSAE
+        >>> sae = BatchTopKSAE(BatchTopKConfig(layer_sizes=(16,), k_per_layer=(3,)), d_in=8)
+        >>> sae(torch.randn(5, 8)).shape
+        torch.Size([5, 8])
+    """
 
     config_class = BatchTopKConfig
     title, color, marker = "BatchTopK", "#7A7A7A", "v"

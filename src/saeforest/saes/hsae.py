@@ -90,7 +90,27 @@ class HSAEConfig(LevelsConfig):
 
 
 class HSAE(LevelsSAE):
-    """A trained HSAE."""
+    """An HSAE: JumpReLU SAEs of growing size, the levels, whose features are linked into a forest.
+
+    Every level encodes and reconstructs alone; `sae(x)` is the reconstruction of the last, `decode(code, stats,
+    layer)` of any. A feature fires where its pre-activation exceeds its own threshold, whatever its parent does.
+    Training draws a feature to the sum of its children, at random replaces it by that sum, and renews the links from
+    time to time.
+
+    Shapes: activations `[..., d_in]`; `encoder` and `decoder` `[d_sae, d_in]`, level after level; `b_dec` `[levels,
+    d_in]`; `threshold` `[d_sae]`; a code has as many slots as the fullest activation of the batch needs.
+
+    Source: arXiv 2602.11881.
+
+    Example:
+        >>> import torch
+        >>> from saeforest.saes import HSAE, HSAEConfig
+        >>> sae = HSAE(HSAEConfig(layer_sizes=(4, 12), k_per_layer=(2, 2)), d_in=8)
+        >>> sae(torch.randn(5, 8)).shape
+        torch.Size([5, 8])
+        >>> sae.n_levels
+        2
+    """
 
     config_class = HSAEConfig
     title, color, marker = "HSAE", "#009E73", "s"

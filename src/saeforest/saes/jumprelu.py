@@ -30,7 +30,23 @@ class JumpReLUConfig(LevelsConfig):
 
 
 class JumpReLUSAE(LevelsSAE):
-    """A trained JumpReLU SAE."""
+    """A JumpReLU SAE: a feature fires where its pre-activation exceeds a threshold of its own, which is trained.
+
+    A controller moves the weight of the sparsity loss until the L0 is `k_per_layer`. It is flat: `forest` hangs every
+    feature from the root; `saeforest.infer_forest` infers another.
+
+    Shapes: activations `[..., d_in]`; `encoder` and `decoder` `[d_sae, d_in]`; `threshold` `[d_sae]`; a code has as
+    many slots as the fullest activation needs.
+
+    Source: Rajamanoharan et al., arXiv 2407.14435.
+
+    Example:
+        >>> import torch
+        >>> from saeforest.saes import JumpReLUConfig, JumpReLUSAE
+        >>> sae = JumpReLUSAE(JumpReLUConfig(layer_sizes=(16,), k_per_layer=(3,)), d_in=8)
+        >>> sae(torch.randn(5, 8)).shape
+        torch.Size([5, 8])
+    """
 
     config_class = JumpReLUConfig
     title, color, marker = "JumpReLU", "#9C8B00", "<"

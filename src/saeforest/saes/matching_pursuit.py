@@ -67,7 +67,23 @@ class MatchingPursuitConfig:
 
 
 class MatchingPursuitSAE(SAE):
-    """A trained Matching Pursuit SAE."""
+    """A Matching Pursuit SAE: features are chosen one after another, each by what those before it left over.
+
+    Every one of at most `k` iterations takes the atom of largest product with the residual and takes its part off. It
+    stops where the residual is shorter than `residual_tolerance`. One dictionary encodes and decodes. It is flat:
+    `saeforest.infer_forest` infers a forest.
+
+    Shapes: activations `[..., d_in]`; `encoder` is `decoder`, `[d_sae, d_in]`; a code has `k` slots.
+
+    Source: Costa et al., arXiv 2506.03093.
+
+    Example:
+        >>> import torch
+        >>> from saeforest.saes import MatchingPursuitConfig, MatchingPursuitSAE
+        >>> sae = MatchingPursuitSAE(MatchingPursuitConfig(layer_sizes=(16,), k_per_layer=(3,)), d_in=8)
+        >>> sae.encode(torch.randn(5, 8)).values.shape
+        torch.Size([5, 3])
+    """
 
     config_class = MatchingPursuitConfig
     title, color, marker = "Matching Pursuit", "#CC79A7", "*"

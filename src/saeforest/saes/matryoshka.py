@@ -71,7 +71,25 @@ class MatryoshkaConfig(FlatConfig):
 
 
 class MatryoshkaSAE(SAE):
-    """A trained Matryoshka SAE."""
+    """A Matryoshka SAE: every prefix of its dictionary reconstructs on its own, so that early features become general.
+
+    The prefixes end where `layer_sizes` say; `decode(code, stats, layer)` is the reconstruction of one. Features are
+    chosen from the whole dictionary, the `k` largest of an activation or, with `selection="batch"`, those above a
+    threshold as in a BatchTopK SAE. It learns no forest: `saeforest.infer_forest` infers one.
+
+    Shapes: activations `[..., d_in]`; `encoder` and `decoder` `[d_sae, d_in]`; a code has `k` slots, or as many as the
+    fullest activation needs.
+
+    Source: Bussmann et al., arXiv 2503.17547.
+
+    Example:
+        >>> import torch
+        >>> from saeforest.saes import MatryoshkaConfig, MatryoshkaSAE
+        >>> sae = MatryoshkaSAE(MatryoshkaConfig(layer_sizes=(4, 12), k_per_layer=(3,)), d_in=8)
+        >>> code, stats = sae.encode_with_stats(torch.randn(5, 8))
+        >>> sae.decode(code, stats, layer=0).shape
+        torch.Size([5, 8])
+    """
 
     config_class = MatryoshkaConfig
     title, color, marker = "Matryoshka", "#0072B2", "P"

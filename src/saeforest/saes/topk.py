@@ -34,7 +34,21 @@ class TopKConfig(FlatConfig):
 
 
 class TopKSAE(SAE):
-    """A trained TopK SAE."""
+    """A TopK SAE: of every activation, the `k` features of largest pre-activation, where that is positive.
+
+    It is flat: `forest` hangs every feature from the root; `saeforest.infer_forest` infers another.
+
+    Shapes: activations `[..., d_in]`; `encoder` and `decoder` `[d_sae, d_in]`; a code has `k` slots.
+
+    Source: Gao et al., arXiv 2406.04093.
+
+    Example:
+        >>> import torch
+        >>> from saeforest.saes import TopKConfig, TopKSAE
+        >>> sae = TopKSAE(TopKConfig(layer_sizes=(16,), k_per_layer=(3,)), d_in=8)
+        >>> sae.encode(torch.randn(5, 8)).values.shape
+        torch.Size([5, 3])
+    """
 
     config_class = TopKConfig
     title, color, marker = "TopK", "#000000", "^"

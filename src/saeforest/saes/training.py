@@ -156,7 +156,7 @@ class Training(nn.Module, ABC):
         Raises NotFinite if the loss is infinite or NaN; the weights are then unchanged.
         """
         if target is not None and not self.sae.is_transcoder:
-            raise ValueError(
+            raise InputError(
                 "target: this SAE reconstructs its input; only an SAE built with d_out (a transcoder) has a target"
             )
         target = x if target is None else target

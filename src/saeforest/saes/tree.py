@@ -101,7 +101,27 @@ class TreeConfig:
 
 
 class TreeSAE(SAE):
-    """A trained Tree SAE."""
+    """A Tree SAE: features in privilege layers, where a child can fire only on activations where its parent does.
+
+    `encode` goes through the layers in turn: of the features whose parent is active (or that hang from the root), the
+    `k_per_layer[l]` of largest pre-activation are active (Eq. 6). Training sums the reconstruction losses of layers 0
+    to l for every l (Eq. 7 to 9), and moves dead children to parents that need them (Eq. 10).
+
+    Shapes: activations `[..., d_in]`; `encoder` and `decoder` `[d_sae, d_in]`; `parent` `[d_sae]`, -1 for the root; a
+    code has sum(k_per_layer) slots, those of each layer in turn.
+
+    Source: Cao et al., arXiv 2605.07922, section 4.
+
+    Example:
+        >>> import torch
+        >>> from saeforest.saes import TreeConfig, TreeSAE
+        >>> sae = TreeSAE(TreeConfig(layer_sizes=(4, 12), k_per_layer=(2, 1)), d_in=8)
+        >>> code = sae.encode(torch.randn(5, 8))
+        >>> code.ids.shape
+        torch.Size([5, 3])
+        >>> sae.forest.layer_sizes
+        (4, 12)
+    """
 
     config_class = TreeConfig
     title, color, marker = "Tree SAE", "#D55E00", "o"

@@ -17,7 +17,7 @@ from ..errors import InputError
 ROOT = -1
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Forest:
     """Parents of the features `0..d_sae-1`, laid out layer by layer (layer 0 first). Immutable.
 
@@ -34,7 +34,13 @@ class Forest:
     layered: bool = field(default=True, kw_only=True)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "parent", self.parent.detach().to("cpu", torch.int64).clone())
+        parent = torch.as_tensor(self.parent).detach()
+        if parent.ndim != 1 or parent.is_floating_point():
+            raise InputError(
+                f"parent: of shape {list(parent.shape)} and {parent.dtype}; "
+                "expected [d_sae] whole numbers, one for each feature"
+            )
+        object.__setattr__(self, "parent", parent.to("cpu", torch.int64).clone())
         object.__setattr__(self, "layer_sizes", tuple(int(s) for s in self.layer_sizes))
         self._validate()
 
@@ -81,8 +87,14 @@ class Forest:
                 "expected parents that lead to the root (-1)"
             )
 
+    def __repr__(self) -> str:
+        layers = f"layer_sizes={self.layer_sizes}" + ("" if self.layered else ", layered=False")
+        edges, levels = self.edges.shape[1], int(self.depth.max()) + 1
+        return f"Forest({self.d_sae:,} features, {layers}: {edges:,} edges, {len(self.roots):,} roots, depth {levels})"
+
     @property
     def d_sae(self) -> int:
+        """The number of features."""
         return len(self.parent)
 
     @cached_property
@@ -158,7 +170,7 @@ class Forest:
 
     def _check(self, feature: int, least: int = 0) -> None:
         if not least <= feature < self.d_sae:
-            raise IndexError(f"feature {feature}: expected {least} to {self.d_sae - 1}")
+            raise InputError(f"feature {feature}: expected {least} to {self.d_sae - 1}")
 
     @cached_property
     def edges(self) -> Int[Tensor, "2 n_edges"]:

@@ -61,7 +61,7 @@ def is_complete(run: RunFolder, config: TrainConfig | None = None) -> bool:
     """Whether a run is complete and, if `config` is given, has that configuration."""
     if run_state(run) != "complete":
         return False
-    return config is None or not differences(to_dict(settle(config)), to_dict(run.config()))
+    return config is None or not _of_another(settle(config), run.config())
 
 
 def claim_empty(out: Path, *, hint: str = "choose another folder") -> None:
@@ -113,12 +113,7 @@ def going_on(run: RunFolder, config: TrainConfig) -> TrainConfig:
         raise InputError(f"{run}: exists and is not empty; choose another folder")
     there = run.config()
     what = "a finished run" if state == "complete" else "an unfinished run"
-    differing = differences(to_dict(config), to_dict(there))
-    if (
-        config.data == GIVEN and config.tokens != there.tokens
-    ):  # for activations that were passed in, tokens is the length of the training
-        differing["tokens"] = (config.tokens, there.tokens)
-    if differing:
+    if differing := _of_another(config, there):
         key, (wanted, found) = next(iter(differing.items()))
         others = f" and {len(differing) - 1} more settings" if len(differing) > 1 else ""
         raise InputError(
@@ -130,6 +125,15 @@ def going_on(run: RunFolder, config: TrainConfig) -> TrainConfig:
         raise InputError(f"{run}: this run is complete; nothing to resume")
     note(f"{run}: resuming the unfinished run there")
     return there
+
+
+def _of_another(wanted: TrainConfig, found: TrainConfig) -> dict[str, tuple[Any, Any]]:
+    """By key, what makes a run in a folder another than the wanted one."""
+    differing = differences(to_dict(wanted), to_dict(found))
+    # For activations that were passed in, tokens is the length of the training, which no text cuts short.
+    if wanted.data == GIVEN and wanted.tokens != found.tokens:
+        differing["tokens"] = (wanted.tokens, found.tokens)
+    return differing
 
 
 def differences(wanted: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:

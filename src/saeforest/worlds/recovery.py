@@ -20,6 +20,7 @@ from scipy.optimize import linear_sum_assignment
 from scipy.sparse import csc_array
 from torch import Tensor
 
+from ..errors import InputError
 from ..sparse_code import SparseCode
 from ..structure.forest import ROOT, Forest
 from .world import Sample, World
@@ -125,11 +126,11 @@ def recover(
 ) -> Recovery:
     """Scores an SAE of rows `decoder` and `encoder` and learned `forest` by its `code [n, k]` of a sample's `x`.
 
-    A latent is active where it exceeds `threshold`. Raises ValueError where code, forest and sample do not belong
+    A latent is active where it exceeds `threshold`. Raises InputError where code, forest and sample do not belong
     together.
     """
     if code.values.shape[:-1] != (len(sample),) or forest.d_sae != len(decoder):
-        raise ValueError(
+        raise InputError(
             f"a code of shape {tuple(code.values.shape)} and a forest of {forest.d_sae} features, "
             f"for {len(sample)} samples and {len(decoder)} decoder rows"
         )

@@ -79,13 +79,13 @@ class World:
         return Sample(sparse_decode(code.values, code.ids, self.vectors), code)
 
     def block(self, epoch: int, index: int) -> ActivationBatch:
-        """Block `index` of an epoch. Raises IndexError where the epoch has no such block."""
+        """Block `index` of an epoch. Raises InputError where the epoch has no such block."""
         return ActivationBatch(self.block_sample(epoch, index).x, self._rows(epoch, index))
 
     def block_sample(self, epoch: int, index: int) -> Sample:
         """The samples of a block, with the true features behind them."""
         if not 0 <= index < self.n_blocks:
-            raise IndexError(f"block {index}: expected 0 to {self.n_blocks - 1}")
+            raise InputError(f"block {index}: expected 0 to {self.n_blocks - 1}")
         return self.sample(self.block_rows, seeded(self.seed, self.name, "block", epoch, index))
 
     def held_out(self, n: int) -> Sample:
