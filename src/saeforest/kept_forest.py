@@ -1,4 +1,4 @@
-"""Inferred forests in folders: written, read, and told apart by what they were inferred from."""
+"""Inferred forests on disk: writing and reading them, and checking what they were inferred from."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ ABOUT, TENSORS = "forest.json", "forest.safetensors"
 
 
 class _Infer(Schema):
-    """What is read of the settings that a forest was inferred with."""
+    """The settings of an inferred forest that are read from forest.json."""
 
     method: str
     order: str
 
 
 class _Kept(Schema):
-    """What forest.json says beside the question that it answers.
+    """The keys of forest.json other than those of `forest_question`.
 
-    chosen: whether a user asked for this forest, so that it stands for the SAE until he asks for another.
+    chosen: whether a user inferred this forest explicitly, so that it is used until the user infers another.
     """
 
     layered: bool
@@ -49,7 +49,7 @@ class _Kept(Schema):
 
 
 def digest(sae: SAE) -> str:
-    """Tells SAEs apart: weights, forest, and what else decides what they compute."""
+    """A hash of everything that decides what an SAE computes: its weights, its forest and its configuration."""
     found = hashlib.blake2b(digest_size=8)
     for name, tensor in sorted(sae.tensors().items()):
         found.update(name.encode())
@@ -59,13 +59,14 @@ def digest(sae: SAE) -> str:
 
 
 def forest_question(sae: SAE, data: str, tokens: int, infer: InferConfig) -> dict[str, Any]:
-    """What a kept forest must agree with to stand for the SAE again."""
+    """What a forest was inferred from. A kept forest is used again only if it agrees with this."""
     return {"d_sae": sae.d_sae, "sae": digest(sae), "data": data, "tokens": tokens, "infer": asdict(infer)}
 
 
 def write_forest(
     folder: Path, inferred: InferredForest, about: dict[str, Any], *, chosen: bool = False
 ) -> None:
+    """Write an inferred forest to a folder, atomically. `about` is its `forest_question`."""
     tensors = {"parent": inferred.forest.parent, "score": inferred.score, "n_fired": inferred.n_fired}
     if inferred.s_res is not None:
         tensors["s_res"] = inferred.s_res
@@ -82,11 +83,11 @@ def write_forest(
 def kept_forest(
     folder: Path, sae: SAE, about: dict[str, Any], *, by_default: bool = False
 ) -> tuple[Forest, str] | None:
-    """A forest kept for this SAE and its origin in a few words; None where there is none that answers the question.
+    """The forest kept for this SAE, and a short description of where it comes from; None if none fits `about`.
 
-    by_default: the question holds the default settings only, so that a forest that was chosen answers it too.
+    by_default: whether `about` has only default settings, so that a forest that the user chose fits too.
 
-    Raises InputError where a forest was chosen for the SAE, and another is asked for.
+    Raises InputError if the user chose a forest with other settings.
     """
     if not (folder / ABOUT).exists():
         return None
@@ -96,15 +97,15 @@ def kept_forest(
         of_sae = (kept.get("sae"), kept.get("d_sae")) == (about["sae"], about["d_sae"])
         forest = Forest(parent, sae.config.layer_sizes, layered=of.layered) if of_sae else None
     except InputError as error:
-        note(f"{error}; the forest is inferred anew")
+        note(f"{error}; the forest is inferred again")
         return None
     if forest is None:
         return None
     asked = without(kept, CHECKSUMS, *_Kept.model_fields) == about
     if of.chosen and not asked and not by_default:
         raise InputError(
-            f"{folder}: holds the forest that `saeforest infer` made, by other settings; leave those of infer out to "
-            "measure it, or give them to `saeforest infer`"
+            f"{folder}: holds a forest that was inferred with other settings; leave out the infer settings to measure "
+            "that forest, or infer one with these settings first"
         )
     return (forest, origin(by.method, by.order, of.activations)) if asked or of.chosen else None
 
@@ -137,11 +138,12 @@ def forest_of(sae: SAE, folder: Path) -> tuple[Forest, str]:
 
 
 def origin(method: str, order: str, n: int) -> str:
+    """A short description of where an inferred forest comes from, for records and reports."""
     return f"inferred by {method}, parents by {order}, from {n:,} training activations"
 
 
 def read_forest(folder: Path) -> tuple[dict[str, Any], Int[Tensor, "d_sae"]]:
-    """What a kept forest says of itself, and its parents. Raises InputError where either is damaged."""
+    """Read forest.json and the parents `[d_sae]` of a kept forest. Raises InputError if either is damaged."""
     kept = read_json(folder / ABOUT)
     checked(_Kept, kept, folder / ABOUT)
     tensors = read_tensors(folder / TENSORS, listed_checksum(kept, TENSORS))

@@ -20,7 +20,7 @@ from saeforest.evaluation import MeasureOptions, Source, evaluate, make_task, me
 from saeforest.evaluation import run as run_module
 from saeforest.evaluation.forests import forests_of
 from saeforest.evaluation.key import record_key
-from saeforest.evaluation.options import PRESETS, PositionOptions
+from saeforest.evaluation.options import MEASURE_PRESETS, PositionOptions
 from saeforest.evaluation.registry import MEASURES
 from saeforest.infer import InferConfig
 from saeforest.lm import LanguageModel
@@ -149,9 +149,9 @@ def test_a_stopped_measurement_goes_on(run: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_presets_are_readings(run: Path) -> None:
-    for name, options in PRESETS.items():
+    for name, options in MEASURE_PRESETS.items():
         assert options.preset == name
-    few = replace(PRESETS["ref_tree_sae"], tokens=1600, ce_tokens=320)
+    few = replace(MEASURE_PRESETS["ref_tree_sae"], tokens=1600, ce_tokens=320)
     everything = measured(run, ("reconstruction",), few)["tree"][0]
     assert everything.tokens == 1600
     assert everything.settings["reading"] == "ref_tree_sae"

@@ -55,7 +55,7 @@ def test_measures_of_a_run_take_the_forest_that_was_asked_for(
     assert (record.value["edges_measured"] or 0) > 0
     assert (run / "forest" / "forest.json").read_bytes() == kept
     other = replace(options, infer=replace(COVERAGE, min_score=0.9))
-    with pytest.raises(InputError, match="holds the forest that `saeforest infer` made, by other settings"):
+    with pytest.raises(InputError, match="holds a forest that was inferred with other settings"):
         measure_run(run, ["coverage"], other)
     same = replace(options, infer=COVERAGE, infer_tokens=1500)
     assert measure_run(run, ["coverage"], same)["topk"] == [record]
@@ -105,21 +105,21 @@ def test_an_sae_that_saelens_saved(run: Path, tmp_path: Path) -> None:
 
 def test_what_does_not_go_together(run: Path, finished_run: Path, tmp_path: Path) -> None:
     cases: tuple[tuple[dict[str, Any], str], ...] = (
-        ({"out": tmp_path / "out"}, "its forest goes to RUN/forest; leave these out"),
-        ({"data": "packaged"}, "a run knows its model, site and data"),
+        ({"out": tmp_path / "out"}, "its forest goes to RUN/forest; leave out model"),
+        ({"data": "packaged"}, "a run has its own model, site and data"),
         ({"sae": "hsae"}, "holds no SAE named 'hsae'"),
         ({"tokens": 0}, "tokens = 0: expected 1 or more"),
     )
     for arguments, message in cases:
         with pytest.raises(InputError, match=message):
             infer(run, COVERAGE, **arguments)
-    with pytest.raises(InputError, match=r"learned a forest of its own; expected a flat SAE"):
+    with pytest.raises(InputError, match=r"learned a forest of its own; expected an SAE without one"):
         infer(finished_run, COVERAGE)
-    with pytest.raises(InputError, match=r"expected another for its forest \(out\)"):
+    with pytest.raises(InputError, match=r"give another folder for its forest \(out\)"):
         infer(run / "sae", COVERAGE)
     with pytest.raises(InputError, match="exists and is not empty"):
         infer(run / "sae", COVERAGE, out=run)
-    with pytest.raises(InputError, match="no run, so it has no SAE named 'a'"):
+    with pytest.raises(InputError, match="not a run, so it has no SAE named 'a'"):
         infer(run / "sae", COVERAGE, out=tmp_path / "out", sae="a")
     assert not (run / "forest").exists()
     assert not (tmp_path / "out").exists()

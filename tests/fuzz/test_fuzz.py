@@ -258,7 +258,7 @@ def outcome(
         edited = edited or (isinstance(mutation, Json | Scalar) and mutation.edited)
         # Damage that takes the line with the checksum away looks like a user who did so on purpose.
         edited = edited or (target.name == "config.yaml" and not after.startswith(b"# checksum: "))
-        anew = any(word in said for word in ("passed over", "set aside", "inferred anew"))
+        anew = any(word in said for word in ("skipping", "set aside", "inferred again"))
         if result == "different" and (anew or found == ANEW):
             result = "noticed, and made anew"
         elif result == "different":

@@ -122,7 +122,7 @@ def test_measures_that_mean_nothing_refuse(
 ) -> None:
     assert cli.run(["eval", str(run.folder.path), "--measures", measure]) != 0
     said = capsys.readouterr().err
-    assert f"measure '{measure}': means nothing for a transcoder" in said
+    assert f"measure '{measure}': not defined for a transcoder" in said
 
 
 def test_it_is_indexed_and_shown(run: Run, capsys: pytest.CaptureFixture[str]) -> None:

@@ -54,7 +54,7 @@ def test_all_is_sound(everything: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert cli.run(["verify", str(everything)]) == 0
     out, err = capsys.readouterr()
     assert out.splitlines() == [summary(verify(everything))]
-    assert f"{len(looked_at)} files sound" in out
+    assert f"{len(looked_at)} files intact" in out
     assert err == ""
 
 
@@ -66,7 +66,10 @@ def test_all_is_sound(everything: Path, capsys: pytest.CaptureFixture[str]) -> N
         ("two/index/tree/index.json", "saeforest index {}/two --sae tree`: nothing is lost"),
         ("two/index/tree/index.safetensors", "--sae tree"),
         ("two/index/tree/tokens.safetensors", "--sae tree"),
-        ("two/forest/topk/forest.safetensors", "saeforest eval {}/two` infers it anew, and nothing is lost"),
+        (
+            "two/forest/topk/forest.safetensors",
+            "saeforest eval {}/two` infers the forest again, and nothing is lost",
+        ),
         ("two/eval/tree/coverage.json", "saeforest eval {}/two --measures coverage --sae tree"),
         ("two/eval/tree/judge.jsonl", "asks the judge those questions again"),
         (
@@ -78,9 +81,9 @@ def test_all_is_sound(everything: Path, capsys: pytest.CaptureFixture[str]) -> N
         ("store/tokens.safetensors", "saeforest harvest"),
         ("store/shard-00000.safetensors", "saeforest harvest"),
         ("store/activations.json", "saeforest harvest"),
-        ("run/log.jsonl", "the curves of its training are lost"),
-        ("run/allocations.jsonl", "the curves of its training are lost"),
-        ("run/config.yaml", "write the settings anew"),
+        ("run/log.jsonl", "its training curves are lost"),
+        ("run/allocations.jsonl", "its training curves are lost"),
+        ("run/config.yaml", "restore the settings"),
     ],
 )
 def test_a_flipped_bit_is_named_with_its_remedy(
@@ -160,7 +163,7 @@ def test_a_copy_of_a_model_in_the_cache(tmp_path: Path) -> None:
     flip(copy / "model.safetensors")
     (found,) = damaged(tmp_path / "models")
     assert found.path == copy / "model.safetensors"
-    assert "make it anew" in found.remedy
+    assert "run the command that made it again" in found.remedy
     flip(copy / "copy.json", 0.3)
     assert damaged(tmp_path / "models")[0].path == copy / "copy.json"
 
@@ -186,9 +189,9 @@ def test_leftovers_are_named_and_nothing_is_changed(
         assert cli.run(["verify", str(folder)]) == 0
         assert sorted(folder.rglob("*")) == before
     out = capsys.readouterr().out
-    assert ".saeforest-abc.part: left behind by a killed process; nothing is in it that is needed" in out
+    assert ".saeforest-abc.part: left behind by a killed process; contains nothing that is needed" in out
     assert (
-        ".saeforest-def.old.part: left behind by a killed process; holds index, which was being replaced"
+        ".saeforest-def.old.part: left behind by a killed process; contains index, which was being replaced"
         in out
     )
     assert "2 left behind by killed processes" in out
@@ -199,7 +202,7 @@ def test_what_is_nothing_of_ours(tmp_path: Path, tiny_model: Path) -> None:
     (tmp_path / "broken.json").write_text("{")
     (tmp_path / "config.yaml").write_text("services: [web]")
     for place in (tmp_path, tmp_path / "notes.json", tiny_model):
-        with pytest.raises(InputError, match="nothing that saeforest wrote"):
+        with pytest.raises(InputError, match="no file written by saeforest"):
             verify(place)
     with pytest.raises(InputError, match="no such file or folder"):
         verify(tmp_path / "nowhere")
@@ -222,8 +225,8 @@ def test_a_folder_that_cannot_be_read(copy: Callable[[str], Path], monkeypatch: 
 def test_the_summary() -> None:
     sound, other = Finding(Path("a"), has_checksum=True), Finding(Path("b"))
     broken, left = Finding(Path("c"), "damaged", "x"), Finding(Path("d"), "left", "x", leftover=True)
-    assert summary([sound]) == "1 file sound"
-    assert summary([sound] * 3 + [broken]) == "3 files sound, 1 damaged"
-    unsigned = "1 of them without a checksum: only their form could be checked"
-    assert summary([sound, other, left]) == f"2 files sound ({unsigned}), 1 left behind by killed processes"
+    assert summary([sound]) == "1 file intact"
+    assert summary([sound] * 3 + [broken]) == "3 files intact, 1 damaged"
+    unsigned = "1 of them without a checksum: only their format could be checked"
+    assert summary([sound, other, left]) == f"2 files intact ({unsigned}), 1 left behind by killed processes"
     assert json.dumps(str(broken)) == '"c: damaged; x"'

@@ -345,14 +345,14 @@ def test_large_samples_are_drawn_in_slices_with_all_their_rows(monkeypatch: pyte
         ({"depth": 0}, "depth = 0: expected 1 or more"),
         ({"roots": 0}, "roots = 0: expected 1 or more"),
         ({"branching": 0}, "branching = 0"),
-        ({"p_child": 0.3}, "p_child = 0.3 for 4 mutually exclusive children adds up to 1.2"),
+        ({"p_child": 0.3}, "p_child = 0.3: the probabilities of 4 mutually exclusive children add up to 1.2"),
         ({"p_root": 1.5}, "probability 1.5 of feature 0"),
         ({"exclusive": False, "p_child": -0.1}, "probability -0.1 of feature 8"),
-        ({"magnitude_std": -1.0}, "magnitude deviation -1"),
+        ({"magnitude_std": -1.0}, "standard deviation -1"),
         ({"d": 0}, "168 features in 0 dimensions"),
-        ({"d": 5, "superposition": 2.0}, "give one of them"),
+        ({"d": 5, "superposition": 2.0}, "give only one of them"),
         ({"superposition": 0.0}, "superposition = 0"),
-        ({"parent_offset": -1.0}, "parent_offset -1"),
+        ({"parent_offset": -1.0}, "parent_offset = -1"),
     ],
 )
 def test_a_tree_that_cannot_be_is_refused(arguments: dict[str, Any], says: str) -> None:
@@ -361,7 +361,7 @@ def test_a_tree_that_cannot_be_is_refused(arguments: dict[str, Any], says: str) 
 
 
 def test_other_worlds_that_cannot_be_are_refused() -> None:
-    with pytest.raises(InputError, match="correlation 9: expected 0 to 8"):
+    with pytest.raises(InputError, match="correlation = 9: expected 0 to 8"):
         mp(correlation=9)
     with pytest.raises(InputError, match="have 10880"):
         synth_bench(features=100)

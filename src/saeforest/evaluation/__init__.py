@@ -1,4 +1,4 @@
-"""How measures are taken: which there are, their settings, the passes over text that feed them, and a run's records."""
+"""Taking measures: the registry, its settings, the pass over the text that feeds them, and the records of a run."""
 
 from .evaluate import evaluate, evaluate_all
 from .forests import infer

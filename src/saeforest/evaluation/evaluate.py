@@ -1,4 +1,4 @@
-"""The records of some SAEs: one pass over the measured text, then the measures that look at an SAE as a whole."""
+"""Measuring SAEs: one pass over the text, then the measures that look at an SAE as a whole."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def evaluate(
     forest: Forest | None = None,
     folder: Path | None = None,
 ) -> dict[str, Record]:
-    """The records of the named measures (see `measure_names`) of one SAE, by name.
+    """Take the named measures (see `measure_names`) of one SAE. Returns the records by name.
 
-    `forest` stands in for the SAE's own. See `evaluate_all`.
+    forest: measured instead of the SAE's own. folder: where a judge's answers are kept. See `evaluate_all`.
     """
     task = make_task(sae, tuple(names), reader, tokens, source, forest=forest, folder=folder)
     found = {record.measure: record for _, record in evaluate_all([task], options or MeasureOptions())}
@@ -44,13 +44,15 @@ def evaluate_all(
     options: MeasureOptions,
     read: Callable[[Sequence[Pass], int], Read] = read_text,
 ) -> Iterator[tuple[Task, Record]]:
-    """The records of all tasks as they come; the language model reads the text once for all SAEs.
+    """Yield the records of all tasks as they are completed. The language model reads the text once for all SAEs.
 
-    The tasks share reader and tokens. Excluded positions (`reader.keep`) are neither measured nor replaced. Losses take
-    two forward passes of the language model, and one more for every SAE, so they are taken on the first
-    `options.ce_tokens` tokens only, rounded up to whole windows. `read` is what shows the passes their batches.
+    The tasks must share reader and tokens. Excluded positions (`reader.keep`) are neither measured nor replaced. Losses
+    take two forward passes of the language model, and one more for each SAE, so they are computed only on the first
+    `options.ce_tokens` tokens, rounded up to whole windows.
 
-    Raises InputError where an activation is NaN or infinite, RuntimeError where an identity is broken.
+    read: function that runs the pass over the data and updates the passes.
+
+    Raises InputError if an activation is NaN or infinite, RuntimeError if a mathematical identity does not hold.
     """
     if not tasks:
         return
@@ -65,7 +67,7 @@ def evaluate_all(
                 yield one.task, measure.record(_settings(one.task, options))
     passes.clear()
     reading.clear()
-    # The firings of an SAE take more memory than the SAE: they go when its measures are done.
+    # The firings of an SAE take more memory than the SAE itself, so they are freed when its measures are done.
     while supplies:
         of_sae = supplies.pop(0)
         of_sae.read = shown

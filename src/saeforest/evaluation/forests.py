@@ -1,6 +1,6 @@
-"""The forests that measures take: an SAE's own or, for a flat one, one inferred from text it was trained on.
+"""The forests that are measured: an SAE's own or, for an SAE without one, a forest inferred from its training text.
 
-What was inferred is kept in RUN/forest/, so that every measurement of a run is of the same forest.
+An inferred forest is kept in RUN/forest/, so that all measurements of a run use the same one.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from ..session import check_site, open_reader, read_tokens
 from ..structure.forest import Forest
 from .options import MeasureOptions
 
-# Names of what an SAE's metadata say of its training.
+# Keys of an SAE's metadata.
 _MODEL, _SITE = "model_name", "hook_name"
 
 
@@ -37,10 +37,12 @@ def forests_of(
     options: MeasureOptions,
     run: RunFolder,
 ) -> dict[str, tuple[Forest, str]]:
-    """Forest and its origin in a few words, for each SAE; flat ones share one reading of the training text.
+    """The forest of each SAE, and a short description of where it comes from.
 
-    `reader` leaves out the positions that training did, whatever is left out of what is measured.
-    Raises InputError where another process infers one of the forests that are missing, or where `infer` made another.
+    Forests to be inferred share one reading of the training text. `reader` must exclude the positions that training
+    excluded, whatever the measurement excludes.
+
+    Raises InputError if another process is inferring one of the forests, or if `infer` made one with other settings.
     """
     default = MeasureOptions()
     by_default = (options.infer, options.infer_tokens) == (default.infer, default.infer_tokens)
@@ -79,19 +81,21 @@ def infer(
     site: str = "",
     data: str = "",
 ) -> InferredForest:
-    """Infers a forest for a flat SAE from text, and saves it.
+    """Infer a forest for a flat SAE from text, and save it.
 
-    source: a run, whose forest goes to RUN/forest and is taken by whatever measures the run from then on; or the folder
-        of an SAE, as `saeforest.load` reads it.
-    tokens: of the training text.
-    sae:    which SAE, of a run that trained several.
-    device: of language model and SAE; None for the run's, or the best there is.
+    source: a run, whose forest is written to RUN/forest and used by all later measurements; or the folder of an SAE
+        that `saeforest.load` can read.
+    config: how parents are inferred; None for the defaults.
+    tokens: number of tokens of the training text to use.
+    sae:    which SAE of a run that trained several.
+    device: device for language model and SAE; None for the run's or, for an SAE's folder, the best available.
 
-    Of the folder of an SAE alone:
-    out:    where the forest goes.
-    model, site, data: what the SAE reads; empty for what its metadata say, data for the packaged text.
+    For the folder of an SAE only:
+    out:    folder for the forest, new or empty.
+    model, site, data: language model, site and text that the SAE reads. By default as in its metadata, and the packaged
+        text.
 
-    Raises InputError where these do not go together, or the SAE learned a forest of its own.
+    Raises InputError if these do not go together, or if the SAE learned a forest of its own.
     """
     config = config or InferConfig()
     if tokens < 1:
@@ -100,16 +104,19 @@ def infer(
     if run.config_file.is_file():
         if out is not None or model or site or data:
             raise InputError(
-                f"{run}: a run knows its model, site and data, and its forest goes to RUN/forest; leave these out"
+                f"{run}: a run has its own model, site and data, and its forest goes to RUN/forest; leave out model, "
+                "site, data and out"
             )
         train, found = run.load(sae, device)
         place = run.forest(sae or run.names()[0])
         with run.claimed(place):
             return _infer_into(place, found, train, config, tokens)
     if sae is not None:
-        raise InputError(f"{run}: no run, so it has no SAE named '{sae}'; give the SAE's own folder")
+        raise InputError(f"{run}: not a run, so it has no SAE named '{sae}'; give the SAE's own folder")
     if out is None:
-        raise InputError(f"{run}: the folder of an SAE; expected another for its forest (out)")
+        raise InputError(
+            f"{run}: this is an SAE's folder, not a run; give another folder for its forest (out)"
+        )
     if out.exists() and any(out.iterdir()):
         raise InputError(f"{out}: exists and is not empty; choose another folder")
     found = load(run.path)
@@ -120,12 +127,12 @@ def infer(
 def _train_config(
     sae: SAE, folder: Path, tokens: int, model: str, site: str, data: str, device: str | None
 ) -> TrainConfig:
-    """What an SAE reads, as its metadata say, or as given."""
+    """What the SAE reads: as given, else as in its metadata."""
     about = sae.metadata
     model, site = model or about.get(_MODEL, ""), site or about.get(_SITE, "")
     for name, value in (("model", model), ("site", site)):
         if not value:
-            raise InputError(f"{folder}: does not say which {name} it was trained on; give {name}")
+            raise InputError(f"{folder}: its metadata do not say which {name} it was trained on; give {name}")
     context = about.get("context_size", TextConfig.context)
     prepend = about.get("prepend_bos")
     bos = ("yes" if prepend else "no") if isinstance(prepend, bool) else "auto"
@@ -141,7 +148,7 @@ def _infer_into(
 ) -> InferredForest:
     if sae.has_forest:
         raise InputError(
-            f"the SAE ({sae.config.architecture}) learned a forest of its own; expected a flat SAE"
+            f"the SAE ({sae.config.architecture}) learned a forest of its own; expected an SAE without one"
         )
     reader = open_reader(train)
     check_site(sae, reader)
@@ -155,7 +162,7 @@ def _infer_into(
 def _inferred(
     missing: Mapping[str, ForestInference], config: TrainConfig, reader: ActivationReader, tokens: int
 ) -> dict[str, InferredForest]:
-    """The forests of some SAEs from one reading of the text that `config` trains on."""
+    """Infer the forests of several SAEs from one reading of the training text of `config`."""
     n_tokens = min(tokens, config.tokens)
     forecast = Forecast("forests", "infer_tokens or lm.batch_size")
     with progress("read for forests", n_tokens, "tokens") as advance:
@@ -174,7 +181,7 @@ def _inferred(
 def _training_activations(
     config: TrainConfig, reader: ActivationReader, n_tokens: int
 ) -> Iterator[Float[Tensor, "n d_in"]]:
-    """About the first `n_tokens` activations of the text that the SAE was trained on, harvested or read anew."""
+    """About the first `n_tokens` activations of the training text, from harvested blocks or by running the model."""
     left = min(n_tokens, config.tokens)
     match data_of(config.data):
         case StoredData() as stored:

@@ -1,4 +1,4 @@
-"""The key of a record, which tells whether it answers the same question. It follows from what the measure needs."""
+"""The key of a record: a hash of everything its measure depends on. A record with the same key need not be redone."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..training.log import LOG
 from .options import MeasureOptions
 from .task import Task
 
-# What of the world each need makes a measure depend on, in groups that have parts in common.
+# Groups of needs, by what they make a measure depend on: the model, the excluded positions, the measured text.
 _LANGUAGE_MODEL: frozenset[Need] = frozenset(
     {"text", "losses", "firings", "activations", "probes", "labeled_texts", "first_letters"}
 )
@@ -27,7 +27,7 @@ _MEASURED_TEXT = _POSITIONS - {"labeled_texts"}
 
 
 def record_key(spec: MeasureSpec, task: Task, options: MeasureOptions) -> str:
-    """Of a measure of this SAE, taken with these settings: of what it declares that it needs, and of nothing else."""
+    """The key of a measure of this SAE with these settings. It depends only on what the measure declares it needs."""
     config, reader = options.config_of(spec.name), task.reader
     asked: dict[str, Any] = {"measure": spec.name, "version": spec.version, "sae": digest(task.sae)}
     asked["config"] = asdict(config) if spec.config else None
@@ -49,12 +49,10 @@ def record_key(spec: MeasureSpec, task: Task, options: MeasureOptions) -> str:
         "training_log": lambda: _files(task.log / LOG) if task.log else [],
         "forest": lambda: _hash(task.forest.parent),
     }
-    # Records of older versions have their keys by the older spelling.
-    asked |= {
-        f"need {need}".replace("labeled", "labelled"): of_need[need]() for need in spec.needs & of_need.keys()
-    }
+    in_keys = {"labeled_texts": "labelled_texts"}  # as in the keys of existing records
+    asked |= {f"need {in_keys.get(need, need)}": of_need[need]() for need in spec.needs & of_need.keys()}
     if "judge" in spec.needs:
-        del asked["config"]["judge"]  # how it is reached does not matter
+        del asked["config"]["judge"]  # timeout, retries and the like do not matter
     return hashlib.blake2b(json.dumps(asked, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
@@ -63,6 +61,6 @@ def _hash(tensor: Tensor) -> str:
 
 
 def _files(source: Path) -> list[tuple[str, str]]:
-    """What is in a file, or in the files of a folder."""
+    """Path and hash of a file, or of all files in a folder."""
     files = [source] if source.is_file() else sorted(path for path in source.rglob("*") if path.is_file())
     return [(str(f), hashlib.blake2b(f.read_bytes(), digest_size=8).hexdigest()) for f in files]

@@ -1,4 +1,4 @@
-"""All settings of measuring in one object, and the readings that have a name (docs/spec/records.md#readings)."""
+"""All settings of measuring in one object, and named presets of them (docs/spec/records.md#readings)."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ class PositionOptions:
     """Leave out activations with a norm above this; 0 for no limit. By default, as in training."""
 
     def applied(self, reader: ActivationReader) -> ActivationReader:
+        """The reader with these options in place of its own, as far as they are given."""
         given = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
         return replace(reader, **given)
 
@@ -35,7 +36,7 @@ class PositionOptions:
 class MeasureOptions:
     """How measures are taken.
 
-    Raises InputError for a value out of its range, and for settings of a measure that there is not or of another.
+    Raises InputError for a value out of range, for settings of an unknown measure, and for settings of the wrong type.
     """
 
     preset: Reading = "recommended"
@@ -53,7 +54,7 @@ class MeasureOptions:
     probes: ProbeConfig = field(default_factory=ProbeConfig)
     judge: JudgeConfig = field(default_factory=JudgeConfig)
     measures: Mapping[str, Any] = field(default_factory=dict)
-    """Settings of single measures by name; those of the others are the reading's."""
+    """Settings of individual measures, by name. The other measures have the settings of the preset."""
 
     def __post_init__(self) -> None:
         for name, least in (("tokens", 1), ("ce_tokens", 0), ("infer_tokens", 1)):
@@ -69,7 +70,7 @@ class MeasureOptions:
                 )
 
     def of_measure(self, name: str) -> Any:
-        """The settings of a measure; None: it has none."""
+        """The settings of a measure; None if it has none."""
         spec = MEASURES[name]
         if spec.config is None:
             return None
@@ -78,17 +79,17 @@ class MeasureOptions:
         return spec.readings[self.preset] if self.preset in spec.readings else spec.config()
 
     def config_of(self, name: str) -> Any:
-        """As `of_measure`, but asking the judge of all measures unless it has one of its own."""
+        """Like `of_measure`, but a measure without a judge of its own gets the judge of these options."""
         config = self.of_measure(name)
         if "judge" in MEASURES[name].needs and not config.judge.model:
             return replace(config, judge=self.judge)
         return config
 
 
-#: Settings of all measures in each reading (docs/spec/records.md#readings); a measure declares its own (`readings`).
-PRESETS: dict[Reading, MeasureOptions] = {
+#: How others take measures (docs/spec/records.md#readings). Settings of individual measures are declared by the measures (`readings`).
+MEASURE_PRESETS: dict[Reading, MeasureOptions] = {
     "recommended": MeasureOptions(),
-    # Special tokens alone are left out (docs/spec/activations.md#sinks).
+    # Only special tokens are left out (docs/spec/activations.md#sinks).
     "saebench_0.6": MeasureOptions(
         preset="saebench_0.6",
         positions=PositionOptions(exclude_first=False, exclude_special=True, max_norm=0),
@@ -100,4 +101,4 @@ PRESETS: dict[Reading, MeasureOptions] = {
         probes=ProbeConfig(reduction="mean_all"),
     ),
 }
-assert PRESETS.keys() == set(READINGS)
+assert MEASURE_PRESETS.keys() == set(READINGS)

@@ -1,4 +1,4 @@
-"""The measures by name. A new one is one file in `measures` that ends with its `SPEC`, and one line here."""
+"""The registry of measures. A new measure is a file in `measures` that ends with its `SPEC`, and a line here."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ SETS: dict[str, tuple[str, ...]] = {
 
 
 def measure_names(text: str) -> list[str]:
-    """The measures of "fast" or of "NAME,NAME", each once, in the order given. Raises InputError for others."""
+    """The measures named by text like "fast" or "NAME,NAME", each once, in that order. Raises InputError if unknown."""
     names: list[str] = []
     for word in map(str.strip, text.split(",")):
         if word not in SETS and word not in MEASURES:

@@ -1,4 +1,4 @@
-"""The measures of a run, on the text that its training left out."""
+"""Measuring the SAEs of a run on its held-out text."""
 
 from __future__ import annotations
 
@@ -34,14 +34,16 @@ def measure_run(
     again: bool = False,
     reader: ActivationReader | None = None,
 ) -> dict[str, list[Record]]:
-    """Measures the SAEs of a run on held-out text, and returns the records by the SAE's name (see `measure_saes`).
+    """Measure the SAEs of a run on held-out text. Returns the records by the SAE's name (see `measure_saes`).
 
+    measures: names of measures (see `measure_names`).
+    options: settings; None for the recommended ones.
     sae:    which SAE; None for all.
-    device: of language model and SAEs; None for the one they were trained on.
-    again:  take measures anew of which there is a record already.
-    reader: reads the run's site, where its language model is open already.
+    device: device for language model and SAEs; None for the one they were trained on.
+    again:  whether to repeat measures that already have a record.
+    reader: reader of the run's site, if its language model is already loaded.
 
-    Raises InputError where the folder is no run with a trained SAE, or an SAE is not of the run's model and site.
+    Raises InputError if the folder is not a run with a trained SAE, or if an SAE does not fit the run's model and site.
     """
     run = RunFolder(run) if isinstance(run, Path) else run
     tidy(run)
@@ -62,14 +64,14 @@ def measure_saes(
     *,
     again: bool = False,
 ) -> dict[str, list[Record]]:
-    """Measures SAEs of a run on `options.tokens` held-out tokens and writes the record of each (`run.record`).
+    """Measure SAEs of a run on `options.tokens` held-out tokens and write each record (`run.record`).
 
-    saes: configuration and SAE by name, as `run.load` gives them. All read the same text.
-    again: take measures anew of which there is a record already, made with the same settings on the same text.
+    saes: configuration and SAE by name, as `run.load` returns them. All must read the same text.
+    again: whether to repeat measures that already have a record with the same settings on the same text.
 
-    Every record is written as soon as it is known: a measurement that was stopped goes on with those that are missing.
+    Each record is written as soon as it is complete, so an interrupted measurement continues with the missing ones.
 
-    Raises InputError where another process measures one of the SAEs, or where the text or the activations are at fault
+    Raises InputError if another process is measuring one of the SAEs, or if the text or the activations are unusable
     (see `evaluate_all`).
     """
     with run.claimed(*map(run.eval, saes)):
@@ -116,8 +118,8 @@ def _measured(
 
 
 def _there(record: Path, key: str) -> bool:
-    """Whether there is a record that answers the same question."""
+    """Whether there is a record with this key."""
     try:
         return Record.read(record).settings.get("key") == key
-    except InputError:  # none, or a damaged one
+    except InputError:  # missing or damaged
         return False

@@ -1,4 +1,4 @@
-"""What measures are supplied with: made when the first of them asks, kept for as long as others may ask."""
+"""The inputs that measures need: each is computed when first needed and kept as long as another measure may need it."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ T = TypeVar("T")
 
 
 class Shared:
-    """What the SAEs of an evaluation share: what the language model makes of words and of labeled texts.
+    """Inputs shared by all SAEs of an evaluation: activations on words and on labeled texts.
 
-    Of labeled texts only those that were asked for last are kept: they are large.
+    Labeled texts are large, so only the most recent ones are kept.
     """
 
     def __init__(self, reader: Callable[[], ActivationReader]) -> None:
@@ -44,21 +44,23 @@ class Shared:
         self._words: dict[FirstLetterConfig, FirstLetters] = {}
 
     def texts(self, config: LabeledTextConfig) -> ReadTexts:
+        """Labeled texts and their activations."""
         if self._texts is None or self._texts[0] != config:
             self._texts = config, read_texts(self._reader(), config)
         return self._texts[1]
 
     def words(self, config: FirstLetterConfig) -> FirstLetters:
+        """Words and their activations, for the measure `absorption`."""
         if (key := config.reading) not in self._words:
             self._words[key] = first_letters(self._reader(), key)
         return self._words[key]
 
 
 class Supplies:
-    """What the measures of one SAE share, and what each of them is given of it.
+    """Inputs shared by the measures of one SAE.
 
-    pairs: takes in the firings during the pass over the text; None where no measure needs them.
-    read:  what the pass showed, when it is over.
+    pairs: collects the firings during the pass over the text; None if no measure needs them.
+    read:  the result of the pass, set when it is over.
     """
 
     def __init__(self, task: Task, shared: Shared, probes: ProbeConfig) -> None:
@@ -73,9 +75,9 @@ class Supplies:
     def subject(
         self, spec: MeasureSpec, config: Any, settings: Mapping[str, Any], stack: ExitStack
     ) -> Subject:
-        """What the measure declared that it needs; what must be closed after it goes on the stack."""
+        """The `Subject` of a measure, with what the measure declared it needs. `stack` closes what must be closed."""
         task = self.task
-        # With this reduction they depend on which others are trained with them: every measure trains its own.
+        # With this reduction, probes depend on which others are trained with them, so every measure trains its own.
         alone = self._probe_config.reduction == "mean_all"
         every: dict[Need, Callable[[], Any]] = {
             "text": lambda: MeasuredText(task.tokens, task.reader.lm.tokenizer),
@@ -93,7 +95,9 @@ class Supplies:
 
     def _shown(self) -> Read:
         if self.read is None:
-            raise LookupError("a measure that is fed batch by batch asks for what only the whole pass shows")
+            raise LookupError(
+                "a streaming measure needs an input that exists only after the pass over the text"
+            )
         return self.read
 
     def _firings(self) -> Firings:
@@ -120,7 +124,7 @@ class Supplies:
 
 
 def _once(make: Callable[[], T]) -> Callable[[], T]:
-    """Makes something when it is first asked for, and then gives the same."""
+    """A function that calls `make` the first time and then returns the same result."""
     made: list[T] = []
 
     def given() -> T:

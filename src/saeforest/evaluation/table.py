@@ -1,4 +1,4 @@
-"""Records as a table for a terminal of 100 columns."""
+"""Records as a table for a terminal that is 100 columns wide."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..measures.record import Interval, Record
 
 
 def table(records: Iterable[Record], title: str | None = None) -> Table:
-    """A block of rows for each record; an undefined value is a dash, and its reason a note below."""
+    """A table with a block of rows for each record. An undefined value is shown as a dash, with the reason below."""
     out = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=title, title_justify="left")
     out.add_column("measure", no_wrap=True)
     out.add_column("value", justify="right", no_wrap=True)

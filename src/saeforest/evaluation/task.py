@@ -1,4 +1,4 @@
-"""What is measured: an SAE, the names of measures, and what they are taken with."""
+"""What is measured: an SAE, the names of measures, the reader and the text."""
 
 from __future__ import annotations
 
@@ -18,27 +18,28 @@ from ..structure.forest import Forest
 from ..text import Tokens
 from .registry import MEASURES
 
-# To supply the need, the frame must have these too.
+# Needs that the evaluation must supply in order to supply another.
 _IMPLIED: dict[Need, tuple[Need, ...]] = {"probes": ("activations", "firings")}
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where text and SAE come from, for the records."""
+    """Where text, SAE and forest come from, for the records."""
 
     data: str
-    """As given to `tokenize`."""
+    """Text source, as given to `tokenize`."""
     split: str
+    """Split of the text source: "train" or "held_out"."""
     seed: int
-    """Of the run: its text, its weights."""
+    """Random seed of the run, for its text and its weights."""
     sae: str
-    """Path or name."""
+    """Path or name of the SAE."""
     forest: str = "its own"
-    """Where the forest comes from."""
+    """Short description of where the forest comes from."""
 
 
 class ReadText(NamedTuple):
-    """The measured text, and what reads its activations."""
+    """The text to measure on, and the reader of its activations."""
 
     reader: ActivationReader
     tokens: Tokens
@@ -48,11 +49,12 @@ class ReadText(NamedTuple):
 class Task:
     """The measures to take of one SAE.
 
-    forest:   its own or, for a flat SAE, one inferred from text that is not measured.
-    text:     what is measured; None where activations are measured that come from no text (`evaluate_rows`).
-    settings: of every record: what was measured, on what.
-    folder:   where a judge's answers are kept; None: nowhere.
-    log:      the folder of its training's log.jsonl; None: unknown.
+    names:    names of the measures.
+    forest:   the SAE's own forest or, for a flat SAE, one inferred from text that is not measured.
+    text:     the text to measure on, and its reader; None for activations that come from no text (`evaluate_rows`).
+    settings: settings that go into every record: what was measured, on what.
+    folder:   folder where a judge's answers are kept; None to keep none.
+    log:      folder with the training's log.jsonl; None if unknown.
     """
 
     sae: SAE
@@ -65,30 +67,32 @@ class Task:
 
     @property
     def reader(self) -> ActivationReader:
-        """Reads the SAE's site, on which it was trained."""
+        """The reader of the site on which the SAE was trained."""
         return self._text.reader
 
     @property
     def tokens(self) -> Tokens:
-        """The measured text."""
+        """The text to measure on."""
         return self._text.tokens
 
     @property
     def _text(self) -> ReadText:
         if self.text is None:
-            raise LookupError("a measure asks for text, but activations without one are measured")
+            raise LookupError("a measure needs text, but the measured activations come without text")
         return self.text
 
     @property
     def streaming(self) -> list[Streaming]:
+        """The measures that are updated batch by batch during the pass over the text."""
         return [spec for name in self.names if isinstance(spec := MEASURES[name], Streaming)]
 
     @property
     def studies(self) -> list[Study]:
+        """The measures that run after the pass over the text."""
         return [spec for name in self.names if isinstance(spec := MEASURES[name], Study)]
 
     def needs(self, *needs: Need) -> bool:
-        """Whether one of the measures needs any of these."""
+        """Whether any of the measures needs any of these inputs."""
         declared: set[Need] = set().union(*(MEASURES[name].needs for name in self.names))
         declared |= {implied for need in declared for implied in _IMPLIED.get(need, ())}
         return not declared.isdisjoint(needs)
@@ -105,10 +109,10 @@ def make_task(
     folder: Path | None = None,
     log: Path | None = None,
 ) -> Task:
-    """`forest` stands in for the SAE's own.
+    """Make the task of measuring an SAE. `forest` is measured instead of the SAE's own.
 
-    Raises InputError where the text begins with BOS and the SAE was trained without, or the other way round, and for a
-    measure that says nothing of a transcoder.
+    Raises InputError if the text begins with BOS but the SAE was trained without it, or the other way round, and for a
+    measure that is not defined for a transcoder if the SAE is one.
     """
     check_transcoder(sae, names)
     check_bos(sae, prepend_bos=tokens.prepend_bos)
@@ -137,15 +141,15 @@ def make_task(
 
 
 def check_transcoder(sae: SAE, names: Sequence[str]) -> None:
-    """Raises InputError where the SAE is a transcoder, and a measure says nothing of those."""
+    """Raises InputError if the SAE is a transcoder and a measure is not defined for those."""
     if sae.is_transcoder:
         for name in names:
             if not MEASURES[name].transcoders:
-                raise InputError(f"measure '{name}': means nothing for a transcoder; leave it out")
+                raise InputError(f"measure '{name}': not defined for a transcoder; leave it out")
 
 
 def about_sae(sae: SAE) -> dict[str, Any]:
-    """What every record says of how the SAE was measured, whatever it was measured on."""
+    """The settings of an SAE that go into every record, whatever it was measured on."""
     return {
         "normalize_activations": sae.config.normalize_activations,
         "activation_threshold": sae.config.activation_threshold,

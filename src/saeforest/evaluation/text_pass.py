@@ -1,4 +1,4 @@
-"""One pass over the measured text, for all measures of all SAEs."""
+"""A single pass over the measured text, for all measures of all SAEs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .windows import read_windows
 
 @dataclass(frozen=True, eq=False)
 class Pass:
-    """What one SAE's measures take from the text: measures that are fed batch by batch, and firings if needed."""
+    """What the pass updates for one SAE: its streaming measures, and its firings if any measure needs them."""
 
     task: Task
     measures: Mapping[str, Measure]
@@ -37,10 +37,10 @@ class Pass:
 
 @dataclass(frozen=True, eq=False)
 class Read:
-    """What the pass showed, whatever the SAE.
+    """The results of the pass that do not depend on the SAE.
 
-    rows: `[n]` the flat position of every measured activation.
-    x:    `[n, d_in]` the activations, on the CPU in the language model's dtype; None where no measure needs them.
+    rows: `[n]` row (see `Tokens`) of every measured activation.
+    x:    `[n, d_in]` the activations, on the CPU in the language model's dtype; None if no measure needs them.
     """
 
     rows: Int[Tensor, "n"]
@@ -49,15 +49,15 @@ class Read:
 
 @torch.no_grad()
 def read_text(passes: Sequence[Pass], ce_tokens: int) -> Read:
-    """Reads the text of the passes, which share reader and tokens.
+    """Run the language model over the text once and update all passes, which must share reader and tokens.
 
-    Losses are taken on the first `ce_tokens` tokens, rounded up to whole windows.
-    Raises InputError where an activation is NaN or infinite.
+    Losses are computed on the first `ce_tokens` tokens, rounded up to whole windows.
+    Raises InputError if an activation is NaN or infinite.
     """
     tasks = [one.task for one in passes]
     reader, tokens = tasks[0].reader, tasks[0].tokens
     n_loss_windows = -(-ce_tokens // tokens.context) if any(t.needs("losses") for t in tasks) else 0
-    # As much as there can be; what the excluded positions leave over is never touched.
+    # Allocated for all tokens; memory for excluded positions is never touched.
     rows, n = torch.empty(tokens.n_tokens, dtype=torch.int64), 0
     x = None
     if any(task.needs("activations") for task in tasks):
@@ -79,8 +79,10 @@ def read_text(passes: Sequence[Pass], ce_tokens: int) -> Read:
 
 
 def _still_to_come(passes: Sequence[Pass], share: float, n: int, kept: int) -> tuple[int, int]:
-    """Bytes that the rest of the text adds, when a share of it was read, with `n` activations, of which `kept` bytes
-    are held; and that studies take."""
+    """Forecast, in bytes: what the rest of the text will add, and the peak of the studies after it.
+
+    share: fraction of the text read so far. n: activations so far. kept: bytes held for them.
+    """
     more = round((1 / share - 1) * kept)
     most = 0
     for one in passes:

@@ -1,4 +1,4 @@
-"""What the language model makes of some windows of text, and what an SAE makes of that: the batches of the pass."""
+"""The batches of the pass: the language model's activations and losses on some windows, and an SAE's codes."""
 
 from __future__ import annotations
 
@@ -22,8 +22,12 @@ from ..text import Tokens
 
 
 class Predictions(NamedTuple):
-    """Of windows: the logits as they are; with zeros in place of what is reconstructed, the losses and how far
-    predictions move."""
+    """Predictions of the language model on windows.
+
+    clean:      `[m, ctx, vocab]` logits of the unchanged model.
+    ablated:    `[m, ctx - 1]` losses, in nats, with the activations replaced by zeros.
+    kl_ablated: `[m, ctx]` KL divergence, in nats, of these predictions from the unchanged ones.
+    """
 
     clean: Float[Tensor, "m ctx vocab"]
     ablated: Float32[Tensor, "m next"]
@@ -32,13 +36,14 @@ class Predictions(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class WindowView:
-    """What the language model makes of some windows; `through` an SAE it becomes what measures are shown.
+    """Activations and predictions of the language model on some windows; `through` gives the batch for one SAE.
 
-    x:           `[w, ctx, d_out]` at the site whose activations are reconstructed.
-    kept:        `[n, d_in]` what an SAE reads, at the positions that count.
-    target:      `[n, d_out]` what it reconstructs there: the same, unless it is a transcoder.
-    rows:        `[n]` of these positions.
-    predictions: of the first windows.
+    x:           `[w, ctx, d_out]` activations at the site that the SAE reconstructs.
+    keep:        `[w, ctx]` which positions are measured.
+    kept:        `[n, d_in]` the SAE's inputs at the measured positions.
+    target:      `[n, d_out]` what it should reconstruct there: the same as `kept`, unless it is a transcoder.
+    rows:        `[n]` rows (see `Tokens`) of the measured positions.
+    predictions: predictions on the first windows; None if no losses are needed.
     """
 
     reader: ActivationReader
@@ -54,7 +59,7 @@ class WindowView:
 
     @torch.no_grad()
     def through(self, sae: SAE, *, losses: bool = True) -> EvalBatch:
-        """What measures of `sae` are shown, on its device."""
+        """The batch for the measures of `sae`, on its device."""
         kept = self.kept.to(sae.device).float()
         if len(kept):
             code, stats = sae.encode_with_stats(kept)
@@ -73,7 +78,7 @@ class WindowView:
         )
 
     def _losses(self, x_hat: Float32[Tensor, "n d_out"], predictions: Predictions) -> WindowLosses:
-        """Sums over the kept positions, each of which predicts the next token."""
+        """Losses summed over the measured positions of each window; each position predicts the next token."""
         first = slice(len(predictions.clean))
         ids, keep = self.ids[first], self.keep[first]
         spliced = put(self.x[first], x_hat[: int(keep.sum())], keep)
@@ -97,9 +102,9 @@ class WindowView:
 def read_windows(
     reader: ActivationReader, tokens: Tokens, windows: Int[Tensor, "w"], n_losses: int = 0
 ) -> WindowView:
-    """Reads some windows, with the logits of the first `n_losses` of them.
+    """Run the language model on some windows, and keep the logits of the first `n_losses` of them.
 
-    Raises InputError where an activation is NaN or infinite.
+    Raises InputError if an activation is NaN or infinite.
     """
     ids = tokens.ids[windows].long().to(reader.lm.device)
     sites, predictions = (reader.site, *reader.others), None
@@ -132,7 +137,7 @@ def _activations_and_logits(
     seen: dict[str, Tensor] = {}
 
     def look(name: str, x: Tensor) -> None:
-        seen[name] = x.clone()  # what follows might work in place
+        seen[name] = x.clone()  # later modules may change it in place
 
     logits = lm.logits(ids, {site: partial(look, site.name) for site in sites})
     return seen, logits

@@ -1,4 +1,4 @@
-"""Replacing what a language model computes at a site by what an SAE makes of it."""
+"""Replacing the activations of a language model at a site by an SAE's reconstruction."""
 
 from .splice import Edit, ablate, put, splice
 

@@ -1,11 +1,11 @@
-"""The splice: the activation at a site becomes the reconstruction of its code, which may be edited on the way.
+"""The splice: replace the activation at a site by the reconstruction of its code, which may be edited first.
 
-With x_t = x_hat(f_t) + e_t, where e_t is the error of the reconstruction and f'_t the edited code:
+With x_t = x_hat(f_t) + e_t, where e_t is the reconstruction error and f'_t the edited code:
 
     without the error term   x_t becomes x_hat(f'_t)
-    with it                  x_t becomes x_hat(f'_t) + e_t = x_t + s_t sum_i (f'_ti - f_ti) d_i
+    with the error term      x_t becomes x_hat(f'_t) + e_t = x_t + s_t sum_i (f'_ti - f_ti) d_i
 
-so that with the error term only what was edited changes.
+so that with the error term, only the effect of the edit changes. s_t is the scale of input normalization.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from ..saes import SAE
 from ..sparse_code import SparseCode
 
 Edit = Callable[[SparseCode], SparseCode]
-"""Maps the code of some activations to the one that is decoded."""
+"""A function from the code of some activations to the code that is decoded."""
 
 
 def splice(
     sae: SAE, edit: Edit | None = None, *, error: bool = False, keep: Bool[Tensor, "batch ctx"] | None = None
 ) -> Callable[[Tensor], Tensor]:
-    """A function for `LanguageModel.hooked` that replaces activations by what `sae` makes of their edited code.
+    """A hook for `LanguageModel.hooked` that replaces activations by `sae`'s reconstruction from their edited code.
 
-    edit:  what happens to the code; None decodes it as it is.
-    error: whether the error of the reconstruction, without the edit, is added.
-    keep:  the positions to replace, None for all.
+    edit:  edit of the code; None to decode it unchanged.
+    error: whether to add the reconstruction error of the unedited code.
+    keep:  positions to replace; None for all.
     """
 
     def replace(x: Float[Tensor, "*n d"]) -> Float[Tensor, "*n d"]:
@@ -47,7 +47,7 @@ def splice(
 
 
 def ablate(features: Sequence[int]) -> Edit:
-    """The edit that sets some features to zero."""
+    """An edit that sets the given features to zero."""
 
     def edit(code: SparseCode) -> SparseCode:
         gone = torch.isin(code.ids, torch.tensor(features, device=code.ids.device))
@@ -59,7 +59,7 @@ def ablate(features: Sequence[int]) -> Edit:
 def put(
     x: Float[Tensor, "batch ctx d"], rows: Float[Tensor, "n d"], keep: Bool[Tensor, "batch ctx"]
 ) -> Float[Tensor, "batch ctx d"]:
-    """`x` with `rows` in the places of `keep`, in order."""
+    """A copy of `x` with the positions in `keep` replaced by `rows`, in order."""
     x = x.clone()
     x[keep] = rows.to(x)
     return x

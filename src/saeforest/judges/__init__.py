@@ -1,4 +1,4 @@
-"""Language models as judges: behind an endpoint or run here, with every answer kept."""
+"""Language models as judges, at an endpoint or run locally. All answers are kept."""
 
 from .cache import CachedJudge
 from .config import NO_JUDGE, JudgeConfig, open_judge

@@ -1,4 +1,4 @@
-"""Answers that are kept: a measurement that was stopped goes on where it was, and nothing is asked twice."""
+"""A judge's answers on disk: an interrupted measurement continues where it was, and no question is asked twice."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _QUESTION = ("judge", "system", "user", "max_tokens")
 
 
 class Answer(Schema):
-    """A line of the file."""
+    """A line of judge.jsonl: a question and its reply."""
 
     judge: str
     system: str
@@ -31,12 +31,12 @@ class Answer(Schema):
 
 
 class CachedJudge:
-    """A judge whose questions and replies are written to `folder/judge.jsonl`, one line each, synced one by one.
+    """A judge whose questions and replies are written to `folder/judge.jsonl`, one line each, synced after each line.
 
-    What was answered there is not asked again. A damaged line, such as one that was being written when the power
-    went, is passed over. folder: None keeps nothing beyond this object.
+    A question that was answered before is not asked again. A damaged line, for instance after a power failure, is
+    skipped. folder: None to keep answers only in memory.
 
-    Raises InputError where the file cannot be read or written.
+    Raises InputError if the file can't be read or written.
     """
 
     def __init__(self, judge: Judge, folder: Path | None) -> None:
@@ -52,6 +52,7 @@ class CachedJudge:
                 self._answers[key].set_result(reply)
 
     def ask(self, system: str, user: str, *, max_tokens: int) -> str:
+        """The kept reply to this question, else the judge's. Raises what the judge raises."""
         question = (self.name, system, user, max_tokens)
         key = _key(question)
         with self._lock:
@@ -82,7 +83,7 @@ class CachedJudge:
             else:
                 yield _key((kept.judge, kept.system, kept.user, kept.max_tokens)), kept.reply
         if damaged:
-            note(f"{path}: {damaged:,} damaged lines are passed over; what they answered is asked again")
+            note(f"{path}: skipping {damaged:,} damaged lines; their questions are asked again")
 
     def _keep(self, question: tuple[str, str, str, int], reply: str) -> None:
         if self._path is None:
@@ -93,18 +94,18 @@ class CachedJudge:
             try:
                 self._path.parent.mkdir(parents=True, exist_ok=True)
                 with self._path.open("ab") as file:
-                    # Whatever was being written when an earlier run ended stays a line of its own.
+                    # An incomplete last line of an earlier run stays a line of its own.
                     file.write(("\n" if self._torn else "").encode() + line.encode() + b"\n")
                     file.flush()
                     os.fsync(file.fileno())
             except OSError as error:
                 self._torn = True
-                raise InputError(f"{self._path}: cannot be written ({error.strerror})") from None
+                raise InputError(f"{self._path}: can't be written ({error.strerror})") from None
             self._torn = False
 
 
 def read_answers(data: bytes, where: str) -> Iterator[Answer | None]:
-    """The lines of a file of answers; None for each that is damaged."""
+    """The lines of a file of answers; None for each damaged line."""
     for line in data.splitlines():
         try:
             kept = parse_json(line, where)

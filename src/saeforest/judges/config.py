@@ -1,4 +1,4 @@
-"""Which judge is asked."""
+"""Choosing and opening a judge."""
 
 from __future__ import annotations
 
@@ -77,10 +77,10 @@ def _is_plain_url(url: str) -> bool:
 
 @contextmanager
 def open_judge(config: JudgeConfig, lm: LanguageModel, folder: Path | None) -> Iterator[Judge | None]:
-    """The configured judge, None where there is none. It keeps its answers in `folder`, where that is given.
+    """Context with the configured judge; None if none is configured. It keeps its answers in `folder`, if given.
 
-    A local judge runs where `lm` does, in the same dtype; it is `lm` itself where that is the same model.
-    Raises InputError where the model cannot be loaded or the key cannot be a key.
+    A local judge runs on the device of `lm` with its dtype; it is `lm` itself if that is the same model.
+    Raises InputError if the model can't be loaded or the API key is malformed.
     """
     if not config.model:
         yield None
@@ -107,6 +107,6 @@ def _key(variable: str) -> str:
     key = os.environ.get(variable, "").strip()
     if not (key.isascii() and key.isprintable() and " " not in key):
         raise InputError(
-            f"environment variable {variable}: expected a key of plain letters, digits and signs"
+            f"environment variable {variable}: expected an API key of ASCII characters without spaces"
         )
     return key

@@ -1,4 +1,4 @@
-"""A judge behind an OpenAI-compatible chat endpoint: one POST to URL/chat/completions for each question."""
+"""A judge at an OpenAI-compatible chat endpoint: one POST to URL/chat/completions per question."""
 
 from __future__ import annotations
 
@@ -13,19 +13,24 @@ from ..errors import InputError
 from ..files import parse_json
 from ..output import printable
 
-# Seconds: no wait between two tries is longer, and an endpoint that asks for a longer one is told to the user.
+# Maximum wait between two tries, in seconds. If an endpoint asks for a longer one, the user is told.
 _LONGEST_WAIT = 60.0
 _MESSAGE_LENGTH = 200
 _RETRIED = (httpx2.TimeoutException, httpx2.NetworkError, httpx2.RemoteProtocolError)
 
 
 class EndpointJudge:
-    """Asks at temperature 0. Too many requests (429), errors of the server (5xx), lost connections and timeouts are
-    tried again after 1, 2, 4, ... seconds, or later where the endpoint says so (Retry-After).
+    """A judge at an OpenAI-compatible endpoint, asked at temperature 0.
 
-    url:     with the version, such as https://host/v1; redirects are not followed, so the key goes nowhere else.
-    key:     sent as a bearer token; empty: none is sent. It is never shown, not even where the endpoint repeats it.
-    timeout: seconds without a sign of life. retries: tries after the first.
+    Too many requests (429), server errors (5xx), lost connections and timeouts are retried after 1, 2, 4, ... seconds,
+    or later if the endpoint asks for it (Retry-After).
+
+    url:     URL of the endpoint, version included, such as https://host/v1. Redirects are not followed, so that the key
+             is sent nowhere else.
+    key:     API key, sent as a bearer token; empty to send none. It is never shown, even if the endpoint repeats it.
+    timeout: seconds to wait for the endpoint to send anything.
+    retries: number of tries after the first.
+    workers: number of concurrent requests.
     """
 
     def __init__(
@@ -42,10 +47,11 @@ class EndpointJudge:
         self._client = httpx2.Client(headers=headers, timeout=timeout)
 
     def close(self) -> None:
+        """Close the connections."""
         self._client.close()
 
     def ask(self, system: str, user: str, *, max_tokens: int) -> str:
-        """Raises InputError where the endpoint refuses, answers something else, or does not answer at all."""
+        """The reply to a question. Raises InputError if the endpoint refuses, or gives a wrong reply or none."""
         body = {
             "model": self._model,
             "messages": [
@@ -73,11 +79,11 @@ class EndpointJudge:
             wait = max(wait, _retry_after(response))
             if wait > _LONGEST_WAIT:
                 raise InputError(
-                    f"judge {self.name}: {why}; it asks to wait {wait:.0f} s: run the command again after that"
+                    f"judge {self.name}: {why}; it asks to wait {wait:.0f} s: run again after that"
                 )
         raise InputError(
-            f"judge {self.name}: no answer in {1 + self._retries} tries, the last: {why}; "
-            "check judge.endpoint, or run the command again later"
+            f"judge {self.name}: no answer in {1 + self._retries} tries; last error: {why}; "
+            "check judge.endpoint, or run again later"
         )
 
     def _reply(self, response: httpx2.Response) -> str:
@@ -92,7 +98,9 @@ class EndpointJudge:
                 ) from None
         match response.status_code:
             case 401 | 403:
-                what = "the key is missing or not accepted; put it in the environment variable judge.key_env names"
+                what = (
+                    "the key is missing or not accepted; set the environment variable named by judge.key_env"
+                )
             case 404:
                 what = "no such model or path; check judge.endpoint and judge.model"
             case _:
@@ -100,7 +108,7 @@ class EndpointJudge:
         raise InputError(f"judge {self.name}: {what} ({self._refusal(response)})") from None
 
     def _refusal(self, response: httpx2.Response) -> str:
-        """The status, and what the endpoint says about it."""
+        """The HTTP status and the endpoint's error message."""
         try:
             said: Any = self._json(response)["error"]
             said = said["message"] if isinstance(said, dict) else said
@@ -110,14 +118,14 @@ class EndpointJudge:
         return f"HTTP {response.status_code}: {message}" if message else f"HTTP {response.status_code}"
 
     def _json(self, response: httpx2.Response) -> Any:
-        """Raises ValueError where the body is no JSON of a sane shape."""
+        """The JSON in the response. Raises ValueError if it is malformed."""
         try:
             return parse_json(response.content, self.name)
         except InputError as error:
             raise ValueError(str(error)) from None
 
     def _safe(self, text: str) -> str:
-        """One short printable line without the key."""
+        """A short printable line, without the key."""
         return printable(next(iter(self._without_key(text).splitlines()), "")[:_MESSAGE_LENGTH])
 
     def _without_key(self, text: str) -> str:
@@ -125,7 +133,7 @@ class EndpointJudge:
 
 
 def _text(content: object) -> str:
-    """A model that refuses may send no content at all: that is an empty reply."""
+    """The text of a reply; empty if there is no content, as when a model refuses."""
     if content is None:
         return ""
     if not isinstance(content, str):
@@ -134,12 +142,12 @@ def _text(content: object) -> str:
 
 
 def _whole(text: str) -> str:
-    """JSON can spell half a character, which is no text: nothing could write it."""
+    """The text with unpaired surrogates, which JSON can contain but UTF-8 can't encode, replaced."""
     return text.encode("utf-8", errors="replace").decode("utf-8")
 
 
 def _retry_after(response: httpx2.Response) -> float:
-    """Seconds until the endpoint wants to be asked again: it gives them, or a date. 0 where it gives neither."""
+    """Seconds to wait by the header Retry-After, which gives seconds or a date; 0 if it is absent."""
     value = response.headers.get("Retry-After", "").strip()
     if value.isascii() and value.isdigit():
         return float(value)
@@ -147,5 +155,5 @@ def _retry_after(response: httpx2.Response) -> float:
         date = parsedate_to_datetime(value)
         date = date if date.tzinfo else date.replace(tzinfo=UTC)
         return max((date - datetime.now(UTC)).total_seconds(), 0.0)
-    except (ValueError, OverflowError):  # no date, or one beyond all calendars
+    except (ValueError, OverflowError):  # no date, or one out of range
         return 0.0

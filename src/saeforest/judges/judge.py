@@ -1,4 +1,4 @@
-"""What a judge is: a language model that answers one question at a time, as well as it can be made to repeat itself."""
+"""The interface of a judge: a language model that answers questions, as reproducibly as possible."""
 
 from __future__ import annotations
 
@@ -13,31 +13,36 @@ from ..progress import progress
 
 @runtime_checkable
 class Judge(Protocol):
-    """Answers questions, from several threads at once where `workers` is more than 1."""
+    """Answers questions, from several threads at once if `workers` is more than 1."""
 
     @property
     def name(self) -> str:
-        """Tells this judge from all others, in records and among kept answers."""
+        """A name that identifies this judge in records and among kept answers."""
         ...
 
     @property
     def workers(self) -> int:
-        """Questions that may be asked at once."""
+        """Number of questions that may be asked at the same time."""
         ...
 
     def ask(self, system: str, user: str, *, max_tokens: int) -> str:
-        """The reply, of at most `max_tokens` tokens. Raises InputError where there is none to be had."""
+        """The reply, of at most `max_tokens` tokens. Raises InputError if there is none."""
         ...
 
 
 class Question(NamedTuple):
+    """A question for a judge: system prompt, user prompt, and the maximum length of the reply in tokens."""
+
     system: str
     user: str
     max_tokens: int
 
 
 def ask_all(judge: Judge, questions: Sequence[Question], description: str) -> list[str]:
-    """The replies, in the order of the questions. Raises what the judge raises; what is under way is waited for."""
+    """Ask all questions. Returns the replies in their order.
+
+    Raises what the judge raises, after requests in progress have ended.
+    """
     with progress(description, len(questions), "questions") as advance:
         if judge.workers == 1:
             replies: list[str] = []

@@ -1,7 +1,7 @@
-"""Whether files are still what was written: `verify` looks at every file of a folder, and says what can be mended.
+"""Checking that files are intact: `verify` checks every file in a folder and says how damage can be repaired.
 
-A file that has a checksum (its own, or one in a manifest beside it) is held against it; what is in a file is held
-against what its kind must be. Nothing is changed.
+A file with a checksum (its own, or one in a manifest next to it) is compared with it, and its contents are checked
+against the format of its kind. Nothing is changed.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ __all__ = ["Finding", "summary", "verify"]
 
 
 def verify(path: str | Path) -> list[Finding]:
-    """What is found of each file that saeforest wrote in a folder and below it, or of one such file.
+    """Check every file that saeforest wrote in a folder and its subfolders, or one such file.
 
     The folder may be a run, a trained SAE, a checkpoint, harvested activations, an index, a forest, records of
-    measures, results, the cache of models, or one that holds some of these.
+    measures, results, the cache of models, or a folder that contains some of these.
 
-    Raises InputError where there is none of them.
+    Raises InputError if there is no such file.
     """
     path = Path(path)
     if not path.exists():
@@ -35,21 +35,21 @@ def verify(path: str | Path) -> list[Finding]:
         found = [finding for finding in found if finding.path == path]
     if not found:
         raise InputError(
-            f"{path}: nothing that saeforest wrote; expected a run, a trained SAE, a checkpoint, harvested "
+            f"{path}: no file written by saeforest; expected a run, a trained SAE, a checkpoint, harvested "
             "activations, an index, a forest, records of measures, results, or the cache of models"
         )
     return found
 
 
 def summary(findings: list[Finding]) -> str:
-    """How many files are sound and how many are damaged, in one line."""
+    """The number of intact and damaged files, in one line."""
     sound = [finding for finding in findings if finding.sound]
     damaged = sum(bool(finding.problem) and not finding.leftover for finding in findings)
     left = sum(finding.leftover for finding in findings)
     without = sum(not finding.has_checksum for finding in sound)
-    parts = [f"{len(sound):,} {_files(len(sound))} sound"]
+    parts = [f"{len(sound):,} {_files(len(sound))} intact"]
     if without:
-        parts[0] += f" ({without:,} of them without a checksum: only their form could be checked)"
+        parts[0] += f" ({without:,} of them without a checksum: only their format could be checked)"
     if damaged:
         parts.append(f"{damaged:,} damaged")
     if left:
@@ -61,7 +61,7 @@ def _files(n: int) -> str:
     return "file" if n == 1 else "files"
 
 
-# What is where
+# Walking through folders
 
 
 def _walk(root: Path) -> Iterator[Finding]:
@@ -79,25 +79,25 @@ def _walk(root: Path) -> Iterator[Finding]:
             if folder / name not in known and not is_temporary(Path(name)):
                 yield from other_file(folder / name, known)
     for error in unreadable:
-        yield Finding(Path(error.filename), os.strerror(error.errno or 0), "make it readable")
+        yield Finding(Path(error.filename), os.strerror(error.errno or 0), "check its permissions")
 
 
 def _leftover(path: Path) -> Iterator[Finding]:
-    if _in_use(path):  # it is being written just now
+    if _in_use(path):  # a running process is writing it
         return
     replaced = [old.name for old in path.iterdir()] if path.name.endswith(".old.part") else []
     waiting = [name for name in replaced if not (path.parent / name).exists()]
     if waiting:
-        problem = f"left behind by a killed process; holds {', '.join(waiting)}, which was being replaced"
-        remedy = "the next command on this folder puts it back"
+        problem = f"left behind by a killed process; contains {', '.join(waiting)}, which was being replaced"
+        remedy = "the next command on this folder restores it"
     else:
-        problem = "left behind by a killed process; nothing is in it that is needed"
+        problem = "left behind by a killed process; contains nothing that is needed"
         remedy = "the next command on this folder removes it"
     yield Finding(path, problem, remedy, leftover=True)
 
 
 def _in_use(folder: Path) -> bool:
-    """Whether a living process has locked it."""
+    """Whether a running process has locked the folder."""
     try:
         handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     except OSError:

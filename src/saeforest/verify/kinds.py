@@ -1,4 +1,4 @@
-"""How the files of each kind of folder are checked, and what makes them anew."""
+"""How the files of each kind of folder are checked, and how they can be repaired or recreated."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ from .finding import Finding, checked_json, checked_tensors, is_plain, tried
 
 
 def checks_of(folder: Path, names: set[str]) -> Iterator[Callable[[Path], Iterator[Finding]]]:
-    """How the folder's files are checked, by the file that tells what it is."""
+    """The checks for a folder, chosen by the files in it that tell what kind of folder it is."""
     kinds: dict[str, Callable[[Path], Iterator[Finding]]] = {
         CONFIG: _config,
         CFG: _sae,
@@ -67,7 +67,7 @@ def checks_of(folder: Path, names: set[str]) -> Iterator[Callable[[Path], Iterat
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a config.yaml is a run's, and not that of another tool or a user's own."""
+    """Whether the config.yaml in a folder is a run's, not another tool's or the user's own."""
     run = RunFolder(folder)
     if run.has_results() or run.activations.exists() or has_log(folder):
         return True
@@ -75,12 +75,12 @@ def is_run(folder: Path) -> bool:
 
 
 def _run_of(folder: Path) -> RunFolder | None:
-    """The run that a folder is in, or is."""
+    """The run that a folder belongs to or is; None if there is none."""
     return RunFolder.around(folder.resolve())
 
 
 def _config(folder: Path) -> Iterator[Finding]:
-    remedy, run = "write the settings anew, as they were when the run began", RunFolder(folder)
+    remedy, run = "restore the settings to what they were when the run began", RunFolder(folder)
     _, signed = tried(run.config_file, lambda: is_signed(run.config_file), remedy)
     yield tried(run.config_file, run.config, remedy, has_checksum=bool(signed))[0]
 
@@ -118,13 +118,13 @@ def _released(folder: Path) -> Iterator[Finding]:
 def _train_again(folder: Path) -> str:
     run = _run_of(folder)
     if run is None:
-        return "restore it from a copy: the trained weights can't be made from anything else here"
+        return "restore it from a copy: the trained weights can't be recreated from other files here"
     if checkpoints(run.checkpoints):
         return (
             f"delete {folder.name}/ and run `{command('train', '--resume', '--out', run)}`: nothing is lost"
         )
     again = command("train", "--config", run.config_file, "--out", "NEW")
-    return f"restore it from a copy, or train anew with `{again}`: the trained weights are lost"
+    return f"restore it from a copy, or train again with `{again}`: the trained weights are lost"
 
 
 def _checkpoint(folder: Path) -> Iterator[Finding]:
@@ -149,10 +149,10 @@ def _store(folder: Path) -> Iterator[Finding]:
         again = f"`{command('train', '--resume', '--out', run)}`, which reads the language model again"
     else:
         again = "`saeforest harvest` with the settings in the manifest"
-    remedy = f"delete the folder {folder} and run {again}: nothing is lost but the time"
+    remedy = f"delete the folder {folder} and run {again}: only time is lost"
     manifest, data = checked_json(folder / MANIFEST, remedy)
     opened, store = tried(folder / MANIFEST, lambda: open_store(folder), remedy)
-    missing = opened.problem.endswith("missing")  # of a shard, which has a finding of its own
+    missing = opened.problem.endswith("missing")  # a missing shard has a finding of its own
     yield opened if manifest.sound and not opened.sound and not missing else manifest
     expected = listed_checksum(data, TOKENS)
     yield tried(
@@ -162,7 +162,7 @@ def _store(folder: Path) -> Iterator[Finding]:
         has_checksum=expected is not None,
     )[0]
     if (folder / HARVEST).exists():
-        delete = "delete it: it only tells what the harvest took"
+        delete = "delete it: it only records the cost of the harvest"
         told, _ = checked_json(folder / HARVEST, delete)
         form, _ = tried(folder / HARVEST, lambda: store.harvest if store else None, delete)
         yield form if told.sound and not form.sound else told
@@ -173,19 +173,19 @@ def _store(folder: Path) -> Iterator[Finding]:
 
 
 def _unfinished_store(folder: Path) -> Iterator[Finding]:
-    remedy = "nothing is to be done: the command that began it reads these activations again"
+    remedy = "nothing to do: the command that wrote it reads these activations again"
     manifest, _ = checked_json(folder / JOURNAL, remedy)
     form, journal = tried(folder / JOURNAL, lambda: read_journal(folder), remedy)
     yield form if manifest.sound and not form.sound else manifest
     if isinstance(journal, Journal):
         for shard in [*journal.shards, *([journal.pending] if journal.pending else [])]:
-            if shard.file != PENDING:  # that one may well be newer than the journal
+            if shard.file != PENDING:  # the pending shard may be newer than the journal
                 yield _shard(folder / shard.file, shard.model_dump(), remedy)
 
 
 def _shard(path: Path, shard: dict[str, Any], remedy: str) -> Finding:
     expected = shard.get("checksum")
-    if isinstance(expected, str):  # without holding a shard in memory
+    if isinstance(expected, str):  # checked without loading the shard into memory
         return tried(path, lambda: check_file(path, expected), remedy, has_checksum=True)[0]
 
     def read() -> None:
@@ -219,7 +219,7 @@ def _index(folder: Path) -> Iterator[Finding]:
 
 
 def _sae_beside(folder: Path) -> SAE | None:
-    """The SAE of the run that a folder of its parts is of; None where there is none, or a damaged one."""
+    """The SAE that a folder within a run belongs to; None if there is none or it is damaged."""
     run = _run_of(folder)
     if run is None:
         return None
@@ -243,7 +243,7 @@ def _forest_beside(folder: Path) -> Forest | None:
 def _forest(folder: Path) -> Iterator[Finding]:
     run = _run_of(folder)
     again = command("eval", run or "RUN")
-    remedy = f"delete the folder {folder}: the next `{again}` infers it anew, and nothing is lost"
+    remedy = f"delete the folder {folder}: the next `{again}` infers the forest again, and nothing is lost"
     about, data = checked_json(folder / FOREST, remedy)
     tensors = checked_tensors(folder / FOREST_TENSORS, data, remedy)
     if about.sound and tensors.sound:
@@ -264,7 +264,7 @@ def _record(path: Path) -> Finding:
     run = _run_of(path.parent)
     name = None if run is None else run.name_of(path.parent.resolve())
     again = command("eval", run or "RUN", "--measures", path.stem, *(("--sae", name) if name else ()))
-    remedy = f"run `{again}`: nothing is lost but the time"
+    remedy = f"run `{again}`: only time is lost"
     file, _ = checked_json(path, remedy)
     record, _ = tried(path, lambda: Record.read(path), remedy)
     return record if file.sound and not record.sound else file
@@ -279,27 +279,27 @@ def _answers(folder: Path) -> Iterator[Finding]:
         if damaged:
             raise InputError(f"{path}: {damaged:,} damaged lines")
 
-    remedy = "nothing is to be done: the next `saeforest eval` asks the judge those questions again"
+    remedy = "nothing to do: the next `saeforest eval` asks the judge those questions again"
     yield tried(path, read, remedy, has_checksum=True)[0]
 
 
 def _recovery(folder: Path) -> Iterator[Finding]:
-    remedy = "run `saeforest synthetic` again: nothing is lost but the time"
+    remedy = "run `saeforest synthetic` again: only time is lost"
     yield tried(folder / RECOVERY, lambda: read_recovery(folder / RECOVERY), remedy)[0]
 
 
 def _scores(folder: Path) -> Iterator[Finding]:
-    remedy = "delete it and run `saeforest synthetic` again: nothing is lost but the time"
+    remedy = "delete it and run `saeforest synthetic` again: only time is lost"
     file, _ = checked_json(folder / SCORES, remedy)
     form, _ = tried(folder / SCORES, lambda: read_scores(folder / SCORES), remedy)
     yield form if file.sound and not form.sound else file
 
 
-_LOG_REMEDY = "restore it from a copy; the SAE is not touched by it, but the curves of its training are lost"
+_LOG_REMEDY = "restore it from a copy; the SAE is not affected, but its training curves are lost"
 
 
 def _missing_log(folder: Path) -> Iterator[Finding]:
-    """The log of a run's SAE, which is closed before the SAE is saved, where it is gone."""
+    """Check that a trained SAE has its log, which is closed before the SAE is saved."""
     if (run := _run_of(folder)) is None:
         return
     name = run.name_of(folder.resolve())
@@ -331,7 +331,7 @@ def _logs(folder: Path) -> Iterator[Finding]:
 
 
 def other_file(path: Path, known: set[Path]) -> Iterator[Finding]:
-    """A file that tells nothing of its folder: a record, a report, or a manifest with checksums."""
+    """Check a file that does not determine the kind of its folder: a record, a report, a manifest with checksums."""
     if path.suffix != ".json" or path.is_symlink():
         return
     run, folder = _run_of(path.parent), path.parent.resolve()
@@ -348,12 +348,12 @@ def other_file(path: Path, known: set[Path]) -> Iterator[Finding]:
         for name, expected in sorted(listed.items()) if isinstance(listed, dict) else ():
             file = path.parent / str(name)
             if is_plain(name) and file not in known and isinstance(expected, str):
-                remedy = "delete its folder, and let the command that made it make it anew"
+                remedy = "delete its folder, and run the command that made it again"
                 yield tried(file, lambda f=file, e=expected: check_file(f, e), remedy, has_checksum=True)[0]
 
 
 def _torn(path: Path) -> bool:
-    """Whether a file that could not be read had a checksum of ours in it."""
+    """Whether an unreadable file contains a checksum of the form that saeforest writes."""
     try:
         return f'"{CHECKSUM}": "xxh3:'.encode() in read_bytes(path)
     except InputError:

@@ -1,4 +1,4 @@
-"""Worlds whose tree is known, and how much of it an SAE finds in their activations."""
+"""Synthetic worlds whose feature tree is known, and scores for how much of it an SAE recovers."""
 
 from .generators import GENERATORS
 from .recovery import Absorption, EdgeScores, Recovery, recover

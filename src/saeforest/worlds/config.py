@@ -32,6 +32,6 @@ class SyntheticConfig:
         for name in ("steps", "batch_size", "lr", "size", "held_out"):
             most = MOST if name == "steps" else _LARGE
             if not 0 < (value := getattr(self, name)) <= most:
-                raise InputError(f"{name} = {value}: expected more than 0, and {most:,} at most")
+                raise InputError(f"{name} = {value}: expected a number above 0, at most {most:,}")
         if self.l0 is not None and not 0 < self.l0 <= _LARGE:
-            raise InputError(f"l0 = {self.l0}: expected more than 0, and {_LARGE:,} at most")
+            raise InputError(f"l0 = {self.l0}: expected a number above 0, at most {_LARGE:,}")

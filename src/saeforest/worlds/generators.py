@@ -1,4 +1,4 @@
-"""Worlds whose tree is known, by the names that the command line has for them (docs/spec/synthetic.md#generators)."""
+"""Generators of synthetic worlds whose feature tree is known (docs/spec/synthetic.md#generators), by name."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from .geometry import lean_on_parents, mix_group, nearly_orthogonal, unit_vector
 from .trees import TreeSpec
 from .world import World
 
-# Three parents of three children each, and eight features on their own: 20 features, parents first.
+# Three parents with three children each, and eight features without parent or children: 20 features, parents first.
 _PARENTS, _ALONE, _CHILDREN = 3, 8, 3
-# Mixing that makes all cosines within a group 0, 0.1, ..., 0.8: among siblings, and among top-level features.
+# Mixing coefficients that give cosines of 0, 0.1, ..., 0.8 within a group: for siblings, and for top-level features.
 _EPS_CHILDREN = (0, 0.0895, 0.163, 0.226, 0.282, 0.3335, 0.3825, 0.431, 0.482)
 _EPS_TOP = (0, 0.3, 0.44, 0.529, 0.594, 0.6467, 0.692, 0.733, 0.7739)
 _NORM_JITTER = 0.05
@@ -36,9 +36,11 @@ def _twenty_probabilities(p_parent: float) -> Float[Tensor, "20"]:
 
 
 def matryoshka(seed: int = 0) -> World:
-    """T1, the Matryoshka toy: parents of probability 0.15 on their own, each with three exclusive children of 0.2.
+    """T1, the toy model of the Matryoshka SAE paper: independent parents, each with three exclusive children.
 
-    Activations are 0 or 1, the vectors orthogonal with norms 1 + 0.05 N(0, 1). 1.12 features fire on average.
+    A parent fires with probability 0.15, a child with probability 0.2 given its parent, and each of the eight other
+    features with probability 0.05. Activations are 0 or 1; vectors are orthogonal with norms 1 + 0.05 N(0, 1). On
+    average 1.12 features fire.
     """
     forest = _twenty_features()
     m = forest.d_sae
@@ -50,13 +52,14 @@ def matryoshka(seed: int = 0) -> World:
 
 
 def mp(seed: int = 0, correlation: int = 0) -> World:
-    """T2, the toy of the matching-pursuit SAE: as T1, but exactly one top-level feature fires on every sample.
+    """T2, the toy model of the matching-pursuit SAE paper: like T1, but exactly one top-level feature fires per sample.
 
-    Parents have probability 0.2; children's activations are |N(1.5, 0.25)|, the others' 1. `correlation` 0 to 8
-    mixes the siblings of each family, and the top-level features, to cosines of 0, 0.1, ..., 0.8 among each other.
+    A parent fires with probability 0.2. Activations of children are |N(1.5, 0.25)|, those of other features 1.
+
+    correlation: 0 to 8 for cosines of 0, 0.1, ..., 0.8 between the siblings of a family and between top-level features.
     """
     if not 0 <= correlation < len(_EPS_TOP):
-        raise InputError(f"correlation {correlation}: expected 0 to {len(_EPS_TOP) - 1}")
+        raise InputError(f"correlation = {correlation}: expected 0 to {len(_EPS_TOP) - 1}")
     forest = _twenty_features()
     m, top = forest.layer_sizes[0] + forest.layer_sizes[1], forest.layer_sizes[0]
     child = forest.layer == 1
@@ -76,7 +79,10 @@ def mp(seed: int = 0, correlation: int = 0) -> World:
 
 
 def _hedging(name: str, p_children: tuple[float, ...], seed: int) -> World:
-    """T3: a parent of probability 0.25 with independent children, orthonormal in 50 dimensions, activations 0 or 1."""
+    """T3: a parent that fires with probability 0.25, with independent children of probability `p_children` given it.
+
+    Vectors are orthonormal in 50 dimensions, activations 0 or 1.
+    """
     n = len(p_children)
     forest = Forest(torch.tensor([ROOT] + [0] * n), (1, n))
     p = torch.tensor([0.25, *p_children], dtype=torch.float64)
@@ -85,19 +91,20 @@ def _hedging(name: str, p_children: tuple[float, ...], seed: int) -> World:
 
 
 def hedging_single(seed: int = 0) -> World:
-    """T3 for an SAE of one latent: a parent of probability 0.25 and a child of 0.2 given the parent."""
+    """T3 for an SAE with one latent: one child, with probability 0.2 given its parent."""
     return _hedging("hedging-single", (0.2,), seed)
 
 
 def hedging_four(seed: int = 0, balanced: bool = True) -> World:
-    """T3 for an SAE of four latents: children of 0.15 each given the parent, or unbalanced 0.02, 0.15 and 0.5."""
+    """T3 for an SAE with four latents: three children of probability 0.15 each given the parent, or 0.02, 0.15, 0.5."""
     if balanced:
         return _hedging("hedging-four", (0.15, 0.15, 0.15), seed)
     return _hedging("hedging-four-unbalanced", (0.02, 0.15, 0.5), seed)
 
 
 def _full_trees(n_trees: int, branching: int, depth: int, alone: int = 0) -> Forest:
-    """Trees of `depth` levels, every node above the last with `branching` children; `alone` more roots without any."""
+    """Trees of `depth` levels in which every node above the last level has `branching` children, and `alone` roots
+    without children."""
     level, parents, first = n_trees, [torch.full((n_trees + alone,), ROOT)], 0
     for _ in range(depth - 1):
         parents.append((torch.arange(level) + first).repeat_interleave(branching))
@@ -121,9 +128,9 @@ def synth_bench(
     depth: int = 3,
     orthogonal_steps: int = 100,
 ) -> World:
-    """T4, SynthSAEBench: about 34 of 16,384 correlated features fire, most of them in trees of exclusive siblings.
+    """T4, SynthSAEBench: correlated features, most of them in trees with exclusive siblings. About 34 of 16,384 fire.
 
-    `depth` counts the levels below the roots. Features that belong to no tree are in layer 0, after the roots.
+    depth: number of levels below the roots. Features that belong to no tree are in layer 0, after the roots.
     """
     spec = synth_bench_spec(seed, features, trees, branching, depth)
     start = torch.randn(features, d, generator=seeded(seed, "synth-bench", "vectors"))
@@ -134,16 +141,16 @@ def synth_bench(
 def synth_bench_spec(
     seed: int = 42, features: int = 16_384, trees: int = 128, branching: int = 4, depth: int = 3
 ) -> TreeSpec:
-    """What fires in T4, without the directions."""
+    """The firing statistics of T4, without the directions."""
     _at_least(1, trees=trees, branching=branching, depth=depth)
     in_trees = trees * sum(branching**level for level in range(depth + 1))
     if features < in_trees:
         raise InputError(
             f"features = {features}: {trees} trees of branching {branching} and depth {depth} have {in_trees}; "
-            "give at least as many features"
+            "give at least that many"
         )
     forest = _full_trees(trees, branching, depth + 1, features - in_trees)
-    # Trees have the frequent features, level by level; what belongs to none is rarest.
+    # Features in trees are the most frequent, level by level; features outside of trees are the rarest.
     alone = (forest.parent == ROOT) & (torch.arange(features) >= trees)
     frequent_first = torch.cat([(~alone).nonzero().flatten(), alone.nonzero().flatten()])
     rank = torch.empty(features, dtype=torch.int64)
@@ -162,15 +169,15 @@ def synth_bench_spec(
 
 
 def zipf(m: int, exponent: float = 0.5, least: float = 5e-4, most: float = 0.4) -> Float[Tensor, "m"]:
-    """Probabilities `rank^-exponent`, shifted and scaled to span [least, most]; the most frequent first."""
+    """`[m]` probabilities `rank^-exponent`, shifted and scaled to the range [least, most], in descending order."""
     p = torch.arange(1, m + 1, dtype=torch.float64) ** -exponent
     return least + (most - least) * (p - p[-1]) / (p[0] - p[-1]) if m > 1 else p * most
 
 
 def compensated(forest: Forest, p: Float[Tensor, "m"]) -> Float[Tensor, "m"]:
-    """With which probability a feature must try, given its parent, to fire with about `p` overall; 1 at most.
+    """The probability, given its parent, with which each feature must compete so that it fires with about `p` overall.
 
-    `p_i / p_parent`, times `1 + sum of p_sibling / p_parent` for the siblings it may lose a contest to.
+    `p_i / p_parent`, times `1 + sum of p_sibling / p_parent` over the siblings it may lose a contest to; at most 1.
     """
     parent, child = forest.edges
     family = torch.zeros_like(p).index_add_(0, parent, p[child])
@@ -199,18 +206,19 @@ def tree(
     superposition: float | None = None,
     parent_offset: float = 0.0,
 ) -> World:
-    """T5, a tree of any depth: `roots` trees of `depth` levels, every node above the last with `branching` children.
+    """T5, trees of any depth: `roots` trees of `depth` levels; all nodes above the last have `branching` children.
 
-    A root fires with probability `p_root`, a child with `p_child` given its parent; of exclusive siblings one at
-    most. Activations are |N(magnitude_mean, magnitude_std)|. There are `d` dimensions (64 unless said), or as many
-    as make `superposition` features a dimension. A child's vector is
-    `normalised(own direction + parent_offset * its parent's vector)`.
+    A root fires with probability `p_root`, a child with probability `p_child` given its parent; of exclusive siblings,
+    at most one fires. Activations are |N(magnitude_mean, magnitude_std)|. A child's vector is
+    `normalize(own direction + parent_offset * its parent's vector)`.
+
+    d: number of dimensions, 64 by default. superposition: number of features per dimension, given instead of `d`.
     """
     _at_least(1, depth=depth, branching=branching, roots=roots)
     if exclusive and depth > 1 and branching * p_child > 1 + 1e-6:
         raise InputError(
-            f"p_child = {p_child:g} for {branching} mutually exclusive children adds up to "
-            f"{branching * p_child:g}; expected 1 at most"
+            f"p_child = {p_child:g}: the probabilities of {branching} mutually exclusive children add up to "
+            f"{branching * p_child:g}; expected at most 1"
         )
     forest = _full_trees(roots, branching, depth)
     m = forest.d_sae
@@ -230,11 +238,11 @@ def _width(m: int, d: int | None, superposition: float | None) -> int:
         return 64 if d is None else d
     if d is not None:
         raise InputError(
-            f"d = {d} and superposition = {superposition:g}: give one of them; it fixes the other"
+            f"d = {d} and superposition = {superposition:g}: give only one of them; it determines the other"
         )
     if superposition <= 0:
         raise InputError(
-            f"superposition = {superposition:g}: expected a number of features a dimension above 0"
+            f"superposition = {superposition:g}: expected a number above 0 (features per dimension)"
         )
     return max(round(m / superposition), 1)
 
@@ -248,4 +256,4 @@ GENERATORS: dict[str, Callable[..., World]] = {
     "synth-bench": synth_bench,
     "tree": tree,
 }
-"""Every toy by its name. All take `seed`; the same seed makes the same world, bit for bit."""
+"""Every generator by name. All take `seed`; the same seed gives the same world, bit for bit."""

@@ -1,4 +1,4 @@
-"""Directions of true features `[m, d]`: orthogonal, nearly so, or correlated (docs/spec/synthetic.md#sampling)."""
+"""Directions of true features: unit vectors `[m, d]`, orthogonal, nearly so, or correlated (docs/spec/synthetic.md#sampling)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..structure.forest import ROOT, Forest
 def unit_vectors(
     m: int, d: int, generator: torch.Generator, *, steps: int = 1000, lr: float = 0.01
 ) -> Float[Tensor, "m d"]:
-    """Orthonormal where there is room (m <= d), otherwise as nearly orthogonal as the steps make them."""
+    """`m` orthonormal vectors if m <= d, else vectors made as orthogonal as `steps` optimization steps make them."""
     if m < 1 or d < 1:
         raise InputError(f"{m} features in {d} dimensions: expected 1 or more of both")
     if m <= d:
@@ -23,9 +23,9 @@ def unit_vectors(
 
 
 def nearly_orthogonal(v: Float[Tensor, "m d"], steps: int, lr: float) -> Float[Tensor, "m d"]:
-    """Adam steps on `sum_{i != j} (v_i . v_j)^2 + m sum_i (|v_i|^2 - 1)^2`, then unit norm.
+    """Minimize `sum_{i != j} (v_i . v_j)^2 + m sum_i (|v_i|^2 - 1)^2` with Adam, then normalize to unit norm.
 
-    The sum over pairs is `|V'V|^2 - sum_i |v_i|^4`, so a step costs m d^2 and never sees an [m, m] matrix.
+    The sum over pairs is `|V'V|^2 - sum_i |v_i|^4`, so a step costs m d^2 and needs no [m, m] matrix.
     """
     v = v.clone()
     m = len(v)
@@ -38,9 +38,9 @@ def nearly_orthogonal(v: Float[Tensor, "m d"], steps: int, lr: float) -> Float[T
 
 
 def lean_on_parents(v: Float[Tensor, "m d"], forest: Forest, offset: float) -> Float[Tensor, "m d"]:
-    """Every child's vector becomes `normalised(own direction + offset * its parent's vector)`, from the top down."""
+    """Replace every child's vector by `normalize(own direction + offset * its parent's vector)`, from the top down."""
     if offset < 0:
-        raise InputError(f"parent_offset {offset:g}: expected 0 or more")
+        raise InputError(f"parent_offset = {offset:g}: expected 0 or more")
     v = v.clone()
     for level in range(1, int(forest.depth.max()) + 1):
         at = (forest.depth == level) & (forest.parent != ROOT)
@@ -49,6 +49,6 @@ def lean_on_parents(v: Float[Tensor, "m d"], forest: Forest, offset: float) -> F
 
 
 def mix_group(v: Float[Tensor, "g d"], eps: float) -> Float[Tensor, "g d"]:
-    """`normalised((1 - eps) own + eps * mean of the others)`: one cosine between all pairs of orthonormal vectors."""
+    """`normalize((1 - eps) own + eps * mean of the others)`: gives orthonormal vectors equal pairwise cosines."""
     others = (v.sum(0) - v) / (len(v) - 1)
     return F.normalize((1 - eps) * v + eps * others)

@@ -1,4 +1,4 @@
-"""The presets of systems for worlds whose tree is known: of equal size, in layers in proportion to the true ones."""
+"""Presets of the systems for synthetic worlds: all of equal size, with layers in proportion to the true ones."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from .config import SyntheticConfig
 
 _DEAD = 10_000
 _AUX: dict[str, Any] = {"detach": True, "bias": False, "coefficient": 1 / 32}
-# True activations are about 1: what is far below is noise, and neither fires nor opens a gate.
+# True activations are about 1; values far below that are noise and do not count as firing.
 _PLAIN: dict[str, Any] = {"normalize_activations": "none", "activation_threshold": 0.2}
 _COMMON: dict[str, Any] = _PLAIN | {"dead_after_tokens": _DEAD}
-# Nothing rarer than once in some thousand samples; a dead child may wait a hundred steps.
+# All true features fire at least once in a few thousand samples, so features are dead, and reallocated, early.
 _ALLOCATION = AllocationConfig(
     first=100, cap=100, root_reset_at=0.8, dead_after_tokens=_DEAD, eligible_within_tokens=_DEAD
 )
@@ -42,7 +42,12 @@ _UNLINKED: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class _Shape:
-    """The features of an SAE in layers, and how many of each are active: on most samples, and on average."""
+    """Layer sizes of an SAE, and numbers of active features per layer.
+
+    sizes: number of features in each layer.
+    most:  number of active features in each layer that is not exceeded on most samples.
+    mean:  mean number of active features in each layer.
+    """
 
     sizes: tuple[int, ...]
     most: tuple[int, ...]
@@ -50,17 +55,17 @@ class _Shape:
 
     @property
     def flat(self) -> tuple[int]:
-        """All of them in one layer."""
+        """All features in one layer."""
         return (sum(self.sizes),)
 
     @property
     def total(self) -> tuple[int]:
-        """How many are active on most samples, for systems with a k for every activation."""
+        """Number of active features that is not exceeded on most samples, for systems with a k per activation."""
         return (sum(self.most),)
 
     @property
     def average(self) -> tuple[int]:
-        """How many are active on average, for systems that aim at a mean."""
+        """Mean number of active features, for systems that control the mean."""
         return (max(round(sum(self.mean)), 1),)
 
 
@@ -70,12 +75,13 @@ def _tree(shape: _Shape) -> TreeConfig:
 
 
 def _hsae(shape: _Shape) -> HSAEConfig:
-    # An HSAE's levels reconstruct alone: each holds the features of all layers so far.
+    # Each level of an HSAE reconstructs by itself, so it has as many features as all true layers up to it.
     k = tuple(max(round(k), 1) for k in accumulate(shape.mean))
     return HSAEConfig(tuple(accumulate(shape.sizes)), k, bandwidth=0.05, **_COMMON)
 
 
-#: `tree` may hang a feature only below the layer before its own; `tree-any-parent`, as in the paper, below any.
+#: In `tree`, a feature's parent is in the layer before its own; in `tree-any-parent`, in any earlier layer, as in the
+#: paper.
 _PRESETS: dict[str, Callable[[_Shape], SystemConfig]] = {
     "tree": lambda s: replace(_tree(s), allocation=replace(_ALLOCATION, parents="previous")),
     "tree-any-parent": _tree,
@@ -97,10 +103,12 @@ def system_for(
     mean: tuple[float, ...],
     config: SyntheticConfig,
 ) -> SystemConfig:
-    """The configuration of a system by name.
+    """The configuration of the named system for a world.
 
-    `layer_sizes`: true features of each layer; `most`, `mean`: how many of each layer are active on most samples,
-    and on average. Raises InputError where such a system cannot be.
+    layer_sizes: number of true features in each layer.
+    most, mean: number of active features in each layer that is not exceeded on most samples, and the mean number.
+
+    Raises InputError if the system can't have these sizes.
     """
     sizes = tuple(max(round(n * config.size), 1) for n in layer_sizes)
     try:

@@ -1,9 +1,9 @@
-"""How much of a known tree an SAE has found: features, edges, absorption (docs/spec/synthetic.md#recovery).
+"""How much of a known tree an SAE has recovered (docs/spec/synthetic.md#recovery): features, edges, and absorption.
 
-True features are `g` of `m`, with directions `G [m, d]` and a true forest; latents are `i` of `F`, with decoder rows
-`D [F, d]` and a learned forest, from the SAE itself or inferred. Only latents that fire on the sample count. Each
-true feature gets at most one latent by the assignment that maximises the summed cosine; it is *matched* where that
-cosine reaches a bound. A value that is undefined (no learned edge, a feature that never fires) is None, never NaN.
+There are `m` true features with directions `G [m, d]` and a true forest, and `F` latents with decoder rows `D [F, d]`
+and a learned forest, the SAE's own or inferred. Only latents that fire on the sample are considered. Each true feature
+is assigned at most one latent, so that the sum of cosines is maximal; it is *matched* if its cosine reaches a bound.
+An undefined value (no learned edge, a feature that never fires) is None, never NaN.
 """
 
 from __future__ import annotations
@@ -31,87 +31,97 @@ _TOP = 5
 
 @dataclass(frozen=True)
 class EdgeScores:
-    """The learned edges against the true ones; both without edges from the root (docs/spec/synthetic.md#edges)."""
+    """Learned edges compared with true ones, both without edges from the root (docs/spec/synthetic.md#edges)."""
 
     cosine: float
-    """From which cosine on a true feature counts as matched."""
+    """Minimum cosine at which a true feature counts as matched."""
     matched: int
-    """True features with a latent."""
+    """Number of matched true features."""
     true_edges: int
+    """Number of true edges."""
     learned_edges: int
-    """Between latents that are alive."""
+    """Number of learned edges between live latents."""
     learned_matched: int
-    """Of these, between latents that are matched."""
+    """Number of learned edges between matched latents."""
     precision: float | None
-    """Of the learned edges between matched latents, the share that are true."""
+    """Fraction of the learned edges between matched latents that are true."""
     precision_all: float | None
-    """Of all learned edges between live latents; one to an unmatched latent is false."""
+    """Fraction of the learned edges between live latents that are true; an edge to an unmatched latent is false."""
     recall: float | None
-    """Of the true edges; one with an unmatched end is missed."""
+    """Fraction of the true edges that were learned; an edge with an unmatched end is missed."""
     f1: float | None
-    """Of precision and recall."""
+    """F1 of `precision` and `recall`."""
     ancestor_precision: float | None
-    """As `precision`, of pairs of an ancestor and a descendant: a skipped level costs nothing."""
+    """Like `precision`, for (ancestor, descendant) pairs: skipping a level costs nothing."""
     ancestor_recall: float | None
+    """Like `recall`, for (ancestor, descendant) pairs."""
     ancestor_f1: float | None
+    """Like `f1`, for (ancestor, descendant) pairs."""
     parent_accuracy: float | None
-    """Of the matched features that have a true parent, the share whose latent hangs from the parent's latent."""
+    """Fraction of the matched features with a true parent whose latent is a child of the parent's latent."""
     root_rate: float | None
-    """Of the same, the share whose latent hangs from the root."""
+    """Fraction of the matched features with a true parent whose latent is a root."""
 
 
 @dataclass(frozen=True)
 class Absorption:
-    """Parents that fall silent where a child fires, over true edges (docs/spec/synthetic.md#true-absorption)."""
+    """How often parents are silent when a child fires: means over true edges whose parent is matched (docs/spec/synthetic.md#true-absorption)."""
 
     edges: int
-    """Over how many edges: those whose child fires on the sample."""
+    """Number of edges that are averaged over: those whose child fires on the sample."""
     silent: float | None
-    """Mean of `abs_pc`: how often the parent's latent is silent where parent and child are active."""
+    """Mean of `abs_pc`: how often the parent's latent is silent when parent and child are active."""
     silent_excess: float | None
-    """Mean of `abs_pc - miss_p`, over edges that have both; `miss_p` is the same where no child of the parent is."""
+    """Mean of `abs_pc - miss_p` over edges that have both; `miss_p` is how often the parent's latent is silent when the
+    parent is active but none of its children."""
     encoder_hole: float | None
-    """Mean cosine of the parent's encoder row with the child's true direction; negative: absorption."""
+    """Mean cosine between the parent's encoder row and the child's true direction; negative values mean absorption."""
     hedging: float | None
-    """Mean cosine of the parent's decoder row with the child's true direction; positive: hedging."""
+    """Mean cosine between the parent's decoder row and the child's true direction; positive values mean hedging."""
 
 
 @dataclass(frozen=True)
 class Recovery:
-    """Every score of docs/spec/synthetic.md#recovery. `dataclasses.asdict` makes it plain; shares are from 0 to 1."""
+    """All scores of docs/spec/synthetic.md#recovery `dataclasses.asdict` turns it into a plain dict; fractions are from 0 to 1."""
 
     features: int
-    """True features, m."""
+    """Number of true features, m."""
     latents: int
+    """Number of latents, F."""
     alive: int
-    """Latents that fire on the sample."""
+    """Number of latents that fire on the sample."""
     mcc: float | None
-    """Mean cosine over the min(m, alive) assigned pairs; a negative cosine is no recovery and counts as 0."""
+    """Mean cosine over the min(m, alive) assigned pairs; a negative cosine counts as 0."""
     mcc_truth: float
-    """The same sum over all m true features, so that a small dictionary cannot hide what it lacks."""
+    """Sum of these cosines divided by m, so that missing features count as 0."""
     mcc_abs: float | None
-    """Mean |cosine| over the pairs that maximise it, as others report it."""
+    """Mean |cosine| over the assignment that maximizes it, as in other work."""
     mcc_abs_truth: float
+    """Sum of these |cosines| divided by m."""
     uniqueness: float | None
-    """Different true features among the nearest (by cosine) of all live latents, a live latent."""
+    """Number of distinct true features that are nearest (by cosine) to a live latent, divided by the live latents."""
     latent_precision: float | None
-    """Mean over live latents, each as a detector of the true feature of the largest |cosine|; 0 where undefined."""
+    """Mean precision of live latents as detectors of the true feature with the largest |cosine|; 0 if undefined."""
     latent_recall: float | None
+    """Mean recall of live latents as such detectors."""
     latent_f1: float | None
+    """Mean F1 of live latents as such detectors."""
     edges: EdgeScores
-    """Matched from cosine 0.8 on."""
+    """Scores of edges with features matched at a cosine of 0.8 or more."""
     edges_loose: EdgeScores
-    """Matched from cosine 0.6 on."""
+    """Scores of edges with features matched at a cosine of 0.6 or more."""
     absorption: Absorption
     hierarchy: float | None
-    """Of the learned edges whose child is matched (0.8), the share on which both ends are among the five decoder rows
+    """Fraction of the learned edges with a matched child (0.8) whose two ends are both among the five decoder rows
     nearest to the child's true direction."""
     hierarchy_pairs: int
+    """Number of learned edges with a matched child."""
     coverage_mean: float | None
-    """S_cov of learned edges: of the samples on which the child fires, the share on which its parent does."""
+    """Mean of S_cov over learned edges: the fraction of the samples on which the child fires where its parent fires."""
     coverage_min: float | None
+    """Minimum of S_cov over learned edges."""
     coverage_edges: int
-    """Learned edges whose child fires."""
+    """Number of learned edges whose child fires."""
 
 
 def recover(
@@ -124,10 +134,12 @@ def recover(
     forest: Forest,
     threshold: float = 0.0,
 ) -> Recovery:
-    """Scores an SAE of rows `decoder` and `encoder` and learned `forest` by its `code [n, k]` of a sample's `x`.
+    """Score how much of a world's tree an SAE has recovered.
 
-    A latent is active where it exceeds `threshold`. Raises InputError where code, forest and sample do not belong
-    together.
+    decoder, encoder: rows of the SAE. code: `[n, k]` its code of `sample.x`. forest: its own or an inferred one.
+    threshold: a latent is active if its value exceeds this.
+
+    Raises InputError if code, forest and sample do not fit together.
     """
     if code.values.shape[:-1] != (len(sample),) or forest.d_sae != len(decoder):
         raise InputError(
@@ -174,7 +186,7 @@ def recover(
 
 
 class _Matching(NamedTuple):
-    """The latent assigned to each true feature (-1: none), and how near it is."""
+    """The latent assigned to each true feature (-1 for none), and the score of the pair."""
 
     latent: Int[Tensor, "m"]
     score: Float[Tensor, "m"]
@@ -188,12 +200,12 @@ class _Matching(NamedTuple):
         return _mean(self.score[self.latent >= 0])
 
     def at(self, bound: float) -> Int[Tensor, "m"]:
-        """The latent of each true feature matched at `bound` or nearer, -1 for the others."""
+        """The latent of each true feature whose score is at least `bound`; -1 for the others."""
         return torch.where(self.score >= bound, self.latent, -1)
 
 
 def _assign(score: Float[Tensor, "alive m"], alive: Bool[Tensor, "F"]) -> _Matching:
-    """The one-to-one assignment of the largest summed score."""
+    """The one-to-one assignment with the largest sum of scores."""
     rows, columns = (torch.from_numpy(side) for side in linear_sum_assignment(score.numpy(), maximize=True))
     m = score.shape[1]
     found = _Matching(torch.full((m,), -1), torch.zeros(m))
@@ -210,11 +222,11 @@ def _mean(values: Tensor) -> float | None:
     return float(values.double().mean()) if len(values) else None
 
 
-# -- who is active where, as sparse columns of 0 and 1
+# -- which features are active on which samples, as sparse columns of 0 and 1
 
 
 def _columns(code: SparseCode, width: int, threshold: float = 0.0) -> csc_array:
-    """`[n, width]`: 1 where a feature is active."""
+    """`[n, width]` with 1 where a feature is active."""
     on = code.active(threshold)
     rows = on.nonzero(as_tuple=True)[0].numpy()
     ones = np.ones(len(rows), dtype=np.int32)
@@ -232,7 +244,7 @@ def _count(columns: csc_array) -> Float[Tensor, "c"]:
 def _detection(
     latent_on: csc_array, truth_on: csc_array, cosine: Float[Tensor, "alive m"]
 ) -> tuple[float | None, float | None, float | None]:
-    """Mean precision, recall and F1 of live latents, each as a detector of its nearest true feature."""
+    """Mean precision, recall and F1 of live latents as detectors of their nearest true features."""
     if not len(cosine):
         return None, None, None
     wanted = truth_on[:, cosine.abs().argmax(1).numpy()]
@@ -277,7 +289,7 @@ def _edge_scores(
         ancestor_precision=ancestors[0],
         ancestor_recall=ancestors[1],
         ancestor_f1=ancestors[2],
-        # An unmatched parent's latent is -1 as the root is: hanging from the root must not pass for hanging from it.
+        # -1 stands for both an unmatched parent and the root: a latent that is a root is not a child of the former.
         parent_accuracy=_mean((chosen == latent[true_parent]) & (chosen != ROOT)),
         root_rate=_mean(chosen == ROOT),
     )
@@ -292,7 +304,7 @@ def _both_known(pairs: Int[Tensor, "2 a"]) -> Int[Tensor, "2 b"]:
 
 
 def _shared(a: Int[Tensor, "2 a"], b: Int[Tensor, "2 b"], width: int) -> int:
-    """How many pairs both have."""
+    """The number of pairs that occur in both."""
     return int(torch.isin(a[0] * width + a[1], b[0] * width + b[1]).sum())
 
 
@@ -307,7 +319,7 @@ def _precision_recall_f1(
 
 
 def _ancestor_pairs(forest: Forest) -> Int[Tensor, "2 pairs"]:
-    """All (ancestor, descendant) pairs, without the root."""
+    """All (ancestor, descendant) pairs, those with the root left out."""
     pairs, above, below = [forest.edges], *forest.edges
     while len(above):
         above = forest.parent[above]
@@ -348,7 +360,7 @@ def _absorption(
 
 
 def _some_child_on(truth: Forest, truth_on: csc_array) -> csc_array:
-    """`[n, m]`: 1 where a child of the feature is active."""
+    """`[n, m]` with 1 where some child of the feature is active."""
     parent, child = truth.edges.numpy()
     above = csc_array(
         (np.ones(len(child), dtype=np.int32), (child, parent)), shape=(truth.d_sae, truth.d_sae)
@@ -359,7 +371,7 @@ def _some_child_on(truth: Forest, truth_on: csc_array) -> csc_array:
 
 
 def _silence(where: csc_array, readers_on: csc_array) -> Float[Tensor, "e"]:
-    """How often each column of `readers_on` is 0 where that of `where` is 1; NaN where it never is."""
+    """How often each column of `readers_on` is 0 when that of `where` is 1; NaN if the latter never is."""
     return 1 - _count(where.multiply(readers_on)) / _count(where)
 
 
@@ -369,9 +381,9 @@ def _hierarchy(
     learned: Forest,
     latent: Int[Tensor, "m"],
 ) -> tuple[float | None, int]:
-    """The top-5 rule with the child's true direction (docs/spec/synthetic.md#true-hierarchy), and the number of pairs.
+    """The top-5 hierarchy score of docs/spec/synthetic.md#true-hierarchy, with the child's true direction, and the number of pairs.
 
-    Ranks are among all latents, dead ones too. All learned edges with a matched child are pairs, none is sampled.
+    Ranks are among all latents, dead ones included. The pairs are all learned edges with a matched child.
     """
     feature = torch.full((learned.d_sae,), -1)
     feature[latent[latent >= 0]] = (latent >= 0).nonzero().flatten()
@@ -382,7 +394,7 @@ def _hierarchy(
 
 
 def _coverage(code: SparseCode, learned: Forest, threshold: float) -> Float[Tensor, "e"]:
-    """S_cov of every learned edge whose child fires."""
+    """`[e]` S_cov of every learned edge whose child fires."""
     fired = code.fired(learned.d_sae, threshold)
     with_parent = code.ids[code.with_parent(learned.parent, threshold)].bincount(minlength=learned.d_sae)
     measured = (learned.parent != ROOT) & (fired > 0)

@@ -1,4 +1,4 @@
-"""What `saeforest synthetic` found, in a file: system -> score -> its median and its value for each seed."""
+"""Reading the result files of `saeforest synthetic`: system -> score -> its median and its value for each seed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .run import Found, KeptFile
 
 
 class Score(Schema):
-    """One score of one system."""
+    """One score of one system: its median over seeds, and its value for each seed."""
 
     median: float | None
     values: list[float | None]
@@ -23,9 +23,9 @@ class Scores(RootModel[dict[Name, dict[Name, Score]]]):
 
 
 def read_recovery(path: Path) -> Found:
-    """Raises InputError where the file is missing, damaged or of another kind.
+    """Read recovery.json. Raises InputError if it is missing, damaged or of another kind.
 
-    It has no checksum: its form is fixed, and its keys are the names of systems.
+    It has no checksum, since its only keys are the names of systems.
     """
     data = read_json(path)
     checked(Scores, data, path, "run `saeforest synthetic` again in another folder")
@@ -33,5 +33,5 @@ def read_recovery(path: Path) -> Found:
 
 
 def read_scores(path: Path) -> KeptFile:
-    """Every seed's scores, and what they are of. Raises InputError where the file is missing or damaged."""
+    """Read scores.json: the scores of every seed, and the settings. Raises InputError if it is missing or damaged."""
     return checked(KeptFile, read_json(path), path, "delete it and run `saeforest synthetic` again")

@@ -1,4 +1,4 @@
-"""Systems side by side on a world whose tree is known: trained on it, and scored by how much of it they recover."""
+"""Comparing systems on a synthetic world: training them, and scoring how much of its tree they recover."""
 
 from __future__ import annotations
 
@@ -32,15 +32,13 @@ from .recovery import Recovery, recover
 from .world import Sample, World
 
 RECOVERY, SCORES = "recovery.json", "scores.json"
-Scores = dict[
-    str, int | float | None
-]  # not float alone: what was counted stays a whole number when read again
+Scores = dict[str, int | float | None]  # with int, so that counts are still integers after reading
 _MOST = 0.97
 _OF_EDGES = ("precision", "precision_all", "recall", "f1", "cosine")
 _ABSORPTION = {"edges": "absorption_edges", "silent": "absorption", "silent_excess": "absorption_excess"}
-#: system -> score -> {"median": ..., "values": [of each seed]}
+#: system -> score -> {"median": ..., "values": [one per seed]}
 Found = dict[str, dict[str, dict[str, Any]]]
-#: How the forests of flat SAEs are inferred: each way of them is scored, and named behind the system.
+#: How forests of flat SAEs are inferred. Each method is scored separately, as system+method.
 INFERRED = {
     "coverage": InferConfig(method="coverage"),
     "mcs": InferConfig(method="mcs_correlation"),
@@ -56,11 +54,14 @@ def compare(
     write: Callable[[Found], None] = lambda found: None,
     kept: Kept | None = None,
 ) -> Found:
-    """For every system (and way its forest is found) every score: its median and its value for each seed.
+    """Train every system on the world of every seed and score it. Returns all scores by system (and inference method).
 
-    `make` makes the world of a seed, which is also that of the weights; `write` gets what is known after each seed;
-    `kept` holds what an earlier process has found, and gets what is found now.
-    Raises InputError for a system that cannot be for such a world.
+    make: makes the world of a seed; the seed is also that of the weights.
+    names: names of systems (`SYSTEM_NAMES`).
+    write: called with the scores so far after each seed.
+    kept: scores of an earlier process that need not be computed again; new scores are added.
+
+    Raises InputError for a system that can't be built for such a world.
     """
     kept = Kept() if kept is None else kept
     scores: dict[str, list[Scores]] = {}
@@ -89,10 +90,10 @@ def compare(
 def run_synthetic(
     generator: str, systems: Sequence[str], seeds: Sequence[int], config: SyntheticConfig, out: Path
 ) -> Found:
-    """`compare` on the worlds of a generator, into `out`: recovery.json, and scores.json with every seed's scores.
+    """Run `compare` on the worlds of a generator; writes recovery.json, and scores.json with the scores of every seed.
 
-    Goes on where an earlier process with the same settings was stopped; more seeds than then are welcome. Raises
-    InputError where `out` holds anything else or is in use.
+    Continues where an earlier process with the same settings was stopped; seeds may be added. Raises InputError if
+    `out` contains anything else or is in use.
     """
     with claimed_run(out):
         asked = {"generator": generator, "config": asdict(config)}
@@ -105,7 +106,7 @@ def run_synthetic(
 
 
 class Kept:
-    """The scores of every system and seed so far, in a file where one is given."""
+    """The scores of every system and seed so far, kept in a file if a path is given."""
 
     def __init__(self, path: Path | None = None, asked: Mapping[str, Any] | None = None) -> None:
         self._path, self._asked = path, dict(asked or {})
@@ -113,7 +114,7 @@ class Kept:
 
     @classmethod
     def read(cls, path: Path, asked: Mapping[str, Any]) -> Kept | None:
-        """What a file holds; None where there is none. Raises InputError where it is of other settings."""
+        """Read a file of scores; None if there is none. Raises InputError if its settings differ from `asked`."""
         if not path.exists():
             return None
         again = "choose another folder, or delete this one"
@@ -128,7 +129,7 @@ class Kept:
             keys = sorted(plain.keys() | there.asked.keys())
             key = next(k for k in keys if there.asked.get(k, ...) != plain.get(k, ...))
             raise InputError(
-                f"{path.parent}: holds results with {key[:80]} = {shown(there.asked.get(key))}, not "
+                f"{path.parent}: has results with {key[:80]} = {shown(there.asked.get(key))}, not "
                 f"{shown(plain.get(key))}; {again}"
             )
         kept = cls(path, asked)
@@ -136,16 +137,18 @@ class Kept:
         return kept
 
     def get(self, seed: int, system: str) -> dict[str, Scores] | None:
+        """The scores of a system and seed, by inference method; None if there are none yet."""
         return self._scores.get(str(seed), {}).get(system)
 
     def put(self, seed: int, system: str, scores: dict[str, Scores]) -> None:
+        """Add the scores of a system and seed, and write the file."""
         self._scores.setdefault(str(seed), {})[system] = scores
         if self._path is not None:
             write_json(self._path, {"asked": self._asked, "scores": self._scores})
 
 
 class KeptFile(BaseModel):
-    """What scores.json holds."""
+    """The content of scores.json: the settings, and seed -> system -> scores."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -156,16 +159,16 @@ class KeptFile(BaseModel):
 def _best_first(
     system: str, summary: Mapping[str, dict[str, dict[str, Any]]]
 ) -> dict[str, dict[str, dict[str, Any]]]:
-    """A system's scores; of one whose forest is inferred, first by the way that finds most edges, then by every way."""
+    """The scores of a system; if its forest is inferred, first by the best method (by edge F1), then by all methods."""
     ways = {name: scores for name, scores in summary.items() if name.split("+")[0] == system}
     best = max(ways, key=lambda name: ways[name]["edge_f1"]["median"] or 0.0)
     return {system: ways[best]} | ways
 
 
 def layer_l0(world: World, l0: float | None = None) -> tuple[tuple[int, ...], tuple[float, ...]]:
-    """How many features of each layer are active on all but 3 % of samples, and on average.
+    """For each layer, the number of active features that is exceeded on only 3% of samples, and the mean number.
 
-    With `l0` the averages are scaled to that sum, and the rest in proportion.
+    l0: if given, both are scaled so that the means add up to this.
     """
     code = world.sample(20_000, torch.Generator().manual_seed(0)).code
     layer = world.forest.layer[code.ids]
@@ -220,7 +223,7 @@ def _scores(
 
 
 def _plain(recovery: Recovery) -> dict[str, float | None]:
-    """The scores by name: those of edges matched at a cosine of 0.6 end with _06."""
+    """The scores by name; names of edge scores with features matched at a cosine of 0.6 end with _06."""
     plain = {f.name: getattr(recovery, f.name) for f in fields(recovery)}
     strict, loose, absorption = (plain.pop(key) for key in ("edges", "edges_loose", "absorption"))
     for suffix, edges in (("", strict), ("_06", loose)):
@@ -234,7 +237,7 @@ def _summary(values: list[float | None]) -> dict[str, Any]:
     return {"median": statistics.median(known) if known else None, "values": values}
 
 
-#: What the table shows of all the scores.
+#: Scores that the table shows, and their titles.
 _COLUMNS = {
     "fve": "FVE",
     "l0": "L0",
@@ -247,16 +250,16 @@ _COLUMNS = {
 
 
 def recovery_table(found: Mapping[str, Mapping[str, Mapping[str, Any]]], generator: str) -> Table:
-    """The main scores as a table for the terminal: medians over the seeds, and the range of the edges' F1."""
+    """The main scores as a table for the terminal: medians over the seeds, and the range of edge F1."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=f"Recovery of {generator}", title_justify="left")
     table.add_column("system", no_wrap=True)
     for title in _COLUMNS.values():
         table.add_column(title, justify="right", no_wrap=True)
-    table.add_column("its range", justify="right", no_wrap=True, style="dim")
+    table.add_column("F1 range", justify="right", no_wrap=True, style="dim")
     for label, scores in found.items():
         f1 = [v for v in scores["edge_f1"]["values"] if v is not None]
         spread = f"{min(f1):.2f} to {max(f1):.2f}" if len(f1) > 1 else ""
-        # A system's own line is that of the best way to infer its forest; every way follows it.
+        # A system's first row is that of the best method to infer its forest; all methods follow.
         shown = f"  by {label.split('+')[1]}" if "+" in label else label
         table.add_row(shown, *(_number(scores[score]["median"]) for score in _COLUMNS), spread)
     return table

@@ -1,7 +1,7 @@
-"""Sampling from a known tree: which of its features fire, and how strongly (docs/spec/synthetic.md#sampling).
+"""Sampling from a known tree: which features fire, and how strongly (docs/spec/synthetic.md#sampling).
 
-A feature can fire only where its parent does. Samples are drawn a level at a time, for all rows at once and only
-for the children of parents that fired, so the cost follows the number of firings and not the number of features.
+A feature can fire only if its parent fires. Samples are drawn level by level, for all samples at once and only for the
+children of parents that fired, so the cost depends on the number of firings, not on the number of features.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from ..sparse_code import SparseCode, from_entries
 from ..structure.forest import ROOT, Forest
 
 Siblings = Literal["independent", "choice", "contest"]
-"""How the children of one parent share it. independent: each on its own. choice: one of them or none, with the given
-probabilities. contest: each tries on its own, and of those that would fire one, drawn evenly, does."""
+"""How siblings fire given their parent. independent: each independently. choice: one or none of them, with the given
+probabilities. contest: each competes independently, and one of those that would fire, drawn uniformly, does."""
 
 # Samples are drawn in slices, so that no array of candidates at the top of the trees exceeds this many entries.
 _CANDIDATES = 1 << 22
@@ -30,19 +30,19 @@ _ROUNDING = 1e-6
 
 @dataclass(frozen=True, eq=False)
 class TreeSpec:
-    """What fires with what, over `m` features. Immutable.
+    """The firing statistics of `m` features in a forest. Immutable.
 
-    p:      `[m]` probability that a feature fires (in a contest: tries to) where its parent fires.
-    mean:   `[m]` of its activation, folded: `|N(mean, std)|`, so that what fires is positive.
-    std:    `[m]` of its activation; 0 for always the same.
-    roots:  how the features without a parent share a sample.
-    children: how siblings share their parent.
-    scale_by_parent: an activation is multiplied by the parent's activation / the parent's mean.
-    factor: `[m, rank]` of a Gaussian copula that correlates trials: a feature fires where
+    p:      `[m]` probability that a feature fires (in a contest: competes) given that its parent fires.
+    mean:   `[m]` mean of its activation before taking the absolute value: `|N(mean, std)|`.
+    std:    `[m]` standard deviation of its activation; 0 for a constant one.
+    roots:  how the features without a parent fire.
+    children: how siblings fire.
+    scale_by_parent: whether an activation is multiplied by the parent's activation divided by the parent's mean.
+    factor: `[m, rank]` factor of a Gaussian copula that correlates features: a feature fires if
             `factor_i . a + sqrt(1 - |factor_i|^2) b_i` exceeds the `1 - p_i` quantile, with `a`, `b` standard
-            normal and `a` shared by all features of a sample. None: no correlation.
+            normal and `a` shared by all features of a sample. None for no correlation.
 
-    Raises InputError where the probabilities are not such.
+    Raises InputError if the probabilities are invalid.
     """
 
     forest: Forest
@@ -62,7 +62,9 @@ class TreeSpec:
             bad = int(((self.p < 0) | (self.p > 1)).nonzero()[0])
             raise InputError(f"probability {float(self.p[bad]):g} of feature {bad}: expected 0 to 1")
         if bool((self.std < 0).any()):
-            raise InputError(f"magnitude deviation {float(self.std.min()):g}: expected 0 or more")
+            raise InputError(
+                f"standard deviation {float(self.std.min()):g} of an activation: expected 0 or more"
+            )
         self._check_choices()
         self._check_factor()
 
@@ -77,7 +79,7 @@ class TreeSpec:
             family = "the root" if over[0] == self.m else f"feature {over[0]}"
             raise InputError(
                 f"the mutually exclusive children of {family} have probabilities that add up to "
-                f"{float(total[over[0]]):g}; expected 1 at most"
+                f"{float(total[over[0]]):g}; expected at most 1"
             )
 
     def _check_factor(self) -> None:
@@ -87,7 +89,7 @@ class TreeSpec:
             raise InputError("correlated features need siblings 'independent' or 'contest', not 'choice'")
         if float(self.factor.square().sum(1).max()) >= 1:
             raise InputError(
-                "correlation factors: expected rows of a norm below 1; lower the scale or the rank"
+                "correlation factors: expected rows with a norm below 1; reduce the scale or the rank"
             )
 
     @property
@@ -97,11 +99,12 @@ class TreeSpec:
 
     @cached_property
     def top(self) -> Int[Tensor, "roots"]:
+        """The features without a parent."""
         return torch.tensor(self.forest.roots)
 
     @cached_property
     def table(self) -> Int[Tensor, "m most"]:
-        """The children of each feature, in ascending order and filled up with `m`, which never fires."""
+        """The children of each feature, in ascending order, padded with `m`, a child that never fires."""
         parent, child = self.forest.edges
         order = parent.argsort(stable=True)
         parent, child = parent[order], child[order]
@@ -113,11 +116,12 @@ class TreeSpec:
 
     @cached_property
     def padded_p(self) -> Float[Tensor, "m_plus_1"]:
-        """Probabilities, with that of the child that never fires last."""
+        """The probabilities, with a last entry of 0 for the child that never fires."""
         return torch.cat([self.p, self.p.new_zeros(1)])
 
     @cached_property
     def copula(self) -> _Copula | None:
+        """The copula that correlates features; None if they are independent."""
         if self.factor is None:
             return None
         factor = torch.cat([self.factor, self.factor.new_zeros(1, self.factor.shape[1])])
@@ -126,7 +130,7 @@ class TreeSpec:
 
 
 class _Copula(NamedTuple):
-    """A `TreeSpec`'s correlation; the last of the `m + 1` entries belongs to the child that never fires."""
+    """The Gaussian copula of a `TreeSpec`; the last of the `m + 1` entries is that of the child that never fires."""
 
     factor: Float[Tensor, "m_plus_1 rank"]
     own: Float[Tensor, "m_plus_1"]
@@ -140,7 +144,10 @@ class _Fired(NamedTuple):
 
 
 def sample_code(spec: TreeSpec, n: int, generator: torch.Generator) -> SparseCode:
-    """Activations of the true features on `n` samples, ids ascending in a row; as many slots as the fullest needs."""
+    """Sample the activations of true features on `n` samples: a code `[n, k]`, with ids ascending in each row.
+
+    k is the largest number of features that fire on a sample.
+    """
     rows = max(_CANDIDATES // max(len(spec.top), 1), 1)
     parts = []
     for start in range(0, n, rows):
@@ -176,7 +183,7 @@ def _top_level(spec: TreeSpec, n: int, shared: Tensor | None, generator: torch.G
 
 
 def _next_level(spec: TreeSpec, above: _Fired, shared: Tensor | None, generator: torch.Generator) -> _Fired:
-    """Of the parents that fired, the children that do."""
+    """Sample which children fire of the parents that fired."""
     above = _Fired(*(tensor[spec.forest.n_children[above.ids] > 0] for tensor in above))
     ids = spec.table[above.ids]
     common = None
@@ -202,7 +209,7 @@ def _fires(
     common: Float[Tensor, "n c"] | None,
     generator: torch.Generator,
 ) -> Bool[Tensor, "n c"]:
-    """Which of the siblings `ids` fire in each of `n` families whose parent does (one row: the same in all)."""
+    """Which of the siblings `ids` fire in each of `n` families whose parent fires. One row stands for all families."""
     if rule == "choice":
         return _chosen(spec.padded_p[ids], n, generator)
     shape = (n, ids.shape[1])
@@ -215,16 +222,16 @@ def _fires(
 
 
 def _chosen(p: Float[Tensor, "#n c"], n: int, generator: torch.Generator) -> Bool[Tensor, "n c"]:
-    """One entry of each row or none, with the given probabilities."""
+    """Choose one entry of each row or none, with the given probabilities."""
     upto = p.cumsum(1)
-    # Where the probabilities add up to 1, rounding must not leave room for none.
+    # If the probabilities add up to 1, rounding must not make it possible that none is chosen.
     upto[upto > 1 - _ROUNDING] = 1.0
     u = torch.rand(n, 1, dtype=torch.float64, generator=generator)
     return torch.arange(p.shape[1]) == (u >= upto).sum(1, keepdim=True)
 
 
 def _winners(fires: Bool[Tensor, "n c"], generator: torch.Generator) -> Bool[Tensor, "n c"]:
-    """Of those that would fire in each row, one drawn evenly."""
+    """Choose one of those that would fire in each row, uniformly."""
     score = torch.rand(fires.shape, generator=generator).masked_fill_(~fires, -1.0)
     first = torch.arange(fires.shape[1]) == score.argmax(1, keepdim=True)
     return fires & first

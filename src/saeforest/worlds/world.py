@@ -1,4 +1,4 @@
-"""A World: true features whose tree is known, and the activations they make."""
+"""A world: true features whose tree is known, and activations generated from them."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from .trees import TreeSpec, sample_code
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """Activations and the true features that made them: `x = sum_g code_g v_g`.
+    """Activations, and the true features that generated them: `x = sum_g code_g v_g`.
 
-    x:    `[n, d]` float32
-    code: the activations of the true features; `code.dense(world.m)` is the `[n, m]` matrix of a small world.
+    x:    `[n, d]` activations, float32.
+    code: `[n, k]` the values of the true features; `code.dense(world.m)` is the matrix `[n, m]`.
     """
 
     x: Float[Tensor, "n d"]
@@ -36,19 +36,21 @@ class Sample:
 class World:
     """True features, their tree and their directions; a source of activations (`Blocks`). Immutable.
 
-    Every block of every epoch holds fresh samples, which follow from the seed, the epoch and the index alone. The
-    rows of a batch are sample numbers: no two blocks share one.
+    Every block of every epoch has fresh samples, which depend only on the seed, the epoch and the block's index. The
+    rows of a batch are sample numbers, unique across blocks.
     """
 
     name: str
     spec: TreeSpec
+    """The tree, and how its features fire."""
     vectors: Float[Tensor, "m d"]
-    """The direction of each true feature, float32; of unit norm unless the generator says otherwise."""
+    """The direction of each true feature, float32, with unit norm unless the generator says otherwise."""
     seed: int
+    """Random seed for all samples."""
     n_blocks: int = 16
-    """Blocks in an epoch."""
+    """Number of blocks in an epoch."""
     block_rows: int = 1 << 16
-    """Samples in a block."""
+    """Number of samples in a block."""
 
     def __post_init__(self) -> None:
         if len(self.vectors) != self.spec.m:
@@ -59,7 +61,7 @@ class World:
 
     @property
     def forest(self) -> Forest:
-        """The true tree over the features, layer by layer. What the toy does not read out is not a feature."""
+        """The true forest of the features, layer by layer."""
         return self.spec.forest
 
     @property
@@ -69,27 +71,28 @@ class World:
 
     @property
     def d_in(self) -> int:
+        """Number of dimensions of an activation."""
         return self.vectors.shape[1]
 
     def sample(self, n: int, generator: torch.Generator) -> Sample:
-        """`n` fresh samples, of the generator's state alone."""
+        """Draw `n` samples, which depend only on the state of the generator."""
         if n < 1:
             raise InputError(f"{n} samples: expected 1 or more")
         code = sample_code(self.spec, n, generator)
         return Sample(sparse_decode(code.values, code.ids, self.vectors), code)
 
     def block(self, epoch: int, index: int) -> ActivationBatch:
-        """Block `index` of an epoch. Raises InputError where the epoch has no such block."""
+        """Block `index` of an epoch. Raises InputError if there is no such block."""
         return ActivationBatch(self.block_sample(epoch, index).x, self._rows(epoch, index))
 
     def block_sample(self, epoch: int, index: int) -> Sample:
-        """The samples of a block, with the true features behind them."""
+        """The samples of a block, with the true features that generated them."""
         if not 0 <= index < self.n_blocks:
             raise InputError(f"block {index}: expected 0 to {self.n_blocks - 1}")
         return self.sample(self.block_rows, seeded(self.seed, self.name, "block", epoch, index))
 
     def held_out(self, n: int) -> Sample:
-        """`n` samples that no block ever draws."""
+        """`n` samples that are in no block."""
         return self.sample(n, seeded(self.seed, self.name, "held out"))
 
     def _rows(self, epoch: int, index: int) -> Tensor:
