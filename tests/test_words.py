@@ -22,7 +22,6 @@ NOT_YET: set[str] = {
     "hf_types.py",
     "infer.py",
     "interop",
-    "kept_forest.py",
     "kernels",
     "measures",
     "memory.py",

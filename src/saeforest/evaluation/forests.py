@@ -187,7 +187,7 @@ def _training_activations(
         case StoredData() as stored:
             store = stored.open(config.data_seed)
             batches = (store.block(0, i).x for i in range(store.n_blocks))
-        case TextData() | GivenData():  # of these there is no reader
+        case TextData() | GivenData():  # stored activations have no reader
             text = read_tokens(config, reader, "train", max(left, config.text.context))
             batches = (batch.x for batch, _ in reader.batches(text))
     for x in batches:

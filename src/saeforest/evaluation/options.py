@@ -86,7 +86,7 @@ class MeasureOptions:
         return config
 
 
-#: How others take measures (docs/spec/records.md#readings). Settings of individual measures are declared by the measures (`readings`).
+#: How others take measures (docs/spec/records.md#readings). A measure declares its own settings for each (`readings`).
 MEASURE_PRESETS: dict[Reading, MeasureOptions] = {
     "recommended": MeasureOptions(),
     # Only special tokens are left out (docs/spec/activations.md#sinks).

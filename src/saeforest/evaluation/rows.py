@@ -1,4 +1,4 @@
-"""Measures on activations that come from no text: on a tensor, as far as a measure can do without the text."""
+"""Measuring an SAE on a tensor of activations, without text, for the measures that need none."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from .registry import MEASURES
 from .task import Task, about_sae
 from .text_pass import Pass, Read
 
-#: Rows that are resampled together for intervals, as the tokens of a window of text are: neighbors may be alike.
+#: Number of consecutive rows that are resampled together for intervals, like the tokens of a window: they may be alike.
 WINDOW_ROWS = 128
 _WINDOWS_AT_ONCE = 16
-# What rows can supply. Losses, words, labelled texts, a judge's examples and a training's log are not in them.
+# The needs that rows can supply: no losses, words, labeled texts, examples for a judge, or training log.
 _SUPPLIED: frozenset[Need] = frozenset({"firings", "activations", "probes", "forest"})
 
 
 def missing_for_rows(spec: MeasureSpec) -> list[Need]:
-    """What a measure needs that activations alone do not give."""
-    # To a measure that is fed batch by batch, "text" means these batches.
+    """The needs of a measure that activations alone cannot supply."""
+    # For a streaming measure, "text" means the batches.
     supplied = _SUPPLIED | {"text"} if isinstance(spec, Streaming) else _SUPPLIED
     return sorted(spec.needs - supplied)
 
@@ -45,29 +45,29 @@ def evaluate_rows(
     *,
     forest: Forest | None = None,
 ) -> dict[str, Record]:
-    """The records of the named measures of one SAE on activations `x`, by name.
+    """Take the named measures of one SAE on activations `x`. Returns the records by name.
 
-    forest: stands in for the SAE's own. Intervals resample windows of `WINDOW_ROWS` consecutive rows.
+    forest: measured instead of the SAE's own. Intervals resample windows of `WINDOW_ROWS` consecutive rows.
 
-    Raises InputError for a transcoder, whose target is not here; for a measure that needs more than activations, or a
-    forest where there is none; and where `x` has another width than the SAE, no row, or a NaN or infinite value.
+    Raises InputError for a transcoder, since its target is not given; for a measure that needs more than activations, or
+    a forest if there is none; and if `x` has the wrong width, no rows, or values that are NaN or infinite.
     """
     options = options or MeasureOptions()
     if sae.is_transcoder:
         raise InputError(
-            "a transcoder is measured against its target, which activations alone do not hold; measure a run with one"
+            "a transcoder is measured against its target, which is not among these activations; measure a run of it"
         )
     for name in names:
         if missing := missing_for_rows(MEASURES[name]):
             needs = " and ".join(need.replace("_", " ") for need in missing)
             raise InputError(
-                f"measure '{name}': needs {needs}, which activations alone do not give; leave it out, or measure a run "
-                "on its held-out text"
+                f"measure '{name}': needs {needs}, not only activations; leave it out, or measure a run on its "
+                "held-out text"
             )
         if "forest" in MEASURES[name].needs and forest is None and not sae.has_forest:
             raise InputError(
                 f"measure '{name}': needs a forest, and a {sae.config.architecture} SAE learns none; "
-                "give forest=saeforest.infer_forest(sae, x), best of other activations than those measured"
+                "give forest=saeforest.infer_forest(sae, x), preferably with other activations than those measured"
             )
     settings = {
         "data": "activations without a text",

@@ -100,6 +100,8 @@ class Tokens:
             names = tuple(parse_json(tensors["names"].numpy().tobytes(), str(path)))
             tokens = cls(tensors["ids"], tensors["document_starts"], names, "prepend_bos" in tensors)
             _check(tokens)
+        except InputError:  # itself a ValueError
+            raise
         except (KeyError, ValueError, TypeError):
             raise InputError(
                 f"{path}: expected a saeforest tokens file, but it is damaged or of another kind; "

@@ -1,4 +1,4 @@
-"""Directions of true features: unit vectors `[m, d]`, orthogonal, nearly so, or correlated (docs/spec/synthetic.md#sampling)."""
+"""Directions of true features `[m, d]`: orthogonal, nearly so, or correlated (docs/spec/synthetic.md#sampling)."""
 
 from __future__ import annotations
 

@@ -65,7 +65,10 @@ class EdgeScores:
 
 @dataclass(frozen=True)
 class Absorption:
-    """How often parents are silent when a child fires: means over true edges whose parent is matched (docs/spec/synthetic.md#true-absorption)."""
+    """How often parents are silent when a child fires: means over true edges whose parent is matched.
+
+    See docs/spec/synthetic.md#true-absorption.
+    """
 
     edges: int
     """Number of edges that are averaged over: those whose child fires on the sample."""
@@ -82,7 +85,10 @@ class Absorption:
 
 @dataclass(frozen=True)
 class Recovery:
-    """All scores of docs/spec/synthetic.md#recovery `dataclasses.asdict` turns it into a plain dict; fractions are from 0 to 1."""
+    """All recovery scores (docs/spec/synthetic.md#recovery). Fractions are from 0 to 1.
+
+    `dataclasses.asdict` turns it into a plain dict.
+    """
 
     features: int
     """Number of true features, m."""
@@ -381,7 +387,8 @@ def _hierarchy(
     learned: Forest,
     latent: Int[Tensor, "m"],
 ) -> tuple[float | None, int]:
-    """The top-5 hierarchy score of docs/spec/synthetic.md#true-hierarchy, with the child's true direction, and the number of pairs.
+    """The top-5 hierarchy score with the child's true direction (docs/spec/synthetic.md#true-hierarchy), and the number
+    of pairs.
 
     Ranks are among all latents, dead ones included. The pairs are all learned edges with a matched child.
     """
