@@ -203,7 +203,7 @@ def test_measures_and_forests(tmp_path: Path) -> None:
     assert set(saeforest.measure(sae, x, "sparsity,reconstruction")) == {"sparsity", "reconstruction"}
     assert saeforest.infer_forest(sae, x).d_sae == F
     transcoder = saeforest.load(write_saelens(tmp_path / "transcoder", "transcoder"))
-    with pytest.raises(InputError, match="measured against its target, which activations alone do not hold"):
+    with pytest.raises(InputError, match="measured against its target, which is not among"):
         saeforest.measure(transcoder, x)
 
 

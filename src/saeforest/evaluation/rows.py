@@ -49,7 +49,7 @@ def evaluate_rows(
 
     forest: measured instead of the SAE's own. Intervals resample windows of `WINDOW_ROWS` consecutive rows.
 
-    Raises InputError for a transcoder, since its target is not given; for a measure that needs more than activations, or
+    Raises InputError for a transcoder, whose target is not given; for a measure that needs more than activations, or
     a forest if there is none; and if `x` has the wrong width, no rows, or values that are NaN or infinite.
     """
     options = options or MeasureOptions()
