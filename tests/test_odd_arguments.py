@@ -86,7 +86,8 @@ SYSTEM_NAMES = "tree, hsae, topk, batchtopk, matryoshka, jumprelu, matching_purs
         ("train --sae.aux.layers a", "--sae.aux.layers a: expected None or whole numbers"),
         (
             "train --sae.normalize-activations batch",
-            "--sae.normalize-activations batch: expected layer_norm, none, dataset_scale or a number",
+            "--sae.normalize-activations batch: expected layer_norm, constant_norm_rescale, none, dataset_scale or a "
+            "number",
         ),
         ("train --sae.aux.coefficient 1 x", "--sae.aux.coefficient 1 x: expected a number or numbers"),
         ("train --tokenz 5", "--tokenz: no such option; did you mean --tokens?"),

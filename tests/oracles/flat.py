@@ -19,7 +19,9 @@ from .tree import AdamState, adam_step, largest
 class FlatOptions:
     """What a flat SAE is trained with besides its sizes and its selection."""
 
-    normalise: str | float = "token"  # mean and deviation of each token; "none"; or a factor for all tokens
+    normalise: str | float = (
+        "token"  # mean and deviation of each token; "norm" of each; "none"; or a factor for all
+    )
     std_eps: float = 1e-5
     threshold: float = 1e-3  # a feature fires where its value is above this
     var_eps: float = 1e-8
@@ -50,9 +52,12 @@ def token_statistics(x: FloatArray, how: str | float, std_eps: float) -> tuple[F
         for t in range(n):
             mean[t] = x[t].mean()
             std[t] = np.sqrt(((x[t] - mean[t]) ** 2).sum() / (d - 1)) + std_eps
+    elif how == "norm":
+        for t in range(n):
+            std[t] = np.sqrt((x[t] ** 2).sum() / d)
     elif isinstance(how, str):
         if how != "none":
-            raise ValueError("normalise must be 'token', 'none' or a number")
+            raise ValueError("normalise must be 'token', 'norm', 'none' or a number")
     else:
         std[:] = 1.0 / how
     return mean, std

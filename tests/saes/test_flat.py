@@ -68,6 +68,9 @@ CASES: dict[str, Config] = {
     "topk, a factor, encoder bias": TopKConfig(
         **ONE, aux=RESCALED, normalize_activations=0.7, encoder_bias=True
     ),
+    "topk, every norm the same": TopKConfig(
+        **ONE, aux=REFERENCE, normalize_activations="constant_norm_rescale"
+    ),
     "batchtopk": BatchTopKConfig(**ONE, aux=REFERENCE, threshold=THRESHOLD),
     "batchtopk, raw, encoder bias": BatchTopKConfig(
         **ONE, aux=DETACHED, normalize_activations="none", encoder_bias=True, threshold=THRESHOLD
@@ -148,7 +151,7 @@ def make_oracle(sae: FlatSAE) -> FlatOracle:
     aux = config.aux
     threshold = THRESHOLD if isinstance(config, TopKConfig) else config.threshold
     options = FlatOptions(
-        normalise="token" if how == "layer_norm" else how,
+        normalise={"layer_norm": "token", "constant_norm_rescale": "norm"}.get(str(how), how),
         encoder_bias=config.encoder_bias,
         aux_coef=aux.coefficient,
         k_aux=aux.k,
@@ -252,6 +255,8 @@ def dense_loss(
     mean, std = torch.zeros(len(x), 1).double(), torch.ones(len(x), 1).double()
     if how == "layer_norm":
         mean, std = x.mean(1, keepdim=True), x.std(1, keepdim=True) + 1e-5
+    elif how == "constant_norm_rescale":
+        std = x.norm(dim=1, keepdim=True) / x.shape[1] ** 0.5
     elif how != "none":
         std = std / float(how)
     h = ((x - mean) / std - b_dec) @ E.T + b_enc

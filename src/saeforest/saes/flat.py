@@ -36,8 +36,9 @@ class FlatConfig:
     k_per_layer: tuple[int, ...] = (32,)
     """Number of features that may be active on a token."""
     normalize_activations: Normalization = "layer_norm"
-    """How activations are normalized. layer_norm: each to mean 0 and standard deviation 1; dataset_scale: all by one
-    factor that makes their mean norm sqrt(d_in); none; or that factor as a number."""
+    """How activations are normalized. layer_norm: each to mean 0 and standard deviation 1; constant_norm_rescale: each
+    to norm sqrt(d_in); dataset_scale: all by one factor that makes their mean norm sqrt(d_in); none; or that factor as
+    a number."""
     activation_threshold: float = 1e-3
     """Value above which a feature counts as active."""
     encoder_bias: bool = False

@@ -42,7 +42,8 @@ class LevelsConfig:
     """Target L0: the mean number of active features per token that training aims at."""
     normalize_activations: Normalization = "dataset_scale"
     """How activations are normalized. dataset_scale: all by one factor that makes their mean norm sqrt(d_in);
-    layer_norm: each to mean 0 and standard deviation 1; none; or that factor as a number."""
+    layer_norm: each to mean 0 and standard deviation 1; constant_norm_rescale: each to norm sqrt(d_in); none; or that
+    factor as a number."""
     activation_threshold: float = 0.0
     """Value above which a feature counts as active, after its own threshold has been applied."""
     encoder_bias: bool = True

@@ -37,8 +37,9 @@ class MatchingPursuitConfig:
     k_per_layer: tuple[int, ...] = (32,)
     """Largest number of iterations, and so of active features, on a token."""
     normalize_activations: Normalization = "layer_norm"
-    """How activations are normalized. layer_norm: each to mean 0 and standard deviation 1; dataset_scale: all by one
-    factor that makes their mean norm sqrt(d_in); none; or that factor as a number."""
+    """How activations are normalized. layer_norm: each to mean 0 and standard deviation 1; constant_norm_rescale: each
+    to norm sqrt(d_in); dataset_scale: all by one factor that makes their mean norm sqrt(d_in); none; or that factor as
+    a number."""
     activation_threshold: float = 1e-3
     """Value above which a feature counts as active."""
     residual_tolerance: float = 5e-3
