@@ -3,7 +3,11 @@
     python docs/figures/family.py RUN PARENT CHILD [CHILD ...] --out docs/figures/family.svg
 
 RUN is a finished run of `saeforest train`; its index is made if it has none. `saeforest show RUN` lists families to
-choose from.
+choose from. The figure of the README:
+
+    saeforest train demo --tokens 250000 --out runs/figure
+    saeforest index runs/figure --tokens 80000
+    python docs/figures/family.py runs/figure 636 3087 5232 2807 2662
 """
 
 from __future__ import annotations
@@ -54,12 +58,29 @@ def box(x: float, y: float, width: float, height: float) -> str:
     return f'<rect x="{x}" y="{y}" width="{width}" height="{height}" rx="8" fill="#f0fdfa" stroke="{LINE}"/>'
 
 
+def title(card: FeatureCard, columns: int) -> str:
+    """The tokens it is active on, each once however it is capitalized, as many as fit."""
+    words = list({token.casefold(): token for token in reversed(card.tokens)}.values())[::-1]
+    shown = words[0]
+    for word in words[1:]:
+        if len(shown) + len(word) + 3 > columns:
+            break
+        shown += f" · {word}"
+    return escape(shown)
+
+
+def by_token(card: FeatureCard) -> list[ContextCard]:
+    """Its strongest contexts, those of other tokens first."""
+    first = {context.passage.token.casefold(): context for context in reversed(card.contexts)}
+    return sorted(card.contexts, key=lambda context: context not in first.values())
+
+
 def parent_box(card: FeatureCard, y: float) -> list[str]:
     size, inner = 11.5, LEFT - 28
     columns = int(inner / (ADVANCE * size))
     parts = [
         box(MARGIN, y, LEFT, PARENT_HEIGHT),
-        text(MARGIN + 14, y + 28, escape(" · ".join(card.tokens[:4])), 16, weight=700),
+        text(MARGIN + 14, y + 28, title(card, 32), 15, weight=700),
         text(
             MARGIN + 14,
             y + 48,
@@ -68,7 +89,7 @@ def parent_box(card: FeatureCard, y: float) -> list[str]:
             color=FAINT,
         ),
     ]
-    for i, context in enumerate(card.contexts[:4]):
+    for i, context in enumerate(by_token(card)[:4]):
         line = context_line(context, columns)
         parts.append(text(MARGIN + 14, y + 74 + 20 * i, line, size, font=MONO))
     return parts
@@ -81,7 +102,7 @@ def child_box(card: FeatureCard, y: float) -> list[str]:
     columns = int((RIGHT - 28) / (ADVANCE * size))
     return [
         box(x, y, RIGHT, CHILD_HEIGHT),
-        text(x + 14, y + 26, escape(" · ".join(card.tokens[:4])), 15, weight=700),
+        text(x + 14, y + 26, title(card, 34), 15, weight=700),
         text(x + RIGHT - 14, y + 26, f"feature {card.id} · {share}", 12, color=FAINT, anchor="end"),
         text(x + 14, y + 50, context_line(card.contexts[0], columns), size, font=MONO),
     ]
