@@ -20,12 +20,6 @@ _EXPECTED = (
 def load(source: str | Path, *, activation_scale: float | None = None) -> SAE:
     """A trained SAE, on the CPU in float32 and ready to encode.
 
-        sae = saeforest.load("runs/demo")                                  # a run, or its sae/ folder
-        sae = saeforest.load("jbloom/GPT2-Small-SAEs-Reformatted:blocks.8.hook_resid_pre")
-        sae = saeforest.load("google/gemma-scope-2b-pt-res:layer_20/width_16k/average_l0_71")
-        code = sae.encode(x)                                               # x: [n, d_in]
-        x_hat = sae(x)                                                     # [n, d_in]; of a transcoder [n, d_out]
-
     source: a folder, or a name on the Hugging Face Hub: `org/repo`, `org/repo:folder` for one of several SAEs there,
         `org/repo@revision:folder` for a branch or commit. What was downloaded before is used without asking the Hub.
         The folder is a run (which trained one SAE), an SAE that this library saved, one that SAELens saved, one of
@@ -39,6 +33,19 @@ def load(source: str | Path, *, activation_scale: float | None = None) -> SAE:
 
     Raises InputError, a ValueError, where there is no SAE or not one alone, where it has an architecture or option
     that has no counterpart here, and where a file, key, tensor or shape is missing or wrong.
+
+    Example:
+        >>> import tempfile, torch, saeforest
+        >>> x = torch.randn(500, 8)
+        >>> run = saeforest.train(x, "topk", layer_sizes=16, k_per_layer=2, steps=5)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     saeforest.save(run.sae, folder + "/sae")
+        ...     sae = saeforest.load(folder + "/sae")
+        >>> code = sae.encode(x)  # values and ids of the active features, [n, k]
+        >>> sae(x).shape  # the reconstruction, [n, d_in]; of a transcoder [n, d_out]
+        torch.Size([500, 8])
+
+    A name on the Hub is, for instance, `jbloom/GPT2-Small-SAEs-Reformatted:blocks.8.hook_resid_pre`.
     """
     return load_folder(_local(source), activation_scale=activation_scale)
 
