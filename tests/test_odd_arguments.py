@@ -10,6 +10,7 @@ import pytest
 
 from saeforest import cli
 from saeforest.config import TrainConfig, save_config
+from saeforest.saes import SYSTEMS
 
 MakeConfig = Callable[..., TrainConfig]
 DIGITS = "9" * 5_000
@@ -64,7 +65,7 @@ def test_synthetic(option: str, value: str, tmp_path: Path, capsys: pytest.Captu
     one_line(capsys, "synthetic", "tree", "--out", str(tmp_path / "out"), option, value)
 
 
-SYSTEM_NAMES = "tree, hsae, topk, batchtopk, matryoshka, jumprelu, matching_pursuit"
+SYSTEM_NAMES = ", ".join(SYSTEMS)
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from .saes import (
     AllocationConfig,
     AuxConfig,
     BatchTopKConfig,
+    ExpertHSAEConfig,
     HierarchyConfig,
     HSAEConfig,
     JumpReLUConfig,
@@ -62,6 +63,8 @@ _DEMOS = {
     "demo-tree-2layer": _demo(replace(_DEMO_TREE, layer_sizes=(1536, 4608), k_per_layer=(26, 6))),
     "demo-hsae": _demo(_DEMO_HSAE, **_HSAE_BETAS),
     "demo-hsae-baseline": _demo(replace(_DEMO_HSAE, **_BASELINE), **_HSAE_BETAS),
+    # L0 32 and 6,137 features, as near to the demo's as 16 children for every parent allow.
+    "demo-expert-hsae": _demo(ExpertHSAEConfig(layer_sizes=(361, 5776), k_per_layer=(16, 16))),
     "demo-topk": _demo(TopKConfig(layer_sizes=_DEMO_FLAT, k_per_layer=_DEMO_L0, aux=_DEMO_AUX)),
     "demo-batchtopk": _demo(BatchTopKConfig(layer_sizes=_DEMO_FLAT, k_per_layer=_DEMO_L0, aux=_DEMO_AUX)),
     "demo-matryoshka": _demo(MatryoshkaConfig(layer_sizes=_DEMO_LAYERS, k_per_layer=_DEMO_L0, aux=_DEMO_AUX)),
@@ -178,7 +181,7 @@ def _baselines() -> dict[str, TrainConfig]:
 # -- HSAE's paper: Gemma-2-2b, 100M tokens of the MiniPile (docs/spec/hsae.md#open-points)
 
 
-def _gemma(sae: HSAEConfig) -> TrainConfig:
+def _gemma(sae: SystemConfig) -> TrainConfig:
     """An SAE on the residual stream of Gemma-2-2b after block 13, without the first position.
 
     The paper does not state a learning rate.
@@ -215,7 +218,23 @@ def _hsaes() -> dict[str, TrainConfig]:
     return presets
 
 
-PRESETS: dict[str, TrainConfig] = _DEMOS | _trees() | _baselines() | _hsaes()
+# -- The paper of the H-SAE with experts: Gemma-2-2b, 1B tokens of Wikipedia
+
+
+def _expert_hsaes() -> dict[str, TrainConfig]:
+    """What the paper does not give is as in `_gemma`: site, learning rate and its schedule, length of a window."""
+    config = _gemma(ExpertHSAEConfig())
+    return {
+        "h-sae": replace(
+            config,
+            data="wikimedia/wikipedia:20231101.en",
+            tokens=1_000_000_000,
+            optim=replace(config.optim, batch_size=32_512, beta1=0.9, beta2=0.999),
+        )
+    }
+
+
+PRESETS: dict[str, TrainConfig] = _DEMOS | _trees() | _baselines() | _hsaes() | _expert_hsaes()
 
 #: A summary of all preset names, for the help of the command line.
 PRESET_NAMES = (
@@ -223,7 +242,7 @@ PRESET_NAMES = (
     "matryoshka-2layer, matryoshka-4layer, jumprelu, matching-pursuit, each also with -l0-48, -l0-64, -l0-80, "
     "-6k or -49k, and with -paper or -reference where the paper's text and code differ; from the HSAE paper hsae, "
     "hsae-baseline, hsae-no-constraint, hsae-no-perturbation, hsae-fixed-tree, hsae-full-tree, hsae-binary-tree, "
-    "each also with -l0-80 or -l0-100."
+    "each also with -l0-80 or -l0-100; from the paper of the H-SAE with experts h-sae."
 )
 
 

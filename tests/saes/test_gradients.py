@@ -17,7 +17,9 @@ from torch.func import functional_call
 
 from saeforest.saes import (
     SAE,
+    SYSTEMS,
     BatchTopKConfig,
+    ExpertHSAEConfig,
     HSAEConfig,
     JumpReLUConfig,
     MatchingPursuitConfig,
@@ -35,6 +37,8 @@ CONFIGS: dict[str, SAEConfig] = {
     "tree, a factor": TreeConfig((4, 5, 5), (2, 2, 2), normalize_activations=0.7),
     "hsae": HSAEConfig((4, 10), (2, 3), normalize_activations=0.7),
     "hsae, layer norm": HSAEConfig((4, 10), (2, 3), normalize_activations="layer_norm"),
+    "expert hsae": ExpertHSAEConfig((4, 12), (2, 2), subspace=2),
+    "expert hsae, a factor": ExpertHSAEConfig((4, 12), (2, 2), subspace=3, normalize_activations=0.7),
     "topk": TopKConfig(**ONE, encoder_bias=True),
     "topk, raw": TopKConfig(**ONE, normalize_activations="none"),
     "batchtopk": BatchTopKConfig(**ONE, encoder_bias=True),
@@ -78,6 +82,10 @@ def inputs(sae: SAE) -> Tensor:
     stable = (on[0] == on[1]).all(1) & (on[1] == on[2]).all(1) & (on[1].sum(1) > 1)
     assert stable.sum() >= N
     return x[stable][:N].clone().requires_grad_()
+
+
+def test_every_system_is_compared() -> None:
+    assert {config.architecture for config in CONFIGS.values()} == set(SYSTEMS)
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -13,6 +13,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from edits import edit_json, forget_checksums
+from sae_cases import small
+from saeforest import saes
 from saeforest.activations import ActivationStream
 from saeforest.activations.sources import MemoryActivations
 from saeforest.errors import InputError
@@ -22,6 +24,7 @@ from saeforest.training.checkpoint import SINGLE, latest_checkpoint, load_checkp
 
 D_IN, BATCH, STEPS, N_STEPS = 8, 16, 5, 40
 SYSTEMS: dict[str, SystemConfig] = {
+    **{name: small(name, normalize_activations="none") for name in saes.SYSTEMS},
     "tree": TreeConfig(layer_sizes=(4, 8), k_per_layer=(2, 2)),
     "hsae": HSAEConfig(layer_sizes=(4, 8), k_per_layer=(2, 2), normalize_activations="none"),
 }

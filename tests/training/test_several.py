@@ -14,7 +14,8 @@ import torch
 from safetensors.torch import load_file
 
 import saeforest
-from saeforest import InputError, cli
+from sae_cases import small
+from saeforest import InputError, cli, saes
 from saeforest.config import MemberConfig, TrainConfig, load_config, save_config
 from saeforest.presets import PRESETS
 from saeforest.run_folder import RunFolder
@@ -47,6 +48,11 @@ SYSTEMS: dict[str, SystemConfig] = {
         (8, 16), (4, 4), constraint=0.0, perturbation=0.0, hierarchy=HierarchyConfig(updates="after")
     ),
     "pursuit": MatchingPursuitConfig((48,), (5,)),
+}
+SYSTEMS |= {
+    name: small(name)
+    for name in saes.SYSTEMS
+    if name not in {"tree", *(config.architecture for config in SYSTEMS.values())}
 }
 
 

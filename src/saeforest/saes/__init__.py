@@ -4,6 +4,7 @@ from .allocator import AllocationConfig
 from .auxiliary import AuxConfig
 from .base import SAE, SAEConfig
 from .batch_topk import BatchTopKConfig, BatchTopKSAE, ThresholdConfig
+from .expert_hsae import ExpertHSAE, ExpertHSAEConfig
 from .files import check_inference, load_sae, save_sae
 from .hsae import HSAE, HierarchyConfig, HSAEConfig
 from .jumprelu import JumpReLUConfig, JumpReLUSAE
@@ -25,6 +26,8 @@ __all__ = [
     "BatchTopKConfig",
     "BatchTopKSAE",
     "Event",
+    "ExpertHSAE",
+    "ExpertHSAEConfig",
     "HSAEConfig",
     "HierarchyConfig",
     "JumpReLUConfig",

@@ -5,13 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..errors import InputError
 from ..kernels import sparse_decode
 from ..sparse_code import SparseCode
+from .encode import PreActivations
 from .normalizer import TokenStats
+from .select import top_k
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,14 @@ def check_coefficients(weights: tuple[float, ...], said: float | tuple[float, ..
     """Raise InputError if an auxiliary loss has a negative weight; `said` is the setting as it was given."""
     if any(weight < 0 for weight in weights):
         raise InputError(f"sae.aux.coefficient = {said}: expected 0 or more")
+
+
+def select_dead(h: PreActivations, u: Float[Tensor, "n d_in"], dead: Bool[Tensor, "F"], k: int) -> SparseCode:
+    """For every activation the `k` dead features of largest pre-activation."""
+    features = dead.nonzero().flatten()
+    if len(features) == 0:
+        return SparseCode(u.new_zeros(len(u), 0), features.new_zeros(len(u), 0))
+    return h.choose(u, lambda dense: top_k(dense, k), features)
 
 
 def auxiliary_loss(

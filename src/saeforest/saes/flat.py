@@ -11,16 +11,15 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from ..sparse_code import SparseCode
-from .auxiliary import AuxConfig, auxiliary_loss
+from .auxiliary import AuxConfig, auxiliary_loss, select_dead
 from .base import SAE
-from .encode import PreActivations
 from .normalizer import Normalization, TokenStats
 from .reconstruct import Prefixes
-from .select import Selection, top_k
+from .select import Selection
 from .training import Event, Setup, Step, Training, scalars
 
 
@@ -115,20 +114,11 @@ class FlatTraining(Training):
         loss = losses.sum()
         terms = {"reconstruction": scalars(losses)}
         if aux.coefficient:
-            dead = h.exact(u, self._select_dead(h, u, self.dead_after(fired)))
+            dead = h.exact(u, select_dead(h, u, self.dead_after(fired), aux.k))
             auxiliary = auxiliary_loss(dead, sae.decoder, sae.b_dec, -error, stats, aux)
             loss = loss + aux.coefficient * auxiliary
             terms["auxiliary"] = scalars([auxiliary])
         return Step(loss, terms, code.detach(), target + error.detach(), fired, len(x))
-
-    def _select_dead(
-        self, h: PreActivations, u: Float[Tensor, "n d_in"], dead: Bool[Tensor, "d_sae"]
-    ) -> SparseCode:
-        """For every activation, the dead features with the largest pre-activations."""
-        features = dead.nonzero().flatten()
-        if len(features) == 0:
-            return SparseCode(u.new_zeros(len(u), 0), features.new_zeros(len(u), 0))
-        return h.choose(u, lambda dense: top_k(dense, self._aux.k), features)
 
     def follow(self, step: Step, number: int) -> list[Event]:
         if self._threshold is not None:

@@ -11,6 +11,7 @@ from pydantic import Discriminator, Tag
 from ..optim import OptimConfig
 from .base import SAE, SAEConfig
 from .batch_topk import BatchTopKConfig, BatchTopKSAE, BatchTopKTraining
+from .expert_hsae import ExpertHSAE, ExpertHSAEConfig, ExpertHSAETraining
 from .hsae import HSAE, HSAEConfig, HSAETraining
 from .jumprelu import JumpReLUConfig, JumpReLUSAE, JumpReLUTraining
 from .matching_pursuit import MatchingPursuitConfig, MatchingPursuitSAE, MatchingPursuitTraining
@@ -31,6 +32,7 @@ def _architecture(section: Any) -> Any:
 SystemConfig = Annotated[
     Annotated[TreeConfig, Tag("tree")]
     | Annotated[HSAEConfig, Tag("hsae")]
+    | Annotated[ExpertHSAEConfig, Tag("expert_hsae")]
     | Annotated[TopKConfig, Tag("topk")]
     | Annotated[BatchTopKConfig, Tag("batchtopk")]
     | Annotated[MatryoshkaConfig, Tag("matryoshka")]
@@ -42,6 +44,7 @@ SystemConfig = Annotated[
 _SYSTEMS: dict[str, tuple[type[SAE], Callable[[Any, Setup], Training]]] = {
     "tree": (TreeSAE, TreeTraining),
     "hsae": (HSAE, HSAETraining),
+    "expert_hsae": (ExpertHSAE, ExpertHSAETraining),
     "topk": (TopKSAE, TopKTraining),
     "batchtopk": (BatchTopKSAE, BatchTopKTraining),
     "matryoshka": (MatryoshkaSAE, MatryoshkaTraining),

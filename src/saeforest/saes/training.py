@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -123,10 +123,14 @@ class Training(nn.Module, ABC):
         *,
         dead_after_tokens: int | None,
         rates: Mapping[nn.Parameter, float] | None = None,
+        weights: Sequence[nn.Parameter] | None = None,
+        unit_rows: nn.Parameter | None = None,
     ) -> None:
         """dead_after_tokens: number of tokens without firing after which a feature is dead. None: the papers'
         fraction of the run.
         rates: learning rates of single parameters, as multiples of `optim.lr`.
+        weights: the parameters to train. None: all parameters of the SAE that require gradients.
+        unit_rows: the parameter whose rows are kept at unit norm. None: the SAE's decoder.
         """
         super().__init__()
         self.sae, self.run, self.optim = sae, setup.run, setup.optim
@@ -137,7 +141,9 @@ class Training(nn.Module, ABC):
         # Training steps since each feature fired; 1 if it fired on the last step.
         silence = torch.zeros(sae.d_sae, dtype=torch.int64, device=sae.device)
         self.register_buffer("steps_since_fired", silence)
-        self.optimizer = _make_optimizer(sae, self.optim, rates or {})
+        trained = [p for p in sae.parameters() if p.requires_grad] if weights is None else weights
+        unit = sae.decoder if unit_rows is None else unit_rows
+        self.optimizer = _make_optimizer(trained, self.optim, rates or {}, unit)
 
     def get_extra_state(self) -> Tensor:
         """The number of steps so far, for `state_dict`."""
@@ -253,17 +259,21 @@ class Training(nn.Module, ABC):
         return code.fired(self.sae.d_sae, self.sae.config.activation_threshold)
 
 
-def _make_optimizer(sae: SAE, config: OptimConfig, rates: Mapping[nn.Parameter, float]) -> Adam:
+def _make_optimizer(
+    weights: Sequence[nn.Parameter],
+    config: OptimConfig,
+    rates: Mapping[nn.Parameter, float],
+    unit_rows: nn.Parameter,
+) -> Adam:
     groups = [
         {
             "params": [p],
             "rate": rates.get(p, 1.0),
             "lr": rates.get(p, 1.0) * config.lr,
-            "unit_rows": p is sae.decoder,
+            "unit_rows": p is unit_rows,
             "project": config.project_gradient,
         }
-        for p in sae.parameters()
-        if p.requires_grad
+        for p in weights
     ]
     state = torch.bfloat16 if config.state == "bfloat16" else None
     return Adam(groups, lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps, state=state)

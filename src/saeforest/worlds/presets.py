@@ -12,6 +12,7 @@ from ..saes import (
     AllocationConfig,
     AuxConfig,
     BatchTopKConfig,
+    ExpertHSAEConfig,
     HierarchyConfig,
     HSAEConfig,
     JumpReLUConfig,
@@ -80,6 +81,13 @@ def _hsae(shape: _Shape) -> HSAEConfig:
     return HSAEConfig(tuple(accumulate(shape.sizes)), k, bandwidth=0.05, **_COMMON)
 
 
+def _expert_hsae(shape: _Shape) -> ExpertHSAEConfig:
+    # Two layers: the roots, and all other features, shared out equally among them. The subspaces have room for all.
+    n, atoms = shape.sizes[0], max(sum(shape.sizes[1:]) // shape.sizes[0], 1)
+    k = (min(shape.most[0], n),) * 2
+    return ExpertHSAEConfig((n, n * atoms), k, subspace=atoms, aux=AuxConfig(**_AUX), **_COMMON)
+
+
 #: In `tree`, a feature's parent is in the layer before its own; in `tree-any-parent`, in any earlier layer, as in the
 #: paper.
 _PRESETS: dict[str, Callable[[_Shape], SystemConfig]] = {
@@ -87,6 +95,7 @@ _PRESETS: dict[str, Callable[[_Shape], SystemConfig]] = {
     "tree-any-parent": _tree,
     "hsae": _hsae,
     "hsae-baseline": lambda s: replace(_hsae(s), **_UNLINKED),
+    "expert_hsae": _expert_hsae,
     "topk": lambda s: TopKConfig(s.flat, s.total, aux=AuxConfig(**_AUX), **_COMMON),
     "batchtopk": lambda s: BatchTopKConfig(s.flat, s.average, aux=AuxConfig(**_AUX), **_COMMON),
     "matryoshka": lambda s: MatryoshkaConfig(s.sizes, s.total, aux=AuxConfig(**_AUX), **_COMMON),
