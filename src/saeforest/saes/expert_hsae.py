@@ -1,8 +1,8 @@
-"""H-SAE (Muchane, Richardson, Park & Veitch, arXiv 2506.01197): every feature of a TopK SAE has a small SAE below it.
+"""H-SAE (Muchane, Richardson, Park & Veitch, arXiv 2506.01197): a small SAE below every feature of a TopK SAE.
 
-A parent owns a subspace of few dimensions and a small dictionary in it. Where the parent is active, the best entry of
-its dictionary is active too: one child under each active parent, as one expert of a mixture. The forest is fixed from
-the start. Not to be confused with the HSAE of arXiv 2602.11881 (`hsae.py`), which links levels of growing size.
+Each parent has a low-dimensional subspace and a small dictionary in it. Where the parent is active, so is the best
+entry of its dictionary: its child. Parents are the experts of a mixture, and the forest is fixed from the start. The
+HSAE of arXiv 2602.11881 (`hsae.py`), which links levels of growing size, is another system.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from .reconstruct import Prefixes
 from .select import TopK
 from .training import Setup, Step, Training, scalars
 
-# So many parents' children are multiplied in float64 at a time.
+# Parents whose children are multiplied with each other in float64 at a time.
 _FACTORED = 1024
 
 
@@ -38,77 +38,76 @@ class ExpertHSAEConfig:
     """An H-SAE and its training. Sizes, k, subspace and the weight of the top level are the paper's by default."""
 
     layer_sizes: tuple[int, ...] = (16_384, 262_144)
-    """Parents, and children: the same number for each parent, 16 in the paper."""
+    """Number of parents, and of children: a multiple of it, 16 per parent in the paper."""
     k_per_layer: tuple[int, ...] = (32, 32)
-    """Active parents, and children: at most one under each active parent."""
+    """Largest number of active parents on a token, and the same number again for their children."""
     subspace: int = 4
-    """Dimensions of the subspace that each parent's children share."""
+    """Number of dimensions of the subspace that the children of a parent share."""
     top_level: float = 0.1
-    """Weight in the loss of the reconstruction from the parents alone."""
+    """Weight of the reconstruction loss of the parents alone."""
     l1: float = 0.01
-    """Weight of the sum of a token's activations, beside its squared error in normalized units."""
+    """Weight of the sum of a token's activations, relative to its squared error in normalized units."""
     orthogonality: float = 1e-3
-    """Weight of the squared products of each parent's encoder row with the other parents' decoder rows."""
+    """Weight of the squared products of a parent's encoder row with the other parents' decoder rows."""
     normalize_activations: Normalization = "layer_norm"
-    """layer_norm: every activation to mean 0 and deviation 1; dataset_scale: a factor that makes the mean norm
-    sqrt(d_in); none; or the factor itself."""
+    """How activations are normalized. layer_norm: each to mean 0 and standard deviation 1; dataset_scale: all by one
+    factor that makes their mean norm sqrt(d_in); none; or that factor as a number."""
     activation_threshold: float = 1e-3
-    """A feature is active above this value."""
+    """Value above which a feature counts as active."""
     encoder_bias: bool = True
-    """A trained bias of every pre-activation."""
+    """Train a bias for every pre-activation."""
     b_dec_init: Literal["normalized", "raw"] = "normalized"
-    """b_dec starts at the geometric median of the first batch, normalized or not."""
+    """Initial b_dec: the geometric median of the first batch, after normalization or before it."""
     dead_after_tokens: int | None = None
-    """A feature is dead that has not fired for so many tokens. None: 10M of 500M, in proportion to the run."""
+    """Number of tokens without firing after which a feature is dead. None: 2% of the run, at least 100,000."""
     aux: AuxConfig = field(default_factory=lambda: AuxConfig(detach=True, bias=False, rescale=True))
-    """The auxiliary loss: dead parents reconstruct the residual."""
+    """The auxiliary loss of dead parents."""
     architecture: Literal["expert_hsae"] = "expert_hsae"
 
     @property
     def atoms(self) -> int:
-        """Children of each parent."""
+        """Number of children of each parent."""
         return self.layer_sizes[1] // self.layer_sizes[0]
 
     def __post_init__(self) -> None:
         check_sizes(sizes := self.layer_sizes, k := self.k_per_layer)
         check_dead_after(self.dead_after_tokens)
         if len(sizes) != 2 or sizes[1] % sizes[0]:
-            wanted = "two layers, the second a multiple of the first, such as 512 8192 for 16 children of each parent"
+            wanted = (
+                "two layers, the second a multiple of the first, such as 512 8192: 16 children per parent"
+            )
             raise InputError(f"sae.layer_sizes {list(sizes)}: expected {wanted}")
         if k[0] != k[1]:
-            raise InputError(
-                f"sae.k_per_layer {list(k)}: expected the same twice, for a child of each active parent"
-            )
+            wanted = "the same number twice, since each active parent has one child"
+            raise InputError(f"sae.k_per_layer {list(k)}: expected {wanted}")
         if not 1 <= self.subspace <= self.atoms:
-            raise InputError(
-                f"sae.subspace = {self.subspace}: expected 1 to {self.atoms}, the children of a parent"
-            )
+            wanted = f"1 to {self.atoms}, the number of children of a parent"
+            raise InputError(f"sae.subspace = {self.subspace}: expected {wanted}")
         for name in ("top_level", "l1", "orthogonality"):
             if getattr(self, name) < 0:
                 raise InputError(f"sae.{name} = {getattr(self, name)}: expected 0 or more")
 
 
 class ExpertHSAE(SAE):
-    """The trained H-SAE: parents 0 to P - 1, then the children of parent 0, those of parent 1, and so on.
+    """A trained H-SAE: first the P parents, then the children of parent 0, those of parent 1, and so on.
 
-    `x_hat = std (sum_p z_p d_p + sum_p z_c(p) d_c(p) + b_dec) + mean` over the k active parents p and the best child
-    c(p) of each. A child's rows of `encoder` and `decoder` `[d_sae, d_in]` are products of its place in its parent's
-    subspace (`subspace` numbers) with the projections of that subspace from and to the space of activations
-    (`Pi_down` and `Pi_up` in the paper), so that all tools read them as they read those of any other feature.
+    `x_hat = std (sum_p z_p d_p + sum_p z_c(p) d_c(p) + b_dec) + mean`, summed over the k active parents p and the best
+    child c(p) of each. The rows of the children in `encoder` and `decoder` `[d_sae, d_in]` are products: a place in the
+    parent's subspace (`subspace` numbers) times the projection into that subspace or out of it (Pi_down and Pi_up in
+    the paper). So a child has rows like those of any other feature.
 
         >>> config = ExpertHSAEConfig(layer_sizes=(64, 512), k_per_layer=(4, 4), subspace=2)
-        >>> code = ExpertHSAE(config, d_in=32).encode(torch.randn(10, 32))  # ids and values [10, 8]
+        >>> code = ExpertHSAE(config, d_in=32).encode(torch.randn(10, 32))  # ids and values: [10, 8]
 
-    Source: arXiv 2506.01197. Where its text leaves a choice, this is the plainest reading: children read the
-    activation itself, not what parents leave of it; a child's value does not depend on its parent's; the L1 term counts
-    parents and children; the orthogonality term is about parents. The weights of these two terms, and an auxiliary
-    loss of dead parents, are ours.
+    Source: arXiv 2506.01197. Where its text leaves a choice, this is the plainest reading: children read the activation
+    itself, not what their parents leave of it; a child's value does not depend on its parent's; the L1 term counts
+    parents and children; the orthogonality term is about parents. The weights of these two terms and the auxiliary
+    loss of dead parents are our choice.
     """
 
     config_class = ExpertHSAEConfig
     title, color, marker = "H-SAE (experts)", "#7A4FBF", "P"
-    at_most_k = True
-    gated = True
+    at_most_k = gated = True
     inference_keys = (*SAE.inference_keys, "subspace")
 
     config: ExpertHSAEConfig
@@ -120,9 +119,9 @@ class ExpertHSAE(SAE):
         n, atoms, s = config.layer_sizes[0], config.atoms, config.subspace
         generator = seeded(seed, "subspaces")
         places = torch.randn(n, atoms, s, generator=generator) / s**0.5
-        basis = (torch.rand(n, s, d_in, generator=generator) * 2 - 1) / d_in**0.5
+        spans = (torch.rand(n, s, d_in, generator=generator) * 2 - 1) / d_in**0.5
         with torch.no_grad():
-            self.encoder[n:] = (places @ basis).flatten(0, 1)
+            self.encoder[n:] = (places @ spans).flatten(0, 1)
             self.decoder[n:] = F.normalize(self.encoder[n:])
 
     def initial_parent(self, generator: torch.Generator) -> Int[Tensor, "d_sae"]:
@@ -136,7 +135,7 @@ class ExpertHSAE(SAE):
 
     @torch.no_grad()
     def _select(self, h: PreActivations, u: Float[Tensor, "m d_in"]) -> SparseCode:
-        """The k best parents, and the best child of each; nothing is computed for the children of other parents."""
+        """The k best parents, and the best child of each. Children of other parents are not computed."""
         n, atoms = self.config.layer_sizes[0], self.config.atoms
         top = replace(h, encoder=self.encoder[:n], bias=self.b_enc[:n])
         parents = top.exact(u, TopK(self.config.k_per_layer[0])(top, u))
@@ -149,10 +148,10 @@ class ExpertHSAE(SAE):
 
 
 class Experts(nn.Module):
-    """What is trained in place of the SAE's rows: the parents' rows, and each parent's subspace and dictionary.
+    """The parameters that are trained in place of the SAE's rows.
 
     `encoder` and `decoder` `[P + P s, d_in]` hold the rows of the P parents, then the s rows that span the subspace of
-    each; `places_in` and `places_out` `[P A, s]` say where its A children lie in it.
+    each; `places_in` and `places_out` `[P A, s]` are the places of its A children in it.
     """
 
     def __init__(self, sae: ExpertHSAE) -> None:
@@ -162,38 +161,33 @@ class Experts(nn.Module):
         self.decoder, self.places_out = self._factored(sae.decoder.detach())
 
     def _factored(self, rows: Float[Tensor, "d_sae d_in"]) -> tuple[nn.Parameter, nn.Parameter]:
-        """The rows of children as places in the subspace of s dimensions nearest to them, spanned by unit rows."""
+        """The children's rows as places in the nearest subspace of s dimensions, and orthonormal rows that span it."""
         parents, children = rows[: self.n], self.by_parent(rows[self.n :])
         gram = torch.cat([part.double() @ part.double().mT for part in children.split(_FACTORED)])
         squares, axes = (found[..., -self.s :] for found in torch.linalg.eigh(gram))
         lengths = squares.clamp(min=1e-24).sqrt()[:, None]
         places, across = (axes * lengths).to(rows.dtype), (axes / lengths).to(rows.dtype)
-        spanning = (across.mT @ children).flatten(0, 1)
-        return nn.Parameter(torch.cat([parents, spanning])), nn.Parameter(places.flatten(0, 1))
+        spans = (across.mT @ children).flatten(0, 1)
+        return nn.Parameter(torch.cat([parents, spans])), nn.Parameter(places.flatten(0, 1))
 
     def by_parent(self, rows: Tensor) -> Tensor:
-        """What the children have, or the rows that span the subspaces, as `[P, ...]`."""
+        """Rows that each parent has equally many of, as `[P, ...]`."""
         return rows.unflatten(0, (self.n, -1))
 
     def slots(self, parents: Int[Tensor, "n k"]) -> Int[Tensor, "n k_s"]:
-        """The rows that span the subspaces of parents."""
+        """The indices of the rows that span the subspaces of parents."""
         first = self.n + parents[:, :, None] * self.s
         return (first + torch.arange(self.s, device=parents.device)).flatten(1)
 
-    def spanned(self, children: SparseCode, slots: Int[Tensor, "n k_s"]) -> SparseCode:
-        """The children's part of a reconstruction in terms of the rows in `slots`; values of either sign."""
-        places = F.embedding((children.ids - self.n).clamp(min=0), self.unit_places())
-        return SparseCode((children.values[:, :, None] * places).flatten(1), slots)
-
     def unit_places(self) -> Float[Tensor, "PA s"]:
         """`places_out`, scaled so that the children's decoder rows have unit norm."""
-        basis, places = self.by_parent(self.decoder[self.n :]), self.by_parent(self.places_out)
-        squares = ((places @ (basis @ basis.mT)) * places).sum(2, keepdim=True)
+        spans, places = self.by_parent(self.decoder[self.n :]), self.by_parent(self.places_out)
+        squares = ((places @ (spans @ spans.mT)) * places).sum(2, keepdim=True)
         return (places / squares.clamp(min=1e-24).sqrt()).flatten(0, 1)
 
     @torch.no_grad()
     def write(self, sae: ExpertHSAE) -> None:
-        """Fills in the SAE's rows."""
+        """Fills in the rows of the SAE."""
         both = (sae.encoder, self.encoder, self.places_in), (sae.decoder, self.decoder, self.unit_places())
         for rows, own, places in both:
             rows[: self.n] = own[: self.n]
@@ -201,10 +195,10 @@ class Experts(nn.Module):
 
 
 class ExpertHSAETraining(Training):
-    """Reconstruction, a tenth of that from the parents alone, L1 and orthogonality; dead parents learn the residual.
+    """The training of an H-SAE.
 
-    A child's decoder row is divided by its norm within the loss: its gradient has no part along the row. Dead children
-    have no loss of their own, for one on the residual would turn the subspace that they share with the living.
+    A child's decoder row is divided by its norm within the loss, so its gradient has no part along the row. Dead
+    children have no auxiliary loss: it would turn the subspace that they share with living ones.
     """
 
     sae: ExpertHSAE
@@ -224,19 +218,20 @@ class ExpertHSAETraining(Training):
         parents = h.exact(u, TopK(config.k_per_layer[0])(h, u))
         slots = experts.slots(parents.ids)
         y = sparse_encode(u, slots, experts.encoder, center=sae.b_dec).unflatten(1, (-1, experts.s))
-        children = self.best(y, parents)
+        children = self._best(y, parents)
         code = concat_slots([parents, children]).detach()
         fired = self.fired(code)
 
-        rows = concat_slots([parents, experts.spanned(children, slots)])
-        layers = Prefixes((0, n, len(experts.decoder)))
-        reconstruction, errors = layers.losses(rows, experts.decoder, sae.b_dec, target, stats)
+        # A child's part of the reconstruction, as a sum of the rows that span its subspace; values of either sign.
+        places = F.embedding((children.ids - n).clamp(min=0), experts.unit_places())
+        spanned = SparseCode((children.values[:, :, None] * places).flatten(1), slots)
+        layers, rows = Prefixes((0, n, len(experts.decoder))), concat_slots([parents, spanned])
+        (top, whole), errors = layers.losses(rows, experts.decoder, sae.b_dec, target, stats)
         l1 = (parents.values.sum() + children.values.sum()) / u.numel()
         crossing = cross_products(experts.encoder[:n], experts.decoder[:n])
-        loss = reconstruction[1] + config.top_level * reconstruction[0]
-        loss = loss + config.l1 * l1 + config.orthogonality * crossing
+        loss = whole + config.top_level * top + config.l1 * l1 + config.orthogonality * crossing
         terms = {
-            "reconstruction": scalars(reconstruction),
+            "reconstruction": scalars([top, whole]),
             "l1": scalars([l1]),
             "orthogonality": scalars([crossing]),
         }
@@ -247,8 +242,8 @@ class ExpertHSAETraining(Training):
             terms["auxiliary"] = scalars([auxiliary])
         return Step(loss, terms, code, target + errors[1].detach(), fired, len(x))
 
-    def best(self, y: Float[Tensor, "n k s"], parents: SparseCode) -> SparseCode:
-        """The best child of each active parent, by the activations in the parents' subspaces."""
+    def _best(self, y: Float[Tensor, "n k s"], parents: SparseCode) -> SparseCode:
+        """The best child of each active parent, given the activations in the parents' subspaces."""
         experts, bias = self.experts, self.sae.b_enc[self.experts.n :]
         with torch.no_grad():
             h = (experts.by_parent(experts.places_in)[parents.ids] @ y[..., None]).squeeze(3)
@@ -265,9 +260,9 @@ class ExpertHSAETraining(Training):
 
 
 def cross_products(encoder: Float[Tensor, "P d"], decoder: Float[Tensor, "P d"]) -> Float[Tensor, ""]:
-    """`1/P sum_{i != j} (e_i . d_j)^2`: how far the parents' vectors set off each other's pre-activations.
+    """`1/P sum_{i != j} (e_i . d_j)^2`, by which parents' vectors set off other parents.
 
-    The sum over all pairs is the trace of `(E^T E) (D^T D)`, so that nothing of size P x P is formed.
+    The sum over all pairs is the trace of `(E^T E) (D^T D)`: no matrix of P x P is formed.
     """
     every = ((encoder.T @ encoder) * (decoder.T @ decoder)).sum()
     return (every - (encoder * decoder).sum(1).square().sum()) / len(encoder)
