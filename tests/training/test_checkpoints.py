@@ -175,11 +175,11 @@ def test_a_step_beyond_the_run(written: Path) -> None:
 def test_moments_of_another_kind(damaged: Path, name: str, change: Any) -> None:
     """Compiled kernels look at no bounds: fewer rows than the weights were read and written past their end."""
     edit_tensors(damaged, lambda t: t.update({f"optimizer.0.{name}": change(t[f"optimizer.0.{name}"])}))
-    refused(damaged, rf"tensor 'optimizer\.0\.{name}' is \[.*, expected \[.* does not fit this run")
+    refused(damaged, rf"tensor 'optimizer\.0\.{name}' is \[.*; expected \[.* does not fit this run")
 
 
 def test_moments_kept_in_another_type(written: Path) -> None:
-    refused(written, "is .* of float32, expected .* of bfloat16", state="bfloat16")
+    refused(written, "is .* of float32; expected .* of bfloat16", state="bfloat16")
 
 
 @pytest.mark.parametrize(

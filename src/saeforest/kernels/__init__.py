@@ -1,14 +1,15 @@
-"""Sparse products of the encoder and the decoder, the selection of features, and the optimiser's step.
+"""Sparse products of the encoder and the decoder, the selection of features, and the step of the optimizer.
 
-Everything an SAE does with its active features comes down to three products, for rows `W [F, d]`:
+Everything an SAE does with its active features consists of three products, for rows `W [F, d]`:
 
     weighted_rows   out[t] = sum of values[i] W[ids[i]] over the entries i of row t       decode
     gather_dot      out[i] = x[rows[i]] . W[ids[i]]                                      encode the selected features
     scatter_outer   out[f] = sum of values[i] x[rows[i]] over the entries of feature f   weight gradients
 
-and each is the other's gradient. `reference.py` spells them out; `plain.py` is PyTorch for any device, `compiled/`
-Numba for CPUs and `triton_gpu` Triton for GPUs; `backend.py` chooses among them, `functions.py` differentiates.
-`links.py` builds the distances between features and the sums of their children from these.
+whose gradients are again such products. `reference.py` defines them in the simplest way. `plain.py` implements all
+kernels in PyTorch for any device, `compiled/` in Numba for CPUs, and `triton_gpu/` in Triton for GPUs; `backend.py`
+chooses among them, and `functions.py` makes them differentiable. `links.py` builds on these the distances between
+features and the sums of their children.
 """
 
 from .backend import backend

@@ -1,7 +1,7 @@
-"""Which implementation of the kernels serves a tensor.
+"""The choice of kernels for a tensor.
 
-On a CPU those compiled by Numba, on a GPU those written in Triton, and PyTorch's own operators wherever these are
-missing or don't apply. All three are modules with the same functions; `plain.py` says what each does.
+Numba is used on a CPU, Triton on a GPU, and PyTorch's own operators if these are not installed or not applicable. All
+three are modules with the same functions, which are documented in `plain.py`.
 """
 
 from __future__ import annotations
@@ -18,14 +18,17 @@ from torch import Tensor
 from ..errors import InputError
 from . import plain
 
-#: Set to `plain`, everything runs on PyTorch's own operators.
+#: The environment variable that selects the kernels. With `plain`, all of them use PyTorch's own operators.
 VARIABLE = "SAEFOREST_KERNELS"
 _COMPILED = {"cpu": ("numba", ".compiled"), "cuda": ("triton", ".triton_gpu")}
 _DTYPES = {"cpu": (torch.float32, torch.float64), "cuda": (torch.float32,)}
 
 
 def backend(weight: Tensor) -> ModuleType:
-    """The kernels for weights such as this one. Raises InputError where the variable says something unknown."""
+    """The module of kernels for the device and data type of `weight`.
+
+    Raises InputError if SAEFOREST_KERNELS has an unknown value.
+    """
     wanted = os.environ.get(VARIABLE, "auto")
     if wanted not in ("auto", "plain"):
         raise InputError(f"{VARIABLE}={wanted}: expected auto or plain")
@@ -36,7 +39,7 @@ def backend(weight: Tensor) -> ModuleType:
 
 @cache
 def compiled(device: str) -> ModuleType:
-    """The compiled kernels of a kind of device, or the plain ones where their compiler is not installed."""
+    """The compiled kernels for a type of device ("cpu" or "cuda"), or the plain ones if the compiler is missing."""
     compiler, module = _COMPILED[device]
     if importlib.util.find_spec(compiler) is None:
         return plain

@@ -1,4 +1,4 @@
-"""The kernels as differentiable functions: gradients over active features only."""
+"""The kernels as differentiable functions. Gradients are computed for active features only."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class _Encode(torch.autograd.Function):
         grad, kernels = grads[0].contiguous(), backend(weight)
         need_x, _, _, _, need_weight, need_center, _ = ctx.needs_input_grad
         to_center = None
-        if need_center:  # over all rows at once: no gradient of each row is made
+        if need_center:  # summed over all rows directly, without a gradient for each row
             sums = kernels.scatter_outer(grad, torch.zeros_like(ids), ids, grad.new_ones(1, 1), len(weight))
             to_center = -sums.flatten() @ weight
         return (
@@ -107,9 +107,9 @@ def jagged_decode(
     n: int,
     weight: Float[Tensor, "F d"],
 ) -> Float[Tensor, "n d"]:
-    """`out[t]` sums `values[i] weight[ids[i]]` over the entries with `rows[i] = t`, which come in ascending order.
+    """`out[t]` is the sum of `values[i] weight[ids[i]]` over the entries with `rows[i] = t`.
 
-    Gradients for `values` and `weight`.
+    `rows` must be in ascending order. Gradients for `values` and `weight`.
     """
     _check(ids, len(weight))
     return _Decode.apply(values, ids, rows, _first(rows, n), weight)  # pyright: ignore[reportReturnType]
@@ -118,7 +118,7 @@ def jagged_decode(
 def jagged_encode(
     x: Float[Tensor, "n d"], ids: Int[Tensor, "m"], rows: Int[Tensor, "m"], weight: Float[Tensor, "F d"]
 ) -> Float[Tensor, "m"]:
-    """`x[rows[i]] . weight[ids[i]]`, rows in ascending order; gradients for `x` and `weight`."""
+    """`x[rows[i]] . weight[ids[i]]`, with `rows` in ascending order. Gradients for `x` and `weight`."""
     _check(ids, len(weight))
     return _Encode.apply(x, ids, rows, _first(rows, len(x)), weight, None, None)  # pyright: ignore[reportReturnType]
 
@@ -126,10 +126,10 @@ def jagged_encode(
 def sparse_decode(
     values: Float[Tensor, "n k"], ids: Int[Tensor, "n k"], weight: Float[Tensor, "F d"]
 ) -> Float[Tensor, "n d"]:
-    """`sum_j values[t, j] weight[ids[t, j]]`; gradients for `values` and `weight`.
+    """`sum_j values[t, j] weight[ids[t, j]]`. Gradients for `values` and `weight`.
 
-    Raises InputError for an id that is no row of `weight`, as the other functions of codes do (on a CPU; a GPU would
-    have to be waited for).
+    On a CPU, this and the other functions here raise InputError for an id that is not a row of `weight`. On a GPU, the
+    check would have to wait for the device.
     """
     if ids.numel() == 0:
         return weight.new_zeros(len(ids), weight.shape[1])
@@ -145,10 +145,10 @@ def sparse_encode(
     center: Float[Tensor, "d"] | None = None,
     known: Float[Tensor, "n k"] | None = None,
 ) -> Float[Tensor, "n k"]:
-    """`x[t] . weight[ids[t, j]]`, the pre-activations of chosen features; gradients for `x` and `weight`.
+    """`x[t] . weight[ids[t, j]]`, the pre-activations of selected features. Gradients for `x` and `weight`.
 
-    `center`: what has been taken off every row of `x`, and gets a gradient for that; `known`: the result, where
-    choosing the features has computed it already.
+    center: a vector that was subtracted from every row of `x`; it gets its gradient here.
+    known: the result, if it was already computed when the features were selected.
     """
     if ids.numel() == 0:
         return x.new_zeros(ids.shape)
@@ -169,10 +169,11 @@ def layer_errors(
     std: Float[Tensor, "n 1"],
     starts: tuple[int, ...],
 ) -> tuple[Float[Tensor, "L"], list[Float[Tensor, "n d"]]]:
-    """The summed squares of what the reconstruction from layers 0 to l misses `x` by, for every l, and the errors.
+    """For every layer l, the errors of the reconstruction from layers 0 to l, and the sums of their squares.
 
-    The reconstruction is `std (sum values decoder[ids] + bias) + mean`; layer l are the features from `starts[l]` up
-    to `starts[l + 1]`. Gradients for `values`, `decoder` and `bias`.
+    The reconstruction is `std (sum values decoder[ids] + bias) + mean`, an error is reconstruction minus `x`, and
+    layer l consists of the features `starts[l]` to `starts[l + 1] - 1`. Returns (sums of squares, errors). Gradients
+    for `values`, `decoder` and `bias`.
     """
     _check(ids, len(decoder))
     squared, *errors = _LayerErrors.apply(values, ids, decoder, bias, x, mean, std, starts)  # pyright: ignore[reportGeneralTypeIssues]
@@ -183,7 +184,7 @@ def layer_errors(
 def scatter_outer(
     values: Float[Tensor, "n k"], ids: Int[Tensor, "n k"], x: Float[Tensor, "n d"], n_rows: int
 ) -> Float[Tensor, "F d"]:
-    """`out[f]` sums `values[t, j] x[t]` over the slots with `ids[t, j] = f`."""
+    """`out[f]` is the sum of `values[t, j] x[t]` over the slots with `ids[t, j] = f`. No gradients."""
     _check(ids, n_rows)
     return backend(x).scatter_outer(values.flatten(), _slots(ids)[0], ids.flatten(), x, n_rows)
 
@@ -191,7 +192,7 @@ def scatter_outer(
 @torch.no_grad()
 def top_positive(h: Float[Tensor, "n m"], k: int) -> tuple[Float[Tensor, "n k"], Int[Tensor, "n k"]]:
     """The `k` largest positive entries of every row, in any order; unused slots come last, with value and id 0."""
-    # Pre-activations may be of any type; float32 stands for their device.
+    # Pre-activations may have any data type; the backend is chosen by their device.
     return backend(h.new_empty(0, dtype=torch.float32)).top_positive(h, k)
 
 
@@ -216,7 +217,7 @@ def choose_atoms(
     k: int,
     tolerance: float,
 ) -> tuple[Int[Tensor, "n k"], Bool[Tensor, "n k"]]:
-    """What matching pursuit takes: `plain.choose_atoms`. No gradients."""
+    """The atoms that matching pursuit selects; see `plain.choose_atoms`. No gradients."""
     if gram is None:
         return plain.choose_atoms(u, atoms, None, k, tolerance)
     return backend(atoms).choose_atoms(u, atoms, gram, k, tolerance)
@@ -235,7 +236,7 @@ class _Pursue(torch.autograd.Function):
         ids, atoms, amounts, residual = ctx.saved_tensors
         to_amounts, to_residual = grads
         grad = torch.zeros_like(residual) if to_residual is None else to_residual.contiguous()
-        if to_amounts is None:  # as in training, whose loss depends on the residual alone
+        if to_amounts is None:  # as in training, where the loss depends only on the residual
             grad, shares = backend(atoms).put_back_atoms(grad, residual, amounts, ids, atoms)
         else:
             grad, shares = plain.put_back_atoms(grad, residual, amounts, ids, atoms, to_amounts)
@@ -251,13 +252,13 @@ class _Pursue(torch.autograd.Function):
 def take_atoms(
     u: Float[Tensor, "n d"], ids: Int[Tensor, "n k"], taken: Bool[Tensor, "n k"], atoms: Float[Tensor, "F d"]
 ) -> tuple[Float[Tensor, "n k"], Float[Tensor, "n d"]]:
-    """Amounts of the taken atoms, one after another, and what they leave of `u`; gradients for `u` and `atoms`."""
+    """The amount of each selected atom, and the residual of `u` at the end. Gradients for `u` and `atoms`."""
     _check(ids, len(atoms))
     return _Pursue.apply(u, ids, taken, atoms)  # pyright: ignore[reportReturnType]
 
 
 def _check(ids: Int[Tensor, "*m"], n_rows: int) -> None:
-    """Compiled loops check nothing: a wrong id would reach foreign memory."""
+    """Check ids, because compiled loops do not: a wrong id would access memory outside the weights."""
     if ids.device.type == "cpu" and ids.numel():
         low, high = (int(i) for i in ids.aminmax())
         if low < 0 or high >= n_rows:
@@ -265,12 +266,12 @@ def _check(ids: Int[Tensor, "*m"], n_rows: int) -> None:
 
 
 def _slots(ids: Int[Tensor, "n k"]) -> tuple[Int[Tensor, "m"], Int[Tensor, "n_and_1"]]:
-    """Of a code's slots, laid flat: the row of each, and where each row's begin."""
+    """The row of each slot of a code, in flat order, and the position of each row's first slot."""
     n, k = ids.shape
     rows = torch.arange(n, device=ids.device)
     return rows.repeat_interleave(k), torch.arange(n + 1, device=ids.device) * k
 
 
 def _first(ascending: Int[Tensor, "m"], n: int) -> Int[Tensor, "n_and_1"]:
-    """Where the entries of each of `0..n-1` begin, and the last ends."""
+    """The position of the first entry for each of `0..n-1`, and one past the last entry."""
     return torch.searchsorted(ascending, torch.arange(n + 1, device=ascending.device))

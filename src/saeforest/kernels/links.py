@@ -1,11 +1,11 @@
-"""The distances between features and the sums of their children, which HSAE draws together (Eq. 7 of the paper).
+"""The distances between features and the sums of their children, which HSAE minimizes (Eq. 7 of its paper).
 
-In plain dense terms, for values `f [n, F]`, `vectors = f[:, :, None] * decoder` and `children` their sums by parent:
+In dense form, for values `f [n, F]`, `vectors = f[:, :, None] * decoder` and `children` their sums by parent:
 
     (vectors - children).square().sum(2)[:, has_children].sum()
 
-Multiplied out that is squares, products of child and parent, and products of siblings. Which decoder rows meet is the
-same on every token, so their products are taken once, and no vector is made for a family on a token.
+This expands into squares, products of children with their parent, and products of siblings. The same pairs of decoder
+rows occur on many tokens, so each product of two rows is computed once, and no vectors are built.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from torch import Tensor
 from .functions import jagged_decode
 
 _ROOT = -1
-# A family of more active siblings has too many pairs: their sum is formed instead.
+# With more active siblings than this, there are too many pairs, and the sum of the siblings is computed instead.
 _CROWD = 8
 
 
 @runtime_checkable
 class Entries(Protocol):
-    """Active features of a batch: by row, and within a row by id, in ascending order."""
+    """The active features of a batch, in ascending order of rows, and within a row in ascending order of ids."""
 
     @property
     def rows(self) -> Int[Tensor, "m"]: ...
@@ -40,7 +40,7 @@ class Entries(Protocol):
 def dense_link_distance(
     f: Float[Tensor, "n F"], parent: Int[Tensor, "F"], decoder: Float[Tensor, "F d"]
 ) -> Float[Tensor, ""]:
-    """What `link_distance` adds up to over all levels, for small inputs and tests."""
+    """The sum of `link_distance` over all levels, computed densely, for small inputs and tests."""
     vectors, child = f[:, :, None] * decoder, (parent != _ROOT).nonzero().flatten()
     children = torch.zeros_like(vectors).index_add(1, parent[child], vectors[:, child])
     return (vectors - children)[:, parent[child].unique()].square().sum()
@@ -49,9 +49,9 @@ def dense_link_distance(
 def link_distance(
     above: Entries, below: Entries, parent: Int[Tensor, "F"], decoder: Float[Tensor, "F d"]
 ) -> Float[Tensor, ""]:
-    """Sum over tokens of the squared distances between a level's features and the sums of their children.
+    """The squared distances between features of a level and the sums of their children, summed over tokens.
 
-    Counts features that have children. Gradients for the values and for `decoder`.
+    Only features with children count. Gradients for the values and for `decoder`.
     """
     d_sae = len(decoder)
     own, child = has_children(parent)[above.ids], parent[below.ids] != _ROOT
@@ -60,7 +60,7 @@ def link_distance(
     ids, rows = below.ids[child], below.rows[child]
     total = (a * a * of_features(squared, above.ids[own])).sum() + (b * b * of_features(squared, ids)).sum()
 
-    # A child's parent is found among the entries by bisection.
+    # Find the entry of each child's parent by bisection.
     at = above.rows[own] * d_sae + above.ids[own]
     wanted = rows * d_sae + parent[ids]
     place = torch.searchsorted(at, wanted).clamp(max=max(len(at) - 1, 0))
@@ -76,7 +76,7 @@ def has_children(parent: Int[Tensor, "F"]) -> torch.Tensor:
 
 
 def of_features(per_feature: Float[Tensor, "F"], ids: Int[Tensor, "m"]) -> Float[Tensor, "m"]:
-    """The numbers of the given features; the gradient sums in a fixed order."""
+    """The values of `per_feature` at the given ids. The gradient is summed in a fixed order."""
     return F.embedding(ids, per_feature[:, None]).squeeze(-1)
 
 
@@ -86,7 +86,7 @@ def _siblings(
     family: Int[Tensor, "m"],
     decoder: Float[Tensor, "F d"],
 ) -> Float[Tensor, ""]:
-    """Sum over families of the products of all different siblings: pair by pair, but of crowded families whole."""
+    """The sum of the products of all pairs of siblings: pair by pair in small families, otherwise by their sum."""
     family, order = family.sort(stable=True)
     values, ids = values[order], ids[order]
     which, count = family.unique_consecutive(return_inverse=True, return_counts=True)[1:]
@@ -105,14 +105,14 @@ def _siblings(
 
 
 def _products(i: Int[Tensor, "m"], j: Int[Tensor, "m"], decoder: Float[Tensor, "F d"]) -> Float[Tensor, "m"]:
-    """The products of pairs of decoder rows, each different pair multiplied once."""
+    """The products of pairs of decoder rows. Each distinct pair is multiplied once."""
     pairs, which = (i * len(decoder) + j).unique(return_inverse=True)
     left, right = (F.embedding(part, decoder) for part in (pairs // len(decoder), pairs % len(decoder)))
     return of_features((left * right).sum(1), which)
 
 
 def _pairs_within(family: Int[Tensor, "m"]) -> Iterator[tuple[Int[Tensor, "p"], Int[Tensor, "p"]]]:
-    """All pairs of places with the same family, which are side by side: neighbors first, then the next but one, ..."""
+    """All pairs of positions in the same family, whose members are adjacent: by distance 1 first, then 2, ..."""
     first = torch.arange(len(family), device=family.device)
     for step in range(1, len(family)):
         first = first[first + step < len(family)]

@@ -1,7 +1,7 @@
-"""Every kernel in PyTorch's own operators, for any device: what the compiled ones are measured against.
+"""All kernels in PyTorch's own operators, for any device. The compiled ones are tested against these.
 
-The sparse products go through PyTorch's embedding bag, which reads each active row once and stores no `[n, k, d]`.
-Each kernel sums in a fixed order, so on a CPU results repeat bit for bit.
+The sparse products use PyTorch's embedding bag, which reads each active row once and stores no `[n, k, d]` tensor.
+Each kernel sums in a fixed order, so results on a CPU are reproducible bit for bit.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 from .types import AdamStep
 
 _SUM = 0  # embedding bag's code for mode="sum"
-# Rows are independent, so what is dense is made for so many entries at a time.
+# Rows are independent, so dense tensors are built for slices of rows with about this many entries.
 _DENSE_ENTRIES = 1 << 25
 
 
@@ -29,7 +29,7 @@ def weighted_rows(
     first: Int[Tensor, "n_and_1"],
     weight: Float[Tensor, "F d"],
 ) -> Float[Tensor, "n d"]:
-    """`out[t]` sums `values[i] weight[ids[i]]` over the entries from `first[t]` up to `first[t + 1]`."""
+    """`out[t]` is the sum of `values[i] weight[ids[i]]` over the entries `first[t]` to `first[t + 1] - 1`."""
     return F.embedding_bag(ids, weight, first[:-1], per_sample_weights=values, mode="sum")
 
 
@@ -37,7 +37,7 @@ def gather_dot(
     x: Float[Tensor, "r d"], rows: Int[Tensor, "m"], ids: Int[Tensor, "m"], weight: Float[Tensor, "F d"]
 ) -> Float[Tensor, "m"]:
     """`out[i] = x[rows[i]] . weight[ids[i]]`."""
-    # The gradient of a bag's sum with respect to its weights is exactly this product.
+    # This product is the gradient of a bag's sum with respect to its weights.
     bags = torch.zeros(len(x), dtype=rows.dtype, device=rows.device)
     return torch.ops.aten._embedding_bag_per_sample_weights_backward(
         x.contiguous(), weight, ids, bags, rows, _SUM
@@ -51,13 +51,13 @@ def scatter_outer(
     x: Float[Tensor, "r d"],
     n_rows: int,
 ) -> Float[Tensor, "F d"]:
-    """`out[f]` sums `values[i] x[rows[i]]` over the entries with `ids[i] = f`."""
+    """`out[f]` is the sum of `values[i] x[rows[i]]` over the entries with `ids[i] = f`."""
     by_id, order = ids.sort(stable=True)
     first = torch.searchsorted(by_id, torch.arange(n_rows + 1, device=ids.device))
     return weighted_rows(values[order], rows[order], first, x)
 
 
-# -- which features act
+# -- the selection of active features
 
 
 def top_positive(h: Float[Tensor, "n m"], k: int) -> tuple[Float[Tensor, "n k"], Int[Tensor, "n k"]]:
@@ -76,11 +76,11 @@ def top_children(
     k: int,
     precision: torch.dtype,
 ) -> tuple[Float[Tensor, "n k"], Int[Tensor, "n k"]]:
-    """Of every row the `k` features of largest positive pre-activation `u . encoder` among the active ones' children.
+    """For every row, the `k` largest positive pre-activations `u . encoder` of children of active features.
 
-    `active` holds features, each at most once in a row, and -1 in unused slots; the children of feature p are
-    `children[first[p]:first[p + 1]]`. Values are in `precision` or better, in any order; unused slots come last, with
-    value and id 0.
+    `active` holds feature ids, each at most once in a row, and -1 in unused slots. The children of feature p are
+    `children[first[p]:first[p + 1]]`. Values have at least `precision`, in any order; unused slots come last, with
+    value 0 and id 0.
     """
     n_features = len(first) - 1
     parent = torch.arange(n_features, device=u.device).repeat_interleave(first.diff())
@@ -91,7 +91,7 @@ def top_children(
     for part, on in zip(
         *(t.split(max(_DENSE_ENTRIES // max(n_features, 1), 1)) for t in (u, active)), strict=True
     ):
-        # One column past the last stands for unused slots.
+        # An additional last column is for unused slots.
         is_active = torch.zeros(len(part), n_features + 1, dtype=torch.bool, device=u.device)
         is_active.scatter_(1, torch.where(on < 0, n_features, on), True)
         h = torch.where(is_active[:, parent], part.to(precision) @ rows.T, 0)
@@ -115,10 +115,10 @@ def layer_errors(
     mean: Float[Tensor, "n 1"],
     std: Float[Tensor, "n 1"],
 ) -> tuple[Float[Tensor, "L n d"], Float[Tensor, "L"]]:
-    """What the reconstruction from layers 0 to l misses `x` by, and the sum of its squares, for every l.
+    """For every layer l, the errors of the reconstruction from layers 0 to l, and the sums of their squares.
 
-    The reconstruction is `std (sum values decoder[ids] + bias) + mean`; layer l are the features from `starts[l]` up
-    to `starts[l + 1]`.
+    The reconstruction is `std (sum values decoder[ids] + bias) + mean`, an error is reconstruction minus `x`, and
+    layer l consists of the features `starts[l]` to `starts[l + 1] - 1`.
     """
     layer = layer_of(ids, starts)
     first = torch.arange(len(ids) + 1, device=ids.device) * ids.shape[1]
@@ -140,9 +140,10 @@ def layer_gradients(
     starts: tuple[int, ...],
     decoder: Float[Tensor, "F d"],
 ) -> tuple[Float[Tensor, "L n d"], Float[Tensor, "n k"]]:
-    """Backward of `layer_errors`, given that of errors[l]: `factors[l] errors[l]` and, where there is one, `extra[l]`.
+    """The backward pass of `layer_errors`.
 
-    Returns the gradient of every layer's sum of decoder rows, and that of `values`.
+    The gradient of `errors[l]` is `factors[l] errors[l]`, plus `extra[l]` if that is not None. Returns the gradient of
+    every layer's sum of decoder rows, and the gradient of `values`.
     """
     grads = torch.empty_like(errors)
     total = torch.zeros_like(errors[0])
@@ -156,19 +157,20 @@ def layer_gradients(
 
 
 def layer_of(ids: Int[Tensor, "n k"], starts: tuple[int, ...]) -> Int[Tensor, "n k"]:
+    """The layer of every feature; layer l consists of the features `starts[l]` to `starts[l + 1] - 1`."""
     layer = torch.zeros_like(ids)
-    for start in starts[1:-1]:  # no tensor of them: bringing one to a GPU would wait for it
+    for start in starts[1:-1]:  # a tensor of starts would have to be copied to the GPU, which waits for it
         layer += ids >= start
     return layer
 
 
 def layer_rows(ids: Int[Tensor, "n k"], starts: tuple[int, ...]) -> Int[Tensor, "n_times_k"]:
-    """Of every slot its row in `[L, n]` laid flat: that of its feature's layer and its activation."""
+    """For every slot, the row of its feature's layer and its activation in a flattened `[L, n]`."""
     n = len(ids)
     return (layer_of(ids, starts) * n + torch.arange(n, device=ids.device)[:, None]).flatten()
 
 
-# -- the optimiser
+# -- the optimizer
 
 
 def adam(
@@ -178,7 +180,7 @@ def adam(
     exp_avg_sq: Float[Tensor, "*shape"],
     step: AdamStep,
 ) -> None:
-    """One step of Adam in place, on rows of unit norm if `step.unit_rows` is set (docs/spec/tree-sae.md#adam)."""
+    """One step of Adam, in place; with `step.unit_rows`, on rows of unit norm (docs/spec/tree-sae.md#adam)."""
     if step.unit_rows:
         weight.copy_(F.normalize(weight))
         if step.project:
@@ -193,13 +195,14 @@ def adam(
 
 
 def rounded(x: Float[Tensor, "*shape"], seed: int) -> Float[Tensor, "*shape"]:
-    """`x` in bfloat16, rounded up or down at random in proportion to what is cut off: right on average.
+    """`x` in bfloat16 by stochastic rounding, which is unbiased.
 
-    Rounding to the nearest would never let a slow average move. What is drawn depends on place and `seed` alone.
+    With rounding to nearest, a slowly moving average would never change. The random numbers depend only on the position
+    and `seed`.
     """
     place = torch.arange(x.numel(), device=x.device, dtype=torch.int64).view(x.shape)
     mask = 0xFFFFFFFF
-    # A hash of 32 bits (murmur3's finaliser), in integers of 64.
+    # A 32-bit hash (the finalizer of MurmurHash3), computed in 64-bit integers.
     h = (place + seed * 0x9E3779B9) & mask
     h = ((h ^ (h >> 16)) * 0x85EBCA6B) & mask
     h = ((h ^ (h >> 13)) * 0xC2B2AE35) & mask
@@ -221,11 +224,11 @@ def choose_atoms(
     k: int,
     tolerance: float,
 ) -> tuple[Int[Tensor, "n k"], Bool[Tensor, "n k"]]:
-    """The atom that each iteration takes of what is left of `u`, and whether it takes one.
+    """The atom that each iteration of matching pursuit on `u` selects, and whether the iteration takes place.
 
-    Always the one with the largest product with the residual, as long as that is positive. A row stops after an atom
-    it had taken before, and where the norm of its residual falls below `tolerance`. `gram = atoms @ atoms.T` saves a
-    dense product in every iteration.
+    It is the atom with the largest product with the residual, if that is positive. A row stops after selecting an atom
+    for the second time, and when the norm of its residual falls below `tolerance`. `gram = atoms @ atoms.T`, if given,
+    saves a dense product in every iteration.
     """
     n = len(u)
     products, residual = u @ atoms.T, u
@@ -252,7 +255,7 @@ def choose_atoms(
 def take_atoms(
     u: Float[Tensor, "n d"], ids: Int[Tensor, "n k"], taken: Bool[Tensor, "n k"], atoms: Float[Tensor, "F d"]
 ) -> tuple[Float[Tensor, "n k"], Float[Tensor, "n d"]]:
-    """How much of each taken atom is in what is left when its turn comes, if positive; and what is left at the end."""
+    """The amount of each selected atom (its product with the residual of that iteration), and the final residual."""
     residual, amounts = u.detach(), []
     for i in range(ids.shape[1]):
         row = atoms[ids[:, i]]
@@ -269,10 +272,10 @@ def put_back_atoms(
     atoms: Float[Tensor, "F d"],
     to_amounts: Float[Tensor, "n k"] | None = None,
 ) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n k d"]]:
-    """Given the gradient of what is left: that of `u`, and every taken atom's share of its own.
+    """The backward pass of `take_atoms`: from the gradient of the residual, the gradients of `u` and of each atom.
 
-    With a = r . w and r' = r - a w, the gradient g of r' makes g - (g . w) w of r, and -a g - (g . w) r of w; with a
-    gradient `to_amounts` of a itself, g . w is less by that.
+    With a = r . w and r' = r - a w, a gradient g of r' gives r the gradient g - (g . w) w, and w the gradient
+    -a g - (g . w) r. If a itself has a gradient `to_amounts`, it is subtracted from g . w.
     """
     shares = []
     for i in reversed(range(ids.shape[1])):

@@ -1,4 +1,4 @@
-"""What kernels are told beside tensors."""
+"""The arguments of kernels other than tensors."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ class AdamStep(NamedTuple):
     beta2: float
     eps: float
     steps: int
-    """Steps so far, this one included."""
+    """Number of steps, including this one."""
     unit_rows: bool = False
-    """Rows are brought to unit norm first."""
+    """Whether rows are scaled to unit norm before the step."""
     project: bool = False
-    """And their gradient loses its part along them."""
+    """Whether the component of each row's gradient along the row is removed; only with `unit_rows`."""

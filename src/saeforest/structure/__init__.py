@@ -1,1 +1,1 @@
-"""The forest, and what tells which features belong together: their pairs, and directions of concepts."""
+"""The forest, and statistics by which parents and children are found: pairs of features, directions of concepts."""

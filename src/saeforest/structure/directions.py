@@ -1,13 +1,13 @@
-"""The direction of every feature's concept, and how near to it the decoder rows of child and parent lie (Eq. 5).
+"""The direction of every feature's concept, and its cosines with the decoder rows of child and parent (Eq. 5).
 
-The paper finds the direction d*_c by a logistic probe for each child. Here it is the LDA direction
+The Tree SAE paper finds the direction d*_c by training a logistic probe for each child. Here it is the LDA direction
 
     d*_c = (Sigma + lambda I)^-1 (mu_c - mu),
 
-mu_c being the mean of the activations on which c fires: a mean for every feature and one covariance, all from one
-pass, and one linear solve. That makes it affordable for all features, and approximate: the published numbers are
-those of the measure `hierarchy`. With the covariance of all tokens instead of that within the two classes, and
-with mu instead of the mean of the other tokens, only the length of d*_c changes, not its direction.
+where mu_c is the mean of the activations on which c fires. This takes one mean for every feature and one covariance,
+all from one pass over the data, and one linear solve, so it is affordable for all features. It is approximate: the
+published numbers are those of the measure `hierarchy`. Using the covariance of all tokens rather than that within the
+two classes, and mu rather than the mean of the other tokens, changes only the length of d*_c, not its direction.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from ..kernels import scatter_outer
 from ..progress import progress
 from .forest import ROOT
 
-#: lambda, as a share of the mean variance. Against 32 probes trained as the paper's (a small Tree SAE on SmolLM2-135M,
-#: 59k tokens): S_res 0.31 on average, theirs 0.26, correlation 0.60, and the criterion agrees on 30 of the 32 edges.
-#: Cosines with the probes' directions fall from 0.63 to 0.56 at 0.01 (more noise) and to 0.52 at 10.
+#: lambda, as a fraction of the mean variance. Compared with 32 probes trained as in the paper (a small Tree SAE on
+#: SmolLM2-135M, 59k tokens): the mean S_res is 0.31 against 0.26, their correlation 0.60, and the criterion agrees on
+#: 30 of the 32 edges. The cosine with the probes' directions, 0.63, falls to 0.56 at 0.01 (noise) and to 0.52 at 10.
 RIDGE = 0.1
-# Cosines are taken in blocks of features, with all decoder rows each, of this many entries.
+# Cosines are computed for blocks of features with all decoder rows, of about this many entries.
 _BLOCK_ENTRIES = 1 << 24
 
 
 class Moments:
-    """Streaming float64 moments: of all activations, and of those on which each feature fires."""
+    """Streaming moments in float64, of all activations and of those on which each feature fires."""
 
     def __init__(self, d_sae: int, d_in: int, device: torch.device) -> None:
         self.n = 0
@@ -41,7 +41,7 @@ class Moments:
         self.fired_sum = torch.zeros(d_sae, d_in, dtype=torch.float64, device=device)
 
     def add(self, u: Float[Tensor, "n d_in"], ids: Int[Tensor, "n k"], weight: Float[Tensor, "n k"]) -> None:
-        """Takes in activations with their active features; `weight` is 1 on a slot that fires, else 0."""
+        """Add activations with their active features; `weight` is 1 in a slot whose feature fires, otherwise 0."""
         u = u.double()
         self.n += len(u)
         self.sum += u.sum(0)
@@ -50,20 +50,21 @@ class Moments:
         self.fired_sum[present] += scatter_outer(weight.double(), compact, u, len(present))
 
     def covariance(self) -> Float[Tensor, "d_in d_in"]:
+        """The covariance of all activations."""
         mean = self.sum / self.n
         return self.product / self.n - mean[:, None] * mean
 
 
 class Directions:
-    """The LDA directions of the features that fired `min_count` times or more, but not on every token."""
+    """The LDA directions of all features that fired at least `min_count` times, but not on every token."""
 
     def __init__(
         self, moments: Moments, n_fired: Int[Tensor, "d_sae"], min_count: int, ridge: float = RIDGE
     ) -> None:
         self._moments, self._n_fired = moments, n_fired
         self.features = ((n_fired >= min_count) & (n_fired < moments.n)).nonzero().flatten()
-        """Those that have a direction, ascending."""
-        if len(self.features):  # else the activations may all be alike, and nothing can be solved
+        """The ids of the features that have a direction, in ascending order."""
+        if len(self.features):  # otherwise the activations may all be equal, and the covariance singular
             covariance = moments.covariance()
             identity = torch.eye(len(covariance), dtype=covariance.dtype, device=covariance.device)
             mean_variance = covariance.diagonal().mean()
@@ -79,10 +80,10 @@ class Directions:
 
 
 class Nearness(NamedTuple):
-    """How near the decoder rows of a feature and of its parent lie to the feature's direction.
+    """Cosines of a feature's direction with the decoder rows of the feature and of its parent, and their ranks.
 
-    A cosine is NaN, and a rank 0, where there is no direction or no parent. The rank of a row is 1 plus the number
-    of decoder rows, dead ones included, with a larger cosine.
+    The rank of a row is 1 plus the number of decoder rows, including dead features, with a larger cosine. Without a
+    direction or a parent, the cosine is NaN and the rank 0.
     """
 
     cos_child: Float[Tensor, "d_sae"]
@@ -92,10 +93,10 @@ class Nearness(NamedTuple):
 
 
 def nearness_memory(n_features: int, d_sae: int, d_in: int) -> int:
-    """The most bytes that `nearness` takes at once, of `n_features` that have a direction."""
+    """The peak memory of `nearness` in bytes, for `n_features` features that have a direction."""
     block = max(min(_BLOCK_ENTRIES // d_sae, n_features), 1)
     before = 4 * block if block < n_features else 0
-    # The rows of unit norm; cosines of a block and of the one before, and which are larger; directions; covariance.
+    # Unit-norm rows; cosines of a block and the previous one, and comparisons; directions; covariance.
     return (
         4 * d_sae * d_in + (4 + 1) * block * d_sae + before * d_sae + 5 * 8 * block * d_in + 4 * 8 * d_in**2
     )
@@ -109,7 +110,7 @@ def nearness(
     min_count: int,
     ridge: float = RIDGE,
 ) -> Nearness:
-    """Directions of the features that fired `min_count` times or more (but not on every token), and their cosines."""
+    """The cosines and ranks of all features that have a direction (see `Directions`)."""
     d_sae = len(decoder)
     rows = F.normalize(decoder.float())
     directions = Directions(moments, n_fired, min_count, ridge)

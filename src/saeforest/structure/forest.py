@@ -1,4 +1,4 @@
-"""The Forest: which feature is whose child. Learned or inferred, everything downstream takes one."""
+"""The Forest: the parent of every feature, whether learned in training or inferred afterwards."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ ROOT = -1
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Forest:
-    """Parents of the features `0..d_sae-1`, laid out layer by layer (layer 0 first). Immutable.
+    """The parents of the features `0..d_sae-1`, which are numbered layer by layer (layer 0 first). Immutable.
 
     parent: `[d_sae]` int64; -1 is the root.
-    layer_sizes: number of features of each layer.
-    layered: a parent lies in an earlier layer than its child. Otherwise any feature may be the parent of any other,
-        as long as none is its own ancestor: so are forests inferred for a flat SAE, which has one layer.
+    layer_sizes: number of features in each layer.
+    layered: whether every parent must be in an earlier layer than its child. If not, any feature may be the parent of
+        any other as long as there are no cycles, as in a forest inferred for an SAE with one layer.
 
-    Raises InputError where `parent` does not describe such a forest.
+    Raises InputError if `parent` is not such a forest.
     """
 
     parent: Int[Tensor, "d_sae"]
@@ -47,12 +47,12 @@ class Forest:
     def _validate(self) -> None:
         if not self.layer_sizes or min(self.layer_sizes) < 1:
             raise InputError(
-                f"layer_sizes {list(self.layer_sizes)}: expected at least one layer, each of 1 or more"
+                f"layer_sizes {list(self.layer_sizes)}: expected at least one layer, each of 1 or more features"
             )
         if sum(self.layer_sizes) != len(self.parent):
             raise InputError(
                 f"layer_sizes {list(self.layer_sizes)} add up to {sum(self.layer_sizes)}, "
-                f"but parent has {len(self.parent)} entries; expected one entry a feature"
+                f"but parent has {len(self.parent)} entries; expected one entry for each feature"
             )
         if self.layered:
             self._check_layers()
@@ -66,7 +66,7 @@ class Forest:
             i = int(bad[0])
             raise InputError(
                 f"parent[{i}] = {int(self.parent[i])}: expected -1 (root) or a feature of a layer before "
-                f"layer {int(self.layer[i])}, that is below {int(start[i])}"
+                f"layer {int(self.layer[i])}, which is a number below {int(start[i])}"
             )
 
     def _check_cycles(self) -> None:
@@ -77,7 +77,7 @@ class Forest:
                 f"parent[{i}] = {int(self.parent[i])}: expected -1 (root) or another feature, "
                 f"0 to {self.d_sae - 1}"
             )
-        # Whoever has climbed d_sae steps and not come to the root walks in a circle.
+        # A feature still not at the root after d_sae steps is part of a cycle, or leads into one.
         lost = self._climbed[1]
         lost = lost[lost != self.d_sae]
         if len(lost):
@@ -99,7 +99,7 @@ class Forest:
 
     @cached_property
     def layer_starts(self) -> tuple[int, ...]:
-        """First feature id of each layer."""
+        """The id of the first feature of each layer."""
         return (0, *accumulate(self.layer_sizes))[:-1]
 
     @cached_property
@@ -110,16 +110,16 @@ class Forest:
 
     @cached_property
     def depth(self) -> Int[Tensor, "d_sae"]:
-        """Number of ancestors of each feature (0: a child of the root)."""
+        """The number of ancestors of each feature, without the root (0: a child of the root)."""
         return self._climbed[0]
 
     @cached_property
     def _climbed(self) -> tuple[Int[Tensor, "d_sae"], Int[Tensor, "d_sae"]]:
-        """Number of ancestors of each feature, and where d_sae or more steps up lead: d_sae stands for the root."""
+        """The number of ancestors of each feature, and where at least d_sae steps up lead (d_sae: the root)."""
         root = self.d_sae
         above = torch.cat([torch.where(self.parent == ROOT, root, self.parent), torch.tensor([root])])
         steps = (above != root).long()
-        # Every round doubles the stride, so depth takes few rounds; a cycle never ends, and is cut off.
+        # Every round doubles the stride, so few rounds are needed. With a cycle, the loop ends after d_sae steps up.
         for _ in range(root.bit_length()):
             if bool((above == root).all()):
                 break
@@ -129,6 +129,7 @@ class Forest:
 
     @cached_property
     def n_children(self) -> Int[Tensor, "d_sae"]:
+        """The number of children of each feature."""
         return torch.bincount(self.parent[self.parent != ROOT], minlength=self.d_sae)
 
     @cached_property
@@ -139,17 +140,17 @@ class Forest:
         return children
 
     def children(self, feature: int) -> list[int]:
-        """Children of a feature in ascending order; of the root for `feature=-1`."""
+        """The children of a feature (-1: of the root) in ascending order. Raises IndexError for an unknown feature."""
         self._check(feature, least=ROOT)
         return list(self._children.get(feature, ()))
 
     @property
     def roots(self) -> list[int]:
-        """Features that hang from the root."""
+        """The features that hang from the root, in ascending order."""
         return self.children(ROOT)
 
     def path(self, feature: int) -> list[int]:
-        """From the topmost ancestor down to the feature itself."""
+        """The path from the topmost ancestor down to the feature itself."""
         self._check(feature)
         path = [feature]
         while (above := int(self.parent[path[-1]])) != ROOT:
@@ -157,11 +158,11 @@ class Forest:
         return path[::-1]
 
     def ancestors(self, feature: int) -> list[int]:
-        """Proper ancestors, nearest first."""
+        """The ancestors of a feature, nearest first, without the root."""
         return self.path(feature)[-2::-1]
 
     def subtree(self, feature: int) -> Iterator[int]:
-        """The feature and all its descendants, parents before children; of the root, -1 first, all features."""
+        """The feature (-1: the root) and all its descendants, parents before children."""
         stack = [feature]
         while stack:
             node = stack.pop()
@@ -174,23 +175,24 @@ class Forest:
 
     @cached_property
     def edges(self) -> Int[Tensor, "2 n_edges"]:
-        """All (parent, child) pairs without the root, by ascending child."""
+        """All (parent, child) pairs in ascending order of children, without those of the root."""
         child = (self.parent != ROOT).nonzero().flatten()
         return torch.stack([self.parent[child], child])
 
 
 class Families(NamedTuple):
-    """Some features by the parent they have."""
+    """Features grouped by their parent."""
 
     roots: Int[Tensor, "r"]
-    """Those that hang from the root."""
+    """Ids of the features that hang from the root."""
     first: Int[Tensor, "d_sae_and_1"]
-    """The children of feature p are `children[first[p]:first[p + 1]]`."""
+    """Start of each group: the children of feature p are `children[first[p]:first[p + 1]]`."""
     children: Int[Tensor, "c"]
+    """Ids of all other features."""
 
 
 def families(parent: Int[Tensor, "d_sae"], features: Int[Tensor, "m"]) -> Families:
-    """The given features by their parents, in their order."""
+    """Group features by their parents. Within a group they keep their order."""
     above = parent[features]
     below = features[above != ROOT]
     by_parent, order = parent[below].sort(stable=True)
@@ -199,5 +201,5 @@ def families(parent: Int[Tensor, "d_sae"], features: Int[Tensor, "m"]) -> Famili
 
 
 def flat_forest(layer_sizes: tuple[int, ...]) -> Forest:
-    """Every feature hangs from the root."""
+    """A forest in which every feature hangs from the root."""
     return Forest(torch.full((sum(layer_sizes),), ROOT, dtype=torch.int64), layer_sizes)

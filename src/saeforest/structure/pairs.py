@@ -1,9 +1,9 @@
-"""Exact statistics of all pairs of features that fire together, and the scores of a parent and a child from them.
+"""Exact statistics of all pairs of features that fire together, and scores of parents and children from them.
 
-Over the tokens on which the child c fires (its value is above the threshold), values at or below the threshold
-counting as 0, `n_c` is their number, `M_i` the largest value of feature i on any token, and
+A feature fires on a token if its value a is above the threshold; lower values count as 0. With sums over the tokens on
+which the child c fires, their number `n_c`, and `M_i` the largest value of feature i on any token,
 
-    n_pc = #{t: both fire}    D_pc = sum a_p a_c    Q_pc = sum a_p^2    S_pc = sum a_p    q_c, s_c: of a_c alike
+    n_pc = #{t: both fire}    D_pc = sum a_p a_c    Q_pc = sum a_p^2    S_pc = sum a_p    q_c, s_c: the same of a_c
 
                               score of parent p and child c                           source
     coverage                  n_pc / n_c                                              Tree SAE, Eq. 4
@@ -13,8 +13,8 @@ counting as 0, `n_c` is their number, `M_i` the largest value of feature i on an
     mcs_correlation_scaled    D_pc / sqrt(q_c Q_pc) min(M_c, M_p) / M_p               Matryoshka SAE, App. F
     pearson                   (D - S s/n) / sqrt((Q - S^2/n) (q - s^2/n)), n = n_c    "correlation" taken literally
 
-A score that would be 0/0 is 0 (docs/spec/hierarchy.md#mcs). There is no d_sae x d_sae matrix: the firings are kept (8
-bytes each, and 8 more to find those of a feature), and the pairs of a feature are counted when it is looked at.
+A score that would be 0/0 is 0 (docs/spec/hierarchy.md#mcs). No d_sae x d_sae matrix is stored: the firings are kept
+(8 bytes each, and another 8 to find those of a feature), and the pairs of a feature are counted when needed.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _MIN_VARIANCE = 1e-10
 
 
 class Marginals(NamedTuple):
-    """Of single features over all tokens: firings, and sum, sum of squares and maximum of their values."""
+    """Sums for single features, over all tokens: firings, and sum, sum of squares and maximum of their values."""
 
     n: Int[Tensor, "*f"]
     sum: Float64[Tensor, "*f"]
@@ -56,7 +56,7 @@ class Marginals(NamedTuple):
 
 
 class PairSums(NamedTuple):
-    """Of pairs, over the tokens on which both fire: their number, sum a_p a_c, sum a_p and sum a_p^2."""
+    """Sums for pairs, over the tokens on which both fire: their number, sum a_p a_c, sum a_p and sum a_p^2."""
 
     n: Int[Tensor, "*pairs"]
     dot: Float64[Tensor, "*pairs"]
@@ -65,7 +65,7 @@ class PairSums(NamedTuple):
 
 
 def pair_score(kind: Score, pair: PairSums, parent: Marginals, child: Marginals) -> Float64[Tensor, "*pairs"]:
-    """The score of pairs (module docstring); `parent` and `child` broadcast against `pair`."""
+    """The scores of pairs, defined at the top of this file; `parent` and `child` broadcast against `pair`."""
     n_c = child.n.clamp(min=1)
     scale = parent.max.double().clamp(min=_MIN_MAX)
     match kind:
@@ -84,7 +84,7 @@ def pair_score(kind: Score, pair: PairSums, parent: Marginals, child: Marginals)
 
 
 def _cosine(pair: PairSums, child: Marginals) -> Float64[Tensor, "*pairs"]:
-    # Two roots: the product of two small sums of squares would underflow.
+    # Take the roots separately, because the product of two small sums of squares would underflow.
     length = child.square.sqrt() * pair.parent_square.sqrt()
     return torch.where(length > 0, pair.dot / length, 0).clamp(max=1)
 
@@ -100,19 +100,20 @@ def _pearson(pair: PairSums, child: Marginals) -> Float64[Tensor, "*pairs"]:
 
 
 class TopPairs(NamedTuple):
-    """The best partners of some features, best first; where there are fewer, the id is -1 and the score 0."""
+    """The best partners of some features, best first; unused places have id -1 and score 0."""
 
     ids: Int[Tensor, "b top"]
     score: Float64[Tensor, "b top"]
 
 
 class PairStatistics:
-    """Takes in codes, and gives the scores of all pairs. On the CPU, whatever device the codes are on.
+    """Collects codes, and computes the scores of all pairs, on the CPU whatever the device of the codes.
 
-    A feature is active above `threshold` (`activation_threshold` of an SAE's configuration). The active ids of one
-    token are distinct, as in any code of an SAE. How tokens are cut into codes changes nothing, to the last bit.
+    A feature is active above `threshold` (`activation_threshold` in the configuration of an SAE). The active ids of a
+    token must be distinct, as in any code of an SAE. The results are bit-identical however tokens are split into codes.
 
-    Memory: 16 bytes a firing (0.5 GB for a million tokens with 32 active features each) and blocks of fixed size.
+    Memory: 16 bytes for each firing (0.5 GB for a million tokens with 32 active features each), and blocks of fixed
+    size.
     """
 
     def __init__(self, d_sae: int, threshold: float = 1e-3) -> None:
@@ -126,7 +127,7 @@ class PairStatistics:
         self.n_tokens = 0
 
     def add(self, code: SparseCode) -> None:
-        """Takes in the code of more tokens."""
+        """Add the code of more tokens."""
         code = code.reshape(-1)
         active = code.active(self.threshold)
         self._ids.append(code.ids[active].to("cpu", torch.int32))
@@ -137,15 +138,16 @@ class PairStatistics:
 
     @property
     def n_firings(self) -> int:
+        """The number of firings so far, over all features and tokens."""
         return sum(map(len, self._ids))
 
     @property
     def marginals(self) -> Marginals:
-        """Of all features."""
+        """The sums of single features, over all tokens."""
         return self._sorted.marginals
 
     def firings(self, feature: int) -> tuple[Int32[Tensor, "n_c"], Float32[Tensor, "n_c"]]:
-        """The tokens on which a feature fires, ascending and counted in the order they were added, and its values."""
+        """The tokens on which a feature fires, ascending and numbered in the order of adding; and its values there."""
         begin = int(self._sorted.begin[feature])
         mine = slice(begin, begin + int(self.marginals.n[feature]))
         return self._sorted.token[mine], self._sorted.own[mine]
@@ -153,9 +155,9 @@ class PairStatistics:
     def scores(
         self, kind: Score, features: Int[Tensor, "f"], role: Literal["child", "parent"] = "child"
     ) -> Iterator[tuple[Int[Tensor, "b"], Float64[Tensor, "b d_sae"]]]:
-        """Blocks of `features`, in order, with the scores of each as `role` and every feature in the other role.
+        """Yield blocks of `features`, in order, with their scores as `role` against every feature in the other role.
 
-        A pair that never fires together scores 0; what stands where a feature meets itself means nothing.
+        Pairs that never fire together score 0. The scores of a feature with itself have no meaning.
         """
         for block, found in self.scores_of((kind,), features, role):
             yield block, found[kind]
@@ -166,7 +168,7 @@ class PairStatistics:
         features: Int[Tensor, "f"],
         role: Literal["child", "parent"] = "child",
     ) -> Iterator[tuple[Int[Tensor, "b"], dict[Score, Float64[Tensor, "b d_sae"]]]]:
-        """`scores` of several kinds, the pairs being counted once."""
+        """The same as `scores` for several kinds of scores, counting the pairs once."""
         for block in features.split(max(_BLOCK_ENTRIES // max(self.d_sae, 1), 1)):
             pair = self._sorted.pairs(block, role, values=not set(kinds).issubset(_BINARY))
             own = Marginals(*(m[block, None] for m in self.marginals))
@@ -179,20 +181,21 @@ class PairStatistics:
             yield block, found
 
     def top_parents(self, kind: Score, children: Int[Tensor, "b"], top: int) -> TopPairs:
-        """The best parents of each child, of all features that fire with it.
+        """The best parents of each child, among all features that fire with it.
 
-        Ties, which agree in float32, go to the less frequent feature (with coverage 1 throughout, that is the nearest
-        ancestor), then to the lower index.
+        Scores that are equal in float32 are ties. They go to the less frequent feature (if all have coverage 1, this is
+        the nearest ancestor), then to the lower index.
         """
         return self._top(kind, children, top, "child", self.rarest_first, min_count=1)
 
     def top_children(
         self, kind: Score, parents: Int[Tensor, "b"], top: int, min_count: int = 100
     ) -> TopPairs:
-        """The best children of each parent, of the features that fire with it, and `min_count` times or more.
+        """The best children of each parent, among the features that fire with it and at least `min_count` times.
 
-        A child that fired once scores 1 under any parent that fired with it: hence `min_count`, 100 in the Tree SAE
-        paper's protocol. Ties, which agree in float32, go to the more frequent child, then to the lower index.
+        Without `min_count`, a child that fired once would score 1 under any parent that fired with it; the Tree SAE
+        paper uses 100. Scores that are equal in float32 are ties, and go to the more frequent child, then to the lower
+        index.
         """
         preference = self.marginals.n.sort(descending=True, stable=True).indices
         return self._top(kind, parents, top, "parent", preference, min_count)
@@ -229,7 +232,7 @@ class PairStatistics:
     @property
     def _sorted(self) -> _Firings:
         if self._firings is None:
-            # What was joined replaces its parts: both together would take twice the memory.
+            # Replace the parts by the joined tensor, to avoid holding both.
             self._ids = [torch.cat([torch.zeros(0, dtype=torch.int32), *self._ids])]
             self._values = [torch.cat([torch.zeros(0), *self._values])]
             self._widths = [torch.cat([torch.zeros(0, dtype=torch.int32), *self._widths])]
@@ -240,9 +243,9 @@ class PairStatistics:
 def first_best(
     score: Float[Tensor, "b d_sae"], allowed: Bool[Tensor, "b d_sae"], preference: Int[Tensor, "d_sae"]
 ) -> Int[Tensor, "b"]:
-    """The allowed column of the largest score in each row, -1 where none is.
+    """The allowed column with the largest score in each row, -1 if no column is allowed.
 
-    Scores that agree in float32 tie; of those, the first in `preference` (all columns, in some order) is taken.
+    Scores that are equal in float32 are ties, and go to the first in `preference`, a permutation of all columns.
     """
     ranked = torch.where(allowed, score.float(), -torch.inf)[:, preference]
     best, place = ranked.max(1)  # the first of equals
@@ -295,7 +298,7 @@ class _Firings:
     def pairs(
         self, features: Int[Tensor, "b"], role: Literal["child", "parent"], *, values: bool
     ) -> PairSums:
-        """Of each of `features` as `role` with every feature: `[b, d_sae]`. Without `values`, only n is filled."""
+        """The sums of each of `features`, as `role`, with every feature: `[b, d_sae]`. Without `values`, only n."""
         shape = (len(features), self.d_sae)
         n = torch.zeros(shape, dtype=torch.int64)
         dot, parent_sum, parent_square = torch.zeros(3, *(shape if values else (1, 1)), dtype=torch.float64)
@@ -321,12 +324,12 @@ class _Firings:
 
 
 def sorted_memory(n_firings: int, d_sae: int) -> int:
-    """The bytes that it takes to sort firings that are kept already: by feature, and what is at hand meanwhile."""
+    """The memory, in bytes, that sorting firings by feature takes in addition to the firings themselves."""
     return 8 * n_firings + max(4 * n_firings, 64 * min(n_firings, _SLOTS)) + 64 * d_sae
 
 
 def scores_memory(d_sae: int, kinds: Sequence[Score]) -> int:
-    """The most bytes that a block of scores takes, with the one before it and what is at hand."""
-    # The sums of a pair are numbers of 8 bytes; a score is kept twice and takes about four more on its way.
+    """The peak memory, in bytes, of computing a block of scores while the previous block is still in use."""
+    # Each sum of a pair takes 8 bytes; each score is held twice, and about four temporaries are needed.
     sums = 1 if set(kinds).issubset(_BINARY) else 4
     return 8 * (sums + 5 + 4 * len(kinds)) * max(min(_BLOCK_ENTRIES, d_sae**2), d_sae)

@@ -1,4 +1,4 @@
-"""The kernels for CPUs, compiled by Numba: tensors in, `loops.py`, tensors out. `plain.py` says what each does."""
+"""The kernels for CPUs, compiled by Numba. The loops are in `loops.py`; `plain.py` documents each kernel."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from . import loops
 from .threads import over_rows, over_work
 
 _BLOCK = 64
-# Products that are changed and looked through together.
+# The number of products that are updated and searched together.
 _PRODUCTS = 256
-# The scores of children are made for so many tokens and features at a time.
+# The number of tokens and of features for which children's scores are computed at a time.
 _SCORES = 1 << 25
 
 
@@ -37,7 +37,7 @@ def scatter_outer(values: Tensor, rows: Tensor, ids: Tensor, x: Tensor, n_rows: 
     out_, values_, rows_, ids_, x_ = arrays(out, values, rows, ids, x)
     order, first = loops.by_id(ids_, values_ != 0, n_rows)
     values_, rows_ = loops.take(values_, rows_, order)
-    # The weighted sums of the rows of x, of each feature's entries; a row to be written is work even without any.
+    # The weighted sums of rows of x, over the entries of each feature. Writing a row is work even without entries.
     over_work(loops.weighted_rows, first + np.arange(n_rows + 1), out_, values_, rows_, first, x_)
     return out
 
@@ -60,7 +60,7 @@ def top_children(
     first: Tensor,
     children: Tensor,
     k: int,
-    precision: torch.dtype,  # nothing is gained by less than the weights' own
+    precision: torch.dtype,  # ignored: lower precision than that of the weights would not be faster
 ) -> tuple[Tensor, Tensor]:
     u_, encoder_, active_, first_, children_ = arrays(u, encoder, active, first, children)
     features, tokens, offsets, begin, total = loops.active_pairs(active_, first_)
@@ -118,7 +118,7 @@ def layer_gradients(
 ) -> tuple[Tensor, Tensor]:
     grads, to_values = torch.empty_like(errors), torch.zeros_like(ids, dtype=errors.dtype)
     given = [e for e in extra if e is not None]
-    # Of every layer its place among those given, or -1.
+    # The position of every layer among those given, or -1.
     which = np.array(
         [sum(x is not None for x in extra[:i]) if e is not None else -1 for i, e in enumerate(extra)]
     )
@@ -200,11 +200,11 @@ def put_back_atoms(
 
 
 def arrays(*tensors: Tensor) -> list[np.ndarray]:
-    """The same memory for NumPy; of a tensor that is not contiguous a copy, so nothing may be written into it."""
+    """A NumPy view of a tensor, or a copy if it is not contiguous; so nothing may be written into it."""
     return [t.detach().contiguous().numpy() for t in tensors]
 
 
 def as_bits(x: Tensor) -> np.ndarray:
-    """Floating-point numbers as integers, which for positive numbers are ordered alike; negative ones are negative."""
+    """The bits of floating-point numbers as integers: for positive numbers in the same order, else negative."""
     integers = {2: torch.int16, 4: torch.int32, 8: torch.int64}
     return x.detach().contiguous().view(integers[x.element_size()]).numpy()

@@ -1,8 +1,8 @@
 """The loops that Numba compiles, for all kernels.
 
-They stand in one file because what is compiled is kept until the file changes, and they use each other. `threads.py`
-says how they are compiled and run; every loop that ends in `low, high` does a range of the rows. None of them checks
-what it is given.
+They are in one file because they call each other, and because Numba's cache is valid until the file changes.
+`threads.py` compiles and runs them. Loops whose last arguments are `low, high` process that range of rows. None of them
+checks its arguments.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ import numpy as np
 
 from .threads import jit
 
-# -- sparse products: four rows at a time, so that what they share is read once
+# -- sparse products: four rows at a time, so that their common input is read once
 
 
 @jit
 def add_rows(out, weight, ids, values, n):
-    """`out += sum of values[i] weight[ids[i]]` over the first n."""
+    """`out += sum of values[i] weight[ids[i]]` over the first n entries."""
     i = 0
     while i + 4 <= n:
         a, b, c, d = values[i], values[i + 1], values[i + 2], values[i + 3]
@@ -33,7 +33,7 @@ def add_rows(out, weight, ids, values, n):
 
 @jit
 def dot_rows(out, x, weight, ids, n):
-    """`out[i] = x . weight[ids[i]]` for the first n."""
+    """`out[i] = x . weight[ids[i]]` for the first n entries."""
     i = 0
     while i + 4 <= n:
         a = b = c = d = x.dtype.type(0)
@@ -56,7 +56,7 @@ def dot_rows(out, x, weight, ids, n):
 
 @jit
 def by_id(ids, used, n_ids):
-    """The places of entries in use ordered by id, those of one id in their old order, and where each id's begin."""
+    """The positions of the entries in use, stably sorted by id, and where the entries of each id begin."""
     first = np.zeros(n_ids + 1, np.int64)
     for i in range(len(ids)):
         if used[i]:
@@ -84,7 +84,7 @@ def weighted_rows(out, values, ids, first, weight, low, high):
 
 @jit
 def gather_dot(out, x, rows, ids, weight, low, high):
-    # Entries of one row stay together, whatever the range, so that each is summed the same way.
+    # The entries of a row are always summed together, so that the result does not depend on the range.
     while 0 < low < high and rows[low] == rows[low - 1]:
         low += 1
     while low < high:
@@ -105,15 +105,15 @@ def take(values, rows, order):
 
 # -- the k largest entries of rows, without sorting them
 #
-# A row is cut into blocks. The k-th largest of the blocks' maxima is a bound that at least k entries reach, so only
-# blocks that reach it are looked into, and few entries of these are above it. Numbers are compared as the integers
-# their bits spell, which order positive numbers alike, and bounds are found by bisection: nothing branches on data.
-# NaN, above the bits of infinity, is never chosen.
+# A row is divided into blocks. At least k entries reach the k-th largest of the blocks' maxima, so only blocks that
+# reach this bound are searched, and few of their entries are above it. Numbers are compared by their bits as integers,
+# which have the same order for positive numbers, and bounds are found by bisection, so no branch depends on the data.
+# NaN, with bits above those of infinity, is never selected.
 
 
 @jit
 def _kth_largest(entries, n, k):
-    """Of the first n entries, none negative; 0 where there are fewer than k."""
+    """The k-th largest of the first n entries, none of which is negative; 0 if there are fewer than k."""
     low, high = np.int64(0), np.int64(0)
     for i in range(n):
         high = max(high, np.int64(entries[i]))
@@ -133,9 +133,9 @@ def _kth_largest(entries, n, k):
 
 @jit
 def _reaching(row, begin, end, bound, infinity, found, n):
-    """Appends the places of entries that reach the bound to the n found so far."""
+    """Append the positions of entries that reach the bound to the n found so far."""
     for i in range(begin, end):
-        found[n] = i  # stays if it reaches it, and is overwritten otherwise
+        found[n] = i  # kept if the entry reaches the bound, otherwise overwritten by the next one
         n += (row[i] >= bound) & (row[i] <= infinity)
     return n
 
@@ -163,7 +163,7 @@ def top_positive(ids, used, h, k, block, infinity, low, high):
         for i in range(n):
             entries[i] = row[found[i]]
         least = h.dtype.type(max(_kth_largest(entries, n, k), 1))
-        room = k  # for entries that equal the last
+        room = k  # the number of entries equal to the bound that may be selected
         for i in range(n):
             room -= entries[i] > least
         size = 0
@@ -176,16 +176,16 @@ def top_positive(ids, used, h, k, block, infinity, low, high):
         used[t] = size
 
 
-# -- the grouped encode of active features' children: for every parent, its tokens times its children
+# -- the pre-activations of children of active features: for every parent, its tokens times its children
 #
-# A child's pre-activation matters only where its parent is active, which is a few in a hundred of all. The tokens on
-# which a parent is active and the children it has are a small dense product, done four by four from rows that stay
-# where they are; every score is written where its token will look for it.
+# The pre-activation of a child matters only where its parent is active, on a few percent of tokens. The tokens on which
+# a parent is active, times the parent's children, is a small dense product. It is computed in tiles of four by four
+# without copying rows, and every score is written to the place where the search for its token expects it.
 
 
 @jit
 def active_pairs(active, first):
-    """The slots of active features with children, as (token, feature), and where each one's scores begin."""
+    """The slots of active features with children, as (token, feature), and where the scores of each begin."""
     n, slots = active.shape
     begin = np.empty((n, slots + 1), np.int64)
     features, tokens, offsets = np.empty((3, n * slots), np.int64)
@@ -261,9 +261,9 @@ def child_scores(scores, u, encoder, tokens, offsets, group, first, children, lo
 
 @jit
 def _offer(values, ids, size, value, i):
-    """Keeps the largest offered, in a heap with the smallest on top; among equals, those offered first.
+    """Offer an entry to a heap that keeps the largest ones, with the smallest on top; of equals, the first stay.
 
-    Returns how many are kept now. `values` and `ids` have room for as many as shall be kept.
+    The heap keeps as many entries as `values` and `ids` have places. Returns how many it has now.
     """
     at = size
     if len(values) == 0:
@@ -302,12 +302,12 @@ def best_children(values, ids, scores, begin, active, first, children, low, high
         ids[t, size:] = 0
 
 
-# -- the reconstruction errors of all layers and their gradients, one token at a time while its rows are at hand
+# -- the reconstruction errors of all layers and their gradients, one token at a time while its rows are in the cache
 
 
 @jit
 def _of_layer(ids, values, begin, end, its_slots, its_ids, its_values):
-    """The slots in use whose features lie from `begin` up to `end`; returns how many."""
+    """Find the slots in use with features `begin` to `end - 1`. Returns their number."""
     n = 0
     for j in range(len(ids)):
         if begin <= ids[j] < end:
@@ -361,12 +361,12 @@ def layer_gradients(grads, to_values, errors, factors, extra, which, std, ids, s
                 to_values[t, slots[j]] = dots[j]
 
 
-# -- Adam, in one pass over weights, gradient and state
+# -- Adam, in one pass over weights, gradients and state
 
 
 @jit
 def _direction(weight, grad, out, unit_rows, project):
-    """Brings the row to unit norm and writes its gradient, without the part along the row, where that is asked."""
+    """Scale the row to unit norm and write its gradient, without the component along the row if that is asked for."""
     if not unit_rows:
         out[:] = grad
         return
@@ -409,9 +409,9 @@ def _widen(bits, half):
 
 @jit
 def _round(half, bits, place, seed):
-    """float32 to bfloat16 as integers, up or down by the hash of `plain.rounded`."""
+    """float32 to bfloat16, as integers, by the stochastic rounding of `plain.rounded`."""
     for i in range(len(half)):
-        # Numba would go on in 64 bits.
+        # Otherwise Numba would continue in 64 bits.
         h = np.uint32(np.uint32(place + i) + seed)
         h = np.uint32((h ^ (h >> np.uint32(16))) * np.uint32(0x85EBCA6B))
         h = np.uint32((h ^ (h >> np.uint32(13))) * np.uint32(0xC2B2AE35))
@@ -440,7 +440,7 @@ def adam_rounded(
 
 @jit
 def choose_atoms(ids, taken, products, bits, residual, atoms, gram, tolerance, block, low, high):
-    """`bits` is the memory of `products` read as integers: of those a compiler finds the largest with vectors."""
+    """`bits` is a view of `products` as integers, because the compiler vectorizes the maximum of integers."""
     n, k = products.shape[1], ids.shape[1]
     n_blocks = (n + block - 1) // block
     best = np.empty(n_blocks, bits.dtype)
@@ -460,7 +460,7 @@ def choose_atoms(ids, taken, products, bits, residual, atoms, gram, tolerance, b
             for c in range(n_blocks):
                 if best[c] > best[where]:
                     where = c
-            if best[where] <= 0:  # nothing points its way
+            if best[where] <= 0:  # no atom has a positive product with the residual
                 break
             atom = where * block
             while b[atom] != best[where]:

@@ -1,7 +1,7 @@
 """Compiled loops over ranges of rows, on as many threads as PyTorch uses.
 
-Numba lets go of Python's lock while a loop runs, so plain threads do. Every row is one thread's work from beginning
-to end, so results do not depend on how the rows were shared out.
+Numba releases Python's global lock while a loop runs, so ordinary threads suffice. Every row is processed by one thread
+from beginning to end, so results do not depend on how rows are distributed.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ import numba
 import numpy as np
 import torch
 
-# Sums may be reordered to fit the processor's vectors, the same way every time.
+# Sums may be reordered for the processor's vector instructions, in the same way every time.
 _OPTIONS = {
     "nogil": True,
     "fastmath": {"reassoc", "contract", "nsz", "arcp"},
     "error_model": "numpy",
 }
-# Ranges a thread: the first to finish takes another, for cores are rarely equally fast.
+# The number of ranges for each thread. Threads that finish early take another range, since cores differ in speed.
 _RANGES = 4
 _FEW_ROWS = 8
 
 
 def jit(loop: Callable[..., Any]) -> Callable[..., Any]:
-    """Compiles a loop, freed of the checks that tests wrap every function in."""
+    """Compile a loop, without the type checks that tests wrap around every function."""
     loop = inspect.unwrap(loop)
     try:
         return numba.njit(cache=True, **_OPTIONS)(loop)
-    except RuntimeError:  # nowhere to keep what is compiled: compile it again every time
+    except RuntimeError:  # there is no place for a cache, so compile it again in every process
         return numba.njit(**_OPTIONS)(loop)
 
 
@@ -43,11 +43,11 @@ def _pool(n_threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(n_threads, thread_name_prefix="saeforest")
 
 
-os.register_at_fork(after_in_child=_pool.cache_clear)  # a child has no threads but its own
+os.register_at_fork(after_in_child=_pool.cache_clear)  # a forked process has none of the threads
 
 
 def over_rows(loop: Callable[..., None], n: int, *args: Any) -> None:
-    """Runs `loop(*args, low, high)` over ranges that together are all of `0..n`."""
+    """Run `loop(*args, low, high)` over ranges that together cover `0..n`."""
     n_threads = torch.get_num_threads()
     over_ranges(
         loop, np.linspace(0, n, min(n_threads * _RANGES, max(n // _FEW_ROWS, 1)) + 1).astype(np.int64), *args
@@ -55,7 +55,7 @@ def over_rows(loop: Callable[..., None], n: int, *args: Any) -> None:
 
 
 def over_work(loop: Callable[..., None], work: np.ndarray, *args: Any) -> None:
-    """The same for rows of unequal work: `work[i]` is that of all rows before row i, and the last that of all."""
+    """The same for rows that differ in work: `work[i]` is the total work of the rows before row i."""
     parts = torch.get_num_threads() * _RANGES
     inner = np.searchsorted(work, np.arange(1, parts) * (work[-1] / parts))
     over_ranges(loop, np.concatenate([[0], inner, [len(work) - 1]]), *args)

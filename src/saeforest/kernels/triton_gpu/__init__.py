@@ -1,11 +1,12 @@
-"""The kernels in Triton, for GPUs of NVIDIA.
+"""The kernels in Triton, for NVIDIA GPUs.
 
-What the kernels do is nearly all reading rows that are scattered over a large matrix. So each program owns one piece
-of the output, reads the rows that this needs straight into registers, sums in float32 and writes once: nothing of
-shape `[n, k, d]` is stored (but by matching pursuit, whose kernels are PyTorch's), no two programs write to the same
-place, and every sum has a fixed order, so results repeat bit for bit. Selection (`select.py`) reads the scores once
-and narrows down to a few thousand candidates a row, which fit into the registers of one program. The children's pre-
-activations are small matrix products, one tile a program, after sorting the activations by active parent.
+Most of the kernels' time is spent reading rows that are scattered over a large matrix. So each program computes one
+piece of the output: it reads the rows it needs directly into registers, sums in float32 and writes once. No tensor of
+shape `[n, k, d]` is stored (except in matching pursuit, whose kernels are PyTorch's), no two programs write to the same
+place, and every sum has a fixed order, so results are reproducible bit for bit. Selection (`select.py`) reads the
+scores once and narrows them down to a few thousand candidates for each row, which fit in the registers of one program.
+The pre-activations of children are small matrix products, one tile for each program, after sorting the activations by
+active parent.
 
 The host is waited for once, in `top_children`: how many scores there are decides how much memory they need. Weights
 are float32; `top_positive` takes bfloat16 too. Every matrix but the ones Adam updates may have any strides.
@@ -14,7 +15,7 @@ Without a GPU, `TRITON_INTERPRET=1` (set before the import) runs all of it in Tr
 CPU: that is how `tests/kernels/test_triton.py` checks it.
 """
 
-from ..plain import choose_atoms, put_back_atoms, take_atoms  # of rows that PyTorch reads well itself
+from ..plain import choose_atoms, put_back_atoms, take_atoms  # PyTorch is fast enough for these
 from .adam import adam
 from .errors import layer_errors, layer_gradients
 from .select import top_children, top_positive

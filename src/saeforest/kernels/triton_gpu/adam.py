@@ -1,4 +1,4 @@
-"""The optimiser's step, in one pass over weights, gradients and state."""
+"""The step of the optimizer, in one pass over weights, gradients and state."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _BLOCK = 1024
 @triton.jit
 @no_type_check
 def _rounded(x, place, shift):
-    """bfloat16 by `plain.rounded`; `shift` is what the seed adds to every place."""
+    """Round to bfloat16 as `plain.rounded` does; `shift` is the amount that the seed adds to every position."""
     h = place.to(tl.uint32) + shift.to(tl.uint32)
     h = (h ^ (h >> 16)) * 0x85EBCA6B
     h = (h ^ (h >> 13)) * 0xC2B2AE35
@@ -49,7 +49,7 @@ def _adam(
     PROJECT: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """One row of length `d`; the last may be shorter, for `size` is the number of elements of all."""
+    """Update one row of length `d`. `size` is the number of elements of all rows, so the last may be shorter."""
     begin = tl.program_id(0).to(tl.int64) * d
     end = tl.minimum(begin + d, size)
     shrink = 1.0
@@ -98,9 +98,9 @@ def adam(
     exp_avg_sq: Float[Tensor, "*shape"],
     step: AdamStep,
 ) -> None:
-    """A program per row where rows are brought to unit norm, else per block of elements, whatever the shape.
+    """Run one program for each row if rows are scaled to unit norm, otherwise one for each block of elements.
 
-    `weight` is float32; what is updated is contiguous.
+    `weight` must be float32, and the tensors that are updated must be contiguous.
     """
     for t in (weight, exp_avg, exp_avg_sq):
         assert t.is_contiguous()
@@ -133,5 +133,5 @@ def adam(
 
 
 def _shift(seed: int) -> int:
-    """`seed` times the constant of `plain.rounded`, as a signed number of 32 bits: of one type whatever the step."""
+    """`seed` times the constant of `plain.rounded`, as a signed 32-bit number, so that its type never changes."""
     return (seed * 0x9E3779B9 + 2**31) % 2**32 - 2**31

@@ -13,7 +13,7 @@ from torch import Tensor
 from .launch import columns, launch
 from .sparse import gather_dot
 
-# Running sums that a program keeps, layers times columns.
+# The number of running sums that a program keeps: layers times columns.
 _SUMS = 4096
 
 
@@ -36,7 +36,7 @@ def _layer_errors(
     LAYERS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """One row and block of columns, all layers. `LAYERS` is their number or the power of two above it."""
+    """One row and one block of columns, for all layers. `LAYERS` is their number, rounded up to a power of two."""
     t = tl.program_id(0).to(tl.int64)
     cols = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = cols < d
@@ -89,7 +89,7 @@ def layer_errors(
     mean: Float[Tensor, "n 1"],
     std: Float[Tensor, "n 1"],
 ) -> tuple[Float[Tensor, "L n d"], Float[Tensor, "L"]]:
-    """A program per row and block of columns reads every active row once, whatever the number of layers."""
+    """One program for each row and block of columns. It reads every active row once, for all layers."""
     (n, d), k, n_layers = x.shape, ids.shape[1], len(starts) - 1
     layers = triton.next_power_of_2(n_layers)
     block, blocks, warps = columns(d, min(512, max(_SUMS // layers, 32)))
@@ -109,7 +109,7 @@ def layer_gradients(
     starts: tuple[int, ...],
     decoder: Float[Tensor, "F d"],
 ) -> tuple[Float[Tensor, "L n d"], Float[Tensor, "n k"]]:
-    """A program per row and block of columns goes through the layers from the last to the first."""
+    """One program for each row and block of columns. It processes the layers from the last to the first."""
     n_layers, n, d = errors.shape
     errors = errors.contiguous()
     grads = torch.empty_like(errors)
@@ -119,7 +119,7 @@ def layer_gradients(
     options = {"LAYERS": n_layers, "BLOCK": block, "num_warps": warps}
     launch(_layer_gradients, (n, blocks), *tensors, n, d, **options)
 
-    # A comparison a layer: `torch.bucketize` would wait for its boundaries to be copied to the GPU.
+    # One comparison for each layer, because `torch.bucketize` would wait for its boundaries to be copied to the GPU.
     layer = torch.zeros_like(ids)
     for start in starts[1:-1]:
         layer += ids >= start

@@ -1,4 +1,4 @@
-"""How kernels are started, and over which blocks of columns."""
+"""Launching kernels, and the division of columns into blocks."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ _WARP = 32
 
 
 class Columns(NamedTuple):
-    """How programs divide the columns of a matrix among themselves."""
+    """The division of a matrix's columns among programs."""
 
     block: int
-    """Columns at a time, a power of two; masks hide those past the last."""
+    """Number of columns in a block, a power of two. Columns past the last are masked."""
     blocks: int
-    """How many of those there are."""
+    """Number of blocks."""
     warps: int
-    """Warps of a program: every thread holds four columns, the 16 bytes that it loads at a time."""
+    """Number of warps of a program, such that every thread has four columns, which it loads at once (16 bytes)."""
 
 
 def columns(d: int, most: int = 512) -> Columns:
@@ -27,8 +27,8 @@ def columns(d: int, most: int = 512) -> Columns:
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> None:
-    """Starts a kernel on the device of its first argument, a tensor; does nothing where there is nothing to do."""
+    """Launch a kernel on the device of its first argument, a tensor. An empty grid does nothing."""
     if 0 not in grid:
-        # Triton launches on the current device, which need not be the tensors' own.
+        # Triton launches on the current device, which may not be that of the tensors.
         with torch.cuda.device_of(args[0]):
             kernel[grid](*args, **options)

@@ -1,4 +1,4 @@
-"""Which features act: the largest entries of rows, and those among the children of active features."""
+"""The selection of active features: the largest entries of rows, and the largest of active features' children."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from triton import knobs
 from .. import plain
 from .launch import launch
 
-# Up to so many entries of a row are searched as they are; of longer rows, only those of the best groups.
+# Rows of up to this many entries are searched as a whole; of longer rows, only the best groups are.
 _DIRECT = 4096
-# The most that one program searches: 16 a thread, so that all stay in registers.
+# The largest number of entries that one program searches: 16 for each thread, so that all stay in registers.
 _SEARCHED = 8192
-# Entries whose groups' maxima one program finds.
+# The number of entries for which one program computes the maxima of groups.
 _GROUPED = 4096
-# The tiles of the children's pre-activations. A masked-off row costs no reading, only some of the products, of which
-# there is plenty: so tiles may be larger than most parents fill.
+# The tiles for children's pre-activations. A masked row is not read and costs only products, which are cheap here, so
+# tiles may be larger than most parents can fill.
 _TOKENS, _CHILDREN = 32, 32
-# The most candidates by which a search can find `k`: two in every group.
+# The largest `k` that a search can find: with two candidates in every group.
 _MOST_K = _SEARCHED // 2
 
 
-# -- the k best of each row
+# -- the k largest entries of each row
 
 
 @triton.jit
 @no_type_check
 def _bounds(begin, row, m):
-    """Where row `row` begins and how long it is. Without `begin`, rows of length `m` follow each other."""
+    """The start and the length of row `row`. Without `begin`, all rows have length `m` and follow each other."""
     if begin is None:
         start, length = row * m, row * 0 + m
     else:
@@ -68,7 +68,7 @@ def _k_best(
     GROUP: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """One row. `groups`: of `GROUP` entries each, those to be searched, -1 in unused slots."""
+    """Search one row. `groups`: the groups of `GROUP` entries to be searched, -1 in unused slots."""
     row = tl.program_id(0).to(tl.int64)
     start, length = _bounds(begin, row, m)
     at = tl.arange(0, BLOCK)
@@ -81,7 +81,7 @@ def _k_best(
         mine = (group >= 0) & (at < length)
     x = tl.load(h + start + at, mask=mine, other=0.0).to(tl.float32)
 
-    # Positive floats are in the order of their bits. The largest number that k of them reach is found bit by bit.
+    # Positive floats have the same order as their bits. Find the largest number that k entries reach, bit by bit.
     key = tl.where(x > 0, x, 0.0).to(tl.int32, bitcast=True)
     threshold = tl.full([], 0, tl.int32)
     for i in range(BITS):
@@ -89,7 +89,7 @@ def _k_best(
         reached = tl.sum((key >= candidate).to(tl.int32))
         threshold = tl.where(reached >= k, candidate, threshold)
 
-    # All above it, and of those that equal it the first ones.
+    # Select all entries above it, and the first of those equal to it.
     above = key > threshold
     equal = (key == threshold) & (key > 0)
     missing = k - tl.sum(above.to(tl.int32))
@@ -102,17 +102,17 @@ def _k_best(
 def _best(
     h: Float[Tensor, "total"], begin: Int[Tensor, "n_and_1"] | None, n: int, m: int, k: int
 ) -> tuple[Float[Tensor, "n k"], Int[Tensor, "n k"]]:
-    """The `k` largest positive entries of each of `n` rows by position; unused slots, the last, have position -1.
+    """The `k` largest positive entries of each of `n` rows, in order of position; unused slots come last, with -1.
 
-    The rows follow each other in `h`: `m` entries each, or up to `m` from `begin[t]` to `begin[t + 1]`.
+    The rows follow each other in `h`, with `m` entries each, or at most `m` from `begin[t]` to `begin[t + 1] - 1`.
     """
     values = h.new_zeros(n, k)
     positions = torch.full((n, k), -1, dtype=torch.int32, device=h.device)
     if m <= _DIRECT:
         groups, group, searched = None, 1, m
     else:
-        # The k best entries are in the k groups of largest maxima. As many groups as entries of the k groups are the
-        # least to search.
+        # The k largest entries are in the k groups with the largest maxima. The least has to be searched if there are
+        # as many groups as entries in k groups.
         balanced = triton.next_power_of_2(isqrt(m // k))
         group = max(min(balanced, _SEARCHED // triton.next_power_of_2(k), _GROUPED), 2)
         n_groups = triton.cdiv(m, group)
@@ -124,7 +124,7 @@ def _best(
         )
         groups = _best(maxima.view(-1), None, n, n_groups, k)[1]
         searched = k * group
-    # Of a bfloat16, the lower half of the bits is zero.
+    # The lower half of a bfloat16's bits is zero.
     bits = 15 if h.dtype == torch.bfloat16 else 31
     block = max(triton.next_power_of_2(searched), 32)
     options = {"BITS": bits, "GROUP": group, "BLOCK": block, "num_warps": max(block // 512, 1)}
@@ -140,9 +140,9 @@ def _descending(
 
 
 def top_positive(h: Float[Tensor, "n m"], k: int) -> tuple[Float[Tensor, "n k"], Int[Tensor, "n k"]]:
-    """Of equal entries the first ones. `h` may be bfloat16.
+    """The same as `plain.top_positive`; of equal entries the first are selected. `h` may be bfloat16.
 
-    PyTorch's `topk` reads long rows several times; this reads them once, for the maxima of groups of entries.
+    PyTorch's `topk` reads long rows several times. This reads them once, to find the maxima of groups of entries.
     """
     n, m = h.shape
     if not 0 < k <= _MOST_K or h.dtype not in (torch.float32, torch.bfloat16):
@@ -174,12 +174,12 @@ def _child_scores(
     BLOCK: tl.constexpr,
     WIDEN: tl.constexpr,
 ):
-    """One tile: up to `TOKENS` of the rows where a parent is active by up to `CHILDREN` of its children."""
+    """One tile: up to `TOKENS` rows in which a parent is active, by up to `CHILDREN` of its children."""
     tile = tl.program_id(0)
     parent = tl.load(parents + tile)
     begin = tl.load(first + parent)
     n_children = tl.load(first + parent + 1) - begin
-    # Tiles of the same rows follow each other, so that these are still in the cache.
+    # Tiles with the same rows follow each other, so that the rows are still in the cache.
     tile -= tl.load(first_tile + parent)
     across = tl.cdiv(n_children, CHILDREN)
     at_pair = tl.load(first_pair + parent) + tile // across * TOKENS + tl.arange(0, TOKENS)
@@ -215,10 +215,11 @@ def top_children(
     k: int,
     precision: torch.dtype,
 ) -> tuple[Float[Tensor, "n k"], Int[Tensor, "n k"]]:
-    """The pre-activations of every active parent's children only, as tiles of rows by children of one parent.
+    """The same as `plain.top_children`, computing pre-activations of children of active parents only.
 
-    Those of row t follow each other in one long buffer, for each active parent as many as it has children, and the
-    search for the best of a row takes them from there. Waits for the GPU once, to learn how long the buffer is.
+    They are computed in tiles of rows by children of one parent, and written to one long buffer, in which those of each
+    row are contiguous. The search for the largest of a row reads them from there. This waits for the GPU once, to get
+    the length of the buffer.
     """
     if k > _MOST_K or precision not in (torch.float32, torch.bfloat16):
         return plain.top_children(u, encoder, active, first, children, k, precision)
@@ -235,7 +236,7 @@ def top_children(
     offsets = ends - wanted
     begin = torch.nn.functional.pad(ends[n_active - 1 :: n_active], (1, 0))
 
-    # A pair is an active parent in a row, by its place in `active`. Sorting brings those of one parent together.
+    # A pair is an active parent in a row, given by its position in `active`. Sort the pairs by parent.
     parents, pairs = torch.where(unused, n_features, active).int().sort(stable=True)
     features = torch.arange(n_features + 1, dtype=torch.int32, device=u.device)
     first_pair = torch.searchsorted(parents, features)
@@ -247,15 +248,15 @@ def top_children(
         return nothing
     scores = u.new_empty(total, dtype=torch.float32)
     tile_parents = torch.searchsorted(last_tile, torch.arange(n_tiles, device=u.device), right=True)
-    # Rows of `u` are read once for every 32 children: better in the short format. Those of the encoder only by and by.
+    # Rows of `u` are read again for every 32 children, so convert them once. Rows of the encoder are read less often.
     tensors = (u.to(precision).contiguous(), encoder.contiguous(), pairs, first_pair, first, children)
     more = (tile_parents, last_tile - tiles, offsets, scores)
     options = {
         "TOKENS": _TOKENS,
         "CHILDREN": _CHILDREN,
-        # 128 bytes of every row of `u` at a time.
+        # Read 128 bytes of every row of `u` at a time.
         "BLOCK": 64 if precision == torch.bfloat16 else 32,
-        # The interpreter multiplies the bits of bfloat16 as if they were integers. In float32 the products are equal.
+        # Triton's interpreter multiplies the bits of bfloat16 as integers. In float32 the products are the same.
         "WIDEN": knobs.runtime.interpret,
         "num_warps": 4,
         "num_stages": 3,
@@ -263,7 +264,7 @@ def top_children(
     launch(_child_scores, (n_tiles,), *tensors, *more, n_active, d, **options)
 
     values, positions = _descending(*_best(scores, begin, n, most, k))
-    # Unused slots get some place that exists; what they find there is dropped.
+    # Unused slots get a valid position; what is read from it is discarded.
     at = (begin[:-1, None] + positions).clamp(0, total - 1)
     pair = torch.searchsorted(ends, at, right=True)
     ids = children[first[active[pair]] + at - offsets[pair]]

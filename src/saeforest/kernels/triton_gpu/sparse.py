@@ -12,23 +12,23 @@ from torch import Tensor
 
 from .launch import columns, launch
 
-# Rows that a program asks for at once: enough reads in flight to hide how long each takes.
+# The number of rows that a program requests at once: enough reads in flight to hide their latency.
 _ROWS, _PAIRS = 8, 4
-# A feature with more entries than this is summed by several programs.
+# The entries of a feature with more than this many are summed by several programs.
 _CHUNK = 256
 
 
 @triton.jit
 @no_type_check
 def _weighted_sum(values, ids, begin, end, weight, d, cols, ROWS: tl.constexpr, BLOCK: tl.constexpr):
-    """Of the columns `cols` the sum of `values[i] weight[ids[i]]` over `begin <= i < end`."""
+    """The sum of `values[i] weight[ids[i]]` over `begin <= i < end`, for the columns `cols`."""
     total = tl.zeros([BLOCK], tl.float32)
     for i in range(begin, end, ROWS):
         at = i + tl.arange(0, ROWS)
         mine = at < end
         value = tl.load(values + at, mask=mine, other=0.0).to(tl.float32)
         row = tl.load(ids + at, mask=mine, other=0).to(tl.int64)
-        # Masked-off rows are not read, so a last, partly filled tile costs little.
+        # Masked rows are not read, so a partly filled last tile costs little.
         mask = mine[:, None] & (cols < d)[None, :]
         tile = tl.load(weight + row[:, None] * d + cols[None, :], mask=mask, other=0.0).to(tl.float32)
         total += tl.sum(value[:, None] * tile, axis=0)
@@ -68,7 +68,7 @@ def _gather_dot(x, rows, ids, weight, out, m, d, PAIRS: tl.constexpr, BLOCK: tl.
 def _feature_sums(
     values, rows, first, x, chunk_sums, first_chunk, out, d, ROWS: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """One feature's sum over its own entries, or over the sums of their chunks where it has these."""
+    """The sum for one feature, over its entries, or over the sums of chunks if it has several."""
     f = tl.program_id(0).to(tl.int64)
     cols = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     chunk, end_chunk = tl.load(first_chunk + f), tl.load(first_chunk + f + 1)
@@ -89,7 +89,7 @@ def weighted_rows(
     first: Int[Tensor, "n_and_1"],
     weight: Float[Tensor, "F d"],
 ) -> Float[Tensor, "n d"]:
-    """A program per row and block of columns."""
+    """One program for each row and block of columns."""
     out = weight.new_empty(len(first) - 1, weight.shape[1])
     _into(out, values.contiguous(), ids.contiguous(), first[:-1], first[1:], weight.contiguous())
     return out
@@ -112,7 +112,7 @@ def _into(
 def gather_dot(
     x: Float[Tensor, "r d"], rows: Int[Tensor, "m"], ids: Int[Tensor, "m"], weight: Float[Tensor, "F d"]
 ) -> Float[Tensor, "m"]:
-    """A program per few entries: entries of one row come together and find it in the cache."""
+    """One program for a few entries. Entries of the same row are together, so that it is read from the cache."""
     m, d = len(ids), x.shape[1]
     out = x.new_empty(m)
     block, _, warps = columns(d)
@@ -129,21 +129,21 @@ def scatter_outer(
     x: Float[Tensor, "r d"],
     n_rows: int,
 ) -> Float[Tensor, "F d"]:
-    """A program per feature and block of columns, over entries sorted by feature: no atomics, so a fixed order.
+    """One program for each feature and block of columns, over entries sorted by feature; the order is fixed.
 
-    The entries of a frequent feature are summed in chunks first, for no program should take much longer than others.
+    The entries of frequent features are first summed in chunks, so that no program takes much longer than the others.
     """
     x = x.contiguous()
     m, d = len(ids), x.shape[1]
-    by_id, order = ids.int().sort(stable=True)  # half the passes of a sort of 64 bits
+    by_id, order = ids.int().sort(stable=True)  # needs half the passes of a 64-bit sort
     values, rows = values[order], rows[order]
     first = torch.searchsorted(by_id, torch.arange(n_rows + 1, dtype=torch.int32, device=ids.device))
 
     counts = first.diff()
     chunks = torch.where(counts > _CHUNK, (counts + _CHUNK - 1) // _CHUNK, 0)
     first_chunk = torch.nn.functional.pad(chunks.cumsum(0), (1, 0))
-    # How many there are, only the GPU knows. Features with more than a chunk fill more than half of theirs on
-    # average, which bounds the number; chunks past the last feature's are empty.
+    # The number of chunks is known only on the GPU. Features with several chunks fill, on average, more than half of
+    # each, which bounds the number. Chunks after those of the last feature are empty.
     chunk = torch.arange(2 * m // _CHUNK, device=ids.device)
     feature = torch.searchsorted(first_chunk[1:], chunk, right=True).clamp(max=max(n_rows - 1, 0))
     begin = first[feature] + (chunk - first_chunk[feature]) * _CHUNK
