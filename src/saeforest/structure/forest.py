@@ -140,7 +140,7 @@ class Forest:
         return children
 
     def children(self, feature: int) -> list[int]:
-        """The children of a feature (-1: of the root) in ascending order. Raises IndexError for an unknown feature."""
+        """The children of a feature (-1: of the root) in ascending order. Raises InputError for an unknown feature."""
         self._check(feature, least=ROOT)
         return list(self._children.get(feature, ()))
 
