@@ -48,7 +48,7 @@ def configs(normalize: float | str) -> dict[str, SystemConfig]:
 
 def main(out: Path) -> None:
     world = GENERATORS["tree"](seed=0)
-    for normalize in ("layer_norm", "none", 2.5):
+    for normalize in ("layer_norm", "constant_norm_rescale", "none", 2.5):
         for name, config in configs(normalize).items():
             optim = OptimConfig(lr=3e-3, batch_size=BATCH, precision="float32")
             training = start_training(config, world.d_in, RunLength(STEPS, BATCH), optim=optim)
