@@ -447,7 +447,7 @@ def test_bad_batches() -> None:
     ("values", "said"),
     [
         ({"method": "mcs_binary_scaled"}, r"^infer\.min_score is missing: method mcs_binary_scaled has no"),
-        ({"min_score": 0.0}, r"^infer\.min_score = 0\.0: expected a number above 0, up to 1$"),
+        ({"min_score": 0.0}, r"^infer\.min_score = 0\.0: expected a number above 0 and at most 1$"),
         ({"min_score": 1.1}, r"^infer\.min_score = 1\.1"),
         ({"min_score": float("nan")}, r"^infer\.min_score = nan"),
         ({"min_count": 0}, r"^infer\.min_count = 0: expected 1 or more$"),

@@ -1,11 +1,11 @@
-"""Settings that PyTorch and OpenMP read from the environment when they are first loaded; yours come first.
+"""Settings that PyTorch and OpenMP read from the environment when they are first loaded. They do not replace yours.
 
-They do nothing where torch was imported before saeforest, and processes that this one starts inherit them.
+They have no effect if torch was imported before saeforest. Processes started by this one inherit them.
 """
 
 import os
 
-# Memory in pages of 2 MB where the system gives them: fresh tensors of hundreds of MB cost a third.
+# Allocate memory in pages of 2 MB if possible: new tensors of hundreds of MB then take a third of the time.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-# A thread that waits for another should sleep: spinning takes the core that something else needs.
+# Let waiting threads sleep: spinning would occupy a core that other work needs.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

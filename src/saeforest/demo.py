@@ -1,4 +1,4 @@
-"""The main job in one process: train, measure, index, show, with one reading of the text for all but the measures."""
+"""The demo: train, measure, index and show in one process, reading the text only once except for the measures."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from .training.unfinished import claimed_run, is_complete, run_state, tidy
 
 
 def run_demo(config: TrainConfig, out: Path, eval_tokens: int) -> None:
-    """Runs the demo into `out`, or goes on with one that was stopped there, wherever that was.
+    """Run the demo in the folder `out`, or continue one that was stopped there.
 
-    Prints the measures, the families, and where the time went. Raises InputError where `out` holds a run that no demo
-    with these settings made, or another process works in it.
+    Prints the measures, the families, and the time that each part took. Raises InputError if `out` holds anything other
+    than a demo with these settings, or if another process works in it.
     """
     start = time.monotonic()
     folder = RunFolder(out)
@@ -66,12 +66,12 @@ def run_demo(config: TrainConfig, out: Path, eval_tokens: int) -> None:
 
 
 def begin(run: RunFolder, about: dict[str, int]) -> None:
-    """Marks the folder as that of a demo. Raises InputError where it holds anything but one with the same settings."""
+    """Mark the folder as that of a demo. Raises InputError if it holds anything other than one with these settings."""
     if run.demo_file.exists():
         if (there := read_json(run.demo_file)) != about:
             raise InputError(
-                f"{run}: holds an unfinished demo with {there}, not {about}; choose another folder"
+                f"{run}: contains an unfinished demo with {there}, not {about}; choose another folder"
             )
     elif run_state(run) != "empty":
-        raise InputError(f"{run}: exists and is not empty, and no demo began there; choose another folder")
+        raise InputError(f"{run}: exists, is not empty, and is not a demo; choose another folder")
     write_json(run.demo_file, about)

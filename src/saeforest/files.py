@@ -1,8 +1,8 @@
-"""Files that are whole or absent, bounded when they are read, and checked when they have a checksum.
+"""Reading and writing files: never half written, of bounded size when read, and verified by checksums.
 
-A file or folder is written beside its place, synced, then renamed into it. JSON written here carries a checksum of its
-own; tensor files have theirs in the manifest beside them (its key "checksums"), so that a flipped bit is noticed when
-a file is read. Checksums find damage, not forgery.
+A file or folder is written to a temporary place beside its destination, synced, then renamed. JSON files written here
+contain their own checksum. The checksums of tensor files are in the manifest beside them (key "checksums"). So a
+flipped bit is noticed when a file is read. Checksums detect damage, not forgery.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from xxhash import xxh3_128, xxh3_128_hexdigest
 
 from .errors import InputError
 
-# Of files and folders that are being written, and of a folder that holds what is just being replaced.
+# The names of temporary files and folders, and of a folder that holds what is being replaced.
 _PREFIX, _SUFFIX, _OLD = ".saeforest-", ".part", ".old.part"
 _CHUNK = 1 << 22
-# Far above anything that is written here, and far below what makes a parser run out of memory or time.
+# Limits far above anything that is written here, and far below what makes a parser run out of memory or time.
 _MOST_BYTES = 1 << 29
 _MOST_DEPTH = 64
 _MOST_DIGITS = 32
@@ -39,18 +39,18 @@ _MOST_NODES = 1_000_000
 CHECKSUM, CHECKSUMS = "checksum", "checksums"
 
 
-# Whole or absent
+# Atomic writing
 
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Yields a temporary path to write; on leaving without an error it becomes `path`, else nothing is left.
+    """Yield a temporary path to write to. If the block succeeds, it is renamed to `path`; otherwise nothing is left.
 
     An OSError names `path`.
     """
     with _named(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        # In a folder of its own: whoever writes may want temporary files beside it, as safetensors does.
+        # In its own folder, because the writer may create temporary files beside it, as safetensors does.
         handle, folder = _temporary(path.parent)
         try:
             temporary = folder / path.name
@@ -67,7 +67,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Like `atomic_file` for a folder; one already at `path` is replaced as the last act."""
+    """The same as `atomic_file` for a folder. An existing folder at `path` is replaced as the last step."""
     with _named(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = _temporary(path.parent)
@@ -103,22 +103,21 @@ def _replace_folder(path: Path, new: Path) -> None:
 
 
 def _temporary(parent: Path, suffix: str = _SUFFIX) -> tuple[int, Path]:
-    """A fresh folder, and a handle whose lock tells `remove_leftovers` that somebody is writing in it."""
+    """Create a folder, and return it with a handle whose lock tells `remove_leftovers` that it is in use."""
     while True:
         path = Path(tempfile.mkdtemp(dir=parent, prefix=_PREFIX, suffix=suffix))
         handle = os.open(path, os.O_RDONLY)
         with suppress(OSError):  # a file system without locks
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if path.exists():  # else it was taken for a leftover in the moment before it was locked
+        if path.exists():  # otherwise `remove_leftovers` removed it just before it was locked
             return handle, path
         os.close(handle)
 
 
 def remove_leftovers(folder: Path) -> list[Path]:
-    """Removes what killed processes were writing in `folder` and below; returns what it removed.
+    """Remove what killed processes were writing in `folder` and below. Returns what was removed.
 
-    What a living process is writing is locked by it, and stays. What was being replaced goes back to its place if
-    nothing has come there.
+    What a running process is writing is locked, and stays. What was being replaced is moved back if its place is empty.
     """
     removed = []
     for path in sorted(folder.rglob(f"{_PREFIX}*{_SUFFIX}")):
@@ -146,13 +145,13 @@ def _put_back(old: Path) -> None:
 
 
 def is_temporary(path: Path) -> bool:
-    """Whether this is, or is inside, something that is being written or that a killed process left behind."""
+    """Whether the path is a temporary file or folder of `atomic_file` or `atomic_folder`, or inside one."""
     return any(part.startswith(_PREFIX) and part.endswith(_SUFFIX) for part in path.parts)
 
 
 @contextmanager
 def _named(path: Path) -> Iterator[None]:
-    """Within, an OSError that names no file, or a temporary one, names `path`."""
+    """Inside the `with` block, make an OSError that names no file or a temporary one name `path`."""
     try:
         yield
     except OSError as error:
@@ -162,7 +161,7 @@ def _named(path: Path) -> Iterator[None]:
 
 
 def _sync(path: Path) -> None:
-    """Of a file its content, of a folder the names in it, onto the disk."""
+    """Write the contents of a file, or the entries of a folder, to disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -174,7 +173,7 @@ def _sync(path: Path) -> None:
 
 
 def checksum(path: Path) -> str:
-    """The checksum of a file's bytes, as manifests hold it. Raises OSError where it cannot be read."""
+    """The checksum of a file, in the form used in manifests. Raises OSError if the file cannot be read."""
     digest = xxh3_128()
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK):
@@ -183,17 +182,18 @@ def checksum(path: Path) -> str:
 
 
 def checksum_of_bytes(data: bytes) -> str:
+    """The checksum of bytes, in the form used in manifests."""
     return f"xxh3:{xxh3_128_hexdigest(data)}"
 
 
 def checksum_of_data(data: Any) -> str:
-    """The checksum of what a JSON file says, however it is laid out."""
+    """The checksum of JSON data, which does not depend on formatting or the order of keys."""
     plain = json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return checksum_of_bytes(plain.encode())
 
 
 def check_file(path: Path, expected: str, remedy: str = "restore it from a copy") -> None:
-    """Raises InputError where the file is missing or is not the one that the checksum was taken of."""
+    """Raise InputError if the file is missing or does not match the checksum."""
     try:
         found = checksum(path)
     except FileNotFoundError:
@@ -205,7 +205,7 @@ def check_file(path: Path, expected: str, remedy: str = "restore it from a copy"
 
 
 def listed_checksum(manifest: Any, name: str) -> str | None:
-    """The checksum of a file in a manifest; None where that is of a time before there were any."""
+    """The checksum of a file in a manifest; None if the manifest has none, as in older versions."""
     listed = manifest.get(CHECKSUMS) if isinstance(manifest, Mapping) else None
     found = listed.get(name) if isinstance(listed, Mapping) else None
     return found if isinstance(found, str) else None
@@ -215,35 +215,35 @@ def listed_checksum(manifest: Any, name: str) -> str | None:
 
 
 def write_json(path: Path, data: Any, *, signed: bool = True) -> None:
-    """Writes JSON. An object gets its checksum as its last key, unless `signed` is False."""
+    """Write JSON. An object gets its checksum as its last key, unless `signed` is False."""
     if signed and isinstance(data, dict):
-        plain = json.loads(json.dumps(data, allow_nan=False))  # tuples are lists once they are read again
+        plain = json.loads(json.dumps(data, allow_nan=False))  # with lists for tuples, as when it is read
         data = {**data, CHECKSUM: checksum_of_data(plain)}
     with atomic_file(path) as temporary:
         temporary.write_text(json.dumps(data, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def read_json(path: Path, *, constants: Literal["refused", "text"] = "refused") -> Any:
-    """What `write_json` wrote, without its checksum.
+    """Read what `write_json` wrote, without its checksum.
 
-    constants: what becomes of Infinity and NaN, which JSON has not but Python writes.
+    constants: how to treat Infinity and NaN, which Python writes although JSON does not have them.
 
-    Raises InputError where the file is missing, cannot be read, is no JSON, is of no sane size, or does not match the
-    checksum in it.
+    Raises InputError if the file is missing, cannot be read, is not JSON, is too large, or does not match the checksum
+    in it.
     """
     data = parse_json(read_bytes(path), str(path), constants=constants)
     if isinstance(data, dict) and CHECKSUM in data:
         expected = data.pop(CHECKSUM)
         if expected != checksum_of_data(data):
             raise InputError(
-                f'{path}: does not match the "{CHECKSUM}" in it, so it is damaged or was edited; restore it, or, if it '
+                f'{path}: does not match its key "{CHECKSUM}", so it is damaged or was edited; restore it, or, if it '
                 "was edited on purpose, delete that key"
             )
     return data
 
 
 def parse_json(text: bytes | str, where: str, *, constants: Literal["refused", "text"] = "refused") -> Any:
-    """JSON from outside: finite numbers of bounded length, bounded nesting. Raises InputError that names `where`."""
+    """Parse JSON with finite numbers, and limits on nesting and digits. Raises InputError, which names `where`."""
     try:
         data = json.loads(
             text.decode("utf-8-sig") if isinstance(text, bytes) else text,
@@ -253,7 +253,7 @@ def parse_json(text: bytes | str, where: str, *, constants: Literal["refused", "
         )
     except RecursionError:
         raise InputError(f"{where}: not valid JSON (nested too deeply); the file is damaged") from None
-    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError are of this kind
+    except ValueError as error:  # includes JSONDecodeError and UnicodeDecodeError
         raise InputError(f"{where}: not valid JSON ({error}); the file is damaged") from None
     _check_nesting(data, where)
     return data
@@ -273,7 +273,7 @@ def _finite(number: str) -> float:
 
 
 def _check_nesting(data: Any, where: str, most_nodes: int | None = None) -> None:
-    """Raises InputError for containers within containers beyond reason, or more of them than `most_nodes`."""
+    """Raise InputError if data are nested too deeply, or have more nodes than `most_nodes`."""
     level, depth, nodes = [data], 0, 0
     while level:
         containers = [item for item in level if isinstance(item, dict | list)]
@@ -292,13 +292,13 @@ def _check_nesting(data: Any, where: str, most_nodes: int | None = None) -> None
 
 
 def read_yaml(path: Path) -> Any:
-    """YAML from outside, as plain data. Raises InputError where it is missing, damaged, or of no sane size."""
+    """Read a YAML file as plain data. Raises InputError if it is missing, damaged or too large."""
     text = read_bytes(path, _MOST_YAML)
     try:
         data = yaml.load(text.decode("utf-8"), _PlainLoader)
     except RecursionError:
         raise InputError(f"{path}: not valid YAML (nested too deeply)") from None
-    # PyYAML raises whatever its converters of dates, numbers and bases raise.
+    # PyYAML raises whatever its converters for dates and numbers raise.
     except (yaml.YAMLError, ValueError, OverflowError, TypeError, KeyError, AttributeError) as error:
         raise InputError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from None
     _check_nesting(data, str(path), _MOST_NODES)
@@ -306,7 +306,7 @@ def read_yaml(path: Path) -> Any:
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """YAML's plain values: mappings, lists, strings, numbers, booleans and null. No dates, sets or binary data."""
+    """A loader for mappings, lists, strings, numbers, booleans and null, but not dates, sets or binary data."""
 
 
 def _plain_integer(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
@@ -327,7 +327,7 @@ for _tag in ("timestamp", "binary", "set", "omap", "pairs"):
 
 
 def read_bytes(path: Path, most: int = _MOST_BYTES) -> bytes:
-    """The bytes of a file. Raises InputError where it is missing, cannot be read, or is larger than `most`."""
+    """The bytes of a file. Raises InputError if it is missing, cannot be read, or is larger than `most`."""
     try:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
@@ -350,15 +350,15 @@ def read_bytes(path: Path, most: int = _MOST_BYTES) -> bytes:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> str:
-    """Writes a safetensors file; returns its checksum, for the manifest beside it.
+    """Write a safetensors file. Returns its checksum, for the manifest beside it.
 
-    Raises OSError that names the file where the disk is full or the file cannot be written for another reason.
+    Raises OSError, which names the file, if the disk is full or the file cannot be written for another reason.
     """
     try:
         with atomic_file(path) as temporary:
             save_file({k: t.detach().contiguous().cpu() for k, t in tensors.items()}, temporary, metadata)
             return checksum(temporary)
-    except SafetensorError as error:  # its name for an OSError, whose number it spells out
+    except SafetensorError as error:  # safetensors wraps an OSError, with its number in the message
         code = re.search(r"os error (\d+)", str(error))
         if code is None:
             raise
@@ -366,7 +366,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str,
 
 
 def _has_name(path: Path) -> bool:
-    """Whether the path is text: a file name may be any bytes, which safetensors does not take."""
+    """Whether the path can be encoded: a file name may be any bytes, which safetensors does not accept."""
     try:
         str(path).encode()
     except UnicodeEncodeError:
@@ -377,9 +377,9 @@ def _has_name(path: Path) -> bool:
 def read_tensors(
     path: Path, expected: str | None = None, remedy: str = "write or copy it again"
 ) -> dict[str, Tensor]:
-    """The tensors of a file, whose checksum must be `expected` where one is known.
+    """Read the tensors of a safetensors file, and verify its checksum if `expected` is given.
 
-    Raises InputError, with the `remedy`, where the file is missing, truncated or otherwise damaged.
+    Raises InputError, with the `remedy`, if the file is missing, truncated or otherwise damaged.
     """
     if expected is not None:
         check_file(path, expected, remedy)

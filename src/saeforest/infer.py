@@ -1,7 +1,7 @@
-"""A forest for any SAE, its parents inferred after the fact from what its features do on activations.
+"""Inferring a forest for any trained SAE from the activations of its features.
 
-Every feature gets at most one parent: of the features that may be its parent (`order`) and score enough, the one
-that scores best. Two kinds of methods:
+Every feature gets at most one parent: of the features that may be its parent (`order`) and whose score is high enough,
+the one with the highest score. There are two kinds of methods:
 
 - One of the scores of `pairs` alone: activation coverage (Eq. 4 of the Tree SAE paper), masked cosine
   similarity (MCS) in its variants, or Pearson's correlation.
@@ -9,10 +9,11 @@ that scores best. Two kinds of methods:
 
       S_res(p, c) = min(d*_c . d_c, d*_c . d_p) >= min_reconstruction    (Eq. 5)
 
-  Of the features that meet both, the parent is the one nearest the child's concept: the largest d*_c . d_p. Coverage
-  alone takes any feature that always fires for everyone's parent (section 2.2, Figure 1), the reconstruction
-  condition alone any feature of a similar direction (Appendix F). The direction d*_c is the LDA direction of
-  `directions`, so the condition is approximate: the published numbers are those of the measure `hierarchy`.
+  Of the features that meet both, the parent is the one nearest to the child's concept: the largest d*_c . d_p. By
+  coverage alone, a feature that always fires would be a parent of all others (section 2.2, Figure 1); by the
+  reconstruction condition alone, any feature with a similar direction could be one (Appendix F). The direction d*_c is
+  the LDA direction of `directions`, so the condition is approximate: the published numbers are those of the measure
+  `hierarchy`.
 """
 
 from __future__ import annotations
@@ -45,11 +46,11 @@ Method = Literal[Score, "reconstruction"]
 METHODS: tuple[Method, ...] = (*SCORES, "reconstruction")
 Order = Literal["frequency", "layers"]
 
-#: The least score where the user gives none. 0.9 for coverage: the paper's pairs have 0.98 and more, but an SAE has
-#: few slots and superposed features, so a parent misses some of its children's tokens. Chance does not reach it: a
-#: feature on 20% of the tokens covers 18 of 20 given ones with probability 3e-11. The root of it is the same bound in
-#: mcs_binary. 0.6 for cosines, as in the Matryoshka SAE's paper (App. F). A mcs_binary_scaled has the parent's largest
-#: value in it, for which no bound is meaningful in general.
+#: The default of `min_score` for each method. Coverage has 0.9: the paper's pairs have at least 0.98, but an SAE has
+#: few slots and superposed features, so a parent misses some tokens of its children. It is not reached by chance: a
+#: feature that fires on 20% of the tokens covers 18 of 20 given ones with probability 3e-11. For mcs_binary, the square
+#: root is the same bound. Cosines have 0.6, as in the Matryoshka SAE paper (App. F). mcs_binary_scaled depends on the
+#: largest value of the parent, so it has no meaningful default.
 MIN_SCORE: dict[Method, float] = {
     "coverage": 0.9,
     "reconstruction": 0.9,
@@ -58,7 +59,7 @@ MIN_SCORE: dict[Method, float] = {
     "mcs_correlation_scaled": 0.6,
     "pearson": 0.6,
 }
-# Rows taken in at once: bounds the float64 copies whatever the size of a batch.
+# The number of rows processed at a time, which bounds the memory for float64 copies.
 _SLICE = 4096
 
 
@@ -92,10 +93,10 @@ class InferConfig:
                 raise InputError(f"infer.{name} = {value!r}: expected one of {', '.join(known)}")
         if self.min_score is None and self.method not in MIN_SCORE:
             raise InputError(
-                f"infer.min_score is missing: method {self.method} has no default; give one above 0, up to 1"
+                f"infer.min_score is missing: method {self.method} has no default; give a number above 0 and at most 1"
             )
         if not 0 < self.least <= 1:
-            raise InputError(f"infer.min_score = {self.min_score}: expected a number above 0, up to 1")
+            raise InputError(f"infer.min_score = {self.min_score}: expected a number above 0 and at most 1")
         if self.min_count < 1:
             raise InputError(f"infer.min_count = {self.min_count}: expected 1 or more")
         if not -1 <= self.min_reconstruction <= 1:
@@ -105,7 +106,7 @@ class InferConfig:
 
     @property
     def least(self) -> float:
-        """The least score of a parent."""
+        """The smallest score of a parent: `min_score`, or its default."""
         return MIN_SCORE[self.method] if self.min_score is None else self.min_score
 
     @property
@@ -116,11 +117,11 @@ class InferConfig:
 
 @dataclass(frozen=True, eq=False)
 class InferredForest:
-    """A forest, and what speaks for each of its edges.
+    """An inferred forest, with the scores of its edges.
 
-    score: `[d_sae]` of each feature with its parent (`config.score`); 0 for a feature that hangs from the root.
-    s_res: `[d_sae]` the reconstruction score of the same pairs, 0 likewise; None unless the method asks for it.
-    n_fired: `[d_sae]` on how many of the `n_tokens` activations each feature fired.
+    score: `[d_sae]`, the score (`config.score`) of each feature with its parent; 0 if it hangs from the root.
+    s_res: `[d_sae]`, the reconstruction score of the same pairs, or 0; None unless the method is `reconstruction`.
+    n_fired: `[d_sae]`, the number of the `n_tokens` activations on which each feature fired.
     """
 
     forest: Forest
@@ -132,16 +133,18 @@ class InferredForest:
 
 
 def infer_forest(sae: SAE, batches: Iterable[Tensor], config: InferConfig | None = None) -> InferredForest:
-    """A forest over the features of `sae`; a forest that the SAE was trained with is not looked at.
+    """Infer a forest over the features of an SAE. A forest that the SAE has learned is ignored.
 
-    batches: activations `[n, d_in]` as `sae.encode` takes them, each once. Their firings are kept: 16 bytes each.
+    sae: any trained SAE.
+    batches: activations `[n, d_in]`, as `sae.encode` takes them. 16 bytes of memory are needed for each firing.
+    config: the method and its thresholds.
 
-    The forest has the SAE's layers; with order `frequency` it isn't layered (`Forest.layered`). Of parents that score
-    alike (to float32's precision), as a feature's ancestors do that fire whenever it does, the least frequent is taken,
-    the nearest of them; then the one of lower index.
+    The forest has the layers of the SAE. With order `frequency`, parents may be in any layer (`Forest.layered` is
+    False). If several parents have the same score in float32, the least frequent is taken, then the one with the lower
+    index. This is the nearest of several ancestors that all fire whenever the child does.
 
-    Raises InputError where there are no activations, where they have another width or are not finite, or where the
-    order is by layers and the SAE has one only.
+    Raises InputError if there are no activations, if they have another width or are not finite, or if the order is
+    `layers` and the SAE has only one layer.
     """
     inference = ForestInference(sae, config)
     for batch in batches:
@@ -150,7 +153,7 @@ def infer_forest(sae: SAE, batches: Iterable[Tensor], config: InferConfig | None
 
 
 class ForestInference:
-    """`infer_forest` in two steps, for one reading of the activations that several SAEs share."""
+    """`infer_forest` in steps, so that several SAEs can use the same pass over the activations."""
 
     def __init__(self, sae: SAE, config: InferConfig | None = None) -> None:
         self.sae, self.config = sae, config or InferConfig()
@@ -162,7 +165,7 @@ class ForestInference:
 
     @torch.no_grad()
     def add(self, batch: Tensor) -> None:
-        """Takes in more activations `[n, d_in]`."""
+        """Add more activations `[n, d_in]`."""
         _check(batch, self.sae.d_in)
         threshold = self.sae.config.activation_threshold
         for rows in batch.split(_SLICE):
@@ -173,20 +176,20 @@ class ForestInference:
                 self._moments.add(self.sae.normalize(x)[0], code.ids, code.active(threshold).double())
 
     def still_to_come(self, share: float) -> int:
-        """The bytes that the rest of the activations adds, when a share of them was added."""
+        """The bytes that adding the remaining activations will take, when a fraction of them has been added."""
         return round(KEPT_PER_FIRING * self._pairs.n_firings * (1 / share - 1))
 
     def afterwards(self, share: float) -> int:
-        """The bytes that `forest` takes for a while, when a share of all activations was added."""
+        """The temporary memory of `forest`, in bytes, estimated when a fraction of the activations has been added."""
         d_sae, d_in = self.sae.d_sae, self.sae.d_in
         kept = sorted_memory(round(self._pairs.n_firings / share), d_sae)
-        # With directions come the decoder's rows, the covariance, and cosines beside the scores.
+        # Directions need the decoder rows and the covariance, and cosines in addition to the scores.
         rows = 0 if self._moments is None else 4 * d_sae * d_in + 4 * 8 * d_in**2
         return kept + rows + scores_memory(d_sae, (self.config.score,))
 
     @torch.no_grad()
     def forest(self) -> InferredForest:
-        """The forest that all activations so far speak for."""
+        """The forest inferred from all activations so far."""
         pairs, sae, config = self._pairs, self.sae, self.config
         if pairs.n_tokens == 0:
             raise InputError("no activations to infer a forest from; give at least one batch with rows")
@@ -215,12 +218,12 @@ def _check(batch: Tensor, d_in: int) -> None:
 def _parents(
     pairs: PairStatistics, concepts: _Concepts | None, layer: Int[Tensor, "d_sae"], config: InferConfig
 ) -> tuple[Int[Tensor, "d_sae"], Float32[Tensor, "d_sae"], Float32[Tensor, "d_sae"]]:
-    """The parent of every feature, and score and S_res of the two."""
+    """The parent of every feature, and their score and S_res."""
     n = pairs.marginals.n
     parent = torch.full_like(n, ROOT)
     score, s_res = torch.zeros(2, len(n))
     children = (n >= config.min_count).nonzero().flatten() if concepts is None else concepts.features
-    # In float32, in which scores are compared: else 1 - 1e-16 would not do where 1 is asked for.
+    # Scores are compared in float32, so that 1 - 1e-16 satisfies a bound of 1.
     least = torch.tensor(config.least, dtype=torch.float32)
     nearest_first = pairs.rarest_first
     with progress("parents", len(children), "features") as advance:
@@ -243,7 +246,7 @@ def _parents(
 def _above(
     children: Int[Tensor, "b"], n: Int[Tensor, "d_sae"], layer: Int[Tensor, "d_sae"], order: Order
 ) -> Bool[Tensor, "b d_sae"]:
-    """Which features may be the parent of each child. Either order is strict, so no cycle can come of it."""
+    """Which features may be the parent of each child. Both orders are strict, so there can be no cycles."""
     if order == "layers":
         return layer < layer[children, None]
     own = n[children, None]
@@ -251,7 +254,7 @@ def _above(
 
 
 class _Concepts:
-    """The directions d*_c of the features that have one, beside all decoder rows."""
+    """The directions d*_c of the features that have one, and all decoder rows."""
 
     def __init__(self, sae: SAE, moments: Moments, n_fired: Int[Tensor, "d_sae"], min_count: int) -> None:
         self._directions = Directions(moments, n_fired.to(sae.device), min_count)
@@ -261,6 +264,6 @@ class _Concepts:
     def cosines(
         self, features: Int[Tensor, "b"]
     ) -> tuple[Float32[Tensor, "b d_sae"], Float32[Tensor, "b 1"]]:
-        """d*_c . d_i of features c with every feature i, and d*_c . d_c."""
+        """The products d*_c . d_i of features c with every feature i, and d*_c . d_c."""
         cosine = (self._directions.of(features.to(self._rows.device)) @ self._rows.T).cpu()
         return cosine, cosine.gather(1, features[:, None])

@@ -1,4 +1,4 @@
-"""The memory this process holds, the most it held, what there is left to take; and what long work is going to take."""
+"""The memory of this process: current, peak and available; and forecasts of the memory of long work."""
 
 from __future__ import annotations
 
@@ -15,34 +15,34 @@ import torch
 from .output import note
 
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-# Where Linux tells of memory; tests look elsewhere.
+# The root of the file system in which Linux reports memory; tests replace it.
 _ROOT = Path("/")
-# A limit beyond this stands for none: control groups of the first version write a number for it.
+# A limit above this means no limit: control groups of version 1 write a large number for it.
 _NO_LIMIT = 1 << 60
-# What is freed in pieces of a few MB is not all used again: over many parts, work comes to hold a third more than in
-# the first (measured: docs/performance.md).
+# Memory freed in pieces of a few MB is not completely reused: over many parts, work takes a third more than in the
+# first one (measured: docs/performance.md).
 _SLACK = 1 / 3
 
 
 def resident() -> int:
-    """Bytes of memory that this process holds now; where the system doesn't tell, the most it held so far."""
+    """Bytes of memory that this process uses now, or its peak so far if the system does not report that."""
     return _status("VmRSS") or _most()
 
 
 def peak() -> int:
-    """The most bytes of memory that this process held at any time since `reset_peak`."""
+    """The peak memory of this process since `reset_peak`, in bytes."""
     return _status("VmHWM") or _most()
 
 
 def reset_peak() -> None:
-    """Lets `peak` begin anew. Does nothing where the system doesn't offer that: the peak is then that of all time."""
+    """Reset the value of `peak`. If the system does not support that, the peak remains that of the whole process."""
     with suppress(OSError):
         _CLEAR.write_text("5", encoding="ascii")
 
 
 def give_back() -> None:
-    """Hands memory that was used and is free again to the system, where its allocator would keep it for later."""
-    with suppress(OSError, AttributeError):  # another allocator than that of glibc
+    """Return freed memory to the system, which the allocator would otherwise keep for later."""
+    with suppress(OSError, AttributeError):  # the allocator is not glibc's
         ctypes.CDLL(None).malloc_trim(0)
 
 
@@ -52,7 +52,7 @@ def _most() -> int:
 
 
 def _status(key: str) -> int:
-    """A size that Linux tells of this process, in bytes; 0 where there is none."""
+    """A size that Linux reports for this process, in bytes; 0 if it does not report it."""
     with suppress(OSError, ValueError):
         for line in _STATUS.read_text(encoding="ascii", errors="replace").splitlines():
             if line.startswith(f"{key}:"):
@@ -61,19 +61,19 @@ def _status(key: str) -> int:
 
 
 def on_gpu() -> int:
-    """The most bytes that PyTorch held on the GPU; 0 where none is in use."""
+    """The peak memory that PyTorch reserved on the GPU, in bytes; 0 if no GPU is in use."""
     return (
         torch.cuda.max_memory_reserved() if torch.cuda.is_available() and torch.cuda.is_initialized() else 0
     )
 
 
-# What there is left
+# Available memory
 
 
 def available() -> int:
-    """Bytes that this process can still take: what the machine has left, within its control groups' and own limits.
+    """The bytes that this process can still allocate, within the limits of the machine, control groups and process.
 
-    What others use counts as used; what the system keeps in memory only to save time (files that were read) does not.
+    Memory of other processes counts as used; the system's cache of files does not.
     """
     return max(min(_of_machine(_ROOT), *_of_groups(_ROOT), _of_process()), 0)
 
@@ -83,11 +83,11 @@ def _of_machine(root: Path) -> int:
         for line in (root / "proc/meminfo").read_text(encoding="ascii").splitlines():
             if line.startswith("MemAvailable:"):
                 return int(line.split()[1]) * 1024
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")  # no Linux: all that is installed
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")  # not Linux: all installed memory
 
 
 def _of_groups(root: Path) -> Iterator[int]:
-    """What is left in each control group around this process, of either version; a very large number at least."""
+    """Yield the bytes left in each control group of this process (version 1 or 2), and first a very large number."""
     yield _NO_LIMIT
     try:
         groups = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
@@ -104,7 +104,7 @@ def _of_groups(root: Path) -> Iterator[int]:
         else:
             continue
         for mount in mounts:
-            # In a container the path may be one that only its host sees: the container's own group is the mount.
+            # In a container, the path may exist only on the host; the container's own group is then at the mount.
             folder = mount / path.lstrip("/")
             for group in (folder, *folder.parents):
                 if (left := _left_in(group, *names)) is not None:
@@ -114,7 +114,7 @@ def _of_groups(root: Path) -> Iterator[int]:
 
 
 def _left_in(group: Path, limit: str, usage: str, cached: str) -> int | None:
-    """Limit less usage of a control group, pages that can be dropped not counted; None where there is no limit."""
+    """The limit of a control group minus its usage, without pages that can be dropped; None if it has no limit."""
     try:
         most, used = int((group / limit).read_text()), int((group / usage).read_text())
     except (OSError, ValueError):  # no such file, or "max"
@@ -130,7 +130,7 @@ def _left_in(group: Path, limit: str, usage: str, cached: str) -> int | None:
 
 
 def _of_process() -> int:
-    """What `ulimit -v` leaves."""
+    """The bytes left within the limit of `ulimit -v`."""
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
     used = _status("VmSize")
     return limit - used if limit != resource.RLIM_INFINITY and used else _NO_LIMIT
@@ -140,41 +140,41 @@ def _of_process() -> int:
 
 
 def size(n_bytes: float) -> str:
-    """A size for people, such as `1.5 GiB`."""
+    """A size as text, such as `1.5 GiB`."""
     return f"{n_bytes / 2**30:.1f} GiB" if n_bytes >= 2**30 else f"{n_bytes / 2**20:.0f} MiB"
 
 
 def too_much(expected: int, lower: str) -> str:
-    """A warning where a process whose peak is `expected` wants more than there is; empty where it doesn't.
+    """A warning if a process with the peak `expected` (in bytes) needs more memory than there is; otherwise empty.
 
-    lower: what to lower.
+    lower: the setting to lower.
     """
     left = available()
     if expected - resident() <= left:
         return ""
     return (
-        f"this takes about {size(expected)}, but the machine has {size(left + resident())} for it; lower {lower}, "
-        "or use a machine with more"
+        f"this takes about {size(expected)}, but only {size(left + resident())} are available; lower {lower}, "
+        "or use a machine with more memory"
     )
 
 
 class Forecast:
-    """Tells once, after the first part of long work, the peak memory of all of it.
+    """Prints once, after the first part of long work, the peak memory that all of it will need.
 
-    Make it before that part: how far the part's peak lies above what is held is then known.
+    Create it before the first part, so that the growth during that part is known.
     """
 
     def __init__(self, what: str, lower: str) -> None:
         self._what, self._lower = what, lower
         self._held, self._highest = resident(), peak()
         self.expected: int | None = None
-        """The peak, in bytes, as it was told."""
+        """The expected peak in bytes; None before `tell`."""
 
     def tell(self, still_to_come: int, afterwards: int = 0) -> None:
-        """After the first part.
+        """Print the forecast, after the first part of the work.
 
-        still_to_come: bytes that the other parts will have added when all are done.
-        afterwards: bytes that the work after them takes for a while, when what the parts took to run is free again.
+        still_to_come: bytes that the remaining parts will add.
+        afterwards: temporary memory, in bytes, of the work after the last part, when that of the parts is free again.
         """
         if self.expected is not None:
             return

@@ -1,4 +1,4 @@
-"""Memory that there is not, as one line: which part of the work asked for it, and which setting to lower."""
+"""Errors for lack of memory in one line: which part of the work needed it, and which setting to lower."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import traceback
 
 import torch
 
-# PyTorch says it in many ways, and NumPy in one of its own; those of sizes that no machine has are among them.
+# The messages of PyTorch and NumPy for lack of memory, including those for sizes that no machine has.
 _SAID = re.compile(
     r"out of memory|can't allocate memory|not enough memory|Unable to allocate|Storage size calculation overflowed"
     r"|integer multiplication overflow",
@@ -15,7 +15,7 @@ _SAID = re.compile(
 )
 _AMOUNT = re.compile(r"allocate:? (?P<number>[\d.]+) ?(?P<unit>bytes|[KMGT]iB)", re.IGNORECASE)
 _UNITS = {"bytes": 0, "kib": 10, "mib": 20, "gib": 30, "tib": 40}
-#: What to lower, by the part of the library that asked for memory; the first that fits, from the inside outwards.
+#: What to lower, by the part of the library that needed memory. The innermost part on the stack counts.
 _LOWER = (
     ("saeforest.lm", "the language model", "lm.batch_size or text.context"),
     (
@@ -37,12 +37,12 @@ _LOWER = (
     ("saeforest.training", "the SAE's training", "sae.layer_sizes or optim.batch_size"),
     ("saeforest.optim", "the SAE's training", "sae.layer_sizes or optim.batch_size"),
 )
-# Here an SAE is trained already, and its sizes are no setting any more.
+# In these parts the SAE is already trained, so its sizes cannot be changed.
 _TRAINED = ("saeforest.measures.", "saeforest.evaluation.", "saeforest.explore.", "saeforest.infer.")
 
 
 def explained(error: BaseException) -> str | None:
-    """The line for an error that says there is not enough memory; None for any other error."""
+    """The message for an error that is due to lack of memory; None for any other error."""
     known = isinstance(error, MemoryError | torch.OutOfMemoryError)
     if not known and not (isinstance(error, RuntimeError | ValueError) and _SAID.search(str(error))):
         return None
@@ -68,6 +68,6 @@ def _asked(error: BaseException) -> tuple[str, str]:
         for part, what, lower in _LOWER:
             if f"{module}.".startswith(f"{part}."):
                 if part == "saeforest.saes" and any(f"{m}.".startswith(_TRAINED) for m in frames):
-                    return what, "lm.batch_size, by which text is read"
+                    return what, "lm.batch_size, the number of windows read at a time"
                 return what, lower
     return "this", "sae.layer_sizes, optim.batch_size, lm.batch_size or tokens"

@@ -1,7 +1,7 @@
-"""What a file must hold: types and bounds, checked before anything is made of it.
+"""Schemas of files: types and bounds, which are checked before the contents are used.
 
-A file's schema is a pydantic model or a dataclass beside the code that reads the file. JSON must have the very types
-it is written with: a number in quotes, or `true` for 1, is not what anybody wrote.
+The schema of a file is a pydantic model or a dataclass next to the code that reads the file. JSON must have exactly the
+types it was written with: a number in quotes, or `true` instead of 1, is an error.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from pydantic_core import ErrorDetails
 from .errors import InputError
 
 T = TypeVar("T")
-#: Far above any count here, and far below what overflows a 64-bit integer or a float.
+#: The largest count: far above any that occurs, and far below the limits of 64-bit integers and floats.
 MOST = 10**15
 Count = Annotated[int, Field(ge=0, le=MOST)]
-"""A number of things, or the place of one."""
+"""A number of things, or an index."""
 Positive = Annotated[int, Field(ge=1, le=MOST)]
 Name = Annotated[str, Field(max_length=4_096)]
 """A word, a name or a path."""
 Checksum = Annotated[str, Field(max_length=100)]
-#: The types of tensors that anything can be done with: there are others, of 8 bits, that cannot even be compared.
+#: The data types of tensors that can be read. There are others, such as 8-bit floats, that cannot even be compared.
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 _SHOWN, _LISTED, _LONGEST_KEY = 80, 12, 200
@@ -34,13 +34,13 @@ _KINDS = ("literal[", "tuple[", "list[", "dict[", "constrained-")
 
 
 class Schema(BaseModel):
-    """The base of schemas: keys of later versions are no error."""
+    """The base class of schemas. Unknown keys, such as those of later versions, are ignored."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
 def shown(value: object) -> str:
-    """A value from outside for an error message: as Python writes it, cut where it is long."""
+    """A value from a user or a file, for an error message: its repr, shortened if it is long."""
     try:
         text = repr(value)
     except RecursionError:
@@ -49,14 +49,17 @@ def shown(value: object) -> str:
 
 
 def listed(names: Iterable[str]) -> str:
-    """Names from outside for an error message: sorted, and not too many."""
+    """Names from a user or a file, for an error message: sorted, and at most a dozen."""
     found = sorted(names)
     more = f" and {len(found) - _LISTED:,} more" if len(found) > _LISTED else ""
     return ", ".join(name[:_SHOWN] for name in found[:_LISTED]) + more if found else "nothing"
 
 
 def checked(kind: type[T], data: Any, where: object, remedy: str = "") -> T:
-    """JSON data as what they must be. Raises InputError naming `where`, the key, what is expected and the remedy."""
+    """Convert JSON data to the type `kind`.
+
+    Raises InputError, which names `where`, the key, what was expected, and the remedy.
+    """
     then = f"; {remedy}" if remedy else ""
     try:
         return _adapter(kind).validate_json(json.dumps(data), strict=True)
@@ -78,15 +81,15 @@ def own_error(error: ValidationError) -> InputError | None:
 
 
 def flaw(error: ErrorDetails) -> str:
-    """What pydantic found wrong, as part of a line: which key, what is expected, and what there is."""
-    # Of a value that may be one of several kinds, pydantic adds which of them it speaks of.
+    """An error of pydantic as part of a message: the key, what was expected, and the value."""
+    # If a value may have one of several types, pydantic adds the name of the type to the key.
     key = ".".join(part for part in map(str, error["loc"]) if not part.startswith(_KINDS))[:_LONGEST_KEY]
     match error["type"]:
         case "missing" | "missing_argument":
             return f"key '{key}' is missing"
         case "json_invalid":
             return (
-                f"no text that can be written: {shown(error['ctx'].get('error') if 'ctx' in error else '')}"
+                f"text that cannot be written: {shown(error['ctx'].get('error') if 'ctx' in error else '')}"
             )
         case "dataclass_type" | "model_type":
             expected = "expected an object"
@@ -103,5 +106,5 @@ def _adapter(kind: Any) -> Any:
 
 
 def without(data: Mapping[str, Any], *keys: str) -> dict[str, Any]:
-    """The mapping less some keys."""
+    """The mapping without some keys."""
     return {key: value for key, value in data.items() if key not in keys}

@@ -1,4 +1,4 @@
-"""Randomness that repeats."""
+"""Reproducible random numbers."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ import torch
 
 
 def seeded(seed: int, *path: int | str) -> torch.Generator:
-    """A generator of its own for every place that needs randomness, so that none disturbs another."""
+    """A random generator on the CPU for one purpose, which `path` names, so that different uses are independent.
+
+    The same seed and path always give the same numbers.
+    """
     digest = hashlib.blake2b(repr((seed, *path)).encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)

@@ -1,4 +1,4 @@
-"""What a run reads: its language model and its text."""
+"""The inputs of a run: its language model and its text, and what is recorded of them."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ from .text import (
 def open_reader(config: TrainConfig) -> ActivationReader:
     """The language model of a configuration, ready to read at its site, and at its target if there is one.
 
-    Raises InputError where the configuration is of a run that was trained on a tensor: it knows no language model.
+    Raises InputError if the run was trained on a tensor, so that its language model is unknown.
     """
     if isinstance(data_of(config.data), GivenData):
         raise InputError(
-            "this run was trained on a tensor in Python, so it knows no language model and no text; "
-            "give activations of your own: saeforest.measure(run, x) or saeforest.infer_forest(sae, x)"
+            "this run was trained on a tensor in Python, so its language model and text are unknown; "
+            "give your own activations: saeforest.measure(run, x) or saeforest.infer_forest(sae, x)"
         )
     device = resolve_device(config.device)
     lm = load_lm(config.model, device=str(device), dtype=resolve_precision(config.lm.dtype, device))
@@ -51,14 +51,14 @@ def open_reader(config: TrainConfig) -> ActivationReader:
 
 
 def text_source(config: TrainConfig) -> str:
-    """Where the text comes from; of harvested activations, where they were harvested from."""
+    """The source of the text; for harvested activations, the source they were harvested from."""
     return data_of(config.data).source
 
 
 def read_tokens(
     config: TrainConfig, reader: ActivationReader, split: Literal["train", "held_out"], n_tokens: int
 ) -> Tokens:
-    """Text of a split as tokens of the run's language model; says where there are fewer than `n_tokens`."""
+    """Read text of a split as tokens of the run's language model. A note says so if there are fewer than `n_tokens`."""
     render = chat_renderer(reader.lm.tokenizer, reader.lm.name) if config.text.chat else None
     tokens = tokenize(
         text_source(config),
@@ -75,14 +75,17 @@ def read_tokens(
     reader.lm.check_ids(tokens.ids)
     if tokens.n_tokens <= n_tokens - config.text.context:
         note(
-            f"text source '{text_source(config)}': its {split} text holds {tokens.n_tokens:,} tokens in whole windows, "
-            f"fewer than the {n_tokens:,} asked for"
+            f"text source '{text_source(config)}': the {split} text has {tokens.n_tokens:,} tokens in whole windows, "
+            f"fewer than the {n_tokens:,} requested"
         )
     return tokens
 
 
 def about_model(reader: ActivationReader) -> dict[str, Any]:
-    """What a run keeps of its language model: which it is, and how it fares on a short text; says what is odd."""
+    """The description of a run's language model: its identity, and its results on a short text.
+
+    Notes tell of anything unusual in these results.
+    """
     found = parity(reader.lm, bos=reader.bos_id is not None)
     for warning in found["warnings"]:
         note(warning)
@@ -90,7 +93,7 @@ def about_model(reader: ActivationReader) -> dict[str, Any]:
 
 
 def about_text(config: TrainConfig, tokens_read: int) -> dict[str, Any]:
-    """What an SAE's metadata say of the text it was trained on; `dataset_path` and `prepend_bos` are SAELens' names."""
+    """The metadata of an SAE about its training text; `dataset_path` and `prepend_bos` are SAELens' names."""
     source = text_source(config)
     place = hub_name(source) if is_hub_source(source) else None
     found = {
@@ -108,13 +111,15 @@ def about_text(config: TrainConfig, tokens_read: int) -> dict[str, Any]:
 
 
 def check_site(sae: SAE, reader: ActivationReader) -> None:
-    """Raises InputError unless the SAE reads the site's width and, if it says where and how, was trained so; likewise
-    for the target of a transcoder."""
+    """Raise InputError unless the SAE fits the site: its width and, if its metadata say so, model, site and BOS.
+
+    The same is checked for the target of a transcoder.
+    """
     if sae.is_transcoder != bool(reader.others):
         raise InputError(
             "the SAE is a transcoder, but the run has no target"
             if sae.is_transcoder
-            else "the run has a target, but the SAE is no transcoder"
+            else "the run has a target, but the SAE is not a transcoder"
         )
     places = [(reader.site, "hook_name", sae.d_in)]
     places += [(site, "hook_name_out", sae.d_out) for site in reader.others]
@@ -140,13 +145,13 @@ def check_site(sae: SAE, reader: ActivationReader) -> None:
     check_bos(sae, prepend_bos=reader.bos_id is not None)
     if "prepend_bos" not in sae.metadata and reader.bos_id is None and adds_bos(reader.lm.tokenizer):
         note(
-            f"the tokenizer of {reader.lm.name} puts BOS before a text, but this SAE does not say that it was trained "
-            "so: text is read without BOS"
+            f"the tokenizer of {reader.lm.name} puts BOS before a text, but this SAE's metadata do not say whether it "
+            "was trained with BOS: text is read without it"
         )
 
 
 def check_bos(sae: SAE, *, prepend_bos: bool) -> None:
-    """Raises InputError where text begins with BOS and the SAE was trained without, or the other way round."""
+    """Raise InputError if the SAE was trained with BOS and text is read without it, or vice versa."""
     trained = sae.metadata.get("prepend_bos", prepend_bos)
     if trained != prepend_bos:
         states = {True: "with BOS before every window", False: "without BOS"}
@@ -157,7 +162,7 @@ def check_bos(sae: SAE, *, prepend_bos: bool) -> None:
 
 
 def about_activations(config: TrainConfig, tokens: Tokens, reader: ActivationReader) -> dict[str, Any]:
-    """What a folder of harvested activations says of itself."""
+    """The description of harvested activations for their manifest."""
     model = reader.lm.identity
     return {
         "model": model.name,

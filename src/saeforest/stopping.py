@@ -1,4 +1,4 @@
-"""Signals that ask a process to stop: Ctrl-C, an end of the session, a scheduler's warning."""
+"""Signals that ask a process to stop: Ctrl-C, the end of a terminal session, or a scheduler's warning."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
-#: SIGUSR1 is what Slurm is usually told to send before it ends a job.
+#: SIGUSR1 is the signal that Slurm is usually configured to send before it ends a job.
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 
@@ -21,7 +21,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Stop:
-    """Says whether a signal has asked to stop."""
+    """Calling it tells whether a signal has asked to stop."""
 
     signum: int | None = None
 
@@ -29,18 +29,21 @@ class Stop:
         return self.signum is not None
 
     def interrupted(self, message: str) -> Interrupted:
+        """The exception to raise after stopping; the message says what was kept."""
         return Interrupted(message, self.signum or signal.SIGINT)
 
 
-#: Nobody asks to stop.
+#: A `Stop` that never asks to stop.
 NEVER = Stop()
 
 
 @contextmanager
 def stopping(what: str) -> Iterator[Stop]:
-    """Yields what says whether to stop; the second signal stops at once. `what` is to be saved, for the message.
+    """Inside the `with` block, a signal only sets the `Stop` that this yields; a second one raises Interrupted at once.
 
-    Signals that were ignored before (`nohup`) stay ignored; outside the main thread signals are the caller's.
+    what: what is saved before stopping, for the message.
+
+    Signals that were ignored before (by `nohup`) stay ignored. Outside the main thread, signals are left to the caller.
     """
     stop = Stop()
 
@@ -48,7 +51,7 @@ def stopping(what: str) -> Iterator[Stop]:
         if stop():
             raise Interrupted("stopped at once", signum)
         stop.signum = signum
-        with suppress(OSError):  # Not print: the signal may come in the middle of one.
+        with suppress(OSError):  # not print, because the signal may arrive in the middle of one
             os.write(2, f"\nfinishing this step and saving {what}; again to stop at once\n".encode())
 
     with _handling(handle):
@@ -57,7 +60,7 @@ def stopping(what: str) -> Iterator[Stop]:
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Within, every signal that asks to stop raises Interrupted, so that nothing is left half-written."""
+    """Inside the `with` block, signals that ask to stop raise Interrupted, so that no file is left half-written."""
 
     def handle(signum: int, frame: FrameType | None) -> None:
         raise Interrupted("", signum)

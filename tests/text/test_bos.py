@@ -294,7 +294,10 @@ def test_another_state_than_in_training_is_refused(
     del sae.metadata["prepend_bos"]  # an SAE of before the setting: read as it was trained, and said
     capsys.readouterr()
     check_site(sae, reader)
-    assert "this SAE does not say that it was trained so: text is read without BOS" in capsys.readouterr().err
+    assert (
+        "this SAE's metadata do not say whether it was trained with BOS: text is read without it"
+        in capsys.readouterr().err
+    )
 
 
 def test_harvested_activations_say_and_keep_it(

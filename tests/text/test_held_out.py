@@ -175,7 +175,7 @@ def test_the_true_number_of_tokens(
     config = tiny_config(data=source, tokens=5_000_000, epochs=1)
     run = run_training(config, tmp_path / "run")
     there = run.tokens.n_tokens
-    assert f"its train text holds {there:,} tokens in whole windows, fewer than the 5,000,000 asked for" in (
+    assert f"the train text has {there:,} tokens in whole windows, fewer than the 5,000,000 requested" in (
         capsys.readouterr().err
     )
     resolved, sae = RunFolder(tmp_path / "run").load()

@@ -177,8 +177,8 @@ def test_long_work_says_its_peak_once(
     said = capsys.readouterr().err.splitlines()
     assert said == [
         "index: peak memory about 6.0 GiB (3.0 GiB more are available)",
-        "warning: index: this takes about 6.0 GiB, but the machine has 4.0 GiB for it; lower lm.batch_size, "
-        "or use a machine with more",
+        "warning: index: this takes about 6.0 GiB, but only 4.0 GiB are available; lower lm.batch_size, "
+        "or use a machine with more memory",
     ]
 
 
