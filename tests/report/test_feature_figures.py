@@ -118,7 +118,10 @@ def test_families_are_drawn_as_recorded() -> None:
             colours.add(to_hex(crosses[-1].get_color()))
         assert len(colours) == len(own["children"])
     assert "75%" in panel.caption
-    assert "point anywhere would be in 25%; but the clusters are labeled by the same encoder" in panel.caption
+    assert (
+        "For random directions it would be 25%; but the clusters are labeled by the same encoder"
+        in panel.caption
+    )
     fits(panel)
 
 

@@ -46,7 +46,7 @@ def test_what_cannot_be_compared_is_one_clear_line(tmp_path: Path, run: Path) ->
         compare([bare], tmp_path / "out")
     with pytest.raises(InputError, match=r"no config\.yaml; expected a run folder"):
         compare([tmp_path], tmp_path / "out")
-    with pytest.raises(InputError, match="one run folder or more"):
+    with pytest.raises(InputError, match="at least one run folder"):
         compare([], tmp_path / "out")
     used = tmp_path / "used"
     used.mkdir()
@@ -60,7 +60,7 @@ def test_what_cannot_be_compared_is_one_clear_line(tmp_path: Path, run: Path) ->
         compare([damaged], tmp_path / "out")
     assert not (tmp_path / "out").exists()
     inside = run / "eval" / "report"
-    with pytest.raises(InputError, match=r"lies in the run .*; choose another folder"):
+    with pytest.raises(InputError, match=r"is inside the run .*; choose a folder outside"):
         compare([run], inside)
     assert not inside.exists()
 

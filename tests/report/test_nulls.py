@@ -98,7 +98,7 @@ def test_what_a_gate_alone_gives_does_not_hold_before_its_null_is_measured(tmp_p
     assert len(against) == 3 + 2 + 2 + 1 + 1
     for result in against:
         assert result.verdict is Verdict.NEEDS_NULL, result.claim.text
-        assert "To be decided beside" in (result.claim.null or Null("")).why
+        assert "Deciding this takes" in (result.claim.null or Null("")).why
     assert not any(result.verdict is Verdict.HOLDS for result in claims.check_all(groups))
 
 
@@ -131,14 +131,14 @@ def test_the_report_says_what_is_needed(tmp_path: Path) -> None:
     compare([run], tmp_path / "out")
     values = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))
     edges = values["claims"][0]
-    assert edges["verdict"] == "not decided: needs its null"
+    assert edges["verdict"] == "not decided: needs a control"
     assert edges["null"].startswith("A child of a Tree SAE fires only where its parent does")
     for name in ("report.md", "report.html"):
         text = (tmp_path / "out" / name).read_text(encoding="utf-8")
-        assert "not decided: needs its null" in text
+        assert "not decided: needs a control" in text
         assert edges["null"] in text.replace("&#39;", "'")
         assert "without having learned a hierarchy" in text
-    assert "v-not-decided-needs-its-null" in text
+    assert "v-not-decided-needs-a-control" in text
 
 
 # -- cross-entropy
@@ -169,7 +169,7 @@ def test_the_order_by_cross_entropy_is_judged_by_the_score(tmp_path: Path) -> No
     assert all("CE loss score" in r.claim.text for r in results)
     (tree,) = (r for r in results if r.claim.left.kind == "tree")
     assert tree.paper.startswith(
-        "3.901, 3.873, 3.862, 3.857 (2 layers) against 3.939, 3.932, 3.925, 3.917, in nats"
+        "3.901, 3.873, 3.862, 3.857 (2 layers) vs. 3.939, 3.932, 3.925, 3.917, in nats"
     )
 
 
@@ -216,10 +216,10 @@ def test_partners(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("fixed", "verdict", "note"),
     [
-        (AllocationConfig(first=0), Verdict.HOLDS, "a count, one seed each"),
+        (AllocationConfig(first=0), Verdict.HOLDS, "counts of a single seed on both sides"),
         (
             AllocationConfig(root_reset_at=0.0), Verdict.UNDECIDED,
-            "not comparable: the reset to the root differs too (root_reset_at 0.512 and 0)",
+            "not comparable: the reset to the root also differs (root_reset_at 0.512 and 0)",
         ),
     ],
 )  # fmt: skip
@@ -283,8 +283,8 @@ def test_the_number_of_claims_is_said(tmp_path: Path) -> None:
     results = claims.check_all(gated_and_flat(tmp_path))
     text = " ".join(how_judged(results))
     judged = sum(r.verdict not in (Verdict.MISSING, Verdict.NEEDS_NULL, Verdict.SAME_PAIRS) for r in results)
-    assert f"{len(claims.claims())} claims were looked at and {judged} judged by intervals" in text
-    assert "without a correction for their number" in text
+    assert f"{len(claims.claims())} claims were checked, {judged} of them by intervals" in text
+    assert "without a correction for multiple comparisons" in text
 
 
 def test_agreement_of_levels_is_also_shown_by_active_feature(tmp_path: Path) -> None:

@@ -70,12 +70,12 @@ def test_a_mean_of_fewer_seeds_says_so(tmp_path: Path) -> None:
     block = next(table for table in page.summary if table.title.startswith("Hierarchy"))
     (mean,) = (row for row in block.rows if row[0].tone == "mean")
     assert mean[0].text == "mean of 3 seeds"
-    assert mean[1].small.endswith("; of 2 of 3 seeds")
+    assert mean[1].small.endswith("; 2 of 3 seeds")
     sparse = next(table for table in page.summary if table.title.startswith("Reconstruction"))
     (whole,) = (row for row in sparse.rows if row[0].tone == "mean")
     assert "seeds" not in whole[1].small
     finding = next(r.findings[0] for r in results if r.findings)
-    assert finding_text(finding).startswith("tree (3 seeds), of 2 of 3 seeds and topk: ")
+    assert finding_text(finding).startswith("tree (3 seeds), 2 of 3 seeds and topk: ")
 
 
 def test_only_seeds_make_one_setting(tmp_path: Path) -> None:

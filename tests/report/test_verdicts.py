@@ -109,7 +109,7 @@ def test_a_claim_is_checked_on_the_nearest_l0_with_the_papers_numbers(tmp_path: 
         (0.7, 0.7 - math.hypot(0.05, 0.05), 0.7 + math.hypot(0.05, 0.05))
     )
     assert result.paper == (  # of 2 layers, as here
-        "0.7, 0.63, 0.58, 0.8 (2 layers) against 0.17, 0.12, 0.08, 0.22, at L0 32, 48, 64, 80"
+        "0.7, 0.63, 0.58, 0.8 (2 layers) vs. 0.17, 0.12, 0.08, 0.22, at L0 32, 48, 64, 80"
     )
     three = replace(TREE, layer_sizes=(4, 4, 8), k_per_layer=(2, 1, 1))
     other = groups_in(
@@ -224,10 +224,10 @@ def test_what_is_not_comparable_does_not_count_beside_what_is(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("end", "verdict", "note"),
     [
-        (0.2, Verdict.HOLDS, "a count, one seed each"),
-        (0.09, Verdict.UNDECIDED, "a count, one seed each; too little below 0.01"),
-        (0.08, Verdict.UNDECIDED, "a count, one seed each; too little below 0.01"),
-        (0.01, Verdict.FAILS, "a count, one seed each"),
+        (0.2, Verdict.HOLDS, "counts of a single seed on both sides"),
+        (0.09, Verdict.UNDECIDED, "counts of a single seed on both sides; the difference is below 0.01"),
+        (0.08, Verdict.UNDECIDED, "counts of a single seed on both sides; the difference is below 0.01"),
+        (0.01, Verdict.FAILS, "counts of a single seed on both sides"),
     ],
 )
 def test_counts_of_one_seed_must_differ_by_something(
@@ -306,7 +306,7 @@ def test_claims_within_one_sae_and_against_a_number(tmp_path: Path) -> None:
     assert (trend.verdict, trend.findings[0].note) == (Verdict.UNDECIDED, "no interval")
     variant = found["variant_mcs_binary", "Tree SAE paper, Figure 16"]
     assert variant.findings[0].difference == pytest.approx((0.3, 0.2, 0.4))
-    assert variant.paper.startswith("0.74, 0.66, 0.53, 0.48 (2 layers) against 0.56")
+    assert variant.paper.startswith("0.74, 0.66, 0.53, 0.48 (2 layers) vs. 0.56")
 
 
 def test_the_papers_own_numbers_bear_out_its_claims() -> None:

@@ -1,4 +1,4 @@
-"""`saeforest compare`: a report on some runs, from what is on disk alone."""
+"""`saeforest compare`: a report that compares the SAEs of several runs, from their records on disk."""
 
 from .write import compare
 

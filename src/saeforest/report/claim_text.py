@@ -1,4 +1,4 @@
-"""What became of the claims, in words."""
+"""The verdicts on the papers' claims, in words."""
 
 from __future__ import annotations
 
@@ -10,12 +10,15 @@ from .numbers import number
 from .seed_groups import SeedGroup
 from .verdict import Finding, Result, Verdict
 
-# The share of an interval's misses that lie on one side.
+# Probability that a 95% interval misses the true value on a given side.
 _ONE_SIDED = 0.025
 
 
 class ClaimRow(NamedTuple):
-    """model: of the paper's numbers."""
+    """A row of the table of claims.
+
+    here: the comparisons made here, a line each. paper: the paper's numbers; model: the model they are of.
+    """
 
     text: str
     source: str
@@ -26,35 +29,38 @@ class ClaimRow(NamedTuple):
 
 
 def tally(results: Sequence[Result]) -> list[tuple[str, int]]:
+    """The number of claims with each verdict."""
     return [(verdict.value, sum(r.verdict is verdict for r in results)) for verdict in Verdict]
 
 
 def how_judged(results: Sequence[Result]) -> list[str]:
-    """What a verdict means and what it leaves out, in paragraphs."""
+    """What the verdicts mean and what they leave out, in paragraphs."""
     open_ = (Verdict.MISSING, Verdict.NEEDS_NULL, Verdict.SAME_PAIRS)
     n_judged = sum(result.verdict not in open_ for result in results)
     return [
-        "A claim holds if the 95 % interval of the difference lies on its side of zero, does not hold if it lies on "
-        "the other, and is undecided otherwise. A count of one seed has no interval: there a difference of less than "
-        "0.01 decides nothing. Values that were not measured alike, and SAEs of other sizes, L0, numbers of layers or "
-        "lengths of training, are not compared.",
-        f'"{Verdict.NEEDS_NULL.value}": the claim would also come out for an SAE that learned no hierarchy, for the '
-        "reason that stands with it, so it needs the same score of that SAE beside it. "
-        f'"{Verdict.SAME_PAIRS.value}": both sides count the same, and no amount of text decides.',
-        f"{len(results)} claims were looked at and {n_judged} judged by intervals, without a correction for their "
-        f"number: if no two SAEs differed, about {n_judged * _ONE_SIDED:.1g} would still hold by chance and as many "
+        "A claim holds if the 95% interval of the difference lies entirely on the claimed side of zero, does not hold "
+        "if it lies entirely on the other side, and is undecided otherwise. A count from a single seed has no "
+        "interval; a difference of less than 0.01 then decides nothing. Values that were measured differently are not "
+        "compared, nor are SAEs that differ in size, L0, number of layers or length of training.",
+        f'"{Verdict.NEEDS_NULL.value}": an SAE that learned no hierarchy would also satisfy the claim, for the reason '
+        "given with it, so the same score of such an SAE is needed as a control. "
+        f'"{Verdict.SAME_PAIRS.value}": both sides count the same pairs, and no amount of text can decide.',
+        f"{len(results)} claims were checked, {n_judged} of them by intervals, without a correction for multiple "
+        f"comparisons: if no two SAEs differed, about {n_judged * _ONE_SIDED:.1g} would hold by chance, and as many "
         "not hold.",
-        "The interval of a difference takes the two values as independent although they are of the same text: where "
-        "most of an interval is the text's own variation it is too wide, and a claim is undecided that paired "
-        "differences would decide. Most intervals resample context windows, of which a document spans several: these "
-        "are too narrow. Those of composition, absorption, sparse probing and TPP hold what was fitted fixed, and "
-        "are too narrow as well. With one seed each, a verdict is about these SAEs and not yet about their systems.",
-        "The papers' numbers are of other models, larger dictionaries and far longer training; the settings that "
-        "differ are listed beneath.",
+        "The interval of a difference treats the two values as independent although they were measured on the same "
+        "text. If the text accounts for most of the variation, the interval is too wide, and a claim may be undecided "
+        "that paired differences would decide. Most intervals resample context windows, and a document may span "
+        "several of them, so these intervals are too narrow. Those of composition, absorption, sparse probing and TPP "
+        "keep fitted quantities fixed and are also too narrow. With one seed each, a verdict is about these SAEs, not "
+        "about their architectures.",
+        "The papers' numbers come from other models, larger dictionaries and far longer training; the settings that "
+        "differ are listed below.",
     ]
 
 
 def claim_row(result: Result) -> ClaimRow:
+    """A claim and its verdict as a row of the table of claims."""
     model = result.claim.paper.trained if result.claim.paper else ""
     several = len(result.findings) > 1
     here = [finding_text(finding, several) for finding in result.findings]
@@ -72,8 +78,9 @@ def claim_row(result: Result) -> ClaimRow:
 
 
 def finding_text(finding: Finding, several: bool = False) -> str:
+    """One comparison in words. several: whether the claim has several, so that each needs its own verdict."""
     d = finding.difference
-    compared = f"{number(finding.left_value.value)} against {number(finding.right_value.value)}"
+    compared = f"{number(finding.left_value.value)} vs. {number(finding.right_value.value)}"
     measured = finding.left_value.interval or finding.right_value.interval
     bounds = f", {number(d.lower)} to {number(d.upper)}" if measured else ""
     sides = [(finding.left, finding.left_value)]
@@ -88,6 +95,6 @@ def finding_text(finding: Finding, several: bool = False) -> str:
 
 
 def fewer(group: SeedGroup, value: Value) -> str:
-    """Of how many of its seeds a value is, where not of all."""
+    """How many of the seeds have the value, if not all."""
     found = max(len(value.each), 1)
-    return "" if value.value is None or found == group.n_seeds else f"of {found} of {group.n_seeds} seeds"
+    return "" if value.value is None or found == group.n_seeds else f"{found} of {group.n_seeds} seeds"

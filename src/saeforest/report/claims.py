@@ -1,4 +1,4 @@
-"""What the papers say of how the systems compare (`data/*.claims.yaml`), as claims that the report checks."""
+"""The papers' claims on how systems compare (`data/*.claims.yaml`), which the report checks."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from .verdict import Claim, Null, PaperValue, Relation, Result, Side, check
 
 
 class _Claim(Data):
-    """A claim as the file has it; without `where` it is not in the paper.
+    """A claim in a claims file. A claim without `where` is not in the paper.
 
-    needs_null: the name of one of the file's nulls. All else is as in `Claim`, whose `said` is `paper` here.
+    needs_null: name of one of the file's nulls. The other fields are those of `Claim`; `paper` is its `said`.
     """
 
     claim: Name
@@ -34,7 +34,7 @@ class _Claim(Data):
 
 
 class _File(Data):
-    """Claims by topic."""
+    """A claims file: nulls by name, and claims by topic."""
 
     nulls: dict[Name, Null] = Field(default_factory=dict)
     claims: dict[Name, tuple[_Claim, ...]]
@@ -42,7 +42,7 @@ class _File(Data):
 
 @cache
 def claims() -> tuple[Claim, ...]:
-    """The claims of all papers. Raises InputError, which names the file, where one is damaged."""
+    """The claims of all papers. Raises InputError, naming the file, if one is malformed."""
     found: list[Claim] = []
     for name, paper in papers().items():
         path = DATA / f"{name}{CLAIMS_SUFFIX}"
@@ -76,4 +76,5 @@ def _claim(topic: str, claim: _Claim, file: _File, paper: Paper) -> Claim:
 
 
 def check_all(groups: Sequence[SeedGroup]) -> list[Result]:
+    """Check all claims against the measured SAEs."""
     return [check(claim, groups) for claim in claims()]

@@ -1,4 +1,4 @@
-"""The values that the report shows side by side, in blocks of columns: what measures declare of themselves."""
+"""The values that the report shows side by side, in blocks of columns, as declared by the measures."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from ..measures.columns import Block
 
 
 class Column(NamedTuple):
+    """A value of a measure as a column of the report. better: ↑ or ↓ if higher or lower is better."""
+
     measure: str
     value: str
     title: str
@@ -29,5 +31,5 @@ def _blocks() -> dict[Block, list[Column]]:
 BLOCKS: tuple[tuple[str, tuple[Column, ...]], ...] = tuple(
     (block.title, tuple(columns)) for block, columns in _blocks().items()
 )
-#: What a reader must know of a block of columns.
+#: Notes that a reader needs to interpret a block of columns.
 NOTES: dict[str, str] = {block.title: block.note for block in _blocks() if block.note}

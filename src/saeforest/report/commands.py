@@ -1,4 +1,4 @@
-"""The commands with which everything in a report can be made again."""
+"""The commands that reproduce everything in a report."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from .load import Entry
 
 
 def commands(entries: Sequence[Entry], runs: Iterable[Path], out: Path) -> list[str]:
+    """The commands that train, measure and compare the runs again."""
     found = []
     runs = list(dict.fromkeys(runs))
     for run in runs:
@@ -30,10 +31,10 @@ def commands(entries: Sequence[Entry], runs: Iterable[Path], out: Path) -> list[
 
 
 def _options(record: Record) -> str:
-    """How a measurement was asked for: tokens, reading and judge. All else is the default, or with the record."""
+    """The options of a measurement: tokens, preset and judge. Other settings are in the record."""
     settings, given = record.settings, []
     tokens, reading, config = (settings.get(key) for key in ("tokens_read", "reading", "config"))
-    # Labeled texts are as many as they are: their tokens are nobody's choice.
+    # The number of tokens of labeled texts is not an option.
     if isinstance(tokens, int) and "train_texts" not in settings:
         given.append(("tokens", str(tokens)))
     if reading and reading != "recommended":

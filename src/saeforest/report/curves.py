@@ -1,5 +1,7 @@
-"""Figures 13, 14 and 16 of the Tree SAE paper, and two of our own: precision against n, and MCS with and without the
-tree's parents."""
+"""Figures 13, 14 and 16 of the Tree SAE paper, and two that are not in the paper.
+
+The latter show precision against the number of pairs, and hierarchy scores with and without the tree's parents.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,7 @@ _LINESTYLES = ("-", "--", ":", "-.")
 
 
 def rank_curve(groups: Sequence[SeedGroup]) -> Panel | str:
-    """Figure 13: how near the parent lies to a child's direction, by the child's rank."""
+    """Figure 13: cosine between the parent and the child's direction, by the child's rank."""
     found: list[tuple[SeedGroup, np.ndarray, int, Value]] = []
     for group in groups:
         rows = []
@@ -51,9 +53,9 @@ def rank_curve(groups: Sequence[SeedGroup]) -> Panel | str:
         f"{_name(s, groups)} {trend.value:+.2f}" for s, *_, trend in found if trend.value is not None
     )
     caption = (
-        "The paper's Figure 13 shows, of 100 parents in TopK SAEs, the mean cosine of the parent with the probe "
-        "of its first to twentieth child by coverage: the better covered, the nearer. Here the same, of those "
-        f"parents that have so many children, {measured(v for *_, v in found)}; no interval. Rank correlation: "
+        "The paper's Figure 13 shows the mean cosine between a parent and the probes of its first to twentieth child "
+        "by coverage, for 100 parents in TopK SAEs: the higher the coverage, the higher the cosine. Here the same for "
+        f"all parents with enough children, {measured(v for *_, v in found)}, without intervals. Rank correlation: "
         f"{trends or 'none'}. The paper gives no numbers."
     )
     return Panel("figure-13", "Parents lie near children they cover (Figure 13)", caption, figure)
@@ -65,7 +67,7 @@ def dead_over_training(groups: Sequence[SeedGroup]) -> Panel | str:
     entries = entries or [e for s in groups for e in s.entries]
     entries = [e for e in entries if e.dead_rates is not None]
     if not entries:
-        return "no run holds the log of its training"
+        return "no run has its training log"
     shown, columns = entries[:_MOST_PANELS], min(len(entries), 2)
     n_rows = -(-len(shown) // columns)
     figure = new_figure(0.5 + 2.6 * n_rows)
@@ -79,10 +81,10 @@ def dead_over_training(groups: Sequence[SeedGroup]) -> Panel | str:
         axes.set_ylabel("dead features")
     left_out = f" {len(entries) - len(shown)} more SAEs are not drawn." if len(entries) > len(shown) else ""
     caption = (
-        "The paper's Figure 14 shows a Tree SAE with 4 layers and L0 32 over 97,657 steps: with reallocation "
-        "almost no feature is dead in any layer from step 40,000, without it 8 % of layer 3 are. Here the runs' "
-        "own logs: what share of each layer's features training counted as dead. Thin vertical lines: steps at "
-        f"which dead children moved to other parents. Counts, without an interval.{left_out}"
+        "The paper's Figure 14 shows a Tree SAE with 4 layers and L0 32 over 97,657 steps: with reallocation, "
+        "almost no feature is dead in any layer after step 40,000; without it, 8% of layer 3 are. Here: the fraction "
+        "of each layer's features that were counted as dead during training, from the runs' logs. Thin vertical lines "
+        f"mark steps at which dead children were moved to other parents. Counts have no interval.{left_out}"
     )
     return Panel("figure-14", "Dead features over training (Figure 14)", caption, figure)
 
@@ -112,7 +114,7 @@ def variants(groups: Sequence[SeedGroup]) -> Panel | str:
     ]
     found = [(s, values) for s, values in found if any(v.value is not None for v in values)]
     if not found:
-        return "the hierarchy record of no Tree SAE or HSAE compares the variants of MCS"
+        return "no hierarchy record of a Tree SAE or HSAE compares the variants of MCS"
     height = 0.75 + 0.25 * max(len(found), 2)
     figure = new_figure(height * len(VARIANTS) + 0.2)
     grid = figure.subplots(len(VARIANTS), 2, width_ratios=(3, 2), sharex="col", squeeze=False)
@@ -128,16 +130,16 @@ def variants(groups: Sequence[SeedGroup]) -> Panel | str:
         paper_dots(theirs, papers_own)
     values = [v for _, row in found for v in row if v.value is not None]
     caption = (
-        "The paper's Figure 16 shows the hierarchy score of Tree SAEs with four variants of MCS: plain binary is "
-        f"best, scaled correlation worst. Left: measured here, {measured(values)}. {bars(values)}. Grey on the "
-        "right: the paper's own numbers (one mark for each L0 of 32, 48, 64 and 80), of another model and on an "
-        f"axis of their own. {NULLS}"
+        "The paper's Figure 16 shows the hierarchy score of Tree SAEs with four variants of MCS: binary is best, "
+        f"scaled correlation worst. Left: measured here, {measured(values)}. {bars(values)}. Right, in gray: the "
+        "paper's numbers for another model (one mark for each L0 of 32, 48, 64 and 80), on a separate axis. "
+        f"{NULLS}"
     )
     return Panel("figure-16", "Variants of MCS (Figure 16)", caption, figure)
 
 
 def precision(groups: Sequence[SeedGroup]) -> Panel | str:
-    """Ours: of the n best pairs of each SAE, the share that are hierarchical."""
+    """Not in the paper: the fraction of hierarchical pairs among the n best pairs of each SAE."""
     found = [(s, way, curve) for s in groups for way, curve in _curves(s)]
     if not found:
         return "not measured in any run"
@@ -153,23 +155,23 @@ def precision(groups: Sequence[SeedGroup]) -> Panel | str:
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter("{x:,.0f}")
         axes.xaxis.set_minor_formatter("")
-    axes.set(xlabel="pairs counted, best first", ylabel="share that are hierarchical")
+    axes.set(xlabel="number of pairs, best first", ylabel="fraction that are hierarchical")
     axes.set_ylim(bottom=0)
     figure.legend(loc="outside right upper", fontsize=8, handlelength=3.5)
     values = [v for s, *_ in found if (v := s.value("hierarchy", "matched_tree")).value is not None]
     values += [v for s, *_ in found if (v := s.value("hierarchy", "matched_mcs")).value is not None]
     on = f", {measured(values)}" if values else ""
     caption = (
-        "Not in the paper, which counts as many pairs of each SAE as its tree has children, or 5 a parent. Here "
-        "equally many pairs of every SAE are counted, the best first: solid lines by its own tree, dashed lines "
-        f"by MCS. A higher line finds more hierarchical pairs at the same number{on}. No interval; that of "
-        f"matched_tree and matched_mcs is in the tables. Of a Tree SAE both count nearly the same pairs. {NULLS}"
+        "Not in the paper, which counts as many pairs of each SAE as its tree has children, or 5 per parent. Here "
+        "the same number of pairs is counted for every SAE, the best first: solid lines by its own tree, dashed lines "
+        f"by MCS. A higher line means more hierarchical pairs among the same number{on}. No intervals; those of "
+        f"matched_tree and matched_mcs are in the tables. For a Tree SAE, both count nearly the same pairs. {NULLS}"
     )
-    return Panel("precision", "Precision against the number of pairs (ours)", caption, figure)
+    return Panel("precision", "Precision against the number of pairs (not in the paper)", caption, figure)
 
 
 def _curves(group: SeedGroup) -> Iterator[tuple[str, np.ndarray]]:
-    """tree and mcs: of the first seed that has it, `[n, 2]` of pairs counted and precision."""
+    """For "tree" and "mcs", the curve of the first seed that has one: `[n, 2]` number of pairs, precision."""
     for way in ("tree", "mcs") if group.system.learns_forest else ("mcs",):
         for entry in _measured(group):
             with entry.showing("hierarchy"):
@@ -181,7 +183,7 @@ def _curves(group: SeedGroup) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def unconditional(groups: Sequence[SeedGroup]) -> Panel | str:
-    """Ours: what choosing only parents with children in the tree does to the hierarchy score."""
+    """Not in the paper: how restricting parents to those with children in the tree affects the hierarchy score."""
     names = (
         ("tree", "By the tree's edges"),
         ("tree_unconditional", "By the tree's edges, any parents"),
@@ -199,27 +201,27 @@ def unconditional(groups: Sequence[SeedGroup]) -> Panel | str:
         dots(axes, found)
     values = [v for _, found in rows for _, v in found]
     caption = (
-        "Not in the paper. Of a Tree SAE its protocol counts only parents with children in the tree, and by MCS "
-        "only as many pairs as the tree has; of flat SAEs it counts all sampled parents. That favours Tree SAEs, "
-        f"so here both ways, {measured(values)}. {bars(values)}. {NULLS}"
+        "Not in the paper. For a Tree SAE, the paper's protocol counts only parents with children in the tree and, by "
+        "MCS, only as many pairs as the tree has; for flat SAEs it counts all sampled parents. This favors Tree SAEs, "
+        f"so both ways are shown here, {measured(values)}. {bars(values)}. {NULLS}"
     )
-    return Panel("unconditional", "With and without the tree's parents (ours)", caption, figure)
+    return Panel("unconditional", "With and without the tree's parents (not in the paper)", caption, figure)
 
 
 def _measured(group: SeedGroup) -> list[Entry]:
-    """One of each seed; of seeds that were measured differently, the first."""
+    """One entry for each seed; only the first if the seeds were measured differently."""
     found = group.measured("hierarchy")
     return found[:1] if group.differs("hierarchy") else found
 
 
 def _name(group: SeedGroup, groups: Sequence[SeedGroup]) -> str:
-    """The system; or the SAE, where there are several of its system."""
+    """The name of the system, or of the SAE if several have this system."""
     same = [s for s in groups if s.system == group.system]
     return group.system.title if len(same) == 1 else group.label
 
 
 def _styles(groups: Sequence[SeedGroup]) -> list[str]:
-    """Lines of one system, and so of one colour, differ in their dashes."""
+    """Line styles that differ between SAEs of the same system, which have the same color."""
     systems = [s.system for s in groups]
     return [_LINESTYLES[systems[:i].count(s) % 4] for i, s in enumerate(systems)]
 
@@ -228,6 +230,6 @@ FIGURES: tuple[tuple[str, Callable[[Sequence[SeedGroup]], Panel | str]], ...] = 
     ("Parents lie near children they cover (Figure 13)", rank_curve),
     ("Dead features over training (Figure 14)", dead_over_training),
     ("Variants of MCS (Figure 16)", variants),
-    ("Precision against the number of pairs (ours)", precision),
-    ("With and without the tree's parents (ours)", unconditional),
+    ("Precision against the number of pairs (not in the paper)", precision),
+    ("With and without the tree's parents (not in the paper)", unconditional),
 )

@@ -1,4 +1,4 @@
-"""Where the SAEs of a report were trained in another way than the papers' own."""
+"""How the training settings of the SAEs in a report differ from the papers'."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from .papers import papers
 from .seed_groups import SeedGroup
 from .system import kind_of, whole
 
-# What matters to an SAE beside its own settings and its optimizer's; and what of those does not.
+# Settings that matter other than those of SAE and optimizer; and settings of SAE and optimizer that do not.
 _SHARED = ("model", "site", "tokens", "epochs")
 _POSITIONS = ("exclude_first", "exclude_special", "max_norm")
 _NO_MATTER = ("precision", "state", "architecture")
 
 
 class Deviations(NamedTuple):
-    """The label of an SAE, the preset of the paper that is nearest to it, and the settings that differ, as text."""
+    """The label of an SAE, the nearest preset of a paper, and the settings that differ from it, as text."""
 
     label: str
     preset: str
@@ -29,7 +29,7 @@ class Deviations(NamedTuple):
 
 
 def deviations(groups: Iterable[SeedGroup]) -> list[Deviations]:
-    """How every SAE differs from the paper's; SAEs of systems or numbers of layers that no paper has are left out."""
+    """How each SAE differs from the nearest one in a paper. SAEs without a counterpart in a paper are left out."""
     found = []
     for group in groups:
         if (preset := _nearest(group)) is not None:
@@ -48,7 +48,7 @@ def _differing(ours: dict[str, str], theirs: dict[str, str]) -> str:
 
 
 def _nearest(group: SeedGroup) -> str | None:
-    """The preset of the same system and number of layers that is nearest in L0, then in features."""
+    """The papers' preset of the same system and number of layers that is nearest in L0, then in size."""
     sae, kind = group.first.config.sae, group.system.kind
 
     def far(name: str) -> tuple[int, int, str]:
@@ -63,12 +63,12 @@ def _nearest(group: SeedGroup) -> str | None:
     for name in (name for paper in papers().values() for name in paper.presets):
         if len(PRESETS[name].sae.layer_sizes) == len(sae.layer_sizes):
             of_papers.setdefault(kind_of(PRESETS[name]), []).append(name)
-    # An ablation without a preset of its own is the paper's system but for what was taken away.
+    # An ablation without a preset of its own is compared with the preset of the whole system.
     return min(of_papers.get(kind) or of_papers.get(whole(kind), ()), key=far, default=None)
 
 
 def _of_interest(config: TrainConfig) -> tuple[dict[str, str], dict[str, str], dict[str, str]]:
-    """The settings that may differ, as text by key: what is read, the SAE, the optimizer."""
+    """Settings as text by key: those of the data, the SAE and the optimizer."""
     whole: dict[str, Any] = to_dict(config)
     reads = {
         **{key: whole[key] for key in _SHARED},
@@ -83,7 +83,7 @@ def _of_interest(config: TrainConfig) -> tuple[dict[str, str], dict[str, str], d
 
 
 def _text(value: str) -> str:
-    """As in a configuration file, where numbers are short."""
+    """A value as in a configuration file, with numbers in short form."""
     if value in ("None", "True", "False"):
         return {"None": "null", "True": "true", "False": "false"}[value]
     try:

@@ -1,4 +1,4 @@
-"""Figures of single features, as the Tree SAE paper draws them: figures 1 and 10 to 12, figure 9, and figure 15."""
+"""Figures of individual features, as in the Tree SAE paper: Figures 1, 9, 10 to 12, and 15."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from ..measures import landscape
 from ..measures.record import Record
 from .panel import Panel
 
-# Okabe and Ito's colours, apart for the colour-blind too; markers, apart in print.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#B5A900")
+# Okabe and Ito's colors, which color-blind readers can tell apart; the markers can be told apart in print.
+_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#B5A900")
 _MARKERS = ("o", "^", "s", "D", "v", "P", "X", "*")
 _CHILD, _PARENT, _BARS, _OTHERS = "#0072B2", "#D55E00", "#B8B8B8", "#9A9A9A"
 _WIDTH = 9.0
@@ -24,7 +24,7 @@ _GRID = 401
 
 
 def geometry_panels(record: Record) -> list[Panel]:
-    """Of the record "geometry": the families beneath their parents, and siblings among unrelated features."""
+    """The figures of a record of "geometry": families beneath their parents, and siblings among unrelated features."""
     panels = []
     families = [family for family in record.detail["families"] if "children" in family]
     if families:
@@ -47,7 +47,7 @@ def _families(record: Record, families: Sequence[Mapping[str, Any]]) -> Panel:
     value, chance = record.value, record.detail["chance"]
     config = record.settings["config"]
     more = (
-        f" The first {len(shown)} of {len(families)} families are drawn."
+        f" The first {len(shown)} of {len(families)} families are shown."
         if len(shown) < len(families)
         else ""
     )
@@ -55,20 +55,21 @@ def _families(record: Record, families: Sequence[Mapping[str, Any]]) -> Panel:
         "No encoder direction could be compared with a cluster. "
         if value["agreement"] is None or value["toward"] is None
         else f"Here {value['agreement']:.0%} of the encoder directions are nearest, in this plane, to their own "
-        f"child's cluster, at a mean cosine of {value['toward']:.2f}. Directions that point anywhere would be in "
-        f"{chance:.0%}; but the clusters are labeled by the same encoder, so an SAE that was never trained agrees far "
-        "more often, and is what to compare with. "
+        f"child's cluster, with a mean cosine of {value['toward']:.2f}. For random directions it would be "
+        f"{chance:.0%}; but the clusters are labeled by the same encoder, so an untrained SAE agrees far more often, "
+        "and is the right comparison. "
     )
     caption = (
-        "Activations beneath a parent, on the first two principal components of those on which any of its children "
-        "fires; colour and marker tell the child that fires most strongly, crosses are the means, arrows the "
-        "children's encoder directions (all of a family by the same scale, from the mean of its points). In the "
-        "paper's figure 9 the directions of two of three families point toward their children's clusters. "
-        f"{measured}Activations are in the SAE's normalised units, at most {config['max_points']} a child; "
+        "Activations on which any child of the parent fires, projected onto their first two principal components. "
+        "Color and marker show the child that fires most strongly, crosses the means, and arrows the children's "
+        "encoder directions (with the same scale within a family, starting at the mean of its points). In the paper's "
+        "Figure 9, the directions of two of three families point toward their children's clusters. "
+        f"{measured}Activations are in the SAE's normalized units, at most {config['max_points']} per child; "
         + (
             "the families were named by the user."
             if config["parents"]
-            else "the families were chosen for overlapping least, so they flatter; the paper's choice is not stated."
+            else "the families were chosen for least overlap, so they are favorable examples; the paper does not say "
+            "how it chose its families."
         )
         + more
     )
@@ -83,22 +84,22 @@ def _family(axis: Axes, family: Mapping[str, Any]) -> None:
     scale = 0.8 * extent / longest if longest > 0 else 1.0
     for i, child in enumerate(family["children"]):
         own = points[points[:, 2] == i]
-        colour, marker = _look(i)
+        color, marker = _look(i)
         cosine = "" if child["cosine"] is None else f"  cos {child['cosine']:.2f}".replace("-", "−")
         axis.scatter(
-            own[:, 0], own[:, 1], s=14, alpha=0.45, color=colour, marker=marker, linewidths=0,
+            own[:, 0], own[:, 1], s=14, alpha=0.45, color=color, marker=marker, linewidths=0,
             label=f"{child['child']}{cosine}",
         )  # fmt: skip
     for i, child in enumerate(family["children"]):
-        own_colour, _ = _look(i)
+        own_color, _ = _look(i)
         if child["centroid"] is not None:
             axis.plot(*child["centroid"], "x", color="white", markersize=9, markeredgewidth=4, zorder=3)
-            axis.plot(*child["centroid"], "x", color=own_colour, markersize=8, markeredgewidth=2, zorder=3)
+            axis.plot(*child["centroid"], "x", color=own_color, markersize=8, markeredgewidth=2, zorder=3)
         x, y = (scale * part for part in child["encoder"])
-        for colour, width in (("white", 5.0), (own_colour, 2.2)):
+        for color, width in (("white", 5.0), (own_color, 2.2)):
             axis.annotate(
                 "", (x, y), (0, 0), zorder=4,
-                arrowprops={"arrowstyle": "-|>", "color": colour, "linewidth": width, "shrinkA": 0, "shrinkB": 0},
+                arrowprops={"arrowstyle": "-|>", "color": color, "linewidth": width, "shrinkA": 0, "shrinkB": 0},
             )  # fmt: skip
     first, second = family["explained"]
     axis.set_title(f"parent {family['parent']}", fontsize=11)
@@ -115,9 +116,9 @@ def _family(axis: Axes, family: Mapping[str, Any]) -> None:
 
 
 def _look(i: int) -> tuple[str, str]:
-    """Colour and marker; when the colours come round again, each goes with another marker."""
-    turn, place = divmod(i, len(_COLOURS))
-    return _COLOURS[place], _MARKERS[(place + turn) % len(_MARKERS)]
+    """Color and marker of the i-th child. When colors repeat, each comes with another marker."""
+    turn, place = divmod(i, len(_COLORS))
+    return _COLORS[place], _MARKERS[(place + turn) % len(_MARKERS)]
 
 
 def _umap(record: Record) -> Panel:
@@ -132,9 +133,9 @@ def _umap(record: Record) -> Panel:
         )
     for i, parent in enumerate(umap["parents"]):
         own = points[points[:, 2] == i]
-        colour, marker = _look(i)
+        color, marker = _look(i)
         axis.scatter(
-            own[:, 0], own[:, 1], s=34, color=colour, marker=marker,
+            own[:, 0], own[:, 1], s=34, color=color, marker=marker,
             edgecolors="white", linewidths=0.5, label=f"children of {parent}",
         )  # fmt: skip
     axis.set_xticks([])
@@ -144,19 +145,19 @@ def _umap(record: Record) -> Panel:
     measured = (
         ""
         if value["sibling_cosine"] is None or value["unrelated_cosine"] is None
-        else "Measured on all families, in the decoder itself: the mean cosine of siblings is "
-        f"{value['sibling_cosine']:.3f}, that of unrelated features {value['unrelated_cosine']:.3f}. "
+        else "Measured in the decoder itself, on all families: the mean cosine between siblings is "
+        f"{value['sibling_cosine']:.3f}, between unrelated features {value['unrelated_cosine']:.3f}. "
     )
     caption = (
-        "Decoder rows of the children of some parents, drawn at random, among as many features of the same layers "
-        "from other families, laid out by UMAP (cosine distance). The HSAE paper draws siblings against unrelated "
-        f"features in this way. {measured}Distances between far clusters mean nothing in a UMAP."
+        "Decoder rows of the children of randomly chosen parents, and of the same number of features of the same "
+        "layers from other families, projected by UMAP (cosine distance), as in the HSAE paper. "
+        f"{measured}Distances between distant clusters have no meaning in UMAP."
     )
     return Panel("geometry-siblings", "Siblings among unrelated features", caption, figure)
 
 
 def probe_panels(record: Record) -> list[Panel]:
-    """Of the record "reconstruction_score": for each parent in focus, where its children's concepts point."""
+    """The figures of a record of "reconstruction_score": the children's concepts of each parent shown in detail."""
     return [
         _probes(focus)
         for focus in record.detail.get("focus", [])
@@ -183,18 +184,18 @@ def _probes(focus: Mapping[str, Any]) -> Panel:
         axes[lowest, column].tick_params(labelbottom=True)
     caption = (
         f"Feature {focus['parent']}, which fires on {focus['density']:.2%} of the tokens, as the parent of features "
-        "that fire where it fires. For each child: the cosines of all features' decoder vectors with the direction "
-        "that a probe finds for the child's concept (grey), of the child itself (solid line) and of the parent "
+        "that fire where it fires. For each child: the cosines between all features' decoder vectors and the direction "
+        "that a probe finds for the child's concept (gray), that of the child itself (solid line) and of the parent "
         "(dashed line), with their ranks among all features. A parent that shares the concept ranks high; one that "
-        "merely fires there does not, whatever the coverage. These are figures 1 and 10 to 12 of the Tree SAE paper "
-        "for this SAE and this text; the paper's features are those of its own SAEs."
+        "merely fires there does not, whatever its coverage. These correspond to Figures 1 and 10 to 12 of the Tree "
+        "SAE paper, for this SAE and this text."
     )
     key, title = f"probes-{focus['parent']}", f"Probes for the children of {focus['parent']}"
     return Panel(key, title, caption, figure)
 
 
 def _cosines(children: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
-    """The range in which there are any."""
+    """The range of cosines that occur."""
     found = [c for child in children for c in (child["cos_child"], child["cos_parent"]) if c is not None]
     for child in children:
         edges, filled = child["histogram"]["edges"], np.flatnonzero(child["histogram"]["counts"])
@@ -210,20 +211,20 @@ def _probe(axis: Axes, child: Mapping[str, Any]) -> None:
     axis.yaxis.set_major_formatter("{x:,.0f}")
     axis.stairs(child["histogram"]["counts"], child["histogram"]["edges"], fill=True, color=_BARS)
     axis.set_ylim(bottom=0.7)
-    for role, colour, dash, place in (("child", _CHILD, "-", 0.0), ("parent", _PARENT, "--", 1.0)):
+    for role, color, dash, place in (("child", _CHILD, "-", 0.0), ("parent", _PARENT, "--", 1.0)):
         cosine, rank = child[f"cos_{role}"], child[f"rank_{role}"]
         text = f"{role}: undefined"
         if cosine is not None:
-            axis.axvline(cosine, color=colour, linestyle=dash, linewidth=2)
+            axis.axvline(cosine, color=color, linestyle=dash, linewidth=2)
             text = f"{role} {cosine:.2f}, rank {rank:,}".replace("-", "−")
         axis.text(
-            place, 1.03, text, color=colour, fontsize=7.5, transform=axis.transAxes,
+            place, 1.03, text, color=color, fontsize=7.5, transform=axis.transAxes,
             ha="left" if place == 0 else "right",
         )  # fmt: skip
 
 
 def landscape_panels(k: float = 0.05) -> list[Panel]:
-    """The least losses of a parent and a child by how near they lie to a concept (App. H); k: their cosine."""
+    """The minimum loss of a parent and a child by their cosines with a concept (App. H). k: their mutual cosine."""
     figure = Figure(figsize=(_WIDTH, 4.4), layout="constrained")
     s = np.linspace(0, 1, _GRID)
     parent, child = np.meshgrid(s, s)
@@ -244,14 +245,14 @@ def landscape_panels(k: float = 0.05) -> list[Panel]:
         axis.set_title(title)
         axis.set_xlabel("$S_p$: cosine of parent and concept", parse_math=True)
         axis.set_ylabel("$S_c$: cosine of child and concept", parse_math=True)
-        figure.colorbar(mesh, ax=axis, label="least loss", shrink=0.75)
+        figure.colorbar(mesh, ax=axis, label="minimum loss", shrink=0.75)
     caption = (
-        "The least loss that a parent and a child with decoder vectors of cosine "
-        f"{k:g} can reach on one concept, by how near each lies to it: figure 15 of the Tree SAE paper, from its "
-        "Eq. 12 and 13. Left: under a Tree SAE's multi-level loss a child alone (upper left) stays at a loss of 1, "
-        "and it takes the parent to come down. Right: under an ordinary loss the child alone already reaches 0, with "
-        "a parent that has nothing to do with the concept. Hatched: no three unit vectors have these cosines; the "
-        "paper draws the formulas there too, and notes that the losses turn negative."
+        "The minimum loss on one concept that a parent and a child can reach if their decoder vectors have cosine "
+        f"{k:g}, by the cosine of each with the concept: Figure 15 of the Tree SAE paper, from its Eq. 12 and 13. "
+        "Left: with a Tree SAE's multi-level loss, a child alone (upper left) stays at a loss of 1; reducing it takes "
+        "the parent. Right: with an ordinary loss, the child alone already reaches 0, with a parent unrelated to the "
+        "concept. Hatched: no three unit vectors have these cosines; the paper plots the formulas there too, and notes "
+        "that the losses become negative."
     )
     return [
         Panel("loss-landscape", "Why the multi-level loss ties a parent to its children", caption, figure)

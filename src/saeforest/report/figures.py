@@ -1,7 +1,7 @@
-"""The figures of the Tree SAE paper that the runs fill, and two of our own.
+"""Figures 3 to 8 of the Tree SAE paper, for the runs of a report.
 
-Whatever the paper reports stands in a panel of its own, in hollow grey or thin lines and under its model's name: it is
-of another model, other text and a larger dictionary, and never shares an axis with what was measured here.
+The paper's numbers are shown in a separate panel, in hollow gray marks or thin lines and under their model's name: they
+come from another model, other text and a larger dictionary, and never share an axis with what was measured here.
 """
 
 from __future__ import annotations
@@ -17,14 +17,16 @@ from .load import Value
 from .panel import NULLS, Panel
 from .papers import Along, Reported, reported
 from .seed_groups import SeedGroup
-from .style import GREY, new_figure, note
+from .style import GRAY, new_figure, note
 from .system import System
 
-_INTERVAL = "Bars are 95 % intervals"
-_SEEDS = "small dots single seeds, whose mean is the large one"
+_INTERVAL = "Bars are 95% intervals"
+_SEEDS = "small dots are single seeds, large ones their mean"
 
 
 class Metric(NamedTuple):
+    """A value of a measure as a row of a figure."""
+
     measure: str
     value: str
     title: str
@@ -48,27 +50,30 @@ _FIDELITY = (
 
 
 class Spec(NamedTuple):
+    """A figure of the paper. paper: what it shows there, for the caption."""
+
     key: str
     title: str
     metrics: tuple[Metric, ...]
     by: Along
-    """What runs along the paper's horizontal axis."""
+    """Quantity on the paper's horizontal axis."""
     paper: str
 
 
 SPECS = (
     Spec("figure-3", "Splitting, absorption, AutoInterp, composition (Figure 3)", _PATHOLOGIES, "l0",
-         "The paper's Figure 3 shows that Tree and Matryoshka SAEs split and absorb less than TopK, Matching Pursuit "
-         "more."),
+         "The paper's Figure 3 shows less splitting and absorption in Tree and Matryoshka SAEs than in TopK, and more "
+         "in Matching Pursuit."),
     Spec("figure-4", "Hierarchy (Figure 4)", _HIERARCHY, "l0",
-         "The paper's Figure 4 shows the share of parent-child pairs of which both lie among the 5 features nearest to "
-         "the direction of the child's concept: Tree SAEs far above the others, by their tree and by MCS. "
+         "The paper's Figure 4 shows the fraction of parent-child pairs in which both are among the 5 features nearest "
+         "to the direction of the child's concept: far higher in Tree SAEs than in others, by their tree and by MCS. "
          f"{NULLS}"),
     Spec("figure-5", "Hierarchy by size (Figure 5)", _HIERARCHY, "size",
          "The paper's Figure 5 shows the same for 6,144, 24,576 and 49,152 features at L0 8, 32 and 64. "
          f"{NULLS}"),
     Spec("figure-6", "Reconstruction (Figure 6)", _FIDELITY, "l0",
-         "The paper's Figure 6 shows Matching Pursuit best and Tree SAEs clearly ahead of TopK and Matryoshka."),
+         "In the paper's Figure 6, Matching Pursuit is best, and Tree SAEs are clearly better than TopK and "
+         "Matryoshka."),
     Spec("figure-7", "Reconstruction by size (Figure 7)", _FIDELITY, "size",
          "The paper's Figure 7 shows the same for three sizes of Tree and Matryoshka SAEs."),
     Spec("figure-8", "Splitting, absorption, AutoInterp, composition by size (Figure 8)", _PATHOLOGIES, "size",
@@ -77,7 +82,10 @@ SPECS = (
 
 
 def compared(spec: Spec, groups: Sequence[SeedGroup]) -> Panel | str:
-    """A row for each metric: what was measured here on the left, the paper's numbers on the right."""
+    """A figure with a row for each metric: measured here on the left, the paper's numbers on the right.
+
+    Returns the reason, as a string, if there is nothing to show.
+    """
     rows = [(metric, having(groups, metric.measure, metric.value)) for metric in spec.metrics]
     missing = [metric.title for metric, found in rows if not found]
     rows = [(metric, found) for metric, found in rows if found]
@@ -103,36 +111,41 @@ def compared(spec: Spec, groups: Sequence[SeedGroup]) -> Panel | str:
     if as_lines:
         legend(figure, [s.system for _, found in rows for s, _ in found])
     told = f"Not measured: {', '.join(missing)}. " if missing else ""
-    shown = "Grey" if not as_lines else "Thin lines with hollow marks"
+    shown = "in gray" if not as_lines else "thin lines with hollow marks"
     right = (
         "one mark for each L0 of 32, 48, 64 and 80" if spec.by == "l0" else "6,144, 24,576, 49,152 features"
     )
     average = ""
     if as_lines:
-        other = "of the size with most of them" if spec.by == "l0" else "of the L0 nearest to the largest's"
-        average = f" The marks at the right end are means. A line holds the SAEs {other}."
+        other = (
+            "of the size that has the most SAEs"
+            if spec.by == "l0"
+            else "with L0 nearest to the largest one's"
+        )
+        average = f" The marks at the right end are means. A line connects the SAEs {other}."
     caption = (
         f"{spec.paper} Left: measured here, {measured(v for _, found in rows for _, v in found)}. "
         f"{bars(v for _, found in rows for _, v in found)}.{average} {told}"
-        f"{shown} on the right: the paper's own numbers ({right}), of another model and on an axis of their own."
+        f"Right, {shown}: the paper's numbers for another model ({right}), on a separate axis."
     )
     return Panel(spec.key, spec.title, caption, figure)
 
 
 def having(groups: Iterable[SeedGroup], measure: str, value: str) -> list[tuple[SeedGroup, Value]]:
-    """The SAEs that have the value; of a forest's edges, those that learned it: others were given theirs by a rule."""
+    """The SAEs that have the value. For scores of a forest's edges, only SAEs that learned their forest."""
     of_forest = measure == "hierarchy" and "tree" in value
     able = [s for s in groups if s.system.learns_forest or not of_forest]
     return [(s, found) for s in able if (found := s.value(measure, value)).value is not None]
 
 
 def paper_title(axes: Axes, theirs: Reported | None, size: str) -> None:
+    """Title a panel of the paper's numbers with the paper's model and size."""
     model = theirs.paper.model if theirs else "no numbers"
-    axes.set_title(f"paper: {model}, {size}", loc="right", fontsize=8.5, color=GREY, fontweight="normal")
+    axes.set_title(f"paper: {model}, {size}", loc="right", fontsize=8.5, color=GRAY, fontweight="normal")
 
 
 def measured(values: Iterable[Value]) -> str:
-    """On how many tokens, for a caption."""
+    """The number of measured tokens, for a caption."""
     tokens = sorted({v.tokens for v in values})
     if not tokens:
         return "on no tokens"
@@ -140,11 +153,12 @@ def measured(values: Iterable[Value]) -> str:
 
 
 def bars(values: Iterable[Value]) -> str:
+    """What bars and dots mean, for a caption."""
     return f"{_INTERVAL}; {_SEEDS}" if any(v.each for v in values) else _INTERVAL
 
 
 def _varies(groups: Iterable[SeedGroup], by: str) -> bool:
-    """Whether some system was trained at two values of L0 in one size, or in two sizes."""
+    """Whether some system was trained with two values of L0 in one size, or (by "size") in two sizes."""
     seen: dict[tuple[System, int], set[int]] = {}
     for s in groups:
         line, place = ((s.system, s.d_sae), round(s.l0)) if by == "l0" else ((s.system, 0), s.d_sae)
@@ -153,7 +167,7 @@ def _varies(groups: Iterable[SeedGroup], by: str) -> bool:
 
 
 def error(value: Value) -> list[list[float]] | None:
-    """The interval as matplotlib wants it: distances below and above."""
+    """The interval as matplotlib expects it: distances below and above the value."""
     if value.interval is None or value.value is None:
         return None
     low, high = value.interval
@@ -161,7 +175,7 @@ def error(value: Value) -> list[list[float]] | None:
 
 
 def dots(axes: Axes, points: Sequence[tuple[SeedGroup, Value]]) -> None:
-    """A row for each SAE, top down: its value with its interval."""
+    """Draw a row for each SAE, from the top: its value with its interval."""
     for row, (group, value) in enumerate(points):
         look: dict[str, Any] = {"color": group.system.color, "marker": group.system.marker}
         if value.value is None:
@@ -176,7 +190,7 @@ def dots(axes: Axes, points: Sequence[tuple[SeedGroup, Value]]) -> None:
 
 
 def _row_names(groups: Sequence[SeedGroup]) -> list[str]:
-    """The systems; where one stands in several rows, its SAEs."""
+    """Row names: the system, with the SAE's label if a system has several rows."""
     systems = [s.system for s in groups]
     return [
         s.system.title if systems.count(s.system) == 1 else short(f"{s.system.title}: {s.label}")
@@ -185,27 +199,29 @@ def _row_names(groups: Sequence[SeedGroup]) -> list[str]:
 
 
 def short(text: str, limit: int = 42) -> str:
+    """The text, cut to `limit` characters with an ellipsis."""
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
 def paper_dots(axes: Axes, theirs: Reported | None) -> None:
+    """Draw the paper's numbers, a row for each system."""
     if theirs is None:
         note(axes, "no numbers")
         return
     keys = sorted(theirs.series, key=lambda key: System(*key).rank)
     for row, key in enumerate(keys):
         axes.plot(
-            theirs.series[key], [row] * len(theirs.series[key]), ls="", marker="o", mfc="none", mec=GREY, ms=5
+            theirs.series[key], [row] * len(theirs.series[key]), ls="", marker="o", mfc="none", mec=GRAY, ms=5
         )
-    axes.set_yticks(range(len(keys)), [System(*key).title for key in keys], color=GREY, fontsize=8)
+    axes.set_yticks(range(len(keys)), [System(*key).title for key in keys], color=GRAY, fontsize=8)
     axes.set_ylim(len(keys) - 0.4, -0.6)
-    axes.tick_params(axis="x", labelcolor=GREY, labelsize=8)
+    axes.tick_params(axis="x", labelcolor=GRAY, labelsize=8)
     axes.grid(visible=False, axis="y")
     axes.margins(x=0.08)
 
 
 def lines(axes: Axes, points: Sequence[tuple[SeedGroup, Value]], by: str) -> None:
-    """A line for each system along L0 or size; the mark behind its end is the average of its points."""
+    """Draw a line for each system along L0 or size; the mark after its end is the mean of its points."""
     of: dict[System, list[tuple[float, Value]]] = {}
     for group, value in one_line(points, by):
         of.setdefault(group.system, []).append((group.l0 if by == "l0" else group.d_sae, value))
@@ -228,10 +244,10 @@ def lines(axes: Axes, points: Sequence[tuple[SeedGroup, Value]], by: str) -> Non
 
 
 def one_line(points: Sequence[tuple[SeedGroup, Value]], by: str) -> list[tuple[SeedGroup, Value]]:
-    """Of each system the points in which nothing but L0, or nothing but size, need differ.
+    """The points of each system that form a line, differing only in L0 or only in size.
 
-    Along L0 those of the size that has most points, the smallest of several; along size those whose L0 is nearest to
-    that of its largest SAE.
+    Along L0: those of the size with the most points, the smallest if several have as many. Along size: for each size,
+    the one with L0 nearest to that of the system's largest SAE.
     """
     chosen: list[tuple[SeedGroup, Value]] = []
     for system in dict.fromkeys(s.system for s, _ in points):
@@ -268,9 +284,10 @@ def _paper_lines(axes: Axes, theirs: Reported | None, by: Along) -> None:
             x, numbers, color=system.color, marker=system.marker, mfc="white", lw=0.8, ms=4.5, alpha=0.8
         )
     _along(axes, by, places)
-    axes.tick_params(labelcolor=GREY, labelsize=8)
+    axes.tick_params(labelcolor=GRAY, labelsize=8)
 
 
 def legend(figure: Figure, systems: Iterable[System]) -> None:
+    """Add a legend of the systems above a figure."""
     handles = [Line2D([], [], color=s.color, marker=s.marker, label=s.title) for s in dict.fromkeys(systems)]
     figure.legend(handles=handles, loc="outside upper center", ncols=min(len(handles), 4), fontsize=8.5)

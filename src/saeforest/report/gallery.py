@@ -1,4 +1,4 @@
-"""All figures of the report: those that compare SAEs, and closer looks at single ones."""
+"""All figures of the report: those that compare SAEs, and closer looks at individual ones."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from .style import styled
 
 
 class Gallery(NamedTuple):
-    """The panels, and one line for each figure that has no data."""
+    """The panels, and a line for each figure that has no data."""
 
     panels: list[Panel]
     skipped: list[str]
 
 
 def compare_figures(groups: Sequence[SeedGroup]) -> Gallery:
-    """The papers' figures that compare SAEs, and ours, as far as the SAEs fill them."""
+    """The figures that compare SAEs, as far as there are data for them."""
     makers: list[tuple[str, Callable[[Sequence[SeedGroup]], Panel | str]]] = [
         *((spec.title, partial(compared, spec)) for spec in SPECS),
         *FIGURES,
@@ -41,9 +41,9 @@ def compare_figures(groups: Sequence[SeedGroup]) -> Gallery:
 
 
 def closer_looks(entries: Sequence[Entry]) -> list[Panel]:
-    """What the records of single SAEs hold to look at; keys and titles say of which SAE.
+    """Figures of individual SAEs; keys and titles name the SAE.
 
-    Raises InputError where a record is not what its figures need.
+    Raises InputError if a record lacks what its figures need.
     """
     from .feature_figures import geometry_panels, landscape_panels, probe_panels
 
@@ -70,7 +70,7 @@ def _of(entry: Entry, number: int, measure: str, make: Callable[[Record], list[P
 
 
 def _distinct(panels: Sequence[Panel]) -> Iterator[Panel]:
-    """Keys name files: plain ones, each once."""
+    """Make keys usable as file names: plain characters, and unique."""
     seen: dict[str, int] = {}
     for panel in panels:
         key = re.sub(r"[^a-z0-9]+", "-", panel.key.lower()).strip("-")

@@ -1,4 +1,4 @@
-"""What the report compares: the SAEs of some runs, read from their folders alone."""
+"""Loading what the report compares: the SAEs of some runs with their records, from the runs' folders."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ..run_folder import RunFolder
 from ..training.log import has_log
 from .system import System, kind_of
 
-#: the variants of MCS as the hierarchy record names them, the papers' choice first
+#: Variants of MCS by their names in the hierarchy record, and their titles; the paper's choice first.
 VARIANTS = (
     ("mcs_binary", "binary"),
     ("mcs_binary_scaled", "scaled binary"),
@@ -29,9 +29,9 @@ VARIANTS = (
 
 
 class Value(NamedTuple):
-    """A value of a record, or why there is none.
+    """A value of a record, or the reason (`why`) if there is none.
 
-    each: the values of the SAEs that `value` is the mean of, where it is one.
+    each: the individual values if `value` is a mean over seeds.
     """
 
     value: float | None
@@ -46,9 +46,9 @@ class Value(NamedTuple):
 class Entry:
     """One SAE of a run.
 
-    label:   names it in the report, and no other.
-    config:  of its training, as if it had been alone.
-    records: of its measures, by name.
+    label:   unique name of the SAE in the report.
+    config:  its training configuration, as if it had been trained alone.
+    records: its records by measure.
     """
 
     label: str
@@ -59,39 +59,43 @@ class Entry:
 
     @cached_property
     def system(self) -> System:
+        """The system of the SAE, ablations told apart."""
         return System(kind_of(self.config), len(self.config.sae.layer_sizes))
 
     @property
     def d_sae(self) -> int:
+        """Number of features."""
         return sum(self.config.sae.layer_sizes)
 
     @property
     def l0(self) -> float:
-        """As measured, or else the L0 that training aimed at."""
+        """The measured L0, else the target of training."""
         measured = self.value("sparsity", "l0").value
         return float(sum(self.config.sae.k_per_layer)) if measured is None else measured
 
     def path(self, measure: str) -> Path:
-        """Of the record."""
+        """The path of a measure's record."""
         return self.run.record(self.name, measure)
 
     @contextmanager
     def showing(self, measure: str) -> Iterator[None]:
-        """Around what reads the record's detail. Raises InputError where that is not what the measure writes."""
+        """Context for reading a record's detail. Raises InputError if it is not in the measure's format."""
         try:
             yield
         except (KeyError, TypeError, IndexError, ValueError, AttributeError) as error:
             raise InputError(
-                f"{self.path(measure)}: its detail lacks what the report shows ({error!r}); "
+                f"{self.path(measure)}: its detail lacks data that the report shows ({error!r}); "
                 f"run `{self.eval_command(measure)} --again`"
             ) from None
 
     def eval_command(self, measure: str) -> str:
+        """The command that takes a measure of this SAE."""
         return command(
             "eval", self.run, "--measures", measure, *(("--sae", self.name) if self.run.several else ())
         )
 
     def value(self, measure: str, name: str) -> Value:
+        """A value of a measure's record by name."""
         record = self.records.get(measure)
         if record is None:
             return Value(None, why=f"{measure} was not measured")
@@ -103,7 +107,7 @@ class Entry:
 
     @cached_property
     def dead_rates(self) -> DeadRates | None:
-        """Over training: of the record, or else of the log itself. None where there is neither."""
+        """Dead features over training, from the record or else from the log; None if there is neither."""
         record = self.records.get("dead_training")
         if record is not None:
             with self.showing("dead_training"):
@@ -130,7 +134,7 @@ def _dead_rates(record: Record) -> DeadRates:
 
 
 def _from_detail(record: Record, name: str) -> Value:
-    """What figures show of a record but its values do not: a variant of MCS, or the trend of a rank curve."""
+    """A value that is only in a record's detail: a variant of MCS, or the trend of a rank curve."""
     tokens = record.tokens
     if name.startswith("variant_") and isinstance(variants := record.detail.get("variants"), dict):
         found = variants.get(name.removeprefix("variant_"))
@@ -144,13 +148,13 @@ def _from_detail(record: Record, name: str) -> Value:
 
 
 def rank_curve(record: Record) -> tuple[np.ndarray, int]:
-    """Of the record "hierarchy": the mean cosine of parents with their children by rank, and the number of parents."""
+    """From a record of "hierarchy": the mean cosine of parents and children by rank, and the number of parents."""
     row = record.detail.get("rank_curve") or {}
     return np.array(row.get("cos_parent") or [], dtype=float).reshape(-1), int(row.get("parents", 0))
 
 
 def _trend(curve: np.ndarray, tokens: int) -> Value:
-    """Spearman's correlation of a curve with its ranks. No interval: the parents behind each point are the same."""
+    """Spearman's correlation of a curve with its ranks, without interval: all points come from the same parents."""
     if len(curve) < 5:
         return Value(None, why="no parent has enough children by coverage for a curve")
     ranks = np.argsort(np.argsort(curve))
@@ -159,12 +163,12 @@ def _trend(curve: np.ndarray, tokens: int) -> Value:
 
 
 def load_runs(runs: Sequence[Path]) -> list[Entry]:
-    """The SAEs of the runs, in the order given; a run may be named twice but is read once.
+    """The SAEs of the runs, in the order given. A run that is named twice is read once.
 
-    Raises InputError where a folder is no run, a record is damaged, or nothing at all was measured.
+    Raises InputError if a folder is not a run, a record is damaged, or nothing was measured.
     """
     if not runs:
-        raise InputError("compare: expected one run folder or more")
+        raise InputError("compare: expected at least one run folder")
     folders = list({run.resolve(): run for run in runs}.values())
     found: list[Entry] = []
     for folder, run_label in zip(folders, _distinct(folders), strict=True):
@@ -188,7 +192,7 @@ def _records(folder: Path) -> dict[str, Record]:
 
 
 def _distinct(folders: Sequence[Path]) -> list[str]:
-    """As many of the last parts of each path as it takes to tell them apart."""
+    """For each path, as many of its last parts as are needed to tell the paths apart."""
     parts = [folder.resolve().parts for folder in folders]
     for n in range(1, max(map(len, parts)) + 1):
         names = ["/".join(part[-n:]) for part in parts]
@@ -202,7 +206,7 @@ def _printable(text: str) -> str:
 
 
 def flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested settings as lines of text."""
+    """Nested settings as a flat dict of text, with dotted keys."""
     flat: dict[str, str] = {}
     for key, value in settings.items():
         if isinstance(value, dict):

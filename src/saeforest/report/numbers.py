@@ -8,7 +8,7 @@ DASH = "–"
 
 
 def number(value: float | None) -> str:
-    """With four digits or so, and as many decimals as others of its size."""
+    """A number with about four digits, and the same number of decimals as others of its size."""
     if value is None:
         return DASH
     size = abs(value)
@@ -20,4 +20,5 @@ def number(value: float | None) -> str:
 
 
 def interval(value: Value) -> str:
+    """The interval of a value as text; empty if there is none."""
     return "" if value.interval is None else f"{number(value.interval[0])} to {number(value.interval[1])}"

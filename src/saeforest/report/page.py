@@ -1,4 +1,4 @@
-"""What the report says, as plain text in tables and sections: the same for the page and for Markdown."""
+"""The content of the report as plain text in tables and sections, the same for HTML and Markdown."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .verdict import Result
 
 
 class Details(NamedTuple):
-    """All there is of one SAE."""
+    """All values and settings of one SAE."""
 
     title: str
     tables: list[Table]
@@ -30,7 +30,7 @@ class Details(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Page:
-    """All that the templates show."""
+    """All content that the templates show."""
 
     title: str
     shared: list[tuple[str, str]]
@@ -50,7 +50,7 @@ class Page:
 
 
 def build_page(entries: Sequence[Entry], runs: Sequence[Path], out: Path) -> tuple[Page, list[Result]]:
-    """The page, and what became of the claims. SAEs stand in the order of their systems, sizes and L0."""
+    """The page, and the results on the claims. SAEs are ordered by system, size and L0."""
     groups, notes = seed_groups(entries), Footnotes()
     entries = [entry for group in groups for entry in group.entries]
     results = check_all(groups)
@@ -84,7 +84,7 @@ def build_page(entries: Sequence[Entry], runs: Sequence[Path], out: Path) -> tup
 
 
 def _compared(entries: Sequence[Entry]) -> tuple[list[tuple[str, str]], Table]:
-    """What all SAEs have in common, and a table of what differs between them."""
+    """The settings that all SAEs share, and a table of those that differ."""
     facts = [_facts(entry) for entry in entries]
     keys = list(facts[0])
     common = [key for key in keys if key != "system" and len({fact[key] for fact in facts}) == 1]
@@ -106,7 +106,7 @@ def _facts(entry: Entry) -> dict[str, str]:
         {str(found) for record in entry.records.values() if (found := record.settings.get(key))}
         for key in ("reading", "judge")
     )
-    # Labeled texts are not what was trained on.
+    # Records on labeled texts are left out: their data are not the text of the run.
     text = {
         str(r.settings["data"])
         for r in entry.records.values()
@@ -182,7 +182,7 @@ def _details(entry: Entry) -> Details:
         method = record.settings.get("interval_method", "")
         tables.append(
             Table(
-                name, ["value", "", "95 % interval", "unit, or why there is none"], rows,
+                name, ["value", "", "95% interval", "unit, or reason if undefined"], rows,
                 f"{record.tokens:,} tokens. Interval: {method or 'unknown'}.",
             )
         )  # fmt: skip

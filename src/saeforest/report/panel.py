@@ -1,4 +1,4 @@
-"""Panel: one figure of the report, with what is said about it."""
+"""Panel: a figure of the report with its title and caption."""
 
 from __future__ import annotations
 
@@ -6,16 +6,18 @@ from typing import NamedTuple
 
 from matplotlib.figure import Figure
 
-#: With every figure of hierarchy scores.
-NULLS = "A Tree SAE scores high here without having learned a hierarchy: see the note beneath the table of values."
+#: Note added to the caption of every figure of hierarchy scores.
+NULLS = (
+    "A Tree SAE scores high here even if it has learned no hierarchy: see the note below the table of values."
+)
 
 
 class Panel(NamedTuple):
     """A figure of the report.
 
-    key:     names its files, figures/KEY.png and figures/KEY.svg: lower-case letters, digits and hyphens.
+    key:     name of its files, figures/KEY.png and figures/KEY.svg: lower-case letters, digits and hyphens.
     title:   a heading of a few words.
-    caption: what is shown, on what it was measured, what the interval is. Plain text: the page escapes it.
+    caption: what is shown, on what it was measured, what the interval is. Plain text, which the page escapes.
     figure:  drawn with `layout="constrained"`, 9 inches wide.
     """
 

@@ -1,4 +1,4 @@
-"""Tables that set what was measured beside the papers' settings and numbers."""
+"""Tables that compare the SAEs of a report with the papers' settings and numbers."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ from .tables import Cell, Table
 
 
 def deviations_table(groups: Sequence[SeedGroup]) -> Table:
+    """The settings of each SAE that differ from the nearest one in a paper."""
     return Table(
         "Settings that differ from the papers'",
-        ["SAE", "the paper's, as a preset", "what is read", "SAE", "optimizer"],
+        ["SAE", "nearest preset of a paper", "data", "SAE settings", "optimizer"],
         [[Cell(part or DASH) for part in row] for row in deviations(groups)],
-        "In brackets the preset's. null: by the length of the run or, of a dictionary's layers, all. What a paper does "
-        "not give is the preset's own choice: docs/presets.md.",
+        "The preset's values are in parentheses. null: derived from the length of the run or, for layers, all of them. "
+        "Settings that a paper does not give are the preset's own choice: see docs/presets.md.",
     )
 
 
 def paper_tables(groups: Sequence[SeedGroup]) -> list[Table]:
-    """The papers' tables of which something was measured here."""
+    """The papers' tables, for which something was measured here."""
     tables = [_l0_by_layer(groups), _cooccurrence(groups)]
     tables += [_table(table, groups) for paper in papers().values() for table in paper.tables]
     return [table for table in tables if table.rows]
@@ -63,15 +64,15 @@ def _cooccurrence(groups: Sequence[SeedGroup]) -> Table:
         ])  # fmt: skip
     trained = "; ".join(dict.fromkeys(of.paper.trained for of in papers_own if of))
     return Table(
-        "Siblings that fire together, and |k| (Tables 3 and 4)",
-        ["SAE", "siblings together", "paper, L0 32 to 80", "|k|", "paper, L0 32"],
+        "Co-firing of siblings, and |k| (Tables 3 and 4)",
+        ["SAE", "co-firing of siblings", "paper, L0 32 to 80", "|k|", "paper, L0 32"],
         rows,
-        f"Paper: {trained}. The siblings of a flat SAE are those of the forest inferred for it.",
+        f"Paper: {trained}. For a flat SAE, siblings are those of the forest inferred for it.",
     )
 
 
 def _table(table: PaperTable, groups: Sequence[SeedGroup]) -> Table:
-    """A paper's table; above its rows those of the same systems measured here, if there are any."""
+    """A table of a paper, with rows of the same systems measured here above the paper's rows, if there are any."""
     rows = []
     for s in groups:
         values = [s.value(c.measure, c.value) for c in table.columns]

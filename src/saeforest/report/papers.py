@@ -1,4 +1,4 @@
-"""The papers' own numbers (`data/*.yaml`), to stand beside ours: of other models and text, and larger dictionaries."""
+"""The papers' own numbers (`data/*.yaml`) for comparison; they come from other models, text and larger dictionaries."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ Along = Literal["l0", "size"]
 
 
 class Data(Schema):
-    """The base of what the files in `data/` hold: an unknown key is a mistake there."""
+    """Base class of the contents of files in `data/`, where an unknown key is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Ablation(Data):
-    """A system with something taken away.
+    """A system with a component removed.
 
-    settings: it is one if all settings of one of these sets have these values.
-    shares: settings that it must have in common with the whole system to be compared with it, and what they are.
+    settings: alternative sets of settings; an SAE is this ablation if all settings of one set have these values.
+    shares: settings in which it must agree with the whole system to be compared with it, with their descriptions.
     """
 
     system: Name
@@ -46,7 +46,7 @@ class Ablation(Data):
 
 
 class Numbers(Data):
-    """One value of a measure; `where`: the figures or tables of it."""
+    """A paper's numbers for one value of a measure. where: the figures or tables they are from."""
 
     measure: Name
     value: Name
@@ -56,34 +56,36 @@ class Numbers(Data):
 
 
 class LayerL0(Data):
-    """System -> layers -> the average L0 of each layer, for each L0 and for the smallest and the largest size."""
+    """System -> layers -> mean L0 of each layer, for each L0 and for the smallest and the largest size."""
 
     by_l0: dict[Name, dict[int, tuple[tuple[float, ...], ...]]]
     by_size: dict[Name, dict[int, tuple[tuple[float, ...], ...]]]
 
 
 class TableColumn(Data):
+    """A column of a paper's table, and the value of a measure that corresponds to it."""
+
     title: Name
     measure: Name
     value: Name
 
 
 class TableRow(Data):
-    """Where it was measured; L0, then a number for each column."""
+    """A row of a paper's table. where: the model and site; numbers: L0, then one for each column."""
 
     where: Name
     numbers: tuple[float, ...]
 
 
 class TableRows(Data):
-    """The rows of one system, and what it is called there."""
+    """The rows of one system, and its name in the paper."""
 
     name: Name
     rows: tuple[TableRow, ...]
 
 
 class PaperTable(Data):
-    """A table of a paper; `measure` decides which SAEs stand in it with what was measured here."""
+    """A table of a paper. measure: SAEs with a record of it are shown in the table too."""
 
     title: Name
     note: Name
@@ -93,10 +95,12 @@ class PaperTable(Data):
 
 
 class Paper(Data):
-    """What a paper reports. `trained` and `model`: on what, in a few words.
+    """What a paper reports.
 
-    l0, sizes: of its SAEs, for the numbers of each series; `measured_l0`: of systems that have another L0 than asked.
-    presets: those that train its systems anew.
+    trained, model: what its SAEs were trained on, in a few words; the language model.
+    l0, sizes: values of L0 and sizes for which a series has numbers.
+    measured_l0: measured L0 of systems that do not have the L0 of `l0`.
+    presets: presets that train its systems.
     """
 
     name: Name
@@ -113,7 +117,7 @@ class Paper(Data):
     tables: tuple[PaperTable, ...] = ()
 
     def series(self, measure: str, value: str, along: Along = "l0") -> Series:
-        """One number for each L0 or each size, by system; empty where the paper has none."""
+        """One number for each L0 or each size, by system; empty if the paper has none."""
         for numbers in self.numbers:
             if (numbers.measure, numbers.value) == (measure, value):
                 by_layers = numbers.by_l0 if along == "l0" else numbers.by_size
@@ -123,11 +127,11 @@ class Paper(Data):
         return {}
 
     def layers_of(self, kind: str) -> list[int]:
-        """The numbers of layers with which it reports a system, in ascending order."""
+        """The numbers of layers for which it reports a system, in ascending order."""
         return sorted({n for numbers in self.numbers for n in numbers.by_l0.get(kind, ())})
 
     def systems(self) -> set[str]:
-        """All systems that it gives numbers of."""
+        """All systems that it gives numbers for."""
         groups = [*(n.by_l0 for n in self.numbers), *(n.by_size for n in self.numbers), self.measured_l0]
         groups += [table.rows for table in self.tables]
         groups += [self.l0_by_layer.by_l0, self.l0_by_layer.by_size] if self.l0_by_layer else []
@@ -143,9 +147,9 @@ class Reported(NamedTuple):
 
 @cache
 def papers() -> dict[str, Paper]:
-    """The papers by the names of their files, in the order in which the report speaks of them.
+    """The papers by the names of their files, in the order of the report.
 
-    Raises InputError, which names the file, where one is damaged or speaks of an unknown system.
+    Raises InputError, naming the file, if one is malformed or names an unknown system.
     """
     files = sorted(path for path in DATA.glob("*.yaml") if not path.name.endswith(CLAIMS_SUFFIX))
     found = {path.stem: checked(Paper, read_yaml(path), path) for path in files}
@@ -157,19 +161,19 @@ def papers() -> dict[str, Paper]:
 
 
 def check_systems(systems: set[str], known: set[str], path: Path) -> None:
-    """Raises InputError where a file speaks of a system that there is not."""
+    """Raises InputError if a file names an unknown system."""
     if unknown := systems - known:
         raise InputError(f"{path}: no such system: {listed(unknown)}; expected some of {listed(known)}")
 
 
 @cache
 def ablations() -> dict[str, Ablation]:
-    """Those of all papers, by the name of their kind."""
+    """The ablations of all papers, by name."""
     return {kind: ablation for paper in papers().values() for kind, ablation in paper.ablations.items()}
 
 
 def reported(measure: str, value: str, along: Along = "l0") -> Reported | None:
-    """What the first paper that has the value reports of it."""
+    """The numbers of the first paper that reports the value; None if none does."""
     for paper in papers().values():
         if series := paper.series(measure, value, along):
             return Reported(paper, series)

@@ -1,4 +1,4 @@
-"""SAEs that differ in their seeds alone, taken together."""
+"""Groups of SAEs that differ only in their seeds."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..measures.record import Record
 from .load import Entry, Value
 from .system import System
 
-# The settings of a record that say how it was measured. Others name the SAE, or its training.
+# Settings of a record that say how it was measured. The others describe the SAE or its training.
 _HOW = (
     "reading", "positions", "data", "split", "tokens_read", "context", "prepend_bos", "lm_dtype", "config", "probe",
     "judge", "model_fingerprint",
@@ -25,39 +25,45 @@ _HOW = (
 
 @dataclass(frozen=True, eq=False)
 class SeedGroup:
-    """SAEs that differ in their seeds alone. Their values are averaged; a seed that came twice counts once."""
+    """SAEs that differ only in their seeds. Their values are averaged; a seed that occurs twice counts once."""
 
     entries: tuple[Entry, ...]
 
     @property
     def first(self) -> Entry:
+        """The first SAE of the group."""
         return self.entries[0]
 
     @property
     def system(self) -> System:
+        """The system of the SAEs."""
         return self.first.system
 
     @property
     def d_sae(self) -> int:
+        """Number of features."""
         return self.first.d_sae
 
     @property
     def l0(self) -> float:
+        """Mean L0 of the SAEs."""
         return sum(entry.l0 for entry in self.entries) / len(self.entries)
 
     @property
     def n_seeds(self) -> int:
+        """Number of different seeds."""
         return len({entry.config.seed for entry in self.entries})
 
     @property
     def label(self) -> str:
+        """Name of the group in the report."""
         if self.n_seeds == 1:
             return self.first.label
         shared = re.sub(r"-seed-\d+$", "", self.first.label)
         return f"{shared} ({self.n_seeds} seeds)"
 
     def measured(self, measure: str) -> list[Entry]:
-        """Those with a record of the measure, one for each seed."""
+        """The SAEs with a record of the measure, one for each seed."""
         of_seed: dict[int, Entry] = {}
         for entry in self.entries:
             if measure in entry.records:
@@ -65,15 +71,15 @@ class SeedGroup:
         return list(of_seed.values())
 
     def differs(self, measure: str) -> str:
-        """In which setting the seeds' records were measured differently, if so."""
+        """The first setting in which the seeds' records of a measure differ; empty if they agree."""
         first, *others = [entry.records[measure] for entry in self.measured(measure)] or [None]
         return next((key for r in others if first and r and (key := differently(first, r))), "")
 
     def value(self, measure: str, name: str) -> Value:
-        """The mean over the seeds that have the value, of which there is none if they were measured differently.
+        """The mean over the seeds that have the value; undefined if they were measured differently.
 
-        With several, the interval covers both the error of measuring one (the same text is measured for all: it does
-        not shrink) and, by Student's t, the spread between them.
+        The interval of a mean combines the measurement error of one SAE, which does not shrink since all are measured
+        on the same text, and the spread between seeds by Student's t.
         """
         found = [e.value(measure, name) for e in self.measured(measure)] or [self.first.value(measure, name)]
         known = [(v, v.value) for v in found if v.value is not None]
@@ -93,31 +99,31 @@ class SeedGroup:
 
 
 def differently(a: Record, b: Record) -> str:
-    """The first setting by which two records of a measure are not measured alike; empty if they are."""
-    # Training's log is what it is, whatever text was measured later.
+    """The first setting in which two records of a measure were measured differently; empty if there is none."""
+    # The training log does not depend on the measured text.
     keys = ("config",) if a.measure == "dead_training" else _HOW
     for key in keys:
-        # Records of before a model had a fingerprint may be of any.
+        # Records of older versions have no fingerprint of the model.
         known = key != "model_fingerprint" or all(record.settings.get(key) for record in (a, b))
         if known and _how(a, key) != _how(b, key):
             return key
-    # On how much of the text losses are taken is in no setting.
+    # The number of tokens with losses is not among the settings.
     return "tokens" if a.measure == "cross_entropy" and a.tokens != b.tokens else ""
 
 
 def _how(record: Record, key: str) -> Any:
-    """A setting; of a measure's own settings those that are no matter of chance or of patience."""
+    """A setting; for a measure's own settings, without seeds and settings that do not affect the values."""
     value = record.settings.get(key)
-    if key == "prepend_bos":  # there was none before records said so
+    if key == "prepend_bos":  # records of older versions do not have it: there was no BOS
         return bool(value)
     if key in ("config", "probe") and isinstance(value, dict):
-        # The judge has a setting of its own: its name. Figures 13 and 16 are drawn beside the scores.
+        # The judge's name is a separate setting. The rank curve and variants do not affect the scores.
         return {k: v for k, v in value.items() if k not in ("seed", "judge", "rank_curve", "variants")}
     return value
 
 
 def seed_groups(entries: Iterable[Entry]) -> list[SeedGroup]:
-    """The SAEs grouped by everything but their seeds, in the order of systems, sizes and L0."""
+    """Group SAEs that differ only in their seeds; ordered by system, size and L0."""
     groups: dict[str, list[Entry]] = {}
     for entry in entries:
         groups.setdefault(_but_for_seed(entry.config), []).append(entry)
@@ -126,5 +132,5 @@ def seed_groups(entries: Iterable[Entry]) -> list[SeedGroup]:
 
 
 def _but_for_seed(config: TrainConfig) -> str:
-    """A text that is equal for two configurations that differ in nothing that matters but the seed."""
+    """A text that is the same for two configurations that differ only in the seed and settings that do not matter."""
     return repr(replace(config, seed=0, device="", log_every=1, checkpoint_minutes=0.0, saes={}))

@@ -1,4 +1,4 @@
-"""How every figure looks. The colors and markers of systems are their own (`saes/`)."""
+"""The common style of all figures. Colors and markers of systems are defined with them (`saes/`)."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 WIDTH = 9.0
-"""Of a figure, in inches."""
-GREY = "#767676"
-"""Of what the papers report: always hollow, always in a panel of its own."""
+"""Width of a figure in inches."""
+GRAY = "#767676"
+"""Color of the papers' numbers, which have hollow marks and a separate panel."""
 
 _RC: Any = {
     "font.size": 9.5,
@@ -31,7 +31,7 @@ _RC: Any = {
     "legend.frameon": False,
     "lines.linewidth": 1.6,
     "lines.markersize": 6,
-    "text.parse_math": False,  # names are data: a $ in one is a $
+    "text.parse_math": False,  # a $ in a name is a plain $
     "svg.hashsalt": "saeforest",
     "savefig.dpi": 160,
 }
@@ -39,25 +39,28 @@ _RC: Any = {
 
 @contextmanager
 def styled() -> Iterator[None]:
+    """Context in which figures are drawn in the common style."""
     with matplotlib.rc_context(_RC), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing")  # a sign in a name that the font lacks
+        warnings.filterwarnings(
+            "ignore", message="Glyph .* missing"
+        )  # a character in a name that the font lacks
         yield
 
 
 def new_figure(height: float) -> Figure:
-    """Of the common width; `height` in inches."""
+    """A new figure of the common width; `height` in inches."""
     return Figure(figsize=(WIDTH, height), layout="constrained")
 
 
 def note(axes: Axes, text: str) -> None:
-    """In the middle of a panel that has nothing to show, why."""
-    axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color=GREY, fontsize=8.5)
+    """Write in the middle of an empty panel why it is empty."""
+    axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color=GRAY, fontsize=8.5)
     axes.set(xticks=[], yticks=[])
     axes.grid(visible=False)
 
 
 def render(figure: Figure, kind: str) -> bytes:
-    """The figure as png or svg; of the same figure always the same bytes."""
+    """The figure as png or svg; the same figure always gives the same bytes."""
     out = io.BytesIO()
     with styled():
         figure.savefig(out, format=kind, metadata={"Date": None} if kind == "svg" else {"Software": None})

@@ -1,4 +1,4 @@
-"""Systems as the report tells them apart: what an SAE class says of itself, and the papers' ablations of it."""
+"""Systems as the report distinguishes them: the SAE classes, and the papers' ablations of them."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from .papers import Ablation, ablations
 
 
 class System(NamedTuple):
-    """A kind of SAE; two that differ in their number of layers are different systems, as in the papers' figures.
+    """A kind of SAE with a number of layers; different numbers are different systems, as in the papers' figures.
 
-    kind: the name of a system, or of an ablation of one.
+    kind: name of a system or of an ablation.
     """
 
     kind: str
@@ -22,20 +22,23 @@ class System(NamedTuple):
 
     @property
     def ablation(self) -> Ablation | None:
+        """The ablation that it is; None for a whole system."""
         return ablations().get(self.kind)
 
     @property
     def sae_class(self) -> type[SAE]:
+        """The class of its SAEs."""
         return SYSTEMS[whole(self.kind)]
 
     @property
     def title(self) -> str:
+        """Name in the report."""
         name = kind_title(self.kind)
         return name if self.layers == 1 else f"{name}, {self.layers} layers"
 
     @property
     def color(self) -> str:
-        """The same wherever it appears."""
+        """Color in all figures."""
         if self.ablation:
             return self.ablation.color
         two_layers = self.sae_class.color_of_two_layers if self.layers == 2 else ""
@@ -43,36 +46,39 @@ class System(NamedTuple):
 
     @property
     def marker(self) -> str:
+        """Marker in all figures."""
         return self.ablation.marker if self.ablation else self.sae_class.marker
 
     @property
     def rank(self) -> tuple[int, int]:
-        """Its place among the systems."""
+        """Its position in the order of systems."""
         return _kinds().index(self.kind), self.layers
 
     @property
     def learns_forest(self) -> bool:
+        """Whether its SAEs learn a forest."""
         return self.sae_class.has_forest
 
     @property
     def gated(self) -> bool:
-        """A child fires only where its parent does."""
+        """Whether a child fires only where its parent does."""
         return self.sae_class.gated
 
 
 def whole(kind: str) -> str:
-    """The system of a kind: itself, or what it is an ablation of."""
+    """The whole system of a kind: the kind itself, or the system that it is an ablation of."""
     ablation = ablations().get(kind)
     return ablation.system if ablation else kind
 
 
 def kind_title(kind: str) -> str:
+    """The name of a system or ablation in the report."""
     ablation = ablations().get(kind)
     return ablation.title if ablation else SYSTEMS[kind].title
 
 
 def kind_of(config: TrainConfig) -> str:
-    """The system that a configuration trains, as the papers tell systems apart."""
+    """The system or ablation that a configuration trains."""
     sae = config.sae
     for kind, ablation in ablations().items():
         if ablation.system == sae.architecture and any(

@@ -1,4 +1,4 @@
-"""Tables of the report: the same for the page, for Markdown and for JSON."""
+"""Tables of the report, the same for HTML and Markdown."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .seed_groups import SeedGroup
 
 
 class Cell(NamedTuple):
-    """text: the value; small: beneath it; note: the number of a footnote; tone: names a colour."""
+    """A cell. text: the value; small: small text below it; note: number of a footnote; tone: name of a color."""
 
     text: str
     small: str = ""
@@ -21,32 +21,37 @@ class Cell(NamedTuple):
 
 
 class Table(NamedTuple):
+    """A table with its title and a note."""
+
     title: str
     head: list[str]
     rows: list[list[Cell]]
     note: str = ""
-    """One sentence beneath it."""
+    """Text below the table."""
 
 
 @dataclass
 class Footnotes:
-    """Reasons, each numbered once."""
+    """Numbered footnotes; the same text gets the same number."""
 
     texts: list[str] = field(default_factory=list)
 
     def number(self, text: str) -> int:
+        """The number of a footnote with this text, from 1."""
         if text not in self.texts:
             self.texts.append(text)
         return self.texts.index(text) + 1
 
 
 def cell(value: Value, notes: Footnotes) -> Cell:
+    """A value with its interval; a dash with a footnote if it is undefined."""
     if value.value is None:
         return Cell(DASH, note=notes.number(value.why or "undefined"))
     return Cell(number(value.value), interval(value))
 
 
 def mean_cell(group: SeedGroup, value: Value, notes: Footnotes) -> Cell:
+    """The mean over seeds with its interval, and the number of seeds if some are missing."""
     made = cell(value, notes)
     small = "; ".join(text for text in (made.small, fewer(group, value)) if text)
     return made._replace(small=small, tone="mean")

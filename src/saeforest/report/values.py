@@ -11,7 +11,7 @@ from .verdict import Result
 
 
 def to_json(entries: Sequence[Entry], results: Sequence[Result], files: Sequence[str]) -> dict[str, Any]:
-    """All values: SAE -> measure -> value; and what became of the claims."""
+    """All values (SAE -> measure -> value) and the results on the claims, as written to report.json."""
     return {
         "version": __version__,
         "saes": {

@@ -1,16 +1,16 @@
-"""Claims and how they are judged: each compares two values, and their intervals decide.
+"""Checking claims: each compares two values, and the interval of their difference decides.
 
 The interval of a difference a - b combines those of a and b (Zou & Donner's square-and-add):
 
     lower = (a - b) - sqrt((a - a_lo)^2 + (b_hi - b)^2),    upper = (a - b) + sqrt((a_hi - a)^2 + (b - b_lo)^2)
 
-It takes a and b as independent. Here both are measured on the same text, so it is rather too wide than too narrow. A
-claim holds if all of the interval has the right sign, does not hold if all of it has the wrong one, and is undecided
-otherwise; "about equal" holds if all of the interval lies within the margin. A count of one seed has no interval: a
-difference of less than 0.01 decides nothing there.
+It assumes that a and b are independent. Here both are measured on the same text, so it tends to be too wide. A claim
+holds if the whole interval has the claimed sign, does not hold if the whole interval has the opposite sign, and is
+undecided otherwise; "about equal" holds if the whole interval lies within the margin. A count from a single seed has no
+interval; a difference of less than 0.01 then decides nothing.
 
-Some claims would come out right for an SAE that learned nothing. They carry a `Null`: what else explains the
-difference, and what must be measured beside it. Where intervals alone would say "holds", its verdict stands instead.
+Some claims would hold even for an SAE that learned nothing. They have a `Null`, which says what else explains the
+difference and which control must be measured. If the intervals alone would say "holds", the null's verdict replaces it.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from .papers import Paper
 from .seed_groups import SeedGroup, differently
 from .system import kind_title, whole
 
-# SAEs whose L0 or training differ by more than this share are not compared.
+# SAEs whose L0 or length of training differ by more than this fraction are not compared.
 _COMPARABLE = 0.25
-# Counts over everything there is to count. Any other value without an interval has too few units to have one.
+# Measures whose values are complete counts. Any other value without an interval has too few units for one.
 _EXACT = ("dead", "dead_training")
-# By how much two such counts must differ: absolute, for they are shares.
+# Minimum difference between two such counts, which are fractions.
 _LEAST_OF_COUNTS = 0.01
 _NOT_COMPARABLE = "not comparable"
 
@@ -40,17 +40,19 @@ Relation = Literal[">", "<", "="]
 
 
 class Verdict(StrEnum):
+    """The verdict on a claim."""
+
     HOLDS = "holds"
     FAILS = "does not hold"
     MIXED = "holds for some"
     UNDECIDED = "undecided"
-    NEEDS_NULL = "not decided: needs its null"
+    NEEDS_NULL = "not decided: needs a control"
     SAME_PAIRS = "not decided: the same pairs twice"
     MISSING = "not measured"
 
 
 class Side(NamedTuple):
-    """A value of every SAE of a kind; `layers`: only of those with so many."""
+    """One side of a claim: a value of every SAE of a kind, or only of those with a number of layers."""
 
     kind: str
     measure: str
@@ -58,15 +60,16 @@ class Side(NamedTuple):
     layers: int | None = None
 
     def of(self, groups: Iterable[SeedGroup]) -> list[SeedGroup]:
+        """The SAEs that this side is about."""
         return [s for s in groups if s.system.kind == self.kind and self.layers in (None, s.system.layers)]
 
 
 class Null(NamedTuple):
-    """Why intervals do not decide a claim.
+    """Why intervals alone do not decide a claim.
 
-    why:     what else than the claim explains the difference, and what has to be measured beside it.
-    verdict: what is said instead of "holds".
-    always:  say it whatever the intervals say.
+    why:     what else explains the difference, and which control must be measured.
+    verdict: the verdict that replaces "holds".
+    always:  whether it replaces every verdict.
     """
 
     why: str
@@ -74,10 +77,13 @@ class Null(NamedTuple):
     always: bool = False
 
     def replaces(self, verdict: Verdict) -> bool:
+        """Whether the null's verdict replaces this one."""
         return self.always or verdict is Verdict.HOLDS
 
 
 class PaperValue(NamedTuple):
+    """The value that a paper reports for a claim if it is another than ours, with its unit and relation."""
+
     value: str
     unit: str
     relation: Relation
@@ -85,12 +91,13 @@ class PaperValue(NamedTuple):
 
 @dataclass(frozen=True)
 class Claim:
-    """`left` stands in `relation` to `right`, a value of another kind of SAE, of the same SAE, or a number.
+    """The claim that `left` is in `relation` to `right`: a value of another kind of SAE, of the same SAE, or a number.
 
-    paper: which paper says so, if one does, and where in it. margin: of "about equal".
-    said: the paper's numbers as text, where it has none for each L0.
-    paper_value: the value that the paper reports instead, with its unit and the relation that it has there.
-    null: where a difference could also come from something else.
+    paper, where: the paper that makes the claim, and the place in it; None if it is not in a paper.
+    said: the paper's numbers as text, if it has none for each L0.
+    margin: margin of "about equal".
+    paper_value: the value that the paper reports instead of ours.
+    null: another explanation of the difference, if there is one.
     """
 
     topic: str
@@ -107,10 +114,13 @@ class Claim:
 
     @property
     def source(self) -> str:
+        """Paper and place of the claim, as text."""
         return f"{self.paper.name}, {self.where}" if self.paper else "not in the papers"
 
 
 class Difference(NamedTuple):
+    """The difference of two values, with its interval."""
+
     value: float
     lower: float
     upper: float
@@ -118,7 +128,7 @@ class Difference(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Finding:
-    """What one pair of SAEs, or one SAE, says of a claim. note: why it says nothing, or what to bear in mind."""
+    """The result for one pair of SAEs, or one SAE. note: why it decides nothing, or a caveat."""
 
     left: SeedGroup
     right: SeedGroup | None
@@ -130,12 +140,13 @@ class Finding:
 
     @property
     def comparable(self) -> bool:
+        """Whether the two SAEs may be compared."""
         return not self.note.startswith(_NOT_COMPARABLE)
 
 
 @dataclass(frozen=True, eq=False)
 class Result:
-    """A claim with all that was found. why: the reasons for which nothing was."""
+    """A claim with all comparisons, and its verdict. why: why there are none. paper: the paper's numbers as text."""
 
     claim: Claim
     findings: list[Finding]
@@ -145,7 +156,7 @@ class Result:
 
 
 def difference(a: Value, b: Value) -> Difference:
-    """a - b with its interval; a value without one is taken as it is."""
+    """a - b with its interval; a value without an interval is taken as exact."""
     if a.value is None or b.value is None:
         raise ValueError("a difference of undefined values")
     a_lo, a_hi = a.interval or (a.value, a.value)
@@ -159,6 +170,7 @@ def difference(a: Value, b: Value) -> Difference:
 
 
 def judge(d: Difference, relation: Relation, margin: float = 0.0) -> Verdict:
+    """The verdict on a claimed relation by the interval of a difference."""
     if relation == "=":
         if -margin < d.lower and d.upper < margin:
             return Verdict.HOLDS
@@ -170,7 +182,7 @@ def judge(d: Difference, relation: Relation, margin: float = 0.0) -> Verdict:
 
 
 def together(verdicts: Sequence[Verdict]) -> Verdict:
-    """One verdict of several pairs: theirs if they agree, else "undecided", unless some hold and some do not."""
+    """The joint verdict of several pairs: theirs if they agree; mixed if some hold and some do not; else undecided."""
     if not verdicts:
         return Verdict.MISSING
     if len(set(verdicts)) == 1:
@@ -179,10 +191,10 @@ def together(verdicts: Sequence[Verdict]) -> Verdict:
 
 
 def partners(of: SeedGroup, among: Iterable[SeedGroup]) -> list[SeedGroup]:
-    """The SAEs to compare with, on the same model and site: of those alike, the nearest in features and L0.
+    """The SAEs to compare an SAE with: those on the same model and site that are nearest in size, then in L0.
 
-    An SAE of several layers is compared with one of as many, or else a flat one. Where there is neither, the nearest
-    stands in, which `not_comparable` says. A flat SAE is compared with one of each number of layers.
+    An SAE with several layers is compared with one that has the same number, else with a flat one; if there is neither,
+    with the nearest (which `not_comparable` reports). A flat SAE is compared with one SAE for each number of layers.
     """
     by_layers: dict[int, list[SeedGroup]] = {}
     for s in among:
@@ -201,7 +213,7 @@ def partners(of: SeedGroup, among: Iterable[SeedGroup]) -> list[SeedGroup]:
 
 
 def not_comparable(a: SeedGroup, b: SeedGroup, measure: str) -> str:
-    """Why a difference between the two need not be one between their systems; empty if nothing speaks against it."""
+    """Why a difference between two SAEs may not be due to their systems; empty if they are comparable."""
 
     def differ(x: float, y: float) -> bool:
         return abs(x - y) > _COMPARABLE * max(x, y)
@@ -218,7 +230,7 @@ def not_comparable(a: SeedGroup, b: SeedGroup, measure: str) -> str:
         return f"{_NOT_COMPARABLE}: trained on {trained[0]:,} and {trained[1]:,} tokens"
     if switched := _differs_too(a, b):
         return f"{_NOT_COMPARABLE}: {switched}"
-    # Those of one group agree among themselves, or it has no value.
+    # Records within a group agree, since otherwise it has no value.
     x, y = (s.measured(measure)[0].records[measure] for s in (a, b))
     if key := differently(x, y):
         return f"{_NOT_COMPARABLE}: measured differently ({key})"
@@ -226,7 +238,7 @@ def not_comparable(a: SeedGroup, b: SeedGroup, measure: str) -> str:
 
 
 def _differs_too(a: SeedGroup, b: SeedGroup) -> str:
-    """In which setting a system and its ablation, or two ablations of it, differ that they have to share."""
+    """A setting that a system and its ablation, or two ablations, must share but do not; empty if there is none."""
     kinds = [s.system.kind for s in (a, b)]
     if kinds[0] == kinds[1] or whole(kinds[0]) != whole(kinds[1]):
         return ""
@@ -234,26 +246,26 @@ def _differs_too(a: SeedGroup, b: SeedGroup) -> str:
         for key, what in (ablation.shares if ablation else {}).items():
             x, y = (attrgetter(key)(s.first.config.sae) for s in (a, b))
             if x != y:
-                return f"{what} differs too ({key.split('.')[-1]} {x:g} and {y:g})"
+                return f"{what} also differs ({key.split('.')[-1]} {x:g} and {y:g})"
     return ""
 
 
 def _judged(claim: Claim, a: Value, b: Value, d: Difference) -> tuple[Verdict, str]:
-    """The verdict on two values that may be compared, and what to bear in mind."""
+    """The verdict on two comparable values, and a caveat."""
     bare = [s for s, v in ((claim.left, a), (claim.right, b)) if isinstance(s, Side) and v.interval is None]
     if any(side.measure not in _EXACT for side in bare):
         return Verdict.UNDECIDED, "no interval"
     verdict = judge(d, claim.relation, claim.margin)
     if not bare:
         return verdict, ""
-    note = f"a count, one seed {'each' if len(bare) == 2 else 'on one side'}"
+    note = f"counts of a single seed {'on both sides' if len(bare) == 2 else 'on one side'}"
     if abs(d.value) < _LEAST_OF_COUNTS:
-        return Verdict.UNDECIDED, f"{note}; too little below {_LEAST_OF_COUNTS}"
+        return Verdict.UNDECIDED, f"{note}; the difference is below {_LEAST_OF_COUNTS}"
     return verdict, note
 
 
 def check(claim: Claim, groups: Sequence[SeedGroup]) -> Result:
-    """Judges a claim by every SAE, or pair of SAEs nearest in L0, that it speaks of."""
+    """Check a claim on every SAE, or pair of SAEs, that it is about."""
     findings: list[Finding] = []
     why: list[str] = []
     left_kind = kind_title(claim.left.kind)
@@ -284,7 +296,7 @@ def check(claim: Claim, groups: Sequence[SeedGroup]) -> Result:
 def _rights(
     claim: Claim, left: SeedGroup, groups: Sequence[SeedGroup], why: list[str]
 ) -> list[tuple[SeedGroup | None, Value]]:
-    """What the left SAE is compared with, each with its value; where there is nothing, `why` is told."""
+    """The SAEs that the left one is compared with, and their values. If there are none, appends the reason to `why`."""
     if not isinstance(claim.right, Side):
         return [(None, Value(claim.right))]
     if claim.right.kind == claim.left.kind:
@@ -299,7 +311,7 @@ def _rights(
 
 
 def _paper(claim: Claim, findings: Sequence[Finding]) -> str:
-    """The paper's numbers of the systems compared, at its values of L0; empty if it lacks so many layers."""
+    """The paper's numbers for the compared systems, at its values of L0; empty if it has none for these layers."""
     if claim.said or claim.paper is None:
         return claim.said
     sides = [(claim.left, findings[0].left if findings else None)]
@@ -318,4 +330,4 @@ def _paper(claim: Claim, findings: Sequence[Finding]) -> str:
             which = f" (L0 {', '.join(f'{x:g}' for x in l0)})"
         said.append(", ".join(f"{x:.4g}" for x in found) + which)
     unit = f", in {claim.paper_value.unit}" if claim.paper_value else ""
-    return f"{' against '.join(said)}{unit}, at L0 {', '.join(f'{x:g}' for x in claim.paper.l0)}"
+    return f"{' vs. '.join(said)}{unit}, at L0 {', '.join(f'{x:g}' for x in claim.paper.l0)}"

@@ -1,4 +1,4 @@
-"""Writes the report: a page that needs nothing beside it, the same in Markdown, its figures, and all values as JSON."""
+"""Writing the report: a self-contained HTML page, the same in Markdown, the figures, and all values as JSON."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PAGE, MARKDOWN, VALUES, FIGURES = "report.html", "report.md", "report.json", "fi
 
 
 class Shown(NamedTuple):
-    """A panel as the templates show it. svg: as a data URI."""
+    """A panel for the templates. svg: the figure as a data URI."""
 
     key: str
     title: str
@@ -37,17 +37,15 @@ class Shown(NamedTuple):
 
 
 def compare(runs: Sequence[Path], out: Path) -> None:
-    """Writes `out`/report.html, report.md, report.json and figures/. All of it or nothing.
+    """Write report.html, report.md, report.json and figures/ into the folder `out`, atomically.
 
-    Raises InputError where a folder is no run, nothing was measured, a record is damaged, or `out` is in use or lies in
+    Raises InputError if a folder is not a run, nothing was measured, a record is damaged, or `out` is in use or inside
     a run.
     """
     claim_empty(out)
     for folder in out.resolve().parents:
         if (run := RunFolder(folder)).config_file.is_file() and run.has_results():
-            raise InputError(
-                f"{out}: lies in the run {folder}, which is not written to; choose another folder"
-            )
+            raise InputError(f"{out}: is inside the run {folder}; choose a folder outside of it")
     entries = load_runs(runs)
     gallery = compare_figures(seed_groups(entries))
     closer = closer_looks(entries)
@@ -67,7 +65,7 @@ def compare(runs: Sequence[Path], out: Path) -> None:
             with atomic_file(folder / name) as temporary:
                 temporary.write_text(
                     text, encoding="utf-8", errors="replace"
-                )  # names of files may be no UTF-8
+                )  # file names may not be valid UTF-8
         files = [f"{FIGURES}/{shown.key}.{kind}" for shown in (*figures, *looks) for kind in ("png", "svg")]
         write_json(folder / VALUES, to_json(entries, results, files))
 
@@ -97,22 +95,22 @@ def _environment(escape: bool) -> Environment:
 
 
 def markdown(text: str) -> str:
-    """Text that Markdown shows as it is, in a table or out of one."""
+    """Escape text so that Markdown shows it as it is, also in a table."""
     line = " ".join(text.split())
     line = line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return re.sub(r"([\\`*_\[\]|~#$!@])", _entity, line)
 
 
 def _entity(sign: re.Match[str]) -> str:
-    # An entity is never markup, wherever it stands; a backslash is shown in code and in some tables.
+    # An entity is never markup, whereas a backslash is shown in code and in some tables.
     return f"&#{ord(sign[1])};"
 
 
 def code(text: str) -> str:
-    """A line within a fenced block of Markdown, which it can't end."""
+    """Text as a line in a fenced code block of Markdown, which it can't end."""
     return " ".join(text.split()).replace("```", "'''")
 
 
 def breakable(text: str) -> Markup:
-    """Of a long name, where a line of HTML may break: behind each of its parts."""
+    """A long name in HTML, with possible line breaks after each of its parts."""
     return Markup(re.sub(r"([/_.])", r"\1<wbr>", str(Markup.escape(text))))
