@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from .runs import HERE, SAES, make_run, make_world, run_of
+from saeforest.saes import SYSTEMS
+
+from .runs import HERE, RUNS, SAES, make_run, make_world, run_of
 from .values import differences, values_of
 
 if TYPE_CHECKING:
@@ -26,6 +28,11 @@ def world(make_once: MakeOnce) -> Path:
 
 def golden(sae: str) -> dict[str, Any]:
     return json.loads((HERE / f"{sae}.json").read_text(encoding="utf-8"))
+
+
+def test_every_system_has_a_run() -> None:
+    assert {settings["architecture"] for settings in SAES.values()} == set(SYSTEMS)
+    assert sorted(sae for run in RUNS.values() for sae in run) == sorted(SAES)
 
 
 @pytest.mark.parametrize("sae", SAES)
