@@ -79,7 +79,9 @@ SAES: dict[str, dict[str, Any]] = {
         "architecture": "hsae", **_DEAD, "layer_sizes": [24, 72, 160], "k_per_layer": [4, 5, 6], "perturbation": 0.2,
         "hierarchy": {"period": 30, "similarity": "conditional", "momentum": 0.95, "max_children": 4},
     },
-    "expert_hsae": {"architecture": "expert_hsae", **_DEAD, **_AUX, "layer_sizes": [128, 512], "k_per_layer": [3, 3], "subspace": 2},
+    "expert_hsae": {
+        "architecture": "expert_hsae", **_DEAD, **_AUX, "layer_sizes": [128, 512], "k_per_layer": [3, 3], "subspace": 2,
+    },
     "topk": {"architecture": "topk", **_FLAT, **_AUX, "encoder_bias": True},
     "batchtopk": {"architecture": "batchtopk", **_FLAT, **_AUX},
     "matryoshka": {**_MATRYOSHKA, "prefix_weights": "mean_with_bias"},
