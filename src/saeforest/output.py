@@ -7,6 +7,7 @@ never ends the work: it is dropped, and `lost` remembers that there was some.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import sys
@@ -86,6 +87,13 @@ def results() -> Console:
 def say(text: str = "") -> None:
     """Prints a line of a result."""
     _print(text, sys.stdout)
+
+
+def say_json(result: Any) -> None:
+    """Prints a result as one JSON document. Escapes all that is not ASCII, so that it is valid in any encoding."""
+    if sys.stdout is not None:
+        sys.stdout.write(json.dumps(result, indent=2, allow_nan=False) + "\n")
+        sys.stdout.flush()
 
 
 def note(text: str = "") -> None:

@@ -236,15 +236,6 @@ def _expert_hsaes() -> dict[str, TrainConfig]:
 
 PRESETS: dict[str, TrainConfig] = _DEMOS | _trees() | _baselines() | _hsaes() | _expert_hsaes()
 
-#: A summary of all preset names, for the help of the command line.
-PRESET_NAMES = (
-    f"PRESET: {', '.join(_DEMOS)}; from the Tree SAE paper tree-2layer, tree-4layer, topk, batchtopk, "
-    "matryoshka-2layer, matryoshka-4layer, jumprelu, matching-pursuit, each also with -l0-48, -l0-64, -l0-80, "
-    "-6k or -49k, and with -paper or -reference where the paper's text and code differ; from the HSAE paper hsae, "
-    "hsae-baseline, hsae-no-constraint, hsae-no-perturbation, hsae-fixed-tree, hsae-full-tree, hsae-binary-tree, "
-    "each also with -l0-80 or -l0-100; from the paper of the H-SAE with experts h-sae."
-)
-
 
 def together(names: list[str]) -> TrainConfig:
     """One configuration that trains several presets on the same activations.

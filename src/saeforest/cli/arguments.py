@@ -12,7 +12,9 @@ from typing import Any, TypeVar
 import tyro
 
 from ..errors import InputError
+from .commands import COMMANDS
 from .common import near
+from .help import asked, show_help
 
 T = TypeVar("T")
 # As wide as no message is: tyro breaks its lines where the terminal ends.
@@ -22,24 +24,47 @@ _WORDS = {"INT": "a whole number", "FLOAT": "a number", "STR": "text", "PATH": "
 _SEVERAL = {"INT": "whole numbers", "FLOAT": "numbers", "STR": "words", "PATH": "paths"}
 
 
-def parse(args: type[T], argv: Sequence[str], command: str, description: str, default: Any = None) -> T:
-    """The arguments of a command. Raises InputError, one line that names the option, where they are wrong."""
+def parse(
+    args: type[T],
+    argv: Sequence[str],
+    command: str,
+    default: Any = None,
+    never_shown: frozenset[str] = frozenset(),
+) -> T:
+    """The arguments of a command. Where help is asked for, prints it and raises SystemExit.
+
+    never_shown: options that help leaves out (see `Help`).
+
+    Raises InputError, one line that names the option, where the arguments are wrong.
+    """
+    about = COMMANDS[command]
+    if asked(argv):
+        show_help(args, argv, command, about, default, never_shown)
     extra = {} if default is None else {"default": default}
     told = io.StringIO()
     try:
-        with redirect_stderr(told), _wide(unless_help=argv):
+        with redirect_stderr(told), _one_line_each():
             return tyro.cli(
                 args,
                 args=list(argv),
                 prog=f"saeforest {command}",
-                description=description,
                 config=(tyro.conf.AvoidSubcommands,),
                 **extra,
             )
     except SystemExit as stop:
-        if not stop.code:
-            raise
+        if (error := _of_ours(stop)) is not None:
+            raise error from None
         raise InputError(f"{explained(told.getvalue(), argv)} (see `saeforest {command} --help`)") from None
+
+
+def _of_ours(error: BaseException) -> InputError | None:
+    """The InputError of a configuration that does not hold: tyro makes it a box, as it does any ValueError."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, InputError):
+            return cause
+        cause = cause.__cause__ or cause.__context__
+    return None
 
 
 def taken(argv: Sequence[str], option: str) -> tuple[str | None, list[str]]:
@@ -64,11 +89,8 @@ def taken(argv: Sequence[str], option: str) -> tuple[str | None, list[str]]:
 
 
 @contextmanager
-def _wide(unless_help: Sequence[str]) -> Iterator[None]:
-    """Within, a message is on one line, however narrow the terminal is; help is as wide as the terminal."""
-    if {"-h", "--help"} & set(unless_help):
-        yield
-        return
+def _one_line_each() -> Iterator[None]:
+    """Within, a message is on one line, however narrow the terminal is."""
     before = os.environ.get("COLUMNS")
     os.environ["COLUMNS"] = _WIDE
     try:

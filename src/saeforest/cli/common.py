@@ -1,17 +1,15 @@
-"""What the commands share: arguments that several have, and what is said of going on."""
+"""What the commands share: checks of arguments, and what to do next."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 from shlex import quote
 from shutil import which
-from typing import TYPE_CHECKING, Annotated, Any
-
-import tyro
+from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
 from ..output import say
@@ -19,8 +17,6 @@ from ..stopping import Interrupted
 
 if TYPE_CHECKING:
     from ..run_folder import RunFolder
-
-Run = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
 
 
 @contextmanager
@@ -75,11 +71,6 @@ def near(name: str, known: Iterable[str]) -> str:
     """A hint at the known name that is spelled most like `name`; empty if there is none."""
     found = get_close_matches(name, known, n=1)
     return f"; did you mean {found[0]}?" if found else ""
-
-
-def doc(function: Callable[..., Any]) -> str:
-    """What a command's help begins with."""
-    return function.__doc__ or ""
 
 
 def positive(args: Any, *names: str) -> None:

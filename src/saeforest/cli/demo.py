@@ -8,24 +8,23 @@ from pathlib import Path
 
 from ..presets import PRESETS
 from .arguments import parse
-from .common import doc, positive, resumable, say_next
+from .common import positive, resumable, say_next
 
 DEMO_EVAL_TOKENS = 50_000
 
 
 @dataclass(frozen=True)
-class _Demo:
+class DemoArguments:
     out: Path = Path("runs/demo")
-    """The run's folder, new or empty."""
+    """Folder for the run, new or empty."""
     tokens: int = PRESETS["demo"].tokens
-    """Different tokens to train on."""
+    """Number of distinct tokens to train on."""
     eval_tokens: int = DEMO_EVAL_TOKENS
-    """Held-out tokens to measure on."""
+    """Number of held-out tokens to measure on."""
 
 
 def demo(argv: Sequence[str]) -> None:
-    """Train a 4-layer Tree SAE on SmolLM2-135M, measure it, and show a piece of its concept forest."""
-    args = parse(_Demo, argv, "demo", doc(demo))
+    args = parse(DemoArguments, argv, "demo")
     positive(args, "tokens", "eval_tokens")
     from ..demo import run_demo
     from ..run_folder import RunFolder

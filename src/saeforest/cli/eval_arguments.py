@@ -3,28 +3,32 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, make_dataclass, replace
-from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
 from ..evaluation.options import MeasureOptions
-from ..evaluation.registry import MEASURES
+from ..evaluation.registry import MEASURES, SETS
+from .shared import Device, Json, Run
 
 
 @dataclass(frozen=True)
 class _Arguments:
-    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
-    """A run's folder."""
+    run: Run
     common: Annotated[MeasureOptions, tyro.conf.arg(name="")] = field(default_factory=MeasureOptions)
-    measures: str = "fast"
-    """A set (fast, paper, saebench) or names, separated by commas."""
-    sae: str | None = None
-    """Which SAE, of a run that trained several; all of them by default."""
-    device: str | None = None
-    """Of language model and SAE; by default the one the run was trained on."""
+    measures: Annotated[
+        str,
+        tyro.conf.arg(
+            metavar="NAMES",
+            help=f"Measures to take, separated by commas: {', '.join(MEASURES)}; or a set of them: {', '.join(SETS)}.",
+        ),
+    ] = "fast"
+    sae: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
+    """Which SAE to measure. Default: all of the run."""
+    device: Device = None
     again: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Take measures anew that were taken before with the same settings."""
+    """Repeat measures that have a result with the same settings."""
+    json: Json = False
 
     @property
     def options(self) -> MeasureOptions:

@@ -5,29 +5,33 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ..output import say_json
 from .arguments import parse
-from .common import Run, doc, named, positive
+from .common import named, positive
+from .shared import Device, Json, OneSAE, Run
 
 
 @dataclass(frozen=True)
-class _Index:
+class IndexArguments:
     run: Run
-    """A run's folder."""
     tokens: int | None = None
-    """Tokens of the training text to look at. Default: those of the run, 600,000 at most."""
-    sae: str | None = None
-    """Which SAE, of a run that trained several."""
-    device: str | None = None
-    """Of language model and SAE; by default the one the run was trained on."""
+    """Number of training tokens to read. Default: as many as in training, up to 600,000."""
+    sae: OneSAE = None
+    device: Device = None
+    json: Json = False
 
 
 def index(argv: Sequence[str]) -> None:
-    """Collect what `show` needs: where each feature fires most, its density, its direction. Writes RUN/index/."""
-    args = parse(_Index, argv, "index", doc(index))
+    args = parse(IndexArguments, argv, "index")
     if args.tokens is not None:
         positive(args, "tokens")
+    from dataclasses import asdict
+
     from ..explore import index_run
     from ..run_folder import RunFolder
 
     run = RunFolder(args.run)
-    index_run(run, args.tokens, named(run, args.sae), args.device)
+    name = named(run, args.sae)
+    found = index_run(run, args.tokens, name, args.device)
+    if args.json:
+        say_json({"folder": str(run.index(name)), "sae": name, "about": asdict(found.about)})

@@ -3,45 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
 from ..infer import InferConfig
-from ..output import say
+from ..output import say, say_json
 from ..stopping import Interrupted
 from .arguments import parse
-from .common import doc, positive
+from .common import positive
+from .shared import Device, Json, OneSAE
 
 
 @dataclass(frozen=True)
-class _Infer:
+class InferArguments:
     source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN|SAE")]
-    """A run's folder, or the folder of an SAE."""
+    """Folder of a run, or of an SAE without a run."""
     settings: Annotated[InferConfig, tyro.conf.arg(name="")] = field(default_factory=InferConfig)
     tokens: int = 200_000
     """Number of training tokens to infer the forest from."""
-    sae: str | None = None
-    """Which SAE, of a run that trained several."""
+    sae: OneSAE = None
     out: Path | None = None
-    """Folder for the forest of an SAE, new or empty. That of a run goes to RUN/forest."""
+    """Folder for the forest, new or empty. Required for an SAE without a run, and only then."""
     model: str = ""
-    """Language model of an SAE. Default: the one its metadata name."""
+    """Language model of an SAE without a run. Default: the one in its metadata."""
     site: str = ""
-    """Site of an SAE. Default: the one its metadata name."""
+    """Site of an SAE without a run. Default: the one in its metadata."""
     data: str = ""
-    """Text for an SAE. Default: the packaged text."""
-    device: str | None = None
-    """Of language model and SAE; by default the one the run was trained on, for an SAE the best there is."""
+    """Text for an SAE without a run. Default: the packaged text."""
+    device: Device = None
+    json: Json = False
 
 
 def infer(argv: Sequence[str]) -> None:
-    """Infer a forest for a flat SAE from text. Writes RUN/forest/, which `eval` takes, or for an SAE alone --out."""
-    args = parse(_Infer, argv, "infer", doc(infer))
+    args = parse(InferArguments, argv, "infer")
     positive(args, "tokens")
     from ..evaluation import infer as infer_forest_of
+    from ..run_folder import RunFolder
 
     try:
         found = infer_forest_of(
@@ -56,8 +56,14 @@ def infer(argv: Sequence[str]) -> None:
             data=args.data,
         )
     except Interrupted as stop:
-        raise Interrupted("stopped; nothing was written: the same command begins anew", stop.signum) from None
+        raise Interrupted("stopped; nothing was written: the same command starts over", stop.signum) from None
     edges, d_sae = found.forest.edges.shape[1], found.forest.d_sae
+    if args.json:
+        run = RunFolder(args.source)
+        folder = args.out or run.forest(args.sae or run.names()[0])
+        about = {"features": d_sae, "edges": edges, "activations": found.n_tokens}
+        say_json({"folder": str(folder), **about, "settings": asdict(found.config)})
+        return
     say(
         f"{edges:,} of {d_sae:,} features have a parent, by {found.config.method} on {found.n_tokens:,} activations"
     )

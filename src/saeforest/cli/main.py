@@ -1,7 +1,7 @@
 """The command line: `saeforest COMMAND ...`. Every command is a file of its own, and a few calls into the library.
 
-Commands import the library where they use it: language models and their libraries take seconds that `--help` and a
-typing error should not.
+A command's file is imported when it is run, and imports language models and their libraries where it uses them: these
+take seconds, which `--help` and a typing error should not.
 """
 
 from __future__ import annotations
@@ -9,42 +9,40 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-from .. import __version__, out_of_memory
+from .. import __version__
 from ..errors import InputError
 from ..output import note, say, steady
 from ..stopping import Interrupted, interruptible
-from .common import doc, near, say_lines
-from .compare import compare
-from .demo import demo
-from .eval import evaluate
-from .harvest import harvest
-from .index import index
-from .infer import infer
-from .show import show
-from .synthetic import synthetic
-from .train import train
-from .verify import verify
+from .commands import COMMANDS
+from .common import near, say_lines
 
-COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {
-    "demo": demo,
-    "train": train,
-    "eval": evaluate,
-    "compare": compare,
-    "index": index,
-    "infer": infer,
-    "show": show,
-    "harvest": harvest,
-    "verify": verify,
-    "synthetic": synthetic,
+_OPTIONS = {
+    "-h, --help": "show this message; after a command, its main options",
+    "--help-all": "after a command, all of its options",
+    "--version": "show the version",
+    "--print-completion SHELL": "print a completion script for bash, zsh, fish or tcsh",
 }
 
 
 def _usage() -> str:
-    lines = [f"saeforest {__version__}: hierarchical sparse autoencoders on language models", ""]
-    lines += [f"  saeforest {name:8} {doc(f).splitlines()[0]}" for name, f in COMMANDS.items()]
-    return "\n".join([*lines, "", "  saeforest COMMAND --help lists a command's options"])
+    width = max(map(len, COMMANDS))
+    wide = max(map(len, _OPTIONS))
+    return "\n".join(
+        [
+            "usage: saeforest COMMAND [OPTIONS]",
+            "",
+            f"saeforest {__version__}: hierarchical sparse autoencoders on language models",
+            "",
+            *(f"  {name:{width}}  {command.summary}" for name, command in COMMANDS.items()),
+            "",
+            *(f"  {option:{wide}}  {what}" for option, what in _OPTIONS.items()),
+            "",
+            "Start with: saeforest demo",
+            "Exit codes: 0 done; 1 damage found or output lost; 2 wrong input; 128+N signal N",
+        ]
+    )
 
 
 def run(argv: Sequence[str]) -> int:
@@ -67,11 +65,18 @@ def _run(argv: Sequence[str]) -> int:
         say(__version__)
         return 0
     try:
+        if argv[0].partition("=")[0] == "--print-completion":
+            from .completion import say_completion
+
+            say_completion(argv)
+            return 0
         if argv[0] not in COMMANDS:
             hint = near(argv[0], COMMANDS)
             raise InputError(f"command '{argv[0]}': expected one of {', '.join(COMMANDS)}{hint}")
         with interruptible():
-            return COMMANDS[argv[0]](argv[1:]) or 0
+            return COMMANDS[argv[0]].load()(argv[1:]) or 0
+    except SystemExit as stop:  # help was shown
+        return int(stop.code or 0)
     except InputError as error:
         return _fail(str(error))
     except KeyboardInterrupt as stop:
@@ -80,12 +85,19 @@ def _run(argv: Sequence[str]) -> int:
         return 128 + (stop.signum if isinstance(stop, Interrupted) else signal.SIGINT)
     except OSError as error:
         if error.errno is None:  # of a library, such as one that cannot be loaded for want of memory
-            return _fail(out_of_memory.explained(error) or str(error) or type(error).__name__)
+            return _fail(_of_memory(error) or str(error) or type(error).__name__)
         return _fail(f"{error.filename or 'writing'}: {os.strerror(error.errno)}")
     except (MemoryError, RuntimeError, ValueError) as error:
-        if (line := out_of_memory.explained(error)) is None:
+        if (line := _of_memory(error)) is None:
             raise
         return _fail(line)
+
+
+def _of_memory(error: Exception) -> str | None:
+    """The line for an error that says that memory ran out; None for any other."""
+    from .. import out_of_memory  # which loads PyTorch
+
+    return out_of_memory.explained(error)
 
 
 def _fail(message: str) -> int:

@@ -10,30 +10,28 @@ from typing import Annotated
 import tyro
 
 from ..errors import InputError
-from ..output import note, results
+from ..output import note, results, say_json
 from .arguments import parse
-from .common import Run, doc, named, positive
+from .common import named, positive
+from .shared import Device, Json, OneSAE, Run
 
 _MOST_DIGITS = 20
 
 
 @dataclass(frozen=True)
-class _Show:
+class ShowArguments:
     run: Run
-    """A run's folder."""
     feature: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="FEATURE")] = None
-    """A feature id; without it the most telling families."""
+    """Number of the feature to show. Default: the most telling families."""
     families: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 10
-    """How many families."""
-    sae: str | None = None
-    """Which SAE, of a run that trained several."""
-    device: str | None = None
-    """Of the language model, where there is no index yet; by default the one the run was trained on."""
+    """Number of families to show."""
+    sae: OneSAE = None
+    device: Device = None
+    json: Json = False
 
 
 def show(argv: Sequence[str]) -> None:
-    """Show the tree under a feature with the text that activates it; without a feature, the most telling families."""
-    args = parse(_Show, argv, "show", doc(show))
+    args = parse(ShowArguments, argv, "show")
     positive(args, "families")
     from ..explore import Explorer, Index, index_run, show_families, show_feature
     from ..kept_forest import forest_of
@@ -52,7 +50,13 @@ def show(argv: Sequence[str]) -> None:
         note(f"{args.run} has no index yet; making it, once")
         found = index_run(run, sae=name, device=args.device)
     explorer = Explorer(found, forest, load_tokenizer(config.model), origin=origin)
-    if feature is None:
+    if args.json:
+        about = {"overview": explorer.overview().to_dict()}
+        if feature is None:
+            say_json(about | {"families": [card.to_dict() for card in explorer.families(args.families)]})
+        else:
+            say_json(about | {"feature": explorer.feature(feature).to_dict()})
+    elif feature is None:
         show_families(results(), explorer, args.families)
     else:
         show_feature(results(), explorer, feature)

@@ -10,42 +10,44 @@ from typing import Annotated
 import tyro
 
 from ..errors import InputError
-from ..output import results, say
+from ..output import results, say, say_json
+from ..worlds import GENERATORS
 from ..worlds.config import SyntheticConfig
 from ..worlds.presets import SYSTEM_NAMES
 from .arguments import parse
-from .common import doc, near, positive, resumable
+from .common import near, positive, resumable
+from .shared import Json
 
 
 @dataclass(frozen=True)
-class _Synthetic:
-    generator: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="GENERATOR")]
-    """A world whose tree is known."""
-    systems: str = "tree,topk,batchtopk,matryoshka"
-    """Names, separated by commas."""
+class SyntheticArguments:
+    generator: Annotated[
+        str,
+        tyro.conf.Positional,
+        tyro.conf.arg(
+            metavar="GENERATOR", help=f"What makes the data and its tree. One of {', '.join(GENERATORS)}."
+        ),
+    ]
+    systems: Annotated[
+        str, tyro.conf.arg(help=f"Systems to train, separated by commas. Any of {', '.join(SYSTEM_NAMES)}.")
+    ] = "tree,topk,batchtopk,matryoshka"
     seeds: int = 5
-    """How many of them."""
+    """Number of seeds; each makes new data and new initial weights."""
     seed: int = 0
-    """The first of them; each makes a world and the weights of all systems."""
+    """First of the random seeds."""
     out: Path | None = None
-    """The folder for recovery.json, new or empty. Default: runs/synthetic-GENERATOR."""
+    """Folder for recovery.json, new or empty. Default: runs/synthetic-GENERATOR."""
     training: Annotated[SyntheticConfig, tyro.conf.arg(name="")] = field(default_factory=SyntheticConfig)
+    json: Json = False
 
 
 def synthetic(argv: Sequence[str]) -> None:
-    """Train systems on a world whose tree is known, and score how much of it they recover. Writes recovery.json."""
-    from ..worlds import GENERATORS
     from ..worlds.run import RECOVERY, recovery_table, run_synthetic
 
-    names = ", ".join(GENERATORS)
-    args = parse(
-        _Synthetic,
-        argv,
-        "synthetic",
-        f"{doc(synthetic)} GENERATOR: {names}. Systems: {', '.join(SYSTEM_NAMES)}.",
-    )
+    args = parse(SyntheticArguments, argv, "synthetic")
     positive(args, "seeds")
     if args.generator not in GENERATORS:
+        names = ", ".join(GENERATORS)
         raise InputError(
             f"generator '{args.generator}': expected one of {names}{near(args.generator, GENERATORS)}"
         )
@@ -58,5 +60,8 @@ def synthetic(argv: Sequence[str]) -> None:
     seeds = range(args.seed, args.seed + args.seeds)
     with resumable(out, "the same command"):
         found = run_synthetic(args.generator, systems, seeds, args.training, out)
+    if args.json:
+        say_json({"file": str(out / RECOVERY), "seeds": list(seeds), "systems": found})
+        return
     results().print(recovery_table(found, args.generator))
     say(f"every score, for every seed: {out / RECOVERY}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,55 +11,65 @@ import tyro
 
 from ..config import TrainConfig, load_config
 from ..errors import InputError
-from ..output import note, say, status
-from ..presets import PRESET_NAMES, PRESETS, together, with_seeds
+from ..output import note, say, say_json, status
+from ..presets import PRESETS, together, with_seeds
 from ..run_folder import CONFIG, RunFolder
 from ..saes import SYSTEMS
 from .arguments import parse, taken
 from .common import near, resumable, say_next
+from .presets import say_presets
+from .shared import Json
 
 _SEVERAL = "set up each with --saes.NAME..."
+# Not read where a run trains several SAEs.
+_OF_ONE = frozenset({"config.sae", "config.optim", "config.seed"})
 
 
 @dataclass(frozen=True)
-class _Train:
+class TrainArguments:
     config: Annotated[TrainConfig, tyro.conf.arg(name="")]
-    architecture: Annotated[str, tyro.conf.arg(metavar=f"{{{','.join(SYSTEMS)}}}")]
-    """Which system to train, if not the preset's: then the --sae options are that system's, with its own defaults,
-    the papers' sizes (--sae.layer-sizes and --sae.k-per-layer set others)."""
+    presets: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PRESET ...")] = ()
+    """Settings to start from; several presets train several SAEs on the same activations. Default: demo."""
+    list_presets: tyro.conf.FlagCreatePairsOff[bool] = False
+    """List the presets, and exit."""
+    file: Annotated[Path | None, tyro.conf.arg(name="config", metavar="FILE")] = None
+    """Start from a configuration file, such as RUN/config.yaml, instead of a preset."""
+    architecture: Annotated[str, tyro.conf.arg(metavar="SYSTEM")] = "tree"
+    """Train another system than the preset's."""
     out: Path | None = None
-    """The run's folder, new or empty. Default: runs/PRESET, or runs/PRESET-ARCHITECTURE."""
+    """Folder for the run, new or empty. Default: runs/PRESET or runs/PRESET-SYSTEM."""
     resume: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Go on with the run in --out from its latest checkpoint."""
+    """Continue the run in --out from its latest checkpoint."""
     dry_run: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Only tell sizes, memory, steps and an estimate of the time."""
+    """Report sizes, memory and estimated time, and exit."""
     seeds: tuple[int, ...] = ()
-    """The seeds themselves, such as 0 1 2: every SAE is trained once with each, on the same activations."""
+    """Train every SAE once with each of these seeds, such as 0 1 2. Default: only --seed."""
+    json: Json = False
 
 
 def train(argv: Sequence[str]) -> None:
-    """Train one SAE, or several on the same activations. `saeforest train [PRESET ...] [--config FILE] [--out RUN]`."""
+    if "--list-presets" in argv:
+        say_presets(json="--json" in argv)
+        return
     name, base, rest = _presets(argv)
     name, base, rest = _architecture(name, base, rest)
-    about = f"{train.__doc__} {PRESET_NAMES}"
-    args = parse(_Train, rest, "train", about, default=_Train(base, base.sae.architecture))
+    default = TrainArguments(base, architecture=base.sae.architecture)
+    args = parse(TrainArguments, rest, "train", default, _OF_ONE if base.saes else frozenset())
+    if args.presets:
+        raise InputError(
+            f"expected an option, not '{args.presets[0][:200]}' (presets come before all options)"
+        )
     out = args.out or Path("runs") / name
     if args.resume and (args.dry_run or args.seeds or args.config != PRESETS["demo"]):
         raise InputError(
-            f"--resume goes on with the settings of {RunFolder(out).config_file}; give only --out beside it"
+            f"--resume takes only --out; all other settings come from {RunFolder(out).config_file}"
         )
     config = _checked(args.config, base)
     if args.seeds and args.config.seed != base.seed:
         raise InputError(f"--seed {args.config.seed} and --seeds: give one of them")
     config = with_seeds(config, args.seeds, name)
     if args.dry_run:
-        from ..memory import too_much
-        from ..training.dry_run import describe, estimate
-
-        found = estimate(config)
-        status.print(describe(found))
-        if warning := too_much(found.memory.peak, found.memory.lower):
-            note(f"warning: {warning}")
+        _dry_run(config, json=args.json)
         return
     from ..training import run_training
     from ..training.unfinished import is_complete, tidy
@@ -72,19 +82,60 @@ def train(argv: Sequence[str]) -> None:
             run_training(config, out, resume=args.resume)
     tidy(run)
     saes = {name: run.load(name)[1] for name in run.names()}
+    if args.json:
+        say_json({"run": str(run), "saes": {name: _trained(run, name) for name in saes}})
+        return
     for name, sae in saes.items():
         _say_trained(run, name, sae.d_sae)
     name, sae = next(iter(saes.items()))
     say_next(run, name, families=sae.has_forest)
 
 
-def _say_trained(run: RunFolder, name: str, d_sae: int) -> None:
+def _dry_run(config: TrainConfig, *, json: bool) -> None:
+    from ..memory import too_much
+    from ..training.dry_run import describe, estimate
+
+    found = estimate(config)
+    if json:
+        own = {key: getattr(found, key) for key in _ESTIMATED}
+        say_json({"device": str(found.device), **own, "memory": asdict(found.memory)})
+    else:
+        status.print(describe(found))
+    if warning := too_much(found.memory.peak, found.memory.lower):
+        note(f"warning: {warning}")
+
+
+_ESTIMATED = (
+    "d_in",
+    "n_steps",
+    "store",
+    "n_parameters",
+    "bytes_sae",
+    "bytes_lm",
+    "bytes_activations",
+    "seconds_lm",
+    "seconds_sae",
+)
+
+
+def _last_step(run: RunFolder, name: str) -> dict[str, Any] | None:
+    """The last line of an SAE's training log that tells of a step; None if there is none."""
     from ..training.log import read_log
 
     steps = [line for line in read_log(run.logs(name)) if "event" not in line]
-    if not steps:
+    return steps[-1] if steps else None
+
+
+def _trained(run: RunFolder, name: str) -> dict[str, Any]:
+    """Where an SAE is, and the last line of its training log."""
+    config, sae = run.load(name)
+    about = {"folder": str(run.sae(name)), "architecture": config.sae.architecture, "features": sae.d_sae}
+    return {**about, "last_step": _last_step(run, name)}
+
+
+def _say_trained(run: RunFolder, name: str, d_sae: int) -> None:
+    if (last := _last_step(run, name)) is None:
         return
-    last = steps[-1]
     l0, dead, fve = sum(last["l0"]), sum(last["dead"]), last["fve"]
     said = f"FVE {'-' if fve is None else f'{fve:.3f}'}, L0 {l0:.1f}, {dead:,} of {d_sae:,} features dead"
     say(f"In training: {name + ': ' if run.several else ''}{said}")
@@ -99,7 +150,9 @@ def _presets(argv: Sequence[str]) -> tuple[str, TrainConfig, list[str]]:
     for name in names:
         if name not in PRESETS:
             hint = near(name, PRESETS)
-            raise InputError(f"preset '{name}': no such preset{hint}; `saeforest train --help` lists them")
+            raise InputError(
+                f"preset '{name}': no such preset{hint}; `saeforest train --list-presets` lists them"
+            )
     if file is not None:
         if names:
             raise InputError(f"preset '{names[0]}' and --config {file}: give one of them")

@@ -9,26 +9,41 @@ from typing import Annotated
 
 import tyro
 
-from ..output import say
+from ..output import say, say_json
 from .arguments import parse
-from .common import doc
+from .shared import Json
 
 
 @dataclass(frozen=True)
-class _Verify:
+class VerifyArguments:
     path: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="PATH")]
-    """A run, a trained SAE, a checkpoint, harvested activations, an index, a forest, records or results."""
+    """Anything that saeforest wrote: a run, an SAE, activations, an index, a forest, records, or one file."""
+    json: Json = False
 
 
 def verify(argv: Sequence[str]) -> int:
-    """Check every file of a folder against its checksum and its form; say what is damaged, and what can be mended."""
-    args = parse(_Verify, argv, "verify", doc(verify))
+    args = parse(VerifyArguments, argv, "verify")
     from ..verify import summary
     from ..verify import verify as verified
 
     findings = verified(args.path)
+    damaged = any(not finding.sound and not finding.leftover for finding in findings)
+    if args.json:
+        files = [
+            {
+                "path": str(f.path),
+                "sound": f.sound,
+                "checksum": f.has_checksum,
+                "leftover": f.leftover,
+                "problem": f.problem or None,
+                "remedy": None if f.sound else f.remedy,
+            }
+            for f in findings
+        ]
+        say_json({"sound": not damaged, "files": files})
+        return int(damaged)
     for finding in findings:
         if not finding.sound:
             say(str(finding))
     say(summary(findings))
-    return int(any(not finding.sound and not finding.leftover for finding in findings))
+    return int(damaged)

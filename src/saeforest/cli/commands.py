@@ -1,0 +1,137 @@
+"""The commands in one table: what each is for, and which of its options `--help` shows.
+
+Nothing heavy is imported here, so that `saeforest --help` answers at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Command:
+    """What `--help` says about a command."""
+
+    function: str
+    """MODULE:NAME of the function in this package that runs it."""
+    arguments: str
+    """What is given without the name of an option."""
+    summary: str
+    """One line for the list of commands."""
+    details: str
+    """What it reads and writes, in a sentence or two."""
+    examples: tuple[str, ...]
+    basic: frozenset[str]
+    """Options that `--help` shows, named as in a configuration file; `--help-all` shows all of them."""
+
+    def load(self) -> Callable[[Sequence[str]], int | None]:
+        module, _, name = self.function.partition(":")
+        function: Any = getattr(import_module(f".{module}", __package__), name)
+        return function
+
+
+def _names(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+COMMANDS: dict[str, Command] = {
+    "demo": Command(
+        "demo:demo",
+        "",
+        "Train, measure and show a small Tree SAE on the embedded model",
+        "Trains a 4-layer tree on SmolLM2-135M in some minutes on a CPU; an interrupted demo continues.",
+        ("saeforest demo", "saeforest demo --out runs/short --tokens 50000"),
+        _names("out tokens eval_tokens"),
+    ),
+    "train": Command(
+        "train:train",
+        "[PRESET ...]",
+        "Train one SAE, or several on the same activations",
+        "Starts from a preset or a configuration file, which any option changes; writes the run's folder.",
+        (
+            "saeforest train demo-topk --out runs/topk",
+            "saeforest train --model gpt2 --site blocks.5.hook_resid_pre --data text.txt",
+        ),
+        _names(
+            "presets list_presets file architecture out resume dry_run seeds json "
+            "config config.model config.site config.data config.tokens config.epochs config.device "
+            "config.sae config.sae.layer_sizes config.sae.k_per_layer "
+            "config.optim config.optim.lr config.optim.batch_size"
+        ),
+    ),
+    "eval": Command(
+        "eval:evaluate",
+        "RUN",
+        "Measure the trained SAEs of a run on held-out text",
+        "Writes RUN/eval/MEASURE.json. Results that exist already are reused.",
+        (
+            "saeforest eval runs/demo",
+            "saeforest eval runs/demo --measures paper --tokens 500000",
+        ),
+        _names("run measures sae device again json common common.preset common.tokens common.ce_tokens"),
+    ),
+    "compare": Command(
+        "compare:compare",
+        "RUN [RUN ...]",
+        "Write a report that compares measured SAEs",
+        "Writes report.html, report.md, report.json and figures/ into a new folder.",
+        ("saeforest compare runs/tree runs/topk --out runs/report",),
+        _names("runs out json"),
+    ),
+    "index": Command(
+        "index:index",
+        "RUN",
+        "Record where each feature fires most, for `show`",
+        "Writes RUN/index/. An interrupted index continues where it stopped.",
+        ("saeforest index runs/demo --tokens 2000000",),
+        _names("run tokens sae device json"),
+    ),
+    "show": Command(
+        "show:show",
+        "RUN [FEATURE]",
+        "Show families of features, or the tree around one feature",
+        "Prints the text on which features fire. Makes the index first if there is none.",
+        ("saeforest show runs/demo", "saeforest show runs/demo 384"),
+        _names("run feature families sae device json"),
+    ),
+    "infer": Command(
+        "infer:infer",
+        "RUN|SAE",
+        "Infer a forest for a flat SAE from its activations",
+        "Writes RUN/forest/, which `eval` then measures; for an SAE without a run, writes --out.",
+        ("saeforest infer runs/topk", "saeforest infer path/to/sae --out forest --model gpt2"),
+        _names(
+            "source tokens sae out model site data device json settings settings.method settings.min_score"
+        ),
+    ),
+    "harvest": Command(
+        "harvest:harvest",
+        "",
+        "Save activations once, to train on them many times",
+        "Train on the folder with `saeforest train --data FOLDER`.",
+        ("saeforest harvest --model gpt2 --site blocks.5.hook_resid_pre --data text.txt --out acts",),
+        _names(
+            "out json config config.model config.site config.data config.tokens config.device "
+            "config.text config.text.context"
+        ),
+    ),
+    "verify": Command(
+        "verify:verify",
+        "PATH",
+        "Check the files of a folder for damage",
+        "Compares files with their checksums and formats, and says how to repair damage. Changes nothing.",
+        ("saeforest verify runs/demo",),
+        _names("path json"),
+    ),
+    "synthetic": Command(
+        "synthetic:synthetic",
+        "GENERATOR",
+        "Score systems on synthetic data whose tree is known",
+        "Trains each system on the data of a generator, and writes recovery.json.",
+        ("saeforest synthetic tree", "saeforest synthetic matryoshka --systems tree,topk --seeds 3"),
+        _names("generator systems seeds seed out json training training.steps training.size training.l0"),
+    ),
+}

@@ -1,0 +1,23 @@
+"""Arguments that several commands have."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+Run = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN", help="Folder of the run.")]
+OneSAE = Annotated[
+    str | None,
+    tyro.conf.arg(metavar="NAME", help="Which SAE of the run to use. Default: the only one."),
+]
+Device = Annotated[
+    str | None,
+    tyro.conf.arg(help="Device of the models: cpu, cuda, or cuda:N. Default: that of the training run."),
+]
+Json = Annotated[
+    bool,
+    tyro.conf.FlagCreatePairsOff,
+    tyro.conf.arg(help="Print the result as one JSON document."),
+]
