@@ -126,10 +126,15 @@ def explained(box: str, argv: Sequence[str]) -> str:
 
 
 def _unknown(word: str, lines: list[str], argv: Sequence[str]) -> str:
-    """Of a word that belongs to no option."""
+    """What is wrong with a word that is no option, or belongs to none."""
     if word.startswith("-"):
         options = [line.split(" ")[0].rstrip(",") for line in lines if line.startswith("--")]
         return f"{_cut(word)}: no such option{near(word, options)}"
+    return stray(word, argv)
+
+
+def stray(word: str, argv: Sequence[str]) -> str:
+    """What is wrong where a word stands that belongs to no option."""
     before = [w.partition("=")[0] for w in argv[: _place(word, argv)] if w.startswith("--")]
     behind = f"{before[-1]} {_given(before[-1:], argv)}: " if before else ""
     return f"{behind}expected an option, not '{_cut(word)}'"

@@ -50,16 +50,16 @@ COMMANDS: dict[str, Command] = {
         "train:train",
         "[PRESET ...]",
         "Train one SAE, or several on the same activations",
-        "Starts from a preset or a configuration file, which any option changes; writes the run's folder.",
+        "Starts from a preset or a file; options change its settings.",
         (
             "saeforest train demo-topk --out runs/topk",
             "saeforest train --model gpt2 --site blocks.5.hook_resid_pre --data text.txt",
         ),
         _names(
-            "presets list_presets file architecture out resume dry_run seeds json "
-            "config config.model config.site config.data config.tokens config.epochs config.device "
+            "presets list_presets file architecture out resume dry_run "
+            "config config.model config.site config.data config.tokens "
             "config.sae config.sae.layer_sizes config.sae.k_per_layer "
-            "config.optim config.optim.lr config.optim.batch_size"
+            "config.optim config.optim.lr"
         ),
     ),
     "eval": Command(
@@ -112,9 +112,9 @@ COMMANDS: dict[str, Command] = {
         "",
         "Save activations once, to train on them many times",
         "Train on the folder with `saeforest train --data FOLDER`.",
-        ("saeforest harvest --model gpt2 --site blocks.5.hook_resid_pre --data text.txt --out acts",),
+        ("saeforest harvest --data text.txt --tokens 2000000 --out activations",),
         _names(
-            "out json config config.model config.site config.data config.tokens config.device "
+            "out json config config.model config.site config.data config.tokens "
             "config.text config.text.context"
         ),
     ),

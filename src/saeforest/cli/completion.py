@@ -26,13 +26,13 @@ def say_completion(argv: Sequence[str]) -> None:
     if shell not in _SCRIPTS:
         raise InputError(f"{COMPLETION} {str(shell)[:200]}: expected one of {', '.join(_SCRIPTS)}")
     if sys.stdout is not None:  # not with `say`, which cuts long lines
-        sys.stdout.write(_SCRIPTS[shell](_commands()) + "\n")
+        sys.stdout.write(_SCRIPTS[shell](options_of_all()) + "\n")
 
 
 _TOP = ("--help", "--version", COMPLETION)
 
 
-def _commands() -> dict[str, list[Option]]:
+def options_of_all() -> dict[str, list[Option]]:
     """The options of every command, with the values that only names in tables can have."""
     from ..config import TrainConfig
     from ..evaluation.options import MEASURE_PRESETS

@@ -144,6 +144,8 @@ class Help:
         self.hidden: set[str] = set()
         self.options: dict[str, Option] = {}
         self._inside = False
+        # Groups that are not shown. tyro asks for what is in them all the same.
+        self._left_out: set[type] = set()
         # Where in the arguments each dataclass is: its name among them, and its options' prefix.
         self._place: dict[type, tuple[str, str]] = {}
         self._repeated: dict[type, list[str]] = {}
@@ -156,6 +158,8 @@ class Help:
             spec = ConstructorRegistry.get_struct_spec(info)
         finally:
             self._inside = False
+        # Groups that are not shown. tyro asks for what is in them all the same.
+        self._left_out: set[type] = set()
         if not isinstance(spec, StructConstructorSpec):
             return None
         fields = tuple(self._field(info.type, field) for field in spec.fields)
@@ -165,10 +169,14 @@ class Help:
         name, prefix = self._place.get(owner, ("", ""))
         name = f"{name}.{field.name}" if name else field.name
         group = _group_of(field)
+        if owner in self._left_out and owner not in self._place:
+            self._left_out |= {group} if group else set()
+            return field
         if name in self.never or (self.basic is not None and name not in self.basic):
             if _is_required(field) and group is None:
                 return field
             self.hidden.add(name)
+            self._left_out |= {group} if group else set()
             return dataclasses.replace(field, type=Annotated[field.type, tyro.conf.Suppress])
         if group is not None:
             return self._group(group, owner, name, prefix, field)
@@ -276,11 +284,12 @@ def _option(prefix: str, field: StructFieldSpec) -> Option:
 def _worded(field: StructFieldSpec, *, short: bool) -> StructFieldSpec:
     """An option as it is shown: its help on one line, its value and its default in few words.
 
-    short: of the help, only the first sentence and the default.
+    short: of the help, only the first sentence, without what is in parentheses, and the default.
     """
     kind, metadata, text = _stripped(field.type), _metadata(field.type), _about(field)
     if short:
         first, *others = re.split(r"(?<=\.) (?=[A-Z])", text)
+        first = re.sub(r" \([^()]*\)", "", first)
         text = " ".join([first, *(s for s in others if s.startswith(("Default: ", "One of ", "Any of ")))])
     value = next((a.metavar for a in metadata if getattr(a, "metavar", None)), None)
     if value is None and not isinstance(field.default, bool):
@@ -295,8 +304,8 @@ def _worded(field: StructFieldSpec, *, short: bool) -> StructFieldSpec:
         if tyro.conf.FlagCreatePairsOff not in metadata:
             default = f"(default: {'on' if field.default else 'off'})"
     elif field.default in ("", None, ()):
-        default = "" if _SAYS_DEFAULT.search(text) else "(default: none)"
-    hint: Any = default or (lambda written: f"(default: {written})")
+        default = "" if short or _SAYS_DEFAULT.search(text) else "(default: none)"
+    hint: Any = default or (lambda written: f"(default: {written})" if written else "(required)")
     if not default and (isinstance(field.default, bool) or field.default in ("", None, ())):
         hint = ""
     metadata = tuple(dataclasses.replace(a, help=None) if hasattr(a, "help") else a for a in metadata)

@@ -22,7 +22,7 @@ _OPTIONS = {
     "-h, --help": "show this message; after a command, its main options",
     "--help-all": "after a command, all of its options",
     "--version": "show the version",
-    "--print-completion SHELL": "print a completion script for bash, zsh, fish or tcsh",
+    "--print-completion SHELL": "print the completion of bash, zsh, fish or tcsh",
 }
 
 
@@ -40,7 +40,7 @@ def _usage() -> str:
             *(f"  {option:{wide}}  {what}" for option, what in _OPTIONS.items()),
             "",
             "Start with: saeforest demo",
-            "Exit codes: 0 done; 1 damage found or output lost; 2 wrong input; 128+N signal N",
+            "Exit codes: 0 done; 1 damage found or output lost; 2 error; 128+N signal N",
         ]
     )
 

@@ -15,7 +15,7 @@ from ..output import note, say, say_json, status
 from ..presets import PRESETS, together, with_seeds
 from ..run_folder import CONFIG, RunFolder
 from ..saes import SYSTEMS
-from .arguments import parse, taken
+from .arguments import parse, stray, taken
 from .common import near, resumable, say_next
 from .presets import say_presets
 from .shared import Json
@@ -29,19 +29,23 @@ _OF_ONE = frozenset({"config.sae", "config.optim", "config.seed"})
 class TrainArguments:
     config: Annotated[TrainConfig, tyro.conf.arg(name="")]
     presets: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PRESET ...")] = ()
-    """Settings to start from; several presets train several SAEs on the same activations. Default: demo."""
+    """Settings to start from. Several presets train several SAEs on the same activations. Default: demo."""
     list_presets: tyro.conf.FlagCreatePairsOff[bool] = False
-    """List the presets, and exit."""
+    """List the presets and exit."""
     file: Annotated[Path | None, tyro.conf.arg(name="config", metavar="FILE")] = None
-    """Start from a configuration file, such as RUN/config.yaml, instead of a preset."""
-    architecture: Annotated[str, tyro.conf.arg(metavar="SYSTEM")] = "tree"
-    """Train another system than the preset's."""
+    """File to start from instead, such as RUN/config.yaml."""
+    architecture: Annotated[
+        str,
+        tyro.conf.arg(
+            metavar="SYSTEM", help=f"System to train: {', '.join(SYSTEMS)}. Default: that of the preset."
+        ),
+    ] = "tree"
     out: Path | None = None
-    """Folder for the run, new or empty. Default: runs/PRESET or runs/PRESET-SYSTEM."""
+    """Folder for the run. It must be new or empty, or hold a run to resume. Default: runs/PRESET."""
     resume: tyro.conf.FlagCreatePairsOff[bool] = False
     """Continue the run in --out from its latest checkpoint."""
     dry_run: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Report sizes, memory and estimated time, and exit."""
+    """Estimate sizes, memory and time, and exit."""
     seeds: tuple[int, ...] = ()
     """Train every SAE once with each of these seeds, such as 0 1 2. Default: only --seed."""
     json: Json = False
@@ -56,9 +60,8 @@ def train(argv: Sequence[str]) -> None:
     default = TrainArguments(base, architecture=base.sae.architecture)
     args = parse(TrainArguments, rest, "train", default, _OF_ONE if base.saes else frozenset())
     if args.presets:
-        raise InputError(
-            f"expected an option, not '{args.presets[0][:200]}' (presets come before all options)"
-        )
+        first = "; presets come before all options" if args.presets[0] in PRESETS else ""
+        raise InputError(f"{stray(args.presets[0], rest)}{first} (see `saeforest train --help`)")
     out = args.out or Path("runs") / name
     if args.resume and (args.dry_run or args.seeds or args.config != PRESETS["demo"]):
         raise InputError(

@@ -95,6 +95,7 @@ SYSTEM_NAMES = ", ".join(SYSTEMS)
         ("train --sae.kperlayer 5", "--sae.kperlayer: no such option; did you mean --sae.k-per-layer?"),
         ("train --learning-rate 5", "--learning-rate: no such option"),
         ("train --tokens 5 stray", "--tokens 5 stray: expected an option, not 'stray'"),
+        ("train --tokens 5 demo-topk", "--tokens 5 demo-topk: expected an option, not 'demo-topk'; presets"),
         ("train --text.chat=perhaps", "--text.chat perhaps: expected an option, not 'perhaps'"),
         ("train --config=", "--config: expected a value behind it"),
         ("train demo demo-topk --architecture jumprelu", "--architecture jumprelu: sets up one SAE, but"),
