@@ -12,7 +12,7 @@ import re
 import shutil
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import redirect_stdout, suppress
 from typing import Annotated, Any, NoReturn, get_args, get_origin
 
@@ -158,8 +158,6 @@ class Help:
             spec = ConstructorRegistry.get_struct_spec(info)
         finally:
             self._inside = False
-        # Groups that are not shown. tyro asks for what is in them all the same.
-        self._left_out: set[type] = set()
         if not isinstance(spec, StructConstructorSpec):
             return None
         fields = tuple(self._field(info.type, field) for field in spec.fields)
@@ -258,9 +256,11 @@ def _joined(*parts: str) -> str:
 
 
 def _about(field: StructFieldSpec) -> str:
-    given = (a.help for a in _metadata(field.type) if getattr(a, "help", None))
-    text: Any = next(given, field.helptext)
-    return _one_line((text() if callable(text) else text) or "")
+    """The help of an option, on one line."""
+    text: Any = field.helptext
+    for given in _metadata(field.type):
+        text = getattr(given, "help", None) or text
+    return _one_line(str((text() if callable(text) else text) or ""))
 
 
 def _option(prefix: str, field: StructFieldSpec) -> Option:
