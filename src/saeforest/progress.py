@@ -5,13 +5,19 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.cells import cell_len, set_cell_size
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.progress import Progress, ProgressColumn, Task
+from rich.text import Text
 
 from .output import note as say_so
 from .output import printable, status
 
 _LINE_EVERY_S = 15.0
+# Cells of the bar, and the fewest that a note is worth showing in.
+_BAR, _LEAST_NOTE = 28, 8
 
 Advance = Callable[..., None]
 
@@ -26,6 +32,69 @@ def _rate(done: float, seconds: float, unit: str) -> str:
     return f"{done / max(seconds, 1e-9):,.0f} {unit}/s"
 
 
+class _Line(ProgressColumn):
+    """The whole of a task, in one line of the terminal as it is now."""
+
+    def render(self, task: Task) -> RenderableType:
+        left = task.time_remaining
+        return _Fitted(
+            task.description, task.percentage, task.fields["rate"], left, task.finished, task.fields["note"]
+        )
+
+
+@dataclass(frozen=True)
+class _Fitted:
+    """What is drawn of a task: in a narrow terminal the note goes first, then the bar, the rate and the time left."""
+
+    description: str
+    percentage: float
+    rate: str
+    seconds_left: float | None
+    finished: bool
+    note: str
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Text]:
+        percent = f"{self.percentage:3.0f}%"
+        left = "" if self.finished or self.seconds_left is None else f"{_duration(self.seconds_left)} left"
+        room = options.max_width - cell_len(percent)
+        # At least this much of the description is kept.
+        name = min(cell_len(self.description), max(room // 2, 0))
+        room -= name + 1
+        width = {
+            "left": cell_len(left),
+            "rate": cell_len(self.rate),
+            "bar": _BAR,
+            "note": cell_len(self.note),
+        }
+        shown = set()
+        for part in ("left", "rate", "bar"):
+            if width[part] and width[part] < room:
+                shown.add(part)
+                room -= width[part] + 1
+        if self.note and "bar" in shown and room > _LEAST_NOTE:
+            shown.add("note")
+            width["note"] = min(width["note"], room - 1)
+            room -= width["note"] + 1
+        text = Text(_cut(self.description, name + max(room, 0)), no_wrap=True, overflow="crop", end="")
+        if "bar" in shown:
+            full = round(_BAR * min(self.percentage, 100) / 100)
+            done, todo = "#-" if options.ascii_only else "━━"
+            text.append(" ").append(done * full, "bar.complete").append(todo * (_BAR - full), "bar.back")
+        text.append(f" {percent}", "progress.percentage")
+        for part, words in (("rate", self.rate), ("left", left), ("note", self.note)):
+            if part in shown:
+                text.append(" ").append(_cut(words, width[part]))
+        text.truncate(options.max_width, overflow="crop")
+        yield text
+
+
+def _cut(text: str, cells: int) -> str:
+    """The text in at most so many cells of the terminal: some signs take two."""
+    if cell_len(text) <= cells:
+        return text
+    return set_cell_size(text, cells - 1).rstrip() + "…" if cells > 1 else ""
+
+
 @contextmanager
 def progress(description: str, total: int, unit: str = "tokens", before: int = 0) -> Iterator[Advance]:
     """Yields `advance(n, note="")`: `n` more units are done, `note` is shown behind the bar.
@@ -34,20 +103,13 @@ def progress(description: str, total: int, unit: str = "tokens", before: int = 0
     """
     start = time.monotonic()
     if status.is_terminal:
-        columns = (
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=28),
-            TextColumn("{task.percentage:>3.0f}%"),
-            TextColumn("{task.fields[rate]}", markup=False),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}", markup=False),
-        )
-        with Progress(*columns, console=status, transient=False) as bar:
+        with Progress(_Line(), console=status, transient=False) as bar:
             task = bar.add_task(printable(description), total=total, completed=before, rate="", note="")
 
             def advance(n: int, note: str = "") -> None:
                 done = bar.tasks[0].completed + n - before
-                bar.update(task, advance=n, rate=_rate(done, time.monotonic() - start, unit), note=note)
+                rate = _rate(done, time.monotonic() - start, unit)
+                bar.update(task, advance=n, rate=rate, note=printable(note))
 
             yield advance
         return
