@@ -146,12 +146,12 @@ def test_the_forest_that_was_inferred_is_indexed_and_shown(
     _, sae = folder.load()
     assert forest_of(sae, folder.forest("topk"))[1] == "none"
     assert cli.run(["show", str(run)]) == 0  # makes an index of a forest without edges
-    assert "this SAE learned no forest. `saeforest infer RUN` infers one" in shown(capsys)
+    assert "this SAE has no forest. Infer one with `saeforest infer RUN`" in shown(capsys)
 
     found = infer(run, COVERAGE, tokens=1500)
     capsys.readouterr()
     assert cli.run(["show", str(run)]) == 2
-    assert f"of another SAE or forest than the run's; run `saeforest index {run}` again" in shown(capsys)
+    assert f"to another SAE or forest than the run's; run `saeforest index {run}` again" in shown(capsys)
     index = index_run(folder, 1500)
     forest, origin = forest_of(sae, folder.forest("topk"))
     assert torch.equal(forest.parent, found.forest.parent)

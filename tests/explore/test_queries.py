@@ -97,7 +97,7 @@ def test_an_edge_says_how_often_the_two_fire_together(world: World, explorer: Ex
                 "rank_parent",
                 "passes",
             }
-            assert "a direction takes 20" in edge.null["s_res"]
+            assert "a direction needs 20" in edge.null["s_res"]
         else:
             assert edge.cos_child is not None
             assert edge.cos_parent is not None
@@ -151,8 +151,8 @@ def test_text_is_without_markup(tokenizer: PreTrainedTokenizerFast) -> None:
         (lambda e: e.feature(12), "feature 12: expected 0 to 11"),
         (lambda e: e.feature(-1), "feature -1: expected 0 to 11"),
         (lambda e: e.edge(0, 12), "feature 12: expected 0 to 11"),
-        (lambda e: e.edge(1, 3), "features 1 and 3: no edge of the forest"),
-        (lambda e: e.edge(-1, 0), "features -1 and 0: no edge of the forest"),
+        (lambda e: e.edge(1, 3), "features 1 and 3: the forest has no such edge"),
+        (lambda e: e.edge(-1, 0), "features -1 and 0: the forest has no such edge"),
         (lambda e: e.search(" "), "expected some text"),
     ],
 )
@@ -162,7 +162,7 @@ def test_what_there_is_not_is_one_line(tokenizer: PreTrainedTokenizerFast, ask: 
 
 
 def test_an_index_of_another_size_is_noticed(tokenizer: PreTrainedTokenizerFast) -> None:
-    with pytest.raises(InputError, match="an index of 12 features and a forest of 1"):
+    with pytest.raises(InputError, match="the index has 12 features, the forest 1"):
         Explorer(hand_index(), Forest(torch.tensor([-1]), (1,)), tokenizer)
 
 

@@ -44,22 +44,24 @@ def printed(
 
 def test_families_in_the_terminal(tokenizer: PreTrainedTokenizerFast) -> None:
     out = printed(show_families, hand_index(), FOREST, tokenizer)
-    assert re.search("^9 parent-child edges, learned; in 9 the child fires 20 times or more$", out, re.M)
-    assert re.search(r"^ 0 +3.0 %  3 children  a$", out, re.M)
-    assert re.search(r"── +3 +3.0 %  P\(c\|p\) 1.00  S_res +0.50  2 children  d$", out, re.M)
+    assert re.search(
+        "^9 parent-child edges, learned; in 9 of them the child fires 20 times or more$", out, re.M
+    )
+    assert re.search(r"^ 0 +3.0%  3 children  a$", out, re.M)
+    assert re.search(r"── +3 +3.0%  P\(c\|p\) 1.00  S_res +0.50  2 children  d$", out, re.M)
     assert "100% " in out
     assert "abc«d»efghij" in out
     assert "a high score does not show that the hierarchy was learned" in " ".join(out.split())
     below = printed(
         show_families, hand_index(cos_child=[0.9] * 12, cos_parent=[0.5] * 10 + [0.9, 0.9]), FOREST, tokenizer
     )
-    assert re.search(r"^ 3 +3.0 %  under 0  2 children  d$", below, re.M)
+    assert re.search(r"^ 3 +3.0%  under 0  2 children  d$", below, re.M)
     assert max(map(cell_len, out.splitlines())) <= 100
 
 
 def test_no_family(tokenizer: PreTrainedTokenizerFast) -> None:
     out = printed(show_families, hand_index(rank_parent=[0] * 12), FOREST, tokenizer)
-    assert "No family to show yet" in out
+    assert "No family qualifies to be shown" in out
     flat = printed(show_families, hand_index(), Forest(torch.full((12,), -1), (12,)), tokenizer)
     assert "No families: every feature is a root." in flat
 
@@ -71,10 +73,10 @@ def test_a_feature_with_its_path_and_its_children(tokenizer: PreTrainedTokenizer
     assert ids == [0, 3, 10]
     assert "P(c|p) 0.75" in out
     assert "+ 1 child that never fired here" in out
-    assert re.search(r"10 +0.60 %  P\(c\|p\) 0.75  S_res  - ", out)
+    assert re.search(r"10 +0.60%  P\(c\|p\) 0.75  S_res  - ", out)
     below_root = printed(show_feature, index, FOREST, tokenizer, 0)
     assert "+ 1 child that never fired here" in below_root
-    assert re.search(r"4 +3.0 %  P\(c\|p\) 0.60  S_res +0.50  e$", below_root, re.M)
+    assert re.search(r"4 +3.0%  P\(c\|p\) 0.60  S_res +0.50  e$", below_root, re.M)
 
 
 def test_no_mark_judges_an_edge(tokenizer: PreTrainedTokenizerFast) -> None:
@@ -143,18 +145,18 @@ def test_the_same_text_is_shown_once(tokenizer: PreTrainedTokenizerFast) -> None
     index = made_index(tokens, [[0, 8, 16]])
     out = printed(show_feature, index, Forest(torch.tensor([-1]), (1,)), tokenizer, 0)
     assert (out.count("«l»icence"), out.count("«a»nother")) == (1, 1)
-    assert re.search(r"0 +3.0 %  l · a$", out, re.M)
+    assert re.search(r"0 +3.0%  l · a$", out, re.M)
 
 
 @pytest.mark.parametrize(
     ("share", "text"),
     [
-        (1, "100 %"),
-        (0.123, "12 %"),
-        (0.0996, "10 %"),
-        (0.0123, "1.2 %"),
-        (0.01, "1.0 %"),
-        (0.00001, "0.0010 %"),
+        (1, "100%"),
+        (0.123, "12%"),
+        (0.0996, "10%"),
+        (0.0123, "1.2%"),
+        (0.01, "1.0%"),
+        (0.00001, "0.0010%"),
     ],
 )
 def test_percent(share: float, text: str) -> None:

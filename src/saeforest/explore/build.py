@@ -1,4 +1,4 @@
-"""Building the index: one pass over activations, in which every row comes once."""
+"""Building the index in one pass over activations, each row once."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ..text import Tokens
 from .index import About, Index, fingerprint
 from .strongest import Strongest, passages
 
-# Rows taken in at once: bounds the float64 copies whatever the size of a batch.
+# Number of rows processed at once: bounds the float64 copies, whatever the batch size.
 _SLICE = 4096
 
 
@@ -36,14 +36,15 @@ def build_index(
     min_count: int = 20,
     begin: Callable[[Counts], None] = lambda counts: None,
 ) -> Index:
-    """Measures what the explorer shows of every feature of `sae` and every edge of `forest`, learned or inferred.
+    """Measure what the explorer shows of every feature of `sae` and every edge of `forest`, learned or inferred.
 
-    batches: activations read from `tokens`, each row once. `total`, their number, is for the progress bar.
-    n_contexts: how many of a feature's strongest activations to keep.
-    min_count: a feature that fired less often gets no direction.
-    begin: called with the counts before the first batch is asked for; may bring them to where they were left.
+    batches: activations read from `tokens`, each row once.
+    total: number of activations, for the progress bar.
+    n_contexts: number of strongest activations to keep for each feature.
+    min_count: minimum number of tokens that a feature must fire on to get a direction.
+    begin: called with the counts before the first batch is read; may restore counts of an earlier process.
 
-    Raises InputError where there are no activations.
+    Raises InputError if there are no activations.
     """
     unit, passage = passages(tokens)
     device = sae.device
@@ -55,11 +56,11 @@ def build_index(
             for x, rows in zip(batch.x.split(_SLICE), batch.rows.split(_SLICE), strict=True):
                 seen.add(x.to(device), rows.to(device))
             advance(len(batch))
-            # What is counted in was there from the start; the directions come when all is counted.
+            # All memory for counts was allocated at the start; directions are computed after the pass.
             forecast.tell(0, seen.directions_memory())
     if seen.moments.n == 0:
-        raise InputError("no activations to index: every position of the text is excluded; give longer text")
-    # A transcoder's decoder writes at another site: what is held against directions there is its encoder.
+        raise InputError("no activations to index: all positions of the text are excluded; give more text")
+    # A transcoder's decoder writes at another site, so its encoder is compared with the directions.
     rows = sae.W_enc.T if sae.is_transcoder else sae.W_dec
     near = nearness(seen.moments, seen.n_fired, rows, seen.parent, min_count)
     about = About(
@@ -90,7 +91,7 @@ def build_index(
 
 
 class Counts:
-    """What has been counted so far."""
+    """The counts accumulated so far."""
 
     def __init__(self, sae: SAE, forest: Forest, strongest: Strongest) -> None:
         self.sae, self.strongest = sae, strongest
@@ -102,24 +103,24 @@ class Counts:
         self.value_max = torch.zeros(sae.d_sae, device=sae.device)
 
     def directions_memory(self) -> int:
-        """About what it takes to find directions in the end, on the CPU: of those that fired, and as many again."""
+        """Estimate of the memory, in bytes, for computing directions on the CPU, if twice as many features fire."""
         if self.sae.device.type != "cpu":
             return 0
         n_features = min(2 * int((self.n_fired > 0).sum()), self.sae.d_sae)
         return nearness_memory(n_features, self.sae.d_sae, self.sae.d_in)
 
     def tensors(self) -> dict[str, Tensor]:
-        """All that `restore` needs."""
+        """The tensors from which `restore` restores the counts."""
         return self._places() | {"n": torch.tensor(self.moments.n)}
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Brings everything to where it was. Raises KeyError or ValueError where the tensors are of something else."""
+        """Restore the counts. Raises KeyError or ValueError if the tensors do not fit this SAE."""
         places = self._places()
         if any(
             tensors[name].shape != place.shape or tensors[name].dtype != place.dtype
             for name, place in places.items()
         ):
-            raise ValueError("the counts are of another SAE")
+            raise ValueError("the counts belong to another SAE")
         for name, place in places.items():
             place.copy_(tensors[name])
         self.moments.n = int(tensors["n"])
@@ -138,6 +139,7 @@ class Counts:
         }
 
     def add(self, x: Float[Tensor, "n d_in"], rows: Int[Tensor, "n"]) -> None:
+        """Add activations and their rows in the text."""
         code = self.sae.encode(x)
         threshold = self.sae.config.activation_threshold
         active = code.active(threshold)
@@ -152,6 +154,6 @@ class Counts:
 
 
 def _site(metadata: Mapping[str, Any]) -> str:
-    """Where the SAE reads and, if it is a transcoder that says so, where it writes."""
+    """The site that the SAE reads and, for a transcoder, the site that it writes."""
     site = str(metadata.get("hook_name", "unknown site"))
     return f"{site} to {metadata['hook_name_out']}" if "hook_name_out" in metadata else site

@@ -1,7 +1,7 @@
-"""What a person is shown of a forest, as plain data: numbers, text without markup, and nothing of torch.
+"""Cards: what is shown of a forest, as plain data: numbers and text without markup or tensors.
 
-The terminal prints cards (`show.py`); `to_dict` makes them ready for JSON, so that a page can show the same. A number
-that does not exist is None, and `null` says why.
+The terminal prints cards (`show.py`); `to_dict` converts them for JSON, so that a web page can show the same. An
+undefined number is None, and `null` gives the reason.
 """
 
 from __future__ import annotations
@@ -16,21 +16,22 @@ Matched = Literal["label", "token", "text"]
 
 @dataclass(frozen=True)
 class Card:
-    """The base of all cards."""
+    """Base class of all cards."""
 
     def to_dict(self) -> dict[str, Any]:
-        """The card as nested dicts, tuples, strings and numbers: what `json.dumps` takes."""
+        """The card as nested dicts, tuples, strings and numbers, ready for `json.dumps`."""
         return asdict(self)
 
 
 @dataclass(frozen=True)
 class OverviewCard(Card):
-    """The whole that the other cards are part of.
+    """An overview of the SAE and its forest.
 
-    n_alive: features that fired on the `n_tokens` that were read.
-    forest: where it comes from: "learned", "none" for a flat SAE, or how it was inferred.
-    rows: the vectors that features are compared by, "decoder" or, for a transcoder, "encoder".
-    n_edges: edges of the forest, those from the root left out; n_judged: those whose child fired `min_count` times.
+    n_alive: number of features that fired on the `n_tokens` tokens.
+    forest: where the forest comes from: "learned", "none" for a flat SAE, or how it was inferred.
+    rows: vectors by which features are compared: "decoder" or, for a transcoder, "encoder".
+    n_edges: number of edges of the forest, without those from the root.
+    n_judged: number of edges whose child fired at least `min_count` times.
     """
 
     model: str
@@ -50,8 +51,8 @@ class OverviewCard(Card):
 class ContextCard(Card):
     """One of a feature's strongest activations, with the text around it.
 
-    value: the activation; share: of the feature's strongest one.
-    document: the name of the text; row: the token's place in the index's tokens.
+    value: the activation; share: its ratio to the feature's strongest activation.
+    document: name of the document; row: the token's row in the index's tokens.
     """
 
     value: float
@@ -65,13 +66,13 @@ class ContextCard(Card):
 class EdgeCard(Card):
     """A parent and one of its children.
 
-    n_parent, n_child, n_both: tokens on which the parent, the child and both fire.
-    p_child: how often the child fires where its parent does; p_parent: how often the parent where the child does, the
-        coverage, which is 1 for every edge of a Tree SAE by construction.
-    cos_child, cos_parent: cosine of the child's LDA direction with the decoder vectors of the two; rank_child,
-        rank_parent: 1 for the nearest of all decoder vectors. s_res: the smaller cosine, the reconstruction score
-        (Eq. 5) by LDA directions instead of the paper's probes.
-    passes: both are among the nearest, the paper's criterion. A tree that was never trained meets it too.
+    n_parent, n_child, n_both: numbers of tokens on which the parent, the child and both fire.
+    p_child: fraction of the parent's tokens on which the child fires.
+    p_parent: fraction of the child's tokens on which the parent fires: the coverage, 1 by construction in a Tree SAE.
+    cos_child, cos_parent: cosine between the child's LDA direction and the decoder vectors of the two.
+    rank_child, rank_parent: ranks of these cosines among all decoder vectors; 1 is the nearest.
+    s_res: the smaller cosine: the reconstruction score (Eq. 5) with LDA directions instead of the paper's probes.
+    passes: whether both are among the nearest, the paper's criterion. An untrained tree meets it too.
     """
 
     parent: int
@@ -92,13 +93,13 @@ class EdgeCard(Card):
 
 @dataclass(frozen=True)
 class FeatureCard(Card):
-    """A feature: where it stands in the forest, how often it fires, and on what.
+    """A feature: its position in the forest, how often it fires, and on what.
 
-    depth: number of its ancestors; path: from the topmost of them down to the feature itself.
-    edge: with its parent; None for a child of the root.
-    density: share of the tokens on which it fires; alive: it fired at all. value_mean: over those tokens.
-    contexts: its strongest activations, strongest first, the same text once only; tokens: what they are on.
-    children: those that fired, the most frequent first; n_silent: how many did not.
+    depth: number of its ancestors; path: from the topmost ancestor down to the feature itself.
+    edge: the edge from its parent; None for a root.
+    alive: whether it fired; density: fraction of the tokens on which it fires; value_mean: mean over those tokens.
+    contexts: its strongest activations, strongest first, without repeated text; tokens: the tokens they are on.
+    children: edges to the children that fired, the most frequent first; n_silent: number of children that did not.
     """
 
     id: int
@@ -120,10 +121,10 @@ class FeatureCard(Card):
 
 @dataclass(frozen=True)
 class FamilyCard(Card):
-    """A parent with children that say something beside it.
+    """A parent with its children, chosen for display by `telling_families`.
 
-    score: how telling it is (see `telling_families`); passing: the children by which it was chosen.
-    children: all that fired often enough to be judged, the passing ones first.
+    score: the score by which it was chosen; passing: the children that meet the paper's criterion.
+    children: edges to all children that fired often enough, the passing ones first.
     """
 
     parent: FeatureCard
@@ -134,10 +135,10 @@ class FamilyCard(Card):
 
 @dataclass(frozen=True)
 class SearchResult(Card):
-    """A feature that a search found.
+    """A feature found by a search.
 
     matched: where the query was found: in the feature's label, in a token it fires on, or in the text around one.
-    context: the strongest of the feature's activations where it was found; None where that was its label.
+    context: the strongest activation with the query in its context; None if it was found in the label.
     """
 
     query: str

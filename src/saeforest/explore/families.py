@@ -1,4 +1,4 @@
-"""Which families of a forest to show first."""
+"""Choosing which families of a forest to show first."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from ..structure.forest import Forest
 from .index import Index
 
-# Read token by token, a feature on more of the text than this says nothing (section 2.2's "PCA feature").
+# A feature that is denser than this tells a reader nothing (like the "PCA feature" in section 2.2 of the paper).
 _MAX_DENSITY = 0.05
 _SCORED_CHILDREN = 3
 
@@ -20,34 +20,35 @@ class Family:
     parent: int
     children: tuple[int, ...]
     passing: tuple[int, ...]
-    """Those of them whose edge meets the paper's criterion. The criterion serves to choose what is shown: a tree that
-    was never trained meets it too, so it says nothing about the hierarchy."""
+    """The children whose edge meets the paper's criterion. It only serves to choose what is shown: an untrained tree
+    meets it too, so it says nothing about the hierarchy."""
     score: float
+    """Score of the family in `telling_families`."""
 
 
 @dataclass(frozen=True)
-class Families:
-    """The most telling families, and the whole they were chosen from."""
+class ChosenFamilies:
+    """The most telling families, and the numbers of edges they were chosen from."""
 
     shown: tuple[Family, ...]
     n_edges: int
-    """Edges of the forest, those from the root left out."""
+    """Number of edges of the forest, without those from the root."""
     n_judged: int
-    """Edges whose child fired often enough to be judged."""
+    """Number of edges whose child fired often enough to be judged."""
 
 
-def telling_families(index: Index, forest: Forest, n: int = 10) -> Families:
-    """The `n` most telling families, best first. The rule:
+def telling_families(index: Index, forest: Forest, n: int = 10) -> ChosenFamilies:
+    """The `n` most telling families, best first, by these rules:
 
-    1. An edge passes when parent and child are both among the 5 features nearest the child's direction (the
-       paper's criterion, approximate here).
-    2. A passing child adds something when its strongest token is none of its parent's strongest, and better than
-       a sibling with the same strongest token. It counts S_res, divided by the fourth root of the number of
-       different tokens in its strongest contexts: one that says what it is at a glance counts more.
-    3. A family counts when its parent fires, on at most 5 % of the tokens, and at least 2 children add something.
-       Its score is the sum over its best 3 of these, times log2 of 1 / density of the parent: rare parents are
-       specific. More children would only favour the parents with the most, which are the ones that mean the least.
-    4. For variety, a family is skipped whose parent lies above or below the parent of a better one.
+    1. An edge passes if parent and child are both among the 5 features nearest to the child's direction (the
+       paper's criterion, approximated with LDA directions).
+    2. A passing child is informative if its strongest token is not among its parent's strongest ones; of siblings with
+       the same strongest token, only the best counts. Its score is S_res divided by the fourth root of the number of
+       distinct tokens in its strongest contexts, so that children with an obvious meaning score higher.
+    3. A family qualifies if its parent fires, on at most 5% of the tokens, and at least 2 children are informative. Its
+       score is the sum over its best 3 children, times log2(1 / density of the parent), since rare parents are more
+       specific. Counting more children would favor the parents with the most children, which mean the least.
+    4. For variety, a family is skipped if its parent is an ancestor or descendant of a better family's parent.
     """
     found = sorted(
         (
@@ -65,11 +66,11 @@ def telling_families(index: Index, forest: Forest, n: int = 10) -> Families:
         if family.parent not in taken:
             shown.append(family)
             taken.update(forest.subtree(family.parent), forest.ancestors(family.parent))
-    return Families(tuple(shown), forest.edges.shape[1], int(index.measured.sum()))
+    return ChosenFamilies(tuple(shown), forest.edges.shape[1], int(index.measured.sum()))
 
 
 def _family(index: Index, forest: Forest, parent: int) -> Family | None:
-    """The family under a parent, if it counts."""
+    """The family of a parent; None if it does not qualify."""
     if not 0 < index.density[parent] <= _MAX_DENSITY:
         return None
     judged = [c for c in forest.children(parent) if index.measured[c]]
@@ -89,6 +90,6 @@ def _family(index: Index, forest: Forest, parent: int) -> Family | None:
 
 
 def _strongest_tokens(index: Index, feature: int) -> list[int]:
-    """Token ids of its strongest contexts, strongest first."""
+    """Token ids of a feature's strongest activations, strongest first."""
     rows = index.top_row[feature]
     return index.tokens.ids.flatten()[rows[rows >= 0]].tolist()

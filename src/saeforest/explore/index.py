@@ -1,4 +1,4 @@
-"""The index of a run: what the explorer shows of every feature, measured once and kept in RUN/index."""
+"""The index of a run: measurements of every feature for the explorer, taken once and kept in RUN/index."""
 
 from __future__ import annotations
 
@@ -31,44 +31,45 @@ from ..text import Tokens
 
 FORMAT_VERSION = 1
 MANIFEST, TENSORS, TOKENS = "index.json", "index.safetensors", "tokens.safetensors"
-#: The paper's criterion: parent and child both among so many features nearest the child's direction.
+#: The paper's criterion: parent and child are both among this many features nearest to the child's direction.
 NEAREST = 5
 
 
 @dataclass(frozen=True)
 class About:
-    """What an index says of itself."""
+    """What an index was made from."""
 
     model: Name
     site: Name
     n_tokens: Positive
-    """Activations measured."""
+    """Number of measured activations."""
     min_count: Count
-    """A feature that fired less often has no direction."""
+    """Minimum number of tokens that a feature must fire on to have a direction."""
     contexts_from: Literal["document", "window"]
-    """A feature's strongest activations come from different ones of these: "document" or "window"."""
+    """A feature's strongest activations come from different documents or different windows."""
     ridge: Annotated[float, Field(ge=0)]
-    """Of the LDA directions, as a share of the mean variance."""
+    """Regularization of the LDA directions, as a fraction of the mean variance."""
     sae: Name
     """`fingerprint` of the SAE and its forest."""
     rows: Literal["decoder", "encoder"] = "decoder"
-    """Which vectors of the features are compared with directions: a transcoder's decoder writes at another site."""
+    """Which vectors of features are compared with directions; the encoder for a transcoder, whose decoder writes at
+    another site."""
     prepend_bos: bool = False
     """Whether the text was read with BOS at the start of every window."""
 
 
 @dataclass(frozen=True, eq=False)
 class Index:
-    """Measurements of every feature over `about.n_tokens` tokens. An edge goes by the id of its child.
+    """Measurements of every feature over `about.n_tokens` tokens. An edge is identified by its child.
 
-    tokens:        the text; rows index its flat token ids.
-    n_fired:       tokens on which the feature fires.
-    n_with_parent: tokens on which it and its parent fire; 0 for children of the root.
-    value_sum, value_max: of its activations.
-    top_value, top_row: its strongest activations (descending; 0 and -1 where there are no more) and where.
-    cos_child, cos_parent: cosine of the feature's LDA direction with its own and its parent's decoder row; NaN where
-                   there is none (fired less than `about.min_count` times; a child of the root has no parent).
-    rank_child, rank_parent: 1 + number of decoder rows with a larger cosine; 0 where there is none.
+    tokens:        the text; rows index its flattened token ids.
+    n_fired:       number of tokens on which the feature fires.
+    n_with_parent: number of tokens on which it and its parent fire; 0 for roots.
+    value_sum, value_max: sum and maximum of its activations.
+    top_value, top_row: its strongest activations, descending, and their rows; padded with 0 and -1.
+    cos_child, cos_parent: cosine between the feature's LDA direction and its own and its parent's decoder row; NaN if
+                   undefined (it fired less than `about.min_count` times, or is a root without a parent).
+    rank_child, rank_parent: 1 + number of decoder rows with a larger cosine; 0 if undefined.
     """
 
     about: About
@@ -86,11 +87,12 @@ class Index:
 
     @property
     def d_sae(self) -> int:
+        """Number of features."""
         return len(self.n_fired)
 
     @cached_property
     def density(self) -> Float[Tensor, "d_sae"]:
-        """The share of tokens on which each feature fires."""
+        """Fraction of the tokens on which each feature fires."""
         return self.n_fired.double() / self.about.n_tokens
 
     @cached_property
@@ -100,16 +102,16 @@ class Index:
 
     @cached_property
     def measured(self) -> Bool[Tensor, "d_sae"]:
-        """The edges that have a reconstruction score."""
+        """Which edges have a reconstruction score."""
         return self.rank_parent > 0
 
     @cached_property
     def passes(self) -> Bool[Tensor, "d_sae"]:
-        """The edges that meet the paper's criterion, approximately: see `directions`."""
+        """Which edges meet the paper's criterion, approximately: see `directions`."""
         return self.measured & (self.rank_child <= NEAREST) & (self.rank_parent <= NEAREST)
 
     def save(self, folder: Path) -> None:
-        """Writes the index so that the folder is whole or untouched."""
+        """Write the index to a folder, atomically."""
         with atomic_folder(folder) as temporary:
             checksums = {
                 TOKENS: self.tokens.save(temporary / TOKENS),
@@ -120,7 +122,7 @@ class Index:
 
     @classmethod
     def load(cls, folder: Path, sae: SAE, forest: Forest) -> Index:
-        """Reads what `save` wrote. Raises InputError if it is missing, damaged, or of another SAE or forest."""
+        """Load an index written by `save`. Raises InputError if it is missing, damaged, or of another SAE or forest."""
         again = f"run `{index_command(folder)}`"
         if not (folder / MANIFEST).is_file():
             raise InputError(f"{folder}: no index yet; {again}")
@@ -132,7 +134,7 @@ class Index:
             raise InputError(f"{folder}: this index can't be read ({error}); {again} again") from None
         if about.sae != fingerprint(sae, forest):
             raise InputError(
-                f"{folder}: this index is of another SAE or forest than the run's; {again} again"
+                f"{folder}: this index belongs to another SAE or forest than the run's; {again} again"
             )
         if flaw := _flaw(tensors, sae.d_sae, tokens.n_tokens, about.n_tokens):
             raise InputError(f"{folder / TENSORS}: damaged ({flaw}); {again} again")
@@ -144,7 +146,7 @@ _FLOATS = {"value_sum", "value_max", "top_value", "cos_child", "cos_parent"}
 
 
 def fingerprint(sae: SAE, forest: Forest) -> str:
-    """A hash of the decoder and the forest: another one means that an index is of another SAE or forest."""
+    """A hash of decoder and forest, which tells whether an index belongs to them."""
     digest = hashlib.blake2b(digest_size=16)
     for tensor in (sae.W_dec, forest.parent):
         digest.update(tensor.detach().cpu().contiguous().numpy().data)
@@ -152,14 +154,14 @@ def fingerprint(sae: SAE, forest: Forest) -> str:
 
 
 def index_command(folder: Path) -> str:
-    """What makes the index in `folder` anew: RUN/index, or RUN/index/NAME of one of several SAEs."""
+    """The command that makes the index in `folder`: RUN/index, or RUN/index/NAME for one of several SAEs."""
     run = RunFolder.around(folder)
     name = None if run is None else run.name_of(folder)
     return command("index", run or folder.parent, *(("--sae", name) if name else ()))
 
 
 def read_about(folder: Path) -> tuple[About, dict[str, Any]]:
-    """What an index says of itself, and its manifest. Raises InputError where that is missing or damaged."""
+    """Read the manifest of an index: as `About`, and whole. Raises InputError if it is missing or damaged."""
     path = folder / MANIFEST
     manifest = read_json(path)
     if not isinstance(manifest, dict):
@@ -170,7 +172,7 @@ def read_about(folder: Path) -> tuple[About, dict[str, Any]]:
 
 
 def _flaw(tensors: dict[str, Tensor], d_sae: int, n_rows: int, n_tokens: int) -> str | None:
-    """What keeps the tensors from being those of an index; None where nothing does."""
+    """What is wrong with the tensors of an index; None if they are valid."""
     for name in _TENSORS:
         if name not in tensors:
             return f"no tensor '{name}'"
@@ -184,13 +186,13 @@ def _flaw(tensors: dict[str, Tensor], d_sae: int, n_rows: int, n_tokens: int) ->
     if tensors["top_row"].numel() and not -1 <= tensors["top_row"].min() <= tensors["top_row"].max() < n_rows:
         return "'top_row' points outside the text"
     if n_tokens > n_rows:
-        return f"{n_tokens:,} tokens measured of a text of {n_rows:,}"
+        return f"{n_tokens:,} tokens measured in a text of only {n_rows:,}"
     for name in ("n_fired", "n_with_parent", "rank_child", "rank_parent"):
         most = n_tokens if name.startswith("n_") else d_sae
         if not bool(((tensors[name] >= 0) & (tensors[name] <= most)).all()):
-            return f"'{name}' holds numbers outside 0 to {most:,}"
+            return f"'{name}' has numbers outside 0 to {most:,}"
     for name in sorted(_FLOATS):
         numbers = tensors[name]
         if bool(numbers.isinf().any()) or (not name.startswith("cos_") and bool(numbers.isnan().any())):
-            return f"'{name}' holds NaN or infinite values"
+            return f"'{name}' has NaN or infinite values"
     return None

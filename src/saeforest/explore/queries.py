@@ -1,4 +1,4 @@
-"""What can be asked of a forest and its index: a feature, an edge, the most telling families, a search for text."""
+"""Queries on a forest and its index: a feature, an edge, the most telling families, a search for text."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from .families import telling_families
 from .index import Index
 from .search import Search
 
-# By how much of the text around a token two passages are the same.
+# Two passages are the same if they agree in this many characters on either side of the token.
 _SAME = 24
 
 
 class Explorer:
-    """Answers with cards (`cards.py`).
+    """Answers queries on a forest with cards (`cards.py`).
 
-    index:  measured on the same SAE and with the same parents as `forest`.
-    labels: what features are called, if anybody named them.
+    index:  index of the same SAE and forest.
+    labels: names of features, if they have any.
     origin: where the forest comes from, in a few words (see `forest_of`).
 
-    Raises InputError where index and forest are of different size.
+    Raises InputError if index and forest have different sizes.
     """
 
     def __init__(
@@ -40,11 +40,14 @@ class Explorer:
         origin: str = "learned",
     ) -> None:
         if index.d_sae != forest.d_sae:
-            raise InputError(f"an index of {index.d_sae:,} features and a forest of {forest.d_sae:,}")
+            raise InputError(
+                f"the index has {index.d_sae:,} features, the forest {forest.d_sae:,}; give those of the same SAE"
+            )
         self.index, self.forest, self.tokenizer = index, forest, tokenizer
         self.labels, self.origin = dict(labels or {}), origin
 
     def overview(self) -> OverviewCard:
+        """The overview of the SAE and its forest."""
         about = self.index.about
         return OverviewCard(
             model=about.model,
@@ -61,7 +64,7 @@ class Explorer:
         )
 
     def feature(self, feature: int) -> FeatureCard:
-        """The card of a feature. Raises InputError where there is no such feature."""
+        """The card of a feature. Raises InputError if there is no such feature."""
         self._check(feature)
         n_fired = int(self.index.n_fired[feature])
         contexts = tuple(self._contexts(feature))
@@ -89,10 +92,10 @@ class Explorer:
         )
 
     def edge(self, parent: int, child: int) -> EdgeCard:
-        """The card of an edge. Raises InputError where the forest has no such edge."""
+        """The card of an edge. Raises InputError if the forest has no such edge."""
         self._check(child)
         if not parent >= 0 or int(self.forest.parent[child]) != parent:
-            raise InputError(f"features {parent} and {child}: no edge of the forest")
+            raise InputError(f"features {parent} and {child}: the forest has no such edge")
         n_parent, n_child = int(self.index.n_fired[parent]), int(self.index.n_fired[child])
         n_both = int(self.index.n_with_parent[child])
         measured = bool(self.index.measured[child])
@@ -102,7 +105,7 @@ class Explorer:
         if not n_child:
             null["p_parent"] = "the child never fired"
         if not measured:
-            why = f"the child fired {n_child:,} times; a direction takes {self.index.about.min_count:,}"
+            why = f"the child fired {n_child:,} times; a direction needs {self.index.about.min_count:,}"
             null |= dict.fromkeys(
                 ("cos_child", "cos_parent", "rank_child", "rank_parent", "s_res", "passes"), why
             )
@@ -139,10 +142,10 @@ class Explorer:
         ]
 
     def search(self, text: str, n: int = 20) -> list[SearchResult]:
-        """Up to `n` features with `text`, in capitals or not, in their label, in a token they fire on, or around one.
+        """Up to `n` features with `text` in their label, in a token they fire on, or in the text around one.
 
-        Those are found first whose label has it, then those of which more contexts have it in the token itself, then
-        in the text around. Raises InputError where `text` is empty.
+        Upper and lower case are not distinguished. Matching labels come first, then matching tokens, then matching text
+        around a token; features with more matching contexts come earlier. Raises InputError if `text` is empty.
         """
         query = text.casefold()
         if not query.strip():
@@ -154,7 +157,7 @@ class Explorer:
             if feature in found:
                 continue
             context = None if place is None else self._context(feature, place)
-            # A window goes on where the passage is cut, maybe with another document.
+            # The window extends beyond the passage, possibly into another document.
             if matched == "text" and context and query not in context.passage.text.casefold():
                 continue
             found[feature] = SearchResult(text, feature, self.labels.get(feature), matched, context)
@@ -167,7 +170,7 @@ class Explorer:
     # -- contexts
 
     def _contexts(self, feature: int) -> Iterator[ContextCard]:
-        """Its strongest activations; the same text once only."""
+        """A feature's strongest activations, without repeated text."""
         seen: set[tuple[str, str, str]] = set()
         for place, row in enumerate(self.index.top_row[feature].tolist()):
             if row < 0:

@@ -1,4 +1,4 @@
-"""The index of a run: read from its text, and gone on with where an earlier process was stopped."""
+"""Making the index of a run from its text; continues where an earlier process was stopped."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from ..training.unfinished import tidy
 from .build import Counts, build_index
 from .index import Index, fingerprint
 
-#: Tokens of the training text that an index is made from, unless the user says.
+#: Default number of tokens of the training text that an index is made from.
 INDEX_TOKENS = 600_000
 _STATE, _TENSORS = "state.json", "counts.safetensors"
 _KEEP_EVERY_S = 60.0
@@ -44,13 +44,13 @@ _KEEP_EVERY_S = 60.0
 def index_run(
     run: RunFolder | Path, tokens: int | None = None, sae: str | None = None, device: str | None = None
 ) -> Index:
-    """Makes the index of an SAE of a run (see `index_sae`).
+    """Make the index of an SAE of a run (see `index_sae`).
 
-    tokens: of the training text; None for all that the SAE was trained on, `INDEX_TOKENS` at most.
-    sae:    which SAE, of a run that trained several.
-    device: of language model and SAE; None for the one it was trained on.
+    tokens: number of tokens of the training text; None for as many as the run's, but at most `INDEX_TOKENS`.
+    sae:    which SAE of a run that trained several.
+    device: device for language model and SAE; None for the one it was trained on.
 
-    Raises InputError where the folder is no run with a trained SAE, or the SAE is not of the run's model and site.
+    Raises InputError if the folder is not a run with a trained SAE, or the SAE does not fit the run's model and site.
     """
     run = RunFolder(run) if isinstance(run, Path) else run
     tidy(run)
@@ -64,12 +64,12 @@ def index_run(
 def index_sae(
     run: RunFolder, name: str, config: TrainConfig, sae: SAE, reader: ActivationReader, n_tokens: int
 ) -> Index:
-    """Makes the index of one of a run's SAEs from `n_tokens` of its training text, which the language model reads.
+    """Make the index of one of a run's SAEs by running the language model on `n_tokens` tokens of its training text.
 
     The edges are those of the SAE's own forest or of the one that was inferred for it (see `forest_of`).
 
-    What was counted is kept every minute in RUN/index.unfinished, from where the same call goes on, to the same bits.
-    Raises InputError where another process is at it; Interrupted where a signal asks to stop.
+    Counts are saved every minute in RUN/index.unfinished; the same call continues from there, with identical results.
+    Raises InputError if another process is making this index, Interrupted if a signal stops it.
     """
     tokens = read_tokens(config, reader, "train", n_tokens)
     forest, _ = forest_of(sae, run.forest(name))
@@ -97,7 +97,7 @@ def index_sae(
 
 
 def _key(sae: SAE, forest: Forest, reader: ActivationReader, tokens: Tokens) -> dict[str, Any]:
-    """What decides every bit of an index."""
+    """Everything that an index depends on."""
     return {
         "sae": fingerprint(sae, forest),
         "text": hashlib.blake2b(tokens.ids.numpy().tobytes(), digest_size=16).hexdigest(),
@@ -111,7 +111,7 @@ def _key(sae: SAE, forest: Forest, reader: ActivationReader, tokens: Tokens) -> 
 
 
 class _Unfinished:
-    """The counts of an index on their way, in a folder."""
+    """The saved counts of an unfinished index."""
 
     def __init__(self, folder: Path, key: dict[str, Any], tokens: Tokens, stop: Stop) -> None:
         self._folder, self._key, self._tokens, self._stop = folder, key, tokens, stop
@@ -119,7 +119,7 @@ class _Unfinished:
         self._counts: Counts | None = None
 
     def begin(self, counts: Counts) -> None:
-        """Brings the counts to where an earlier process left them, if there was one at the same index."""
+        """Restore the counts of an earlier process, if it was making the same index."""
         self._counts = counts
         try:
             state = read_json(self._folder / _STATE)
@@ -127,15 +127,15 @@ class _Unfinished:
                 return
             counts.restore(read_tensors(self._folder / _TENSORS, listed_checksum(state, _TENSORS)))
             self._windows = int(state["windows"])
-        except (InputError, KeyError, TypeError, ValueError):  # none, or one that was being written
+        except (InputError, KeyError, TypeError, ValueError):  # missing or incomplete
             return
-        note(f"{self._folder}: going on after {self._windows * self._tokens.context:,} tokens")
+        note(f"{self._folder}: continuing after {self._windows * self._tokens.context:,} tokens")
 
     def batches(self, reader: ActivationReader) -> Iterator[ActivationBatch]:
-        """What is not counted yet. Raises Interrupted, with what was counted kept, when asked to stop."""
+        """The batches not counted yet. On a signal to stop, saves the counts and raises Interrupted."""
         rest = torch.arange(self._windows, len(self._tokens.ids))
         for batch, n_read in reader.batches(self._tokens, rest) if len(rest) else ():
-            yield batch  # whoever asks for the next one has counted this
+            yield batch  # it has been counted when the next one is requested
             self._windows += n_read // self._tokens.context
             if self._stop() or time.monotonic() - self._kept_at > _KEEP_EVERY_S:
                 self._keep()
@@ -153,5 +153,6 @@ class _Unfinished:
         self._kept_at = time.monotonic()
 
     def remove(self) -> None:
+        """Delete the saved counts."""
         for name in (_STATE, _TENSORS):
             (self._folder / name).unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Where a text occurs in the contexts of an index."""
+"""Searching for text in the contexts of an index."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from .index import Index
 
 
 class Search:
-    """Looks for text in the contexts of all features. What is decoded is kept: the first search takes longest."""
+    """Searches for text in the contexts of all features. Decoded text is cached, so the first search takes longest."""
 
     def __init__(self, index: Index, tokenizer: PreTrainedTokenizerBase) -> None:
         self.index, self.tokenizer = index, tokenizer
 
     def hits(self, query: str, labels: Mapping[int, str]) -> Iterator[tuple[Matched, int, int | None]]:
-        """Where `query`, in lower case, was found: how, the feature, and which of its contexts (none for a label).
+        """Find `query` (lower case). Yields where it was found, the feature, and which context (None for a label).
 
-        A whole token comes before a part of one. Of the text around, all of the window is looked through.
+        Whole tokens come before parts of tokens. The text around a token is its whole window.
         """
         for feature, label in sorted(labels.items()):
             if query in label.casefold():
@@ -37,7 +37,7 @@ class Search:
             yield "text", feature, place
 
     def _ranked(self, hits: Bool[Tensor, "d_sae n_contexts"]) -> Iterator[tuple[int, int]]:
-        """Feature and context of every hit: features by the share of their activations that are hit."""
+        """Feature and context of every hit; features with a larger fraction of activations that match come first."""
         value = self.index.top_value
         share = (value * hits).sum(1) / value.sum(1).clamp(min=1e-12)
         for feature in share.argsort(descending=True, stable=True).tolist():
@@ -48,7 +48,7 @@ class Search:
 
     @cached_property
     def _top_ids(self) -> Int[Tensor, "d_sae n_contexts"]:
-        """The token of every context; -1 where there is none."""
+        """The token of every context; -1 if there is none."""
         rows = self.index.top_row
         return torch.where(rows >= 0, self.index.tokens.ids.flatten()[rows.clamp(min=0)].long(), -1)
 
@@ -59,7 +59,7 @@ class Search:
 
     @cached_property
     def _top_windows(self) -> Int[Tensor, "d_sae n_contexts"]:
-        """The window of every context; -1 where there is none."""
+        """The window of every context; -1 if there is none."""
         rows = self.index.top_row
         return torch.where(rows >= 0, rows // self.index.tokens.context, -1)
 
@@ -70,7 +70,7 @@ class Search:
         return {w: self._decoded(ids[w].tolist()) for w in self._top_windows.unique().tolist() if w >= 0}
 
     def _decoded(self, ids: list[int]) -> str:
-        """Text in lower case."""
+        """The text of token ids, in lower case."""
         text = self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
         assert isinstance(text, str)
         return text.casefold()
@@ -79,6 +79,6 @@ class Search:
 def _where(
     keys: Int[Tensor, "d_sae n_contexts"], texts: Mapping[int, str], matches: Callable[[str], bool]
 ) -> Bool[Tensor, "d_sae n_contexts"]:
-    """The contexts whose text matches."""
+    """Which contexts have a text that matches."""
     found = [key for key, text in texts.items() if matches(text)]
     return torch.isin(keys, torch.tensor(found, dtype=keys.dtype))

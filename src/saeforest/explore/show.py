@@ -1,4 +1,4 @@
-"""The forest in the terminal: the most telling families, and the tree around one feature. Prints cards, no more."""
+"""The forest in the terminal: the most telling families, and the tree around one feature. Only prints cards."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .cards import ContextCard, EdgeCard, FamilyCard, FeatureCard, OverviewCard
 from .queries import Explorer
 
 _WIDEST = 120
-# Of the columns, what the active token and the text behind it take.
+# Fraction of the columns for the active token and the text after it.
 _RIGHT_SHARE = 0.42
 _MAX_CHILDREN = 12
 _FAMILY_CHILDREN, _FAMILY_CONTEXTS = 5, 2
@@ -23,7 +23,7 @@ _FOCUS = "bold reverse cyan"
 
 
 def show_families(console: Console, explorer: Explorer, n: int = 10) -> None:
-    """Prints the `n` most telling families (see `telling_families`), and what the whole forest looks like."""
+    """Print the `n` most telling families (see `telling_families`), and an overview of the forest."""
     view = _View(explorer, _width(console))
     overview = explorer.overview()
     view.print(console, view.about(overview))
@@ -35,16 +35,16 @@ def show_families(console: Console, explorer: Explorer, n: int = 10) -> None:
     for family in families:
         view.print(console, Text(), view.family(family))
     if not families:
-        view.print(console, Text("\nNo family to show yet: train longer, or index more tokens."))
+        view.print(console, Text("\nNo family qualifies to be shown: train longer, or index more tokens."))
     view.print(console, Text(), view.legend(overview))
 
 
 def show_feature(
     console: Console, explorer: Explorer, feature: int, depth: int = 3, contexts: int = 3
 ) -> None:
-    """Prints the tree under a feature, `depth` generations of it, and the path from the root above it.
+    """Print the tree below a feature, `depth` generations deep, and the path from the root to it.
 
-    Raises InputError where there is no such feature.
+    Raises InputError if there is no such feature.
     """
     view = _View(explorer, _width(console))
     overview, tree = explorer.overview(), view.tree(explorer.feature(feature), depth, contexts)
@@ -57,7 +57,7 @@ def _width(console: Console) -> int:
 
 @dataclass(frozen=True)
 class _Concordance:
-    """Lines of passages whose marked tokens stand one below the other, at whatever depth of the tree."""
+    """Lines of passages with their marked tokens aligned, at whatever depth of the tree."""
 
     contexts: Sequence[ContextCard]
     right: int
@@ -91,15 +91,15 @@ class _View:
 
     def census(self, overview: OverviewCard) -> Text:
         return Text(
-            f"{overview.n_edges:,} parent-child edges, {overview.forest}; in {overview.n_judged:,} the child fires "
-            f"{overview.min_count} times or more"
+            f"{overview.n_edges:,} parent-child edges, {overview.forest}; in {overview.n_judged:,} of them the child "
+            f"fires {overview.min_count} times or more"
         )
 
     def no_families(self, overview: OverviewCard) -> str:
         if overview.forest == "none":
             return (
-                "No families: this SAE learned no forest. `saeforest infer RUN` infers one, "
-                "`saeforest index RUN` measures it."
+                "No families: this SAE has no forest. Infer one with `saeforest infer RUN`, then run "
+                "`saeforest index RUN` again."
             )
         return "No families: every feature is a root."
 
@@ -108,7 +108,7 @@ class _View:
         if overview.rows == "encoder":
             vectors = " and encoder vectors, since a transcoder's decoder writes at another site"
         return Text(
-            "Percentages: share of tokens; beside a context, share of the feature's strongest activation.\n"
+            "Percentages: fraction of tokens; next to a text, fraction of the feature's strongest activation.\n"
             "P(c|p): how often the child fires where its parent fires. S_res: reconstruction score (Eq. 5), estimated "
             f"with LDA directions instead of the paper's probes{vectors}; a high score does not show that the "
             "hierarchy was learned.\n"
@@ -117,7 +117,7 @@ class _View:
         )
 
     def header(self, card: FeatureCard, style: str = "bold cyan", top: bool = False) -> Text:
-        """One line: id, density, and, of a child, its edge; then its strongest tokens. `top`: drawn without parent."""
+        """One line: id, density, edge from the parent, strongest tokens. top: whether the parent is not shown."""
         line = Text(no_wrap=True, overflow="ellipsis")
         line.append(f"{card.id:>{len(str(self.explorer.forest.d_sae - 1))}}", style)
         if not card.alive:
@@ -142,7 +142,7 @@ class _View:
         return Group(self.header(card, style, top), lines)
 
     def family(self, family: FamilyCard) -> Tree:
-        """A family in brief, the children by which it was chosen first."""
+        """A family in brief, with the children by which it was chosen first."""
         tree = Tree(self.node(family.parent, _FAMILY_CONTEXTS, _FOCUS, top=True), guide_style="dim")
         shown = family.children[:_FAMILY_CHILDREN]
         for edge in shown:
@@ -181,6 +181,6 @@ class _View:
 
 
 def percent(share: float) -> str:
-    """A share in percent with two digits that count."""
+    """A fraction in percent with two significant digits."""
     number = 100 * share
-    return f"{number:.0f} %" if number >= 9.95 else f"{number:#.2g} %"
+    return f"{number:.0f}%" if number >= 9.95 else f"{number:#.2g}%"

@@ -1,4 +1,4 @@
-"""The strongest activations of every feature, kept while batches of activations go by."""
+"""Keeping the strongest activations of every feature during a pass over activations."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ from torch import Tensor
 
 from ..text import Tokens
 
-# With fewer documents than this, a document is no passage but a library.
+# Below this many documents, windows stand in for documents.
 _MANY_DOCUMENTS = 100
 
-Passage = Callable[[Tensor], Tensor]
+PassageOf = Callable[[Tensor], Tensor]
+"""A function from rows `[n]` to the passages `[n]` that they belong to, as numbers."""
 
 
-def passages(tokens: Tokens) -> tuple[Literal["document", "window"], Passage]:
-    """What a passage is in this text (a "document" or a "window"), and the passage of each row.
+def passages(tokens: Tokens) -> tuple[Literal["document", "window"], PassageOf]:
+    """What counts as a passage in this text ("document" or "window"), and the function from rows to passages.
 
-    A feature's strongest activations come from different passages, so that they show different contexts. A text
-    of few documents (one book, say) would leave too few: there a passage is a window.
+    A feature's strongest activations are taken from different passages, so that they show different contexts. If a text
+    has few documents (a single book, say), windows serve as passages.
     """
     if len(tokens.names) >= _MANY_DOCUMENTS:
         return "document", tokens.document_of
@@ -29,21 +30,21 @@ def passages(tokens: Tokens) -> tuple[Literal["document", "window"], Passage]:
 
 
 class Strongest:
-    """For every feature the `n` strongest activations, at most one from each passage.
+    """The `n` strongest activations of every feature, at most one from each passage.
 
-    value: `[d_sae, n]`, descending; 0 where there is none.
-    row:   `[d_sae, n]`, the token row of each; -1 where there is none. Of equal values the lower row comes first.
+    value: `[d_sae, n]` activations, descending, padded with 0.
+    row:   `[d_sae, n]` their token rows, padded with -1. Of equal values, the lower row comes first.
 
-    A passage that has dropped out comes back only by an activation of its own, so one pass is exact.
+    The result is exact after one pass: a passage that dropped out can only return with a stronger activation.
     """
 
-    def __init__(self, d_sae: int, n: int, passage: Passage, device: torch.device) -> None:
+    def __init__(self, d_sae: int, n: int, passage: PassageOf, device: torch.device) -> None:
         self.value = torch.zeros(d_sae, n, device=device)
         self.row = torch.full((d_sae, n), -1, device=device)
         self._passage = passage
 
     def add(self, feature: Int[Tensor, "m"], value: Float[Tensor, "m"], row: Int[Tensor, "m"]) -> None:
-        """Takes in activations, each of one feature at one token."""
+        """Add activations, each of one feature at one token."""
         contends = value >= self.value[feature, -1]
         feature, value, row = feature[contends], value[contends], row[contends]
         touched = feature.unique()
@@ -72,7 +73,7 @@ def _sorted(*keys: Tensor) -> Int[Tensor, "m"]:
 
 
 def _first_of_each(*keys: Int[Tensor, "m"]) -> Bool[Tensor, "m"]:
-    """Marks the first entry of every combination of keys."""
+    """A mask of the first entry of every combination of keys."""
     order = _sorted(*keys)
     new = torch.ones_like(order, dtype=torch.bool)
     new[1:] = torch.stack([key[order].diff() != 0 for key in keys]).any(0)
