@@ -11,10 +11,10 @@ from oracles.hsae import HSAEOptions, HSAEOracle
 from saeforest.optim import OptimConfig
 from saeforest.saes import (
     HSAE,
-    HierarchyConfig,
     HSAEConfig,
     JumpReLUConfig,
     JumpReLUSAE,
+    ParentsConfig,
     RunLength,
     Setup,
     SparsityConfig,
@@ -41,7 +41,7 @@ class Case:
     sparsity: SparsityConfig = field(default_factory=SparsityConfig)
     constraint: float = 0.05
     perturbation: float = 0.2
-    hierarchy: HierarchyConfig = field(default_factory=lambda: HierarchyConfig(period=6))
+    hierarchy: ParentsConfig = field(default_factory=lambda: ParentsConfig(period=6))
     parents: bool = False
     """Start from a random forest: for training without updates."""
 
@@ -56,7 +56,7 @@ CASES = {
         constraint=0.3,
         perturbation=0.5,
         sparsity=SLOW,
-        hierarchy=HierarchyConfig("fixed", 5, "decoder", max_children=2),
+        hierarchy=ParentsConfig("fixed", 5, "decoder", max_children=2),
     ),
     "co-activation": Case(
         bandwidth=0.7,
@@ -65,7 +65,7 @@ CASES = {
         constraint=0,
         perturbation=0.3,
         sparsity=SparsityConfig(weight=1e-6, rate=1, momentum=0, gain=0),
-        hierarchy=HierarchyConfig("alternate", 4, "coactivation", 0.8, unassigned=0.3),
+        hierarchy=ParentsConfig("alternate", 4, "coactivation", 0.8, unassigned=0.3),
     ),
     "conditional": Case(
         normalize=0.6,
@@ -73,7 +73,7 @@ CASES = {
         bandwidth=0.01,
         constraint=1.0,
         perturbation=0,
-        hierarchy=HierarchyConfig("alternate", 9, "conditional", unassigned=0.4, max_children=2),
+        hierarchy=ParentsConfig("alternate", 9, "conditional", unassigned=0.4, max_children=2),
     ),
     "binary, ghosts in a wide kernel": Case(
         normalize="layer_norm",
@@ -81,12 +81,10 @@ CASES = {
         threshold_init=0.3,
         perturbation=0.4,
         sparsity=SparsityConfig(gain=0.02),
-        hierarchy=HierarchyConfig("alternate", None, "encoder", unassigned=0, max_children=2),
+        hierarchy=ParentsConfig("alternate", None, "encoder", unassigned=0, max_children=2),
     ),
-    "never updated": Case(
-        sparsity=SLOW, perturbation=0.5, hierarchy=HierarchyConfig("none", 3), parents=True
-    ),
-    "after training": Case(constraint=0, perturbation=0, hierarchy=HierarchyConfig("after", 3)),
+    "never updated": Case(sparsity=SLOW, perturbation=0.5, hierarchy=ParentsConfig("none", 3), parents=True),
+    "after training": Case(constraint=0, perturbation=0, hierarchy=ParentsConfig("after", 3)),
 }
 
 

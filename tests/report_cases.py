@@ -14,10 +14,10 @@ from saeforest.report.load import load_runs
 from saeforest.report.seed_groups import SeedGroup, seed_groups
 from saeforest.run_folder import RunFolder
 from saeforest.saes import (
-    HierarchyConfig,
     HSAEConfig,
     MatchingPursuitConfig,
     MatryoshkaConfig,
+    ParentsConfig,
     SystemConfig,
     TopKConfig,
     TreeConfig,
@@ -30,7 +30,7 @@ TOPK = TopKConfig(layer_sizes=(16,), k_per_layer=(4,))
 MATRYOSHKA = MatryoshkaConfig(layer_sizes=(4, 12), k_per_layer=(4,))
 PURSUIT = MatchingPursuitConfig(layer_sizes=(16,), k_per_layer=(4,))
 HSAE = HSAEConfig(layer_sizes=(4, 12), k_per_layer=(4, 4))
-BASELINE = replace(HSAE, constraint=0.0, perturbation=0.0, hierarchy=HierarchyConfig(updates="after"))
+BASELINE = replace(HSAE, constraint=0.0, perturbation=0.0, hierarchy=ParentsConfig(updates="after"))
 
 # name of a value -> the value, with half the width of its interval
 Given = Mapping[str, float | tuple[float, float] | str]

@@ -16,11 +16,11 @@ from .saes import (
     AuxConfig,
     BatchTopKConfig,
     ExpertHSAEConfig,
-    HierarchyConfig,
     HSAEConfig,
     JumpReLUConfig,
     MatchingPursuitConfig,
     MatryoshkaConfig,
+    ParentsConfig,
     SystemConfig,
     TopKConfig,
     TreeAuxConfig,
@@ -51,7 +51,7 @@ _DEMO_HSAE = HSAEConfig(
     constraint=0.1,  # the paper's 0.01 has no effect in a run this short: docs/results/hsae.md
 )
 _HSAE_BETAS = {"beta1": 0.0, "beta2": 0.995, "eps": 1e-8}
-_BASELINE = {"constraint": 0.0, "perturbation": 0.0, "hierarchy": HierarchyConfig(updates="after")}
+_BASELINE = {"constraint": 0.0, "perturbation": 0.0, "hierarchy": ParentsConfig(updates="after")}
 
 
 def _demo(sae: SystemConfig, **optim: float | str) -> TrainConfig:
@@ -199,7 +199,7 @@ def _gemma(sae: SystemConfig) -> TrainConfig:
 
 
 def _hsaes() -> dict[str, TrainConfig]:
-    hierarchy = HierarchyConfig(period=5_000)
+    hierarchy = ParentsConfig(period=5_000)
     presets = {}
     for l0 in (50, 80, 100):
         sae = HSAEConfig(

@@ -14,7 +14,7 @@ from saeforest.errors import InputError
 from saeforest.judges import NO_JUDGE, Judge, JudgeConfig, open_judge
 from saeforest.lm import LanguageModel
 from saeforest.measures.examples import FeatureWindows
-from saeforest.measures.pair_judge import PairJudgeConfig, Verdict, draw_controls, pair_judge, parse_verdict
+from saeforest.measures.pair_judge import Answer, PairJudgeConfig, draw_controls, pair_judge, parse_verdict
 from saeforest.measures.record import Record
 from saeforest.measures.subject import Subject
 from saeforest.structure.forest import Forest, flat_forest
@@ -48,9 +48,9 @@ def reader_of_marks(system: str, user: str) -> str:
 @pytest.mark.parametrize(
     ("reply", "wanted"),
     [
-        ("HaveRelationship: Yes\nConfidence: High", Verdict(True, "High")),
-        ("\nHaveRelationship: No \n Confidence:Low\n", Verdict(False, "Low")),
-        ("HaveRelationship: Yes\r\nConfidence: Medium", Verdict(True, "Medium")),
+        ("HaveRelationship: Yes\nConfidence: High", Answer(True, "High")),
+        ("\nHaveRelationship: No \n Confidence:Low\n", Answer(False, "Low")),
+        ("HaveRelationship: Yes\r\nConfidence: Medium", Answer(True, "Medium")),
         ("", None),
         ("Yes", None),
         ("HaveRelationship: Yes", None),
@@ -66,7 +66,7 @@ def reader_of_marks(system: str, user: str) -> str:
         ("**HaveRelationship: Yes**\n**Confidence: High**", None),
     ],
 )
-def test_verdicts_are_read_strictly(reply: str, wanted: Verdict | None) -> None:
+def test_verdicts_are_read_strictly(reply: str, wanted: Answer | None) -> None:
     assert parse_verdict(reply) == wanted
 
 

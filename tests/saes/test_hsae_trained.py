@@ -29,11 +29,11 @@ from oracles.hsae import conditional, hamming
 from saeforest import InputError
 from saeforest.saes import (
     HSAE,
-    HierarchyConfig,
     HSAEConfig,
     JumpReLUConfig,
     JumpReLUSAE,
     LayerNorm,
+    ParentsConfig,
     RunLength,
     SparsityConfig,
     load_sae,
@@ -160,7 +160,7 @@ def copied(sae: LevelsSAE, level: int, case: Case) -> LevelsTraining:
 
 @pytest.mark.parametrize("updates", ["alternate", "after"])
 def test_without_links_every_level_trains_as_an_sae_of_its_own(updates: Any) -> None:
-    case = Case(normalize=1.3, constraint=0, perturbation=0, hierarchy=HierarchyConfig(updates, 4))
+    case = Case(normalize=1.3, constraint=0, perturbation=0, hierarchy=ParentsConfig(updates, 4))
     training = make_training(case, lr=0.01)
     sae = training.sae
     alone = [copied(sae, level, case) for level in range(3)]
@@ -179,7 +179,7 @@ def test_without_links_every_level_trains_as_an_sae_of_its_own(updates: Any) -> 
 
 def test_after_training_links_independent_saes() -> None:
     """The paper's baseline: the assignment is made once, of the trained encoders."""
-    hierarchy = HierarchyConfig("after", 1, unassigned=0.3)
+    hierarchy = ParentsConfig("after", 1, unassigned=0.3)
     training = trained(Case(constraint=0, perturbation=0, hierarchy=hierarchy))
     sae = training.sae
     assert (sae.parent == ROOT).all()
@@ -198,9 +198,7 @@ def test_after_training_links_independent_saes() -> None:
 
 @pytest.mark.parametrize("similarity", ["encoder", "coactivation"])
 def test_two_runs_and_a_resumed_one_are_bit_identical(similarity: Any) -> None:
-    case = replace(
-        CASES["paper"], perturbation=0.5, hierarchy=HierarchyConfig(period=4, similarity=similarity)
-    )
+    case = replace(CASES["paper"], perturbation=0.5, hierarchy=ParentsConfig(period=4, similarity=similarity))
     data = batches(20, torch.float32)
     first, second = trained(case, 20), trained(case, 20)
     for name, tensor in first.state_dict().items():
@@ -307,7 +305,7 @@ def test_hsae_is_more_of_a_hierarchy_than_the_baseline() -> None:
     common: dict[str, Any] = {"normalize_activations": scale, "sparsity": QUICK, "bandwidth": 0.1}
     means = []
     for updates, constraint, perturbation in [("after", 0.0, 0.0), ("alternate", 0.3, 0.05)]:
-        hierarchy = HierarchyConfig(updates)  # pyright: ignore[reportArgumentType]
+        hierarchy = ParentsConfig(updates)  # pyright: ignore[reportArgumentType]
         own: dict[str, Any] = {"constraint": constraint, "perturbation": perturbation, "hierarchy": hierarchy}
         found = []
         for seed in (0, 1):
@@ -354,11 +352,11 @@ def test_hsae_is_more_of_a_hierarchy_than_the_baseline() -> None:
         (lambda: HSAEConfig((4, 8), (1, 1), perturbation=1.5), "(fraction|probability) from 0 to 1"),
         (lambda: HSAEConfig((4, 8), (1, 1), perturbation=-0.1), "(fraction|probability) from 0 to 1"),
         (lambda: HSAEConfig((4, 8), (1, 1), bandwidth=-1), r"sae\.bandwidth = -1"),
-        (lambda: HierarchyConfig(period=0), r"sae\.hierarchy\.period = 0"),
-        (lambda: HierarchyConfig(unassigned=1.5), r"sae\.hierarchy\.unassigned = 1\.5"),
-        (lambda: HierarchyConfig(unassigned=-0.1), r"sae\.hierarchy\.unassigned = -0\.1"),
-        (lambda: HierarchyConfig(momentum=1), r"sae\.hierarchy\.momentum = 1"),
-        (lambda: HierarchyConfig(max_children=0), r"sae\.hierarchy\.max_children = 0"),
+        (lambda: ParentsConfig(period=0), r"sae\.hierarchy\.period = 0"),
+        (lambda: ParentsConfig(unassigned=1.5), r"sae\.hierarchy\.unassigned = 1\.5"),
+        (lambda: ParentsConfig(unassigned=-0.1), r"sae\.hierarchy\.unassigned = -0\.1"),
+        (lambda: ParentsConfig(momentum=1), r"sae\.hierarchy\.momentum = 1"),
+        (lambda: ParentsConfig(max_children=0), r"sae\.hierarchy\.max_children = 0"),
     ],
 )
 def test_bad_configuration(build: Callable[[], object], words: str) -> None:

@@ -329,7 +329,7 @@ def test_a_store_without_the_key_was_read_without_bos(
     harvest_folder(reader, tokens, tmp_path / "acts", about)
     capsys.readouterr()
     run_training(replace(config, data=str(tmp_path / "acts"), text=with_bos[0].text), tmp_path / "run")
-    assert "harvest again to read it so" in capsys.readouterr().err
+    assert "puts BOS before a text, harvest again" in capsys.readouterr().err
     assert RunFolder(tmp_path / "run").load()[0].text.bos == "no"
 
 

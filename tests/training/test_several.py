@@ -22,11 +22,11 @@ from saeforest.run_folder import RunFolder
 from saeforest.saes import (
     AuxConfig,
     BatchTopKConfig,
-    HierarchyConfig,
     HSAEConfig,
     JumpReLUConfig,
     MatchingPursuitConfig,
     MatryoshkaConfig,
+    ParentsConfig,
     SystemConfig,
     TopKConfig,
 )
@@ -43,9 +43,9 @@ SYSTEMS: dict[str, SystemConfig] = {
     "matryoshka": MatryoshkaConfig((8, 40), (5,), aux=AUX, dead_after_tokens=512),
     "matryoshka-batch": MatryoshkaConfig((8, 40), (5,), selection="batch", dead_after_tokens=512),
     "jumprelu": JumpReLUConfig((48,), (5,), dead_after_tokens=512),
-    "hsae": HSAEConfig((8, 16, 24), (4, 4, 4), hierarchy=HierarchyConfig(period=8), perturbation=0.3),
+    "hsae": HSAEConfig((8, 16, 24), (4, 4, 4), hierarchy=ParentsConfig(period=8), perturbation=0.3),
     "hsae-baseline": HSAEConfig(
-        (8, 16), (4, 4), constraint=0.0, perturbation=0.0, hierarchy=HierarchyConfig(updates="after")
+        (8, 16), (4, 4), constraint=0.0, perturbation=0.0, hierarchy=ParentsConfig(updates="after")
     ),
     "pursuit": MatchingPursuitConfig((48,), (5,)),
 }

@@ -87,7 +87,7 @@ class GeometryConfig:
             raise InputError(f"geometry.parents = {list(self.parents)}: expected different features")
 
 
-class Family(NamedTuple):
+class UmapFamily(NamedTuple):
     """A parent, its children that take part, and the share of their activations on which two or more of them fire."""
 
     parent: int
@@ -141,7 +141,7 @@ def geometry(subject: Subject, config: GeometryConfig) -> Record:
     )
 
 
-def choose_families(subject: Subject, usable: Bool[Tensor, "d_sae"], n: int) -> list[Family]:
+def choose_families(subject: Subject, usable: Bool[Tensor, "d_sae"], n: int) -> list[UmapFamily]:
     """The `n` families with 3 to 8 usable children that overlap least.
 
     Of equals, the one with the most activations, then the one with the lowest parent.
@@ -153,14 +153,14 @@ def choose_families(subject: Subject, usable: Bool[Tensor, "d_sae"], n: int) -> 
     return sorted(found, key=lambda family: (family.overlap, -family.n, family.parent))[:n]
 
 
-def _family(subject: Subject, usable: Bool[Tensor, "d_sae"], parent: int) -> Family:
+def _family(subject: Subject, usable: Bool[Tensor, "d_sae"], parent: int) -> UmapFamily:
     n_fired = subject.pairs.marginals.n
     children = [c for c in subject.forest.children(parent) if usable[c]]
     children = sorted(sorted(children, key=lambda c: -int(n_fired[c]))[:_MOST_CHILDREN])
     if not children:
-        return Family(parent, [], 0.0, 0)
+        return UmapFamily(parent, [], 0.0, 0)
     times = torch.cat([subject.pairs.firings(c)[0] for c in children]).unique(return_counts=True)[1]
-    return Family(parent, children, float((times > 1).double().mean()), len(times))
+    return UmapFamily(parent, children, float((times > 1).double().mean()), len(times))
 
 
 def _beneath(
@@ -221,7 +221,7 @@ def _is_nearest(cosine: Float64[Tensor, "children"], own: int) -> bool:
 
 
 def _points(
-    subject: Subject, family: Family, config: GeometryConfig
+    subject: Subject, family: UmapFamily, config: GeometryConfig
 ) -> tuple[Int[Tensor, "points"], Int[Tensor, "points"]]:
     """Activations of a family, and which of its children fires most strongly on each (of equals, the first)."""
     best = torch.zeros(len(subject.rows))

@@ -58,7 +58,7 @@ class PairJudgeConfig:
             raise InputError(f"pair_judge.power = {self.power}: expected 0 to 4")
 
 
-class Verdict(NamedTuple):
+class Answer(NamedTuple):
     related: bool
     confidence: str
 
@@ -192,7 +192,7 @@ def draw_controls(forest: Forest, edges: list[Pair], rng: np.random.Generator) -
     return controls
 
 
-def _ask(judge: Judge, pairs: list[Pair], texts: _Texts) -> list[Verdict | None]:
+def _ask(judge: Judge, pairs: list[Pair], texts: _Texts) -> list[Answer | None]:
     system = prompt("related")
     questions = [
         Question(
@@ -205,19 +205,19 @@ def _ask(judge: Judge, pairs: list[Pair], texts: _Texts) -> list[Verdict | None]
     return [parse_verdict(reply) for reply in ask_all(judge, questions, "judge pairs")]
 
 
-def parse_verdict(reply: str) -> Verdict | None:
+def parse_verdict(reply: str) -> Answer | None:
     """The two lines of a reply; None for a reply of any other form."""
     match = _REPLY.fullmatch(reply.strip())
-    return match and Verdict(match[1] == "Yes", match[2])
+    return match and Answer(match[1] == "Yes", match[2])
 
 
-def _counts(verdicts: list[Verdict | None]) -> tuple[FloatArray, FloatArray]:
+def _counts(verdicts: list[Answer | None]) -> tuple[FloatArray, FloatArray]:
     """Of each pair 1 where it is affirmed, and 1 where its reply could be read."""
     affirmed = np.array([v is not None and v.related for v in verdicts], dtype=np.float64)
     return affirmed, np.array([v is not None for v in verdicts], dtype=np.float64)
 
 
-def _in_detail(pair: Pair, verdict: Verdict | None, kind: str) -> dict[str, Any]:
+def _in_detail(pair: Pair, verdict: Answer | None, kind: str) -> dict[str, Any]:
     return {
         "parent": pair[0],
         "child": pair[1],

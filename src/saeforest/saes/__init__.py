@@ -6,7 +6,7 @@ from .base import SAE, SAEConfig
 from .batch_topk import BatchTopKConfig, BatchTopKSAE, ThresholdConfig
 from .expert_hsae import ExpertHSAE, ExpertHSAEConfig
 from .files import check_inference, load_sae, save_sae
-from .hsae import HSAE, HierarchyConfig, HSAEConfig
+from .hsae import HSAE, HSAEConfig, ParentsConfig
 from .jumprelu import JumpReLUConfig, JumpReLUSAE
 from .matching_pursuit import MatchingPursuitConfig, MatchingPursuitSAE
 from .matryoshka import MatryoshkaConfig, MatryoshkaSAE
@@ -29,7 +29,6 @@ __all__ = [
     "ExpertHSAE",
     "ExpertHSAEConfig",
     "HSAEConfig",
-    "HierarchyConfig",
     "JumpReLUConfig",
     "JumpReLUSAE",
     "LayerNorm",
@@ -38,6 +37,7 @@ __all__ = [
     "MatryoshkaConfig",
     "MatryoshkaSAE",
     "Normalizer",
+    "ParentsConfig",
     "RunLength",
     "SAEConfig",
     "Scale",

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..kernels import top_children
 from ..sparse_code import SparseCode
-from ..structure.forest import Families
+from ..structure.forest import ByParent
 from .encode import PreActivations
 from .select import largest, top_k
 
@@ -23,7 +23,7 @@ class Gate(Protocol):
         h: PreActivations,
         u: Float[Tensor, "n d_in"],
         active: Int[Tensor, "n a"],
-        features: Families,
+        features: ByParent,
         k: int,
     ) -> SparseCode:
         """Select at most `k` of `features` for every activation.
@@ -41,7 +41,7 @@ class ParentGate:
         h: PreActivations,
         u: Float[Tensor, "n d_in"],
         active: Int[Tensor, "n a"],
-        features: Families,
+        features: ByParent,
         k: int,
     ) -> SparseCode:
         """Select features. Nothing is computed for features whose parent is not active, which are most of them."""

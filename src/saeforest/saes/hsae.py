@@ -32,7 +32,7 @@ _PAPER_PERIOD = 5_000 / PAPER_STEPS
 
 
 @dataclass(frozen=True)
-class HierarchyConfig:
+class ParentsConfig:
     """How features choose their parents in the level above."""
 
     updates: Literal["alternate", "fixed", "after", "none"] = "alternate"
@@ -73,7 +73,7 @@ class HSAEConfig(LevelsConfig):
     """Weight of the loss that pulls a feature toward the sum of its children. 0: no such loss."""
     perturbation: float = 0.05
     """Probability that a feature with children is replaced by their sum, drawn again in every step. 0: never."""
-    hierarchy: HierarchyConfig = field(default_factory=HierarchyConfig)
+    hierarchy: ParentsConfig = field(default_factory=ParentsConfig)
     architecture: Literal["hsae"] = "hsae"
 
     def __post_init__(self) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..sparse_code import SparseCode, concat_rows, concat_slots
-from ..structure.forest import ROOT, Families, families
+from ..structure.forest import ROOT, ByParent, group_by_parent
 from .allocator import AllocationConfig, Allocator
 from .auxiliary import ResidualConfig, auxiliary_loss, check_coefficients
 from .base import SAE
@@ -135,7 +135,7 @@ class TreeSAE(SAE):
     def __init__(self, config: TreeConfig, d_in: int, *, d_out: int | None = None, seed: int = 0) -> None:
         super().__init__(config, d_in, d_out=d_out, seed=seed)
         self.gate: Gate = ParentGate()
-        self._grouped: tuple[Tensor, list[Families]] | None = None
+        self._grouped: tuple[Tensor, list[ByParent]] | None = None
 
     def initial_parent(self, generator: torch.Generator) -> Int[Tensor, "d_sae"]:
         """Parents drawn uniformly from the root and the features that may be parents.
@@ -169,7 +169,7 @@ class TreeSAE(SAE):
         """Select features layer by layer. Values are exact: they decide which features of later layers may fire."""
         active = torch.empty(len(u), 0, dtype=torch.int64, device=u.device)
         codes = []
-        for layer, k in zip(self._families(), self.config.k_per_layer, strict=True):
+        for layer, k in zip(self._by_parent(), self.config.k_per_layer, strict=True):
             code = h.exact(u, self.gate(h, u, active, layer, k))
             active = torch.cat([active, self.active(code)], dim=1)
             codes.append(code)
@@ -179,13 +179,16 @@ class TreeSAE(SAE):
         """The ids of the active features, -1 in unused slots."""
         return torch.where(code.active(self.config.activation_threshold), code.ids, ROOT)
 
-    def _families(self) -> list[Families]:
+    def _by_parent(self) -> list[ByParent]:
         """The features of every layer, grouped by parent. The result is cached until a parent changes."""
         kept = self._grouped
         if kept is None or kept[0].device != self.parent.device or not torch.equal(kept[0], self.parent):
             every = torch.arange(self.d_sae, device=self.parent.device)
             layers = every.split(list(self.config.layer_sizes))
-            kept = self._grouped = self.parent.clone(), [families(self.parent, layer) for layer in layers]
+            kept = self._grouped = (
+                self.parent.clone(),
+                [group_by_parent(self.parent, layer) for layer in layers],
+            )
         return kept[1]
 
 
@@ -234,7 +237,7 @@ class TreeTraining(Training):
         """Eq. 8: the residual is reconstructed from the k largest dead features of a layer whose parents are active."""
         sae, aux = self.sae, self.sae.config.aux
         start, end = sae.starts[layer], sae.starts[layer + 1]
-        features = families(sae.parent, start + dead[start:end].nonzero().flatten())
+        features = group_by_parent(sae.parent, start + dead[start:end].nonzero().flatten())
         chosen = h.exact(u, sae.gate(h, u, sae.active(code), features, aux.k))
         return auxiliary_loss(chosen, sae.decoder, sae.b_dec, residual, stats, aux)
 

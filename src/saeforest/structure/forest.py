@@ -180,7 +180,7 @@ class Forest:
         return torch.stack([self.parent[child], child])
 
 
-class Families(NamedTuple):
+class ByParent(NamedTuple):
     """Features grouped by their parent."""
 
     roots: Int[Tensor, "r"]
@@ -191,13 +191,13 @@ class Families(NamedTuple):
     """Ids of all other features."""
 
 
-def families(parent: Int[Tensor, "d_sae"], features: Int[Tensor, "m"]) -> Families:
+def group_by_parent(parent: Int[Tensor, "d_sae"], features: Int[Tensor, "m"]) -> ByParent:
     """Group features by their parents. Within a group they keep their order."""
     above = parent[features]
     below = features[above != ROOT]
     by_parent, order = parent[below].sort(stable=True)
     first = torch.searchsorted(by_parent, torch.arange(len(parent) + 1, device=parent.device))
-    return Families(features[above == ROOT], first, below[order])
+    return ByParent(features[above == ROOT], first, below[order])
 
 
 def flat_forest(layer_sizes: tuple[int, ...]) -> Forest:

@@ -50,7 +50,7 @@ class PeakMemory:
 
 
 @dataclass(frozen=True)
-class Estimate:
+class RunEstimate:
     """The bytes and seconds that a run is expected to take."""
 
     config: TrainConfig
@@ -68,7 +68,7 @@ class Estimate:
     """Seconds of training; None if no step could be tried."""
 
 
-def estimate(config: TrainConfig) -> Estimate:
+def estimate(config: TrainConfig) -> RunEstimate:
     """Estimate a run by a small part of its work: the language model on a few windows, and a few training steps.
 
     Raises InputError for anything wrong with the model, the site or the text, as the run itself would.
@@ -109,7 +109,7 @@ def estimate(config: TrainConfig) -> Estimate:
             n_parameters[name] = sum(p.numel() for p in training.sae.parameters())
         target = None if config.target is None else first.others[config.target]
         tried = rehearse(trained, first.x, base, target)
-    return Estimate(
+    return RunEstimate(
         config=config,
         device=device,
         d_in=d_in,
@@ -234,7 +234,7 @@ def _activations(reader: ActivationReader, tokens: Tokens, n_windows: int) -> tu
     return x, (reader.seconds - before) / (len(windows) * tokens.context)
 
 
-def describe(e: Estimate) -> Table:
+def describe(e: RunEstimate) -> Table:
     """The estimate as a table for the terminal."""
     config = e.config
     table = Table(title="Estimate for this run", title_justify="left", show_header=False, box=None)
@@ -266,7 +266,7 @@ def describe(e: Estimate) -> Table:
     return table
 
 
-def _describe_sae(e: Estimate, name: str) -> str:
+def _describe_sae(e: RunEstimate, name: str) -> str:
     sae = e.config.members()[name].sae
     sizes, k = list(sae.layer_sizes), list(sae.k_per_layer)
     layers = f"{len(sizes)} layer" + ("s" if len(sizes) > 1 else "")

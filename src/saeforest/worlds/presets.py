@@ -13,11 +13,11 @@ from ..saes import (
     AuxConfig,
     BatchTopKConfig,
     ExpertHSAEConfig,
-    HierarchyConfig,
     HSAEConfig,
     JumpReLUConfig,
     MatchingPursuitConfig,
     MatryoshkaConfig,
+    ParentsConfig,
     SystemConfig,
     TopKConfig,
     TreeAuxConfig,
@@ -37,7 +37,7 @@ _ALLOCATION = AllocationConfig(
 _UNLINKED: dict[str, Any] = {
     "constraint": 0.0,
     "perturbation": 0.0,
-    "hierarchy": HierarchyConfig(updates="after"),
+    "hierarchy": ParentsConfig(updates="after"),
 }
 
 
