@@ -47,7 +47,7 @@ SMALL = {
     "batch_size=2048": "batch_size=128",
 }
 #: What a `saeforest train` of presets is given besides.
-PRESET = "--model {model} --site blocks.1.hook_resid_post --data {text} --tokens 10000 --epochs 1"
+PRESET = "--model {model} --site blocks.1.hook_resid_post --data {text} --tokens 5000 --epochs 1"
 
 
 class Block(NamedTuple):
