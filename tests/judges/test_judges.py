@@ -20,16 +20,16 @@ from judge_cases import Fake
 from saeforest.errors import InputError
 from saeforest.judges import (
     CachedJudge,
-    EndpointJudge,
     Judge,
     JudgeConfig,
-    LocalJudge,
     Question,
     ask_all,
     endpoint,
     open_judge,
     prompt,
 )
+from saeforest.judges.endpoint import EndpointJudge
+from saeforest.judges.local import LocalJudge
 from saeforest.lm import LanguageModel, load_lm
 
 KEY = "sk-very-secret-0123456789"

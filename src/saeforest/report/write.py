@@ -15,6 +15,7 @@ from ..errors import InputError
 from ..files import atomic_file, atomic_folder, write_json
 from ..run_folder import RunFolder
 from ..training.unfinished import claim_empty
+from .files import FIGURES, MARKDOWN, PAGE, VALUES
 from .gallery import closer_looks, compare_figures
 from .load import load_runs
 from .page import build_page
@@ -23,8 +24,6 @@ from .papers import papers
 from .seed_groups import seed_groups
 from .style import render
 from .values import to_json
-
-PAGE, MARKDOWN, VALUES, FIGURES = "report.html", "report.md", "report.json", "figures"
 
 
 class Shown(NamedTuple):

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import cast
 
 from saeforest.errors import InputError
+from saeforest.extras import missing
 
 # .bz2 and .xz are left out: Python's readers mistake damage in the middle of a file for its end.
 _PACKED = (".gz", ".zst")
@@ -100,4 +101,4 @@ def unreadable(path: Path, error: Exception) -> InputError:
 
 def needs_data_extra(what: str) -> InputError:
     """The InputError for an action (`what`) that needs the optional packages of the `data` extra."""
-    return InputError(f"{what} needs more packages: run `pip install 'saeforest[data]'`")
+    return missing("data", what)

