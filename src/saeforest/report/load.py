@@ -82,6 +82,8 @@ class Entry:
         """Context for reading a record's detail. Raises InputError if it is not in the measure's format."""
         try:
             yield
+        except InputError:  # a ValueError, but it says more
+            raise
         except (KeyError, TypeError, IndexError, ValueError, AttributeError) as error:
             raise InputError(
                 f"{self.path(measure)}: its detail lacks data that the report shows ({error!r}); "

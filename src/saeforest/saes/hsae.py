@@ -105,7 +105,7 @@ class HSAE(LevelsSAE):
     Example:
         >>> import torch
         >>> from saeforest.saes import HSAE, HSAEConfig
-        >>> sae = HSAE(HSAEConfig(layer_sizes=(4, 12), k_per_layer=(2, 2)), d_in=8)
+        >>> sae = HSAE(HSAEConfig((4, 12), (2, 2), normalize_activations="none"), d_in=8)
         >>> sae(torch.randn(5, 8)).shape
         torch.Size([5, 8])
         >>> sae.n_levels

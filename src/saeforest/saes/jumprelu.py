@@ -43,7 +43,7 @@ class JumpReLUSAE(LevelsSAE):
     Example:
         >>> import torch
         >>> from saeforest.saes import JumpReLUConfig, JumpReLUSAE
-        >>> sae = JumpReLUSAE(JumpReLUConfig(layer_sizes=(16,), k_per_layer=(3,)), d_in=8)
+        >>> sae = JumpReLUSAE(JumpReLUConfig((16,), (3,), normalize_activations="none"), d_in=8)
         >>> sae(torch.randn(5, 8)).shape
         torch.Size([5, 8])
     """

@@ -100,7 +100,7 @@ class Tokens:
             names = tuple(parse_json(tensors["names"].numpy().tobytes(), str(path)))
             tokens = cls(tensors["ids"], tensors["document_starts"], names, "prepend_bos" in tensors)
             _check(tokens)
-        except InputError:  # itself a ValueError
+        except InputError:  # a ValueError, but it says more
             raise
         except (KeyError, ValueError, TypeError):
             raise InputError(
