@@ -1,4 +1,4 @@
-"""How much memory a training step takes beyond weights, gradients and the optimiser's state.
+"""How much memory a training step takes beyond weights, gradients and the optimizer's state.
 
     python -m benchmarks.memory [--widths 6144 24576 98304]
 

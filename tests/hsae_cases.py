@@ -146,7 +146,7 @@ def make_oracle(training: LevelsTraining, case: Case, eps: float) -> HSAEOracle:
     how = {"layer_norm": "token"}.get(str(case.normalize), case.normalize)
     hierarchy = case.hierarchy
     options = HSAEOptions(
-        normalise=how,
+        normalize=how,
         bandwidth=case.bandwidth or 1e-3 * D**0.5,
         lam_min=1e-8 * D,
         lam_max=1e2 * D,

@@ -145,7 +145,7 @@ DEPTHS = {
 
 
 @pytest.mark.parametrize("depth", DEPTHS)
-def test_a_misspelt_key_is_an_error_at_every_depth(depth: str, tmp_path: Path) -> None:
+def test_a_misspelled_key_is_an_error_at_every_depth(depth: str, tmp_path: Path) -> None:
     data = to_dict(TrainConfig())
     inner = data
     for part in filter(None, depth.split(".")):

@@ -43,7 +43,7 @@ def assert_same_run(a: Path, b: Path) -> None:
 
 
 def at_step(monkeypatch: pytest.MonkeyPatch, wanted: int, act: Any) -> None:
-    """`act()` in step `wanted`, after the optimiser, before its checkpoint."""
+    """`act()` in step `wanted`, after the optimizer, before its checkpoint."""
     after_step = Training.after_step
 
     def acting(self: Training, step: Step, number: int) -> list[Event]:

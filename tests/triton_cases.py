@@ -203,7 +203,7 @@ def test_layers(n: int, d: int, k: int, starts: tuple[int, ...]) -> None:
         torch.testing.assert_close(found, correct, rtol=1e-5, atol=1e-4)
 
 
-# -- the optimiser
+# -- the optimizer
 
 
 @pytest.mark.parametrize("state", PRECISIONS)

@@ -1,6 +1,6 @@
 """What a case must compute and move, counted from its algorithm. A multiply-add is two FLOPs.
 
-Counted are matrix products and the sparse products of active features: normalisation, top-k, losses and bookkeeping
+Counted are matrix products and the sparse products of active features: normalization, top-k, losses and bookkeeping
 are small beside them. Nothing is counted for the auxiliary loss, since nothing is dead in so few steps.
 """
 

@@ -163,8 +163,8 @@ def _line_of(case: Case) -> tuple[str, str, str]:
 
 
 def _style(library: str, system: str, dtype: str) -> dict[str, Any]:
-    """A colour for each library, a marker for each system, dashes for bfloat16."""
-    colours = {
+    """A color for each library, a marker for each system, dashes for bfloat16."""
+    colors = {
         OURS: "#c1272d",
         "sae-lens": "#1f5fa8",
         "eai-sparsify": "#2e8b57",
@@ -172,10 +172,10 @@ def _style(library: str, system: str, dtype: str) -> dict[str, Any]:
         "overcomplete": "#8c6d31",
     }
     return {
-        "color": colours[library],
+        "color": colors[library],
         "marker": {"topk": "o", "tree": "^", "matryoshka": "s"}[system],
         "linestyle": "--" if dtype == "bfloat16" else "-",
-        "markerfacecolor": "none" if dtype == "bfloat16" else colours[library],
+        "markerfacecolor": "none" if dtype == "bfloat16" else colors[library],
         "linewidth": 2.2 if library == OURS else 1.4,
         "markersize": 7,
     }

@@ -19,7 +19,7 @@ WHY = {
     ),
     **dict.fromkeys(("kl_div_with_sae", "kl_div_with_ablation", "kl_div_score"), _POSITION_0),
     "explained_variance": "trap 3: its variance is nearly the second moment; and trap 4",
-    **dict.fromkeys(_LETTERS, "trap 2: activations in units of the normalised token"),
+    **dict.fromkeys(_LETTERS, "trap 2: activations in units of the normalized token"),
 }
 
 

@@ -63,7 +63,7 @@ def saved(config: SystemConfig, folder: Path, *, exact_inverse: bool | None = No
 CONFIGS = {
     "topk": (TopKConfig((80,), (7,)), None),
     "topk, exact inverse": (TopKConfig((80,), (7,)), True),
-    "topk, not normalised": (TopKConfig((80,), (7,), normalize_activations="none"), None),
+    "topk, not normalized": (TopKConfig((80,), (7,), normalize_activations="none"), None),
     "tree": (TreeConfig((16, 24, 40), (4, 3, 2)), None),
 }
 

@@ -45,7 +45,7 @@ def test_a_run_that_cannot_start_says_why(
     assert names in fails("train", "--config", config_file, "--out", "out/run", *options)
 
 
-def test_a_configuration_with_a_misspelt_key(config_file: Path, fails: Callable[..., str]) -> None:
+def test_a_configuration_with_a_misspelled_key(config_file: Path, fails: Callable[..., str]) -> None:
     config_file.write_text(config_file.read_text().replace("epochs:", "epoch:"))
     assert f"{config_file}: unknown key 'epoch'" in fails("train", "--config", config_file, "--out", "run")
 

@@ -130,14 +130,14 @@ def test_markup_and_emoji_codes_are_text(tokenizer: PreTrainedTokenizerFast) -> 
     assert "«x»␛[31mred␛[0m↵⇥␇[bold]b[/] �dlrow�:smile:" in out
 
 
-def test_colours_on_a_terminal_only(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_colors_on_a_terminal_only(tokenizer: PreTrainedTokenizerFast) -> None:
     plain = printed(show_feature, hand_index(), FOREST, tokenizer, 0)
-    coloured = printed(
+    colored = printed(
         show_feature, hand_index(), FOREST, tokenizer, 0, force_terminal=True, color_system="standard"
     )
     assert "\x1b" not in plain
-    assert "\x1b" in coloured
-    assert re.sub(r"\x1b\[[\d;]*m", "", coloured) == plain
+    assert "\x1b" in colored
+    assert re.sub(r"\x1b\[[\d;]*m", "", colored) == plain
 
 
 def test_the_same_text_is_shown_once(tokenizer: PreTrainedTokenizerFast) -> None:

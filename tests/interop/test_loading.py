@@ -172,7 +172,7 @@ def test_ours_beside_theirs(tmp_path: Path) -> None:
 # On the Hub
 
 
-@pytest.mark.parametrize("source", [HUB, f"{HUB}:gpt2/tree", f"{HUB}@main:a", "runs/misspelt"])
+@pytest.mark.parametrize("source", [HUB, f"{HUB}:gpt2/tree", f"{HUB}@main:a", "runs/misspelled"])
 def test_the_hub_cannot_be_reached(source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))

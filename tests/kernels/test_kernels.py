@@ -277,7 +277,7 @@ def test_adam_equals_its_formula(kernels: ModuleType, unit: bool, shape: tuple[i
     torch.testing.assert_close(weight, expected)
 
 
-def test_without_projection_rows_are_only_normalised() -> None:
+def test_without_projection_rows_are_only_normalized() -> None:
     for kernels in BACKENDS:
         weight, grad = 3 * rand(F, D), rand(F, D, seed=1)
         expected = adam_by_hand(weight / weight.norm(dim=1, keepdim=True), [grad], 0.01, 1e-3, unit=False)

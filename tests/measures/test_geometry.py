@@ -177,7 +177,7 @@ def test_points_are_capped_by_child_and_drawn_by_the_seed() -> None:
     assert families(other)[0]["points"] != family["points"]
 
 
-def test_points_kept_for_the_figure_are_centred_and_few() -> None:
+def test_points_kept_for_the_figure_are_centered_and_few() -> None:
     (family,) = families(measured(planted(each=300)))
     assert family["n"] == 1200
     assert len(family["points"]) == 600

@@ -49,7 +49,7 @@ def f1(predicted: list[bool], truth: list[bool]) -> float:
 
 
 def balanced_logistic(x: FloatArray, y: list[bool]) -> tuple[FloatArray, float]:
-    """L2-regularised logistic regression with C = 1 and balanced class weights, by Newton's method."""
+    """L2-regularized logistic regression with C = 1 and balanced class weights, by Newton's method."""
     inputs = np.hstack([x, np.ones((len(x), 1))])
     target = np.array(y, dtype=float)
     n_positive = target.sum()

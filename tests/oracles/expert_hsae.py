@@ -23,7 +23,7 @@ UNIT = ("D", "up")
 class ExpertOptions:
     """What an H-SAE is trained with besides its sizes."""
 
-    normalise: str | float = "token"  # mean and deviation of each token; "none"; or a factor for all tokens
+    normalize: str | float = "token"  # mean and deviation of each token; "none"; or a factor for all tokens
     std_eps: float = 1e-5
     threshold: float = 1e-3  # a feature is active where its value is above this
     var_eps: float = 1e-8
@@ -111,7 +111,7 @@ class ExpertOracle:
         """Code and reconstructions of the tokens x [n,d]; changes nothing."""
         raw = np.array(x, dtype=np.float64)
         n = raw.shape[0]
-        mean, std = token_statistics(raw, self.options.normalise, self.options.std_eps)
+        mean, std = token_statistics(raw, self.options.normalize, self.options.std_eps)
         u, h = np.zeros((n, self.d)), np.zeros((n, self.n_parents))
         code = np.zeros((n, self.n_features))
         top, xhat = np.zeros_like(raw), np.zeros_like(raw)
@@ -182,14 +182,14 @@ class ExpertOracle:
         e_hat = np.zeros_like(x)
         for t in range(n):
             e_hat[t] = scale[t] * (self.decoded(a[t]) + (self.w["b_dec"] if o.aux_bias else 0.0))
-        e_centred = np.array([e[t] - e[t].mean() for t in range(n)])
-        denominator = (e_centred**2).mean()
+        e_centered = np.array([e[t] - e[t].mean() for t in range(n)])
+        denominator = (e_centered**2).mean()
         if o.aux_coef > 0.0 and denominator > 0.0 and (self.dead()[: self.n_parents].any() or o.aux_bias):
             aux = float(((e_hat - e) ** 2).mean() / denominator)
             grad_e_hat = o.aux_coef * 2.0 * (e_hat - e) / x.size / denominator
             if not o.aux_detach:
                 # e is in the numerator and in the denominator, and falls as the reconstruction rises
-                grad_e = -grad_e_hat - o.aux_coef * aux / denominator * 2.0 * e_centred / x.size
+                grad_e = -grad_e_hat - o.aux_coef * aux / denominator * 2.0 * e_centered / x.size
                 grad_xhat -= grad_e
             for t in range(n):
                 through = scale[t] * grad_e_hat[t]

@@ -19,7 +19,7 @@ from .tree import AdamState, adam_step, largest
 class FlatOptions:
     """What a flat SAE is trained with besides its sizes and its selection."""
 
-    normalise: str | float = (
+    normalize: str | float = (
         "token"  # mean and deviation of each token; "norm" of each; "none"; or a factor for all
     )
     std_eps: float = 1e-5
@@ -44,7 +44,7 @@ class FlatOptions:
 
 
 def token_statistics(x: FloatArray, how: str | float, std_eps: float) -> tuple[FloatArray, FloatArray]:
-    """Mean [n] and deviation [n] that the tokens x [n,d] are normalised with: (x - mean) / std."""
+    """Mean [n] and deviation [n] that the tokens x [n,d] are normalized with: (x - mean) / std."""
     n, d = x.shape
     mean = np.zeros(n)
     std = np.ones(n)
@@ -57,7 +57,7 @@ def token_statistics(x: FloatArray, how: str | float, std_eps: float) -> tuple[F
             std[t] = np.sqrt((x[t] ** 2).sum() / d)
     elif isinstance(how, str):
         if how != "none":
-            raise ValueError("normalise must be 'token', 'norm', 'none' or a number")
+            raise ValueError("normalize must be 'token', 'norm', 'none' or a number")
     else:
         std[:] = 1.0 / how
     return mean, std
@@ -190,7 +190,7 @@ class FlatOracle:
         """Code and reconstructions of the tokens x [n,d]; changes nothing."""
         raw = np.array(x, dtype=np.float64)
         n = raw.shape[0]
-        mean, std = token_statistics(raw, self.options.normalise, self.options.std_eps)
+        mean, std = token_statistics(raw, self.options.normalize, self.options.std_eps)
         u = np.zeros((n, self.d))
         h = np.zeros((n, self.n_features))
         for t in range(n):
@@ -265,15 +265,15 @@ class FlatOracle:
             if options.aux_bias:
                 e_hat[t] += self.b_dec
             e_hat[t] *= scale[t]
-        e_centred = np.array([e[t] - e[t].mean() for t in range(n)])
+        e_centered = np.array([e[t] - e[t].mean() for t in range(n)])
         numerator = ((e_hat - e) ** 2).mean()
-        denominator = (e_centred**2).mean()
+        denominator = (e_centered**2).mean()
         if denominator > 0.0 and (self.dead().any() or options.aux_bias):
             aux = float(numerator / denominator)
             grad_e_hat = options.aux_coef * 2.0 * (e_hat - e) / x.size / denominator
             if not options.aux_detach:
                 # e is in the numerator and in the denominator, and falls as the reconstruction rises
-                grad_e = -grad_e_hat - options.aux_coef * aux / denominator * 2.0 * e_centred / x.size
+                grad_e = -grad_e_hat - options.aux_coef * aux / denominator * 2.0 * e_centered / x.size
                 grad_xhat[self.full] -= grad_e
             for t in range(n):
                 through = scale[t] * grad_e_hat[t]

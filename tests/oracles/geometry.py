@@ -105,7 +105,7 @@ def vector_losses(
 
 
 def least(s_p: float, s_c: float, k: float) -> tuple[float, float]:
-    """L1 and L2 minimised over alpha and beta numerically."""
+    """L1 and L2 minimized over alpha and beta numerically."""
     vectors = directions(s_p, s_c, k)
     l1, l2 = (
         minimize(lambda ab, i=i: vector_losses(ab[0], ab[1], *vectors)[i], [0.3, 0.3], tol=1e-12).fun

@@ -24,7 +24,7 @@ Pair = tuple[int, int, float]
 class HSAEOptions:
     """What an HSAE is trained with besides its sizes and the learning rate."""
 
-    normalise: float | str = "none"  # a number s (u = s x), "none" (s = 1) or "token"
+    normalize: float | str = "none"  # a number s (u = s x), "none" (s = 1) or "token"
     std_eps: float = 1e-5
 
     theta_rate: float = 1.0  # the thresholds' learning rate, as a multiple of the others'
@@ -205,8 +205,8 @@ class HSAEOracle:
                     continue
                 if level == 0 or self.parent[j] not in self.features_of(level - 1):
                     raise ValueError(f"the parent of feature {j} is not in the level above")
-        if isinstance(self.options.normalise, str) and self.options.normalise not in ("token", "none"):
-            raise ValueError("normalise must be a number, 'token' or 'none'")
+        if isinstance(self.options.normalize, str) and self.options.normalize not in ("token", "none"):
+            raise ValueError("normalize must be a number, 'token' or 'none'")
         if self.options.updates not in ("alternate", "fixed", "after", "none"):
             raise ValueError("updates must be 'alternate', 'fixed', 'after' or 'none'")
         if self.options.similarity not in ("encoder", "decoder", "coactivation", "conditional"):
@@ -232,12 +232,12 @@ class HSAEOracle:
         n = raw.shape[0]
         mean = np.zeros(n)
         std = np.ones(n)
-        if self.options.normalise == "token":
+        if self.options.normalize == "token":
             for t in range(n):
                 mean[t] = raw[t].mean()
                 std[t] = math.sqrt(((raw[t] - mean[t]) ** 2).sum() / (self.d - 1)) + self.options.std_eps
-        elif self.options.normalise != "none":
-            std[:] = 1.0 / float(self.options.normalise)
+        elif self.options.normalize != "none":
+            std[:] = 1.0 / float(self.options.normalize)
 
         u = np.zeros((n, self.d))
         h = np.zeros((n, self.n_features))

@@ -19,11 +19,11 @@ from .tree import AdamState, adam_step
 class MatchingPursuitOptions:
     """What a matching pursuit SAE is trained with besides its sizes."""
 
-    normalise: str | float = "token"  # mean and deviation of each token; "none"; or a factor for all tokens
+    normalize: str | float = "token"  # mean and deviation of each token; "none"; or a factor for all tokens
     std_eps: float = 1e-5
     threshold: float = 1e-3  # a feature fires where its value is above this
     var_eps: float = 1e-8
-    tol: float = 5e-3  # a token is finished when the norm of its normalised residual is below this
+    tol: float = 5e-3  # a token is finished when the norm of its normalized residual is below this
     dead_steps: int = 1953
 
     beta1: float = 0.9
@@ -89,7 +89,7 @@ class MatchingPursuitOracle:
     # ---- forward ------------------------------------------------------------------------------------------
 
     def pursue(self, target: ArrayLike) -> Pursuit:
-        """Code one normalised token [d], the bias already subtracted."""
+        """Code one normalized token [d], the bias already subtracted."""
         residual = np.array(target, dtype=np.float64)
         features: list[int] = []
         coefficients: list[float] = []
@@ -121,7 +121,7 @@ class MatchingPursuitOracle:
         """Code and reconstruction of the tokens x [n,d]; changes nothing."""
         raw = np.array(x, dtype=np.float64)
         n = raw.shape[0]
-        mean, std = token_statistics(raw, self.options.normalise, self.options.std_eps)
+        mean, std = token_statistics(raw, self.options.normalize, self.options.std_eps)
         pursuits: list[Pursuit] = []
         code = np.zeros((n, self.n_features))
         xhat = np.zeros((n, self.d))

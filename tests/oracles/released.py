@@ -78,7 +78,7 @@ def tree(h: FloatArray, sizes: list[int], ks: list[int], parents: list[IntArray 
 
 
 def matching_pursuit(standard: FloatArray, atoms: FloatArray, k: int) -> FloatArray:
-    """Code [F] of one standardised token [d] with the columns of atoms [d,F]."""
+    """Code [F] of one standardized token [d] with the columns of atoms [d,F]."""
     code = np.zeros(atoms.shape[1])
     residual = standard.copy()
     for _ in range(k):

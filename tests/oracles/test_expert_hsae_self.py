@@ -26,13 +26,13 @@ def loss(oracle: ExpertOracle, x: np.ndarray) -> float:
     return oracle.losses_and_gradients(oracle.forward(x))["loss"]
 
 
-@pytest.mark.parametrize("normalise", ["token", "none", 0.4])
+@pytest.mark.parametrize("normalize", ["token", "none", 0.4])
 @pytest.mark.parametrize(("aux_bias", "aux_rescale"), [(True, False), (False, True)])
-def test_gradients(normalise: str | float, aux_bias: bool, aux_rescale: bool) -> None:
+def test_gradients(normalize: str | float, aux_bias: bool, aux_rescale: bool) -> None:
     compared = 0
     for seed in range(3):
         oracle, x = build(
-            seed, normalise=normalise, top_level=0.3, orthogonality=0.05, aux_coef=0.2, k_aux=1,
+            seed, normalize=normalize, top_level=0.3, orthogonality=0.05, aux_coef=0.2, k_aux=1,
             aux_bias=aux_bias, aux_rescale=aux_rescale, aux_detach=False, dead_steps=1,
         )  # fmt: skip
         oracle.steps_since_fired[[0, 2, P + 1]] = 1
@@ -59,7 +59,7 @@ def test_by_hand() -> None:
         "a_in": [[[2.0], [-1.0]], [[0.5], [1.0]]], "a_out": [[[0.5], [-3.0]], [[1.0], [1.0]]],
         "b_dec": [0.0, 0.0], "b_enc": np.zeros(6),
     }  # fmt: skip
-    options = ExpertOptions(normalise="none", top_level=0.5, l1=0.2, orthogonality=1.0, aux_coef=0.0)
+    options = ExpertOptions(normalize="none", top_level=0.5, l1=0.2, orthogonality=1.0, aux_coef=0.0)
     oracle = ExpertOracle(1, dict(weights), options)
     x = np.array([[3.0, 1.0]])
     forward = oracle.forward(x)

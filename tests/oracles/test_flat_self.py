@@ -46,10 +46,10 @@ def fast_loss(oracle: FlatOracle, model: str, x: np.ndarray, residual: np.ndarra
     """The same loss whole batches at a time, and the residual; ``residual`` replaces that of the aux loss."""
     options = oracle.options
     mean, std = np.zeros((len(x), 1)), np.ones((len(x), 1))
-    if options.normalise == "token":
+    if options.normalize == "token":
         mean, std = x.mean(1, keepdims=True), x.std(1, ddof=1, keepdims=True) + options.std_eps
-    elif not isinstance(options.normalise, str):
-        std = std / options.normalise
+    elif not isinstance(options.normalize, str):
+        std = std / options.normalize
     h = ((x - mean) / std - oracle.b_dec) @ oracle.E.T + oracle.b_enc
     per_batch = model.startswith("batch")
     scores = h.reshape(1, -1) if per_batch else h
@@ -107,11 +107,11 @@ def slopes(oracle: FlatOracle, model: str, x: np.ndarray, name: str) -> np.ndarr
 
 
 @pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("normalise", ["token", "none", 0.4])
+@pytest.mark.parametrize("normalize", ["token", "none", 0.4])
 @pytest.mark.parametrize("encoder_bias", [False, True])
 @pytest.mark.parametrize("aux", AUX, ids=lambda aux: "".join("ny"[value] for value in aux.values()))
-def test_gradients(model, normalise, encoder_bias, aux):
-    oracle, x = build(model, 0, normalise=normalise, encoder_bias=encoder_bias, **aux)
+def test_gradients(model, normalize, encoder_bias, aux):
+    oracle, x = build(model, 0, normalize=normalize, encoder_bias=encoder_bias, **aux)
     forward = oracle.forward(x, training=True)
     assert oracle.aux_code(forward).any()
     ours = oracle.losses_and_gradients(forward)
@@ -145,7 +145,7 @@ def test_topk_by_hand():
     # h = x E^T = [3, -1, 2] and [-1, -2, -3]; one token keeps 3 and 2, the other nothing
     E = [[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]
     D = [[1.0, 0.0], [0.0, 1.0], [0.6, 0.8]]
-    oracle = TopKOracle(E, D, [0.0, 0.0], 2, FlatOptions(normalise="none", aux_bias=False))
+    oracle = TopKOracle(E, D, [0.0, 0.0], 2, FlatOptions(normalize="none", aux_bias=False))
     x = [[3.0, -1.0], [-1.0, -2.0]]
     assert oracle.steps_since_fired.tolist() == [0, 0, 0]
     assert oracle.encode(x).tolist() == [[3.0, 0.0, 2.0], [0.0, 0.0, 0.0]]
@@ -166,16 +166,16 @@ def test_normalisation_by_hand():
     token = TopKOracle(np.eye(2), np.eye(2), [0.0, 0.0], 1, FlatOptions(std_eps=0.0))
     np.testing.assert_allclose(token.encode(x), [[0.0, np.sqrt(0.5)]])
     np.testing.assert_allclose(token.reconstruct(x), [[2.0, 3.0]])
-    factor = TopKOracle(np.eye(2), np.eye(2), [0.1, 0.2], 1, FlatOptions(normalise=0.5))
+    factor = TopKOracle(np.eye(2), np.eye(2), [0.1, 0.2], 1, FlatOptions(normalize=0.5))
     np.testing.assert_allclose(factor.encode(x), [[0.0, 1.3]])
     np.testing.assert_allclose(factor.reconstruct(x), [[0.2, 3.0]])
-    none = TopKOracle(np.eye(2), np.eye(2), [0.1, 0.2], 1, FlatOptions(normalise="none"))
+    none = TopKOracle(np.eye(2), np.eye(2), [0.1, 0.2], 1, FlatOptions(normalize="none"))
     np.testing.assert_allclose(none.reconstruct(x), [[0.1, 3.0]])
 
 
 def test_auxiliary_loss_by_hand():
     # feature 0 takes 2 of (2, 1), feature 1 is dead with pre-activation 0.5: e = (0, 1), e_hat = (0, 0.5)
-    options = FlatOptions(normalise="none", dead_steps=2, k_aux=1, aux_coef=3.0, aux_bias=False)
+    options = FlatOptions(normalize="none", dead_steps=2, k_aux=1, aux_coef=3.0, aux_bias=False)
     oracle = TopKOracle([[1.0, 0.0], [0.0, 0.5]], np.eye(2), [0.0, 0.0], 1, options)
     oracle.steps_since_fired[:] = [7, 1]
     result = oracle.step([[2.0, 1.0]], 0.0)
@@ -184,12 +184,12 @@ def test_auxiliary_loss_by_hand():
     assert result["aux"] == pytest.approx(0.5, rel=1e-14)
     assert result["loss"] == pytest.approx(0.5 / (0.5 + 1e-8) + 1.5, rel=1e-14)
 
-    exact = TopKOracle(np.eye(2), np.eye(2), [0.0, 0.0], 2, FlatOptions(normalise="none"))
+    exact = TopKOracle(np.eye(2), np.eye(2), [0.0, 0.0], 2, FlatOptions(normalize="none"))
     assert exact.step([[2.0, 1.0]], 0.0)["aux"] == 0.0  # the residual is nothing
 
 
 def test_batchtopk_selects_over_the_batch():
-    options = FlatOptions(normalise="none", threshold_start=3, threshold_momentum=0.75)
+    options = FlatOptions(normalize="none", threshold_start=3, threshold_momentum=0.75)
     oracle = BatchTopKOracle(np.eye(3), np.eye(3), np.zeros(3), 1, options)
     x = np.array([[5.0, 4.0, 1.0], [3.0, -1.0, 2.0]])
     expected = [[5.0, 4.0, 0.0], [0.0, 0.0, 0.0]]
@@ -213,7 +213,7 @@ def test_batchtopk_selects_over_the_batch():
 
 def test_matryoshka_by_hand():
     x = np.array([[1.0, 2.0, 3.0]])
-    settings = {"normalise": "none", "aux_coef": 0.0, "var_eps": 0.0}  # variance 1
+    settings = {"normalize": "none", "aux_coef": 0.0, "var_eps": 0.0}  # variance 1
     sizes = [1, 1, 1]
     terms = [14 / 3, 10 / 3, 1 / 3]  # features 1 and 2 are chosen: of 1 + 4 + 9 nothing, 4, then 13 explained
 
@@ -285,5 +285,5 @@ def test_refusals():
         MatryoshkaOracle(eye, eye, zero, 1, [1, 1], "median")
     with pytest.raises(ValueError, match="one weight"):
         MatryoshkaOracle(eye, eye, zero, 1, [1, 1], [1.0])
-    with pytest.raises(ValueError, match="normalise"):
-        TopKOracle(eye, eye, zero, 1, FlatOptions(normalise="both")).encode([[1.0, 2.0]])
+    with pytest.raises(ValueError, match="normalize"):
+        TopKOracle(eye, eye, zero, 1, FlatOptions(normalize="both")).encode([[1.0, 2.0]])

@@ -170,10 +170,10 @@ def surrogate(oracle: HSAEOracle, x: np.ndarray, z: np.ndarray):
     add = own * (1 - z) + (own * z) @ child  # [L,F]: features that the levels' reconstructions add up
 
     mean, std = np.zeros((len(x), 1)), np.ones((len(x), 1))
-    if options.normalise == "token":
+    if options.normalize == "token":
         mean, std = x.mean(1, keepdims=True), x.std(1, ddof=1, keepdims=True) + options.std_eps
-    elif options.normalise != "none":
-        std = std / float(options.normalise)
+    elif options.normalize != "none":
+        std = std / float(options.normalize)
     u = (x - mean) / std
     theta0, B0 = oracle.theta.copy(), oracle.B.copy()
     h0 = np.einsum("nfd,fd->nf", u[:, None] - B0[level_of], oracle.E) + oracle.b_enc
@@ -210,11 +210,11 @@ def surrogate(oracle: HSAEOracle, x: np.ndarray, z: np.ndarray):
 
 
 @pytest.mark.parametrize("sizes", [SIZES, [5]])
-@pytest.mark.parametrize("normalise", ["none", 1.7, "token"])
+@pytest.mark.parametrize("normalize", ["none", 1.7, "token"])
 @pytest.mark.parametrize("ghost", [False, True])
 @pytest.mark.parametrize("bandwidth", [1e-9, 1.5])
-def test_gradients(sizes, normalise, ghost, bandwidth):
-    options = {"normalise": normalise, "ghost": ghost, "bandwidth": bandwidth, "rho": 0.7, "dead_steps": 3}
+def test_gradients(sizes, normalize, ghost, bandwidth):
+    options = {"normalize": normalize, "ghost": ghost, "bandwidth": bandwidth, "rho": 0.7, "dead_steps": 3}
     oracle, x, z = example(3, sizes, **options)
     # some features of each level count as dead, the last levels partly
     oracle.steps_since_fired[::2] = 3
@@ -320,13 +320,13 @@ def test_counters():
 
 
 def test_encode_and_reconstruct():
-    oracle = tiny(HSAEOptions(normalise=2.0), B=[[0.25, 0], [0, 0]])
+    oracle = tiny(HSAEOptions(normalize=2.0), B=[[0.25, 0], [0, 0]])
     x = [[1.0, 0.2]]  # u = (2, 0.4); level 0 sees (1.75, 0.4)
     assert oracle.encode(x).tolist() == [[1.75, 0.0, 2.0, 0.0]]
     assert oracle.reconstruct(x, 0).tolist() == [[1.0, 0.0]]
     assert oracle.reconstruct(x, 1).tolist() == [[1.0, 0.0]]
     # per token: mean 1, deviation sqrt(2) + 1e-5
-    oracle = tiny(HSAEOptions(normalise="token"))
+    oracle = tiny(HSAEOptions(normalize="token"))
     s = math.sqrt(2) + 1e-5
     assert oracle.encode([[2.0, 0.0]])[0] == pytest.approx([1 / s, 0, 1 / s, 0])
     assert oracle.reconstruct([[2.0, 0.0]], 1)[0] == pytest.approx([2.0, 1.0])

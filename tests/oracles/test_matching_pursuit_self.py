@@ -5,7 +5,7 @@ import pytest
 
 from .matching_pursuit import MatchingPursuitOptions, MatchingPursuitOracle
 
-RAW = MatchingPursuitOptions(normalise="none")
+RAW = MatchingPursuitOptions(normalize="none")
 
 
 def build(seed: int, k: int, bias: bool = False, **settings) -> tuple[MatchingPursuitOracle, np.ndarray]:
@@ -22,10 +22,10 @@ def fast_loss(oracle: MatchingPursuitOracle, x: np.ndarray) -> float:
     """The same loss, all tokens at once, with products kept in place of residuals."""
     options = oracle.options
     mean, std = np.zeros((len(x), 1)), np.ones((len(x), 1))
-    if options.normalise == "token":
+    if options.normalize == "token":
         mean, std = x.mean(1, keepdims=True), x.std(1, ddof=1, keepdims=True) + options.std_eps
-    elif not isinstance(options.normalise, str):
-        std = std / options.normalise
+    elif not isinstance(options.normalize, str):
+        std = std / options.normalize
     target = (x - mean) / std - oracle.b_dec
     gram = oracle.D @ oracle.D.T
     z = np.zeros((len(x), len(gram)))
@@ -43,14 +43,14 @@ def fast_loss(oracle: MatchingPursuitOracle, x: np.ndarray) -> float:
     return float(((xhat - x) ** 2).mean() / (x.var(ddof=1) + options.var_eps))
 
 
-@pytest.mark.parametrize("normalise", ["token", "none", 0.4])
+@pytest.mark.parametrize("normalize", ["token", "none", 0.4])
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize(("k", "tol"), [(1, 5e-3), (2, 5e-3), (4, 5e-3), (12, 5e-3), (12, 0.5)])
 @pytest.mark.parametrize("unit", [True, False])
-def test_gradients(normalise, bias, k, tol, unit):
+def test_gradients(normalize, bias, k, tol, unit):
     stops = set()
     for seed in range(4):
-        oracle, x = build(seed, k, bias, normalise=normalise, tol=tol)
+        oracle, x = build(seed, k, bias, normalize=normalize, tol=tol)
         if not unit:  # after a step the rows are a little off
             oracle.D *= np.linspace(0.9, 1.1, 9)[:, None]
         forward = oracle.forward(x)
@@ -81,7 +81,7 @@ def test_gradient_of_one_iteration_by_hand():
     # x = (2, 0), d = (cos, sin): a = 2 cos, x_hat = a d, squares sum to 4 sin^2
     angle = 0.3
     D = np.array([[np.cos(angle), np.sin(angle)]])
-    options = MatchingPursuitOptions(normalise="none", var_eps=0.0)  # x has variance 2
+    options = MatchingPursuitOptions(normalize="none", var_eps=0.0)  # x has variance 2
     oracle = MatchingPursuitOracle(D, 1, options)
     result = oracle.losses_and_gradients(oracle.forward([[2.0, 0.0]]))
     assert result["loss"] == pytest.approx(np.sin(angle) ** 2, rel=1e-14)
@@ -137,7 +137,7 @@ def test_repeated_feature_is_added_before_the_stop():
 
 def test_tolerance_is_of_the_normalised_residual():
     # (3, 4) scaled by 0.1 leaves (.3, 0) after one iteration, less than 0.31
-    options = MatchingPursuitOptions(normalise=0.1, tol=0.31)
+    options = MatchingPursuitOptions(normalize=0.1, tol=0.31)
     oracle = MatchingPursuitOracle(np.eye(2), 5, options)
     np.testing.assert_allclose(oracle.encode([[3.0, 4.0]]), [[0.0, 0.4]])
     np.testing.assert_allclose(oracle.reconstruct([[3.0, 4.0]]), [[0.0, 4.0]])

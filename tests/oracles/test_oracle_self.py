@@ -72,7 +72,7 @@ def test_reallocation_of_one_layer():
 def test_encoding_gates_before_selecting():
     # specification, vector 17: pre-activations [1, -1] and [5, 2], parents [1, 0], one per layer
     E = np.array([[1.0, 0.0, 0.0], [-1.0, 0.0, 0.0], [5.0, 0.0, 0.0], [2.0, 0.0, 0.0]])
-    options = TreeOptions(normalise="none")
+    options = TreeOptions(normalize="none")
     oracle = TreeOracle(E, np.eye(4)[:, :3] + 1, np.zeros(3), [-1, -1, 1, 0], [2, 2], [1, 1], options)
     assert oracle.forward([[1.0, 0.0, 0.0]]).code.tolist() == [[1.0, 0.0, 0.0, 2.0]]
 
@@ -102,7 +102,7 @@ def torch_loss(oracle: TreeOracle, x: np.ndarray) -> tuple[torch.Tensor, list[to
     E, D, b_dec = leaves
     tokens = torch.tensor(x)
     mean, std = torch.zeros(len(x), 1).double(), torch.ones(len(x), 1).double()
-    if options.normalise == "token":
+    if options.normalize == "token":
         mean = tokens.mean(1, keepdim=True)
         std = tokens.std(1, keepdim=True) + options.std_eps
     h = ((tokens - mean) / std - b_dec) @ E.T
@@ -138,17 +138,17 @@ def torch_loss(oracle: TreeOracle, x: np.ndarray) -> tuple[torch.Tensor, list[to
     return total, leaves
 
 
-@pytest.mark.parametrize("normalise", ["token", "none"])
+@pytest.mark.parametrize("normalize", ["token", "none"])
 @pytest.mark.parametrize("aux_detach", [False, True])
 @pytest.mark.parametrize("aux_bias", [False, True])
 @pytest.mark.parametrize("aux_rescale", [False, True])
 @pytest.mark.parametrize("dead_steps", [6, 100])
-def test_gradients(normalise, aux_detach, aux_bias, aux_rescale, dead_steps):
+def test_gradients(normalize, aux_detach, aux_bias, aux_rescale, dead_steps):
     used_aux = False
     for seed in range(3):
         oracle, x = example(
             seed,
-            normalise=normalise,
+            normalize=normalize,
             aux_detach=aux_detach,
             aux_bias=aux_bias,
             aux_rescale=aux_rescale,
@@ -190,15 +190,15 @@ def test_adam_agrees_with_torch():
     rng = np.random.default_rng(0)
     value = rng.normal(size=(3, 2))
     leaf = torch.tensor(value, requires_grad=True)
-    optimiser = torch.optim.Adam([leaf], lr=0.01, betas=(0.9, 0.999), eps=6.25e-10)
+    optimizer = torch.optim.Adam([leaf], lr=0.01, betas=(0.9, 0.999), eps=6.25e-10)
     state = AdamState(np.zeros((3, 2)), np.zeros((3, 2)))
     for step in range(1, 6):
         gradient = rng.normal(size=(3, 2))
         gradient[0] = 0.0
         lr = 0.01 * step
-        optimiser.param_groups[0]["lr"] = lr
+        optimizer.param_groups[0]["lr"] = lr
         leaf.grad = torch.tensor(gradient)
-        optimiser.step()
+        optimizer.step()
         value = adam_step(value, gradient, state, step, lr, 0.9, 0.999, 6.25e-10)
         np.testing.assert_allclose(value, leaf.detach().numpy(), rtol=1e-12)
 

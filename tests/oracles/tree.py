@@ -17,7 +17,7 @@ from .allocation import ROOT, BoolArray, FloatArray, IntArray, Move, greedy_allo
 class TreeOptions:
     """What a Tree SAE is trained with besides its sizes; the authors' values, but no schedule."""
 
-    normalise: str | float = "token"  # mean and deviation of each token; "none"; or a factor for all tokens
+    normalize: str | float = "token"  # mean and deviation of each token; "none"; or a factor for all tokens
     std_eps: float = 1e-5
     threshold: float = 1e-3  # a feature is active where its value is above this
     var_eps: float = 1e-8
@@ -151,8 +151,8 @@ class TreeOracle:
             for feature in self.features_of(layer):
                 if not ROOT <= self.parent[feature] < self.starts[layer]:
                     raise ValueError(f"the parent of feature {feature} is in no earlier layer")
-        if isinstance(self.options.normalise, str) and self.options.normalise not in ("token", "none"):
-            raise ValueError("normalise must be 'token', 'none' or a number")
+        if isinstance(self.options.normalize, str) and self.options.normalize not in ("token", "none"):
+            raise ValueError("normalize must be 'token', 'none' or a number")
         if self.options.eligibility not in ("window", "rate"):
             raise ValueError("eligibility must be 'window' or 'rate'")
         if self.options.capacity_rule not in ("per_batch", "per_instance"):
@@ -207,12 +207,12 @@ class TreeOracle:
         n = raw.shape[0]
         mean = np.zeros(n)
         std = np.ones(n)
-        if self.options.normalise == "token":
+        if self.options.normalize == "token":
             for t in range(n):
                 mean[t] = raw[t].mean()
                 std[t] = np.sqrt(((raw[t] - mean[t]) ** 2).sum() / (self.d - 1)) + self.options.std_eps
-        elif not isinstance(self.options.normalise, str):
-            std[:] = 1.0 / self.options.normalise
+        elif not isinstance(self.options.normalize, str):
+            std[:] = 1.0 / self.options.normalize
 
         u = np.zeros((n, self.d))
         h = np.zeros((n, self.n_features))
@@ -300,9 +300,9 @@ class TreeOracle:
                     e_hat[t] += self.b_dec
                 e_hat[t] *= scale[t]
             e = x - forward.xhat[layer]
-            e_centred = np.array([e[t] - e[t].mean() for t in range(n)])
+            e_centered = np.array([e[t] - e[t].mean() for t in range(n)])
             numerator = ((e_hat - e) ** 2).mean()
-            denominator = (e_centred**2).mean()
+            denominator = (e_centered**2).mean()
             with np.errstate(divide="ignore", invalid="ignore"):
                 ratio = numerator / denominator
             if np.isnan(ratio):
@@ -312,7 +312,7 @@ class TreeOracle:
             grad_e_hat = coef * 2.0 * (e_hat - e) / x.size / denominator
             if not options.aux_detach:
                 # numerator and denominator both depend on e, and e falls as the reconstruction rises
-                grad_e = -grad_e_hat - coef * numerator / denominator**2 * 2.0 * e_centred / x.size
+                grad_e = -grad_e_hat - coef * numerator / denominator**2 * 2.0 * e_centered / x.size
                 grad_xhat[layer] -= grad_e
             for t in range(n):
                 through = scale[t] * grad_e_hat[t]

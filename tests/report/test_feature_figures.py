@@ -106,17 +106,17 @@ def test_families_are_drawn_as_recorded() -> None:
         points = np.array(own["points"])
         drawn = scattered(axis)
         arrows = [text for text in axis.texts if isinstance(text, Annotation)]
-        colours = set()
+        colors = set()
         for i, entry in enumerate(own["children"]):
             label = f"{entry['child']}  cos −0.50"
             assert np.array_equal(drawn[label], points[points[:, 2] == i, :2])
-            # Of each child one broad white arrow and one in its colour above it.
+            # Of each child one broad white arrow and one in its color above it.
             tip = np.array(arrows[2 * i + 1].xy)
             encoder = np.array(entry["encoder"])
             assert tip @ encoder == pytest.approx(np.linalg.norm(tip) * np.linalg.norm(encoder))
             crosses = [line for line in axis.lines if np.allclose(line.get_xydata(), entry["centroid"])]
-            colours.add(to_hex(crosses[-1].get_color()))
-        assert len(colours) == len(own["children"])
+            colors.add(to_hex(crosses[-1].get_color()))
+        assert len(colors) == len(own["children"])
     assert "75%" in panel.caption
     assert (
         "For random directions it would be 25%; but the clusters are labeled by the same encoder"
@@ -133,7 +133,7 @@ def test_any_number_of_families_fits(n: int) -> None:
     fits(panel)
 
 
-def test_more_children_than_colours_are_told_apart() -> None:
+def test_more_children_than_colors_are_told_apart() -> None:
     (panel,) = geometry_panels(geometry_record([family(1, 20)], {"why": "no"}))
     (axis,) = visible(panel)
     looks = {

@@ -89,7 +89,7 @@ def make_oracle(training: ExpertHSAETraining) -> ExpertOracle:
     config = training.sae.config
     how, aux = config.normalize_activations, config.aux
     options = ExpertOptions(
-        normalise="token" if how == "layer_norm" else how,
+        normalize="token" if how == "layer_norm" else how,
         threshold=config.activation_threshold,
         encoder_bias=config.encoder_bias,
         top_level=config.top_level,

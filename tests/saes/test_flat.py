@@ -151,7 +151,7 @@ def make_oracle(sae: FlatSAE) -> FlatOracle:
     aux = config.aux
     threshold = THRESHOLD if isinstance(config, TopKConfig) else config.threshold
     options = FlatOptions(
-        normalise={"layer_norm": "token", "constant_norm_rescale": "norm"}.get(str(how), how),
+        normalize={"layer_norm": "token", "constant_norm_rescale": "norm"}.get(str(how), how),
         encoder_bias=config.encoder_bias,
         aux_coef=aux.coefficient,
         k_aux=aux.k,

@@ -89,7 +89,7 @@ def training_of(sae: MatchingPursuitSAE) -> MatchingPursuitTraining:
 def make_oracle(sae: MatchingPursuitSAE) -> MatchingPursuitOracle:
     how = sae.config.normalize_activations
     options = MatchingPursuitOptions(
-        normalise="token" if how == "layer_norm" else how,
+        normalize="token" if how == "layer_norm" else how,
         tol=sae.config.residual_tolerance,
         dead_steps=3,
     )

@@ -182,7 +182,7 @@ def test_half_precision_state_survives_a_checkpoint() -> None:
     assert torch.equal(one.sae.encoder, again.sae.encoder)
 
 
-def test_a_copied_optimiser_goes_on() -> None:
+def test_a_copied_optimizer_goes_on() -> None:
     one = training(SYSTEMS["topk"], state="bfloat16")
     one.step(data(BATCH))
     again = deepcopy(one.optimizer)

@@ -103,7 +103,7 @@ def training(config: TreeConfig, batch: int, n_steps: int, *, project: bool = Tr
 
 def make_oracle(sae: TreeSAE, case: Case, batch: int, n_steps: int) -> TreeOracle:
     options = TreeOptions(
-        normalise="token" if case.normalize == "layer_norm" else case.normalize,
+        normalize="token" if case.normalize == "layer_norm" else case.normalize,
         aux_coefs=aux_weights(case.aux),
         k_aux=case.aux.k,
         aux_bias=case.aux.bias,
@@ -297,7 +297,7 @@ def test_slices_give_the_same_code(
 
 
 def test_reconstruction_is_in_the_space_of_x(trained: tuple[TreeSAE, torch.Tensor]) -> None:
-    """Standardisation makes the SAE blind to a token's mean and scale: x_hat follows them."""
+    """Standardization makes the SAE blind to a token's mean and scale: x_hat follows them."""
     sae, x = trained
     torch.testing.assert_close(sae(3 * x + 7), 3 * sae(x) + 7, rtol=1e-3, atol=1e-3)
     with pytest.raises(ValueError, match="width"):
