@@ -200,6 +200,19 @@ def test_the_forest_is_fixed_and_a_child_fires_only_under_its_parent() -> None:
     assert int(on[:, P:].unflatten(1, (P, A)).sum(2).max()) == 1
 
 
+def test_the_gate_follows_the_forest() -> None:
+    """As in a tree: whoever deals out the children anew among the parents moves the gate, not the labels alone."""
+    sae, x = begun(CONFIG).sae, next(batches(1, 200))
+    before = sae.encode(x)
+    order = torch.randperm(P * A, generator=torch.Generator().manual_seed(0))
+    sae.parent[P:] = sae.parent[P:][order]
+    code = sae.encode(x)
+    below = code.active(CONFIG.activation_threshold) & (code.ids >= P)
+    assert int(below.sum()) > 100
+    assert torch.equal(code.with_parent(sae.parent, CONFIG.activation_threshold), below)
+    assert not torch.equal(before.dense(sae.d_sae), code.dense(sae.d_sae))
+
+
 def test_children_lie_in_subspaces_and_rows_have_unit_norm() -> None:
     training = begun(CONFIG)
     for x in batches():

@@ -130,16 +130,20 @@ class ExpertHSAE(SAE):
 
     def encode_normalized(self, u: Float[Tensor, "n d_in"], precision: torch.dtype) -> SparseCode:
         h, u = self.pre_activations(precision), self.centered(u)
-        rows = max(DENSE_ENTRIES // (self.config.k_per_layer[1] * self.config.atoms), 1)
-        return h.exact(u, concat_rows([self._select(h, part) for part in u.split(rows)]))
+        n, atoms = self.config.layer_sizes[0], self.config.atoms
+        children = n + self.parent[n:].argsort(stable=True).unflatten(0, (n, atoms))
+        rows = max(DENSE_ENTRIES // (self.config.k_per_layer[1] * atoms), 1)
+        return h.exact(u, concat_rows([self._select(h, part, children) for part in u.split(rows)]))
 
     @torch.no_grad()
-    def _select(self, h: PreActivations, u: Float[Tensor, "m d_in"]) -> SparseCode:
+    def _select(
+        self, h: PreActivations, u: Float[Tensor, "m d_in"], children: Int[Tensor, "P A"]
+    ) -> SparseCode:
         """The k best parents, and the best child of each. Children of other parents are not computed."""
-        n, atoms = self.config.layer_sizes[0], self.config.atoms
+        n = len(children)
         top = replace(h, encoder=self.encoder[:n], bias=self.b_enc[:n])
         parents = top.exact(u, TopK(self.config.k_per_layer[0])(top, u))
-        ids = n + parents.ids[:, :, None] * atoms + torch.arange(atoms, device=u.device)
+        ids = children[parents.ids]
         every = sparse_encode(u, ids.flatten(1), self.encoder).view(ids.shape) + self.b_enc[ids]
         value, best = every.max(2)
         on = parents.active(self.config.activation_threshold) & (value > 0)
