@@ -15,13 +15,7 @@ ROOT = Path(saeforest.__file__).parent
 DOCS = ROOT.parents[1] / "docs"
 # Folders and files whose words are still to be gone over.
 NOT_YET: set[str] = {
-    "cli",
-    "errors.py",
-    "interop",
     "measures",
-    "output.py",
-    "progress.py",
-    "run_folder.py",
 }
 FILES = [p for p in sorted(ROOT.rglob("*.py")) if p.relative_to(ROOT).parts[0] not in NOT_YET]
 
@@ -71,7 +65,9 @@ def test_the_words_of_the_source(path: Path) -> None:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_public_functions_and_classes_have_a_docstring(path: Path) -> None:
-    """Kernels of one name have one docstring, that of `kernels/plain.py`."""
+    """Kernels of one name have one docstring, that of `kernels/plain.py`; commands have their help."""
+    if path.is_relative_to(ROOT / "cli"):
+        return
     if path.is_relative_to(ROOT / "kernels") and path.parent != ROOT / "kernels":
         return
     assert [

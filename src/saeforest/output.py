@@ -64,7 +64,7 @@ class _Console(Console):
         return super().render_str(lines, **{**options, "markup": False, "emoji": False})
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-        # Of what was put together as styled text, too, only the styles are ours.
+        # Text that was already styled is escaped as well, since only its styles are ours.
         for segment in super().render(renderable, options):
             if segment.control or (segment.text.isascii() and segment.text.isprintable()):
                 yield segment
@@ -126,7 +126,7 @@ def _printable_logs() -> Iterator[None]:
         made = make(*args, **options)
         with suppress(
             TypeError, ValueError
-        ):  # of a message that does not fit its values, logging itself complains
+        ):  # if a message does not fit its values, logging reports that itself
             made.msg, made.args = _line(made.getMessage()), ()
         return made
 

@@ -184,7 +184,7 @@ class Help:
         return _worded(field, short=self.basic is not None)
 
     def _one_of_each(self, name: str, prefix: str, field: StructFieldSpec) -> dict[str, Any]:
-        """Of named groups, the first of each kind: the others have the same options."""
+        """The first of several named groups of one kind: the others have the same options."""
         options = _joined(prefix, field.name, "NAME")
         found: dict[str, Any] = {}
         for key, group in field.default.items():

@@ -84,7 +84,7 @@ def _run(argv: Sequence[str]) -> int:
         note(str(stop) or "stopped")
         return 128 + (stop.signum if isinstance(stop, Interrupted) else signal.SIGINT)
     except OSError as error:
-        if error.errno is None:  # of a library, such as one that cannot be loaded for want of memory
+        if error.errno is None:  # raised by a library, for example if it cannot be loaded for lack of memory
             return _fail(_of_memory(error) or str(error) or type(error).__name__)
         return _fail(f"{error.filename or 'writing'}: {os.strerror(error.errno)}")
     except (MemoryError, RuntimeError, ValueError) as error:

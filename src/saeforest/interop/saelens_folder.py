@@ -382,7 +382,7 @@ def _config(cfg: Cfg, scale: float) -> SAEConfig:
             widths, k = _widths(cfg), (_mean_k(cfg),)
             return MatryoshkaConfig(widths, k, selection="batch", encoder_bias=True, **shared)
         case "transcoder" | "jumprelu_transcoder":
-            # Of the systems that may be transcoders, the one whose features have thresholds.
+            # The one of the systems that may be transcoders whose features have thresholds.
             return BatchTopKConfig(sizes, sizes, encoder_bias=True, normalize_target="none", **shared)
         case _:
             return JumpReLUConfig(sizes, sizes, encoder_bias=True, threshold_init=0.0, **shared)
