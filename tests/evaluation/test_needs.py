@@ -225,7 +225,7 @@ def test_declarations_that_contradict_themselves() -> None:
         Study(name="toy", needs=frozenset({"judge"}), config=LabeledTextConfig, run=run)
     with pytest.raises(TypeError, match="needs 'labeled_texts', so its settings must have 'texts'"):
         Study(name="toy", needs=frozenset({"labeled_texts"}), run=run)
-    with pytest.raises(TypeError, match="come with batches"):
+    with pytest.raises(TypeError, match="only a Streaming measure can need 'losses'"):
         Study(name="toy", needs=frozenset({"losses"}), run=run)
     with pytest.raises(TypeError, match="so it needs 'text'"):
         Streaming(name="toy", needs=frozenset({"forest"}), make=lambda *_: None)  # pyright: ignore

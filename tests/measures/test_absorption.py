@@ -431,7 +431,7 @@ def test_undefined_values_say_why(reader: ActivationReader, lm: LanguageModel) -
     assert same.value["full_absorption"] is not None
     module = ActivationReader(lm, lm.site("model.layers.0"))
     unknown = measured(sae, module, replace(config, min_letters=1))
-    assert "names no block" in unknown.null["mean_absorption_fraction_resid_post"]
+    assert "does not name a block" in unknown.null["mean_absorption_fraction_resid_post"]
     assert unknown.value["full_absorption"] == same.value["full_absorption"]
     assert resid_post("blocks.1.hook_mlp_out") == "blocks.1.hook_resid_post"
 

@@ -179,9 +179,9 @@ def test_windows_are_sampled_by_the_square_of_values_below_the_top(
 def test_what_is_below_a_hundredth_of_the_largest_is_not_active(seen: Subject) -> None:
     windows = FeatureWindows(seen, 0, BUFFER)
     large = windows.top(12)
-    apart = ~np.isin(windows.centres // CONTEXT, large // CONTEXT)
+    apart = ~np.isin(windows.centers // CONTEXT, large // CONTEXT)
     values = torch.zeros(seen.tokens.n_tokens)
-    values[windows.centres[apart]] = 0.0099
+    values[windows.centers[apart]] = 0.0099
     values[large] = 1.0
     one = PairStatistics(1)
     one.add(SparseCode(values[seen.rows, None], torch.zeros(len(seen.rows), 1, dtype=torch.int64)))
@@ -195,8 +195,8 @@ def test_shown_windows_are_sorted_by_their_largest_value(seen: Subject) -> None:
     trial = make_trial(seen, 1, CONFIG)
     assert trial is not None
     windows = FeatureWindows(seen, 1, BUFFER)
-    everywhere = windows.texts(windows.centres, mark_above=0.0)
-    largest = dict(zip(everywhere, windows.around(windows.centres).max(1), strict=True))
+    everywhere = windows.texts(windows.centers, mark_above=0.0)
+    largest = dict(zip(everywhere, windows.around(windows.centers).max(1), strict=True))
     peaks = [largest[text] for text in trial.shown]
     assert peaks == sorted(peaks, reverse=True)
 
@@ -346,7 +346,7 @@ def test_scores_equal_the_oracle_for_any_judge(seen: Subject) -> None:
 def test_a_judge_that_talks_nonsense(seen: Subject, tmp_path: Path) -> None:
     record = judged(seen, CONFIG, Fake(lambda system, user: "I think that it is, hm, 3 perhaps"))
     assert record.value == {**dict.fromkeys(SCORES), "scored": 0, "unparsable": FIRES, "skipped": 0}
-    assert record.null == dict.fromkeys(SCORES, "no reply of the judge could be read")
+    assert record.null == dict.fromkeys(SCORES, "no reply of the judge could be parsed")
     record.write(tmp_path / "autointerp.json")
     assert Record.read(tmp_path / "autointerp.json") == record
 

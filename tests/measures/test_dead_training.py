@@ -122,7 +122,7 @@ def test_a_log_that_is_no_text(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("share", [-0.1, 1.0, 2.0])
 def test_the_limit_is_a_share(share: float) -> None:
-    with pytest.raises(InputError, match=r"almost_zero = .*: expected a share"):
+    with pytest.raises(InputError, match=r"^dead_training.almost_zero = .*: expected a fraction"):
         DeadTrainingConfig(almost_zero=share)
 
 

@@ -270,7 +270,7 @@ def test_a_family_that_is_its_whole_layer_has_no_unrelated_feature() -> None:
     record = measured(planted())
     assert record.value["sibling_cosine"] is not None
     assert record.value["unrelated_cosine"] is None
-    assert "all of its layer" in record.null["unrelated_cosine"]
+    assert "fills its layer" in record.null["unrelated_cosine"]
 
 
 @pytest.fixture
@@ -378,7 +378,7 @@ def test_no_activation_at_all() -> None:
         ({"umap_families": -1}, "geometry.umap_families = -1"),
         ({"seed": -1}, "geometry.seed = -1"),
         ({"parents": (0, 0)}, r"geometry.parents = \[0, 0\]"),
-        ({"parents": (5,)}, "geometry.parents: 5: expected features, 0 to 4"),
+        ({"parents": (5,)}, "geometry.parents: feature 5: expected 0 to 4"),
         ({"parents": (-1,)}, "geometry.parents: -1"),
     ],
 )

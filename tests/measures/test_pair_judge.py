@@ -144,7 +144,7 @@ def test_fractions_equal_counts_by_hand(seen: Subject) -> None:
 
 def test_a_judge_that_talks_nonsense(seen: Subject, tmp_path: Path) -> None:
     record = judged(seen, CONFIG, Fake(lambda s, u: "They are alike."))
-    why = "no reply of the judge could be read"
+    why = "no reply of the judge could be parsed"
     assert record.null == {"yes": why, "yes_random": why}
     assert (record.value["asked"], record.value["unparsable"]) == (4, 4)
     record.write(tmp_path / "pair_judge.json")

@@ -187,8 +187,8 @@ def json_of(data: Any) -> Any:
     ("parent", "least", "why"),
     [
         ([-1] * 9, 20, "the forest has no edges: every feature hangs from the root"),
-        (PARENT, 1000, "no child of an edge fires 1000 times or more and not on all activations"),
-        ([-1] * 7 + [0, 1], 1, "no child of an edge fires 1 times or more and not on all activations"),
+        (PARENT, 1000, "no edge has a child that fires 1000 times or more, but not on all activations"),
+        ([-1] * 7 + [0, 1], 1, "no edge has a child that fires 1 times or more, but not on all activations"),
     ],
 )
 def test_nothing_to_score(parent: list[int], least: int, why: str) -> None:
@@ -263,7 +263,7 @@ def test_focus_by_itself() -> None:
 def test_a_parent_that_is_none() -> None:
     for parent in (9, -1):
         with pytest.raises(
-            InputError, match=f"^reconstruction_score.parents: {parent} is no feature; expected 0 to 8$"
+            InputError, match=f"^reconstruction_score.parents: feature {parent}: expected 0 to 8$"
         ):
             reconstruction_score(small(PARENT), ReconstructionScoreConfig(parents=(0, parent)))
 

@@ -202,7 +202,7 @@ def test_wrong_text_configurations(wrong: dict[str, Any], message: str) -> None:
         ({"k": ()}, r"sparse_probing\.k = \[\]"),
         ({"k": (0, 1)}, r"sparse_probing\.k = \[0, 1\]: expected different numbers of 1 or more"),
         ({"k": (2, 2)}, r"sparse_probing\.k"),
-        ({"validation": 1.0}, r"sparse_probing\.validation = 1\.0: expected a share"),
+        ({"validation": 1.0}, r"sparse_probing\.validation = 1\.0: expected a fraction"),
     ],
 )
 def test_wrong_configurations(wrong: dict[str, Any], message: str) -> None:

@@ -1,4 +1,4 @@
-"""What is measured: one file a measure, each from an SAE, a forest and data to one typed record."""
+"""Measures: one file each. A measure takes an SAE, a forest and data, and returns one typed record."""
 
 from .measure import EvalBatch, Measure, WindowLosses
 from .record import Record

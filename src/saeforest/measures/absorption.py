@@ -1,23 +1,23 @@
 """Feature absorption and splitting on first letters: SAEBench 0.6.0 and the Tree SAE paper (docs/spec/absorption.md).
 
-A feature says "begins with S", but is silent on a few words that do: more specific features have absorbed it. Let w be
-the unit direction of the letter's ground-truth probe, f_i the activations on one of its words x, and
+A feature for "begins with S" is silent on some words that do, because more specific features have absorbed it. Let w be
+the unit direction of the letter's ground-truth probe, x the activation on one of the letter's words, f_i its code, and
 
     P = x . w    c_i = cos(w, d_i)    p_i = f_i c_i    M = sum of p_i over the letter's main features
     A = sum of the 3 largest p_i > 0 with c_i >= 0.1 that are not main    a = min(A, P - M)
 
-    absorption fraction   0 where M >= P or A / P < 0.4, else 1 where M <= 0, else a / (a + M)
-    full absorption       every main feature is silent, and the feature j of the largest p_j has c_j >= 0.025 and
+    absorption fraction   0 if M >= P or A / P < 0.4, else 1 if M <= 0, else a / (a + M)
+    full absorption       every main feature is silent, and the feature j with the largest p_j has c_j >= 0.025 and
                           p_j / P >= 0.4
 
-both 0 where P <= 0. The words are those held out of training whose letter the ground-truth probe sees. A letter's main
-features are found by k-sparse probing: one L1 probe on all features orders them by weight, logistic regressions on
-the first k = 1, 2, ... follow, and k grows for as long as the F1 on held-out words jumps by more than 0.03. How many
-features that takes is the letter's splitting.
+Both are 0 if P <= 0. The words are held out of training, and the ground-truth probe must recognize their letter. A
+letter's main features are found by k-sparse probing: one L1 probe on all features ranks them by weight, a logistic
+regression is trained on the first k = 1, 2, ... of them, and k grows as long as each step raises the F1 on held-out
+words by more than 0.03. The number of main features is the letter's splitting.
 
-The projections p_i are to be compared with P, so f_i is taken in the units of x: std_t f_i |d_i| for an SAE that
-normalises each token. The authors of the Tree SAE take f_i as it is, and read x in this last stage at
-`blocks.L.hook_resid_post` of the site's block L whatever the site is (docs/spec/absorption.md#units). Both are here.
+To compare p_i with P, f_i must be in the units of x: std_t f_i |d_i| for an SAE that normalizes each token. The authors
+of the Tree SAE take f_i as it is, and always read x for these scores at `blocks.L.hook_resid_post`, where L is the
+site's block (docs/spec/absorption.md#units). The record has both readings.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ from .spec import Study
 from .subject import Subject
 
 Units = Literal["effective", "raw"]
-# Of the L1 probe.
+# Penalties of the L1 probe.
 _L1, _WEIGHT_DECAY = 0.01, 1e-6
 _SILENT = 1e-8
 _ENCODED_ROWS = 4096
@@ -66,7 +66,7 @@ _SPLIT = ("splitting", "splitting_spelling")
 
 @dataclass(frozen=True)
 class AbsorptionConfig(FirstLetterConfig):
-    """Settings of feature absorption. SAEBench's values, with fewer words, so that a CPU reads them in minutes."""
+    """Settings of feature absorption: SAEBench's, but with fewer words, so that a CPU takes only minutes."""
 
     sparse_batch: int = 512
     """Batch size, in words, for training the L1 probe on SAE features. SAEBench's 4096 on ten times as many words
@@ -103,20 +103,25 @@ class AbsorptionConfig(FirstLetterConfig):
 
     @classmethod
     def saebench(cls) -> AbsorptionConfig:
-        """SAEBench 0.6.0, with a seed: all words, codes as they are, BOS before every prompt."""
+        """Settings of SAEBench 0.6.0, with a seed: all words, codes as the SAE returns them, BOS in every prompt."""
         return cls(words=None, sparse_batch=4096, units="raw", bos="always")
 
     @classmethod
     def reference(cls) -> AbsorptionConfig:
-        """The Tree SAE's authors; their numbers are to be compared with those whose names end in `_resid_post`."""
+        """Settings of the Tree SAE's authors. Compare their numbers with the values that end in `_resid_post`."""
         return cls(words=None, sparse_batch=4096, min_probe_f1=0.4, units="raw", bos="always")
 
 
-# -- the calculus
+# -- the scores
 
 
 class WordScores(NamedTuple):
-    """Of each word; `absorbers` are the features of A, the largest first, and -1 where there are fewer."""
+    """Scores of `n` words.
+
+    fraction:  absorption fraction.
+    full:      whether absorption is full.
+    absorbers: features that A adds up, the largest first, padded with -1.
+    """
 
     fraction: Float64[Tensor, "n"]
     full: Bool[Tensor, "n"]
@@ -124,14 +129,14 @@ class WordScores(NamedTuple):
 
 
 class KSparse(NamedTuple):
-    """The features of a letter, the largest weight first, and the F1 of the probes on the first 1, 2, ... of them."""
+    """A letter's features, the largest weight first, and the F1 of probes on the first 1, 2, ... of them."""
 
     features: list[int]
     f1: list[float]
 
 
 def split_features(f1: Sequence[float], jump: float = 0.03) -> int:
-    """How many features are main, by the F1 of the probes on the first k = 1, 2, ...: as long as it keeps jumping."""
+    """Number of main features: how often in a row the F1 of probes on the first k = 1, 2, ... rises by over `jump`."""
     count, before = 0, -100.0
     for score in f1:
         if not score > before + jump:
@@ -148,8 +153,13 @@ def absorption_of(
     projection: Float[Tensor, "n"],
     config: AbsorptionConfig,
 ) -> WordScores:
-    """The formulas above for the active features of `n` words: their `values` f_i and `cosine` c_i, whether they are
-    `main` features of the word's letter, and the word's `projection` P. An unused slot has value 0.
+    """The module's formulas, for the active features of `n` words. An unused slot has value 0.
+
+    values:     f_i.
+    cosine:     c_i.
+    main:       whether each is a main feature of the word's letter.
+    ids:        feature ids.
+    projection: P of each word.
     """
     values, cosine, projection = values.double(), cosine.double(), projection.double()
     p = values * cosine
@@ -159,7 +169,7 @@ def absorption_of(
     absorbed = best.values.sum(1)
 
     def enough(share: Tensor) -> Tensor:
-        # P > 0 first: the papers' quotient is infinite or undefined at P = 0.
+        # Check P > 0 first: at P = 0 the papers' quotient is infinite or undefined.
         return (projection > 0) & (share / torch.where(projection > 0, projection, 1) >= config.projection)
 
     used = torch.minimum(absorbed, projection - main_sum)
@@ -185,9 +195,9 @@ def absorption_scores(
 ) -> WordScores:
     """Absorption on words `x` that begin with `letter` (0 to 25), all on the CPU.
 
-    code:       of the words, in the units of `x` for rows of unit length (see `encode_words`).
-    directions: of the letters' ground-truth probes, of any length.
-    mains:      of every letter among the words its main features.
+    code:       the words' code, in the units of `x` for unit decoder rows (see `encode_words`).
+    directions: directions of the letters' ground-truth probes, of any length.
+    mains:      main features of every letter that occurs among the words.
     """
     directions = F.normalize(directions.double())
     cosine = directions.float() @ F.normalize(decoder.float()).T
@@ -207,9 +217,11 @@ def absorption_scores(
 
 @torch.no_grad()
 def encode_words(sae: SAE, x: Float[Tensor, "n d_in"], units: Units) -> SparseCode:
-    """The code of words, on the CPU. "effective": std_t f_i |d_i|, the lengths of what `x_hat` is the sum of.
+    """The code of words, on the CPU.
 
-    Of an SAE whose levels each stand alone only the last has values: several would add up to several times x.
+    units: "raw" for f_i; "effective" for std_t f_i |d_i|, the lengths of the vectors that add up to `x_hat`.
+
+    If the SAE's layers each reconstruct alone, only the last has values: several would add up to several times x.
     """
     norms = sae.W_dec.detach().norm(dim=1)
     codes: list[SparseCode] = []
@@ -231,8 +243,9 @@ def k_sparse(
     letters: Iterable[int],
     max_k: int,
 ) -> dict[int, KSparse]:
-    """Of each of the given letters the features of the largest `weight`, and how well the first 1, 2, ..., `max_k` of
-    them tell the letter: F1 on `test` of logistic regressions on `train`. A letter that `train` lacks has none.
+    """For each letter, the `max_k` features with the largest `weight`, and how well the first 1, 2, ... tell it.
+
+    F1 is measured on `test`, with logistic regressions trained on `train`. Letters that `train` lacks are left out.
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
@@ -263,11 +276,12 @@ def _columns(code: SparseCode, features: Int[Tensor, "k"]) -> FloatArray:
 
 
 def absorption(subject: Subject, config: AbsorptionConfig) -> Record:
-    """The record "absorption". Values are means over the letters that count: those whose ground-truth probe has an F1
-    above `min_probe_f1`. Names that end in `_resid_post` are read there, the others at the SAE's own site.
+    """The record "absorption".
 
-    They are null where fewer than `min_letters` letters count, or the tokenizer has too few words. The language model
-    reads the words once for all SAEs of a site. `detail["letters"]` lists the letters that have words to score.
+    Values are means over the scored letters: those whose ground-truth probe has an F1 above `min_probe_f1`. Values that
+    end in `_resid_post` use activations read there, the others those at the SAE's own site. Values are null if fewer
+    than `min_letters` letters can be scored, or the tokenizer has too few words. `detail["letters"]` lists the letters
+    that have words to score. The language model reads the words once for all SAEs of a site.
     """
     site = str(subject.settings["site"])
     behind = resid_post(site)
@@ -295,7 +309,7 @@ def absorption(subject: Subject, config: AbsorptionConfig) -> Record:
             _scores(subject.sae, data.resid_post, data, splits, config), data, _ABSORBED_RESID_POST
         )
     elif behind is None:
-        null = dict.fromkeys(_ABSORBED_RESID_POST, f"the site {site} names no block")
+        null = dict.fromkeys(_ABSORBED_RESID_POST, f"the site {site} does not name a block")
     else:
         same = "the site is resid_post itself: see {}"
         null = {f"{name}_resid_post": same.format(name) for name in _ABSORBED}
@@ -307,7 +321,7 @@ def absorption(subject: Subject, config: AbsorptionConfig) -> Record:
     counts = data.f1.numpy() > config.min_probe_f1
     n_letters = int(counts.sum())
     if n_letters < config.min_letters:
-        why = f"{n_letters} letters have a probe of F1 above {config.min_probe_f1}; {config.min_letters} are needed"
+        why = f"{n_letters} letters have a probe with F1 above {config.min_probe_f1}; {config.min_letters} are needed"
         null |= dict.fromkeys(table, why)
     found = _letter_means(table, counts, data)
     n_words = sum(len(part.words) for part in (data.train, data.test, data.positives))
@@ -323,7 +337,7 @@ def absorption(subject: Subject, config: AbsorptionConfig) -> Record:
 
 
 class Split(NamedTuple):
-    """What k-sparse probing found for a letter, and those of its features that are main."""
+    """The result of k-sparse probing for a letter, and its main features."""
 
     probes: KSparse
     main: list[int]
@@ -369,7 +383,7 @@ def _scores(
 
 
 def _by_letter(scores: WordScores, data: FirstLetters, names: tuple[str, ...]) -> dict[str, FloatArray]:
-    """The mean fraction, and the rate of full absorption, on the words of each letter; 0 where it has none."""
+    """Mean absorption fraction and rate of full absorption on the words of each letter; 0 for one without words."""
     letter = data.positives.letter.numpy()
     n = np.bincount(letter, minlength=len(LETTERS)).clip(min=1)
     columns = (scores.fraction.numpy(), scores.full.double().numpy())
@@ -380,7 +394,7 @@ def _by_letter(scores: WordScores, data: FirstLetters, names: tuple[str, ...]) -
 
 
 def _letter_means(table: dict[str, FloatArray], counts: NDArray[np.bool_], data: FirstLetters) -> Estimate:
-    """Means of the table over the letters that count, and of the probe's F1 over all letters that occur."""
+    """Means of the table over the letters that `counts` marks, and of the probe's F1 over all letters that occur."""
     occur = data.test.letter.unique().numpy()
     f1 = data.f1.numpy()[occur]
 
@@ -444,7 +458,7 @@ def _record(
 SPEC = Study(
     name="absorption",
     needs=frozenset({"first_letters"}),
-    transcoders=False,  # it holds decoder rows against the activations that are read
+    transcoders=False,  # it compares decoder rows with input activations
     sets=("paper", "saebench"),
     config=AbsorptionConfig,
     readings={"saebench_0.6": AbsorptionConfig.saebench(), "ref_tree_sae": AbsorptionConfig.reference()},

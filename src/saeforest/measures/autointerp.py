@@ -1,20 +1,20 @@
-"""Automated interpretability: can a judge that read some windows of a feature tell in which others it fires?
+"""Automated interpretability: can a judge that has read some of a feature's windows tell in which others it fires?
 
-SAEBench's detection score, with which the Tree SAE paper and the HSAE paper measure (docs/spec/judges.md#autointerp).
-For each feature, of windows of text round a token (`examples`):
+This is SAEBench's detection score, which the Tree SAE and HSAE papers use too (docs/spec/judges.md#autointerp). Each
+feature has windows of text around a token (`examples`):
 
     12 top windows                       10 are shown to the judge, 2 are asked about
-     7 sampled, value^2, below the top    5 are shown, 2 are asked about
-    10 random                            10 are asked about, as windows in which it is not active
+     7 sampled by value^2, below the top  5 are shown, 2 are asked about
+    10 random                            10 are asked about, as windows in which the feature is not active
 
-The judge explains the 15 shown, which carry marks, in a sentence. Then, given that sentence, it names those of the 14
-others, unmarked and in random order, in which the feature is active: where a token is above 0.01 of the largest value
-in the top windows. The feature's score is the fraction of the 14 that it is right about. A judge that always answers
-None scores 10/14.
+The judge sees the first 15 with marks, and explains them in one sentence. Given this sentence, it then names those of
+the other 14, unmarked and in random order, in which the feature is active: in which a token's value is above 0.01 of
+the largest in the top windows. The feature's score is the fraction of the 14 that the judge gets right. A judge that
+always answers None scores 10/14.
 
-SAEBench takes it for granted that a feature does not fire in the random windows; here that is checked, unless
-`random` says otherwise. The scores of features with two or more children in the forest stand beside those of the
-others (HSAE: features that branch are the more interpretable ones).
+SAEBench assumes that the feature does not fire in the random windows; here this is checked, unless `random` says
+otherwise. The record compares features with two or more children in the forest with all others, because the HSAE paper
+finds features that branch more interpretable.
 """
 
 from __future__ import annotations
@@ -69,16 +69,19 @@ class AutoInterpConfig:
 
 
 class Trial(NamedTuple):
-    """What the judge is given for a feature."""
+    """What the judge reads for a feature.
+
+    shown:        windows to explain, with marks, strongest first.
+    asked:        windows to classify, without marks.
+    truth:        whether the feature is active in each of `asked`.
+    sample_reply: indices drawn at random, to show the form of a reply.
+    """
 
     feature: int
     shown: list[str]
-    """With marks, strongest first."""
     asked: list[str]
     truth: Bool[Array, "asked"]
-    """In which of `asked` the feature is active."""
     sample_reply: str
-    """Indices drawn at random, to show the form."""
 
 
 @dataclass
@@ -95,13 +98,13 @@ class _Result:
 
 
 def autointerp(subject: Subject, config: AutoInterpConfig) -> Record:
-    """The detection scores of features drawn at random.
+    """The record "autointerp": detection scores of features drawn at random.
 
-    Features with too few windows are passed over for the next in the random order; those to which a reply of the
-    judge makes no sense are dropped, and counted. Raises InputError where the judge cannot be asked.
+    A feature with too few windows is skipped for the next in the random order. A feature is dropped, and counted, if
+    a reply of the judge cannot be parsed. Raises InputError if the judge cannot be reached.
     """
     trials, skipped = _draw(subject, config)
-    # None is opened where there is nothing to ask: it may be large.
+    # Open the judge, which may be large, only if there is something to ask.
     judge = subject.judge if trials else None
     results = [] if judge is None else _ask(judge, trials)
     scored = [r for r in results if r.predicted is not None]
@@ -145,7 +148,7 @@ def autointerp(subject: Subject, config: AutoInterpConfig) -> Record:
 
 
 def _draw(subject: Subject, config: AutoInterpConfig) -> tuple[list[Trial], int]:
-    """Up to `features` trials, and the number of features passed over for too few windows."""
+    """Up to `features` trials, and the number of features skipped for having too few windows."""
     trials: list[Trial] = []
     skipped = 0
     if subject.tokens.context <= 2 * config.buffer:
@@ -163,7 +166,7 @@ def _draw(subject: Subject, config: AutoInterpConfig) -> tuple[list[Trial], int]
 
 
 def make_trial(subject: Subject, feature: int, config: AutoInterpConfig) -> Trial | None:
-    """The windows of a feature, None where there are too few."""
+    """The windows of a feature; None if there are too few."""
     rng = np.random.default_rng([config.seed, feature])
     windows = FeatureWindows(subject, feature, config.buffer)
     top = windows.top(_TOP)
@@ -217,15 +220,15 @@ def _ask(judge: Judge, trials: list[Trial]) -> list[_Result]:
 
 
 def parse_explanation(reply: str) -> str | None:
-    """What follows "activates on", or all of it where that is missing; None where nothing is left."""
+    """The text after "activates on", or the whole reply if it lacks these words; None if nothing is left."""
     after = re.split("activates on", reply, maxsplit=1, flags=re.IGNORECASE)[-1]
     return " ".join(after.split()).rstrip(". ") or None
 
 
 def parse_indices(reply: str, n: int) -> set[int] | None:
-    """Indices from 1 to `n`, or "None" for none; None for a reply of any other form.
+    """Parse indices from 1 to `n` separated by commas, or the word "None" for no index.
 
-    A full stop at the end is let pass. An index that comes twice, or is out of range, spoils the reply.
+    A period at the end is allowed. Returns None for any other reply, and if an index is repeated or out of range.
     """
     reply = reply.strip().removesuffix(".").rstrip()
     if reply.lower() == "none":
@@ -275,12 +278,12 @@ def _why_undefined(
     elif not trials:
         nothing = (
             f"no feature fires on more than {config.min_fired} tokens and has {_TOP} top windows, {_SAMPLED} others "
-            f"and {_RANDOM} in which it does not fire"
+            f"and {_RANDOM} windows in which it does not fire"
         )
     elif judge is None:
         nothing = NO_JUDGE
     else:
-        nothing = "no reply of the judge could be read"
+        nothing = "no reply of the judge could be parsed"
     if not scored:
         return dict.fromkeys(("autointerp_score", "chance_none", "multi_child", "other"), nothing)
     return {

@@ -1,7 +1,8 @@
-"""Values with percentile-bootstrap intervals, from one formula of the weights of the units that are resampled.
+"""Values with percentile-bootstrap intervals, from one formula of the weights of the resampled units.
 
 A measure keeps a few additive numbers for each unit (a window of text, a family of siblings) and gives a formula
-that takes weights `[b, units]`. All weights 1 is the measured value; how often each unit was drawn is a resample.
+that takes weights `[b, units]`. Weights of 1 give the measured value; a resample's weights say how often it drew each
+unit.
 """
 
 from __future__ import annotations
@@ -24,19 +25,22 @@ Formula = Callable[[FloatArray], dict[str, FloatArray]]
 
 
 class Estimate(NamedTuple):
+    """Values by name, None where undefined, and their 95% intervals."""
+
     value: dict[str, float | None]
     interval: dict[str, Interval]
 
 
 def interval_method(units: str) -> str:
+    """How `estimate` computes intervals, for a record's settings. units: what is resampled, a plural."""
     return f"95% percentile bootstrap over {units}, {RESAMPLES} resamples, seed {SEED}"
 
 
 def estimate(formula: Formula, n_units: int) -> Estimate:
-    """The formula's values, and the 2.5th and 97.5th percentile of each over resampled units.
+    """The formula's values, and the 2.5th and 97.5th percentile of each over resamples of the units.
 
-    A value that is not finite is None. So is the interval of such a value, of fewer than two units, and where the
-    formula is undefined on more than 5% of the resamples: then too few units carry it.
+    A value that is not finite becomes None. There is no interval for such a value, for fewer than two units, or if the
+    formula is undefined on more than 5% of the resamples, because then too few units determine it.
     """
     with np.errstate(divide="ignore", invalid="ignore"):
         value = {name: _finite(v[0]) for name, v in formula(np.ones((1, n_units))).items()}
@@ -60,7 +64,7 @@ def _percentiles(drawn: FloatArray) -> Interval:
 
 
 def _resamples(n_units: int) -> Iterator[FloatArray]:
-    """How often each unit was drawn, `[b, units]`; the slices together are all the resamples."""
+    """All resamples in slices `[b, units]`: how often each unit was drawn."""
     generator = np.random.default_rng(SEED)
     step = max(_WEIGHT_ENTRIES // n_units, 1)
     for start in range(0, RESAMPLES, step):

@@ -1,4 +1,4 @@
-"""What a report shows of measures: columns, in blocks that several measures share."""
+"""Columns that a report shows for measures, in blocks that several measures share."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from typing import Literal, NamedTuple
 
 
 class Block(NamedTuple):
-    """Columns that a report shows side by side, and what a reader must know of them."""
+    """Columns that a report shows side by side, and a note that a reader needs to understand them."""
 
     title: str
     note: str = ""
 
 
 class Column(NamedTuple):
-    """A value of a measure as a column of a report. better: ↑ or ↓, where more or less is better."""
+    """A value of a measure as a column of a report. better: ↑ if higher is better, ↓ if lower is."""
 
     block: Block
     value: str
@@ -32,8 +32,8 @@ HIERARCHY = Block(
 FLAT = Block("What hierarchy breaks in flat SAEs")
 INTERPRETABILITY = Block("Interpretability and probing")
 LEVELS = Block(
-    "Agreement of neighbouring levels (HSAE)",
-    "Of a Tree SAE P(parent | child) is 1 by construction. The Hamming distance grows with the number of features "
-    "that are active, so SAEs of different L0 are compared by it per active feature only; where parents have few "
-    "children, as in a Tree SAE, neither says much.",
+    "Agreement of neighboring levels (HSAE)",
+    "In a Tree SAE, P(parent | child) is 1 by construction. The Hamming distance grows with the number of active "
+    "features, so compare SAEs of different L0 only by the distance per active feature. If parents have few "
+    "children, as in a Tree SAE, neither distance says much.",
 )

@@ -1,14 +1,14 @@
-"""Feature composition: how near each decoder row lies to another (docs/spec/hierarchy.md#composition).
+"""Feature composition: how close each decoder row lies to its nearest other row (docs/spec/hierarchy.md#composition).
 
     composition = mean over features i of  max over j != i of  cos(d_i, d_j)
 
-Features that are built from one another share directions, so less is better. A decoder of n independent random
-directions does not reach 0: its expected maximum, exact here, is the floor
+Features that are built from one another share directions, so lower is better. Even n independent random directions do
+not reach 0: their expected maximum, computed exactly here, is the floor
 
     E max = 1 - integral over t from -1 to 1 of P(cos <= t)^(n-1),    (1 + cos) / 2 ~ Beta((d-1)/2, (d-1)/2)
 
-which sqrt(2 ln n / d) approximates from above. The papers average over all features, dead ones among them: those lie
-near the floor and lower the average, so the mean over features that fired is given too (of the same maxima).
+which sqrt(2 ln n / d) approximates from above. The papers average over all features, including dead ones. Those lie
+near the floor and lower the average, so `alive` averages the same maxima over features that fired only.
 """
 
 from __future__ import annotations
@@ -29,24 +29,24 @@ from .record import Record
 from .spec import Study
 from .subject import Subject
 
-# Cosines are taken in blocks of rows, with all rows each, of this many entries.
+# Cosines of a block of rows with all rows are computed at once, at most this many entries.
 _BLOCK_ENTRIES = 1 << 24
 _FLOOR_POINTS = 1 << 15
 
 
 @dataclass(frozen=True)
 class CompositionConfig:
-    """There is nothing to choose."""
+    """Settings of feature composition: none."""
 
 
 def cosines_memory(d_sae: int) -> int:
-    """Bytes that a block of cosines takes with what is asked of each."""
+    """Bytes that a block of cosines takes: a float32 and a comparison for each."""
     return 5 * min(_BLOCK_ENTRIES, d_sae**2)
 
 
 @torch.no_grad()
 def max_cosines(rows: Float[Tensor, "n d"]) -> Float64[Tensor, "n"]:
-    """The largest cosine of each row, of any length, with another row; on the CPU. Two rows or more."""
+    """The largest cosine of each row with any other row, on the CPU. `n >= 2`; rows may have any length."""
     unit = F.normalize(rows.float())
     found: list[Tensor] = []
     for own in torch.arange(len(unit), device=unit.device).split(max(_BLOCK_ENTRIES // len(unit), 1)):
@@ -57,17 +57,18 @@ def max_cosines(rows: Float[Tensor, "n d"]) -> Float64[Tensor, "n"]:
 
 
 def random_floor(n: int, d: int) -> float:
-    """The expected largest cosine of one of `n` independent directions in `d >= 2` dimensions with the others."""
+    """Expected largest cosine of one of `n` independent random directions in `d >= 2` dimensions with the others."""
     t = np.linspace(-1, 1, _FLOOR_POINTS)
     below = beta.cdf((1 + t) / 2, (d - 1) / 2, (d - 1) / 2)
     return float(1 - np.trapezoid(below ** (n - 1), t))
 
 
 def composition(subject: Subject, config: CompositionConfig) -> Record:
-    """The record "composition" of the SAE's decoder: `mean` over all features, `alive` over those that fired on the
-    measured text, `median`, `random_floor` and, for an SAE of several layers, `by_layer_<l>`.
+    """The record "composition" of the SAE's decoder.
 
-    An SAE of a single feature, or of width 1, has nulls.
+    Values are `mean` over all features, `alive` over those that fired on the measured text, `median`, `random_floor`
+    and, for an SAE with several layers, `by_layer_<l>`. All are null if the SAE, or a layer that reconstructs alone,
+    has a single feature; `random_floor` is null if `d_in` is 1.
     """
     sae = subject.sae
     alive = subject.pairs.marginals.n.cpu().numpy() > 0
@@ -81,7 +82,7 @@ def composition(subject: Subject, config: CompositionConfig) -> Record:
         null = dict.fromkeys(value, "the SAE has a single feature, and no other to compare it with")
         interval = dict.fromkeys(value)
     else:
-        # Levels that each stand alone are dictionaries of their own: a copy in the next level is no composition.
+        # Layers that each reconstruct alone are separate dictionaries: a copy in the next layer is not composition.
         parts = (sae.d_sae,) if sae.cumulative else sae.config.layer_sizes
         cosines = torch.cat([max_cosines(rows) for rows in sae.W_dec.detach().split(list(parts))]).numpy()
         require(bool(np.isfinite(cosines).all()), "composition", "a largest cosine for every feature")
@@ -111,7 +112,7 @@ def composition(subject: Subject, config: CompositionConfig) -> Record:
 def _means(cosines: FloatArray, groups: dict[str, FloatArray], weights: FloatArray) -> dict[str, FloatArray]:
     means = {name: weights @ (group * cosines) / (weights @ group) for name, group in groups.items()}
     order = np.argsort(cosines)
-    # The median of a resample: both middle values, found where half of it lies below.
+    # The median of a resample is the mean of its two middle values: those at which the count reaches and passes half.
     drawn = 2 * np.cumsum(weights[:, order], axis=1)
     n = drawn[:, -1:] / 2
     low, high = (drawn >= n).argmax(1), (drawn > n).argmax(1)

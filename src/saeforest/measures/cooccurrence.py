@@ -1,15 +1,16 @@
 """How often siblings fire together (docs/spec/hierarchy.md#cooccurrence).
 
-The lower, the better children divide their parent's meaning.
+The lower it is, the better children divide their parent's meaning.
 
     IoU(i, j) = n_ij / (n_i + n_j - n_ij)
 
-A family is the children of one parent within one layer; children of the root and families of one are left out. The
-value of a layer is the mean over all ordered pairs of siblings of all its families, so that big families weigh more.
-A family with two children that never fired (0/0) is left out whole. `iou` is the mean over the layers from 1 on.
-A forest without layers, as inferred for a flat SAE, has all its families in one group.
+where n_i is the number of tokens on which feature i fires and n_ij that on which i and j both do. A family is the
+children of one parent within one layer; children of the root and families of one are left out. A layer's value is the
+mean over all ordered pairs of siblings in all its families, so large families weigh more. A family in which two or
+more children never fired (0/0) is left out entirely. `iou` is the mean over layers 1 and up. A forest without layers,
+as inferred for a flat SAE, has all its families in one group.
 
-A live child beside a dead one has IoU 0 and lowers the mean; `iou_alive` is over pairs of which both fired.
+A pair of one live and one dead child has IoU 0 and lowers the mean; `iou_alive` is over pairs in which both fired.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ from .spec import Streaming
 
 
 class Cooccurrence(Measure):
+    """Mean IoU of siblings, over all layers and for each."""
+
     def __init__(self, sae: SAE, forest: Forest) -> None:
         self.threshold = sae.config.activation_threshold
         self.forest = forest
@@ -68,9 +71,9 @@ class Cooccurrence(Measure):
         member = self.family >= 0
         size = np.bincount(self.family[member], minlength=n_families)
         alive = np.bincount(self.family[member & (self.fired.numpy() > 0)], minlength=n_families)
-        whole = size - alive < 2  # else the family holds a 0/0
+        whole = size - alive < 2  # otherwise the family has a pair with IoU 0/0
         columns = {"iou": (iou * whole, size * (size - 1) * whole), "iou_alive": (iou, alive * (alive - 1))}
-        # Which families belong to each layer from 1 on.
+        # Which families belong to each layer, 1 and up.
         of_layer = (self.family_layer[:, None] == np.arange(1, n_layers)).astype(np.float64)
 
         def values(weights: FloatArray) -> dict[str, FloatArray]:
@@ -78,7 +81,7 @@ class Cooccurrence(Measure):
             for name, (total, pairs) in columns.items():
                 n_pairs = weights @ (of_layer * pairs[:, None])
                 by_layer = weights @ (of_layer * total[:, None]) / n_pairs
-                # Layers that have any pairs at all: of the same layers in every resample.
+                # Average over the layers that have any pairs, the same layers in every resample.
                 has_pairs = pairs @ of_layer > 0
                 found[name] = by_layer[:, has_pairs].sum(1) / has_pairs.sum()
                 found |= {f"{name}_layer_{layer + 1}": by_layer[:, layer] for layer in range(n_layers - 1)}
@@ -107,17 +110,17 @@ class Cooccurrence(Measure):
         )
 
     def _iou_by_family(self) -> FloatArray:
-        """The sum of IoU over the ordered pairs of each family; pairs that never fired together add nothing."""
+        """Sum of IoU over the ordered pairs of each family; a pair that never fired together adds 0."""
         first, second = self.pairs // self.forest.d_sae, self.pairs % self.forest.d_sae
         union = self.fired[first] + self.fired[second] - self.together
         iou = 2 * (self.together.double() / union.double()).numpy()
         total = np.bincount(self.family[first.numpy()], iou, minlength=len(self.family_layer))
-        return total.astype(np.float64)  # of no pairs at all, bincount makes integers
+        return total.astype(np.float64)  # bincount of no pairs is int64
 
 
 def _families(forest: Forest) -> tuple[Int[Tensor, "d_sae"], Int[np.ndarray, "families"]]:
-    """The family of each feature, -1 for one without siblings or below the root; and the layer of each family."""
-    # Layer 0 has only the root above it.
+    """The family of each feature, -1 if it has no siblings or hangs from the root, and the layer of each family."""
+    # Features of layer 0 have no parent but the root, so families start at layer 1.
     layer = forest.layer if forest.layered else torch.ones_like(forest.parent)
     key = torch.where(forest.parent == ROOT, -1, layer * forest.d_sae + forest.parent)
     keys, place, size = key.unique(return_inverse=True, return_counts=True)

@@ -1,9 +1,9 @@
-"""Activation coverage of the forest's edges: of the tokens on which a child fires, the share on which its parent does.
+"""Activation coverage of the forest's edges: the fraction of a child's tokens on which its parent fires too.
 
     S_cov(p, c) = #{t: f_p(t) > threshold and f_c(t) > threshold} / #{t: f_c(t) > threshold}
 
-Edges from the root are left out, and so are children that never fired: they have no coverage. A Tree SAE has exactly 1
-on each of its edges, by construction (Eq. 6).
+Edges from the root, and children that never fired, have no coverage and are left out. In a Tree SAE every edge has
+coverage 1 by construction (Eq. 6).
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ _WORST = 10
 
 
 class Coverage(Measure):
+    """Coverage of each edge, and the minimum and mean over edges."""
+
     def __init__(self, sae: SAE, forest: Forest) -> None:
         self.threshold = sae.config.activation_threshold
         self.forest = forest
@@ -51,7 +53,7 @@ class Coverage(Measure):
         if self.gated:
             require(bool((coverage == 1).all()), "coverage", "S_cov = 1 on every edge of a Tree SAE")
 
-        # Children of one parent share its firings, so parents are resampled, each with all its children.
+        # Children share their parent's firings, so parents are resampled, each with all its children.
         families, family = np.unique(parent.numpy(), return_inverse=True)
         total, edges = np.bincount(family, coverage), np.bincount(family)
 

@@ -3,7 +3,8 @@
     ce_loss_score = (ablated - spliced) / (ablated - clean)
     kl_div_score = (kl_ablated - kl_spliced) / kl_ablated        kl_...: sum_v p_clean log(p_clean / p_...)
 
-1: as good as untouched; 0: no better than zeros at the site. Means over all measured predictions, in nats.
+A score of 1 means that the reconstruction costs nothing, 0 that it is no better than zeros at the site. Losses are
+means over all measured predictions, in nats.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ _ABLATED = "the whole tensor at the site is zero, excluded positions included"
 
 
 class CrossEntropy(Measure):
+    """Clean, spliced and ablated losses, and the two scores."""
+
     def __init__(self) -> None:
         self.table = WindowTable()
 
@@ -55,7 +58,9 @@ class CrossEntropy(Measure):
         }
         clean, spliced = value["clean"], value["spliced"]
         if clean is not None and spliced is not None and spliced < clean:
-            detail["note"] = "the spliced model does better than the clean one: expected only of a poor model"
+            detail["note"] = (
+                "the spliced model does better than the clean one: expected only for a poor model"
+            )
         return Record(
             "cross_entropy",
             value,

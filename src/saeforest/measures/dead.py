@@ -1,6 +1,6 @@
-"""Dead features: those that exceed the threshold on none of the measured tokens. In all and layer by layer.
+"""Dead features: those that exceed the threshold on none of the measured tokens, in total and by layer.
 
-A count on few tokens is an upper bound: a rare feature need not fire on them.
+On few tokens the count is an upper bound, because a rare feature may not fire on them.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from .spec import Streaming
 
 
 class Dead(Measure):
+    """Number and fraction of dead features."""
+
     def __init__(self, sae: SAE) -> None:
         self.threshold = sae.config.activation_threshold
         self.layer_sizes = sae.config.layer_sizes

@@ -1,10 +1,10 @@
-"""Dead features over training (Tree SAE paper, App. G and Figure 14), from the log that training kept.
+"""Dead features over training (Tree SAE paper, App. G and Figure 14), from the training log.
 
     rate_l(t) = dead features of layer l at step t / features of layer l
 
-A feature is dead that has been silent for as many steps as the run's settings say. Reallocations are the steps at which
-dead children of a Tree SAE moved to other parents. `almost_zero_from` is the paper's "almost zero from 40k steps": the
-tokens of training after which no layer's rate is above `almost_zero` any more.
+A feature is dead once it has been silent for the number of steps set in the run's configuration. `reallocations` lists
+the steps at which dead children of a Tree SAE moved to other parents. `almost_zero_from` is the paper's "almost zero
+from 40k steps", in tokens: the training tokens after which no layer's rate exceeds `almost_zero`.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ class DeadTrainingConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.almost_zero < 1:
             raise InputError(
-                f"almost_zero = {self.almost_zero}: expected a share of 0 or more and less than 1"
+                f"dead_training.almost_zero = {self.almost_zero}: expected a fraction, at least 0 and below 1"
             )
 
 
 class _Logged(Schema):
-    """What is read of a logged step."""
+    """The fields that are read from a logged step."""
 
     step: Count
     tokens: Count
@@ -49,9 +49,11 @@ class _Logged(Schema):
 
 
 class DeadRates(NamedTuple):
-    """What a log says of dead features: one entry a logged step, ascending.
+    """Dead features in a log, with one entry for each logged step, ascending.
 
-    rate: of each layer the share of its features that were dead. all: the share of all features.
+    rate: for each layer, the fraction of its features that were dead.
+    all:  the fraction of all features that were dead.
+    reallocations: steps at which children moved to other parents.
     """
 
     steps: list[int]
@@ -62,7 +64,7 @@ class DeadRates(NamedTuple):
 
 
 def read_dead_rates(folder: Path, layer_sizes: Sequence[int]) -> DeadRates:
-    """From the log.jsonl in a folder. Raises InputError where it is missing, damaged, or of another SAE."""
+    """Read the log.jsonl in a folder. Raises InputError if it is missing, damaged, or another SAE's."""
     path = folder / LOG
     found = DeadRates([], [], [[] for _ in layer_sizes], [], [])
     moves: set[int] = set()
@@ -80,7 +82,7 @@ def read_dead_rates(folder: Path, layer_sizes: Sequence[int]) -> DeadRates:
         ):
             raise InputError(
                 f"{path}, line {number}: dead features {dead}, but the layers have {list(layer_sizes)}; "
-                "the log is of another SAE"
+                "the log belongs to another SAE"
             )
         found.steps.append(step)
         found.tokens.append(tokens)
@@ -98,9 +100,9 @@ def _parse(path: Path, number: int, text: bytes) -> dict[str, Any]:
 
 
 def dead_training(subject: Subject, config: DeadTrainingConfig) -> Record:
-    """The record of dead features over the training of the subject's SAE; all undefined where it has no log.
+    """The record "dead_training"; all values are undefined for an SAE without a log.
 
-    Raises InputError where the log is damaged or of another SAE.
+    Raises InputError if the log is damaged or another SAE's.
     """
     sizes = subject.sae.forest.layer_sizes
     why = "the SAE was loaded without the log of its training"
@@ -146,7 +148,7 @@ def dead_training(subject: Subject, config: DeadTrainingConfig) -> Record:
 
 
 def _almost_zero_from(found: DeadRates, limit: float) -> int | None:
-    """Tokens of the first logged step from which on no layer's rate exceeds the limit."""
+    """Tokens at the first logged step from which no layer's rate exceeds the limit; None if there is none."""
     settled = None
     worst = [max(rates) for rates in zip(*found.rate, strict=True)]
     for tokens, rate in zip(reversed(found.tokens), reversed(worst), strict=True):

@@ -1,11 +1,11 @@
-"""Windows of text that show what a feature fires on (docs/spec/judges.md#windows), as a judge can read them.
+"""Windows of text that show a judge what a feature fires on (docs/spec/judges.md#windows).
 
-A window is a token, its centre, with `buffer` tokens on either side, all within one context window. Excluded positions
+A window is a center token with `buffer` tokens on either side, all within one context window. Excluded positions
 may be part of a window, but the feature's value on them counts as 0.
 
-    top      the centres with the largest values; none lies within `buffer` of a larger one in its context window
-    sampled  other centres, drawn without replacement with probability proportional to value^power
-    silent   centres in whose window the feature does not fire at all
+    top      the centers with the largest values; none lies within `buffer` of a larger one in its context window
+    sampled  other centers, drawn without replacement with probability proportional to value^power
+    silent   centers in whose window the feature does not fire at all
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ..hf_types import PreTrainedTokenizerBase
 from ..output import printable
 from .subject import Subject
 
-# A token is marked where its value is above this share of the largest in the feature's top windows.
+# A token is marked if its value exceeds this fraction of the largest value in the feature's top windows.
 _MARKED_SHARE = 0.01
 
 
@@ -30,7 +30,7 @@ def fires_enough(subject: Subject, min_fired: int) -> Bool[Array, "d_sae"]:
 
 
 class FeatureWindows:
-    """The windows of one feature. Centres are flat positions in `subject.tokens`."""
+    """The windows of one feature. Centers are flat positions in `subject.tokens`."""
 
     def __init__(self, subject: Subject, feature: int, buffer: int) -> None:
         self.tokens, self.tokenizer, self.buffer = subject.tokens, subject.tokenizer, buffer
@@ -38,18 +38,18 @@ class FeatureWindows:
         row = subject.rows[index.long()].numpy()
         self.values: Float64[Array, "n_tokens"] = np.zeros(subject.tokens.n_tokens)
         self.values[row] = value.double().numpy()
-        """Of the feature, on every token."""
+        """The feature's value on every token."""
         position = row % subject.tokens.context
-        self.centres: Int64[Array, "m"] = row[
+        self.centers: Int64[Array, "m"] = row[
             (position >= buffer) & (position < subject.tokens.context - buffer)
         ]
-        """The tokens on which it fires that have a whole window round them, ascending."""
+        """The tokens on which the feature fires and around which a whole window fits, ascending."""
 
     def top(self, n: int) -> Int64[Array, "n_found"]:
-        """The centres of up to `n` top windows, strongest first; of equals the earlier."""
+        """The centers of up to `n` top windows, strongest first; ties go to the earlier token."""
         found: list[int] = []
         context = self.tokens.context
-        for row in self.centres[np.argsort(-self.values[self.centres], kind="stable")].tolist():
+        for row in self.centers[np.argsort(-self.values[self.centers], kind="stable")].tolist():
             if len(found) == n:
                 break
             if all(abs(row - f) > self.buffer or row // context != f // context for f in found):
@@ -59,57 +59,57 @@ class FeatureWindows:
     def sampled(
         self, n: int, below: float, power: float, rng: np.random.Generator
     ) -> Int64[Array, "n_found"]:
-        """`n` centres with values less than `below`, or all where there are fewer, in the order they were drawn."""
-        centres = self.centres[self.values[self.centres] < below]
-        if len(centres) == 0:
-            return centres
-        weight = self.values[centres] ** power
-        return rng.choice(centres, min(n, len(centres)), replace=False, p=weight / weight.sum())
+        """Up to `n` centers with values less than `below`, in the order they were drawn."""
+        centers = self.centers[self.values[self.centers] < below]
+        if len(centers) == 0:
+            return centers
+        weight = self.values[centers] ** power
+        return rng.choice(centers, min(n, len(centers)), replace=False, p=weight / weight.sum())
 
     def silent(self, n: int, rng: np.random.Generator) -> Int64[Array, "n_found"]:
-        """`n` centres with silent windows, or all where there are fewer, drawn uniformly without replacement."""
+        """Up to `n` centers with silent windows, drawn uniformly without replacement."""
         width = 2 * self.buffer + 1
         fires = self.values.reshape(-1, self.tokens.context) > 0
         before = np.pad(fires.cumsum(1), ((0, 0), (1, 0)))
         window, first = np.nonzero(before[:, width:] == before[:, :-width])
-        centres = window * self.tokens.context + first + self.buffer
-        return rng.choice(centres, min(n, len(centres)), replace=False)
+        centers = window * self.tokens.context + first + self.buffer
+        return rng.choice(centers, min(n, len(centers)), replace=False)
 
     def anywhere(self, n: int, rng: np.random.Generator) -> Int64[Array, "n"]:
-        """`n` centres drawn uniformly with replacement, whatever the feature does there."""
+        """`n` centers drawn uniformly with replacement, whether or not the feature fires there."""
         window = rng.integers(len(self.tokens.ids), size=n)
         return window * self.tokens.context + rng.integers(
             self.buffer, self.tokens.context - self.buffer, size=n
         )
 
-    def around(self, centres: Int64[Array, "n"]) -> Float64[Array, "n window"]:
-        """The feature's values in windows."""
-        return self.values[self._rows(centres)]
+    def around(self, centers: Int64[Array, "n"]) -> Float64[Array, "n window"]:
+        """The feature's values in the windows around `centers`."""
+        return self.values[self._rows(centers)]
 
     def level(self, top: Int64[Array, "n"]) -> float:
-        """The value above which a token is marked, and a window counts as one in which the feature is active."""
+        """The value above which a token is marked and the feature counts as active in a window."""
         return _MARKED_SHARE * float(self.around(top).max())
 
-    def texts(self, centres: Int64[Array, "n"], mark_above: float = np.inf) -> list[str]:
-        """The text of windows, tokens with larger values between << and >>."""
-        rows = self._rows(centres)
+    def texts(self, centers: Int64[Array, "n"], mark_above: float = np.inf) -> list[str]:
+        """The text of each window, with tokens whose value exceeds `mark_above` between << and >>."""
+        rows = self._rows(centers)
         ids = self.tokens.ids.flatten().numpy()[rows]
-        marked = self.around(centres) > mark_above
-        # A BOS at the start of a window is not of the text.
+        marked = self.around(centers) > mark_above
+        # BOS at the start of a context window is not text.
         text = (rows % self.tokens.context > 0) | (not self.tokens.prepend_bos)
         return [
             window_text(i[t].tolist(), m[t], self.tokenizer)
             for i, m, t in zip(ids, marked, text, strict=True)
         ]
 
-    def _rows(self, centres: Int64[Array, "n"]) -> Int64[Array, "n window"]:
-        return centres[:, None] + np.arange(-self.buffer, self.buffer + 1)
+    def _rows(self, centers: Int64[Array, "n"]) -> Int64[Array, "n window"]:
+        return centers[:, None] + np.arange(-self.buffer, self.buffer + 1)
 
 
 def window_text(ids: list[int], marked: Bool[Array, "n"], tokenizer: PreTrainedTokenizerBase) -> str:
-    """The text of `ids` on one printable line, runs of marked tokens between << and >>.
+    """The text of `ids` on one printable line, with runs of marked tokens between << and >>.
 
-    Marks stand between whole characters, though tokens may be parts of one.
+    Marks never split a character, although a token may be part of one.
     """
 
     def decode(n: int) -> str:
@@ -138,4 +138,5 @@ def _runs(marked: Bool[Array, "n"]) -> Iterator[tuple[int, int]]:
 
 
 def numbered(texts: list[str]) -> str:
+    """One line for each text, with its number from 1 in front."""
     return "\n".join(f"{i}. {text}" for i, text in enumerate(texts, 1))

@@ -1,17 +1,17 @@
 """Words, their first letters, and their activations: the data of the measure `absorption` (docs/spec/absorption.md).
 
-A word is any entry of the tokenizer's vocabulary that is made of English letters, perhaps behind a space. It is read
-at its last token, in a prompt that asks for its first letter as ten examples before it did:
+A word is any entry of the tokenizer's vocabulary made of English letters, with or without a space in front. Its
+activation is read at its last token, in a prompt with ten examples of words and their first letters:
 
     \\n{example} has the first letter: X \\n ... \\n{word}
 
-The question itself, " has the first letter:", would follow the word and so cannot change what is read at it: it is
-left out. The ground-truth probe knows which letter a word begins with, by its score s = x W + b,
+The question " has the first letter:" is left out after the word itself, because what follows cannot change the word's
+activation. The ground-truth probe predicts the letter from the scores s = x W + b:
 
-    loss = mean over words and letters of BCE(s, y), the positives weighted by n_neg / n_pos
+    loss = mean over words and letters of BCE(s, y), with positives weighted by n_neg / n_pos
 
-trained with Adam, whose rate falls from 1e-2 to 1e-5 by the same factor every epoch. Everything random follows from
-the seed. The words of one language model and site are read once, and shared by all SAEs that are measured there.
+It is trained with Adam; the learning rate falls exponentially from 1e-2 to 1e-5, once an epoch. All randomness comes
+from the seed. The words are read once for a language model and site, and shared by all SAEs measured there.
 """
 
 from __future__ import annotations
@@ -84,13 +84,13 @@ class FirstLetterConfig:
 
     @property
     def least_words(self) -> int:
-        """With fewer, the words that are held out would not do for one prompt's examples."""
+        """Minimum number of words: with fewer, the held-out words would not fill the examples of one prompt."""
         return math.ceil((self.icl + 1) / _TEST_SHARE)
 
 
 @dataclass(frozen=True, eq=False)
 class Words:
-    """Words, the letters they begin with (0 to 25), and the activations at their last tokens, on the CPU."""
+    """Words, their first letters (0 to 25), and the activations at their last tokens, on the CPU."""
 
     words: list[str]
     letter: Int[Tensor, "n"]
@@ -98,30 +98,34 @@ class Words:
 
 
 class LetterProbe(NamedTuple):
-    """A linear probe for each of the 26 letters: a word begins with the letter where its score is above 0."""
+    """A linear probe for each of the 26 letters. A score above 0 means that the word begins with the letter."""
 
     weight: Float32[Tensor, "width 26"]
     bias: Float32[Tensor, "26"]
 
     def scores(self, inputs: Float[Tensor, "n width"] | SparseCode) -> Float32[Tensor, "n 26"]:
+        """Scores of activations or codes for each letter."""
         if isinstance(inputs, SparseCode):
             return sparse_decode(inputs.values, inputs.ids, self.weight) + self.bias
         return inputs.float() @ self.weight + self.bias
 
     @property
     def directions(self) -> Float64[Tensor, "26 width"]:
-        """The letters' unit directions in the space of the inputs."""
+        """Unit direction of each letter in the space of the inputs."""
         return F.normalize(self.weight.T.double())
 
 
 @dataclass(frozen=True, eq=False)
 class FirstLetters:
-    """What the measure needs of a language model, whatever the SAE.
+    """The data that the measure needs from a language model, the same for every SAE.
 
-    probe:      the ground truth, trained on `train`; `f1 [26]` are its scores on `test`.
-    positives:  the words of `test` whose letter the probe sees, read anew behind examples from the whole vocabulary.
-    resid_post: the same tokens as `positives.x`, at the residual stream behind the site's block; None where the site
-                itself is that, or names no block.
+    train:      words that the probes are trained on.
+    test:       held-out words.
+    probe:      the ground-truth probe, trained on `train`.
+    f1:         `[26]` its F1 on `test` for each letter.
+    positives:  the words of `test` whose letter the probe recognizes, read again after examples from all words.
+    resid_post: activations of the same tokens as `positives.x` in the residual stream after the site's block; None if
+                the site is there already, or names no block.
     """
 
     train: Words
@@ -133,9 +137,9 @@ class FirstLetters:
 
 
 def vocabulary(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """The words of a tokenizer in the order of their ids, with the space before them where they have one."""
+    """The words of a tokenizer in the order of their ids, each with the space in front of it if it has one."""
     ids = list(range(len(tokenizer)))
-    # SentencePiece decoders drop the space before the first word of a text, but the token says it.
+    # SentencePiece decoders drop the space before the first word of a text, but the token still shows it.
     spaced = [str(token).startswith("▁") for token in tokenizer.convert_ids_to_tokens(ids)]
     decoded = tokenizer.batch_decode([[i] for i in ids])
     entries = [f" {w}" if s and w[:1] != " " else w for w, s in zip(decoded, spaced, strict=True)]
@@ -148,9 +152,9 @@ def letters_of(words: Sequence[str]) -> Int[Tensor, "n"]:
 
 
 def draw(words: Sequence[str], n: int | None, rng: random.Random) -> list[str]:
-    """`n` or all of the words in random order: as many of each letter, or all it has where others have more.
+    """Draw `n` words (None: all) in random order, equally many for each letter as far as it has enough.
 
-    Drawn blindly, a few thousand words hold out one or two of X and Z, and their probes' F1 would mean little.
+    A plain draw of a few thousand words would hold out one or two for X and Z, whose probes' F1 would mean little.
     """
     found = rng.sample(words, len(words))
     if n is None or n >= len(found):
@@ -166,10 +170,13 @@ def draw(words: Sequence[str], n: int | None, rng: random.Random) -> list[str]:
 
 
 def prompts(words: Sequence[str], pool: Sequence[str], icl: int, rng: random.Random) -> list[str]:
-    """Each word behind `icl` other words of the pool with their letters. The pool holds more than `icl` words."""
+    """A prompt for each word: `icl` other words of the pool with their letters, then the word.
+
+    The pool has more than `icl` words.
+    """
 
     def prompt(word: str) -> str:
-        # One more than needed, for the word itself may be among them.
+        # Draw one more than needed, because the word itself may be among them.
         examples = [other for other in rng.sample(pool, icl + 1) if other != word][:icl]
         lines = [f"{example}{_QUESTION} {example.lstrip()[0].upper()}" for example in examples]
         return "\n".join(["", *lines, word])
@@ -180,9 +187,11 @@ def prompts(words: Sequence[str], pool: Sequence[str], icl: int, rng: random.Ran
 def read_last(
     lm: LanguageModel, site: Site, texts: Sequence[str], batch_size: int, *, bos_id: int | None = None
 ) -> Float[Tensor, "n d_in"]:
-    """The activations at the last token of each text, behind `bos_id` if given, on the CPU, in the model's dtype.
+    """The activations at the last token of each text, on the CPU, in the model's dtype.
 
-    Raises InputError for one that is not finite, or longer than the model reads.
+    bos_id: token to put in front of each text, if any.
+
+    Raises InputError for a text longer than the model's context, and for activations that are not finite.
     """
     bos = [] if bos_id is None else [bos_id]
     ids = [bos + text for text in encode(lm.tokenizer, texts)]
@@ -190,9 +199,9 @@ def read_last(
     if lm.max_context is not None and longest > lm.max_context:
         raise InputError(
             f"absorption: prompts of up to {longest} tokens, but {lm.name} reads at most {lm.max_context}; set "
-            "absorption.icl to fewer examples, or leave the measure out"
+            "absorption.icl to fewer examples, or leave out the measure"
         )
-    # Texts of a length go together, for there is no padding.
+    # Texts of equal length are read together, so that none needs padding.
     by_length: dict[int, list[int]] = defaultdict(list)
     for i, text in enumerate(ids):
         by_length[len(text)].append(i)
@@ -221,9 +230,10 @@ def train_probe(
     l1: float = 0.0,
     seed: int,
 ) -> LetterProbe:
-    """26 logistic probes on activations, or on a code of `width` features, on the CPU.
+    """Train 26 logistic probes on activations, or on a code of `width` features, on the CPU.
 
-    `weight_decay` is L2 in Adam's gradient; `l1` weighs the mean over letters of the weights' absolute sum.
+    weight_decay: L2 penalty, added to the gradient as in Adam.
+    l1:           weight of the L1 penalty: the sum of absolute weights, averaged over letters.
     """
     generator = seeded(seed, "letter probe")
     y = F.one_hot(letter, len(LETTERS)).float()
@@ -255,7 +265,7 @@ def _rows(code: SparseCode, rows: Int[Tensor, "m"]) -> SparseCode:
 def f1_scores(
     predicted: Bool[Tensor, "n classes"], truth: Bool[Tensor, "n classes"]
 ) -> Float64[Tensor, "classes"]:
-    """2 TP / (2 TP + FP + FN) of each class; 0 where that is 0/0."""
+    """F1 = 2 TP / (2 TP + FP + FN) of each class; 0 where that is 0/0."""
     both, either = (predicted & truth).sum(0), predicted.sum(0) + truth.sum(0)
     return 2 * both.double() / either.clamp(min=1)
 
@@ -271,15 +281,15 @@ class TooFewWords(InputError):
 
 
 def resid_post(site: str) -> str | None:
-    """The hook name of the residual stream behind the block that a hook name speaks of; None for a module path."""
+    """Hook name of the residual stream after the block of the hook `site`; None if `site` is a module path."""
     match = re.fullmatch(r"(blocks\.\d+\.hook_)\w+", site)
     return match and f"{match[1]}resid_post"
 
 
 def first_letters(reader: ActivationReader, config: FirstLetterConfig) -> FirstLetters:
-    """The words, their activations at the reader's site and the ground-truth probe, read and trained.
+    """Read the words at the reader's site, and train the ground-truth probe on their activations.
 
-    Nothing is left out of what is read. Raises TooFewWords for a vocabulary of fewer than `config.least_words`.
+    No token is excluded. Raises TooFewWords if the vocabulary has fewer than `config.least_words` words.
     """
     lm, site = reader.lm, reader.site
     words = vocabulary(lm.tokenizer)
@@ -288,7 +298,7 @@ def first_letters(reader: ActivationReader, config: FirstLetterConfig) -> FirstL
     bos_id = reader.bos_id
     if bos_id is None and config.bos == "always" and lm.tokenizer.bos_token_id is not None:
         bos_id = bos_before(lm.tokenizer, "yes", lm.name)
-        note("absorption.bos = always: prompts begin with BOS, which the SAE's training text had nowhere")
+        note("absorption.bos = always: prompts begin with BOS, which the SAE's training text never contained")
     rng = random.Random(f"first letters {config.seed}")
     words = draw(words, config.words, rng)
     n_test = round(_TEST_SHARE * len(words))

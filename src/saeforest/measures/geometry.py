@@ -1,31 +1,31 @@
-"""Where children lie: in the activations beneath their parent, and in the decoder.
+"""Where children lie: among their parent's activations, and in the decoder.
 
-**Beneath a parent** (Tree SAE, section 6.1, figure 9). Its points are the activations on which any of its children
-fires, in the units the SAE works in, each labeled with the child that fires most strongly on it. They are projected
-onto their first two principal components, and with them each child's encoder direction e_c. With the origin at the
-mean of the points and m_c the mean of those labeled c, all within that plane,
+**Beneath a parent** (Tree SAE, section 6.1, Figure 9). The points of a family are the activations on which any of its
+children fires, in the SAE's units, each labeled with the child that fires most strongly. The points and each child's
+encoder direction e_c are projected onto the points' first two principal components. With the origin at the mean of
+the points, and m_c the mean of the points labeled c, all within that plane,
 
     toward       mean over children of cos(e_c, m_c)
-    agreement    share of children whose e_c is nearer (by cosine) to their own m_c than to any sibling's
-    explained_2  share of the points' variance in the plane, mean over families
+    agreement    fraction of children whose e_c is nearer (by cosine) to their own m_c than to any sibling's
+    explained_2  fraction of the points' variance that lies in the plane, mean over families
 
-The paper shows three families and says of two that encoder directions point toward their clusters. Directions that
-point anywhere would agree once in as many times as the family has children: `detail["chance"]`. That is no null for an
-SAE, for the labels come from the encoder whose direction is tested: an untrained tree agrees far more often. Unlike the
-authors' code, which takes all descendants, raw activations and the first child by rank, this takes direct children,
-the SAE's units and the strongest. Families that are not named are chosen for overlapping least, as the paper blames
-overlap where directions miss: these numbers describe favourable families, not all.
+The paper shows three families and says that in two of them encoder directions point toward their clusters. Random
+directions would agree for one in k children of a family of k: `detail["chance"]`. This is no null for an SAE, because
+the labels come from the encoder whose direction is tested: an untrained tree agrees far more often. The authors' code
+takes all descendants, raw activations and the first child by rank; this measure takes direct children, the SAE's units
+and the strongest child. If no families are named, those that overlap least are chosen, since the paper blames overlap
+where directions miss: the values then describe favorable families, not all.
 
 **In the decoder** (as in the HSAE paper's picture of siblings). A family is the children of one parent in one layer.
-Over its ordered pairs (a, b), a != b, with unit decoder rows d,
+Over ordered pairs (a, b) of a family, a != b, with unit decoder rows d,
 
     sibling_cosine    mean of d_a . d_b
-    unrelated_cosine  mean of d_a . d_b', b' being every feature of that layer outside the family
+    unrelated_cosine  mean of d_a . d_b', where b' is any feature of that layer outside the family
 
-each the mean over families, so that big families count no more than small ones. Some families are shown in a plane
-by UMAP, where umap-learn is installed; nothing is measured there.
+Both are means over families, so that large families count no more than small ones. If umap-learn is installed, the
+record also holds a UMAP picture of some families; nothing is measured in it.
 
-Only features that fired `min_count` times or more take part in any of this.
+Only features that fired `min_count` times or more are included.
 """
 
 from __future__ import annotations
@@ -51,13 +51,14 @@ from .record import Record, undefined
 from .spec import Study
 from .subject import Subject
 
-# Children of a family that is chosen by itself; of a family with more that is named, the most frequent are taken.
+# Families of this size are chosen by default. A larger family that the user names is cut to its most frequent children.
 _LEAST_CHILDREN, _MOST_CHILDREN = 3, 8
 _STORED_POINTS = 600
-# Below this share of the mean square, variance is rounding.
+# Variance below this fraction of the mean square is rounding error.
 _NO_VARIANCE = 1e-12
-# Of the UMAP: features of one family, fewer of which make no cluster, and more of which would hide the others.
-_UMAP_LEAST, _UMAP_MOST, _UMAP_NEIGHBOURS = 3, 20, 15
+# The UMAP picture: least and most features of a family (fewer form no cluster, more would hide the other families),
+# and its neighbors.
+_UMAP_LEAST, _UMAP_MOST, _UMAP_NEIGHBORS = 3, 20, 15
 
 
 @dataclass(frozen=True)
@@ -87,22 +88,25 @@ class GeometryConfig:
             raise InputError(f"geometry.parents = {list(self.parents)}: expected different features")
 
 
-class UmapFamily(NamedTuple):
-    """A parent, its children that take part, and the share of their activations on which two or more of them fire."""
+class ParentFamily(NamedTuple):
+    """A parent and its children that fire often enough.
+
+    overlap: fraction of the `n` activations on which two or more of the children fire.
+    n:       number of activations on which any of the children fires.
+    """
 
     parent: int
     children: list[int]
     overlap: float
     n: int
-    """Activations on which any of the children fires."""
 
 
 def geometry(subject: Subject, config: GeometryConfig) -> Record:
-    """Of the SAE and the forest in `subject`. Raises InputError where `config.parents` names no feature."""
+    """The record "geometry". Raises InputError if `config.parents` names a feature that the SAE does not have."""
     forest, n_fired = subject.forest, subject.pairs.marginals.n
     for parent in config.parents:
         if not 0 <= parent < forest.d_sae:
-            raise InputError(f"geometry.parents: {parent}: expected features, 0 to {forest.d_sae - 1}")
+            raise InputError(f"geometry.parents: feature {parent}: expected 0 to {forest.d_sae - 1}")
     usable = n_fired >= config.min_count
     parents = config.parents or tuple(f.parent for f in choose_families(subject, usable, config.families))
     entries = []
@@ -141,10 +145,10 @@ def geometry(subject: Subject, config: GeometryConfig) -> Record:
     )
 
 
-def choose_families(subject: Subject, usable: Bool[Tensor, "d_sae"], n: int) -> list[UmapFamily]:
+def choose_families(subject: Subject, usable: Bool[Tensor, "d_sae"], n: int) -> list[ParentFamily]:
     """The `n` families with 3 to 8 usable children that overlap least.
 
-    Of equals, the one with the most activations, then the one with the lowest parent.
+    Ties go to the family with the most activations, then to the lowest parent.
     """
     above = subject.forest.parent[usable]
     parents, n_children = above[above != ROOT].unique(return_counts=True)
@@ -153,20 +157,20 @@ def choose_families(subject: Subject, usable: Bool[Tensor, "d_sae"], n: int) -> 
     return sorted(found, key=lambda family: (family.overlap, -family.n, family.parent))[:n]
 
 
-def _family(subject: Subject, usable: Bool[Tensor, "d_sae"], parent: int) -> UmapFamily:
+def _family(subject: Subject, usable: Bool[Tensor, "d_sae"], parent: int) -> ParentFamily:
     n_fired = subject.pairs.marginals.n
     children = [c for c in subject.forest.children(parent) if usable[c]]
     children = sorted(sorted(children, key=lambda c: -int(n_fired[c]))[:_MOST_CHILDREN])
     if not children:
-        return UmapFamily(parent, [], 0.0, 0)
+        return ParentFamily(parent, [], 0.0, 0)
     times = torch.cat([subject.pairs.firings(c)[0] for c in children]).unique(return_counts=True)[1]
-    return UmapFamily(parent, children, float((times > 1).double().mean()), len(times))
+    return ParentFamily(parent, children, float((times > 1).double().mean()), len(times))
 
 
 def _beneath(
     subject: Subject, usable: Bool[Tensor, "d_sae"], parent: int, config: GeometryConfig
 ) -> dict[str, Any]:
-    """What is seen of one family, or why nothing is."""
+    """The record's entry for one family, or its parent and why there is no result."""
     family = _family(subject, usable, parent)
     n_children = len(subject.forest.children(parent))
     if n_children == 0:
@@ -189,7 +193,7 @@ def _beneath(
     n = own.sum(0)
     if int((n > 0).sum()) < 2:
         return {"parent": parent, "why": "one child fires most strongly wherever any of them does"}
-    # A child that is nowhere the strongest has no centroid.
+    # A child that is never the strongest has no centroid.
     centroid = own.T @ points / n[:, None]
     cosine = F.normalize(arrows) @ F.normalize(centroid).T
     shown = _sample(torch.arange(len(points)), _STORED_POINTS, config.seed, parent)
@@ -215,15 +219,15 @@ def _beneath(
 
 
 def _is_nearest(cosine: Float64[Tensor, "children"], own: int) -> bool:
-    """Whether the own centroid is nearer than any other. Of children without a centroid the cosine is NaN."""
+    """Whether a child's own centroid is the nearest. The cosine is NaN for children without a centroid."""
     others = torch.cat([cosine[:own], cosine[own + 1 :]])
     return bool((cosine[own] > others[others.isfinite()]).all())
 
 
 def _points(
-    subject: Subject, family: UmapFamily, config: GeometryConfig
+    subject: Subject, family: ParentFamily, config: GeometryConfig
 ) -> tuple[Int[Tensor, "points"], Int[Tensor, "points"]]:
-    """Activations of a family, and which of its children fires most strongly on each (of equals, the first)."""
+    """Activations of a family, and which of its children fires most strongly on each; ties go to the first."""
     best = torch.zeros(len(subject.rows))
     label = torch.full((len(subject.rows),), -1)
     for i, child in enumerate(family.children):
@@ -243,26 +247,30 @@ def _points(
 
 
 def _sample(rows: Int[Tensor, "n"], n: int, seed: int, feature: int) -> Int[Tensor, "m"]:
-    """`n` of the rows at most, ascending; which of them depends on the seed and on the feature alone."""
+    """At most `n` of the rows, ascending, drawn by the seed and the feature alone."""
     drawn = np.random.default_rng((seed, feature)).permutation(len(rows))[:n]
     return rows[torch.from_numpy(drawn)].sort()[0]
 
 
 class Plane(NamedTuple):
-    """axes: the first two principal components, rows. explained: the share of the variance in each."""
+    """The plane of the first two principal components.
+
+    axes:      unit vectors, one a row.
+    explained: fraction of the variance along each.
+    """
 
     axes: Float64[Tensor, "2 d"]
     explained: Float64[Tensor, "2"]
 
 
 def principal_plane(u: Float64[Tensor, "n d"]) -> Plane | None:
-    """Of the points `u`; None where they vary in fewer than two dimensions.
+    """The principal plane of the points `u`; None if they vary in fewer than two dimensions.
 
-    An axis has no sign of its own: its largest entry is made positive.
+    The sign of an axis is arbitrary, so its largest entry is made positive.
     """
     n, d = u.shape
-    centred = (u - u.mean(0)).numpy()
-    covariance = centred.T @ centred / n
+    centered = (u - u.mean(0)).numpy()
+    covariance = centered.T @ centered / n
     total = np.trace(covariance)
     if d < 2 or total <= _NO_VARIANCE * float(u.square().sum() / n):
         return None
@@ -275,7 +283,7 @@ def principal_plane(u: Float64[Tensor, "n d"]) -> Plane | None:
 
 
 def _agreement(entries: Sequence[dict[str, Any]]) -> tuple[Estimate, float | None]:
-    """`agreement`, `toward` and `explained_2`, and the agreement that chance would give."""
+    """`agreement`, `toward` and `explained_2`, and the agreement expected by chance."""
     looked_at = [entry for entry in entries if "children" in entry]
     families = [[child for child in entry["children"] if child["cosine"] is not None] for entry in looked_at]
     children = [child for family in families for child in family]
@@ -284,11 +292,11 @@ def _agreement(entries: Sequence[dict[str, Any]]) -> tuple[Estimate, float | Non
         "toward": np.array([child["cosine"] for child in children], dtype=np.float64),
     }
     explained = np.array([sum(entry["explained"]) for entry in looked_at], dtype=np.float64)
-    # The children of a family share its plane, so families are resampled, each with all its children.
+    # Children of a family share its plane, so families are resampled, each with all its children.
     family = np.repeat(np.arange(len(families)), [len(f) for f in families])
     of_children = estimate(lambda w: _means(columns, w[:, family]), len(families))
     of_families = estimate(lambda w: _means({"explained_2": explained}, w), len(looked_at))
-    # The k children of a family agree with chance 1/k each: every family adds 1.
+    # Each of the k children of a family agrees with probability 1/k, so a family adds 1 to the expected count.
     chance = len(families) / len(children) if children else None
     return Estimate(
         of_children.value | of_families.value, of_children.interval | of_families.interval
@@ -305,7 +313,7 @@ def _means(columns: dict[str, FloatArray], weights: FloatArray) -> dict[str, Flo
 
 
 def _reasons(forest: Forest, entries: Sequence[dict[str, Any]], config: GeometryConfig) -> dict[str, str]:
-    """Why a value is undefined, if it is."""
+    """For each value, the reason to give if it is undefined."""
     fired = f"that fired {config.min_count} times or more"
     if forest.edges.numel():
         beneath = f"no parent has {_LEAST_CHILDREN} to {_MOST_CHILDREN} children {fired}"
@@ -313,19 +321,21 @@ def _reasons(forest: Forest, entries: Sequence[dict[str, Any]], config: Geometry
     else:
         beneath = sibling = "the forest has no edges: every feature hangs from the root"
     if entries:
-        beneath = "none of the families could be looked at: detail.families says why"
+        beneath = "no family could be measured: detail.families says why"
     return {
         **dict.fromkeys(("agreement", "toward", "explained_2"), beneath),
         "sibling_cosine": sibling,
-        "unrelated_cosine": f"{sibling}, or every family is all of its layer",
+        "unrelated_cosine": f"{sibling}, or every family fills its layer",
     }
 
 
 class Siblings:
     """Families of two or more usable children of one parent in one layer, and their decoder rows.
 
-    member: the family of each feature, -1 for one in none. parent: of each family; families are in ascending order
-    of layer, then parent.
+    member:       the family of each feature, or -1.
+    parent:       the parent of each family, in ascending order of layer, then parent.
+    family_layer: the layer of each family.
+    size:         the number of features in each family.
     """
 
     def __init__(
@@ -340,7 +350,7 @@ class Siblings:
         self.size = size[real]
 
     def cosines(self) -> Estimate:
-        """`sibling_cosine` and `unrelated_cosine`. All pairs at once, from sums of unit rows."""
+        """`sibling_cosine` and `unrelated_cosine`, over all pairs at once by sums of unit rows."""
         inside = self.member >= 0
         of_family = _sums(self.decoder[inside], self.member[inside], len(self.parent))
         n_layers = int(self.layer.max()) + 1
@@ -348,7 +358,7 @@ class Siblings:
         outside = of_layer[self.family_layer] - of_family
         n_outside = torch.bincount(self.layer[self.usable], minlength=n_layers)[self.family_layer] - self.size
         sibling = (of_family.square().sum(1) - self.size) / (self.size * (self.size - 1))
-        # A family that is its whole layer has no unrelated feature: 0 / 0.
+        # A family that fills its layer has no unrelated feature: 0 / 0.
         unrelated = torch.where(n_outside > 0, (of_family * outside).sum(1), torch.nan) / (
             self.size * n_outside
         )
@@ -356,7 +366,7 @@ class Siblings:
         return estimate(lambda w: _means(columns, w), len(self.parent))
 
     def picture(self, n_families: int, seed: int) -> dict[str, Any]:
-        """Decoder rows of some families, and of as many features of the same layers from other families, by UMAP."""
+        """UMAP of decoder rows: some families, and equally many features from other families of the same layers."""
         if n_families == 0:
             return {"why": "umap_families = 0"}
         if find_spec("umap") is None:
@@ -375,7 +385,7 @@ class Siblings:
         unrelated = self._unrelated(features, shown, generator)
         features = np.concatenate([features, unrelated])
         label = np.concatenate([label, np.full(len(unrelated), -1)])
-        if len(features) <= _UMAP_LEAST:  # UMAP cannot start from so few
+        if len(features) <= _UMAP_LEAST:  # UMAP's spectral start needs more
             return {"why": f"{len(features)} features are too few"}
         xy = umap_plane(self.decoder[torch.from_numpy(features)].numpy(), seed)
         return {
@@ -387,7 +397,7 @@ class Siblings:
     def _unrelated(
         self, features: Int[np.ndarray, "n"], shown: Int[np.ndarray, "f"], generator: np.random.Generator
     ) -> Int[np.ndarray, "m"]:
-        """As many usable features of each layer as are given of it, where there are; none of the shown families."""
+        """Usable features outside the shown families: as many of each layer as `features` has, if there are enough."""
         free = self.usable.numpy() & ~np.isin(self.member.numpy(), shown)
         layer = self.layer.numpy()
         wanted = np.bincount(layer[features])
@@ -404,23 +414,23 @@ def _sums(
 
 
 def umap_plane(rows: FloatArray, seed: int) -> FloatArray:
-    """`[n, 2]` of directions `[n, d]`, four or more; the same for a seed, to the last bit.
+    """UMAP of four or more directions `[n, d]` into a plane, `[n, 2]`. A seed gives the same bits every time.
 
-    The first call of a process compiles for some ten seconds.
+    The first call in a process takes some ten seconds to compile.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of libraries beneath it, and that a seed means one thread
+        warnings.simplefilter("ignore")  # from its dependencies, and that a seed means a single thread
         from umap import UMAP
 
-        neighbours = min(_UMAP_NEIGHBOURS, len(rows) - 1)
-        plane = UMAP(n_neighbors=neighbours, metric="cosine", random_state=seed, n_jobs=1)
+        neighbors = min(_UMAP_NEIGHBORS, len(rows) - 1)
+        plane = UMAP(n_neighbors=neighbors, metric="cosine", random_state=seed, n_jobs=1)
         return np.asarray(plane.fit_transform(rows), dtype=np.float64)
 
 
 SPEC = Study(
     name="geometry",
     needs=frozenset({"firings", "activations", "forest"}),
-    transcoders=False,  # it holds decoder rows against the activations that are read
+    transcoders=False,  # it compares decoder rows with input activations
     sets=("paper",),
     config=GeometryConfig,
     run=geometry,

@@ -1,32 +1,39 @@
 """The hierarchy metric (Tree SAE, section 5.2; docs/spec/hierarchy.md#hierarchy-metric).
 
-It counts how many of the children found for sampled parents are hierarchical.
+It is the fraction of hierarchical pairs among the children found for sampled parents.
 
-Parents are drawn from the most frequent half of all features; a procedure names children of each. A pair is a hit where
+Parents are drawn from the more frequent half of all features, and a procedure chooses children for each. A pair is a
+hit if
 
     rank of d_c <= 5  and  rank of d_p <= 5   among the cosines of all decoder rows with d*_c (Eq. 5; `probes`)
 
-and a procedure's score is hits / pairs, pooled over all pairs; with several seeds, the mean of the scores of each.
+A procedure's score is hits / pairs, pooled over all pairs of a seed and averaged over seeds. The procedures:
 
     tree                n children in the forest, n = min(5, children by MCS, children in the forest)
-    mcs                 the n children of the largest binary MCS, which is the root of the coverage. Of a flat SAE, or
-                        where the forest has no edges, the same as
-    mcs_unconditional   up to 5 children by MCS of every parent
-    tree_unconditional  up to 5 children in the forest, however many MCS has
+    mcs                 the n children with the largest binary MCS, which is the square root of the coverage. For a
+                        flat SAE, or a forest without edges, this equals mcs_unconditional.
+    mcs_unconditional   up to 5 children by MCS for every parent
+    tree_unconditional  up to 5 children in the forest, however many MCS finds
 
-A child counts where it fires on `min_count` activations, and not on all of them: then it has no direction. A flat SAE's
-forest was inferred, by a condition much like the one tested, so there the paper's numbers are those by MCS; they are
-also what `error_rate` is 1 minus (figure 2c), elsewhere `tree`.
+A child counts if it fires on at least `min_count` activations but not on all: a feature that always fires has no
+direction. The forest of a flat SAE is inferred by a condition much like the one tested, so the paper's numbers for flat
+SAEs are those by MCS. `error_rate` (Figure 2c) is 1 - `mcs` for a flat SAE and 1 - `tree` otherwise.
 
-None of these shows that a tree was learned: a child of a Tree SAE fires only where its parent does, so every direction
-of the child points along the parent, and a tree that was never trained scores as high (docs/measures.md).
+None of these scores shows that a tree was learned. A child in a Tree SAE fires only where its parent does, so every
+direction found for the child points along the parent, and an untrained tree scores as high (docs/measures.md).
 
-In a tree, `tree` and `mcs` leave out all parents without children, so they are not to be compared with what a flat SAE
-has. `mcs_unconditional` leaves out none, and neither does the precision of equally many best pairs (by coverage, then
-n_c): `matched_tree` of tree_unconditional and `matched_mcs` of mcs_unconditional, of both as many as the smaller has;
-`curve` of any number, over the distinct pairs of all seeds. Of a tree both are nearly the same pairs: the coverage of
-its edges is 1.
-`lda_...` is the score by directions that need no training. `HierarchyConfig.reference()` is the authors' own reading.
+For a tree, `tree` and `mcs` leave out all parents without children, so they cannot be compared with the scores of a
+flat SAE. These scores leave out no parent:
+
+    mcs_unconditional  see above
+    matched_tree       precision of the best n pairs (by coverage, then n_c) of tree_unconditional, where n is the
+                       smaller of the two unconditional procedures' numbers of pairs
+    matched_mcs        precision of the best n pairs of mcs_unconditional. In a tree these are nearly the same pairs,
+                       since the coverage of its edges is 1.
+    curve              the same precision for any n, over the distinct pairs of all seeds
+
+`lda_...` are scores by directions that need no training. `HierarchyConfig.reference()` has the settings of the
+authors' code.
 """
 
 from __future__ import annotations
@@ -68,16 +75,20 @@ from .record import Record, undefined
 from .spec import Size, Study
 from .subject import Subject
 
-#: Those that need children in the forest; "mcs" and "error_rate" only where the SAE learned it.
+#: Values that need children in the forest.
 _OF_FOREST = (
     "tree", "tree_unconditional", "tree_parents_share", "matched_tree", "matched_mcs", "mean_over_parents_tree",
     "s_res_tree", "lda_tree",
 )  # fmt: skip
+# Values that need them too if the SAE learned the forest.
 _OF_OWN_TREE = ("mcs", "mean_over_parents_mcs", "error_rate")
 
 
 def hierarchy(subject: Subject, config: HierarchyConfig) -> Record:
-    """All children of all procedures are given directions together: training their probes is what takes the time."""
+    """The record "hierarchy".
+
+    Probes of all children of all procedures are trained together, because this takes nearly all the time.
+    """
     sample = draw_parents(subject, config)
     chosen = choose_children(subject, config, sample)
     judged = judge_pairs(subject, config, sample, chosen)
@@ -144,7 +155,7 @@ def _why(subject: Subject, config: HierarchyConfig, value: Mapping[str, float | 
 
 
 def _memory(size: Size) -> int:
-    # Directions by LDA stand beside the probes: a float64 mean for every feature.
+    # Besides the probes, LDA keeps a float64 mean for every feature.
     by_lda = 8 * size.d_sae * size.d_in + cosines_memory(size.d_sae)
     by_mcs = scores_memory(size.d_sae, ("mcs_correlation",))
     return size.decoder + max(by_mcs, by_lda, probes_memory(size.n_tokens, size.d_in, size.n_probes))
@@ -153,7 +164,7 @@ def _memory(size: Size) -> int:
 SPEC = Study(
     name="hierarchy",
     needs=frozenset({"firings", "activations", "probes", "forest"}),
-    transcoders=False,  # it holds decoder rows against the activations that are read
+    transcoders=False,  # it compares decoder rows with input activations
     sets=("paper",),
     config=HierarchyConfig,
     readings={"ref_tree_sae": HierarchyConfig.reference()},

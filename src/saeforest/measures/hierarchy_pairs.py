@@ -1,4 +1,4 @@
-"""The pairs that the measure `hierarchy` judges: parents drawn, children chosen by each procedure, hits."""
+"""The pairs that the measure `hierarchy` scores: sampled parents, the children each procedure chooses, and hits."""
 
 from __future__ import annotations
 
@@ -80,30 +80,36 @@ class HierarchyConfig:
 
     @classmethod
     def reference(cls) -> HierarchyConfig:
-        """The reading of the authors' published code (docs/spec/hierarchy.md#hierarchy-metric), which fixes no seed."""
+        """Settings of the authors' published code (docs/spec/hierarchy.md#hierarchy-metric), which fixes no seed."""
         return cls(
             parents=2000,
             seeds=(0,),
             sampling="with",
             filter_before_topk=False,
             order="index",
-            # Their probes share an L2 that grows with their number: none are trained beside those that are scored.
+            # In their code L2 grows with the number of probes trained together, so only scored pairs get probes.
             rank_curve=0,
             variants=(),
         )
 
 
 def has_edges(subject: Subject) -> bool:
+    """Whether any feature has a parent other than the root."""
     return bool((subject.forest.parent != ROOT).any())
 
 
 def own_tree(subject: Subject) -> bool:
-    """Whether the SAE learned a tree: then MCS is given as many children of a parent as the tree has."""
+    """Whether the SAE learned its tree. If so, MCS chooses only as many children for a parent as the tree has."""
     return has_edges(subject) and subject.sae.has_forest
 
 
 class Sample(NamedTuple):
-    """parents: all that were drawn, each once. times: how often each seed drew them. candidates: drawn from so many."""
+    """Sampled parents.
+
+    parents:    `[u]` every parent that any seed drew, once.
+    times:      `[seeds, u]` how often each seed drew each parent.
+    candidates: number of features that parents were drawn from.
+    """
 
     parents: Int[Tensor, "u"]
     times: Int[Tensor, "seeds u"]
@@ -111,11 +117,12 @@ class Sample(NamedTuple):
 
     @property
     def first(self) -> list[int]:
-        """Which of the parents the first seed drew."""
+        """Indices in `parents` of those that the first seed drew."""
         return self.times[0].nonzero().flatten().tolist()
 
 
 def draw_parents(subject: Subject, config: HierarchyConfig) -> Sample:
+    """Draw parents from the most frequent features, once for each seed."""
     n = subject.pairs.marginals.n
     candidates = n.sort(descending=True, stable=True).indices[: max(int(config.dense_share * len(n)), 1)]
     draws: list[Tensor] = []
@@ -131,17 +138,21 @@ def draw_parents(subject: Subject, config: HierarchyConfig) -> Sample:
 
 
 def possible_children(subject: Subject, config: HierarchyConfig) -> Bool[Tensor, "d_sae"]:
-    """The features that may be a child: they fire often enough, and not always."""
+    """Which features can be a child: those that fire at least `min_count` times but not always."""
     every = torch.arange(subject.sae.d_sae)
     return (subject.pairs.marginals.n >= config.min_count) & subject.probes.defined(every)
 
 
-#: Children by name of the procedure and, with it, of each sampled parent.
+#: For each procedure, the children of each sampled parent.
 Chosen = dict[str, list[list[int]]]
 
 
 def choose_children(subject: Subject, config: HierarchyConfig, sample: Sample) -> Chosen:
-    """The children of each sampled parent by PROCEDURES; of the first seed's also by the variants and for figure 13."""
+    """Choose children of each sampled parent by each of the PROCEDURES.
+
+    Parents that the first seed drew also get children by each MCS variant (Figure 16), and for the rank curve
+    (Figure 13) if they have enough.
+    """
     may, most = possible_children(subject, config), config.children
     tree = [[c for c in subject.forest.children(p) if may[c]] for p in sample.parents.tolist()]
     if config.order == "frequency":
@@ -179,7 +190,7 @@ def _by_mcs(
     may: Bool[Tensor, "d_sae"],
 ) -> list[list[int]]:
     if config.filter_before_topk:
-        # Features that always fire take no one's place.
+        # Features that always fire are dropped below: ask for as many more.
         always = int((subject.pairs.marginals.n >= config.min_count).sum() - may.sum())
         found = subject.pairs.top_children(variant, parents, top + always, config.min_count)
     else:
@@ -188,9 +199,15 @@ def _by_mcs(
 
 
 class Judged(NamedTuple):
-    """All distinct pairs; `rows`, by procedure, says which of them are its, in the order they were chosen.
+    """All distinct pairs of a parent and a child, and how each was scored: `[m]` each.
 
-    parent: its place in the sample.
+    rows:         for each procedure, the indices of its pairs, in the order they were chosen.
+    parent:       index of the parent in `Sample.parents`.
+    child:        feature id.
+    n:            number of activations on which the child fires.
+    coverage:     fraction of these on which the parent fires too.
+    near:         cosines and ranks of both decoder rows with the child's direction.
+    hit, lda_hit: 1 for a hit, else 0: by the probe's direction, and by that of LDA.
     """
 
     rows: dict[str, NDArray[np.int64]]
@@ -204,6 +221,7 @@ class Judged(NamedTuple):
 
 
 def judge_pairs(subject: Subject, config: HierarchyConfig, sample: Sample, chosen: Chosen) -> Judged:
+    """Score every distinct pair of all procedures once."""
     d_sae = subject.sae.d_sae
     keys = {
         name: np.array([u * d_sae + c for u, children in enumerate(lists) for c in children], dtype=np.int64)

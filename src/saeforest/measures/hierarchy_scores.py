@@ -1,4 +1,4 @@
-"""The scores of the measure `hierarchy`, from its judged pairs: ratios of hits, curves, and the pairs themselves."""
+"""The values of the measure `hierarchy`, computed from its scored pairs: ratios of hits, curves and a list of pairs."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 from .bootstrap import FloatArray, Formula, estimate
 from .hierarchy_pairs import PROCEDURES, HierarchyConfig, Judged, Procedure, Sample
 
-# The precision curve has so many points from n to 10 n, the same for every SAE.
+# Points of the precision curve per factor of 10 in n, the same n for every SAE.
 _CURVE_POINTS = 6
 
 
 class ByParent:
-    """Sums over the pairs of a procedure, by sampled parent: `[u]` each."""
+    """Sums over a procedure's pairs for each sampled parent: `[u]` each."""
 
     def __init__(self, judged: Judged, rows: NDArray[np.int64], n_parents: int) -> None:
         def total(values: NDArray[Any]) -> FloatArray:
@@ -30,13 +30,17 @@ class ByParent:
 
 
 class Ratio(NamedTuple):
-    """By sampled parent: sums over those drawn are taken of both, and divided."""
+    """A value that is sum(of) / sum(by) over the drawn parents: `[u]` each, one entry for each sampled parent."""
 
     of: FloatArray
     by: FloatArray
 
 
 def ratios_of(table: Mapping[str, ByParent], may_have_children: bool) -> dict[str, Ratio]:
+    """All values that are ratios of sums, by name.
+
+    may_have_children: whether the forest has edges and any feature can be a child; if not, `tree_parents_share` is 0/0.
+    """
     tree, mcs, plain = table["tree"], table["mcs"], table["mcs_unconditional"]
     wide = table["tree_unconditional"]
     return {
@@ -53,12 +57,13 @@ def ratios_of(table: Mapping[str, ByParent], may_have_children: bool) -> dict[st
 
 
 def _of_seeds(sample: Sample, ratio: Ratio, weights: FloatArray) -> FloatArray:
-    """The ratio by seed, `[b, seeds]`; NaN where a seed drew nothing that has one."""
+    """The ratio for each seed, `[b, seeds]`; NaN where it is 0/0."""
     times = sample.times.double().numpy()
     return weights @ (times * ratio.of).T / (weights @ (times * ratio.by).T)
 
 
 def by_seed(sample: Sample, ratio: Ratio) -> list[float | None]:
+    """The measured ratio for each seed; None where it is 0/0."""
     with np.errstate(invalid="ignore"):
         found = _of_seeds(sample, ratio, np.ones((1, len(sample.parents))))[0]
     return [float(score) if np.isfinite(score) else None for score in found]
@@ -67,6 +72,7 @@ def by_seed(sample: Sample, ratio: Ratio) -> list[float | None]:
 def formula_of(
     sample: Sample, judged: Judged, ratios: Mapping[str, Ratio], error_rate_of: Procedure
 ) -> Formula:
+    """All values of the record as a formula of the weights of sampled parents (see `bootstrap`)."""
     matched = {"matched_tree": _best_first(judged, "tree_unconditional")}
     matched["matched_mcs"] = _best_first(judged, "mcs_unconditional")
 
@@ -95,7 +101,7 @@ def _best_first(judged: Judged, procedure: Procedure) -> NDArray[np.int64]:
 
 
 def precision_curve(judged: Judged, procedure: Procedure) -> list[list[float]]:
-    """[n, precision of the best n pairs], for n up to all pairs."""
+    """Entries [n, precision of the best n pairs], with n up to the number of all pairs."""
     hits = judged.hit[_best_first(judged, procedure)].cumsum()
     steps = range(int(_CURVE_POINTS * np.log10(max(len(hits), 1))) + 1)
     points = {round(10 ** (step / _CURVE_POINTS)) for step in steps} | {len(hits)}
@@ -103,6 +109,7 @@ def precision_curve(judged: Judged, procedure: Procedure) -> list[list[float]]:
 
 
 def counts_of(sample: Sample, of: ByParent) -> dict[str, list[int]]:
+    """Numbers of pairs, and of parents with pairs, for each seed."""
     times = sample.times.numpy()
     return {
         "pairs": (times @ of.pairs).astype(int).tolist(),
@@ -111,7 +118,7 @@ def counts_of(sample: Sample, of: ByParent) -> dict[str, list[int]]:
 
 
 def variants_of(sample: Sample, config: HierarchyConfig, table: Mapping[str, ByParent]) -> dict[str, Any]:
-    """Figure 16, of the first seed's parents."""
+    """The paper's Figure 16: the score by each MCS variant, on the first seed's parents."""
     first = sample.first
     once = Sample(sample.parents[first], sample.times[:1, first], sample.candidates)
     ratios = {name: Ratio(table[name].hits[first], table[name].pairs[first]) for name in config.variants}
@@ -128,7 +135,7 @@ def variants_of(sample: Sample, config: HierarchyConfig, table: Mapping[str, ByP
 
 
 def rank_curve_of(judged: Judged, config: HierarchyConfig) -> dict[str, Any]:
-    """Figure 13: by rank among a parent's children by MCS, the means over the parents that have so many."""
+    """The paper's Figure 13: means by a child's rank in MCS, over parents with at least `rank_curve` children."""
     rows = judged.rows["rank_curve"].reshape(-1, max(config.rank_curve, 1))
     if not len(rows):
         return {"parents": 0, "cos_parent": [], "hit": []}
@@ -140,7 +147,7 @@ def rank_curve_of(judged: Judged, config: HierarchyConfig) -> dict[str, Any]:
 
 
 def pair_list(sample: Sample, judged: Judged) -> list[dict[str, Any]]:
-    """The first seed's."""
+    """The pairs of the first seed's parents, as entries of the record."""
     first = set(sample.first)
     procedures: Sequence[Procedure] = ("tree", "mcs_unconditional")
     return [

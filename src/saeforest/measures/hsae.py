@@ -1,15 +1,17 @@
-"""How well the levels of a forest agree, each with the next (HSAE paper; docs/spec/hierarchy.md#levels).
+"""How well each level of a forest agrees with the next (HSAE paper; docs/spec/hierarchy.md#levels).
 
-Of level l with l+1, children being those of level l+1 whose parent lies in level l:
+For a level l, where children are the features of level l+1 whose parent lies in level l:
 
-    hamming         per token, the features of level l that differ from the OR of their children
-    hamming_per_feature, hamming_per_active: the same over the features of level l, and over those active on a token
-    p_parent_child  mean over pairs of n_pc / n_c; p_child_parent: of n_pc / n_p
-    fve_level_l     the fraction of variance that the reconstruction ending with level l explains
+    hamming              number of features of level l, per token, that differ from the OR of their children
+    hamming_per_feature  hamming / number of features of level l
+    hamming_per_active   hamming / number of features of level l that are active on a token
+    p_parent_child       mean over pairs of n_pc / n_c
+    p_child_parent       mean over pairs of n_pc / n_p
+    fve_level_l          fraction of variance explained by the reconstruction that ends with level l
 
-The Hamming distance counts every feature of the level, one without children being predicted silent; the paper does not
-say. `hamming_with_children` counts those with children alone. In a forest without layers, as inferred for a flat SAE,
-a feature's level is its depth, and levels have no reconstruction of their own.
+The paper does not say which features the Hamming distance counts. Here it counts all of a level, and one without
+children is predicted to be silent; `hamming_with_children` counts only features with children. In a forest without
+layers, as inferred for a flat SAE, a feature's level is its depth, and levels have no reconstruction of their own.
 """
 
 from __future__ import annotations
@@ -36,6 +38,8 @@ _DISTANCES = (*_HAMMINGS, "hamming_per_feature", "hamming_per_active")
 
 
 class HSAELinks(Measure):
+    """Hamming distances and conditional probabilities between levels, and each level's explained variance."""
+
     def __init__(self, sae: SAE, forest: Forest) -> None:
         self.sae, self.forest = sae, forest
         self.threshold = sae.config.activation_threshold
@@ -45,7 +49,7 @@ class HSAELinks(Measure):
         self.level, self.layer = level, level.to(sae.device)
         linked = forest.parent != ROOT
         linked &= level[forest.parent.clamp(min=0)] == level - 1
-        # Only edges between neighbouring levels count; every other feature is its own, without a parent here.
+        # Only edges between neighboring levels count: a feature whose parent lies elsewhere has none here.
         self.parent = torch.where(linked, forest.parent, ROOT).to(sae.device)
         self.has_children = torch.zeros(forest.d_sae, dtype=torch.bool, device=sae.device)
         self.has_children[self.parent[self.parent != ROOT]] = True
@@ -76,8 +80,8 @@ class HSAELinks(Measure):
         return (batch.x - x_hat).double().square().sum(1)
 
     def _distances(self, batch: EvalBatch) -> list[Float64[Tensor, "n pairs"]]:
-        """Of every row and pair of levels the Hamming distance, over all features and over those with children, and how
-        many features of the level above are active."""
+        """For every row and pair of levels: the Hamming distance over all features, that over features with children,
+        and the number of active features of the level above."""
         rows, slot = batch.code.active(self.threshold).nonzero(as_tuple=True)
         ids = batch.code.ids[rows, slot]
         child = self.parent[ids] != ROOT
@@ -92,7 +96,7 @@ class HSAELinks(Measure):
         return [*(self._count(actual, n) + silent for actual in (active, parental)), self._count(active, n)]
 
     def _count(self, keys: Int[Tensor, "m"], n: int) -> Float64[Tensor, "n pairs"]:
-        """How many of the (row, feature) keys lie in each row and level."""
+        """Number of (row, feature) keys in each row and level."""
         pairs = max(self.n_levels - 1, 1)
         cell = keys // self.forest.d_sae * pairs + self.layer[keys % self.forest.d_sae]
         return torch.bincount(cell, minlength=n * pairs).view(n, pairs).double()
@@ -148,7 +152,7 @@ class HSAELinks(Measure):
             interval |= dict.fromkeys(_DISTANCES)
         shares, intervals, skipped = self._by_parent()
         value, interval = value | shares, interval | intervals
-        why = dict.fromkeys(shares, "no edge joins two neighbouring levels on the measured tokens")
+        why = dict.fromkeys(shares, "no edge joins two neighboring levels on the measured tokens")
         why |= dict.fromkeys(_DISTANCES, "the forest has one level")
         method = f"{interval_method('context windows')}; p_...: over parents"
         return Record(
@@ -179,7 +183,7 @@ def _ratio(name: str, total: FloatArray, pairs: FloatArray) -> Formula:
 SPEC = Streaming(
     name="hsae",
     needs=frozenset({"text", "forest"}),
-    transcoders=False,  # it reconstructs what is read
+    transcoders=False,  # it compares reconstructions with input activations
     sets=("paper",),
     make=lambda subject, _config: HSAELinks(subject.sae, subject.forest),
     columns=(

@@ -1,4 +1,4 @@
-"""What training does to a parent and a child that describe one concept: the losses of the Tree SAE paper's App. H.
+"""Losses of a parent and a child that describe one concept, as functions of three cosines (Tree SAE paper, App. H).
 
 A parent and its child, with unit decoder vectors d_p and d_c, fire with alpha and beta times the strength of the
 concept, whose unit direction is d*. In terms of S_p = d_p . d*, S_c = d_c . d* and k = d_p . d_c, the multi-level
@@ -9,15 +9,15 @@ loss of a Tree SAE and the loss of an ordinary SAE are
     L2 = |alpha d_p + beta d_c - d*|^2
        = alpha^2 + beta^2 + 1 - 2 alpha S_p - 2 beta S_c + 2 alpha beta k
 
-and, with the alpha and beta that make them least, for k^2 ~ 0 and exactly,
+Minimized over alpha and beta, approximately (for k^2 ~ 0) and exactly, they are
 
     L1*  ~  2 - 2 S_p^2 - S_c^2 + 2 S_p S_c k                                                   Eq. 12
     L1*  =  2 - (4 S_p^2 + 2 S_c^2 - 4 S_p S_c k) / (2 - k^2)
     L2*  ~  1 - S_p^2 - S_c^2 + 2 S_p S_c k                                                     Eq. 13
     L2*  =  1 - (S_p^2 + S_c^2 - 2 S_p S_c k) / (1 - k^2)
 
-As in the paper, alpha and beta may be any numbers, though activations are never negative. All arguments are
-numbers or arrays, and broadcast.
+As in the paper, alpha and beta may be any numbers, although activations are never negative. All arguments are
+numbers or arrays that broadcast.
 """
 
 from __future__ import annotations
@@ -39,32 +39,32 @@ def l2(alpha: Number, beta: Number, s_p: Number, s_c: Number, k: Number) -> Numb
 
 
 def l1_converged(s_p: Number, s_c: Number, k: Number) -> Number:
-    """The least multi-level loss as printed (Eq. 12)."""
+    """The minimum of the multi-level loss, as the paper approximates it (Eq. 12)."""
     return 2 - 2 * s_p**2 - s_c**2 + 2 * s_p * s_c * k
 
 
 def l2_converged(s_p: Number, s_c: Number, k: Number) -> Number:
-    """The least loss of an ordinary SAE as printed (Eq. 13)."""
+    """The minimum of an ordinary SAE's loss, as the paper approximates it (Eq. 13)."""
     return 1 - s_p**2 - s_c**2 + 2 * s_p * s_c * k
 
 
 def l1_minimum(s_p: Number, s_c: Number, k: Number) -> Number:
-    """The least multi-level loss, exactly. Raises ValueError unless |k| <= 1."""
+    """The exact minimum of the multi-level loss. Raises ValueError unless |k| <= 1."""
     if not np.all(np.abs(k) <= 1):
         raise ValueError(f"k = {k}: expected a cosine, -1 to 1")
     return 2 - (4 * s_p**2 + 2 * s_c**2 - 4 * s_p * s_c * k) / (2 - k**2)
 
 
 def l2_minimum(s_p: Number, s_c: Number, k: Number) -> Number:
-    """The least loss of an ordinary SAE, exactly. Raises ValueError unless |k| < 1, as then no minimum is unique."""
+    """The exact minimum of an ordinary SAE's loss. Raises ValueError unless |k| < 1: at 1 the minimum is not unique."""
     if not np.all(np.abs(k) < 1):
         raise ValueError(f"k = {k}: expected the cosine of two different directions, between -1 and 1")
     return 1 - (s_p**2 + s_c**2 - 2 * s_p * s_c * k) / (1 - k**2)
 
 
 def possible(s_p: Number, s_c: Number, k: Number) -> NDArray[np.bool_]:
-    """Whether three unit vectors with these cosines exist: the determinant of their Gram matrix is not negative.
+    """Whether three unit vectors with these cosines exist, i.e. the determinant of their Gram matrix is not negative.
 
-    That determinant is (1 - k^2) times the exact L2*, so a point is impossible where L2* would be negative.
+    This determinant is (1 - k^2) times the exact L2*, so a point is impossible where L2* would be negative.
     """
     return np.asarray(1 + 2 * s_p * s_c * k - s_p**2 - s_c**2 - k**2 >= 0)

@@ -1,16 +1,19 @@
-"""Masked cosine similarity (MCS): how strongly each feature has a parent by its firings alone (Tree SAE, App. I).
+"""Masked cosine similarity (MCS): evidence for a parent in the features' firings alone (Tree SAE, App. I).
 
 The scores of a parent p and a child c are those of `pairs`: the activation coverage and MCS in four variants
-(docs/spec/hierarchy.md#mcs), binary or on values, scaled or not. Of every child that fired `min_count` times or more,
+(docs/spec/hierarchy.md#mcs), on binary firings or on values, scaled or not. The children are the features that fired
+`min_count` times or more:
 
-    coverage, mcs_...              mean over children of the score of the best parent, any other feature
-    edges_coverage, edges_mcs_...  mean over the forest's edges of the score of the parent it names
+    coverage, mcs_...              mean over children of the best score with any other feature as the parent
+    edges_coverage, edges_mcs_...  mean over the forest's edges of the score of parent and child
 
-The paper's App. H argues that the decoder rows of a pair end up near orthogonal. Its table 4 is the mean of
-|k| = |cos(d_p, d_c)| over all ordered pairs of coverage 1, that is n_pc = n_c (docs/spec/hierarchy.md#decoder-cosine):
+The paper's App. H argues that the decoder rows of a pair end up nearly orthogonal. Its Table 4 is the mean of
+|k| = |cos(d_p, d_c)| over all ordered pairs with coverage 1, i.e. n_pc = n_c (docs/spec/hierarchy.md#decoder-cosine):
 
-    k_all_pairs      n_c >= min_count;  k_all_pairs_any: n_c >= 1;  k_edges: the forest's edges, n_c >= min_count
-    k_random         of two random directions in d dimensions: Gamma(d/2) / (sqrt(pi) Gamma((d+1)/2))
+    k_all_pairs      over pairs with n_c >= min_count
+    k_all_pairs_any  over pairs with n_c >= 1
+    k_edges          over the forest's edges with n_c >= min_count
+    k_random         expected |k| of two random directions in d dimensions: Gamma(d/2) / (sqrt(pi) Gamma((d+1)/2))
 """
 
 from __future__ import annotations
@@ -38,7 +41,7 @@ Variant = Literal["mcs_binary", "mcs_binary_scaled", "mcs_correlation", "mcs_cor
 VARIANTS: tuple[Variant, ...] = get_args(Variant)
 
 _KINDS: tuple[Score, ...] = ("coverage", *VARIANTS)
-# Pairs whose decoder rows are looked at together.
+# Number of pairs whose cosines are computed at once.
 _PAIRS = 1 << 12
 
 
@@ -64,7 +67,7 @@ class MCSConfig:
 
 
 def mcs(subject: Subject, config: MCSConfig) -> Record:
-    """Raises InputError where `config.parents` names a feature that the SAE has not."""
+    """The record "mcs". Raises InputError if `config.parents` names a feature that the SAE does not have."""
     for parent in config.parents:
         if not 0 <= parent < subject.sae.d_sae:
             raise InputError(f"mcs.parents: feature {parent}: expected 0 to {subject.sae.d_sae - 1}")
@@ -122,9 +125,12 @@ def mcs(subject: Subject, config: MCSConfig) -> Record:
 
 
 class _Scores(NamedTuple):
-    """Of every feature as a child, by kind of score: of its best parent, and of the forest's. 0 where it has none.
+    """Scores of every feature as a child; 0 where it has no parent.
 
-    k_sum, k_pairs: sum of |k| over the features that fire whenever it does, and their number.
+    best:    for each kind of score, that with its best parent.
+    edge:    for each kind of score, that with its parent in the forest.
+    k_sum:   sum of |k| over the features that fire whenever it does.
+    k_pairs: number of these features.
     """
 
     best: Float64[Tensor, "kinds d_sae"]
@@ -150,7 +156,9 @@ def _scores(subject: Subject, decoder: Float[Tensor, "d_sae d_in"]) -> _Scores:
                 edge[i, block] = torch.where(parent == ROOT, 0, score[row, parent.clamp(min=0)])
             child, above = (scores["coverage"] == 1).nonzero(as_tuple=True)
             k = _abs_cosine(decoder, above, block[child])
-            k_sum[block] = torch.bincount(child, k, minlength=len(block)).double()  # of none it is int64
+            k_sum[block] = torch.bincount(
+                child, k, minlength=len(block)
+            ).double()  # int64 if there are no pairs
             k_pairs[block] = torch.bincount(child, minlength=len(block))
             advance(len(block))
     return _Scores(best, edge, k_sum, k_pairs)
@@ -169,14 +177,14 @@ def _mean_best(score: Float64[Tensor, "children"]) -> tuple[Formula, int]:
 
 
 def _mean_by_parent(parent: Int[Tensor, "edges"], score: Float64[Tensor, "edges"]) -> tuple[Formula, int]:
-    """Children of one parent share its firings, so parents are resampled, each with all its children."""
+    """The mean over edges. Children share their parent's firings, so parents are resampled with all their children."""
     families, family = parent.unique(return_inverse=True)
     total = torch.bincount(family, score, minlength=len(families)).double()
     return _mean_of_pairs(total, torch.bincount(family, minlength=len(families)))
 
 
 def _mean_of_pairs(total: Float64[Tensor, "units"], pairs: Tensor) -> tuple[Formula, int]:
-    """The mean over all pairs, given the sum over those of each unit and their number."""
+    """The mean over all pairs, given each unit's sum over its pairs and the number of its pairs."""
 
     def mean(weights: FloatArray) -> dict[str, FloatArray]:
         return {"mean": weights @ total.numpy() / (weights @ pairs.double().numpy())}
@@ -212,7 +220,7 @@ def _all_names() -> list[str]:
 
 
 def _top_children(subject: Subject, config: MCSConfig) -> list[dict[str, Any]]:
-    """By binary MCS, which ranks the children of a parent as their coverage does."""
+    """The best children of each of `config.parents` by binary MCS, which ranks them as coverage does."""
     parents = torch.tensor(config.parents, dtype=torch.int64)
     n = subject.pairs.marginals.n
     top = subject.pairs.top_children("mcs_binary", parents, config.children, config.min_count).ids

@@ -1,4 +1,4 @@
-"""What a measure is, and what it is shown."""
+"""Streaming measures: their base class, and the batches that they see."""
 
 from __future__ import annotations
 
@@ -16,17 +16,20 @@ from ..sparse_code import SparseCode
 from .bootstrap import FloatArray
 from .record import Record
 
-# Slots of a token are compared with each other in slices of so many comparisons.
+# Number of comparisons between the slots of a token that are done at once.
 _COMPARISONS = 1 << 24
 
 
 @dataclass(frozen=True)
 class WindowLosses:
-    """Summed next-token losses of some windows, in nats, over the positions that count.
+    """Sums over kept positions for each of `w` windows, in nats.
 
-    count: predictions summed, those of a token that is there: not the last of a window. clean: of the model as it is;
-    spliced: with the SAE's reconstruction at the site; ablated: with zeros at the site.
-    kl_count: all predictions. kl_...: their divergence from the clean ones, sum_v p_clean log(p_clean / p).
+    count:    number of next-token losses summed: one for each position except the last of a window.
+    clean:    loss of the unchanged model.
+    spliced:  loss with the SAE's reconstruction at the site.
+    ablated:  loss with zeros at the site.
+    kl_count: number of predictions, including the last of a window.
+    kl_...:   divergence from the clean predictions, sum_v p_clean log(p_clean / p).
     """
 
     count: Int[Tensor, "w"]
@@ -40,13 +43,15 @@ class WindowLosses:
 
 @dataclass(frozen=True)
 class EvalBatch:
-    """Activations of a batch of windows, without the excluded positions, and what the SAE makes of them.
+    """Activations of a batch of windows, without the excluded positions, with their codes and reconstructions.
 
-    x, x_hat: `[n, d]` what is reconstructed (of a transcoder, its target), and reconstructions.
-    rows:     `[n]` flat positions in the `Tokens`, ascending.
-    window:   `[n]` the window of each row. windows: `[w]` all windows of the batch, ascending.
-    code:     `[n, k]`.
-    losses:   of the first windows of the batch, where losses are measured on it.
+    x:       `[n, d]` the activations to reconstruct; for a transcoder, its target.
+    x_hat:   `[n, d]` their reconstructions.
+    rows:    `[n]` flat positions in the measured `Tokens`, ascending.
+    window:  `[n]` the window of each row.
+    windows: `[w]` all windows of the batch, ascending.
+    code:    `[n, k]` the SAE's code.
+    losses:  losses on the first windows of the batch; None if they are not measured on it.
     """
 
     x: Float32[Tensor, "n d"]
@@ -65,13 +70,13 @@ class EvalBatch:
         return (self.windows[:, None] == self.window).double()
 
     def sums(self, column: Tensor) -> Tensor:
-        """float64 sums of `column [n]` or `[n, m]` over the rows of each window: `[w]` or `[w, m]`."""
-        # A product, because index_add_ sums in any order on a GPU: two runs would differ.
+        """Sums of `column`, `[n]` or `[n, m]`, over the rows of each window: `[w]` or `[w, m]` in float64."""
+        # A matrix product: index_add_ sums in arbitrary order on a GPU, so two runs would differ.
         return self._membership @ column.double()
 
 
 class WindowTable:
-    """Named float64 columns, `[windows]` or `[windows, m]`, that grow by the windows of each batch."""
+    """Named float64 columns, `[windows]` or `[windows, m]`, to which each batch appends its windows."""
 
     def __init__(self) -> None:
         self._parts: dict[str, list[FloatArray]] = {}
@@ -98,17 +103,21 @@ class WindowTable:
 def pair_slices(
     code: SparseCode, threshold: float
 ) -> Iterator[tuple[Bool[Tensor, "n k"], Int[Tensor, "n k"]]]:
-    """Which slots are active, and their ids, in slices small enough to compare each slot with each at once."""
+    """Which slots are active, and their ids, in slices small enough to compare all pairs of slots at once."""
     step = max(_COMPARISONS // code.ids.shape[1] ** 2, 1)
     yield from zip(code.active(threshold).split(step), code.ids.split(step), strict=True)
 
 
 class Measure(ABC):
-    """Sees every batch once, in order, then gives its record. Its sums are float64 and additive over windows."""
+    """A streaming measure: it sees every batch once, in order, and then returns its record.
+
+    Its sums are float64 and additive over windows.
+    """
 
     @abstractmethod
-    def update(self, batch: EvalBatch) -> None: ...
+    def update(self, batch: EvalBatch) -> None:
+        """Add a batch to the sums."""
 
     @abstractmethod
     def record(self, settings: Mapping[str, Any]) -> Record:
-        """`settings` say what was measured, and with what; the measure adds its own."""
+        """The record of all batches seen. It repeats `settings`, to which the measure adds its own."""

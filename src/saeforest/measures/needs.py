@@ -1,18 +1,18 @@
-"""What a measure can need. It declares its needs, and the frame (`evaluation`) supplies these and nothing else."""
+"""Kinds of data that a measure can need. It declares its needs, and `evaluation` supplies these and nothing else."""
 
 from __future__ import annotations
 
 from typing import Literal, get_args
 
-#: Each need, and what it adds to what a measure is given:
+#: Each need, and the data it stands for:
 #:
-#:     text            the measured text: batch by batch for a `Streaming` measure, its tokens for a `Study`
+#:     text            the measured text: a `Streaming` measure sees its batches, a `Study` its tokens
 #:     losses          losses of the language model with the SAE spliced in, on the first batches (`EvalBatch.losses`)
-#:     firings         on which of the measured activations each feature fires, and how features fire together
+#:     firings         firings of each feature, and of pairs of features, on the measured activations
 #:     activations     all measured activations
-#:     probes          directions of the concepts of features, trained on activations and firings
-#:     labeled_texts  texts with labels, and their codes; the measure's settings say which (`config.texts`)
-#:     first_letters   words read in prompts that ask for their first letter (a config that is a `FirstLetterConfig`)
+#:     probes          directions of the features' concepts, trained on activations and firings
+#:     labeled_texts   texts with labels, and their codes; the measure's settings say which (`config.texts`)
+#:     first_letters   words read in prompts that ask for their first letter (settings: a `FirstLetterConfig`)
 #:     judge           a language model that answers questions; the measure's settings may name it (`config.judge`)
 #:     training_log    the log of the SAE's training
 #:     forest          the SAE's own forest or, for a flat SAE, an inferred one

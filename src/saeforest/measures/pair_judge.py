@@ -1,13 +1,13 @@
-"""Does a judge see that a child is a special case of its parent (HSAE; docs/spec/judges.md#pair-judge)?
+"""Does a judge find that a child is a special case of its parent (HSAE; docs/spec/judges.md#pair-judge)?
 
-For each edge the judge reads up to 10 top windows and 5 sampled ones of both features (`examples`), with marks, and
-answers whether the concept of one is contained in that of the other:
+For each edge the judge reads up to 10 top windows and 5 sampled ones for each of the two features (`examples`), with
+marks, and answers whether one feature's concept contains the other's:
 
-    yes         = edges that the judge affirms / edges with a reply that can be read
-    yes_random  = the same of unrelated pairs
+    yes         = edges that the judge affirms / edges with a reply that can be parsed
+    yes_random  = the same for unrelated pairs
 
-The paper has no control, and a judge that says Yes to everything would score 1. Here an edge (p, c) goes with a pair
-(p, c'): c' is the child of another judged edge between the same levels, and neither is an ancestor of the other.
+The paper has no control, so a judge that says Yes to everything would score 1. Here each edge (p, c) has a control
+pair (p, c'), where c' is the child of another judged edge between the same levels and not a descendant of p.
 """
 
 from __future__ import annotations
@@ -59,6 +59,8 @@ class PairJudgeConfig:
 
 
 class Answer(NamedTuple):
+    """A judge's answer: whether two features are related, and its confidence (High, Medium or Low)."""
+
     related: bool
     confidence: str
 
@@ -67,17 +69,19 @@ Pair = tuple[int, int]
 
 
 def pair_judge(subject: Subject, config: PairJudgeConfig) -> Record:
-    """How many edges of the forest, drawn at random, a judge affirms.
+    """The record "pair_judge": the fraction of random edges of the forest that a judge affirms.
 
-    Raises InputError where the judge cannot be asked.
+    Raises InputError if the judge cannot be reached.
     """
     texts = _Texts(subject, config)
     rng = np.random.default_rng(config.seed)
     edges = _draw_edges(subject, config, texts, rng)
     controls = draw_controls(subject.forest, edges, rng)
-    # The control of edge i, where it has one, is asked after all edges.
+    # Ask about the controls after all edges.
     pairs = [*edges, *(c for c in controls if c is not None)]
-    judge = subject.judge if pairs else None  # none is opened where there is nothing to ask: it may be large
+    judge = (
+        subject.judge if pairs else None
+    )  # open the judge, which may be large, only if there is something to ask
     verdicts = [] if judge is None else _ask(judge, pairs, texts)
     if judge is None:
         edges, controls = [], []
@@ -87,7 +91,7 @@ def pair_judge(subject: Subject, config: PairJudgeConfig) -> Record:
     affirmed, read = _counts(of_edges)
     affirmed_random, read_random = _counts(beside)
 
-    # Edges of one parent share its passages, so parents are resampled, each with all its edges.
+    # Edges of a parent share its windows, so parents are resampled, each with all its edges.
     parents, family = np.unique([parent for parent, _ in edges], return_inverse=True)
 
     def fractions(weights: FloatArray) -> dict[str, FloatArray]:
@@ -132,14 +136,14 @@ def pair_judge(subject: Subject, config: PairJudgeConfig) -> Record:
 
 
 class _Texts:
-    """The windows of features as text, made when they are first asked for."""
+    """The windows of features as text, made on first use."""
 
     def __init__(self, subject: Subject, config: PairJudgeConfig) -> None:
         self._seen, self._config = subject, config
         self._made: dict[int, list[str]] = {}
 
     def of(self, feature: int) -> list[str]:
-        """Top windows, then sampled ones; empty where the feature never fires inside a whole window."""
+        """Top windows, then sampled ones; empty if the feature never fires where a whole window fits."""
         if feature not in self._made:
             self._made[feature] = self._make(feature)
         return self._made[feature]
@@ -158,7 +162,7 @@ class _Texts:
 def _draw_edges(
     subject: Subject, config: PairJudgeConfig, texts: _Texts, rng: np.random.Generator
 ) -> list[Pair]:
-    """Up to `pairs` edges between features that have windows to be shown."""
+    """Up to `pairs` random edges between features that both have windows to show."""
     parent, child = subject.forest.edges.numpy()
     enough = fires_enough(subject, config.min_fired)
     candidates = np.flatnonzero(enough[parent] & enough[child])
@@ -173,9 +177,9 @@ def _draw_edges(
 
 
 def draw_controls(forest: Forest, edges: list[Pair], rng: np.random.Generator) -> list[Pair | None]:
-    """For each edge its parent with the child of another edge between the same levels; None where all are related.
+    """A control for each edge: its parent with the child of another edge between the same levels.
 
-    Levels are layers or, in a forest that has none, numbers of ancestors.
+    It is None if all such children descend from the parent. Levels are layers or, in a forest without layers, depths.
     """
     level = (forest.layer if forest.layered else forest.depth).tolist()
     children: dict[tuple[int, int], list[int]] = {}
@@ -185,7 +189,7 @@ def draw_controls(forest: Forest, edges: list[Pair], rng: np.random.Generator) -
     controls: list[Pair | None] = []
     for p, c in edges:
         candidates = rng.permutation(children[level[p], level[c]]).tolist()
-        # The other lies on a deeper level than p, so it is no ancestor of p either.
+        # `other` lies on a deeper level than p, so it cannot be an ancestor of p.
         unrelated = (other for other in candidates if p not in forest.ancestors(other))
         other = next(unrelated, None)
         controls.append(None if other is None else (p, other))
@@ -206,13 +210,13 @@ def _ask(judge: Judge, pairs: list[Pair], texts: _Texts) -> list[Answer | None]:
 
 
 def parse_verdict(reply: str) -> Answer | None:
-    """The two lines of a reply; None for a reply of any other form."""
+    """Parse the two lines of a reply; None for a reply of any other form."""
     match = _REPLY.fullmatch(reply.strip())
     return match and Answer(match[1] == "Yes", match[2])
 
 
 def _counts(verdicts: list[Answer | None]) -> tuple[FloatArray, FloatArray]:
-    """Of each pair 1 where it is affirmed, and 1 where its reply could be read."""
+    """For each pair, 1 if it is affirmed, and 1 if its reply could be parsed; else 0."""
     affirmed = np.array([v is not None and v.related for v in verdicts], dtype=np.float64)
     return affirmed, np.array([v is not None for v in verdicts], dtype=np.float64)
 
@@ -230,7 +234,7 @@ def _in_detail(pair: Pair, verdict: Answer | None, kind: str) -> dict[str, Any]:
 def _why_undefined(
     subject: Subject, config: PairJudgeConfig, pairs: list[Pair], judge: Judge | None, counts: dict[str, int]
 ) -> dict[str, str]:
-    unread = "no reply of the judge could be read"
+    unread = "no reply of the judge could be parsed"
     if not subject.forest.edges.shape[1]:
         nothing = "the forest has no edges: every feature hangs from the root"
     elif not pairs:

@@ -1,11 +1,11 @@
-"""Labeled texts as sparse probing and TPP see them: one vector a text (docs/spec/probing.md).
+"""Labeled texts as sparse probing and TPP use them: one vector for each text (docs/spec/probing.md).
 
-With T the measured tokens of a text, x_t an activation, f_t its code and s_t what normalisation divided it by,
+With T the measured tokens of a text, x_t an activation, f_t its code and s_t the scale that normalization divided by,
 
     pooled(x) = mean over T of x_t     pooled(f) = mean over T of f_t     effective(f) = mean over T of s_t f_t
 
-The effective code is in the units of x: without the features of a set S, the text would lose the vector
-sum_{i in S} effective(f)_i d_i of its pooled(x). There is no padding: texts of one length are read together.
+The effective code is in the units of x: ablating a set S of features takes sum_{i in S} effective(f)_i d_i away from
+pooled(x). There is no padding: texts of equal length are read together.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ from .bootstrap import FloatArray
 IntArray = NDArray[np.int64]
 BoolArray = NDArray[np.bool_]
 
-#: of a class
+#: Minimum number of texts of a class.
 MIN_TEXTS = 10
-# Texts are pooled together until they have so many tokens: bounds what is held of single tokens.
+# Maximum number of tokens of the texts that are pooled at once, to bound memory.
 _SLICE_TOKENS = 8192
 
 
@@ -73,13 +73,13 @@ class LabeledTextConfig:
 class ReadTexts:
     """Texts of C classes, and their activations at a reader's site.
 
-    config:   what they were chosen by.
-    classes:  C labels, the most frequent in the source first, or as they were named.
-    x:        `[m, d]` the activations of the measured tokens, text by text, on the CPU in the model's dtype.
-    count:    `[n]` measured tokens of each text, 1 or more.
-    train:    `[C, a]` the texts of each class that probes are trained on.
-    test:     `[C, b]` those they are tested on.
-    n_tokens: that the model read, measured or not.
+    config:   the settings that chose the texts.
+    classes:  C labels, in the order of the settings or the most frequent in the source first.
+    x:        `[m, d]` activations of the measured tokens, text by text, on the CPU in the model's dtype.
+    count:    `[n]` number of measured tokens of each text, 1 or more.
+    train:    `[C, a]` indices of each class's training texts.
+    test:     `[C, b]` indices of each class's test texts.
+    n_tokens: number of tokens that the model read, measured or not.
     """
 
     config: LabeledTextConfig
@@ -92,12 +92,12 @@ class ReadTexts:
 
     @cached_property
     def pooled(self) -> FloatArray:
-        """`[n, d]` the mean of each text's activations."""
+        """The mean of each text's activations, `[n, d]`."""
         sums = [np.add.reduceat(x.double().numpy(), np.cumsum(n) - n) for x, n in self.batches()]
         return np.concatenate(sums) / self.count[:, None]
 
     def batches(self) -> Iterator[tuple[Float[Tensor, "b d"], IntArray]]:
-        """Activations of whole texts, with the number of tokens of each."""
+        """Activations of several whole texts at a time, and the number of tokens of each text."""
         ends = np.cumsum(self.count)
         first = 0
         while first < len(ends):
@@ -108,7 +108,7 @@ class ReadTexts:
 
     @property
     def settings(self) -> dict[str, object]:
-        """For records."""
+        """Settings for records."""
         return {
             "data": self.config.source,
             "context": self.config.context,
@@ -123,14 +123,14 @@ class ReadTexts:
 
 
 class PooledCode(NamedTuple):
-    """`[n, d_sae]` both: the mean code of each text, and the mean of its values times their token's scale."""
+    """The mean code of each text, `[n, d_sae]`: as the SAE returns it, and in the units of the activations."""
 
     raw: csr_array
     effective: csr_array
 
 
 class LabeledCodes(NamedTuple):
-    """Labeled texts, and what an SAE makes of them."""
+    """Labeled texts and their pooled codes."""
 
     texts: ReadTexts
     code: PooledCode
@@ -140,11 +140,11 @@ class LabeledCodes(NamedTuple):
 
 
 def choose(found: list[LabeledText], config: LabeledTextConfig) -> tuple[tuple[str, ...], list[LabeledText]]:
-    """The classes, and up to as many random texts of each as they are to have.
+    """Choose the classes, and equally many random texts of each.
 
     Raises InputError for a class with fewer than 10 texts.
     """
-    # The same text twice could be both trained and tested on.
+    # Drop duplicates, which could be in both the training and the test texts.
     texts = list({(text.text, text.label): text for text in found}.values())
     count = Counter(text.label for text in texts)
     ranked = sorted(count, key=lambda label: (-count[label], label))
@@ -177,12 +177,11 @@ def _check_enough(classes: tuple[str, ...], labels: list[str], config: LabeledTe
 
 
 def read_texts(reader: ActivationReader, config: LabeledTextConfig) -> ReadTexts:
-    """The texts of a configuration, read at the reader's site, at positions that the reader keeps.
+    """Read the configured texts at the reader's site, at the positions that the reader keeps.
 
-    Memory: m * d numbers in the model's dtype (for 2,500 texts at d = 576 in bfloat16, 0.3 GB), for as long as they
-    are kept.
+    The result holds m * d numbers in the model's dtype (0.3 GB for 2,500 texts at d = 576 in bfloat16).
 
-    Raises InputError where the source is at fault, or has too few texts of a class.
+    Raises InputError if the source cannot be read, or has too few texts of a class.
     """
     reader.lm.check_context(config.context, "sparse_probing.texts.context, tpp.texts.context")
     classes, texts = choose(labeled(config.source), config)
@@ -216,48 +215,50 @@ def read_texts(reader: ActivationReader, config: LabeledTextConfig) -> ReadTexts
 
 
 def divide(label: IntArray, config: LabeledTextConfig) -> tuple[IntArray, IntArray]:
-    """Of every class equally many texts to train and to test on: `[C, a]` and `[C, b]` indices into `label`."""
+    """Split texts into training and test texts, equally many of every class: `[C, a]` and `[C, b]` indices."""
     generator = np.random.default_rng((config.seed, 1))
     mine = [generator.permutation(np.flatnonzero(label == c)) for c in range(label.max() + 1)]
     n = min(len(texts) for texts in mine)
-    # Validation takes one text of a class that is trained on, and leaves one.
+    # A class needs two training texts, one of them for validation.
     n_test = min(max(round(n * config.test / (config.train + config.test)), 1), n - 2)
     same = np.stack([texts[:n] for texts in mine])
     return same[:, n_test:], same[:, :n_test]
 
 
 def check_share(key: str, share: float) -> None:
-    """Raises InputError for a share of the training texts that leaves nothing to validate or to train on."""
+    """Raise InputError unless `share` is a fraction of the training texts that leaves some for both parts."""
     if not 0 < share < 1:
-        raise InputError(f"{key} = {share}: expected a share of the training texts, above 0 and below 1")
+        raise InputError(f"{key} = {share}: expected a fraction of the training texts, above 0 and below 1")
 
 
 def apart(texts: IntArray, share: float) -> tuple[IntArray, IntArray]:
-    """The texts of each class `[C, n]` without a share of them, and that share: of neither fewer than one."""
+    """Split each class's texts `[C, n]` into the rest and a `share` of them, at least one text each."""
     n = min(max(round(share * texts.shape[1]), 1), texts.shape[1] - 1)
     return texts[:, n:], texts[:, :n]
 
 
 def one_vs_rest(texts: IntArray, seed: int) -> tuple[IntArray, BoolArray]:
-    """For each class its `n` texts and as many others, drawn evenly from the other classes: `[C, 2n]`, and `[2n]`
-    which are of the class."""
+    """For each class, its `n` texts and as many drawn evenly from the other classes.
+
+    Returns the texts, `[C, 2n]`, and which of them belong to the class, `[2n]`.
+    """
     n_classes, n = texts.shape
     generator = np.random.default_rng((seed, 2))
     rows = []
     for own in range(n_classes):
         others = generator.permuted(np.delete(texts, own, axis=0), axis=1)
-        # Column by column, so that each class gives its first before any gives its second.
+        # Column by column, so that every class gives one text before any class gives a second.
         rows.append(np.concatenate([texts[own], generator.permutation(others).T.ravel()[:n]]))
     return np.stack(rows), np.arange(2 * n) < n
 
 
 def mean_difference(x: FloatArray | csr_array, own: BoolArray) -> FloatArray:
-    """`[d]`: the mean of the rows of `x [n, d]` that are of the class, less that of the others."""
+    """The mean of the rows of `x [n, d]` that belong to the class minus the mean of the others: `[d]`."""
     return np.where(own, 1 / own.sum(), -1 / (~own).sum()) @ x
 
 
 def by_text(rows: IntArray, values: FloatArray, test: IntArray) -> FloatArray:
-    """`values [..., C, m]` of the texts `rows [C, m]` as `[..., C, test texts]`; 0 for a text not among the rows."""
+    """Spread `values [..., C, m]` of the texts `rows [C, m]` over all test texts, `[..., C, n]`; 0 for other texts."""
     place = np.zeros(test.max() + 1, dtype=np.int64)
     place[test.ravel()] = np.arange(test.size)
     out = np.zeros((*values.shape[:-1], test.size))
@@ -270,7 +271,7 @@ def by_text(rows: IntArray, values: FloatArray, test: IntArray) -> FloatArray:
 
 @torch.no_grad()
 def pooled_code(sae: SAE, texts: ReadTexts) -> PooledCode:
-    """The codes of an SAE, pooled over each text. Every positive value counts, as in decoding."""
+    """An SAE's codes, pooled over each text. Every positive value counts, as in decoding."""
     raw: list[csr_array] = []
     effective: list[csr_array] = []
     with progress("encode labeled texts", len(texts.x), "tokens") as advance:
@@ -284,11 +285,11 @@ def pooled_code(sae: SAE, texts: ReadTexts) -> PooledCode:
 
 
 def _means(values: Float64[Tensor, "b k"], ids: Int[Tensor, "b k"], count: IntArray, d_sae: int) -> csr_array:
-    """`[texts, d_sae]`: the mean code of each text, which has `count` of the tokens."""
+    """The mean code of each text, `[texts, d_sae]`. A text has `count` tokens."""
     text = torch.from_numpy(np.repeat(np.arange(len(count)), count))[:, None].expand_as(ids)
     on = values > 0
     rows = text[on].numpy()
     entries = (values[on].numpy() / count[rows], (rows, ids[on].numpy()))
-    # Entries of one place add up, here in float64.
+    # Entries at the same place add up, here in float64.
     summed = coo_array(entries, shape=(len(count), d_sae)).tocsr()
     return csr_array((summed.data.astype(np.float32), summed.indices, summed.indptr), shape=summed.shape)

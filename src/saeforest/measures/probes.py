@@ -1,28 +1,30 @@
-"""Probes: the direction d*_c of the concept of every feature, found from the activations on which it fires (Eq. 5).
+"""Probes: the direction d*_c of each feature's concept, found from the activations on which it fires (Eq. 5).
 
-The Tree SAE paper trains a linear probe that tells the activations on which a feature fires from all others, and takes
-its weights for the concept's direction (section 3, App. D.1; docs/spec/hierarchy.md#probes). With z = w.x + b, y = 1
+The Tree SAE paper trains a linear probe that tells the activations on which a feature fires from all others, and uses
+its weights as the concept's direction (section 3, App. D.1; docs/spec/hierarchy.md#probes). With z = w.x + b, y = 1
 where the feature fires (n_c of n activations), and rho = (n - n_c) / n_c, so that both classes weigh the same, it
 minimizes
 
     L     = mean over a batch of  rho y softplus(-z) + (1 - y) softplus(z)
     dL/dz = rho y (sigma(z) - 1) + (1 - y) sigma(z)
 
-by Adam with L2 on w and b: 50 epochs of shuffled batches, the rate falling exponentially from epoch to epoch. A batch
-costs two matrix products, X w and its transpose; everything else is small. Labels are never dense: dL/dz is sigma(z)
-but for the few positives of a batch, which come from the postings.
+by Adam with L2 on w and b, in 50 epochs of shuffled batches; the learning rate falls exponentially from epoch to
+epoch. A batch costs two matrix products, for the logits and for the gradient; everything else is small. Labels are
+never stored densely: dL/dz is sigma(z) except at the few positives of a batch, which come from the firings.
 
-The published code averages the loss over all probes that it trains together: the more there are, the more L2 and
-Adam's epsilon weigh against it. Here losses are added, and L2 is that of 500 probes (100 parents with 5 children), so
-that a probe does not depend on its company: trained alone or with 500 others, its direction is the same up to
-rounding (1e-7 in a coordinate). `reduction="mean_all"` is the published way.
+The published code averages the loss over all probes trained together, so with more probes L2 and Adam's epsilon weigh
+more. Here losses are summed, and L2 is that of 500 probes (100 parents with 5 children), so that a probe does not
+depend on the others: trained alone or with 500 others, its direction is the same up to rounding (1e-7 in a
+coordinate). `reduction="mean_all"` follows the published code.
 
-A feature that fires less often than there are dimensions can be told from the rest by many directions, and where
-training started then shows in the one it finds: on 39k activations of SmolLM2-135M (20 features that fire 230 to 530
-times, 500 steps) the directions of two seeds have a cosine of 0.73 in the median, and smaller batches do not help.
+Many directions separate a feature that fires less often than there are dimensions, so the result then depends on the
+initial weights: on 39k activations of SmolLM2-135M (20 features that fire 230 to 530 times, 500 steps) the median
+cosine between the directions of two seeds is 0.73, and smaller batches do not help.
 
-Two directions that need no training:   lda: (Sigma + lambda I)^-1 (mu_c - mu)   (directions.py)
-                                        mean_difference: mu_c - mu of the activations on which c does not fire
+Two directions need no training:
+
+    lda              (Sigma + lambda I)^-1 (mu_c - mu)   (directions.py)
+    mean_difference  mu_c - mean of the activations on which c does not fire
 """
 
 from __future__ import annotations
@@ -45,13 +47,13 @@ from ..progress import progress
 from ..structure.directions import Directions, Moments
 from ..structure.pairs import PairStatistics
 
-#: The paper's 100 parents with 5 children each: its L2 is relative to the mean loss of so many probes.
+#: The paper's 100 parents with 5 children each: its L2 is relative to the mean loss of this many probes.
 PAPER_PROBES = 500
-#: `quality` draws so many activations by the seed, and compares the firings of features with the others of these.
+#: `quality` compares a feature's firings with its other activations among this many, drawn by the seed.
 QUALITY_SAMPLE = 1 << 16
-# Probes whose logits are worked on together: those of a batch of 4096 then take 4 MB.
+# Number of probes whose logits are computed together: 4 MB for a batch of 4096.
 _CHUNK = 256
-# Activations looked at together where they are not a batch.
+# Number of activations processed at once outside training.
 _ROWS = 1 << 14
 _BETA1, _BETA2, _EPS = 0.9, 0.999, 1e-8
 _CPU = torch.device("cpu")
@@ -99,14 +101,14 @@ class ProbeConfig:
 
 
 class Quality(NamedTuple):
-    """How well probes tell their feature's firings from the other activations, those they were trained on.
+    """How well probes tell their feature's firings from the other activations, on the data they were trained on.
 
-    n:     firings.
-    loss:  L above over all activations, without L2; None for methods that train nothing.
-    auroc: the probability that a firing has a larger w.x than another activation; half of a tie counts.
+    n:     number of firings.
+    loss:  L of the module over all activations, without L2; None for methods without training.
+    auroc: probability that a firing has a larger w.x than another activation; a tie counts one half.
 
-    The other activations are those of QUALITY_SAMPLE activations drawn by the seed; firings are all taken. Of no more
-    activations than that both numbers are exact, else the standard error of auroc is at most 0.5 / sqrt(others).
+    All firings are used, but other activations only if they are among QUALITY_SAMPLE drawn by the seed. Up to that
+    many activations both numbers are exact; beyond, the standard error of auroc is at most 0.5 / sqrt(others).
     """
 
     n: Int[Tensor, "b"]
@@ -115,11 +117,13 @@ class Quality(NamedTuple):
 
 
 class Probes:
-    """The directions d*_c of the concepts of features, trained when first asked for.
+    """The directions d*_c of the features' concepts, trained on first use.
 
-    x:      `[n, d_in]` the activations, on the CPU.
-    pairs:  on which of them each feature fires; ValueError where it has seen another number of activations.
-    device: where probes are trained.
+    x:      `[n, d_in]` activations, on the CPU.
+    pairs:  firings of each feature on these activations.
+    device: device to train probes on.
+
+    Raises ValueError if `pairs` has seen another number of activations.
     """
 
     def __init__(
@@ -132,24 +136,24 @@ class Probes:
         if len(x) != pairs.n_tokens:
             raise ValueError(f"{len(x)} activations, but firings on {pairs.n_tokens}")
         self.x, self.pairs, self.config, self.device = x, pairs, config, device
-        # Weights and, last, bias of each feature's probe.
+        # For each feature, the weights of its probe followed by the bias.
         self._found: dict[int, Float32[Tensor, "w"]] = {}
 
     def defined(self, features: Int[Tensor, "b"]) -> Bool[Tensor, "b"]:
-        """Which features fire on some but not on all activations: the others have nothing to be told from."""
+        """Which features fire on some activations but not on all. Only these have a direction."""
         exists = (features >= 0) & (features < self.pairs.d_sae)
         n = self.pairs.marginals.n[torch.where(exists, features, 0)]
         return exists & (n > 0) & (n < len(self.x))
 
     def directions(self, features: Int[Tensor, "b"]) -> Float32[Tensor, "b d_in"]:
-        """Unit vectors, in the space of x. New features of one call are trained together.
+        """The unit direction of each feature's concept, in the space of x. New features of a call are trained together.
 
         Raises ValueError for a feature that is not `defined`.
         """
         return F.normalize(self._probes(features)[:, : self.x.shape[1]])
 
     def quality(self, features: Int[Tensor, "b"]) -> Quality:
-        """How well the probes of these features do. Raises ValueError for a feature that is not `defined`."""
+        """The quality of these features' probes. Raises ValueError for a feature that is not `defined`."""
         probes = self._probes(features)
         sample = torch.randperm(len(self.x), generator=self._generator())[:QUALITY_SAMPLE].sort().values
         loss, auroc = torch.zeros(2, len(features), dtype=torch.float64)
@@ -159,7 +163,9 @@ class Probes:
             for i, logit in enumerate(sampled.T, first):
                 token = self.pairs.firings(int(features[i]))[0].long()
                 negative = logit[~torch.isin(sample, token, assume_unique=True)]
-                if not len(negative):  # it fires on nearly all activations, and the sample missed the others
+                if not len(
+                    negative
+                ):  # the feature fires on nearly all activations, and the sample has no others
                     others = torch.ones(len(self.x), dtype=torch.bool)
                     others[token] = False
                     negative = self._logits(others.nonzero().flatten(), probes[i : i + 1])[:, 0]
@@ -198,7 +204,7 @@ class Probes:
     def _generator(self) -> torch.Generator:
         return torch.Generator().manual_seed(self.config.seed)
 
-    # ---- the two that need no training
+    # ---- directions without training
 
     def _lda(self, features: Int[Tensor, "b"]) -> Float32[Tensor, "b w"]:
         moments, directions = self._lda_of_all
@@ -208,7 +214,7 @@ class Probes:
 
     @cached_property
     def _lda_of_all(self) -> tuple[Moments, Directions]:
-        """The covariance of all activations; the sums over a feature's firings are filled in when they are needed."""
+        """The covariance of all activations. The sums over a feature's firings are filled in when needed."""
         moments = Moments(self.pairs.d_sae, self.x.shape[1], _CPU)
         with progress("covariance", len(self.x), "activations") as advance:
             for part in self.x.split(_ROWS):
@@ -235,7 +241,7 @@ class Probes:
             0
         )
 
-    # ---- the trained one
+    # ---- trained directions
 
     def _train(self, features: Int[Tensor, "b"]) -> Float32[Tensor, "b w"]:
         config, n = self.config, len(self.x)
@@ -256,7 +262,7 @@ class Probes:
         with progress(f"probes of {len(features):,} features", steps, "batches") as advance:
             for epoch in range(config.epochs):
                 for batch in torch.randperm(n, generator=generator).split(config.batch_size):
-                    # Gathered once for all probes: the activations are far larger than everything else here.
+                    # Gather the activations once for all probes: they are by far the largest tensor here.
                     rows = x.index_select(0, batch.to(x.device)).to(self.device, dtype)
                     row, column = (index.to(self.device) for index in positives.of(batch))
                     for i, adam in enumerate(chunks):
@@ -268,7 +274,7 @@ class Probes:
         return torch.cat([adam.weights for adam in chunks]).cpu()
 
     def _at_hand(self) -> Float[Tensor, "n d_in"]:
-        """The activations, on the device if they fit: each is then sent once and not in every epoch."""
+        """The activations, moved to the device if they fit there, so that they are not copied in every epoch."""
         if self.device.type != "cuda":
             return self.x
         free, _ = torch.cuda.mem_get_info(self.device)
@@ -276,9 +282,9 @@ class Probes:
 
 
 def probes_memory(n_tokens: int, d_in: int, n_probes: int, batch_size: int = 4096) -> int:
-    """The most bytes that training and judging probes takes: their weights and moments, a batch, and logits."""
+    """Peak memory in bytes of training and judging probes: their weights and moments, a batch, and logits."""
     training = 4 * (4 * n_probes + 2 * batch_size) * d_in + 3 * 4 * batch_size * _CHUNK
-    # Logits of a sample in both precisions, and once more while they are joined.
+    # Logits of a sample in float32 and float64, and once more while they are concatenated.
     judging = 20 * min(n_tokens, QUALITY_SAMPLE) * min(n_probes, _CHUNK)
     return max(training, judging + 8 * n_probes * d_in)
 
@@ -291,7 +297,7 @@ def _auroc(positive: Float64[Tensor, "n_c"], negative: Float64[Tensor, "others"]
 
 
 def _start(features: Int[Tensor, "c"], d_in: int, seed: int) -> Float32[Tensor, "c w"]:
-    """Weights and bias as a Linear of PyTorch starts with, drawn for each feature on its own."""
+    """Initial weights and bias, distributed as in PyTorch's Linear, drawn separately for each feature."""
     bound = 1 / math.sqrt(d_in)
     drawn = [np.random.default_rng([seed, i]).uniform(-bound, bound, d_in + 1) for i in features.tolist()]
     return torch.from_numpy(np.stack(drawn)).float()
@@ -304,10 +310,12 @@ def loss_gradient(
     column: Int[Tensor, "positives"],
     pos_weight: Float32[Tensor, "c"],
 ) -> Float32[Tensor, "c w"]:
-    """The gradient of the loss L of each of `c` probes (module docstring) by its weights and, last, its bias.
+    """The gradient of each of `c` probes' loss L (see the module) with respect to its weights and bias.
 
-    weights:     `[c, d_in + 1]`. row, column: the activations of the batch and the probes whose features fire there.
-    pos_weight:  rho of each probe. x: in the precision of the matrix products.
+    weights:     `[c, d_in + 1]` weights, followed by the bias.
+    x:           the batch, in the precision of the matrix products.
+    row, column: the batch's positives: an activation, and a probe whose feature fires there.
+    pos_weight:  rho of each probe.
     """
     z = (x @ weights[:, :-1].to(x.dtype).T).float().add_(weights[:, -1])
     fired = z[row, column]
@@ -337,7 +345,7 @@ class _Adam:
 
 
 class _Positives:
-    """On which activations of a batch each of some features fires, from their firings sorted by activation."""
+    """Finds the firings of some features within a batch, from their firings sorted by activation."""
 
     def __init__(self, pairs: PairStatistics, features: Int[Tensor, "c"]) -> None:
         tokens = [pairs.firings(feature)[0] for feature in features.tolist()]
@@ -351,7 +359,7 @@ class _Positives:
     def of(self, batch: Int[Tensor, "batch"]) -> tuple[Int[Tensor, "positives"], Int[Tensor, "positives"]]:
         """The rows of the batch and the columns (places in `features`) of all positives."""
         width = self._width[batch]
-        # The positives of these activations, one activation after the other.
+        # Positives of the first activation, then of the next, and so on.
         skip = self._start[batch] - (width.cumsum(0) - width)
         slots = skip.repeat_interleave(width) + torch.arange(int(width.sum()))
         return torch.arange(len(batch)).repeat_interleave(width), self._column[slots].long()

@@ -2,14 +2,14 @@
 
 With r = x - x_hat, over T tokens:
 
-    fve           1 - sum ||r||^2 / (sum ||x||^2 - T ||mean x||^2)      the proper one
+    fve           1 - sum ||r||^2 / (sum ||x||^2 - T ||mean x||^2)      the standard definition
     fve_legacy    mean over tokens of 1 - ||r||^2 / ||x - mean of x over the batch||^2
     fve_tree      mean over batches of 1 - mean ||r||^2 / (mean ||x - mean of x over its coordinates||^2 + 1e-10)
-    fvu_uncentred sum ||r||^2 / sum ||x||^2                             what is NOT explained
+    fvu_uncentred sum ||r||^2 / sum ||x||^2                             the fraction NOT explained
 
-and SAEBench 0.6.0's `explained_variance`, a slip kept for comparison: with R and S the means over batches of each
-batch's mean ||r||^2 and ||x||^2, saebench_explained_variance = 1 - R / (S - (S/d)^2), which may exceed 1. The per-batch
-definitions depend on the size of the batch, which the record's settings name.
+SAEBench 0.6.0's `explained_variance` is a mistaken formula, kept for comparison: with R and S the means over batches of
+each batch's mean ||r||^2 and ||x||^2, saebench_explained_variance = 1 - R / (S - (S/d)^2), which may exceed 1. The
+per-batch definitions depend on the batch size, which the record's settings state.
 """
 
 from __future__ import annotations
@@ -27,13 +27,15 @@ from .measure import EvalBatch, Measure, WindowTable
 from .record import Record, undefined
 from .spec import Streaming
 
-_SMALL_NORM = 1e-4  # SAEBench takes a smaller norm of x for 1
+_SMALL_NORM = 1e-4  # SAEBench replaces a smaller norm of x by 1
 _TREE_EPS = 1e-10
-# A variance of less than this share of the second moment is rounding, not variance.
+# Variance below this fraction of the second moment is rounding error.
 _NO_VARIANCE = 1e-13
 
 
 class Reconstruction(Measure):
+    """Variance explained by each definition, mean cosine of x and x_hat, and mean ratio of their norms."""
+
     def __init__(self) -> None:
         self.table = WindowTable()
 
@@ -81,7 +83,10 @@ class Reconstruction(Measure):
     def _mean_over_batches(
         self, weights: FloatArray, of_batch: Callable[[Callable[[str], FloatArray]], FloatArray]
     ) -> FloatArray:
-        """Of a formula of each batch's means over its tokens. A batch weighs as much as windows of it were drawn."""
+        """The mean over batches of a formula of each batch's token means.
+
+        A batch is weighted by the fraction of its windows that were drawn.
+        """
         starts = self.table.batch_starts
 
         def by_batch(name: str) -> FloatArray:

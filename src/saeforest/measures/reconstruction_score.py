@@ -1,15 +1,15 @@
-"""The reconstruction score of the forest's edges: whether parent and child both point where the child's concept lies.
+"""The reconstruction score of the forest's edges: do parent and child both point along the child's concept?
 
     S_res(p, c) = min(d*_c . d_c, d*_c . d_p)          Tree SAE, Eq. 5
 
-d*_c is the unit direction of the child's concept (probes.py), d_c and d_p are the unit decoder rows of child and
-parent. Coverage alone is not enough: a feature that fires nearly everywhere covers every other, and has nothing to do
-with it (the paper's "PCA feature"); then d*_c . d_p is near 0, however high the coverage. Beside the score stand the
-ranks of the two rows among all decoder rows by their cosine with d*_c; an edge is a hit where both are among the first
-5 (docs/spec/hierarchy.md#hierarchy-metric). The LDA direction, which needs no training, gives the score a second time.
+d*_c is the unit direction of the child's concept (probes.py), and d_c and d_p are the unit decoder rows of child and
+parent. Coverage alone is not enough: a feature that fires nearly everywhere covers every other feature but has nothing
+to do with it (the paper's "PCA feature"). Its d*_c . d_p is near 0, however high the coverage. The record also has the
+ranks of both rows among all decoder rows by cosine with d*_c; an edge is a hit if both are among the first 5
+(docs/spec/hierarchy.md#hierarchy-metric). The values are repeated with the LDA direction, which needs no training.
 
-For some parents, `focus` holds what figures 1 and 10 to 12 of the paper show: of their children of highest coverage,
-in the forest or not, the cosines of all decoder rows with the child's direction, and where child and parent stand.
+For some parents, `focus` holds the data of the paper's Figures 1 and 10 to 12: for each child with high coverage, in
+the forest or not, a histogram of all decoder rows' cosines with the child's direction, and those of child and parent.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from .record import Record, undefined
 from .spec import Size, Study
 from .subject import Subject
 
-#: Both rows must be among so many of the highest cosine for a hit.
+#: Rank within which both rows must lie for a hit.
 TOP = 5
-# Cosines are taken in blocks of directions, with all decoder rows each, of this many entries.
+# Cosines of a block of directions with all decoder rows are computed at once, at most this many entries.
 _BLOCK_ENTRIES = 1 << 24
 _BINS = 100
-# A dense feature to look at is sought among so many of the densest.
+# Number of densest features among which one to show in detail is sought.
 _DENSEST = 32
 
 
@@ -74,9 +74,9 @@ class ReconstructionScoreConfig:
 
 
 class PairNearness(NamedTuple):
-    """How near the decoder rows of child and parent lie to the direction of the child's concept, pair by pair.
+    """Cosines and ranks of a pair's decoder rows with the direction of the child's concept: `[b]` each.
 
-    The rank of a row is 1 plus the number of decoder rows, dead ones included, with a larger cosine.
+    A row's rank is 1 plus the number of decoder rows, including dead ones, with a larger cosine.
     """
 
     cos_child: Float32[Tensor, "b"]
@@ -91,7 +91,7 @@ class PairNearness(NamedTuple):
 
     @property
     def hit(self) -> Bool[Tensor, "b"]:
-        """Whether child and parent are both among the TOP nearest of all decoder rows."""
+        """Whether child and parent are both among the TOP decoder rows by cosine."""
         return (self.rank_child <= TOP) & (self.rank_parent <= TOP)
 
 
@@ -101,9 +101,10 @@ def pair_nearness(
     parents: Int[Tensor, "b"],
     children: Int[Tensor, "b"],
 ) -> PairNearness:
-    """Of pairs of a parent and a child, with the unit direction of each child; decoder rows have norm 1.
+    """Cosines and ranks for pairs of a parent and a child, computed on the decoder's device and returned on the CPU.
 
-    On the decoder's device; what is returned is on the CPU.
+    directions: unit direction of each pair's child.
+    decoder:    unit decoder rows.
     """
     found: list[tuple[Tensor, ...]] = []
     for part in torch.arange(len(children)).split(max(_BLOCK_ENTRIES // max(len(decoder), 1), 1)):
@@ -115,25 +116,25 @@ def pair_nearness(
 
 
 def reconstruction_score(subject: Subject, config: ReconstructionScoreConfig) -> Record:
-    """S_res of the forest's edges whose child fires `min_count` times or more, and what figures 1 and 10 to 12 show.
+    """The record "reconstruction_score", over edges whose child fires `min_count` times or more.
 
-    Raises InputError for a parent that is no feature of the SAE.
+    Raises InputError if `config.parents` names a feature that the SAE does not have.
     """
     d_sae = subject.forest.d_sae
     for p in config.parents:
         if not 0 <= p < d_sae:
-            raise InputError(f"reconstruction_score.parents: {p} is no feature; expected 0 to {d_sae - 1}")
+            raise InputError(f"reconstruction_score.parents: feature {p}: expected 0 to {d_sae - 1}")
     edges = subject.forest.edges
     measurable = subject.probes.defined(edges[1]) & (subject.pairs.marginals.n[edges[1]] >= config.min_count)
     measurable = edges[:, measurable]
     drawn = torch.randperm(measurable.shape[1], generator=torch.Generator().manual_seed(config.seed))
     parents, children = measurable[:, drawn[: config.max_pairs].sort().values]
     focus = [_focus(p, subject, config) for p in config.parents or _automatic(measurable[0], subject, config)]
-    # All at once: probes that are trained together share the passes over the activations.
+    # Train all probes together, so that they share the passes over the activations.
     subject.probes.directions(torch.cat([children, *(f.children for f in focus)]))
     pairs, found = _scored(parents, children, subject)
     if edges.shape[1]:
-        why = f"no child of an edge fires {config.min_count} times or more and not on all activations"
+        why = f"no edge has a child that fires {config.min_count} times or more, but not on all activations"
     else:
         why = "the forest has no edges: every feature hangs from the root"
     return Record(
@@ -196,7 +197,7 @@ def _scored(
 def _with_rows(
     blocks: Iterator[tuple[Int[Tensor, "b"], Float64[Tensor, "b d_sae"]]],
 ) -> Iterator[tuple[slice, Float64[Tensor, "b d_sae"]]]:
-    """Blocks of scores with the rows of the whole that each holds."""
+    """Blocks of scores, each with the rows that it covers."""
     first = 0
     for features, score in blocks:
         yield slice(first, first + len(features)), score
@@ -209,7 +210,7 @@ def _entries(columns: Mapping[str, Tensor]) -> list[dict[str, Any]]:
 
 
 def _means(parents: Int[Tensor, "b"], columns: Mapping[str, Tensor]) -> Estimate:
-    """Over edges. Children of one parent share its firings: parents are resampled, each with all its children."""
+    """Means over edges. Children share their parent's firings, so parents are resampled with all their children."""
     families, family = np.unique(parents.numpy(), return_inverse=True)
     edges = np.bincount(family)
     totals = {name: np.bincount(family, column.double().numpy()) for name, column in columns.items()}
@@ -220,17 +221,19 @@ def _means(parents: Int[Tensor, "b"], columns: Mapping[str, Tensor]) -> Estimate
     return estimate(formula, len(families))
 
 
-# ---- parents shown in full
+# ---- parents shown in detail
 
 
 class _Focus(NamedTuple):
+    """A parent to show in detail, with the children to show and their coverage."""
+
     parent: int
     children: Int[Tensor, "b"]
     coverage: Float64[Tensor, "b"]
 
 
 def _focus(parent: int, subject: Subject, config: ReconstructionScoreConfig) -> _Focus:
-    """The children of highest coverage, in the forest or not."""
+    """The parent's children with the highest coverage, in the forest or not."""
     top = subject.pairs.top_children("coverage", torch.tensor([parent]), config.children, config.min_count)
     ids, coverage = top.ids[0], top.score[0]
     shown = (coverage >= config.min_coverage) & subject.probes.defined(ids)
@@ -240,7 +243,7 @@ def _focus(parent: int, subject: Subject, config: ReconstructionScoreConfig) -> 
 def _automatic(
     edge_parents: Int[Tensor, "e"], subject: Subject, config: ReconstructionScoreConfig
 ) -> tuple[int, ...]:
-    """The parent with most children that can be measured, and the densest feature with a child to show."""
+    """The parent with the most measurable children, and the densest feature that has a child to show."""
     largest = [int(edge_parents.bincount().argmax())] if len(edge_parents) else []
     n = subject.pairs.marginals.n
     densest = n.sort(descending=True, stable=True).indices[:_DENSEST]
@@ -287,7 +290,7 @@ def _memory(size: Size) -> int:
 SPEC = Study(
     name="reconstruction_score",
     needs=frozenset({"firings", "activations", "probes", "forest"}),
-    transcoders=False,  # it holds decoder rows against the activations that are read
+    transcoders=False,  # it compares decoder rows with input activations
     sets=("paper",),
     config=ReconstructionScoreConfig,
     run=reconstruction_score,

@@ -1,4 +1,4 @@
-"""Record: what a measure found, on what, with which settings; one JSON file (docs/spec/records.md#record)."""
+"""Record: the values of a measure and the settings behind them, as one JSON file (docs/spec/records.md#record)."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from ..files import read_json, write_json
 from ..schema import Count, Name, Schema, checked
 
 Interval = tuple[float, float] | None
-# Values that `repr` shows: some measures have dozens.
+# Number of values that `repr` shows: some measures have dozens.
 _SHOWN = 12
 
 
 class _Texts(Schema):
-    """What of a record's detail others read."""
+    """The parts of a record's detail that other code reads."""
 
     null: dict[Name, Name] = Field(default_factory=dict)
     units: dict[Name, Name] = Field(default_factory=dict)
 
 
 class _File(Schema):
-    """A record as its file holds it."""
+    """The layout of a record's file."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -44,11 +44,13 @@ class _File(Schema):
 class Record:
     """The values of one measure.
 
-    value:    name -> number; None where it is undefined, and `detail["null"][name]` says why in one line.
-    interval: name -> 95% interval, None where there is none; `settings["interval_method"]` says how it was made.
-    unit:     of the values, but for those that `detail["units"]` names.
-    tokens:   positions that were measured.
+    measure:  name of the measure.
+    value:    name -> number; None if it is undefined, and `detail["null"][name]` says why in one line.
+    interval: name -> 95% interval, or None; `settings["interval_method"]` says how it was computed.
+    unit:     unit of the values, except for those that `detail["units"]` lists.
+    tokens:   number of measured positions.
     settings: what a reader needs to repeat the measurement or to compare it with another.
+    detail:   further results of this measure, ready for JSON.
 
     Raises ValueError for a number that is not finite, and for an undefined value without a reason.
     """
@@ -90,6 +92,7 @@ class Record:
         return self.detail.get("null", {})
 
     def unit_of(self, name: str) -> str:
+        """The unit of one value."""
         return self.detail.get("units", {}).get(name, self.unit)
 
     def to_json(self) -> dict[str, Any]:
@@ -100,7 +103,7 @@ class Record:
 
     @classmethod
     def read(cls, path: Path) -> Record:
-        """What `write` wrote. Raises InputError where the file is missing, damaged, or of another kind."""
+        """Read what `write` wrote. Raises InputError if the file is missing, damaged, or not a record."""
         data = read_json(path)
         what = f"{path}: not the record of a measure"
         checked(_File, data, what, "run `saeforest eval` again")
@@ -109,11 +112,14 @@ class Record:
                 name: None if pair is None else (pair[0], pair[1]) for name, pair in data["interval"].items()
             }
             return cls(**data)
-        except (TypeError, ValueError) as error:  # names of intervals and values that differ, no reason given
+        except (
+            TypeError,
+            ValueError,
+        ) as error:  # intervals and values differ in names, or a reason is missing
             raise InputError(f"{what} ({str(error)[:200]}); run `saeforest eval` again") from None
 
 
 def undefined(value: Mapping[str, float | None], why: Mapping[str, str], tokens: int) -> dict[str, str]:
-    """The reason of each undefined value: `why`, unless nothing was measured at all."""
+    """The reason for each undefined value: that in `why`, unless nothing was measured at all."""
     nothing = "no token was measured"
     return {n: nothing if tokens == 0 else why.get(n, "undefined") for n, v in value.items() if v is None}

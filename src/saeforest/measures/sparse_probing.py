@@ -1,14 +1,14 @@
 """How well a few features tell the topic of a text (SAEBench's sparse probing: docs/spec/probing.md#sparse-probing).
 
-Every class against the rest, as many texts of the class as of all others together. For each class and each k:
+Each class is told from the rest, with equally many texts of the class and of all others together. For each class and k:
 
-    features   the k largest |mean pooled(f)_i of the class - mean pooled(f)_i of the rest| on the training texts
-    sae_top_k  accuracy, on the test texts, of a logistic regression on those features; mean over the classes
-    llm_top_k  likewise with coordinates of the language model's activations
-    llm_all    likewise with all coordinates, standardised; how much to regularise is chosen on validation texts
+    features   the k features with the largest |mean pooled(f)_i over the class - over the rest| on the training texts
+    sae_top_k  test accuracy of a logistic regression on these features; mean over the classes
+    llm_top_k  the same with k coordinates of the language model's activations
+    llm_all    the same with all coordinates, standardized; the regularization is chosen on validation texts
 
 The probes are scikit-learn's `LogisticRegression(C=1, max_iter=1000)`. SAEBench chooses the epoch of its probe on all
-coordinates by test accuracy (docs/spec/probing.md#sparse-probing); nothing is chosen on test texts here. 0.5 is chance.
+coordinates by test accuracy; nothing is chosen on test texts here. Chance is 0.5.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from .record import Record, undefined
 from .spec import Study
 from .subject import Subject
 
-#: of the probe on all coordinates: scikit-learn's C, from strong regularisation to weak
+#: Values of scikit-learn's C for the probe on all coordinates, from strong regularization to weak.
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 
 
@@ -62,17 +62,18 @@ class SparseProbingConfig:
 
 
 def top_dimensions(difference: FloatArray, k: int) -> IntArray:
-    """The k dimensions of the largest absolute difference, largest first; of equals the lower one."""
+    """The k dimensions with the largest absolute difference, largest first; ties go to the lower one."""
     return np.argsort(-np.abs(difference), kind="stable")[:k]
 
 
 def sparse_probing(subject: Subject, config: SparseProbingConfig) -> Record:
-    """Values `sae_top_<k>`, `llm_top_<k>` and `llm_all`: test accuracy, averaged over the classes.
+    """The record "sparse_probing".
 
-    `detail["classes"]` has an entry for each class: its `label`, the accuracy of each value by its name, under
-    `features` those of the largest k, first come first taken, and under `strength` what was chosen for llm_all.
+    The values `sae_top_<k>`, `llm_top_<k>` and `llm_all` are test accuracies, averaged over the classes.
+    `detail["classes"]` has an entry for each class: its `label`, its accuracy for each value, its `features` for the
+    largest k, best first, and `strength`, scikit-learn's C chosen for llm_all.
 
-    Raises InputError where the texts are at fault (see `read_texts`).
+    Raises InputError if the texts cannot be used (see `read_texts`).
     """
     texts, code = subject.labeled
     pooled = {"sae": code.raw, "llm": texts.pooled}
@@ -145,16 +146,16 @@ def _dense(x: FloatArray | csr_array) -> FloatArray:
 def _standardized(
     x: FloatArray, train: IntArray, own: BoolArray, test: IntArray
 ) -> tuple[FloatArray, BoolArray, FloatArray]:
-    """What `_probe` takes, every coordinate of mean 0 and variance 1 on the training rows."""
+    """Arguments of `_probe`, with every coordinate scaled to mean 0 and variance 1 on the training rows."""
     mean, std = x[train].mean(0), x[train].std(0)
     std[std == 0] = 1
     return (x[train] - mean) / std, own, (x[test] - mean) / std
 
 
 def _probe(x: FloatArray, own: BoolArray, x_test: FloatArray, strength: float = 1.0) -> BoolArray:
-    """What a logistic regression trained on `x` says of the test texts: are they of the class?"""
+    """Whether a logistic regression trained on `x` assigns each test text to the class."""
     with warnings.catch_warnings():
-        # After so many iterations a probe is used as it is, as in SAEBench.
+        # After 1000 iterations a probe is used as it is, as in SAEBench.
         warnings.simplefilter("ignore", ConvergenceWarning)
         return LogisticRegression(C=strength, max_iter=1000).fit(x, own).predict(x_test)
 

@@ -1,6 +1,6 @@
-"""How many features are active on a token: `l0 = mean_t #{i: f_i(t) > threshold}`, in all and layer by layer.
+"""Number of active features on a token: `l0 = mean_t #{i: f_i(t) > threshold}`, in total and by layer.
 
-`l0_nonzero` counts whatever is above 0, as SAEBench does (docs/spec/reconstruction.md#sparsity).
+`l0_nonzero` counts every value above 0, as SAEBench does (docs/spec/reconstruction.md#sparsity).
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from .spec import Streaming
 
 
 class Sparsity(Measure):
+    """L0, in total and by layer."""
+
     def __init__(self, sae: SAE) -> None:
         self.config, self.at_most_k = sae.config, sae.at_most_k
         self.n_layers = len(sae.config.layer_sizes)

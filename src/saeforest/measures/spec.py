@@ -1,4 +1,4 @@
-"""How a measure introduces itself to the frame and to the report: its needs, settings, columns."""
+"""What a measure declares for the evaluation and the report: its needs, settings and columns."""
 
 from __future__ import annotations
 
@@ -12,20 +12,23 @@ from .needs import Need
 from .record import Record
 from .subject import Subject
 
-#: Whose way to measure: the specification's recommendation, SAEBench 0.6.0's, or that of the Tree SAE's published code.
+#: Whose settings to use: those we recommend (docs/spec), SAEBench 0.6.0's, or those of the Tree SAE's published code.
 Reading = Literal["recommended", "saebench_0.6", "ref_tree_sae"]
 READINGS: tuple[Reading, ...] = get_args(Reading)
-#: Measures that are taken together.
+#: Named sets of measures.
 Set = Literal["fast", "paper", "saebench"]
 SET_NAMES: tuple[Set, ...] = get_args(Set)
-# What a measure's settings must have for some of its needs.
+# The field that a measure's settings must have for a need.
 _FIELD_OF: dict[Need, str] = {"judge": "judge", "labeled_texts": "texts"}
 
 
 class Size(NamedTuple):
-    """What a measure of an SAE looks at: its memory depends on these.
+    """Sizes that decide how much memory a measure takes.
 
-    n_probes: the features whose directions are asked for, at most.
+    d_sae, d_in: numbers of features and of activation coordinates.
+    n_tokens:    number of measured tokens.
+    n_firings:   number of firings of all features on them.
+    n_probes:    upper limit for the number of features that get probes.
     """
 
     d_sae: int
@@ -42,19 +45,19 @@ class Size(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class MeasureSpec:
-    """What a measure declares. Its kind says how it is taken: `Streaming` or `Study`.
+    """What a measure declares. A measure is either `Streaming` or a `Study`.
 
-    name:     of the measure, its file here, its records and its settings.
-    needs:    all that it is given beside the SAE, and what decides whether a record answers the same question.
+    name:     name of the measure, of its file in this folder, its records and its settings.
+    needs:    all the data that it is given besides the SAE. They also decide whether an older record still applies.
     sets:     the sets that it belongs to.
-    config:   the dataclass of its settings; None: it has none.
+    config:   dataclass of its settings; None if it has none.
     readings: its settings in readings that differ from the recommended one.
-    columns:  what a report shows of it.
-    memory:   bytes that it takes beyond what it is given.
-    transcoders: whether it means the same of a transcoder, whose decoder writes at another site than it reads.
-    version:  raised when the measure comes to mean something else, so that older records are taken anew.
+    columns:  the columns that a report shows.
+    memory:   bytes that it needs beyond the data it is given.
+    transcoders: whether it applies to a transcoder too, whose decoder writes to another site than it reads.
+    version:  increased when the meaning of the measure changes, so that older records are replaced.
 
-    Raises TypeError where the declaration contradicts itself.
+    Raises TypeError if the declaration contradicts itself.
     """
 
     name: str
@@ -78,23 +81,23 @@ class MeasureSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class Streaming(MeasureSpec):
-    """A measure that is fed the measured text batch by batch: `make(subject, config)`."""
+    """A measure that sees the measured text batch by batch. `make(subject, config)` returns it."""
 
     make: Callable[[Subject, Any], Measure]
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if "text" not in self.needs:
-            raise TypeError(f"measure {self.name}: fed batch by batch, so it needs 'text'")
+            raise TypeError(f"measure {self.name}: a Streaming measure must need 'text'")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Study(MeasureSpec):
-    """A measure of an SAE as a whole: `run(subject, config)`."""
+    """A measure that is computed in one go. `run(subject, config)` returns its record."""
 
     run: Callable[[Subject, Any], Record]
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if "losses" in self.needs:
-            raise TypeError(f"measure {self.name}: 'losses' come with batches, to a Streaming measure")
+            raise TypeError(f"measure {self.name}: only a Streaming measure can need 'losses'")

@@ -1,4 +1,4 @@
-"""What a measure is given: an SAE, and what the measure declared that it needs."""
+"""What a measure is given: an SAE, and the data that the measure declares it needs."""
 
 from __future__ import annotations
 
@@ -23,12 +23,18 @@ from .probes import Probes
 
 
 class MeasuredText(NamedTuple):
+    """The measured tokens and their tokenizer."""
+
     tokens: Tokens
     tokenizer: PreTrainedTokenizerBase
 
 
 class Firings(NamedTuple):
-    """rows: `[n]` the flat position in the measured tokens of every activation, ascending. pairs: their firings."""
+    """Which features fire on each measured activation.
+
+    rows:  `[n]` each activation's flat position in the measured tokens, ascending.
+    pairs: firings of each feature, and of pairs of features, on these activations.
+    """
 
     rows: Int[Tensor, "n"]
     pairs: PairStatistics
@@ -36,12 +42,13 @@ class Firings(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """An SAE to be measured, and what its measure needs. `n` activations were measured.
+    """An SAE to measure, and the data that its measure needs. `n` is the number of measured activations.
 
-    settings: of every record: what was measured, on what.
-    supplies: what each declared need is supplied with when it is asked for.
+    sae:      the SAE.
+    settings: the settings that every record repeats: which SAE, on which data.
+    supplies: for each declared need, a function that returns the data.
 
-    Raises LookupError where a measure asks for what it did not declare.
+    A property names its need in parentheses. Raises LookupError if the measure reads one it did not declare.
     """
 
     sae: SAE
@@ -61,17 +68,17 @@ class Subject:
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """Of the measured text (text)."""
+        """Tokenizer of the measured text (text)."""
         return self._supplied("text").tokenizer
 
     @property
     def rows(self) -> Int[Tensor, "n"]:
-        """The flat position in the measured tokens of every activation, ascending (firings)."""
+        """Each activation's flat position in the measured tokens, ascending (firings)."""
         return self._supplied("firings").rows
 
     @property
     def pairs(self) -> PairStatistics:
-        """On which of the `n` activations each feature fires, and how features fire together (firings)."""
+        """Firings of each feature, and of pairs of features, on the `n` activations (firings)."""
         return self._supplied("firings").pairs
 
     @property
@@ -81,30 +88,30 @@ class Subject:
 
     @property
     def probes(self) -> Probes:
-        """The directions of the concepts of features (probes)."""
+        """Probes for the directions of the features' concepts (probes)."""
         return self._supplied("probes")
 
     @property
     def labeled(self) -> LabeledCodes:
-        """Labeled texts and their codes (labeled_texts). Raises InputError where the texts are at fault."""
+        """Labeled texts and their codes (labeled_texts). Raises InputError if the texts cannot be used."""
         return self._supplied("labeled_texts")
 
     @property
     def first_letters(self) -> FirstLetters:
-        """Words and their first letters (first_letters). Raises TooFewWords where the tokenizer has too few."""
+        """Words and their first letters (first_letters). Raises TooFewWords if the tokenizer has too few."""
         return self._supplied("first_letters")
 
     @property
     def judge(self) -> Judge | None:
-        """The judge, opened when it is first asked for; None where none is configured (judge)."""
+        """The judge, opened on first use; None if none is configured (judge)."""
         return self._supplied("judge")
 
     @property
     def log(self) -> Path | None:
-        """The folder of the training's log.jsonl; None: unknown (training_log)."""
+        """Folder with the log.jsonl of the SAE's training; None if unknown (training_log)."""
         return self._supplied("training_log")
 
     @property
     def forest(self) -> Forest:
-        """The SAE's own or, for a flat SAE, one inferred from text that is not measured (forest)."""
+        """The SAE's own forest or, for a flat SAE, one inferred from text that is not measured (forest)."""
         return self._supplied("forest")

@@ -1,17 +1,17 @@
-"""Targeted probe perturbation: do the features of a class carry that class alone (docs/spec/probing.md#tpp)?
+"""Targeted probe perturbation (TPP): do a class's features carry that class alone (docs/spec/probing.md#tpp)?
 
-A linear probe w_c of every class against the rest is trained on the mean-pooled activations. Then
+For each class, a linear probe w_c of the class against the rest is trained on the mean-pooled activations. Then
 
-    effect_i(c)  = max(0, (mean effective(f)_i of the class - of the rest) * (d_i . w_c))    on the training texts
-    S_n(c)       = the n features of the largest effect
-    drop(c, c')  = accuracy of probe c' on the test texts - the same without the features S_n(c)
+    effect_i(c)  = max(0, (mean effective(f)_i over the class - over the rest) * (d_i . w_c))    on the training texts
+    S_n(c)       = the n features with the largest effect
+    drop(c, c')  = accuracy of probe c' on the test texts - its accuracy with the features S_n(c) ablated
     tpp_n        = mean over c of drop(c, c) - mean over c' != c of drop(c, c')
 
-Without S each activation becomes x_t - decode(f_t) + decode(f_t without S) = x_t - s_t sum_{i in S} f_ti d_i, as
-`interventions.splice` writes it with the error term. Pooling is linear, so the text's vector loses
+Ablating S turns each activation into x_t - decode(f_t) + decode(f_t without S) = x_t - s_t sum_{i in S} f_ti d_i, like
+`interventions.splice` with the error term. Pooling is linear, so the text's vector loses
 sum_{i in S} effective(f)_i d_i (see `pooled`), and no activation has to be decoded.
 
-Read as recommended, a feature without effect is never ablated, and the epoch of the probes is chosen on validation
+In the recommended reading, a feature without effect is never ablated, and the probes' epoch is chosen on validation
 texts. SAEBench 0.6 fills S_n with features of effect 0, and chooses the epoch on the test texts.
 """
 
@@ -83,7 +83,7 @@ class TPPConfig:
 
 
 class LinearProbes(NamedTuple):
-    """One probe for each class; it says yes where `x @ weight + bias > 0`."""
+    """One probe for each class. A logit `x @ weight + bias` above 0 means that the text is in the class."""
 
     weight: FloatArray
     """`[C, d]`"""
@@ -91,12 +91,12 @@ class LinearProbes(NamedTuple):
     """`[C]`"""
 
     def logits(self, x: FloatArray) -> FloatArray:
-        """`[n, C]`"""
+        """Logits `[n, C]` of the rows of `x [n, d]`."""
         return x @ self.weight.T + self.bias
 
 
 def tpp_score(drop: FloatArray) -> FloatArray:
-    """`[...]` of `drop [..., C, C]`: how much accuracy probe c' (last) loses without the features of class c."""
+    """TPP `[...]` from `drop [..., C, C]`: the accuracy that probe c' (last) loses without class c's features."""
     n_classes = drop.shape[-1]
     own = np.trace(drop, axis1=-2, axis2=-1)
     others = drop.sum((-2, -1)) - own
@@ -104,12 +104,12 @@ def tpp_score(drop: FloatArray) -> FloatArray:
 
 
 def effects(difference: FloatArray, along: FloatArray) -> FloatArray:
-    """Of every feature `[F]`: its mean difference between the class and the rest, times d_i . w; 0 where negative."""
+    """Each feature's effect `[F]`: its mean difference between the class and the rest times d_i . w, at least 0."""
     return np.maximum(difference * along, 0)
 
 
 def ablated(effect: FloatArray, n: int) -> IntArray:
-    """The n features of the largest effect, largest first, of equals the lower; none of effect 0."""
+    """Up to n features with the largest effects above 0, largest first; ties go to the lower id."""
     ranked = np.argsort(-effect, kind="stable")[:n]
     return ranked[effect[ranked] > 0]
 
@@ -117,7 +117,7 @@ def ablated(effect: FloatArray, n: int) -> IntArray:
 def train_probes(
     x: FloatArray, train: IntArray, check: IntArray, config: TPPConfig, seed: int
 ) -> LinearProbes:
-    """A probe for each class, trained on the texts `train [C, a]` of `x [n, d]`, its epoch chosen on `check [C, b]`."""
+    """Train a probe for each class on the texts `train [C, a]` of `x [n, d]`, its epoch chosen on `check [C, b]`."""
     (rows, own), (check_rows, check_own) = one_vs_rest(train, seed), one_vs_rest(check, seed)
     data, of, target = torch.from_numpy(x).float(), torch.from_numpy(rows), torch.from_numpy(own).float()
     generator = torch.Generator().manual_seed(seed)
@@ -147,19 +147,20 @@ def train_probes(
 
 
 def asked(logits: FloatArray, rows: IntArray) -> FloatArray:
-    """`[C, b]` of `logits [n, C]`: what each probe says of its own texts, `rows [C, b]`."""
+    """Each probe's logits on its own texts: `[C, b]`, from `logits [n, C]` and `rows [C, b]`."""
     return np.take_along_axis(logits.T, rows, axis=1)
 
 
 def tpp(subject: Subject, config: TPPConfig) -> Record:
-    """Values `tpp_<n>`: how much more accuracy a class loses by its n features than the other classes do.
+    """The record "tpp".
 
-    `detail["classes"]` has an entry for each class: its `label`, the `accuracy` of its probe, the `features` of the
-    largest effects (at most 20) with their `effects`, and `helpful`, the number of features with any effect.
-    `detail["drop"]["<n>"]` is the C x C table of drop(c, c'), one row for each ablated class c.
+    A value `tpp_<n>` says how much more accuracy a class loses without its n features than the other classes lose.
+    `detail["classes"]` has an entry for each class: its `label`, the `accuracy` of its probe, the `features` with the
+    largest effects (at most 20), their `effects`, and `helpful`, the number of features with an effect above 0.
+    `detail["drop"]["<n>"]` is the C x C table of drop(c, c'), with one row for each ablated class c.
 
-    Of an SAE whose layers reconstruct alone (HSAE) only features of the last layer can be ablated: the
-    reconstruction is theirs. Raises InputError where the texts are at fault (see `read_texts`).
+    If each layer of the SAE reconstructs alone (HSAE), only features of the last layer can be ablated, because only
+    they form the reconstruction. Raises InputError if the texts cannot be used (see `read_texts`).
     """
     texts, code = subject.labeled
     effective = code.effective
@@ -198,7 +199,7 @@ def tpp(subject: Subject, config: TPPConfig) -> Record:
     weight_of = by_text(test_rows, np.ones(right.shape), texts.test)
 
     def drops(weights: FloatArray) -> FloatArray:
-        """`[b, n, C, C]`"""
+        """drop(c, c') for each resample and each n: `[b, n, C, C]`."""
         total = (weights @ lost.reshape(-1, n_texts).T).reshape(len(weights), len(ns), n_classes, n_classes)
         return total / (weights @ weight_of.T)[:, None, None, :]
 
@@ -236,7 +237,7 @@ def tpp(subject: Subject, config: TPPConfig) -> Record:
 SPEC = Study(
     name="tpp",
     needs=frozenset({"labeled_texts"}),
-    transcoders=False,  # it holds decoder rows against the activations that are read
+    transcoders=False,  # it compares decoder rows with input activations
     sets=("saebench",),
     config=TPPConfig,
     readings={"saebench_0.6": TPPConfig(texts=LabeledTextConfig(train=4000, test=1000), select_on="test")},
