@@ -9,7 +9,7 @@ STEP ?= 5
 BIN := .venv/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test docs lint pytest fuzz test-models durability clean interop
+.PHONY: demo test docs notebooks lint pytest fuzz test-models durability clean interop
 
 demo: .venv/run.stamp
 	$(BIN)/saeforest demo --out $(OUT)
@@ -44,6 +44,10 @@ lint: .venv/dev.stamp
 # The documentation as a site in site/, without the network; a warning is an error.
 docs: .venv/dev.stamp
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+# The notebooks anew, with what they put out, to be committed: some minutes.
+notebooks: .venv/dev.stamp
+	$(BIN)/python notebooks/execute.py
 
 # torch by itself first: whatever else asks for it then finds the pinned build in place.
 .venv/run.stamp: pyproject.toml constraints.txt requirements-embedded.txt
