@@ -71,7 +71,7 @@ def test_a_model_that_is_gone(a_run: Path, fails: Callable[..., str]) -> None:
 
 
 def test_too_little_held_out_text(a_run: Path, fails: Callable[..., str]) -> None:
-    assert "one window of context 32" in fails("eval", a_run, "--tokens", "5")
+    assert "at least one window of 32 tokens" in fails("eval", a_run, "--tokens", "5")
 
 
 def test_an_index_of_another_sae_is_told(a_run: Path, finished_run: Path, call: Call) -> None:

@@ -37,7 +37,8 @@ class Whole:
 
 def warm_up(model: Path) -> None:
     """Imports here what every child would have to import for itself: most of its time."""
-    for name in ("demo", "explore", "kernels.compiled.loops", "cli.eval_arguments", "synthetic.run"):
+    commands = [f"cli.{name}" for name in cli.COMMANDS]
+    for name in ("demo", "explore", "kernels.compiled.loops", "cli.eval_arguments", "worlds.run", *commands):
         import_module(f"saeforest.{name}")
     import_module("torch._dynamo")
     parity(load_lm(str(model)))
