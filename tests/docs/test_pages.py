@@ -45,6 +45,7 @@ SMALL = {
     "(21, 5, 4, 2)": "(4, 2, 2, 2)",
     "8192": "128",
     "batch_size=2048": "batch_size=128",
+    "steps=500": "steps=50",
 }
 #: What a `saeforest train` of presets is given besides.
 PRESET = "--model {model} --site blocks.1.hook_resid_post --data {text} --tokens 5000 --epochs 1"
