@@ -455,7 +455,7 @@ def test_reprs_are_short_and_tell_sizes(run: TrainedRun, tmp_path: Path, finishe
     assert repr(run).startswith("TrainedRun(in memory; 6 steps of 256; last batch: FVE ")
     assert repr(run.sae) in repr(run)
     assert repr(Forest(torch.tensor([-1, -1, 0, 0]), (2, 2))) == (
-        "Forest(4 features, layer_sizes=(2, 2): 2 edges, 2 roots, depth 2)"
+        "Forest(4 features, layer_sizes=(2, 2): 2 edges, 2 roots, 2 levels)"
     )
     assert (
         repr(run.sae.encode(activations(5)))

@@ -90,7 +90,8 @@ class Forest:
     def __repr__(self) -> str:
         layers = f"layer_sizes={self.layer_sizes}" + ("" if self.layered else ", layered=False")
         edges, levels = self.edges.shape[1], int(self.depth.max()) + 1
-        return f"Forest({self.d_sae:,} features, {layers}: {edges:,} edges, {len(self.roots):,} roots, depth {levels})"
+        height = f"{levels} level{'' if levels == 1 else 's'}"
+        return f"Forest({self.d_sae:,} features, {layers}: {edges:,} edges, {len(self.roots):,} roots, {height})"
 
     @property
     def d_sae(self) -> int:
