@@ -254,6 +254,12 @@ X = activations()
 TRAIN_MISTAKES: dict[str, Callable[[], object]] = {
     "architecture = 'tre': expected one of tree": lambda: saeforest.train(X, "tre"),
     "did you mean layer_sizes?": lambda: saeforest.train(X, layersizes=(4, 8)),
+    "seeds: no argument of train, and no setting of architecture tree; did you mean seed?; expected out, steps, ": (
+        lambda: saeforest.train(X, seeds=3)
+    ),
+    "did you mean lr?": lambda: saeforest.train(X, learning_rate=1e-3),
+    "for d_sae and k give layer_sizes=(32,), k_per_layer=(3,)": lambda: saeforest.train(X, d_sae=32, k=3),
+    "for d_sae and k give layer_sizes=(32,), k_per_layer=(5,)": lambda: saeforest.train(X, "topk", k=5),
     "architecture: expected one of tree": lambda: saeforest.train(X, 3),  # pyright: ignore[reportArgumentType]
     "layer_sizes: architecture is a whole configuration": lambda: saeforest.train(
         X, TopKConfig((8,), (2,)), layer_sizes=8
@@ -265,7 +271,7 @@ TRAIN_MISTAKES: dict[str, Callable[[], object]] = {
     "layer_sizes = '48': expected a whole number for each layer": lambda: saeforest.train(
         X, layer_sizes="48", k_per_layer=(2,)
     ),
-    "allocation.frst: no setting of a tree SAE": lambda: saeforest.train(X, allocation={"frst": 1}),
+    "allocation.frst: no setting of architecture tree": lambda: saeforest.train(X, allocation={"frst": 1}),
     "allocation.first = -1: expected": lambda: saeforest.train(X, allocation={"first": -1}),
     "batch_size = 2,000: data has 1,000 rows": lambda: saeforest.train(X, **SMALL, batch_size=2_000),
     "data: has shape [8]: expected activations [n, d]": lambda: saeforest.train(X[0], **SMALL),
@@ -362,8 +368,8 @@ def test_a_mistake_in_measuring_is_one_line(run: TrainedRun, flat: TrainedRun) -
         "measure 'absorption': needs first letters": lambda: saeforest.measure(run, x, ["absorption"]),
         "measure 'nope': no such measure": lambda: saeforest.measure(run, x, "nope"),
         "measures: expected names of measures": lambda: saeforest.measure(run, x, 3),  # pyright: ignore[reportArgumentType]
-        "measure 'coverage': needs a forest, and a topk SAE learns none": lambda: saeforest.measure(
-            flat, x, "coverage"
+        "measure 'coverage': needs a forest, and an SAE of architecture topk learns none": lambda: (
+            saeforest.measure(flat, x, "coverage")
         ),
         "forest: expected a saeforest.Forest": lambda: saeforest.measure(flat, x, forest=3),  # pyright: ignore[reportArgumentType]
         "forest: is of 2 features, but the SAE has 16": lambda: saeforest.measure(

@@ -167,8 +167,8 @@ class TrainConfig:
             raise InputError(f"target = {shown(self.target)}: the same as the site; leave target out")
         if self.target is not None and not (self.saes or isinstance(self.sae, TranscoderConfig)):
             raise InputError(
-                f"target = {shown(self.target)}: a {self.sae.architecture} SAE reconstructs its input only; choose "
-                "another sae.architecture, or leave target out"
+                f"target = {shown(self.target)}: an SAE of architecture {self.sae.architecture} reconstructs its input "
+                "only; choose another sae.architecture, or leave target out"
             )
 
     def _check_member(self, name: str, member: MemberConfig) -> None:
@@ -317,7 +317,7 @@ def system_config(architecture: str, settings: Mapping[str, Any]) -> SystemConfi
         first = error.errors()[0]
         key = _key(first["loc"])
         if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-            raise InputError(f"{key[:200]}: no setting of a {architecture} SAE") from None
+            raise InputError(f"{key[:200]}: no setting of architecture {architecture}") from None
         raise InputError(flaw({**first, "loc": (key,)})) from None
 
 

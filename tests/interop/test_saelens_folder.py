@@ -318,14 +318,14 @@ REFUSED: dict[str, tuple[str, Callable[[Path], object], list[str]]] = {
     "no k of before": (
         "topk",
         keys(metadata=None, activation_fn_str="topk", k=None),
-        ["cfg.json", "'k' is None"],
+        ["cfg.json", "no key 'k'"],
     ),
     "fine-tuned": (
         "standard",
         vector(scaling_factor=torch.full((F,), 1.5)),
         ["sae_weights.safetensors", "'scaling_factor'", "fine-tuned"],
     ),
-    "no k": ("topk", keys(k=None), ["cfg.json", "'k' is None"]),
+    "no k": ("topk", keys(k=None), ["cfg.json", "no key 'k'"]),
     "half a feature": ("topk", keys(k=4.5), ["cfg.json", "'k' is 4.5"]),
     "k of more": ("topk", keys(k=F + 1), ["cfg.json", f"{F + 1}", f"{F}"]),
     "k in words": ("topk", keys(k="5"), ["cfg.json", "'k'"]),

@@ -335,5 +335,5 @@ def test_mistakes(settings: dict[str, Any], message: str) -> None:
 
 
 def test_it_is_no_transcoder() -> None:
-    with pytest.raises(InputError, match=r"an? expert_hsae SAE reconstructs its input"):
+    with pytest.raises(InputError, match=r"an SAE of architecture expert_hsae reconstructs its input"):
         build(CONFIG, D, d_out=7)

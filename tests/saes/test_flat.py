@@ -658,10 +658,13 @@ BAD: dict[str, tuple[Callable[[], object], str]] = {
     "k above the layer": (lambda: TopKConfig((4,), (5,)), "expected 1 to 4"),
     "k of 0": (lambda: BatchTopKConfig((4,), (0,)), "expected 1 to 4"),
     "two layers, topk": (lambda: TopKConfig((4, 4), (2, 2)), "one layer; give one size, such as 8"),
-    "two layers, batchtopk": (lambda: BatchTopKConfig((4, 4), (2, 2)), "a batchtopk SAE has one layer"),
+    "two layers, batchtopk": (
+        lambda: BatchTopKConfig((4, 4), (2, 2)),
+        "an SAE of architecture batchtopk has one layer",
+    ),
     "two layers, matching pursuit": (
         lambda: MatchingPursuitConfig((4, 4), (2, 2)),
-        "a matching_pursuit SAE has one layer",
+        "an SAE of architecture matching_pursuit has one layer",
     ),
     "two k": (lambda: TopKConfig((4,), (2, 2)), "one k for each layer"),
     "no layers": (lambda: TopKConfig((), ()), "at least one layer"),

@@ -108,8 +108,11 @@ def test_only_what_has_a_target_of_its_own_takes_one() -> None:
 @pytest.mark.parametrize(
     ("config", "words"),
     [
-        (HSAEConfig((4, 8), (1, 1), normalize_activations="none"), "a hsae SAE reconstructs its input"),
-        (MatchingPursuitConfig((4,), (1,)), "a matching_pursuit SAE reconstructs its input"),
+        (
+            HSAEConfig((4, 8), (1, 1), normalize_activations="none"),
+            "an SAE of architecture hsae reconstructs its input",
+        ),
+        (MatchingPursuitConfig((4,), (1,)), "an SAE of architecture matching_pursuit reconstructs its input"),
         (
             TreeConfig((4, 8), (1, 1)),
             r"sae\.normalize_target = dataset_scale: expected the number that training determines",

@@ -143,7 +143,7 @@ def test_a_dry_run_counts_the_target(run: Run, capsys: pytest.CaptureFixture[str
     ("change", "part"),
     [
         ({"target": SITE}, "the same as the site"),
-        ({"sae": HSAEConfig(), "target": TARGET}, "an? hsae SAE reconstructs its input"),
+        ({"sae": HSAEConfig(), "target": TARGET}, "an SAE of architecture hsae reconstructs its input"),
     ],
 )
 def test_wrong_targets(change: dict[str, Any], part: str, config: TrainConfig) -> None:

@@ -35,7 +35,7 @@ def measure(
     x: activations `[n, d]` to measure on, best others than those of the training. None: the run's held-out text, read
         by its language model; records are then kept in the run, and taken from there the next time.
     measures: names in a list, or in one string separated by commas; also fast, paper or saebench, which are sets of
-        them. docs/measures.md describes each. Default: fast; on activations those of it that need no text.
+        them; on activations, those of a set that need no text. docs/measures.md describes each. Default: fast.
     forest: stands in for the SAE's own, as measures of the hierarchy of a flat SAE need it (`infer_forest`). Only
         beside `x`: a run infers one itself.
     options: settings of measures (`saeforest.evaluation.MeasureOptions`).
@@ -56,20 +56,19 @@ def measure(
         >>> list(records)
         ['reconstruction', 'sparsity']
     """
-    from ..evaluation import MEASURES, SETS, MeasureOptions, measure_names, measure_run
+    from ..evaluation import MEASURES, MeasureOptions, measure_names, measure_run
     from ..evaluation.rows import evaluate_rows, missing_for_rows
 
     with named_as_arguments():
         if options is not None and not isinstance(options, MeasureOptions):
             raise InputError(f"options: expected a saeforest.evaluation.MeasureOptions, not {a(options)}")
         if measures is None:
-            names = list(SETS["fast"])
-        elif isinstance(measures, str):
-            names = measure_names(measures)
-        elif isinstance(measures, list | tuple) and all(isinstance(name, str) for name in measures):
-            names = measure_names(",".join(measures))
-        else:
+            measures = "fast"
+        if isinstance(measures, list | tuple) and all(isinstance(name, str) for name in measures):
+            measures = ",".join(measures)
+        if not isinstance(measures, str):
             raise InputError(f"measures: expected names of measures, not {a(measures)}")
+        names, named = measure_names(measures), {name.strip() for name in measures.split(",")}
         if isinstance(source, str | Path):
             source = (
                 RunFolder(Path(source)) if RunFolder(Path(source)).config_file.is_file() else load(source)
@@ -78,14 +77,17 @@ def measure(
             raise InputError(f"source: expected an SAE, a run or the path of one, not {a(source)}")
         if x is not None:
             one = _one_sae(source, sae)
-            if measures is None:
-                has_forest = one.has_forest or forest is not None
-                names = [
-                    name
-                    for name in names
-                    if not missing_for_rows(MEASURES[name])
+            # Those of a set that rows cannot supply are left out; one asked for by its own name is an error.
+            has_forest = one.has_forest or forest is not None
+            names = [
+                name
+                for name in names
+                if name in named
+                or (
+                    not missing_for_rows(MEASURES[name])
                     and (has_forest or "forest" not in MEASURES[name].needs)
-                ]
+                )
+            ]
             _check_forest(forest, one)
             return evaluate_rows(one, activations("x", x, one.d_in), names, options, forest=forest)
         folder = source.folder if isinstance(source, TrainedRun) else source

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +153,7 @@ def train(
             if not is_store(Path(data)):
                 raise InputError(
                     f"data = {shown(str(data))}: no folder of activations that `saeforest harvest` wrote; "
+                    "to train on a tensor give the tensor itself; "
                     "to train on text give a saeforest.config.TrainConfig"
                 )
             stored = data_of(str(data))
@@ -203,6 +205,10 @@ def train(
         if out is not None and is_complete(RunFolder(Path(out)), config):
             return _finished(RunFolder(Path(out)), blocks)
         return _run_of(train_given(config, blocks, None if out is None else Path(out)), out)
+
+
+# Its own arguments, besides data and the settings of the system.
+_OWN = tuple(name for name, p in signature(train).parameters.items() if p.kind is p.KEYWORD_ONLY)
 
 
 def _train_config(config: TrainConfig, out: str | Path | None) -> TrainedRun:
@@ -295,14 +301,27 @@ def _system(architecture: str | SystemConfig, settings: Mapping[str, Any]) -> Sy
     for name in settings:
         if name not in names:
             raise InputError(
-                f"{name}: no argument of train, and no setting of a {architecture} SAE{near(name, names)}; "
-                f"expected {', '.join(names)}"
+                f"{name}: no argument of train, and no setting of architecture {architecture}"
+                f"{_instead(name, settings) or near(name, [*_OWN, *names])}; "
+                f"expected {', '.join(_OWN)}, or a setting: {', '.join(names)}"
             )
     given = {
         name: _by_layer(name, value) if name in ("layer_sizes", "k_per_layer") else value
         for name, value in settings.items()
     }
     return system_config(architecture, given)
+
+
+def _instead(name: str, settings: Mapping[str, Any]) -> str:
+    """What to give in place of a name that other libraries have; empty if it is none of these."""
+    if name in ("d_sae", "k"):
+        sizes = {
+            new: f"({value},)" if isinstance(value := settings.get(old), int) else example
+            for old, new, example in (("d_sae", "layer_sizes", "(32,)"), ("k", "k_per_layer", "(3,)"))
+        }
+        written = ", ".join(f"{new}={value}" for new, value in sizes.items())
+        return f"; for d_sae and k give {written}"
+    return "; did you mean lr?" if name == "learning_rate" else ""
 
 
 def _by_layer(name: str, value: object) -> tuple[int, ...]:

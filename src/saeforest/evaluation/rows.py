@@ -66,7 +66,7 @@ def evaluate_rows(
             )
         if "forest" in MEASURES[name].needs and forest is None and not sae.has_forest:
             raise InputError(
-                f"measure '{name}': needs a forest, and a {sae.config.architecture} SAE learns none; "
+                f"measure '{name}': needs a forest, and an SAE of architecture {sae.config.architecture} learns none; "
                 "give forest=saeforest.infer_forest(sae, x), preferably with other activations than those measured"
             )
     settings = {

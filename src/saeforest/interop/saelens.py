@@ -23,7 +23,7 @@ def for_saelens(sae: SAE) -> SAE:
         return sae
     if not isinstance(sae, BatchTopKSAE | MatryoshkaSAE):
         raise InputError(
-            f"a {sae.config.architecture} SAE has no counterpart in SAELens, which knows no forest; "
+            f"an SAE of architecture {sae.config.architecture} has no counterpart in SAELens, which knows no forest; "
             f"expected one of {', '.join(_DIRECT)}, batchtopk or matryoshka"
         )
     shared = {

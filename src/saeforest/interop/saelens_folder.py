@@ -408,7 +408,9 @@ def _matching_pursuit(cfg: Cfg, scale: float, shared: dict[str, Any]) -> SAEConf
 
 
 def _k(cfg: Cfg) -> int:
-    if cfg.k is None or cfg.k != int(cfg.k):
+    if cfg.k is None:
+        raise InputError("there is no key 'k'; expected the number of features of an activation")
+    if cfg.k != int(cfg.k):
         raise InputError(f"key 'k' is {shown(cfg.k)}: expected the number of features of an activation")
     return int(cfg.k)
 

@@ -334,6 +334,6 @@ def _target_normalizer(config: SAEConfig) -> Scale:
     """The normalizer of a transcoder's target. Raises InputError if the system cannot be a transcoder."""
     if not isinstance(config, TranscoderConfig):
         raise InputError(
-            f"a {config.architecture} SAE reconstructs its input only: it cannot be a transcoder"
+            f"an SAE of architecture {config.architecture} reconstructs its input only: it cannot be a transcoder"
         )
     return target_normalizer(config.normalize_target)

@@ -42,5 +42,6 @@ def check_one_layer(architecture: str, sizes: tuple[int, ...]) -> None:
     """Raise InputError if a system that has only one layer is given several sizes."""
     if len(sizes) != 1:
         raise InputError(
-            f"sae.layer_sizes {list(sizes)}: a {architecture} SAE has one layer; give one size, such as {sum(sizes)}"
+            f"sae.layer_sizes {list(sizes)}: an SAE of architecture {architecture} has one layer; "
+            f"give one size, such as {sum(sizes)}"
         )

@@ -196,7 +196,7 @@ def _with_bias(config: SAEConfig, weights: Mapping[str, Tensor], path: Path) -> 
         return config
     if "encoder_bias" not in {f.name for f in fields(config)}:  # pyright: ignore[reportArgumentType]
         raise InputError(
-            f"{path}: tensor 'b_enc' is not zero, but a {config.architecture} SAE has no encoder bias"
+            f"{path}: tensor 'b_enc' is not zero, but an SAE of architecture {config.architecture} has no encoder bias"
         )
     return replace(config, encoder_bias=True)  # pyright: ignore[reportArgumentType]
 

@@ -91,7 +91,9 @@ class Forest:
         layers = f"layer_sizes={self.layer_sizes}" + ("" if self.layered else ", layered=False")
         edges, levels = self.edges.shape[1], int(self.depth.max()) + 1
         height = f"{levels} level{'' if levels == 1 else 's'}"
-        return f"Forest({self.d_sae:,} features, {layers}: {edges:,} edges, {len(self.roots):,} roots, {height})"
+        return (
+            f"Forest({self.d_sae:,} features, {layers}: {edges:,} edges, {len(self.roots):,} roots, {height})"
+        )
 
     @property
     def d_sae(self) -> int:
