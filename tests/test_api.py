@@ -22,6 +22,7 @@ import saeforest
 from conftest import MakeConfig
 from saeforest import Forest, InputError, Record, RunFolder, SparseCode, TrainedRun
 from saeforest.config import TrainConfig
+from saeforest.evaluation import SETS
 from saeforest.infer import InferConfig
 from saeforest.infer import infer_forest as inferred
 from saeforest.saes import TopKConfig, TreeConfig, TreeSAE
@@ -319,6 +320,15 @@ def test_reconstruction_on_a_tensor_is_that_of_numpy(run: TrainedRun) -> None:
     assert interval[0] < value < interval[1]
 
 
+def test_a_named_set_leaves_out_what_activations_alone_cannot_give(run: TrainedRun) -> None:
+    found = saeforest.measure(run, activations(), "paper")
+    assert "reconstruction" in found
+    assert found.keys() < set(SETS["paper"])
+    assert "measure 'cross_entropy': needs" in error(
+        lambda: saeforest.measure(run, activations(), ["paper", "cross_entropy"])
+    )
+
+
 def test_measures_by_default_are_those_that_need_no_text(run: TrainedRun, flat: TrainedRun) -> None:
     x = activations(seed=1)
     assert list(saeforest.measure(run.sae, x)) == [
@@ -367,6 +377,9 @@ def test_a_mistake_in_measuring_is_one_line(run: TrainedRun, flat: TrainedRun) -
         "measure 'autointerp': needs judge and text": lambda: saeforest.measure(run, x, ["autointerp"]),
         "measure 'absorption': needs first letters": lambda: saeforest.measure(run, x, ["absorption"]),
         "measure 'nope': no such measure": lambda: saeforest.measure(run, x, "nope"),
+        "measure 'fve': no such measure; fve is a value of reconstruction; expected": lambda: (
+            saeforest.measure(run, x, ["fve"])
+        ),
         "measures: expected names of measures": lambda: saeforest.measure(run, x, 3),  # pyright: ignore[reportArgumentType]
         "measure 'coverage': needs a forest, and an SAE of architecture topk learns none": lambda: (
             saeforest.measure(flat, x, "coverage")

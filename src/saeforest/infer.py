@@ -75,8 +75,8 @@ class InferConfig:
     Pearson correlation, or reconstruction (coverage together with the reconstruction score, Eq. 5 of the Tree SAE
     paper)."""
     min_score: float | None = None
-    """Minimum score of a parent; for reconstruction, minimum coverage. Default: 0.9 for coverage, reconstruction and
-    (its square root) mcs_binary, 0.6 for correlations; mcs_binary_scaled has none."""
+    """Minimum score of a parent; for reconstruction, minimum coverage. Default: 0.9 for coverage and
+    reconstruction, its square root for mcs_binary, 0.6 for correlations; mcs_binary_scaled has none."""
     min_count: int = 20
     """Minimum number of tokens that a feature must fire on to get a parent. A rarer one is covered by any frequent
     feature by chance, so it becomes a root."""

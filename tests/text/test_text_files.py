@@ -98,6 +98,11 @@ def test_a_local_folder_wins_over_the_hub(tmp_path: Path, monkeypatch: pytest.Mo
             b"text\nhello\n",
             "a.xlsx: expected a .txt, .jsonl, .ndjson, .json, .csv, .tsv, .parquet or .arrow",
         ),
+        (
+            "activations.pt",
+            b"PK",
+            "or a folder of such files; saeforest.train(x) in Python trains on a tensor",
+        ),
     ],
 )
 def test_bad_file_is_named(tmp_path: Path, name: str, content: bytes, expected: str):

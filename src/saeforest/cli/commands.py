@@ -66,7 +66,8 @@ COMMANDS: dict[str, Command] = {
         "eval:evaluate",
         "RUN",
         "Measure the trained SAEs of a run on held-out text",
-        "Writes RUN/eval/MEASURE.json. Results that exist already are reused.",
+        "Writes RUN/eval/MEASURE.json. Results that exist already are reused. "
+        "docs/measures.md says what each measure is.",
         (
             "saeforest eval runs/demo",
             "saeforest eval runs/demo --measures paper --tokens 500000",

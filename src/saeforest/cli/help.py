@@ -14,7 +14,7 @@ import sys
 import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import redirect_stdout, suppress
-from typing import Annotated, Any, NoReturn, get_args, get_origin
+from typing import Annotated, Any, Literal, NoReturn, get_args, get_origin
 
 import tyro
 from tyro.constructors import (
@@ -36,7 +36,9 @@ WIDEST_BASIC = 24
 _HEADINGS = {"positional arguments": "Arguments", "options": "Options"}
 _STYLE = re.compile(r"\x1b\[[0-9;]*m")
 _DEFAULT = re.compile(r"\s*Default: ([^.]+(?:\.[^. ][^.]*)*)\.$")
-_SAYS_DEFAULT = re.compile(r"\b(default|none|empty|unset|without)\b", re.IGNORECASE)
+# What a docstring says of a system's own defaults: those shown are of the preset.
+_OWN_DEFAULTS = re.compile(r" [^.]*\bdefaults? (?:are|is)\b[^.]*\.| [^.]* by default\.")
+_SAYS_DEFAULT = re.compile(r"\b(default|none|empty|unset|without|left out)\b", re.IGNORECASE)
 
 
 def asked(argv: Sequence[str]) -> bool:
@@ -167,6 +169,9 @@ class Help:
         name, prefix = self._place.get(owner, ("", ""))
         name = f"{name}.{field.name}" if name else field.name
         group = _group_of(field)
+        if field.name == "architecture" and get_origin(_stripped(field.type)) is Literal:
+            # The system's own name, which --architecture sets.
+            return dataclasses.replace(field, type=Annotated[field.type, tyro.conf.Suppress])
         if owner in self._left_out and owner not in self._place:
             self._left_out |= {group} if group else set()
             return field
@@ -209,8 +214,9 @@ class Help:
         def description() -> str:
             if self.basic is not None:
                 return ""
-            about = (kind.__doc__ or "").split("\n\n")[0]
-            return "\n".join([_one_line(about), *self._repeated.get(kind, [])])
+            about = _one_line((kind.__doc__ or "").split("\n\n")[0])
+            about = _OWN_DEFAULTS.sub("", about)
+            return "\n".join([about, *self._repeated.get(kind, [])])
 
         return dataclasses.replace(field, type=_annotated(kind, metadata), helptext=description)
 
@@ -260,7 +266,9 @@ def _about(field: StructFieldSpec) -> str:
     text: Any = field.helptext
     for given in _metadata(field.type):
         text = getattr(given, "help", None) or text
-    return _one_line(str((text() if callable(text) else text) or ""))
+    text = _one_line(str((text() if callable(text) else text) or ""))
+    # "None" in a docstring is the value in Python and in files; a user of an option can't always type it.
+    return re.sub(r"\bNone: ", "If left out: ", text) if field.default is None else text
 
 
 def _option(prefix: str, field: StructFieldSpec) -> Option:

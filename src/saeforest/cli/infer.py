@@ -26,7 +26,7 @@ class InferArguments:
     """Number of training tokens to infer the forest from."""
     sae: OneSAE = None
     out: Path | None = None
-    """Folder for the forest, new or empty. Required for an SAE without a run, and only then."""
+    """Folder for the forest, new or empty; required for an SAE without a run, and only then."""
     model: str = ""
     """Language model of an SAE without a run. Default: the one in its metadata."""
     site: str = ""

@@ -42,8 +42,10 @@ def measure_names(text: str) -> list[str]:
     names: list[str] = []
     for word in map(str.strip, text.split(",")):
         if word not in SETS and word not in MEASURES:
+            owner = next((m for m, s in MEASURES.items() if word in [c.value for c in s.columns]), None)
+            hint = "" if owner is None else f"; {word} is a value of {owner}"
             raise InputError(
-                f"measure '{word}': no such measure; expected {', '.join(SETS)}, or any of {', '.join(MEASURES)}"
+                f"measure '{word}': no such measure{hint}; expected {', '.join(SETS)}, or any of {', '.join(MEASURES)}"
             )
         names += SETS.get(word, (word,))
     return list(dict.fromkeys(names))

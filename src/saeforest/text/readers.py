@@ -22,7 +22,12 @@ Reader = Callable[[Path, str, Reading], Iterator[Document]]
 def read_file(path: Path, name: str, reading: Reading) -> Iterator[Document]:
     """Iterate over the documents of a file; `name` begins their names. Raises InputError for an unknown suffix."""
     if not readable(path):
-        raise InputError(f"{path}: expected a {SUFFIXES}, or a folder of such files; convert the file")
+        advice = (
+            "saeforest.train(x) in Python trains on a tensor"
+            if path.suffix.lower() in (".pt", ".pth", ".npy", ".safetensors")
+            else "convert the file"
+        )
+        raise InputError(f"{path}: expected a {SUFFIXES}, or a folder of such files; {advice}")
     reader = _READERS[unpacked_suffix(path)]
     if reader is _txt and reading.render is not None:
         raise InputError(f"{path}: text.chat = true, but this is plain text; set text.chat to false")
