@@ -123,3 +123,19 @@ with progress({LONG!r}, 20) as advance:
     assert 40 < widths[0] <= 120
     assert max(widths) <= 120
     assert 0 < widths[-1] <= 40
+
+
+def test_the_first_step_does_not_count_for_the_rate(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 100.0
+    monkeypatch.setattr("saeforest.progress.time.monotonic", lambda: now)
+    with progress("train", total=1_000) as advance:
+        now += 60  # compilation
+        advance(100)
+        now += 20
+        advance(100)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].split() == ["train", "10%"]
+    assert lines[1].split() == ["train", "20%", "5", "tokens/s", "2:40", "left"]
+    assert lines[2].endswith("200 tokens in 1:20 (2 tokens/s)")

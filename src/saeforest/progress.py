@@ -28,8 +28,20 @@ def _duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{s:02}" if hours else f"{minutes}:{s:02}"
 
 
-def _rate(done: float, seconds: float, unit: str) -> str:
-    return f"{done / max(seconds, 1e-9):,.0f} {unit}/s"
+class _Pace:
+    """Units per second since the first ones were done: those may have waited for compilation."""
+
+    def __init__(self) -> None:
+        self._done = 0
+        self._start: float | None = None
+        self.rate: float | None = None
+
+    def add(self, n: int, now: float) -> None:
+        if self._start is None:
+            self._start = now
+            return
+        self._done += n
+        self.rate = self._done / max(now - self._start, 1e-9)
 
 
 class _Line(ProgressColumn):
@@ -101,14 +113,14 @@ def progress(description: str, total: int, unit: str = "tokens", before: int = 0
 
     `before`: units that were done before, by a run that is now resumed; they don't count for the rate.
     """
-    start = time.monotonic()
+    start, pace = time.monotonic(), _Pace()
     if status.is_terminal:
         with Progress(_Line(), console=status, transient=False) as bar:
             task = bar.add_task(printable(description), total=total, completed=before, rate="", note="")
 
             def advance(n: int, note: str = "") -> None:
-                done = bar.tasks[0].completed + n - before
-                rate = _rate(done, time.monotonic() - start, unit)
+                pace.add(n, time.monotonic())
+                rate = "" if pace.rate is None else f"{pace.rate:,.0f} {unit}/s"
                 bar.update(task, advance=n, rate=rate, note=printable(note))
 
             yield advance
@@ -120,12 +132,16 @@ def progress(description: str, total: int, unit: str = "tokens", before: int = 0
         nonlocal done, last
         done += n
         now = time.monotonic()
+        pace.add(n, now)
         if now - last >= _LINE_EVERY_S:
             last = now
-            left = (total - done) * (now - start) / max(done, 1)
-            text = f"{description}  {100 * done / max(total, 1):3.0f}%  {_rate(done, now - start, unit)}"
-            say_so(f"{text}  {_duration(left)} left  {note}".rstrip())
+            text = f"{description}  {100 * done / max(total, 1):3.0f}%"
+            if pace.rate:
+                text += f"  {pace.rate:,.0f} {unit}/s  {_duration((total - done) / pace.rate)} left"
+            say_so(f"{text}  {note}".rstrip())
 
     yield advance_line
     elapsed = time.monotonic() - start
-    say_so(f"{description}  done: {done:,} {unit} in {_duration(elapsed)} ({_rate(done, elapsed, unit)})")
+    say_so(
+        f"{description}  done: {done:,} {unit} in {_duration(elapsed)} ({done / max(elapsed, 1e-9):,.0f} {unit}/s)"
+    )
