@@ -79,7 +79,7 @@ def test_the_command_line_ends_with_status_2(
     def command(argv: object) -> None:
         build(TopKConfig(layer_sizes=(2**31 - 1,), k_per_layer=(1,)), d_in=1 << 20)
 
-    monkeypatch.setitem(cli.COMMANDS, "show", command)
+    monkeypatch.setattr(type(cli.COMMANDS["show"]), "load", lambda _: command)
     assert cli.run(["show"]) == 2
     said = capsys.readouterr().err
     assert said.startswith(
@@ -94,7 +94,7 @@ def test_a_library_that_cannot_be_loaded_is_one_line(
     def command(argv: object) -> None:
         raise OSError("Could not find/load shared object file 'libllvmlite.so'")
 
-    monkeypatch.setitem(cli.COMMANDS, "show", command)
+    monkeypatch.setattr(type(cli.COMMANDS["show"]), "load", lambda _: command)
     assert cli.run(["show"]) == 2
     said = capsys.readouterr().err
     assert said == "saeforest: error: Could not find/load shared object file 'libllvmlite.so'\n"

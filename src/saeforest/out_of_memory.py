@@ -7,6 +7,8 @@ import traceback
 
 import torch
 
+from .errors import InputError
+
 # The messages of PyTorch and NumPy for lack of memory, including those for sizes that no machine has.
 _SAID = re.compile(
     r"out of memory|can't allocate memory|not enough memory|Unable to allocate|Storage size calculation overflowed"
@@ -44,7 +46,8 @@ _TRAINED = ("saeforest.measures.", "saeforest.evaluation.", "saeforest.explore."
 def explained(error: BaseException) -> str | None:
     """The message for an error that is due to lack of memory; None for any other error."""
     known = isinstance(error, MemoryError | torch.OutOfMemoryError)
-    if not known and not (isinstance(error, RuntimeError | ValueError) and _SAID.search(str(error))):
+    from_a_library = isinstance(error, RuntimeError | ValueError) and not isinstance(error, InputError)
+    if not known and not (from_a_library and _SAID.search(str(error))):
         return None
     amount = f" ({size} more)" if (size := _size(str(error))) else ""
     what, lower = _asked(error)

@@ -96,6 +96,13 @@ def say_json(result: Any) -> None:
         sys.stdout.flush()
 
 
+def say_script(text: str) -> None:
+    """Prints a text of this package as it stands: long lines are not cut, and nothing in it comes from elsewhere."""
+    if sys.stdout is not None:
+        sys.stdout.write(text + "\n")
+        sys.stdout.flush()
+
+
 def note(text: str = "") -> None:
     """Prints a line that is no result: what happens, what was left out, what to do."""
     if status.is_terminal:

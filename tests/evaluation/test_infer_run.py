@@ -134,7 +134,7 @@ def test_stopped_it_leaves_nothing(
     with monkeypatch.context() as patch:
         patch.setattr("saeforest.infer.ForestInference.forest", stop)
         assert cli.run(["infer", str(run), *ARGUMENTS]) == 130
-    assert "nothing was written: the same command begins anew" in capsys.readouterr().err
+    assert "nothing was written: the same command starts over" in capsys.readouterr().err
     assert not list((run / "forest").glob("*")) if (run / "forest").exists() else True
     assert cli.run(["infer", str(run), *ARGUMENTS]) == 0
 

@@ -227,5 +227,5 @@ def test_declarations_that_contradict_themselves() -> None:
         Study(name="toy", needs=frozenset({"labeled_texts"}), run=run)
     with pytest.raises(TypeError, match="only a Streaming measure can need 'losses'"):
         Study(name="toy", needs=frozenset({"losses"}), run=run)
-    with pytest.raises(TypeError, match="so it needs 'text'"):
+    with pytest.raises(TypeError, match="a Streaming measure must need 'text'"):
         Streaming(name="toy", needs=frozenset({"forest"}), make=lambda *_: None)  # pyright: ignore

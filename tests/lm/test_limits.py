@@ -211,7 +211,7 @@ def test_labeled_texts(short: Path, tiny_config: MakeConfig) -> None:
 
 def test_questions_of_a_local_judge(short: Path) -> None:
     judge = LocalJudge(load_lm(str(short)))
-    with pytest.raises(InputError, match="exceed the 64 that it reads"):
+    with pytest.raises(InputError, match="exceed the model's context of 64 tokens"):
         judge.ask("a" * 60, "b" * 10, max_tokens=4)
 
 

@@ -379,7 +379,7 @@ def test_no_activation_at_all() -> None:
         ({"seed": -1}, "geometry.seed = -1"),
         ({"parents": (0, 0)}, r"geometry.parents = \[0, 0\]"),
         ({"parents": (5,)}, "geometry.parents: feature 5: expected 0 to 4"),
-        ({"parents": (-1,)}, "geometry.parents: -1"),
+        ({"parents": (-1,)}, "geometry.parents: feature -1: expected 0 to 4"),
     ],
 )
 def test_settings_that_cannot_be(changes: dict[str, Any], named: str) -> None:

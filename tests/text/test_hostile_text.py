@@ -224,7 +224,7 @@ def test_a_path_in_an_error(
     folder = copy("run").rename(tmp_path / "[x][bold]\x1b[31m")
     (folder / "sae" / "cfg.json").unlink()
     said(capsys, "show", str(folder), status=2, shows="[x][bold]␛[31m")
-    said(capsys, "verify", str(folder), status=0, shows="sound")
+    said(capsys, "verify", str(folder), status=0, shows="intact")
 
 
 def test_a_folder_whose_name_is_no_text(

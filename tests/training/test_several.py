@@ -221,5 +221,5 @@ def test_presets_hold_what_the_papers_print() -> None:
 
 @pytest.mark.parametrize("place", ["", "sae"])
 def test_loading_a_run_of_several_names_them(place: str, run: Path) -> None:
-    with pytest.raises(InputError, match=r"contains several SAEs; load one of batchtopk, "):
+    with pytest.raises(InputError, match=r"holds several SAEs; give one of its folders: batchtopk, "):
         saeforest.load(run / place)

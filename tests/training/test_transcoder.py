@@ -158,9 +158,9 @@ def test_a_tree_transcoder_of_the_embedded_model(tmp_path: Path, capsys: pytest.
     train = ["train", "--site", "blocks.15.ln2.hook_normalized", "--target", "blocks.15.hook_mlp_out"]
     train += [
         "--tokens",
-        "12000",
+        "4000",
         "--epochs",
-        "3",
+        "6",
         "--sae.layer-sizes",
         "64",
         "192",
@@ -168,11 +168,11 @@ def test_a_tree_transcoder_of_the_embedded_model(tmp_path: Path, capsys: pytest.
         "8",
         "4",
     ]
-    train += ["--optim.batch-size", "512", "--optim.lr", "2e-3", "--device", "cpu", "--out", str(folder)]
+    train += ["--optim.batch-size", "256", "--optim.lr", "2e-3", "--device", "cpu", "--out", str(folder)]
     assert cli.run(train) == 0
-    measure = ["eval", str(folder), "--measures", "reconstruction,cross_entropy", "--tokens", "2048"]
+    measure = ["eval", str(folder), "--measures", "reconstruction,cross_entropy", "--tokens", "1024"]
     assert cli.run(measure) == 0
-    assert cli.run(["index", str(folder), "--tokens", "4096"]) == 0
+    assert cli.run(["index", str(folder), "--tokens", "1024"]) == 0
     assert cli.run(["show", str(folder)]) == 0
     run = RunFolder(folder)
     fve = Record.read(run.record("tree", "reconstruction")).value["fve"]

@@ -139,7 +139,7 @@ def test_an_index_of_another_sae(copy: Callable[[str], Path], tmp_path: Path) ->
     assert [finding.path.name for finding in found] in ([], ["index.json"])
     edit_json(folder / "index" / "tree" / "index.json", sae="of another")
     (found,) = damaged(folder / "index")
-    assert "of another SAE" in found.problem
+    assert "another SAE or forest" in found.problem
 
 
 def test_a_manifest_of_another_kind(copy: Callable[[str], Path]) -> None:

@@ -6,11 +6,11 @@ nothing else.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from ..errors import InputError
+from ..output import say_script
 from .arguments import taken
 from .commands import COMMANDS
 from .help import ALL, Option, options
@@ -25,8 +25,7 @@ def say_completion(argv: Sequence[str]) -> None:
         raise InputError(f"'{rest[0][:200]}': {COMPLETION} takes only a shell: {', '.join(_SCRIPTS)}")
     if shell not in _SCRIPTS:
         raise InputError(f"{COMPLETION} {str(shell)[:200]}: expected one of {', '.join(_SCRIPTS)}")
-    if sys.stdout is not None:  # not with `say`, which cuts long lines
-        sys.stdout.write(_SCRIPTS[shell](options_of_all()) + "\n")
+    say_script(_SCRIPTS[shell](options_of_all()))
 
 
 _TOP = ("--help", "--version", COMPLETION)

@@ -26,6 +26,7 @@ from tyro.constructors import (
     StructTypeInfo,
 )
 
+from ..output import say_script
 from .commands import Command
 from .common import say_lines
 
@@ -61,7 +62,7 @@ def show_help(
     usage = f"usage: saeforest {command} {about.arguments} [OPTIONS]".replace("  ", " ")
     about_it = textwrap.fill(f"{about.summary}. {about.details}", width)
     say_lines("\n".join([textwrap.fill(usage, width), "", about_it, "", *(f"  {e}" for e in about.examples)]))
-    sys.stdout.write(_options(args, default, help))
+    say_script(_options(args, default, help).removesuffix("\n"))
     if help.hidden and not everything:
         say_lines(f"\nMore options: saeforest {command} {ALL}")
     raise SystemExit(0)

@@ -106,7 +106,7 @@ class ExpertHSAE(SAE):
     """
 
     config_class = ExpertHSAEConfig
-    title, color, marker = "H-SAE (experts)", "#7A4FBF", "P"
+    title, color, marker = "H-SAE (experts)", "#7A4FBF", "h"
     at_most_k = gated = True
     inference_keys = (*SAE.inference_keys, "subspace")
 

@@ -139,7 +139,7 @@ def load_sae(folder: str | Path) -> SAE:
     if not (folder / CFG).exists() and (folder / SAE_FOLDER).is_dir():
         folder = folder / SAE_FOLDER
     if several := sorted(path.parent.name for path in folder.glob(f"*/{CFG}")):
-        raise InputError(f"{folder}: contains several SAEs; load one of {listed(several)}")
+        raise InputError(f"{folder}: holds several SAEs; give one of its folders: {listed(several)}")
     cfg = read_json(folder / CFG)
     _check_version(cfg, folder / CFG)
     sae_class = SYSTEMS[cfg["architecture"]]
