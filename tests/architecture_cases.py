@@ -9,7 +9,7 @@ import torch
 import transformers
 from transformers import PreTrainedModel
 
-from conftest import EOS
+from llama_cases import EOS
 
 ROWS, WIDTH, LAYERS, CONTEXT = EOS + 1, 32, 3, 64
 COMMON: dict[str, Any] = {"vocab_size": ROWS, "bos_token_id": None, "eos_token_id": EOS, "pad_token_id": None}

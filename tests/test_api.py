@@ -19,7 +19,7 @@ import pytest
 import torch
 
 import saeforest
-from conftest import MakeConfig
+from llama_cases import MakeConfig
 from saeforest import Forest, InputError, Record, RunFolder, SparseCode, TrainedRun
 from saeforest.config import TrainConfig
 from saeforest.evaluation import SETS

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import MakeConfig
+from llama_cases import MakeConfig
 from saeforest.config import MemberConfig, TrainConfig
 from saeforest.errors import InputError
 from saeforest.run_folder import RunFolder

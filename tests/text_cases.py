@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import EOS, byte_tokenizer
+from llama_cases import EOS, byte_tokenizer
 from saeforest.errors import InputError
 from saeforest.text import Document, Tokens, documents, tokenize
 

@@ -12,8 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from conftest import EOS, WIDTH, MakeConfig, save_llama
 from edits import edit_json, forget_checksums
+from llama_cases import EOS, WIDTH, MakeConfig, save_llama
 from saeforest import InputError
 from saeforest.activations import (
     ActivationBatch,

@@ -19,8 +19,8 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from conftest import EOS, WIDTH, MakeConfig
 from harvest_cases import ABOUT, PATIENCE_S, SHARD_ROWS, kept_shards, on_read, on_write, threads
+from llama_cases import EOS, WIDTH, MakeConfig
 from saeforest import InputError
 from saeforest.activations import (
     ActivationBatch,

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from conftest import MakeConfig
 from harvest_cases import ABOUT, SHARD_ROWS, kept_shards, on_read, on_write
+from llama_cases import MakeConfig
 from saeforest import InputError
 from saeforest.activations import (
     ActivationReader,

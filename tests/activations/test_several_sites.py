@@ -12,8 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from conftest import MakeConfig
 from edits import edit_json, forget_checksums
+from llama_cases import MakeConfig
 from saeforest.activations import (
     ActivationReader,
     ActivationStream,

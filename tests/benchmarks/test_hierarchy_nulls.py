@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from conftest import MakeConfig
+from llama_cases import MakeConfig
 from saeforest.config import save_config
 from saeforest.errors import InputError
 from saeforest.evaluation import measure_saes

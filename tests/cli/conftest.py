@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from conftest import MakeConfig
+from llama_cases import MakeConfig
 from saeforest import cli
 from saeforest.config import save_config
 

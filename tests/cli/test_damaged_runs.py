@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
-from conftest import save_llama
 from edits import edit_run_config, forget_checksums
+from llama_cases import save_llama
 
 from .said import FINISHED, Call
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from conftest import MakeConfig, save_llama
+from llama_cases import MakeConfig, save_llama
 from saeforest.activations import harvest_folder, open_store
 from saeforest.config import TrainConfig
 from saeforest.errors import InputError

@@ -22,7 +22,7 @@ from transformers import (
     RwkvForCausalLM,
 )
 
-from conftest import MakeConfig, byte_tokenizer
+from llama_cases import MakeConfig, byte_tokenizer
 from lm_cases import COMMON, DEEP, VOCAB, bloom, gpt2, llama, one_line, opt, save, tiny, tokenizer
 from saeforest.errors import InputError
 from saeforest.judges.local import LocalJudge

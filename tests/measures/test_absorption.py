@@ -15,7 +15,7 @@ from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from conftest import EOS, byte_tokenizer
+from llama_cases import EOS, byte_tokenizer
 from oracles import absorption as oracle
 from saeforest.activations import ActivationReader
 from saeforest.errors import InputError

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers.utils import logging
 
 from architecture_cases import ARCHITECTURES, CONTEXT, LAYERS, ROWS, WIDTH, Architecture
-from conftest import byte_tokenizer
+from llama_cases import byte_tokenizer
 from saeforest.errors import InputError
 from saeforest.lm import LanguageModel, load_lm
 from saeforest.lm.parity import parity

@@ -15,7 +15,7 @@ import yaml
 from tokenizers.processors import TemplateProcessing
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from conftest import EOS, LAYERS, WIDTH, MakeConfig, byte_tokenizer
+from llama_cases import EOS, LAYERS, WIDTH, MakeConfig, byte_tokenizer
 from saeforest.activations import harvest_folder, open_store
 from saeforest.config import TrainConfig, load_config, save_config
 from saeforest.errors import InputError

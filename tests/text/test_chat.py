@@ -10,7 +10,7 @@ import torch
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
-from conftest import EOS, MakeConfig, byte_tokenizer
+from llama_cases import EOS, MakeConfig, byte_tokenizer
 from saeforest.session import open_reader, read_tokens
 from saeforest.text import Reading, chat_renderer, documents, encode, tokenize
 from saeforest.training import run_training

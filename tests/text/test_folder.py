@@ -10,7 +10,7 @@ from pathlib import Path
 import datasets
 import pytest
 
-from conftest import MakeConfig
+from llama_cases import MakeConfig
 from saeforest.evaluation import measure_saes
 from saeforest.evaluation.options import MeasureOptions
 from saeforest.files import write_json

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import MakeConfig
+from llama_cases import MakeConfig
 from saeforest.run_folder import RunFolder
 from saeforest.text import Document, Tokens
 from saeforest.text.held_out import split_of

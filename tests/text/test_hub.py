@@ -11,7 +11,7 @@ import datasets
 import pytest
 import zstandard
 
-from conftest import MakeConfig
+from llama_cases import MakeConfig
 from saeforest.presets import PRESETS
 from saeforest.session import about_text, open_reader
 from saeforest.text import Document, Reading, documents, hub_name, is_hub_source, pinned

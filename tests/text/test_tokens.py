@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from conftest import EOS, byte_tokenizer
+from llama_cases import EOS, byte_tokenizer
 from saeforest.text import Document, Tokens
 from saeforest.text import tokens as tokens_module
 from saeforest.text.held_out import split_of

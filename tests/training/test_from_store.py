@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from conftest import MakeConfig, save_llama
 from edits import edit_run_config
+from llama_cases import MakeConfig, save_llama
 from saeforest import InputError, cli
 from saeforest.activations.data import StoredData, TextData, data_of
 from saeforest.config import TrainConfig, load_config, save_config

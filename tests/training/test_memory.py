@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from conftest import MakeConfig
+from llama_cases import MakeConfig
 from saeforest import cli, memory
 from saeforest.config import MemberConfig, load_config, save_config
 from saeforest.errors import InputError

@@ -18,7 +18,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from conftest import MakeConfig
+from llama_cases import MakeConfig
 from saeforest import InputError
 from saeforest.config import load_config, save_config
 from saeforest.run_folder import RunFolder

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import torch
 
-from conftest import EOS, MakeConfig, save_llama
 from edits import edit_json
+from llama_cases import EOS, MakeConfig, save_llama
 from saeforest import InputError
 from saeforest.activations import ActivationStream, harvest_folder
 from saeforest.activations.sources import MemoryActivations

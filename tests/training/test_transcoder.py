@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from conftest import MakeConfig
+from llama_cases import MakeConfig
 from saeforest import InputError, cli
 from saeforest.config import TrainConfig, load_config, to_dict
 from saeforest.files import read_json
