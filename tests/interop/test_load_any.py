@@ -18,19 +18,13 @@ from safetensors.torch import save_file
 from test_tree_sae import write_released
 
 import saeforest
+from lm_cases import one_line
 from saeforest import InputError
 from saeforest.interop import hub as hub_module
 from saeforest.interop.gemma_scope import load_gemma_scope
 from saeforest.saes import BatchTopKSAE, JumpReLUSAE, TopKConfig, TopKSAE, TreeSAE, build, save_sae
 
 HUB = "org/saes"
-
-
-def one_line(info: pytest.ExceptionInfo[InputError], *words: str) -> None:
-    text = str(info.value)
-    assert "\n" not in text
-    for word in words:
-        assert word in text, text
 
 
 # Gemma Scope

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import saeforest
+from lm_cases import one_line
 from oracles.saelens import saelens_forward
 from saeforest import InputError
 from saeforest.interop import for_saelens
@@ -396,13 +397,6 @@ def test_what_cannot_be_loaded_is_named_in_one_line(name: str, tmp_path: Path) -
         saeforest.load(folder)
     assert str(folder) in str(info.value)
     one_line(info, *words)
-
-
-def one_line(info: pytest.ExceptionInfo[InputError], *words: str) -> None:
-    text = str(info.value)
-    assert "\n" not in text
-    for word in words:
-        assert word in text, text
 
 
 @pytest.mark.parametrize("scale", [0.0, -1.0, float("inf")])

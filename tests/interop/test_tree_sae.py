@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import saeforest
+from lm_cases import one_line
 from oracles.released import released_forward
 from saeforest import InputError
 from saeforest.interop.tree_sae import load_tree_sae
@@ -301,13 +302,6 @@ def test_damage_is_named_in_one_line(name: str, tmp_path: Path) -> None:
         saeforest.load(folder)
     assert str(folder) in str(info.value)
     one_line(info, *words)
-
-
-def one_line(info: pytest.ExceptionInfo[InputError], *words: str) -> None:
-    text = str(info.value)
-    assert "\n" not in text
-    for word in words:
-        assert word in text, text
 
 
 @pytest.mark.parametrize("kind", ["matryoshka", "topk", "mp"])

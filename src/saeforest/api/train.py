@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -149,6 +149,7 @@ def train(
         whole("log_every", log_every, 1)
         if steps is not None and epochs is not None:
             raise InputError(f"steps = {steps} and epochs = {epochs}: give one of them")
+        common = TrainConfig(seed=seed, data_seed=seed, device=device, log_every=log_every, sae=system)
         if isinstance(data, str | Path):
             if not is_store(Path(data)):
                 raise InputError(
@@ -164,16 +165,8 @@ def train(
                 )
             n = sum(shard.rows for shard in stored.manifest.shards)
             optimizer = _optimizer(optim, lr, batch_size, n, system)
-            config = TrainConfig(
-                data=str(data),
-                epochs=epochs or max(math.ceil(_LEAST_STEPS * optimizer.batch_size / n), 1),
-                seed=seed,
-                data_seed=seed,
-                device=device,
-                log_every=log_every,
-                sae=system,
-                optim=optimizer,
-            )
+            epochs = epochs or max(math.ceil(_LEAST_STEPS * optimizer.batch_size / n), 1)
+            config = replace(common, data=str(data), epochs=epochs, optim=optimizer)
             return _train_config(config, out)
         blocks, n = _blocks(data, seed)
         optimizer = _optimizer(optim, lr, batch_size, n, system)
@@ -190,18 +183,7 @@ def train(
         elif epochs is not None:
             steps = n * epochs // size
         steps = steps or max(_LEAST_STEPS, (n or 0) // size)
-        config = TrainConfig(
-            model="",
-            site="",
-            data=GIVEN,
-            tokens=steps * size,
-            seed=seed,
-            data_seed=seed,
-            device=device,
-            log_every=log_every,
-            sae=system,
-            optim=optimizer,
-        )
+        config = replace(common, model="", site="", data=GIVEN, tokens=steps * size, optim=optimizer)
         if out is not None and is_complete(RunFolder(Path(out)), config):
             return _finished(RunFolder(Path(out)), blocks)
         return _run_of(train_given(config, blocks, None if out is None else Path(out)), out)
