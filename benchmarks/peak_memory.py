@@ -47,6 +47,7 @@ from saeforest.memory import Forecast, resident
 from saeforest.run_folder import RunFolder
 from saeforest.saes import (
     BatchTopKConfig,
+    ExpertHSAEConfig,
     HSAEConfig,
     JumpReLUConfig,
     MatchingPursuitConfig,
@@ -126,6 +127,8 @@ def sae_config(system: str, f: int) -> Any:
             return MatchingPursuitConfig((f,), (16,))
         case "hsae":
             return HSAEConfig(levels, (20, 20, 20, 20))
+        case "expert_hsae":
+            return ExpertHSAEConfig((f // 17, f // 17 * 16), (16, 16))
     raise ValueError(system)
 
 

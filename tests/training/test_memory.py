@@ -16,7 +16,7 @@ from llama_cases import MakeConfig
 from saeforest import cli, memory
 from saeforest.config import MemberConfig, load_config, save_config
 from saeforest.errors import InputError
-from saeforest.saes import HSAEConfig, RunLength, TopKConfig, start_training
+from saeforest.saes import ExpertHSAEConfig, HSAEConfig, RunLength, TopKConfig, start_training
 from saeforest.saes.hsae import Hierarchy
 from saeforest.training import data, dry_run, rehearsal, run_training, settle
 from saeforest.training.dry_run import estimate
@@ -24,7 +24,7 @@ from saeforest.training.dry_run import estimate
 GB = 2**30
 #: One for each system's way to take memory, and three sizes of a tree from training to index.
 CASES = (
-    *("train:tree:s", "train:tree:m", "train:tree:l", "train:topk:m", "train:hsae:s"),
+    *("train:tree:s", "train:tree:m", "train:tree:l", "train:topk:m", "train:hsae:s", "train:expert_hsae:m"),
     *("eval:tree:s", "eval:tree:m", "eval:tree:l", "index:tree:s", "index:tree:m", "index:tree:l"),
     "limited:tree:l",
 )
@@ -231,7 +231,18 @@ def test_a_dry_run_holds_all_saes_at_once(tiny_config: MakeConfig, monkeypatch: 
     monkeypatch.setattr(rehearsal._Tried, "step", counted)
     found = estimate(several)
     assert set(seen) == {3}
-    assert found.memory.state == found.bytes_sae == 3 * 16 * (2 * 4096 * 16 + 4096 + 16)
+    # Without an encoder bias, b_enc is held but not trained.
+    assert found.memory.state == found.bytes_sae == 3 * (16 * (2 * 4096 * 16 + 16) + 4 * 4096)
+
+
+def test_what_is_trained_in_place_of_rows_is_counted(tiny_config: MakeConfig) -> None:
+    """An H-SAE trains factors of the children's rows: only those have gradients and moments."""
+    config = replace(tiny_config(), sae=ExpertHSAEConfig((32, 512), (4, 4), subspace=4))
+    rows, factors = 544 * 16, (32 + 32 * 4) * 16 + 512 * 4
+    biases = 544 + 16
+    found = estimate(config)
+    assert found.bytes_sae == 4 * 2 * rows + 16 * (2 * factors + biases)
+    assert found.n_parameters == {"expert_hsae": 2 * rows + biases}
 
 
 @pytest.mark.parametrize(

@@ -102,11 +102,15 @@ def estimate(config: TrainConfig) -> RunEstimate:
     base, waiting = resident(), _Waiting(store, n_rows, row, device)
     tried = None
     if device.type != "cpu" or bytes_sae + waiting.held < available():
-        trained = {}
+        trained, bytes_sae = {}, 0
         for name, member in members.items():
             member = settle_scale(member, lambda: first)
             training = trained[name] = new_training(member, d_in, n_steps, source.model, source.d_out)
             n_parameters[name] = sum(p.numel() for p in training.sae.parameters())
+            # Not every system trains all rows of its SAE: an H-SAE trains factors of them.
+            n_trained = sum(p.numel() for group in training.optimizer.param_groups for p in group["params"])
+            n_all = sum(p.numel() for p in training.parameters())
+            bytes_sae += _bytes(member) * n_trained + 4 * (n_all - n_trained)
         target = None if config.target is None else first.others[config.target]
         tried = rehearse(trained, first.x, base, target)
     return RunEstimate(
