@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import InputError
 from ..kernels import sparse_encode
@@ -24,13 +24,11 @@ from .auxiliary import AuxConfig, auxiliary_loss, select_dead
 from .base import SAE
 from .checks import check_dead_after, check_sizes
 from .encode import DENSE_ENTRIES, PreActivations
+from .experts import Experts
 from .normalizer import Normalization
 from .reconstruct import Prefixes
 from .select import TopK
 from .training import Setup, Step, Training, scalars
-
-# Parents whose children are multiplied with each other in float64 at a time.
-_FACTORED = 1024
 
 
 @dataclass(frozen=True)
@@ -151,53 +149,6 @@ class ExpertHSAE(SAE):
         return concat_slots([parents, SparseCode(torch.where(on, value, 0), torch.where(on, child, 0))])
 
 
-class Experts(nn.Module):
-    """The parameters that are trained in place of the SAE's rows.
-
-    `encoder` and `decoder` `[P + P s, d_in]` hold the rows of the P parents, then the s rows that span the subspace of
-    each; `places_in` and `places_out` `[P A, s]` are the places of its A children in it.
-    """
-
-    def __init__(self, sae: ExpertHSAE) -> None:
-        super().__init__()
-        self.n, self.s, self.atoms = sae.config.layer_sizes[0], sae.config.subspace, sae.config.atoms
-        self.encoder, self.places_in = self._factored(sae.encoder.detach())
-        self.decoder, self.places_out = self._factored(sae.decoder.detach())
-
-    def _factored(self, rows: Float[Tensor, "d_sae d_in"]) -> tuple[nn.Parameter, nn.Parameter]:
-        """The children's rows as places in the nearest subspace of s dimensions, and orthonormal rows that span it."""
-        parents, children = rows[: self.n], self.by_parent(rows[self.n :])
-        gram = torch.cat([part.double() @ part.double().mT for part in children.split(_FACTORED)])
-        squares, axes = (found[..., -self.s :] for found in torch.linalg.eigh(gram))
-        lengths = squares.clamp(min=1e-24).sqrt()[:, None]
-        places, across = (axes * lengths).to(rows.dtype), (axes / lengths).to(rows.dtype)
-        spans = (across.mT @ children).flatten(0, 1)
-        return nn.Parameter(torch.cat([parents, spans])), nn.Parameter(places.flatten(0, 1))
-
-    def by_parent(self, rows: Tensor) -> Tensor:
-        """Rows that each parent has equally many of, as `[P, ...]`."""
-        return rows.unflatten(0, (self.n, -1))
-
-    def slots(self, parents: Int[Tensor, "n k"]) -> Int[Tensor, "n k_s"]:
-        """The indices of the rows that span the subspaces of parents."""
-        first = self.n + parents[:, :, None] * self.s
-        return (first + torch.arange(self.s, device=parents.device)).flatten(1)
-
-    def unit_places(self) -> Float[Tensor, "PA s"]:
-        """`places_out`, scaled so that the children's decoder rows have unit norm."""
-        spans, places = self.by_parent(self.decoder[self.n :]), self.by_parent(self.places_out)
-        squares = ((places @ (spans @ spans.mT)) * places).sum(2, keepdim=True)
-        return (places / squares.clamp(min=1e-24).sqrt()).flatten(0, 1)
-
-    @torch.no_grad()
-    def write(self, sae: ExpertHSAE) -> None:
-        """Fills in the rows of the SAE."""
-        both = (sae.encoder, self.encoder, self.places_in), (sae.decoder, self.decoder, self.unit_places())
-        for rows, own, places in both:
-            rows[: self.n] = own[: self.n]
-            rows[self.n :] = (self.by_parent(places) @ self.by_parent(own[self.n :])).flatten(0, 1)
-
-
 class ExpertHSAETraining(Training):
     """The training of an H-SAE.
 
@@ -208,7 +159,8 @@ class ExpertHSAETraining(Training):
     sae: ExpertHSAE
 
     def __init__(self, sae: ExpertHSAE, setup: Setup) -> None:
-        experts, dead_after = Experts(sae), sae.config.dead_after_tokens
+        config = sae.config
+        experts, dead_after = Experts(sae, config.layer_sizes[0], config.subspace), config.dead_after_tokens
         weights = [w for w in (*experts.parameters(), sae.b_dec, sae.b_enc) if w.requires_grad]
         super().__init__(sae, setup, dead_after_tokens=dead_after, weights=weights, unit_rows=experts.decoder)
         self.experts = experts
