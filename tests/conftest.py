@@ -23,7 +23,7 @@ from threadpoolctl import threadpool_limits
 import typecheck  # noqa: F401  # before saeforest
 
 # isort: split
-from everything_cases import make_everything
+from everything_cases import MakeOnce, make_everything
 from llama_cases import MakeConfig, save_llama
 from saeforest.activations import sources, writer
 from saeforest.config import ActivationConfig, LMConfig, OptimConfig, TextConfig, TrainConfig
@@ -31,11 +31,7 @@ from saeforest.lm import LanguageModel, load_lm
 from saeforest.saes import AllocationConfig, TreeAuxConfig, TreeConfig
 from saeforest.training import run_training
 
-MakeOnce = Callable[[str, Callable[[Path], object]], Path]
-
 CACHE = "cache"
-#: How many cases a fuzzer tries altogether: `make fuzz` sets more.
-FUZZ_CASES = int(os.environ.get("SAEFOREST_FUZZ_CASES", "400"))
 # The same cases every time, on any machine, and no limit on the time that one of them takes.
 settings.register_profile("ci", derandomize=True, database=None, deadline=None)
 settings.load_profile("ci")

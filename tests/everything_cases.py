@@ -21,6 +21,9 @@ from saeforest.worlds import GENERATORS
 from saeforest.worlds.config import SyntheticConfig
 from saeforest.worlds.run import compare as compare_systems
 
+#: `make_once(name, fill)`: the folder of that name, which `fill` fills for all tests and workers.
+MakeOnce = Callable[[str, Callable[[Path], object]], Path]
+
 WIDTH, STOPPED_AT = 16, 20
 CHECKPOINT = f"stopped/checkpoints/step-{STOPPED_AT:08}"
 

@@ -25,7 +25,6 @@ from mutations import DEEP, Changed, Header, Json, Mutation, Rename, Scalar, Unl
 from safetensors.torch import save_file
 from targets import ANEW, TARGETS, Target, about_forest, unfinished_index
 
-from conftest import FUZZ_CASES
 from everything_cases import CHECKPOINT
 from saeforest import out_of_memory
 from saeforest.activations.writer import Journal
@@ -34,7 +33,8 @@ from saeforest.files import write_json
 from saeforest.verify import verify
 from saeforest.worlds.run import Kept
 
-CASES = max(FUZZ_CASES // len(TARGETS), 1)
+#: How many cases each format gets.
+CASES = max(int(os.environ.get("SAEFOREST_FUZZ_CASES", "400")) // len(TARGETS), 1)
 # Seconds for one file of a few kilobytes; a loaded machine takes a tenth of it.
 PATIENCE = 20
 _LONGEST_LINE = 2_000

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 import torch
 
+from everything_cases import MakeOnce
 from saeforest.saes import SYSTEMS
 
 from .runs import HERE, RUNS, SAES, make_run, make_world, run_of
 from .values import differences, values_of
-
-if TYPE_CHECKING:
-    from conftest import MakeOnce
 
 #: With another PyTorch sums are rounded in other ways: then losses and FVE alone are compared, and only roughly.
 EXACT_WITH = "2.13.0"
