@@ -55,6 +55,7 @@ class MeasureSpec:
     columns:  the columns that a report shows.
     memory:   bytes that it needs beyond the data it is given.
     transcoders: whether it applies to a transcoder too, whose decoder writes to another site than it reads.
+    nulls:    the values that say something about a hierarchy, which are therefore measured again on its nulls.
     version:  increased when the meaning of the measure changes, so that older records are replaced.
 
     Raises TypeError if the declaration contradicts itself.
@@ -68,6 +69,7 @@ class MeasureSpec:
     columns: tuple[Column, ...] = ()
     memory: Callable[[Size], int] = lambda _: 0
     transcoders: bool = True
+    nulls: tuple[str, ...] = ()
     version: int = 1
 
     def __post_init__(self) -> None:
