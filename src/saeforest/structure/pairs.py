@@ -180,6 +180,13 @@ class PairStatistics:
                 found[kind] = torch.where(pair.n > 0, score, 0)
             yield block, found
 
+    def sums_of(
+        self, features: Int[Tensor, "f"], role: Literal["child", "parent"] = "child"
+    ) -> Iterator[tuple[Int[Tensor, "b"], PairSums]]:
+        """The same as `scores`, with the sums from which they are computed instead."""
+        for block in features.split(max(_BLOCK_ENTRIES // max(self.d_sae, 1), 1)):
+            yield block, self._sorted.pairs(block, role, values=True)
+
     def top_parents(self, kind: Score, children: Int[Tensor, "b"], top: int) -> TopPairs:
         """The best parents of each child, among all features that fire with it.
 
