@@ -35,12 +35,13 @@ from saeforest.evaluation import (
     table,
 )
 from saeforest.lm import LanguageModel
-from saeforest.measures import EvalBatch, Record, Streaming, WindowLosses
+from saeforest.measures import EvalBatch, Record, Study, WindowLosses
 from saeforest.measures import measure as measure_module
 from saeforest.run_folder import RunFolder
 from saeforest.saes import SAE, TreeConfig, TreeSAE
 from saeforest.sparse_code import SparseCode
 from saeforest.structure.forest import Forest, flat_forest
+from saeforest.structure.pairs import PairStatistics
 from saeforest.text import Tokens
 from subject_cases import given
 
@@ -140,7 +141,13 @@ def eval_batch(
 
 def measured(name: str, sae: SAE, batches: list[EvalBatch], forest: Forest | None = None) -> Record:
     spec = MEASURES[name]
-    assert isinstance(spec, Streaming)
+    if isinstance(spec, Study):
+        pairs = PairStatistics(sae.d_sae, sae.config.activation_threshold)
+        for batch in batches:
+            pairs.add(batch.code)
+        x = torch.cat([batch.x for batch in batches])
+        supplied = given(sae, firings=pairs, activations=x, forest=forest or sae.forest)
+        return spec.run(supplied, MeasureOptions().config_of(name))
     measure = spec.make(given(sae, forest=forest or sae.forest), None)
     for batch in batches:
         measure.update(batch)
@@ -284,7 +291,9 @@ def test_coverage_vector() -> None:
     rows = [[0, 1], [0, 2], [1], [0, 1]]
     forest = Forest(torch.tensor([-1, 0, 0, 0]), (1, 3))
     found = measured("coverage", on_flat_forest((1, 3)), [eval_batch(None, None, code_of(rows))], forest)
-    assert found.value == {"min": 2 / 3, "mean": (2 / 3 + 1) / 2, "edges_measured": 2, "edges_unmeasured": 1}
+    expected = {"min": 2 / 3, "mean": (2 / 3 + 1) / 2, "edges_measured": 2, "edges_unmeasured": 1}
+    assert {name: found.value[name] for name in expected} == expected
+    assert found.null["ungated"].startswith("no edge has a child that fired on 20 or more")
     assert found.detail["worst_edges"] == [{"parent": 0, "child": 1, "coverage": 2 / 3, "fired": 3}]
 
 

@@ -1,103 +1,177 @@
-"""Activation coverage of the forest's edges: the fraction of a child's tokens on which its parent fires too.
+"""Activation coverage of the forest's edges, with the gate and without it (docs/spec/hierarchy.md#eq-4).
+
+With the gate: the fraction of a child's tokens on which its parent fires too,
 
     S_cov(p, c) = #{t: f_p(t) > threshold and f_c(t) > threshold} / #{t: f_c(t) > threshold}
 
-Edges from the root, and children that never fired, have no coverage and are left out. In a Tree SAE every edge has
-coverage 1 by construction (Eq. 6).
+In a Tree SAE every edge has coverage 1 by construction (Eq. 6), so this says nothing about what was learned. Without
+the gate, where U_c are the tokens on which the child's own detector is on (`own_detectors`):
+
+    ungated(p, c) = P(p active in its own right | U_c)
+    lift(p, c)    = log2 of (n + P(p)) / (|U_c| + 1) / P(p),   n = #{t in U_c: p active},  P(p) = share of all tokens
+
+The lift compares with the parent's own frequency. The added token, on which the parent is active as often as anywhere,
+keeps it finite, and near 0 for children that say little.
+
+Edges from the root have no coverage. Children that never fired have none either, and those that fired on fewer than
+`min_count` tokens have none without the gate.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float64, Int
+from torch import Tensor
 
-from ..errors import require
-from ..saes import SAE
-from ..structure.forest import Forest
+from ..errors import InputError, require
 from .bootstrap import FloatArray, estimate, interval_method
-from .measure import EvalBatch, Measure
+from .own_detectors import levels, own_detectors, own_detectors_memory
 from .record import Record, undefined
-from .spec import Streaming
+from .spec import Study
+from .subject import Subject
 
 _WORST = 10
+_UNGATED = ("ungated", "lift", "ungated_above_half", "ungated_above_nine_tenths")
 
 
-class Coverage(Measure):
-    """Coverage of each edge, and the minimum and mean over edges."""
+@dataclass(frozen=True)
+class CoverageConfig:
+    """Which edges are measured without the gate. Raises InputError for a value out of its range."""
 
-    def __init__(self, sae: SAE, forest: Forest) -> None:
-        self.threshold = sae.config.activation_threshold
-        self.forest = forest
-        self.parent = forest.parent.to(sae.device)
-        self.gated = sae.gated and torch.equal(sae.forest.parent, forest.parent)
-        self.fired = torch.zeros(forest.d_sae, dtype=torch.int64)
-        self.with_parent = torch.zeros(forest.d_sae, dtype=torch.int64)
-        self.tokens = 0
+    min_count: int = 20
+    """Minimum number of tokens that a child must fire on to be measured without the gate. The level of its detector is
+    the median of its values there."""
 
-    def update(self, batch: EvalBatch) -> None:
-        d_sae = self.forest.d_sae
-        both = batch.code.ids[batch.code.with_parent(self.parent, self.threshold)]
-        self.with_parent += torch.bincount(both, minlength=d_sae).cpu()
-        self.fired += batch.code.fired(d_sae, self.threshold).cpu()
-        self.tokens += len(batch)
-
-    def record(self, settings: Mapping[str, Any]) -> Record:
-        parent, child = self.forest.edges
-        measured = self.fired[child] > 0
-        parent, child = parent[measured], child[measured]
-        coverage = (self.with_parent[child].double() / self.fired[child].double()).numpy()
-        require(bool(((coverage >= 0) & (coverage <= 1)).all()), "coverage", "0 <= S_cov <= 1")
-        if self.gated:
-            require(bool((coverage == 1).all()), "coverage", "S_cov = 1 on every edge of a Tree SAE")
-
-        # Children share their parent's firings, so parents are resampled, each with all its children.
-        families, family = np.unique(parent.numpy(), return_inverse=True)
-        total, edges = np.bincount(family, coverage), np.bincount(family)
-
-        def mean(weights: FloatArray) -> dict[str, FloatArray]:
-            return {"mean": weights @ total / (weights @ edges)}
-
-        found = estimate(mean, len(families))
-        value = {
-            "min": float(coverage.min()) if len(coverage) else None,
-            "mean": found.value["mean"],
-            "edges_measured": int(measured.sum()),
-            "edges_unmeasured": int((~measured).sum()),
-        }
-        if len(measured):
-            why = "the child of every edge never fired on the measured tokens"
-        else:
-            why = "the forest has no edges: every feature hangs from the root"
-        worst = [e for e in np.argsort(coverage, kind="stable")[:_WORST] if coverage[e] < 1]
-        return Record(
-            "coverage",
-            value,
-            {**dict.fromkeys(value), **found.interval},
-            unit="fraction",
-            tokens=self.tokens,
-            settings={**settings, "interval_method": interval_method("parents") + "; min: none"},
-            detail={
-                "null": undefined(value, {"min": why, "mean": why}, self.tokens),
-                "units": {"edges_measured": "edges", "edges_unmeasured": "edges"},
-                "worst_edges": [
-                    {
-                        "parent": int(parent[e]),
-                        "child": int(child[e]),
-                        "coverage": float(coverage[e]),
-                        "fired": int(self.fired[child[e]]),
-                    }
-                    for e in worst
-                ],
-            },
-        )
+    def __post_init__(self) -> None:
+        if self.min_count < 2:
+            raise InputError(f"coverage.min_count = {self.min_count}: expected 2 or more")
 
 
-SPEC = Streaming(
+def coverage(subject: Subject, config: CoverageConfig) -> Record:
+    """The record "coverage"."""
+    forest, pairs, tokens = subject.forest, subject.pairs, len(subject.rows)
+    fired = pairs.marginals.n
+    edges = forest.edges
+    parent, child = edges[:, fired[edges[1]] > 0]
+    covered = (_together(subject, parent, child).double() / fired[child].double()).numpy()
+    require(bool(((covered >= 0) & (covered <= 1)).all()), "coverage", "0 <= S_cov <= 1")
+    if subject.sae.gated and torch.equal(subject.sae.forest.parent, forest.parent):
+        require(bool((covered == 1).all()), "coverage", "S_cov = 1 on every edge of a Tree SAE")
+
+    alone = _without_gate(subject, parent, child, config)
+    measured = alone["ungated"].isfinite().numpy()
+    # Children share their parent's firings, so parents are resampled, each with all its children.
+    families, family = np.unique(parent.numpy(), return_inverse=True)
+    total, n_edges = np.bincount(family, covered), np.bincount(family)
+    ungated_edges = np.bincount(family, measured)
+    totals = {n: np.bincount(family, np.where(measured, column, 0)) for n, column in alone.items()}
+
+    def means(weights: FloatArray) -> dict[str, FloatArray]:
+        without = {name: weights @ column / (weights @ ungated_edges) for name, column in totals.items()}
+        return {"mean": weights @ total / (weights @ n_edges), **without}
+
+    found = estimate(means, len(families))
+    value = {
+        "min": float(covered.min()) if len(covered) else None,
+        "mean": found.value["mean"],
+        "edges_measured": len(child),
+        "edges_unmeasured": edges.shape[1] - len(child),
+        **{name: found.value[name] for name in _UNGATED},
+        "edges_ungated": int(measured.sum()),
+    }
+    worst = [e for e in np.argsort(covered, kind="stable")[:_WORST] if covered[e] < 1]
+    method = f"{interval_method('parents')}; min, edges_...: none"
+    return Record(
+        "coverage",
+        value,
+        {**dict.fromkeys(value), **found.interval},
+        unit="fraction",
+        tokens=tokens,
+        settings={**subject.settings, "config": asdict(config), "interval_method": method},
+        detail={
+            "null": undefined(value, _why(subject, config, value), tokens),
+            "units": {"lift": "log2", **{name: "edges" for name in value if name.startswith("edges_")}},
+            "ungated_by_layer": _by_layer(subject, child, alone),
+            "lift_median": float(np.median(alone["lift"][measured])) if measured.any() else None,
+            "worst_edges": [
+                {
+                    "parent": int(parent[e]),
+                    "child": int(child[e]),
+                    "coverage": float(covered[e]),
+                    "fired": int(fired[child[e]]),
+                }
+                for e in worst
+            ],
+        },
+    )
+
+
+def _together(subject: Subject, parent: Int[Tensor, "e"], child: Int[Tensor, "e"]) -> Int[Tensor, "e"]:
+    """Number of tokens on which parent and child of each edge fire together."""
+    both = torch.zeros(len(child), dtype=torch.int64)
+    for e, (p, c) in enumerate(zip(parent.tolist(), child.tolist(), strict=True)):
+        above, own = subject.pairs.firings(p)[0], subject.pairs.firings(c)[0]
+        if len(above):
+            place = torch.searchsorted(above, own).clamp(max=len(above) - 1)
+            both[e] = (above[place] == own).sum()
+    return both
+
+
+def _without_gate(
+    subject: Subject, parent: Int[Tensor, "e"], child: Int[Tensor, "e"], config: CoverageConfig
+) -> dict[str, Float64[Tensor, "e"]]:
+    """The values of each edge without the gate; NaN if its child fires too rarely, or its detector is never on."""
+    columns = {name: torch.full((len(child),), torch.nan, dtype=torch.float64) for name in _UNGATED}
+    level = levels(subject.pairs, child, config.min_count)
+    frequent = level.isfinite().nonzero().flatten()
+    if not len(frequent):
+        return columns
+    parent, child = parent[frequent], child[frequent]
+    on, with_parent, active = own_detectors(subject.sae, subject.x, parent, child, level[frequent])
+    ungated = with_parent.double() / on.double()  # NaN if never on
+    base = active[parent].double() / len(subject.x)
+    lift = ((with_parent + base) / (on + 1) / base).log2()
+    # A parent that is nowhere active in its own right is found as often as is to be expected.
+    lift = torch.where(base > 0, lift, 0)
+    found = (ungated, lift, ungated > 0.5, ungated > 0.9)
+    for name, column in zip(_UNGATED, found, strict=True):
+        columns[name][frequent] = torch.where(on > 0, column.double(), torch.nan)
+    return columns
+
+
+def _by_layer(
+    subject: Subject, child: Int[Tensor, "e"], alone: dict[str, Float64[Tensor, "e"]]
+) -> list[dict[str, Any]]:
+    """The means without the gate by the layer of the child; in a forest without layers, by its number of ancestors."""
+    forest = subject.forest
+    layer = (forest.layer if forest.layered else forest.depth)[child]
+    measured = alone["ungated"].isfinite()
+    listed = []
+    for i in layer[measured].unique().tolist():
+        mine = measured & (layer == i)
+        means = {name: float(column[mine].mean()) for name, column in alone.items()}
+        listed.append({"layer": i, "edges": int(mine.sum()), **means})
+    return listed
+
+
+def _why(subject: Subject, config: CoverageConfig, value: dict[str, float | None]) -> dict[str, str]:
+    if not subject.forest.edges.shape[1]:
+        return dict.fromkeys(value, "the forest has no edges: every feature hangs from the root")
+    rare = f"no edge has a child that fired on {config.min_count} or more of the measured tokens"
+    never = "the child of every edge never fired on the measured tokens"
+    return {**dict.fromkeys(_UNGATED, rare), "min": never, "mean": never}
+
+
+SPEC = Study(
     name="coverage",
-    needs=frozenset({"text", "forest"}),
+    needs=frozenset({"firings", "activations", "forest"}),
     sets=("fast", "paper"),
-    make=lambda subject, _config: Coverage(subject.sae, subject.forest),
+    config=CoverageConfig,
+    run=coverage,
+    nulls=("mean", *_UNGATED),
+    memory=lambda size: size.decoder + own_detectors_memory(size.d_sae),
 )

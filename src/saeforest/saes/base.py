@@ -242,6 +242,31 @@ class SAE(nn.Module, ABC):
         code = self.encode_normalized(u.reshape(-1, self.d_in), precision)
         return code.reshape(*x.shape[:-1]), stats
 
+    def encode_alone(self, x: Float[Tensor, "*n d_in"]) -> SparseCode:
+        """The features that are active in their own right, without those that are active only for others' sake.
+
+        The same as `encode`, unless the system may select a parent because one of its children is strong.
+        Raises InputError as `encode` does.
+        """
+        return self.encode(x)
+
+    @torch.no_grad()
+    def detect(self, x: Float[Tensor, "*n d_in"], features: Int[Tensor, "m"]) -> Float[Tensor, "*n m"]:
+        """The pre-activation of each of `features` by itself: no gate, no selection, no ReLU.
+
+        It is in the units of the values of a code. Raises InputError as `encode` does.
+        """
+        self._check_input(x)
+        u = self.normalize(x)[0].reshape(-1, self.d_in)
+        return self.detect_normalized(u, features).reshape(*x.shape[:-1], len(features))
+
+    def detect_normalized(
+        self, u: Float[Tensor, "n d_in"], features: Int[Tensor, "m"]
+    ) -> Float[Tensor, "n m"]:
+        """The pre-activations of `features` on normalized activations, in at least float32."""
+        precision = torch.promote_types(self.encoder.dtype, torch.float32)
+        return self.pre_activations(precision).dense(self.centered(u), features)
+
     def _check_input(self, x: object) -> None:
         if not isinstance(x, Tensor):
             raise InputError(

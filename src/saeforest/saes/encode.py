@@ -44,18 +44,27 @@ class PreActivations:
         rule: selects features from dense pre-activations; it is called for slices of rows.
         features: ids of the features to choose from; by default all.
         """
-        encoder, bias = self.encoder, self.bias
-        if features is not None:
-            encoder = encoder[features]
-            bias = None if bias is None else bias[features]
-        encoder = encoder.to(self.precision)
-        bias = None if bias is None else bias.to(self.precision)
+        encoder, bias = self._rows(features)
         entries = _DENSE_ENTRIES_GPU if u.is_cuda else DENSE_ENTRIES
         rows = max(entries // len(encoder), _LEAST_ROWS)
         code = concat_rows([rule(_products(part, encoder, bias)) for part in u.split(rows)])
         if features is None:
             return code
         return SparseCode(code.values, torch.where(code.values > 0, features[code.ids], 0))
+
+    def dense(self, u: Float[Tensor, "n d_in"], features: Int[Tensor, "F"]) -> Float[Tensor, "n F"]:
+        """The pre-activations of `features` on all of `u` at once, in `precision`."""
+        return _products(u, *self._rows(features))
+
+    def _rows(
+        self, features: Int[Tensor, "F"] | None
+    ) -> tuple[Float[Tensor, "F d_in"], Float[Tensor, "F"] | None]:
+        """Encoder rows and biases of `features`, or of all, in `precision`."""
+        encoder, bias = self.encoder, self.bias
+        if features is not None:
+            encoder = encoder[features]
+            bias = None if bias is None else bias[features]
+        return encoder.to(self.precision), None if bias is None else bias.to(self.precision)
 
     def exact(self, u: Float[Tensor, "n d_in"], chosen: SparseCode, *, known: bool = False) -> SparseCode:
         """The selected features with values in full precision, and with gradients to encoder, bias, center and `u`.

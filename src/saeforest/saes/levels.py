@@ -127,6 +127,17 @@ class LevelsSAE(SAE):
             codes.append(from_entries(rows[active], ids[active], h[active], len(u)))
         return concat_slots(codes)
 
+    def detect_normalized(
+        self, u: Float[Tensor, "n d_in"], features: Int[Tensor, "m"]
+    ) -> Float[Tensor, "n m"]:
+        precision = torch.promote_types(self.encoder.dtype, torch.float32)
+        h = u.new_empty(len(u), len(features), dtype=precision)
+        for i in range(self.n_levels):
+            level = self.level(i)
+            mine = (features >= level.start) & (features < level.stop)
+            h[:, mine] = (u - self.level_bias(i)).to(precision) @ self.encoder[features[mine]].to(precision).T
+        return h + self.b_enc[features] if self.config.encoder_bias else h
+
     def within_reach(
         self, u: Float[Tensor, "n d_in"], i: int, reach: float, precision: torch.dtype
     ) -> tuple[Int[Tensor, "m"], Int[Tensor, "m"], Float[Tensor, "m"]]:
