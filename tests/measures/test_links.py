@@ -65,6 +65,19 @@ def test_equals_the_oracle(seed: int) -> None:
         residual = np.square(x - torch.cat(decoded).detach().double().numpy()).sum()
         fve = 1 - residual / np.square(x - x.mean(0)).sum()
         assert record.value[f"fve_level_{level}"] == pytest.approx(fve)
+    # A copy of its parent is left out of the values without copies.
+    copy = next(c for p, c, _ in conditional(on, up, SIZES)[0] if on[:, p].any())
+    sae.decoder.data[copy] = sae.decoder.data[parent[copy]] * 1.5
+    again = HSAELinks(sae, Forest(parent, SIZES))
+    for part in batches:
+        again.update(part)
+    without = again.record({})
+    assert without.detail["copies"] == 1
+    for name, pairs in zip(("p_parent_child", "p_child_parent"), conditional(on, up, SIZES), strict=True):
+        assert without.value[name] == record.value[name]
+        kept = [share for _, c, share in pairs if c != copy]
+        assert len(kept) == len(pairs) - 1
+        assert without.value[f"{name}_without_copies"] == pytest.approx(np.mean(kept))
 
 
 def test_hand_worked() -> None:

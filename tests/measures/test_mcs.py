@@ -87,7 +87,9 @@ def test_coverage_by_hand() -> None:
     assert record.value["coverage"] == pytest.approx((2 / 3 + 2 / 3 + 1) / 3)
     assert record.value["edges_coverage"] == pytest.approx((2 / 3 + 1) / 2)
     # Only 2 never fires without 0; the rows of 0 and 2 are 120 degrees apart.
-    assert record.detail["pairs"] == {"k_all_pairs": 1, "k_all_pairs_any": 1, "k_edges": 1}
+    assert record.detail["pairs"] == {
+        "k_all_pairs": 1, "k_all_pairs_any": 1, "k_edges": 1, "k_all_pairs_98": 1, "k_edges_98": 1,
+    }  # fmt: skip
     assert record.value["k_all_pairs"] == record.value["k_edges"] == pytest.approx(1 / 2)
     first, second = record.detail["top_children"]
     assert (first["parent"], first["n"]) == (0, 3)
@@ -95,6 +97,15 @@ def test_coverage_by_hand() -> None:
     assert [row["coverage"] for row in first["children"]] == [1, 2 / 3]
     assert [row["mcs_binary"] for row in first["children"]] == [1, (2 / 3) ** 0.5]
     assert [row["child"] for row in second["children"]] == [0]
+
+
+def test_a_parent_that_misses_one_token_in_fifty_is_nearly_certain() -> None:
+    """Features 1 and 2 fire on 50 tokens each; 0 misses one of those of 1, and two of those of 2."""
+    rows = [[1.0, 1.0, 0.0]] * 49 + [[0.0, 1.0, 0.0]] + [[1.0, 0.0, 1.0]] * 48 + [[0.0, 0.0, 1.0]] * 2
+    record = mcs(by_hand(rows, [-1, 0, 0]), MCSConfig(min_count=50))
+    assert record.value["k_edges"] is record.value["k_all_pairs"] is None
+    assert record.detail["pairs"]["k_edges_98"] == record.detail["pairs"]["k_all_pairs_98"] == 1
+    assert record.value["k_edges_98"] == record.value["k_all_pairs_98"] == pytest.approx(1 / 2)
 
 
 def test_correlation_by_hand() -> None:
@@ -148,6 +159,9 @@ def test_undefined_values_say_why() -> None:
     assert flat.null == {
         **{f"edges_{kind}": "the forest has no edges" for kind in ("coverage", *VARIANTS)},
         "k_edges": "the forest has no edges",
+        "k_edges_98": "the forest has no edges",
+        "k_all_pairs_98": "no feature fires on 98 % of another's tokens, of those that fired on 1 or more of the 3 "
+        "measured tokens",
         "k_all_pairs": f"{no_pair}, of those that fired on 1 or more of the 3 measured tokens",
         "k_all_pairs_any": no_pair,
     }

@@ -34,7 +34,16 @@ from saeforest.worlds import World
 from saeforest.worlds.generators import tree
 from subject_cases import but, given
 
-VALUES = {"s_res", "cos_child", "cos_parent", "hits", "coverage", "lda_s_res", "lda_cosine"}
+VALUES = {
+    "s_res",
+    "cos_child",
+    "cos_parent",
+    "hits",
+    "coverage",
+    "near_not_covering",
+    "lda_s_res",
+    "lda_cosine",
+}
 LDA = ProbeConfig(method="lda")
 
 
@@ -108,6 +117,11 @@ def test_record_equals_the_oracle(monkeypatch: pytest.MonkeyPatch, block: int) -
         assert pair["cos_child"] == pytest.approx(oracle.cosine(w, decoder[c]), abs=1e-6)
         assert pair["cos_parent"] == pytest.approx(oracle.cosine(w, decoder[p]), abs=1e-6)
         assert pair["s_res"] == min(pair["cos_child"], pair["cos_parent"])
+        others = [f for f in range(9) if f != c]
+        nearest = max(others, key=lambda f: oracle.cosine(w, decoder[f]))
+        assert pair["nearest_other"] == nearest
+        share = pairs_oracle.score("coverage", dense, nearest, c)
+        assert pair["coverage_by_nearest_other"] == pytest.approx(share)
         assert (pair["rank_child"], pair["rank_parent"]) == tuple(oracle.rank(w, decoder, i) for i in (c, p))
         lda_score = min(oracle.cosine(lda, decoder[c]), oracle.cosine(lda, decoder[p]))
         assert pair["s_res_lda"] == pytest.approx(lda_score, abs=1e-6)
@@ -123,6 +137,8 @@ def test_record_equals_the_oracle(monkeypatch: pytest.MonkeyPatch, block: int) -
         assert record.value[name] == pytest.approx(mean([p[name] for p in pairs]), abs=1e-6)
     hits = [float(p["rank_child"] <= 5 and p["rank_parent"] <= 5) for p in pairs]
     assert record.value["hits"] == mean(hits)
+    near = [float(p["coverage_by_nearest_other"] < 0.5) for p in pairs]
+    assert record.value["near_not_covering"] == pytest.approx(mean(near))
     assert record.value["lda_s_res"] == pytest.approx(mean([p["s_res_lda"] for p in pairs]), abs=1e-6)
     cosines = [oracle.cosine(*both) for both in zip(trained, computed, strict=True)]
     assert record.value["lda_cosine"] == pytest.approx(mean(cosines), abs=1e-6)

@@ -34,6 +34,9 @@ def mcs(a: FloatArray, decoder: FloatArray, parent: list[int], min_count: int) -
     found["k_all_pairs_any"] = [k(decoder, p, c) for p, c in covering]
     found["k_all_pairs"] = [k(decoder, p, c) for p, c in covering if n[c] >= min_count]
     found["k_edges"] = [k(decoder, p, c) for p, c in edges if covers(a, p, c)]
+    everyone = [(p, c) for c in children for p in features if p != c]
+    for name, of in (("k_all_pairs_98", everyone), ("k_edges_98", edges)):
+        found[name] = [k(decoder, p, c) for p, c in of if score("coverage", a, p, c) >= 0.98]
     return found
 
 

@@ -22,6 +22,7 @@ _FILES = (
     "composition",
     "cooccurrence",
     "mcs",
+    "edges",
     "autointerp",
     "pair_judge",
     "sparse_probing",

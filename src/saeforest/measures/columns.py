@@ -29,6 +29,12 @@ HIERARCHY = Block(
     "untrained SAE and of shuffled parents (benchmarks/hierarchy_nulls.py). Scores also rise with how often "
     "children fire, and fall the longer probes are trained.",
 )
+EDGES = Block(
+    "Parent and child without the gate",
+    "How often the parent is active, in its own right, where the child's own detector is on, without gate and "
+    "selection. The lift compares with how often the parent is active anywhere. A copy of its parent has both for "
+    "free.",
+)
 FLAT = Block("What hierarchy breaks in flat SAEs")
 INTERPRETABILITY = Block("Interpretability and probing")
 LEVELS = Block(

@@ -29,6 +29,7 @@ from torch import Tensor
 
 from ..errors import InputError, require
 from .bootstrap import FloatArray, estimate, interval_method
+from .columns import EDGES, Column
 from .own_detectors import levels, own_detectors, own_detectors_memory
 from .record import Record, undefined
 from .spec import Study
@@ -173,5 +174,10 @@ SPEC = Study(
     config=CoverageConfig,
     run=coverage,
     nulls=("mean", *_UNGATED),
+    columns=(
+        Column(EDGES, "ungated", "coverage without the gate", "↑"),
+        Column(EDGES, "ungated_above_half", "edges above 0.5", "↑"),
+        Column(EDGES, "lift", "lift, log2", "↑"),
+    ),
     memory=lambda size: size.decoder + own_detectors_memory(size.d_sae),
 )

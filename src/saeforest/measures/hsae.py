@@ -7,6 +7,7 @@ For a level l, where children are the features of level l+1 whose parent lies in
     hamming_per_active   hamming / number of features of level l that are active on a token
     p_parent_child       mean over pairs of n_pc / n_c
     p_child_parent       mean over pairs of n_pc / n_p
+    p_..._without_copies the same over pairs whose decoder rows have a cosine of at most 0.9
     fve_level_l          fraction of variance explained by the reconstruction that ends with level l
 
 The paper does not say which features the Hamming distance counts. Here it counts all of a level, and one without
@@ -21,13 +22,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float64, Int
+from jaxtyping import Bool, Float64, Int
 from torch import Tensor
 
 from ..saes import SAE
 from ..structure.forest import ROOT, Forest
 from .bootstrap import FloatArray, Formula, estimate, interval_method
 from .columns import LEVELS, Column
+from .edges import EdgesConfig, cosines
 from .measure import EvalBatch, Measure, WindowTable
 from .record import Record, undefined
 from .spec import Streaming
@@ -55,7 +57,16 @@ class HSAELinks(Measure):
         self.has_children[self.parent[self.parent != ROOT]] = True
         self.fired = torch.zeros(forest.d_sae, dtype=torch.int64)
         self.with_parent = torch.zeros(forest.d_sae, dtype=torch.int64)
+        self.copies = self._copies()
         self.table = WindowTable()
+
+    def _copies(self) -> Bool[Tensor, "d_sae"]:
+        """Which features are copies of their parents: such pairs agree whatever the forest."""
+        copies = torch.zeros(self.forest.d_sae, dtype=torch.bool)
+        child = (self.parent != ROOT).nonzero().flatten().cpu()
+        decoder = self.sae.decoder
+        copies[child] = cosines(decoder, decoder, child, self.parent.cpu()[child]) > EdgesConfig.copy
+        return copies
 
     def update(self, batch: EvalBatch) -> None:
         d_sae = self.forest.d_sae
@@ -123,17 +134,20 @@ class HSAELinks(Measure):
         families, family = np.unique(parent.numpy(), return_inverse=True)
         level = self.level[parent].numpy()
         together = self.with_parent[child].double().numpy()
-        shares = {
-            "p_parent_child": (together, self.fired[child].double().numpy()),
-            "p_child_parent": (together, self.fired[parent].double().numpy()),
+        fired = {
+            "p_parent_child": self.fired[child].double().numpy(),
+            "p_child_parent": self.fired[parent].double().numpy(),
         }
-        skipped = {name: int((n == 0).sum()) for name, (_, n) in shares.items()}
+        skipped = {name: int((n == 0).sum()) for name, n in fired.items()}
+        own = ~self.copies[child].numpy()
+        shares = {name: (together, n, np.ones_like(own)) for name, n in fired.items()}
+        shares |= {f"{name}_without_copies": (together, n, own) for name, n in fired.items()}
         value: dict[str, float | None] = {}
         interval: dict[str, Any] = {}
-        for name, (both, of) in shares.items():
+        for name, (both, of, counts) in shares.items():
             levels = [("", level >= 0), *((f"_{i}", level == i) for i in range(self.n_levels - 1))]
             for suffix, within in levels:
-                counted = within & (of > 0)
+                counted = within & counts & (of > 0)
                 share = both[counted] / of[counted]
                 total, pairs = (
                     np.bincount(family[counted], weights, minlength=len(families)).astype(np.float64)
@@ -168,6 +182,7 @@ class HSAELinks(Measure):
                     n: "fraction" for n in value if not n.startswith("hamming") or n.startswith("hamming_per")
                 },
                 "pairs": int((self.parent != ROOT).sum()),
+                "copies": int(self.copies.sum()),
                 "pairs_skipped": skipped,
             },
         )
@@ -191,5 +206,7 @@ SPEC = Streaming(
         Column(LEVELS, "hamming_per_active", "Hamming distance per active feature", "↓"),
         Column(LEVELS, "p_parent_child", "P(parent | child)", "↑"),
         Column(LEVELS, "p_child_parent", "P(child | parent)", "↑"),
+        Column(LEVELS, "p_parent_child_without_copies", "P(parent | child) without copies", "↑"),
+        Column(LEVELS, "p_child_parent_without_copies", "P(child | parent) without copies", "↑"),
     ),
 )

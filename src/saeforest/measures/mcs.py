@@ -13,6 +13,7 @@ The paper's App. H argues that the decoder rows of a pair end up nearly orthogon
     k_all_pairs      over pairs with n_c >= min_count
     k_all_pairs_any  over pairs with n_c >= 1
     k_edges          over the forest's edges with n_c >= min_count
+    k_..._98         the same with coverage of at least 0.98, for SAEs in which hardly any pair has coverage 1
     k_random         expected |k| of two random directions in d dimensions: Gamma(d/2) / (sqrt(pi) Gamma((d+1)/2))
 """
 
@@ -43,6 +44,8 @@ VARIANTS: tuple[Variant, ...] = get_args(Variant)
 _KINDS: tuple[Score, ...] = ("coverage", *VARIANTS)
 # Number of pairs whose cosines are computed at once.
 _PAIRS = 1 << 12
+# Coverage of pairs that count as nearly certain, as in the paper's Figures 11 and 12.
+_NEARLY = 0.98
 
 
 @dataclass(frozen=True)
@@ -76,26 +79,30 @@ def mcs(subject: Subject, config: MCSConfig) -> Record:
     n = subject.pairs.marginals.n
     frequent = n >= config.min_count
     linked = frequent & (subject.forest.parent != ROOT)
-    certain = linked & (found.edge[0] == 1)
+    certain, nearly = linked & (found.edge[0] == 1), linked & (found.edge[0] >= _NEARLY)
     if subject.sae.gated and torch.equal(subject.sae.forest.parent, subject.forest.parent):
         require(torch.equal(certain, linked), "mcs", "coverage 1 on every edge of a Tree SAE")
-    k_edge = _abs_cosine(decoder, subject.forest.parent[certain], certain.nonzero().flatten())
+    k_edge, k_edge_98 = (
+        _abs_cosine(decoder, subject.forest.parent[some], some.nonzero().flatten())
+        for some in (certain, nearly)
+    )
 
     value: dict[str, float | None] = {}
     interval: dict[str, Interval] = {}
     by_parent = {f"edges_{kind}": (linked, found.edge[i, linked]) for i, kind in enumerate(_KINDS)}
-    by_parent["k_edges"] = (certain, k_edge)
+    by_parent |= {"k_edges": (certain, k_edge), "k_edges_98": (nearly, k_edge_98)}
     for name, formula, units in (
         *((kind, *_mean_best(found.best[i, frequent])) for i, kind in enumerate(_KINDS)),
         *((name, *_mean_by_parent(subject.forest.parent[of], s)) for name, (of, s) in by_parent.items()),
         ("k_all_pairs", *_mean_of_pairs(found.k_sum[frequent], found.k_pairs[frequent])),
         ("k_all_pairs_any", *_mean_of_pairs(found.k_sum[n > 0], found.k_pairs[n > 0])),
+        ("k_all_pairs_98", *_mean_of_pairs(found.k_sum_98[frequent], found.k_pairs_98[frequent])),
     ):
         one = estimate(formula, units)
         value[name], interval[name] = one.value["mean"], one.interval["mean"]
     for name, mean in value.items():
         require(mean is None or 0 <= mean <= 1 + 1e-6, "mcs", f"0 <= {name} <= 1")
-    value["k_random"], interval["k_random"] = _k_random(subject.sae.d_in), None
+    value["k_random"], interval["k_random"] = k_random(subject.sae.d_in), None
 
     tokens = len(subject.rows)
     return Record(
@@ -107,7 +114,7 @@ def mcs(subject: Subject, config: MCSConfig) -> Record:
         settings={
             **subject.settings,
             "config": asdict(config),
-            "interval_method": f"{interval_method('children')}; edges_..., k_edges: over parents; k_random: none",
+            "interval_method": f"{interval_method('children')}; edges_..., k_edges...: over parents; k_random: none",
         },
         detail={
             "null": undefined(value, _why(subject, config, frequent), tokens),
@@ -118,6 +125,8 @@ def mcs(subject: Subject, config: MCSConfig) -> Record:
                 "k_all_pairs": int(found.k_pairs[frequent].sum()),
                 "k_all_pairs_any": int(found.k_pairs.sum()),
                 "k_edges": int(certain.sum()),
+                "k_all_pairs_98": int(found.k_pairs_98[frequent].sum()),
+                "k_edges_98": int(nearly.sum()),
             },
             "top_children": _top_children(subject, config),
         },
@@ -131,20 +140,21 @@ class _Scores(NamedTuple):
     edge:    for each kind of score, that with its parent in the forest.
     k_sum:   sum of |k| over the features that fire whenever it does.
     k_pairs: number of these features.
+    ..._98:  the same for features that fire on 98 % of its tokens or more.
     """
 
     best: Float64[Tensor, "kinds d_sae"]
     edge: Float64[Tensor, "kinds d_sae"]
     k_sum: Float64[Tensor, "d_sae"]
     k_pairs: Int[Tensor, "d_sae"]
+    k_sum_98: Float64[Tensor, "d_sae"]
+    k_pairs_98: Int[Tensor, "d_sae"]
 
 
 def _scores(subject: Subject, decoder: Float[Tensor, "d_sae d_in"]) -> _Scores:
     best, edge = torch.zeros(2, len(_KINDS), len(decoder), dtype=torch.float64)
-    k_sum, k_pairs = (
-        torch.zeros(len(decoder), dtype=torch.float64),
-        torch.zeros(len(decoder), dtype=torch.int64),
-    )
+    k_sum = torch.zeros(2, len(decoder), dtype=torch.float64)
+    k_pairs = torch.zeros(2, len(decoder), dtype=torch.int64)
     fired = (subject.pairs.marginals.n > 0).nonzero().flatten()
     with progress("scores of parents", len(fired), "features") as advance:
         for block, scores in subject.pairs.scores_of(_KINDS, fired):
@@ -154,14 +164,15 @@ def _scores(subject: Subject, decoder: Float[Tensor, "d_sae d_in"]) -> _Scores:
                 score[row, block] = 0  # no feature is its own parent
                 best[i, block] = score.amax(1)
                 edge[i, block] = torch.where(parent == ROOT, 0, score[row, parent.clamp(min=0)])
-            child, above = (scores["coverage"] == 1).nonzero(as_tuple=True)
+            child, above = (scores["coverage"] >= _NEARLY).nonzero(as_tuple=True)
             k = _abs_cosine(decoder, above, block[child])
-            k_sum[block] = torch.bincount(
-                child, k, minlength=len(block)
-            ).double()  # int64 if there are no pairs
-            k_pairs[block] = torch.bincount(child, minlength=len(block))
+            certain = scores["coverage"][child, above] == 1
+            for i, some in enumerate((certain, torch.ones_like(certain))):
+                # Weighted counts of no pairs are int64.
+                k_sum[i, block] = torch.bincount(child[some], k[some], minlength=len(block)).double()
+                k_pairs[i, block] = torch.bincount(child[some], minlength=len(block))
             advance(len(block))
-    return _Scores(best, edge, k_sum, k_pairs)
+    return _Scores(best, edge, k_sum[0], k_pairs[0], k_sum[1], k_pairs[1])
 
 
 def _abs_cosine(
@@ -192,7 +203,8 @@ def _mean_of_pairs(total: Float64[Tensor, "units"], pairs: Tensor) -> tuple[Form
     return mean, len(total)
 
 
-def _k_random(d: int) -> float:
+def k_random(d: int) -> float:
+    """Expected |cos| of two independent random directions in `d` dimensions."""
     return math.exp(math.lgamma(d / 2) - math.lgamma((d + 1) / 2)) / math.sqrt(math.pi)
 
 
@@ -201,10 +213,11 @@ def _why(subject: Subject, config: MCSConfig, frequent: Tensor) -> dict[str, str
     few = f"no feature fired on {measured}: measure more text, or lower min_count"
     no_pair = "no feature fires whenever another does"
     if not bool((subject.forest.parent != ROOT).any()):
-        no_edge = no_certain = "the forest has no edges"
+        no_edge = no_certain = no_nearly = "the forest has no edges"
     else:
         no_edge = f"the forest has no edge whose child fired on {measured}"
         no_certain = f"{no_edge}, and whose parent fired on all of these"
+        no_nearly = f"{no_edge}, and whose parent fired on 98 % of these"
     if not bool(frequent.any()):
         return {**dict.fromkeys(_all_names(), few), "k_all_pairs_any": no_pair}
     return {
@@ -212,11 +225,14 @@ def _why(subject: Subject, config: MCSConfig, frequent: Tensor) -> dict[str, str
         "k_all_pairs": f"{no_pair}, of those that fired on {measured}",
         "k_all_pairs_any": no_pair,
         "k_edges": no_certain,
+        "k_all_pairs_98": f"no feature fires on 98 % of another's tokens, of those that fired on {measured}",
+        "k_edges_98": no_nearly,
     }
 
 
 def _all_names() -> list[str]:
-    return [*_KINDS, *(f"edges_{kind}" for kind in _KINDS), "k_all_pairs", "k_all_pairs_any", "k_edges"]
+    pairs = ("k_all_pairs", "k_all_pairs_any", "k_edges", "k_all_pairs_98", "k_edges_98")
+    return [*_KINDS, *(f"edges_{kind}" for kind in _KINDS), *pairs]
 
 
 def _top_children(subject: Subject, config: MCSConfig) -> list[dict[str, Any]]:
@@ -242,6 +258,9 @@ SPEC = Study(
     sets=("paper",),
     config=MCSConfig,
     run=mcs,
-    columns=(Column(FLAT, "k_all_pairs", "|k|", "↓"),),
+    columns=(
+        Column(FLAT, "k_all_pairs", "|k|", "↓"),
+        Column(FLAT, "k_all_pairs_98", "|k| at coverage 0.98", "↓"),
+    ),
     memory=lambda size: size.decoder + scores_memory(size.d_sae, _KINDS),
 )

@@ -8,6 +8,9 @@ to do with it (the paper's "PCA feature"). Its d*_c . d_p is near 0, however hig
 ranks of both rows among all decoder rows by cosine with d*_c; an edge is a hit if both are among the first 5
 (docs/spec/hierarchy.md#hierarchy-metric). The values are repeated with the LDA direction, which needs no training.
 
+Both conditions are needed (the paper's App. F): `near_not_covering` is the fraction of edges on which the nearest other
+decoder row to d*_c belongs to a feature that fires on less than half of the child's tokens.
+
 For some parents, `focus` holds the data of the paper's Figures 1 and 10 to 12: for each child with high coverage, in
 the forest or not, a histogram of all decoder rows' cosines with the child's direction, and those of child and parent.
 """
@@ -40,6 +43,8 @@ _BLOCK_ENTRIES = 1 << 24
 _BINS = 100
 # Number of densest features among which one to show in detail is sought.
 _DENSEST = 32
+# A feature that is nearer to a child's direction than any other, but with less coverage than this, is not its parent.
+_COVERING = 0.5
 
 
 @dataclass(frozen=True)
@@ -115,6 +120,21 @@ def pair_nearness(
     return PairNearness(*(torch.cat(column) for column in zip(*found, strict=True)))
 
 
+def nearest_others(
+    directions: Float[Tensor, "b d_in"], decoder: Float[Tensor, "d_sae d_in"], children: Int[Tensor, "b"]
+) -> Int[Tensor, "b"]:
+    """For each child, the other feature whose decoder row has the largest cosine with the child's direction.
+
+    directions: unit direction of each child. decoder: unit decoder rows, at least two.
+    """
+    found = [torch.zeros(0, dtype=torch.int64)]
+    for part in torch.arange(len(children)).split(max(_BLOCK_ENTRIES // max(len(decoder), 1), 1)):
+        cosine = directions[part].to(decoder.device, torch.float32) @ decoder.float().T
+        cosine.scatter_(1, children[part, None].to(cosine.device), -torch.inf)
+        found.append(cosine.argmax(1).cpu())
+    return torch.cat(found)
+
+
 def reconstruction_score(subject: Subject, config: ReconstructionScoreConfig) -> Record:
     """The record "reconstruction_score", over edges whose child fires `min_count` times or more.
 
@@ -151,7 +171,7 @@ def reconstruction_score(subject: Subject, config: ReconstructionScoreConfig) ->
         },
         detail={
             "null": undefined(found.value, dict.fromkeys(found.value, why), len(subject.rows)),
-            "units": {"hits": "fraction", "coverage": "fraction"},
+            "units": dict.fromkeys(("hits", "coverage", "near_not_covering"), "fraction"),
             "edges": {"all": edges.shape[1], "measurable": measurable.shape[1], "measured": len(children)},
             "pairs": pairs,
             "focus": [_shown(f, subject, config) for f in focus],
@@ -170,16 +190,20 @@ def _scored(
         config = replace(subject.probes.config, method="lda")
         computed = Probes(subject.x, subject.pairs, config).directions(children)
     near, near_lda = (pair_nearness(d, decoder, parents, children) for d in (trained, computed))
-    coverage = [
-        score.gather(1, parents[rows, None])[:, 0]
+    nearest = nearest_others(trained, decoder, children)
+    scored = [
+        score.gather(1, torch.stack([parents[rows], nearest[rows]], 1))
         for rows, score in _with_rows(subject.pairs.scores("coverage", children))
     ]
+    coverage, of_nearest = torch.cat([torch.zeros(0, 2, dtype=torch.float64), *scored]).T
     columns = {
         "parent": parents,
         "child": children,
         "n": subject.pairs.marginals.n[children],
-        "coverage": torch.cat([torch.zeros(0, dtype=torch.float64), *coverage]),
+        "coverage": coverage,
         **near._asdict(),
+        "nearest_other": nearest,
+        "coverage_by_nearest_other": of_nearest,
         "s_res": near.score,
         "s_res_lda": near_lda.score,
         "auroc": subject.probes.quality(children).auroc,
@@ -187,7 +211,8 @@ def _scored(
     means = {
         **{name: columns[name] for name in ("s_res", "cos_child", "cos_parent")},
         "hits": near.hit,
-        "coverage": columns["coverage"],
+        "coverage": coverage,
+        "near_not_covering": of_nearest < _COVERING,
         "lda_s_res": near_lda.score,
         "lda_cosine": (trained * computed).sum(1),
     }
