@@ -39,6 +39,7 @@ GIVES: dict[Need, dict[str, type | tuple[type, ...]]] = {
     "probes": {"probes": Probes},
     "labeled_texts": {"labeled": LabeledCodes},
     "first_letters": {"first_letters": FirstLetters},
+    "embedding": {"embed": Callable},
     "judge": {"judge": type(None)},
     "training_log": {"log": Path},
     "forest": {"forest": Forest},

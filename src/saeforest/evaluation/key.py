@@ -20,9 +20,9 @@ from .task import Task
 
 # Groups of needs, by what they make a measure depend on: the model, the excluded positions, the measured text.
 _LANGUAGE_MODEL: frozenset[Need] = frozenset(
-    {"text", "losses", "firings", "activations", "probes", "labeled_texts", "first_letters"}
+    {"text", "losses", "firings", "activations", "probes", "labeled_texts", "first_letters", "embedding"}
 )
-_POSITIONS = _LANGUAGE_MODEL - {"first_letters"}
+_POSITIONS = _LANGUAGE_MODEL - {"first_letters", "embedding"}
 _MEASURED_TEXT = _POSITIONS - {"labeled_texts"}
 
 

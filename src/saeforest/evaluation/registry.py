@@ -24,6 +24,7 @@ _FILES = (
     "mcs",
     "edges",
     "autointerp",
+    "relatedness",
     "pair_judge",
     "sparse_probing",
     "tpp",

@@ -86,6 +86,7 @@ class Supplies:
             "probes": _once(self._new_probes) if alone else self._probes,
             "labeled_texts": lambda: self._labeled(config.texts),
             "first_letters": lambda: self._shared.words(config),
+            "embedding": lambda: task.reader.lm.embed,
             "judge": _once(lambda: self._open_judge(config.judge, stack)),
             "training_log": lambda: task.log,
             "forest": lambda: task.forest,

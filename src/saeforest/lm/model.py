@@ -180,6 +180,12 @@ class LanguageModel:
             pass
         return found[wanted[0].name] if isinstance(sites, Site | str) else found
 
+    @torch.no_grad()
+    def embed(self, ids: Int[Tensor, "*n"]) -> Float32[Tensor, "*n d"]:
+        """The vector with which the model begins for each token, whatever its context and position; on the CPU."""
+        self.check_ids(ids)
+        return self.model.get_input_embeddings()(ids.to(self.device)).float().cpu()
+
     def logits(
         self, ids: Int[Tensor, "batch ctx"], hooks: Hooks | None = None
     ) -> Float[Tensor, "batch ctx vocab"]:

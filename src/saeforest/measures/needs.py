@@ -13,6 +13,7 @@ from typing import Literal, get_args
 #:     probes          directions of the features' concepts, trained on activations and firings
 #:     labeled_texts   texts with labels, and their codes; the measure's settings say which (`config.texts`)
 #:     first_letters   words read in prompts that ask for their first letter (settings: a `FirstLetterConfig`)
+#:     embedding       the vector with which the language model begins for each token, whatever its context
 #:     judge           a language model that answers questions; the measure's settings may name it (`config.judge`)
 #:     training_log    the log of the SAE's training
 #:     forest          the SAE's own forest or, for a flat SAE, an inferred one
@@ -24,6 +25,7 @@ Need = Literal[
     "probes",
     "labeled_texts",
     "first_letters",
+    "embedding",
     "judge",
     "training_log",
     "forest",

@@ -16,7 +16,7 @@ from .subject import Subject
 Reading = Literal["recommended", "saebench_0.6", "ref_tree_sae"]
 READINGS: tuple[Reading, ...] = get_args(Reading)
 #: Named sets of measures.
-Set = Literal["fast", "paper", "saebench"]
+Set = Literal["fast", "paper", "saebench", "truth"]
 SET_NAMES: tuple[Set, ...] = get_args(Set)
 # The field that a measure's settings must have for a need.
 _FIELD_OF: dict[Need, str] = {"judge": "judge", "labeled_texts": "texts"}

@@ -16,6 +16,7 @@ from ..saes import SAE
 from ..structure.forest import Forest
 from ..structure.pairs import PairStatistics
 from ..text import Tokens
+from .contexts import Embed
 from .first_letters import FirstLetters
 from .needs import Need
 from .pooled import LabeledCodes
@@ -100,6 +101,11 @@ class Subject:
     def first_letters(self) -> FirstLetters:
         """Words and their first letters (first_letters). Raises TooFewWords if the tokenizer has too few."""
         return self._supplied("first_letters")
+
+    @property
+    def embed(self) -> Embed:
+        """Gives the vector with which the language model begins for each token, whatever its context (embedding)."""
+        return self._supplied("embedding")
 
     @property
     def judge(self) -> Judge | None:

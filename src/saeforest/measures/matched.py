@@ -1,0 +1,78 @@
+"""Matched pairs: controls of a forest's edges, and how well a score tells the two apart.
+
+The control of an edge from p to c is the pair of c with a null parent q. Like p, q is a parent, on the same level and
+firing about as often, but in another tree of the forest: neither ancestor nor descendant of c, nor related to it in any
+other way. Which feature lies above c is the only thing in which the two pairs differ on purpose.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from jaxtyping import Float64, Int64
+from numpy import ndarray as Array
+
+from ..structure.forest import ROOT, Forest
+
+#: A parent and its child.
+Pair = tuple[int, int]
+
+# A null parent is one of this many whose densities are nearest to the parent's, and within this factor of it.
+_NEAREST, _FACTOR = 5, 2.0
+
+
+def tops(forest: Forest) -> Int64[Array, "d_sae"]:
+    """The root of the tree that each feature belongs to: its topmost ancestor, or itself."""
+    parent = forest.parent.numpy()
+    top = np.arange(forest.d_sae)
+    while (above := parent[top] != ROOT).any():
+        top[above] = parent[top[above]]
+    return top
+
+
+def levels(forest: Forest) -> Int64[Array, "d_sae"]:
+    """The level of each feature: its layer or, in a forest without layers, its depth."""
+    return (forest.layer if forest.layered else forest.depth).numpy()
+
+
+class NullParents:
+    """Draws null parents for the edges of a forest.
+
+    fired: how often each feature fires. Features that never do are no candidates.
+    """
+
+    def __init__(self, forest: Forest, fired: Int64[Array, "d_sae"]) -> None:
+        self._top, self._level = tops(forest), levels(forest)
+        self._log_fired = np.log(np.maximum(fired, 1))
+        parents = np.flatnonzero((forest.n_children.numpy() > 0) & (fired > 0))
+        at = self._level[parents]
+        self._parents = {level: parents[at == level] for level in np.unique(at).tolist()}
+
+    def draw(self, edge: Pair, rng: np.random.Generator, usable: Callable[[int], bool]) -> int | None:
+        """A null parent for an edge, drawn at random from those that match; None if none does.
+
+        usable: whether the pair of a null parent and the child can be measured; asked only where all else matches.
+        """
+        parent, child = edge
+        others = self._parents.get(int(self._level[parent]), np.zeros(0, dtype=np.int64))
+        distance = np.abs(self._log_fired[others] - self._log_fired[parent])
+        matches = (self._top[others] != self._top[child]) & (distance <= np.log(_FACTOR))
+        others, distance = others[matches], distance[matches]
+        nearest = others[np.argsort(distance, kind="stable")[:_NEAREST]]
+        return next((q for q in rng.permutation(nearest).tolist() if usable(q)), None)
+
+
+def auc(
+    weights: Float64[Array, "b e"], edge: Float64[Array, "e"], matched: Float64[Array, "e"]
+) -> Float64[Array, "b"]:
+    """The probability that the score of an edge exceeds that of a matched pair drawn independently; ties count half.
+
+    weights: how often each edge counts, and with it the pair that was matched to it. `b` is the number of resamples.
+    """
+    order = np.argsort(matched, kind="stable")
+    below = np.concatenate([np.zeros((len(weights), 1)), weights[:, order].cumsum(1)], axis=1)
+    less = np.searchsorted(matched[order], edge, side="left")
+    less_or_equal = np.searchsorted(matched[order], edge, side="right")
+    won = (weights * (below[:, less] + below[:, less_or_equal])).sum(1) / 2
+    return won / weights.sum(1) ** 2
