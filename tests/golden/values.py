@@ -12,9 +12,11 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-# Times, versions, and what is a checksum of files that are looked at themselves. `key` tells measurements apart.
+# Times, versions, and what is a checksum of files that are looked at themselves. `key` tells measurements apart, `text`
+# their texts, and intervals are made of `replicates`.
 _PASSING = {
-    "seconds", "tokens_per_s", "peak_memory_mb", "version", "torch", "checksum", "checksums", "key",
+    "seconds", "tokens_per_s", "peak_memory_mb", "version", "torch", "checksum", "checksums", "key", "text",
+    "replicates",
 }  # fmt: skip
 _LOSSES = 5
 # Other roundings, as of another PyTorch, soon lead training to other choices: losses part by some percent, and so few

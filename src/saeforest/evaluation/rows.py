@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import InputError
+from ..measures.bootstrap import same_units
 from ..measures.measure import EvalBatch
 from ..measures.needs import Need
 from ..measures.record import Record
@@ -72,6 +73,7 @@ def evaluate_rows(
     settings = {
         "data": "activations without a text",
         "rows": len(x),
+        "text": same_units("rows", x.float()),
         "window": f"{WINDOW_ROWS} consecutive rows",
         "batch": f"{_WINDOWS_AT_ONCE} windows",
         "forest": "its own" if forest is None else "given",

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from .. import __version__
 from ..activations import ActivationReader
 from ..errors import InputError
+from ..measures.bootstrap import same_units
 from ..measures.needs import Need
 from ..measures.spec import Streaming, Study
 from ..saes import SAE
@@ -128,6 +129,7 @@ def make_task(
         "context": tokens.context,
         "prepend_bos": tokens.prepend_bos,
         "tokens_read": tokens.n_tokens,
+        "text": same_units("tokens", tokens.ids),
         "batch": f"{reader.batch_size} windows",
         "positions": {
             "exclude_first": reader.exclude_first,

@@ -38,7 +38,7 @@ from torch import Tensor
 from ..errors import require
 from ..saes import SAE
 from ..sparse_code import SparseCode, concat_rows
-from .bootstrap import Estimate, FloatArray, estimate, interval_method
+from .bootstrap import Estimate, FloatArray, estimate, interval_method, same_units
 from .columns import FLAT, Column
 from .first_letters import (
     LETTERS,
@@ -297,7 +297,7 @@ def absorption(subject: Subject, config: AbsorptionConfig) -> Record:
     except TooFewWords as few:
         why = f"the tokenizer has {few.found} words of English letters; {few.least} are needed"
         names = (*_ABSORBED, *_ABSORBED_RESID_POST, *_SPLIT, "probe_f1")
-        nothing = Estimate(dict.fromkeys(names), dict.fromkeys(names))
+        nothing = Estimate(dict.fromkeys(names), dict.fromkeys(names), {})
         return _record(nothing, 0, dict.fromkeys(names, why), 0, settings, {})
 
     splits = split_letters(subject.sae, data, config)
@@ -403,7 +403,7 @@ def _letter_means(table: dict[str, FloatArray], counts: NDArray[np.bool_], data:
         found = {name: counted @ column[occur] / counted.sum(1) for name, column in table.items()}
         return {**found, "probe_f1": weights @ f1 / weights.sum(1)}
 
-    return estimate(means, len(occur))
+    return estimate(means, len(occur), same_units("letters", occur, data.test.letter))
 
 
 def _letter_rows(
@@ -452,6 +452,7 @@ def _record(
             "units": {**dict.fromkeys(_SPLIT, "features"), "letters": "letters", "probe_f1": "F1"},
             **detail,
         },
+        replicates={n: drawn for n, drawn in found.replicates.items() if value[n] is not None},
     )
 
 

@@ -29,7 +29,7 @@ from numpy import ndarray as Array
 
 from ..errors import InputError
 from ..judges import NO_JUDGE, Judge, JudgeConfig, Question, ask_all, prompt
-from .bootstrap import FloatArray, estimate, interval_method
+from .bootstrap import FloatArray, estimate, interval_method, units_of_sae
 from .columns import INTERPRETABILITY, Column
 from .examples import FeatureWindows, fires_enough, numbered
 from .record import Record, undefined
@@ -122,7 +122,8 @@ def autointerp(subject: Subject, config: AutoInterpConfig) -> Record:
             "other": few @ score / few.sum(1),
         }
 
-    found = estimate(means, len(scored))
+    features = np.array([r.trial.feature for r in scored], dtype=np.int64)
+    found = estimate(means, len(scored), units_of_sae("features", subject.sae, features))
     counts = {"scored": len(scored), "unparsable": len(results) - len(scored), "skipped": skipped}
     value = {**found.value, **counts}
     why = _why_undefined(subject, config, trials, judge, scored)
@@ -144,6 +145,7 @@ def autointerp(subject: Subject, config: AutoInterpConfig) -> Record:
             "branching": _by_children(n_children, score),
             "features": [_in_detail(r, subject) for r in results],
         },
+        replicates=found.replicates,
     )
 
 

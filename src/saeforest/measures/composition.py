@@ -23,9 +23,9 @@ from scipy.stats import beta
 from torch import Tensor
 
 from ..errors import require
-from .bootstrap import FloatArray, estimate, interval_method
+from .bootstrap import FloatArray, estimate, interval_method, units_of_sae
 from .columns import FLAT, Column
-from .record import Record
+from .record import Record, Replicates
 from .spec import Study
 from .subject import Subject
 
@@ -77,6 +77,7 @@ def composition(subject: Subject, config: CompositionConfig) -> Record:
         layer = np.repeat(np.arange(len(sae.config.layer_sizes)), sae.config.layer_sizes)
         groups |= {f"by_layer_{i}": (layer == i).astype(np.float64) for i in np.unique(layer)}
     null: dict[str, str] = {}
+    replicates: dict[str, Replicates] = {}
     if min(sae.config.layer_sizes if not sae.cumulative else (sae.d_sae,)) == 1:
         value = dict.fromkeys((*groups, "median", "random_floor"))
         null = dict.fromkeys(value, "the SAE has a single feature, and no other to compare it with")
@@ -86,7 +87,9 @@ def composition(subject: Subject, config: CompositionConfig) -> Record:
         parts = (sae.d_sae,) if sae.cumulative else sae.config.layer_sizes
         cosines = torch.cat([max_cosines(rows) for rows in sae.W_dec.detach().split(list(parts))]).numpy()
         require(bool(np.isfinite(cosines).all()), "composition", "a largest cosine for every feature")
-        found = estimate(lambda weights: _means(cosines, groups, weights), sae.d_sae)
+        units = units_of_sae("features", sae, np.arange(sae.d_sae))
+        found = estimate(lambda weights: _means(cosines, groups, weights), sae.d_sae, units)
+        replicates = found.replicates
         value = {**found.value, "random_floor": random_floor(sae.d_sae, sae.d_in) if sae.d_in > 1 else None}
         interval = {**found.interval, "random_floor": None}
         if value["alive"] is None:
@@ -106,6 +109,7 @@ def composition(subject: Subject, config: CompositionConfig) -> Record:
             + "; random_floor: exact for independent uniform directions, none",
         },
         detail={"null": null, "features": sae.d_sae, "alive_features": int(alive.sum())},
+        replicates=replicates,
     )
 
 

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from ..saes import SAE
 from ..structure.forest import ROOT, Forest
-from .bootstrap import FloatArray, estimate, interval_method
+from .bootstrap import FloatArray, estimate, interval_method, units_of_sae
 from .columns import FLAT, Column
 from .measure import EvalBatch, Measure, pair_slices
 from .record import Record, undefined
@@ -37,8 +37,8 @@ class Cooccurrence(Measure):
 
     def __init__(self, sae: SAE, forest: Forest) -> None:
         self.threshold = sae.config.activation_threshold
-        self.forest = forest
-        family, self.family_layer = _families(forest)
+        self.sae, self.forest = sae, forest
+        family, self.family_layer, self.family_parent = _families(forest)
         self.family = family.numpy()
         self.family_of = family.to(sae.device)
         self.fired = torch.zeros(forest.d_sae, dtype=torch.int64)
@@ -87,7 +87,8 @@ class Cooccurrence(Measure):
                 found |= {f"{name}_layer_{layer + 1}": by_layer[:, layer] for layer in range(n_layers - 1)}
             return found
 
-        value, interval = estimate(values, n_families)
+        units = units_of_sae("families", self.sae, self.family_parent)
+        value, interval, replicates = estimate(values, n_families, units)
         why = {
             name: "no parent has two children in a layer that could be measured"
             if name in columns
@@ -107,6 +108,7 @@ class Cooccurrence(Measure):
                 "families": n_families,
                 "families_left_out_for_0/0": int((~whole).sum()),
             },
+            replicates=replicates,
         )
 
     def _iou_by_family(self) -> FloatArray:
@@ -118,15 +120,17 @@ class Cooccurrence(Measure):
         return total.astype(np.float64)  # bincount of no pairs is int64
 
 
-def _families(forest: Forest) -> tuple[Int[Tensor, "d_sae"], Int[np.ndarray, "families"]]:
-    """The family of each feature, -1 if it has no siblings or hangs from the root, and the layer of each family."""
+def _families(
+    forest: Forest,
+) -> tuple[Int[Tensor, "d_sae"], Int[np.ndarray, "families"], Int[np.ndarray, "families"]]:
+    """The family of each feature, -1 if it has no siblings or hangs from the root; layer and parent of each family."""
     # Features of layer 0 have no parent but the root, so families start at layer 1.
     layer = forest.layer if forest.layered else torch.ones_like(forest.parent)
     key = torch.where(forest.parent == ROOT, -1, layer * forest.d_sae + forest.parent)
     keys, place, size = key.unique(return_inverse=True, return_counts=True)
     real = (keys >= 0) & (size > 1)
     number = torch.where(real, real.cumsum(0) - 1, -1)
-    return number[place], (keys[real] // forest.d_sae).numpy()
+    return number[place], (keys[real] // forest.d_sae).numpy(), (keys[real] % forest.d_sae).numpy()
 
 
 SPEC = Streaming(

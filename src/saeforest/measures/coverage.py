@@ -28,10 +28,10 @@ from jaxtyping import Float64, Int
 from torch import Tensor
 
 from ..errors import InputError, require
-from .bootstrap import FloatArray, estimate, interval_method
+from .bootstrap import FloatArray, estimate, interval_method, units_of_sae
 from .columns import EDGES, Column
 from .own_detectors import levels, own_detectors, own_detectors_memory
-from .record import Record, undefined
+from .record import EdgeScores, Record, undefined
 from .spec import Study
 from .subject import Subject
 
@@ -75,7 +75,7 @@ def coverage(subject: Subject, config: CoverageConfig) -> Record:
         without = {name: weights @ column / (weights @ ungated_edges) for name, column in totals.items()}
         return {"mean": weights @ total / (weights @ n_edges), **without}
 
-    found = estimate(means, len(families))
+    found = estimate(means, len(families), units_of_sae("parents", subject.sae, families))
     value = {
         "min": float(covered.min()) if len(covered) else None,
         "mean": found.value["mean"],
@@ -84,6 +84,8 @@ def coverage(subject: Subject, config: CoverageConfig) -> Record:
         **{name: found.value[name] for name in _UNGATED},
         "edges_ungated": int(measured.sum()),
     }
+    scores = {"mean": EdgeScores(child, torch.from_numpy(covered))}
+    scores |= {n: EdgeScores(child[measured], alone[n][measured]) for n in ("ungated", "lift")}
     worst = [e for e in np.argsort(covered, kind="stable")[:_WORST] if covered[e] < 1]
     method = f"{interval_method('parents')}; min, edges_...: none"
     return Record(
@@ -108,6 +110,8 @@ def coverage(subject: Subject, config: CoverageConfig) -> Record:
                 for e in worst
             ],
         },
+        replicates=found.replicates,
+        edge_scores=scores,
     )
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from .bootstrap import FloatArray, estimate, interval_method
+from .bootstrap import FloatArray, estimate, interval_method, same_units
 from .columns import RECONSTRUCTION, Column
 from .measure import EvalBatch, Measure, WindowTable
 from .record import Record, undefined
@@ -48,7 +48,8 @@ class CrossEntropy(Measure):
         return {**mean, "ce_loss_score": score, "kl_div_score": kl_score}
 
     def record(self, settings: Mapping[str, Any]) -> Record:
-        value, interval = estimate(self._values, len(self.table))
+        units = same_units("windows", self.table["count"])
+        value, interval, replicates = estimate(self._values, len(self.table), units)
         tokens = int(self.table["count"].sum())
         why = {"ce_loss_score": "zeros at the site cost the model nothing: ablated equals clean"}
         why["kl_div_score"] = "zeros at the site change no prediction"
@@ -75,6 +76,7 @@ class CrossEntropy(Measure):
                 "ablated": _ABLATED,
             },
             detail=detail,
+            replicates=replicates,
         )
 
 

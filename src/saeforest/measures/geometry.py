@@ -45,8 +45,9 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..progress import progress
+from ..saes import SAE
 from ..structure.forest import ROOT, Forest
-from .bootstrap import Estimate, FloatArray, estimate, interval_method
+from .bootstrap import Estimate, FloatArray, estimate, interval_method, units_of_sae
 from .record import Record, undefined
 from .spec import Study
 from .subject import Subject
@@ -116,8 +117,8 @@ def geometry(subject: Subject, config: GeometryConfig) -> Record:
             advance(1)
 
     siblings = Siblings(subject.sae.W_dec.detach().double().cpu(), forest, usable)
-    beneath, chance = _agreement(entries)
-    decoder = siblings.cosines()
+    beneath, chance = _agreement(entries, subject.sae)
+    decoder = siblings.cosines(subject.sae)
     value = beneath.value | decoder.value
     tokens = len(subject.rows)
     return Record(
@@ -142,6 +143,7 @@ def geometry(subject: Subject, config: GeometryConfig) -> Record:
             "sibling_families": len(siblings.parent),
             "umap": siblings.picture(config.umap_families, config.seed),
         },
+        replicates=beneath.replicates | decoder.replicates,
     )
 
 
@@ -282,7 +284,7 @@ def principal_plane(u: Float64[Tensor, "n d"]) -> Plane | None:
     return Plane(torch.from_numpy(axes * np.sign(largest)), torch.from_numpy(explained.copy()))
 
 
-def _agreement(entries: Sequence[dict[str, Any]]) -> tuple[Estimate, float | None]:
+def _agreement(entries: Sequence[dict[str, Any]], sae: SAE) -> tuple[Estimate, float | None]:
     """`agreement`, `toward` and `explained_2`, and the agreement expected by chance."""
     looked_at = [entry for entry in entries if "children" in entry]
     families = [[child for child in entry["children"] if child["cosine"] is not None] for entry in looked_at]
@@ -294,13 +296,12 @@ def _agreement(entries: Sequence[dict[str, Any]]) -> tuple[Estimate, float | Non
     explained = np.array([sum(entry["explained"]) for entry in looked_at], dtype=np.float64)
     # Children of a family share its plane, so families are resampled, each with all its children.
     family = np.repeat(np.arange(len(families)), [len(f) for f in families])
-    of_children = estimate(lambda w: _means(columns, w[:, family]), len(families))
-    of_families = estimate(lambda w: _means({"explained_2": explained}, w), len(looked_at))
+    units = units_of_sae("parents", sae, np.array([entry["parent"] for entry in looked_at]))
+    of_children = estimate(lambda w: _means(columns, w[:, family]), len(families), units)
+    of_families = estimate(lambda w: _means({"explained_2": explained}, w), len(looked_at), units)
     # Each of the k children of a family agrees with probability 1/k, so a family adds 1 to the expected count.
     chance = len(families) / len(children) if children else None
-    return Estimate(
-        of_children.value | of_families.value, of_children.interval | of_families.interval
-    ), chance
+    return of_children.joined(of_families), chance
 
 
 def _means(columns: dict[str, FloatArray], weights: FloatArray) -> dict[str, FloatArray]:
@@ -349,7 +350,7 @@ class Siblings:
         self.parent, self.family_layer = keys[real] % forest.d_sae, keys[real] // forest.d_sae
         self.size = size[real]
 
-    def cosines(self) -> Estimate:
+    def cosines(self, sae: SAE) -> Estimate:
         """`sibling_cosine` and `unrelated_cosine`, over all pairs at once by sums of unit rows."""
         inside = self.member >= 0
         of_family = _sums(self.decoder[inside], self.member[inside], len(self.parent))
@@ -363,7 +364,8 @@ class Siblings:
             self.size * n_outside
         )
         columns = {"sibling_cosine": sibling.numpy(), "unrelated_cosine": unrelated.numpy()}
-        return estimate(lambda w: _means(columns, w), len(self.parent))
+        units = units_of_sae("families", sae, self.parent)
+        return estimate(lambda w: _means(columns, w), len(self.parent), units)
 
     def picture(self, n_families: int, seed: int) -> dict[str, Any]:
         """UMAP of decoder rows: some families, and equally many features from other families of the same layers."""

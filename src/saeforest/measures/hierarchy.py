@@ -45,7 +45,7 @@ import torch
 
 from ..errors import require
 from ..structure.pairs import scores_memory
-from .bootstrap import estimate, interval_method
+from .bootstrap import estimate, interval_method, units_of_sae
 from .columns import HIERARCHY, Column
 from .composition import cosines_memory
 from .hierarchy_pairs import (
@@ -100,7 +100,8 @@ def hierarchy(subject: Subject, config: HierarchyConfig) -> Record:
     learned = own_tree(subject)
     ratios = ratios_of(table, has_edges(subject) and bool(possible_children(subject, config).any()))
     error_rate_of: Procedure = "tree" if learned else "mcs"
-    found = estimate(formula_of(sample, judged, ratios, error_rate_of), len(sample.parents))
+    units = units_of_sae("parents", subject.sae, sample.parents)
+    found = estimate(formula_of(sample, judged, ratios, error_rate_of), len(sample.parents), units)
     for name, score in found.value.items():
         least = -1 if name.startswith("s_res") else 0
         require(score is None or least <= score <= 1 + 1e-6, "hierarchy", f"{least} <= {name} <= 1")
@@ -139,6 +140,7 @@ def hierarchy(subject: Subject, config: HierarchyConfig) -> Record:
             "rank_curve": rank_curve_of(judged, config),
             "pairs": pair_list(sample, judged),
         },
+        replicates=found.replicates,
     )
 
 

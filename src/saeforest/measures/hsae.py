@@ -27,7 +27,7 @@ from torch import Tensor
 
 from ..saes import SAE
 from ..structure.forest import ROOT, Forest
-from .bootstrap import FloatArray, Formula, estimate, interval_method
+from .bootstrap import Estimate, FloatArray, Formula, estimate, interval_method, same_units, units_of_sae
 from .columns import LEVELS, Column
 from .edges import EdgesConfig, cosines
 from .measure import EvalBatch, Measure, WindowTable
@@ -128,7 +128,7 @@ class HSAELinks(Measure):
         fve = 1 - weights @ table["residual"] / variance[:, None]
         return found | {f"fve_level_{level}": fve[:, level] for level in range(self.n_parts)}
 
-    def _by_parent(self) -> tuple[dict[str, float | None], dict[str, Any], dict[str, int]]:
+    def _by_parent(self) -> tuple[Estimate, dict[str, int]]:
         child = (self.parent != ROOT).nonzero().flatten().cpu()
         parent = self.parent.cpu()[child]
         families, family = np.unique(parent.numpy(), return_inverse=True)
@@ -142,8 +142,8 @@ class HSAELinks(Measure):
         own = ~self.copies[child].numpy()
         shares = {name: (together, n, np.ones_like(own)) for name, n in fired.items()}
         shares |= {f"{name}_without_copies": (together, n, own) for name, n in fired.items()}
-        value: dict[str, float | None] = {}
-        interval: dict[str, Any] = {}
+        units = units_of_sae("parents", self.sae, families)
+        every = Estimate({}, {}, {})
         for name, (both, of, counts) in shares.items():
             levels = [("", level >= 0), *((f"_{i}", level == i) for i in range(self.n_levels - 1))]
             for suffix, within in levels:
@@ -153,19 +153,20 @@ class HSAELinks(Measure):
                     np.bincount(family[counted], weights, minlength=len(families)).astype(np.float64)
                     for weights in (share, np.ones_like(share))
                 )
-                found = estimate(_ratio(name + suffix, total, pairs), len(families))
-                value |= found.value
-                interval |= found.interval
-        return value, interval, skipped
+                found = estimate(_ratio(name + suffix, total, pairs), len(families), units)
+                every = every.joined(found)
+        return every, skipped
 
     def record(self, settings: Mapping[str, Any]) -> Record:
         tokens = int(self.table["tokens"].sum())
-        value, interval = estimate(self._by_window, len(self.table))
+        units = same_units("windows", self.table["tokens"])
+        value, interval, replicates = estimate(self._by_window, len(self.table), units)
         if self.n_levels == 1:
             value |= dict.fromkeys(_DISTANCES)
             interval |= dict.fromkeys(_DISTANCES)
-        shares, intervals, skipped = self._by_parent()
-        value, interval = value | shares, interval | intervals
+        by_parent, skipped = self._by_parent()
+        shares = by_parent.value
+        value, interval, replicates = Estimate(value, interval, replicates).joined(by_parent)
         why = dict.fromkeys(shares, "no edge joins two neighboring levels on the measured tokens")
         why |= dict.fromkeys(_DISTANCES, "the forest has one level")
         method = f"{interval_method('context windows')}; p_...: over parents"
@@ -185,6 +186,7 @@ class HSAELinks(Measure):
                 "copies": int(self.copies.sum()),
                 "pairs_skipped": skipped,
             },
+            replicates={n: drawn for n, drawn in replicates.items() if value[n] is not None},
         )
 
 

@@ -32,9 +32,9 @@ from ..errors import InputError, require
 from ..progress import progress
 from ..structure.forest import ROOT
 from ..structure.pairs import Score, scores_memory
-from .bootstrap import FloatArray, Formula, estimate, interval_method
+from .bootstrap import FloatArray, Formula, estimate, interval_method, units_of_sae
 from .columns import FLAT, Column
-from .record import Interval, Record, undefined
+from .record import Interval, Record, Replicates, undefined
 from .spec import Study
 from .subject import Subject
 
@@ -89,17 +89,25 @@ def mcs(subject: Subject, config: MCSConfig) -> Record:
 
     value: dict[str, float | None] = {}
     interval: dict[str, Interval] = {}
+    replicates: dict[str, Replicates] = {}
     by_parent = {f"edges_{kind}": (linked, found.edge[i, linked]) for i, kind in enumerate(_KINDS)}
     by_parent |= {"k_edges": (certain, k_edge), "k_edges_98": (nearly, k_edge_98)}
+    parent = subject.forest.parent
     for name, formula, units in (
-        *((kind, *_mean_best(found.best[i, frequent])) for i, kind in enumerate(_KINDS)),
-        *((name, *_mean_by_parent(subject.forest.parent[of], s)) for name, (of, s) in by_parent.items()),
-        ("k_all_pairs", *_mean_of_pairs(found.k_sum[frequent], found.k_pairs[frequent])),
-        ("k_all_pairs_any", *_mean_of_pairs(found.k_sum[n > 0], found.k_pairs[n > 0])),
-        ("k_all_pairs_98", *_mean_of_pairs(found.k_sum_98[frequent], found.k_pairs_98[frequent])),
+        *((kind, _mean_best(found.best[i, frequent]), frequent) for i, kind in enumerate(_KINDS)),
+        *((name, _mean_by_parent(parent[of], s), of) for name, (of, s) in by_parent.items()),
+        ("k_all_pairs", _mean_of_pairs(found.k_sum[frequent], found.k_pairs[frequent]), frequent),
+        ("k_all_pairs_any", _mean_of_pairs(found.k_sum[n > 0], found.k_pairs[n > 0]), n > 0),
+        ("k_all_pairs_98", _mean_of_pairs(found.k_sum_98[frequent], found.k_pairs_98[frequent]), frequent),
     ):
-        one = estimate(formula, units)
+        of_parents = name in by_parent
+        ids = parent[units].unique() if of_parents else units.nonzero().flatten()
+        one = estimate(
+            formula, len(ids), units_of_sae("parents" if of_parents else "children", subject.sae, ids)
+        )
         value[name], interval[name] = one.value["mean"], one.interval["mean"]
+        if "mean" in one.replicates:
+            replicates[name] = one.replicates["mean"]
     for name, mean in value.items():
         require(mean is None or 0 <= mean <= 1 + 1e-6, "mcs", f"0 <= {name} <= 1")
     value["k_random"], interval["k_random"] = k_random(subject.sae.d_in), None
@@ -130,6 +138,7 @@ def mcs(subject: Subject, config: MCSConfig) -> Record:
             },
             "top_children": _top_children(subject, config),
         },
+        replicates=replicates,
     )
 
 
@@ -183,24 +192,24 @@ def _abs_cosine(
     return torch.cat([torch.zeros(0, dtype=torch.float64), *cosines])
 
 
-def _mean_best(score: Float64[Tensor, "children"]) -> tuple[Formula, int]:
+def _mean_best(score: Float64[Tensor, "children"]) -> Formula:
     return _mean_of_pairs(score, torch.ones_like(score))
 
 
-def _mean_by_parent(parent: Int[Tensor, "edges"], score: Float64[Tensor, "edges"]) -> tuple[Formula, int]:
+def _mean_by_parent(parent: Int[Tensor, "edges"], score: Float64[Tensor, "edges"]) -> Formula:
     """The mean over edges. Children share their parent's firings, so parents are resampled with all their children."""
     families, family = parent.unique(return_inverse=True)
     total = torch.bincount(family, score, minlength=len(families)).double()
     return _mean_of_pairs(total, torch.bincount(family, minlength=len(families)))
 
 
-def _mean_of_pairs(total: Float64[Tensor, "units"], pairs: Tensor) -> tuple[Formula, int]:
+def _mean_of_pairs(total: Float64[Tensor, "units"], pairs: Tensor) -> Formula:
     """The mean over all pairs, given each unit's sum over its pairs and the number of its pairs."""
 
     def mean(weights: FloatArray) -> dict[str, FloatArray]:
         return {"mean": weights @ total.numpy() / (weights @ pairs.double().numpy())}
 
-    return mean, len(total)
+    return mean
 
 
 def k_random(d: int) -> float:

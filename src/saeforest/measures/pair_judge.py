@@ -21,7 +21,7 @@ import numpy as np
 from ..errors import InputError
 from ..judges import NO_JUDGE, Judge, JudgeConfig, Question, ask_all, prompt
 from ..structure.forest import Forest
-from .bootstrap import FloatArray, estimate, interval_method
+from .bootstrap import FloatArray, estimate, interval_method, units_of_sae
 from .columns import INTERPRETABILITY, Column
 from .examples import FeatureWindows, fires_enough, numbered
 from .record import Record, undefined
@@ -101,7 +101,7 @@ def pair_judge(subject: Subject, config: PairJudgeConfig) -> Record:
             "yes_random": weights @ affirmed_random / (weights @ read_random),
         }
 
-    found = estimate(fractions, len(parents))
+    found = estimate(fractions, len(parents), units_of_sae("parents", subject.sae, parents))
     asked_random = sum(c is not None for c in controls)
     counts = {
         "asked": len(edges),
@@ -132,6 +132,7 @@ def pair_judge(subject: Subject, config: PairJudgeConfig) -> Record:
                 for i, (pair, verdict) in enumerate(zip(pairs, verdicts, strict=False))
             ],
         },
+        replicates=found.replicates,
     )
 
 

@@ -21,7 +21,7 @@ import numpy as np
 import torch.nn.functional as F
 
 from ..errors import require
-from .bootstrap import FloatArray, estimate, interval_method
+from .bootstrap import FloatArray, estimate, interval_method, same_units
 from .columns import RECONSTRUCTION, Column
 from .measure import EvalBatch, Measure, WindowTable
 from .record import Record, undefined
@@ -99,7 +99,8 @@ class Reconstruction(Measure):
         return (drawn * np.where(tokens > 0, value, 0)).sum(1) / drawn.sum(1)
 
     def record(self, settings: Mapping[str, Any]) -> Record:
-        value, interval = estimate(self._values, len(self.table))
+        units = same_units("windows", self.table["tokens"])
+        value, interval, replicates = estimate(self._values, len(self.table), units)
         tokens = int(self.table["tokens"].sum())
         fve = value["fve"]
         require(fve is None or fve <= 1, "reconstruction", "fve <= 1")
@@ -124,6 +125,7 @@ class Reconstruction(Measure):
                 "null": undefined(value, why, tokens),
                 "units": {"cosine": "cosine", "norm_ratio": "ratio"},
             },
+            replicates=replicates,
         )
 
 

@@ -28,11 +28,12 @@ from jaxtyping import Bool, Float, Float32, Float64, Int
 from torch import Tensor
 
 from ..errors import InputError
-from .bootstrap import Estimate, FloatArray, estimate, interval_method
+from ..saes import SAE
+from .bootstrap import Estimate, FloatArray, estimate, interval_method, units_of_sae
 from .columns import HIERARCHY, Column
 from .composition import cosines_memory
 from .probes import Probes, probes_memory
-from .record import Record, undefined
+from .record import EdgeScores, Record, undefined
 from .spec import Size, Study
 from .subject import Subject
 
@@ -176,6 +177,8 @@ def reconstruction_score(subject: Subject, config: ReconstructionScoreConfig) ->
             "pairs": pairs,
             "focus": [_shown(f, subject, config) for f in focus],
         },
+        replicates=found.replicates,
+        edge_scores={"s_res": EdgeScores(children, torch.tensor([e["s_res"] for e in pairs]).double())},
     )
 
 
@@ -216,7 +219,7 @@ def _scored(
         "lda_s_res": near_lda.score,
         "lda_cosine": (trained * computed).sum(1),
     }
-    return _entries(columns), _means(parents, means)
+    return _entries(columns), _means(parents, means, subject.sae)
 
 
 def _with_rows(
@@ -234,7 +237,7 @@ def _entries(columns: Mapping[str, Tensor]) -> list[dict[str, Any]]:
     return [dict(zip(columns, row, strict=True)) for row in rows]
 
 
-def _means(parents: Int[Tensor, "b"], columns: Mapping[str, Tensor]) -> Estimate:
+def _means(parents: Int[Tensor, "b"], columns: Mapping[str, Tensor], sae: SAE) -> Estimate:
     """Means over edges. Children share their parent's firings, so parents are resampled with all their children."""
     families, family = np.unique(parents.numpy(), return_inverse=True)
     edges = np.bincount(family)
@@ -243,7 +246,7 @@ def _means(parents: Int[Tensor, "b"], columns: Mapping[str, Tensor]) -> Estimate
     def formula(weights: FloatArray) -> dict[str, FloatArray]:
         return {name: weights @ total / (weights @ edges) for name, total in totals.items()}
 
-    return estimate(formula, len(families))
+    return estimate(formula, len(families), units_of_sae("parents", sae, families))
 
 
 # ---- parents shown in detail

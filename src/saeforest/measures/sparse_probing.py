@@ -24,7 +24,7 @@ from sklearn.linear_model import LogisticRegression
 
 from ..errors import InputError
 from ..progress import progress
-from .bootstrap import FloatArray, estimate, interval_method
+from .bootstrap import FloatArray, estimate, interval_method, same_units
 from .columns import INTERPRETABILITY, Column
 from .pooled import (
     BoolArray,
@@ -115,7 +115,7 @@ def sparse_probing(subject: Subject, config: SparseProbingConfig) -> Record:
     def accuracy(weights: FloatArray) -> dict[str, FloatArray]:
         return {name: (weights @ found.T / (weights @ asked.T)).mean(1) for name, found in answered.items()}
 
-    found = estimate(accuracy, texts.test.size)
+    found = estimate(accuracy, texts.test.size, same_units("test texts", asked))
     value = {name: found.value.get(name) for name in names}
     why = {
         f"{of}_top_{k}": f"there are only {x.shape[1]} dimensions"
@@ -136,6 +136,7 @@ def sparse_probing(subject: Subject, config: SparseProbingConfig) -> Record:
             "interval_method": interval_method("test texts") + "; probes held fixed",
         },
         detail={"null": undefined(value, why, len(texts.x)), "classes": classes},
+        replicates=found.replicates,
     )
 
 

@@ -12,7 +12,7 @@ import torch
 
 from ..errors import require
 from ..saes import SAE
-from .bootstrap import FloatArray, estimate, interval_method
+from .bootstrap import FloatArray, estimate, interval_method, same_units
 from .columns import RECONSTRUCTION, Column
 from .measure import EvalBatch, Measure, WindowTable
 from .record import Record, undefined
@@ -45,7 +45,8 @@ class Sparsity(Measure):
         return {"l0": by_layer.sum(1), **layers, "l0_nonzero": weights @ self.table["nonzero"] / tokens}
 
     def record(self, settings: Mapping[str, Any]) -> Record:
-        value, interval = estimate(self._values, len(self.table))
+        units = same_units("windows", self.table["tokens"])
+        value, interval, replicates = estimate(self._values, len(self.table), units)
         tokens = int(self.table["tokens"].sum())
         if self.at_most_k:
             at_most = sum(self.config.k_per_layer) * tokens
@@ -58,6 +59,7 @@ class Sparsity(Measure):
             tokens=tokens,
             settings={**settings, "interval_method": interval_method("context windows")},
             detail={"null": undefined(value, {}, tokens)},
+            replicates=replicates,
         )
 
 

@@ -26,7 +26,7 @@ import torch.nn.functional as F
 
 from ..errors import InputError
 from ..progress import progress
-from .bootstrap import FloatArray, estimate, interval_method
+from .bootstrap import FloatArray, estimate, interval_method, same_units
 from .columns import INTERPRETABILITY, Column
 from .pooled import (
     IntArray,
@@ -207,7 +207,7 @@ def tpp(subject: Subject, config: TPPConfig) -> Record:
         score = tpp_score(drops(weights))
         return {f"tpp_{n}": score[:, i] for i, n in enumerate(ns)}
 
-    found = estimate(scores, n_texts)
+    found = estimate(scores, n_texts, same_units("test texts", weight_of))
     names = [f"tpp_{n}" for n in config.n]
     value = {name: found.value.get(name) for name in names}
     why = dict.fromkeys(names, f"only {int(candidates.sum())} features take part in the reconstruction")
@@ -231,6 +231,7 @@ def tpp(subject: Subject, config: TPPConfig) -> Record:
             "classes": classes,
             "drop": {str(n): table.tolist() for n, table in zip(ns, measured, strict=True)},
         },
+        replicates=found.replicates,
     )
 
 
