@@ -79,6 +79,26 @@ def test_adams_state_in_half_precision_resumes_exactly(tiny_config: MakeConfig, 
     assert_same_run(whole, out)
 
 
+def test_parents_from_data_resume_exactly(tiny_config: MakeConfig, tmp_path: Path) -> None:
+    """Stopped between two updates, so that some of the evidence for the second is from before the stop."""
+    data = {"every": 8, "sample": 64, "window": 640, "min_count": 4, "earned": 0.05, "dead_until": 0.9}
+    config = tiny_config(
+        sae={"allocation": {"rule": "data", "reinitialize": True, "root_reset_at": 0.95, "from_data": data}}
+    )
+    whole, out = tmp_path / "whole", tmp_path / "run"
+    run_training(config, whole)
+    with pytest.MonkeyPatch.context() as patch:
+        at_step(patch, 20, ctrl_c)
+        with pytest.raises(Interrupted):
+            run_training(config, out)
+    run_training(resume_config(RunFolder(out)), out, resume=True)
+    assert_same_run(whole, out)
+    moved = [line["step"] for line in allocations(out) if line["event"] == "parents"]
+    assert {8, 16, 24} <= set(moved)
+    anew = [line["step"] for line in read_log(out) if line.get("event") == "started_anew"]
+    assert any(step > 20 for step in anew)
+
+
 @pytest.mark.parametrize("step", [5, 24])
 def test_a_crashed_run_goes_on_from_its_last_checkpoint(
     step: int, finished_run: Path, tiny_config: MakeConfig, tmp_path: Path

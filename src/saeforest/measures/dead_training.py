@@ -23,7 +23,7 @@ from .spec import Study
 from .subject import Subject
 
 # Events of the log in which children move to other parents.
-_MOVES = ("reallocation", "root_reset")
+_MOVES = ("reallocation", "root_reset", "parents")
 
 
 @dataclass(frozen=True)

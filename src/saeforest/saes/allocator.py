@@ -4,9 +4,9 @@ parents are eligible, and when children move."""
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Int
@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..structure.forest import ROOT
-from .allocation import Growth, ReallocationSteps, greedy_allocation, reassign_dead
+from .allocation import Count, Growth, ReallocationSteps, greedy_allocation, reassign_dead
+from .parents_from_data import Evidence, FromDataConfig, Seen, judge
 from .training import PAPER_STEPS, Event, RunLength, Step
 
 # The paper's schedule, as fractions of its run of 97,657 steps.
@@ -25,8 +26,14 @@ _RATE_WINDOWS = 10
 
 @dataclass(frozen=True)
 class AllocationConfig:
-    """When and how dead children are reallocated to other parents (App. C and G). Steps are training steps."""
+    """When and how children are moved to other parents (App. C and G). Steps are training steps."""
 
+    rule: Literal["capacity", "data"] = "capacity"
+    """Which children move where. capacity: dead ones, to parents that have collected much loss (the paper); data: all,
+    to the features that are active where the child's own detector is on (from_data)."""
+    start: Literal["random", "root"] = "random"
+    """Parents at the start. random: as in the paper; root: every feature hangs from the root until it is moved, so that
+    training begins without a gate."""
     first: int | None = None
     """Step of the first reallocation, and length of the first interval. 0: no reallocation. None: 3% of the run
     (3,000 of the paper's 97,657 steps)."""
@@ -35,8 +42,13 @@ class AllocationConfig:
     cap: int | None = None
     """Longest interval, in steps. None: 10% of the run (10,000 of the paper's 97,657 steps)."""
     root_reset_at: float = 0.512
-    """Fraction of the run at which all dead children move to the root and reallocation ends (50,000 of the paper's
-    97,657 steps). 0: no reallocation at all."""
+    """Fraction of the run at which all dead children move to the root (50,000 of the paper's 97,657 steps). 0: never.
+    Unless `until` is set, reallocation ends there, and with 0 there is none at all."""
+    until: float | None = None
+    """Fraction of the run at which reallocation ends, with or without a reset to the root. None: at root_reset_at."""
+    reinitialize: bool = False
+    """Let dead features that are moved start anew, from what the reconstruction lacks where their new parent is active.
+    With rule=data, all features that are dead at an update. The paper's keep their weights."""
     capacity: Literal["per_batch", "per_instance"] = "per_batch"
     """How much of each step's loss a parent collects. per_batch: an equal share among the parents that fired;
     per_instance: the loss times the number of tokens on which it fired."""
@@ -49,16 +61,18 @@ class AllocationConfig:
     eligible_within_tokens: int = 50_000
     """Number of tokens within which an eligible parent fires once."""
     count: Literal["all", "living"] = "all"
-    """Which children count toward a parent's quota: all (the authors' code), or living, those not dead (the paper)."""
+    """Which children count toward a parent's quota: all (the authors' code), or living, those not dead (the paper).
+    With living every dead child may move; with all, only those of parents above their quota."""
     parents: Literal["any", "previous"] = "any"
     """Which features may be parents, besides the root. any: those of all earlier layers (the paper); previous: those
     of the previous layer."""
     min_root_share: float = 0.0
-    """Smallest fraction of every layer that hangs from the root."""
+    """Smallest fraction of every layer that hangs from the root, at the start and with rule=capacity."""
+    from_data: FromDataConfig = field(default_factory=FromDataConfig)
 
     def __post_init__(self) -> None:
-        for name in ("root_reset_at", "min_root_share"):
-            if not 0 <= (value := getattr(self, name)) <= 1:
+        for name in ("root_reset_at", "until", "min_root_share"):
+            if (value := getattr(self, name)) is not None and not 0 <= value <= 1:
                 raise InputError(f"sae.allocation.{name} = {value}: expected a fraction from 0 to 1")
         least = {"first": 0, "dead_after_tokens": 1, "eligible_within_tokens": 1, "cap": 1}
         for name, bound in least.items():
@@ -75,11 +89,19 @@ class AllocationConfig:
         return sum(layer_sizes[: layer - 1]) if nearest else 0
 
 
-class Allocator(nn.Module):
-    """Moves the dead children of a forest to the parents where they are needed most.
+class Moved(NamedTuple):
+    """What happened to the parents after a step."""
 
-    Its buffers hold the capacity that parents have collected since the last reallocation, and the rates at which
-    features fire.
+    events: list[Event]
+    dead: Int[Tensor, "m"]
+    """The dead features among those that were moved or looked at, which may start anew."""
+
+
+class Allocator(nn.Module):
+    """Moves the dead children of a forest to the parents where they are needed most, or all to those the data support.
+
+    Its buffers hold the capacity that parents have collected since the last reallocation, the rates at which features
+    fire, and the evidence for parents from data.
     """
 
     capacity: Tensor
@@ -87,8 +109,15 @@ class Allocator(nn.Module):
     rate_weight: Tensor
 
     def __init__(
-        self, config: AllocationConfig, sizes: tuple[int, ...], run: RunLength, device: torch.device
+        self,
+        config: AllocationConfig,
+        sizes: tuple[int, ...],
+        run: RunLength,
+        device: torch.device,
+        *,
+        slots: int = 1,
     ) -> None:
+        """slots: the largest number of features of a token that evidence for parents is kept of."""
         super().__init__()
         self._config, self._sizes = config, sizes
         self._starts = (0, *accumulate(sizes))
@@ -96,13 +125,28 @@ class Allocator(nn.Module):
         self.eligible_steps = max(2, run.steps_for(config.eligible_within_tokens))
         first = run.share(_PAPER_FIRST) if config.first is None else config.first
         cap = run.share(_PAPER_CAP) if config.cap is None else config.cap
-        self.reallocations = ReallocationSteps(first, config.growth, cap, until=self.root_reset)
+        until = self.root_reset if config.until is None else int(config.until * run.n_steps)
+        from_data = config.rule == "data"
+        self.reallocations = ReallocationSteps(0 if from_data else first, config.growth, cap, until)
+        self.updates = config.from_data.updates(run) if from_data else range(0)
+        self.last_move = int(config.from_data.until * run.n_steps)
+        """The last step after which living children may move to other parents."""
+        self.last_revival = int(config.from_data.dead_until * run.n_steps)
+        """The same for dead ones, with parents from data."""
         d_sae, zeros = sum(sizes), {"dtype": torch.float64, "device": device}
         # Row l: what each candidate parent of layer l has collected; entry start(l) is the root's.
         self.register_buffer("capacity", torch.zeros(len(sizes), d_sae + 1, **zeros))
         # The fraction of tokens on which each feature fires: a moving average, and the total weight in it so far.
         self.register_buffer("rate", torch.zeros(d_sae, **zeros))
         self.register_buffer("rate_weight", torch.zeros((), **zeros))
+        self.evidence = Evidence(config.from_data, d_sae, slots, device) if from_data else None
+
+    def looks(self, number: int) -> int:
+        """On how many tokens of step `number` evidence for parents is wanted."""
+        if self.evidence is None or number > min(self.last_move, max(self.updates, default=0)):
+            return 0
+        until_next = -number % self.updates.step
+        return self.evidence.sample if until_next < self.evidence.n_steps else 0
 
     def after_step(
         self,
@@ -111,23 +155,74 @@ class Allocator(nn.Module):
         parent: Int[Tensor, "d_sae"],
         silence: Int[Tensor, "d_sae"],
         dead: Bool[Tensor, "d_sae"],
-    ) -> list[Event]:
-        """Count step `number`, and move children if a reallocation or the root reset is due.
+        seen: Seen | None = None,
+    ) -> Moved:
+        """Count step `number`, and move children if an update of the parents or the root reset is due.
 
         parent: the parent of every feature, modified in place.
         silence: steps since each feature last fired.
         dead: whether each feature is dead.
+        seen: evidence for parents from this step.
         """
         self.count(step)
         self._collect(step)
+        if self.evidence is not None and seen is not None:
+            self.evidence.add(seen, number)
         if number == self.root_reset:
             return self._reset_dead_to_root(number, parent, dead)
+        if self.evidence is not None and number in self.updates:
+            return self._update(self.evidence, number, parent, silence, dead)
         if number not in self.reallocations:
-            return []
+            return Moved([], silence[:0])
+        events = self._reallocate_all(number, parent, silence, dead, self._config.count)
+        moved = torch.tensor([f for event in events for f, _, _ in event.moves], dtype=torch.int64)
+        return Moved(events, moved.to(parent.device))
+
+    def _reallocate_all(
+        self,
+        number: int,
+        parent: Int[Tensor, "d_sae"],
+        silence: Int[Tensor, "d_sae"],
+        dead: Bool[Tensor, "d_sae"],
+        count: Count,
+    ) -> list[Event]:
         layers = range(1, len(self._sizes))
-        events = [self._reallocate(number, layer, parent, silence, dead) for layer in layers]
+        events = [self._reallocate(number, layer, parent, silence, dead, count) for layer in layers]
         self.capacity.zero_()
         return events
+
+    def _update(
+        self,
+        evidence: Evidence,
+        number: int,
+        parent: Int[Tensor, "d_sae"],
+        silence: Int[Tensor, "d_sae"],
+        dead: Bool[Tensor, "d_sae"],
+    ) -> Moved:
+        """Move children to the parents that the data support, and dead ones without evidence as `dead` says."""
+        config = self._config.from_data
+        layers = torch.repeat_interleave(torch.arange(len(self._sizes)), torch.tensor(self._sizes))
+        layers = layers.to(parent.device)
+        events, lost = [], dead.clone()
+        for layer in range(1, len(self._sizes)):
+            start, own = self._starts[layer], slice(self._starts[layer], self._starts[layer + 1])
+            new, said = parent[own].clone(), {}
+            if number <= self.last_move:
+                first = self._config.first_parent(layer, self._sizes)
+                children, candidates = range(own.start, own.stop), range(first, start)
+                judged = judge(config, evidence, parent, children, candidates, layers[first:start])
+                new, said = judged.parent, judged.describe()
+                lost[own] &= ~judged.known
+            if config.dead == "root" and number <= self.last_revival:
+                new = torch.where(lost[own], ROOT, new)
+            event = self._move(number, layer, parent, new.cpu(), int(dead[own].sum()), "parents")
+            event.log |= {"with_parent": float((new != ROOT).double().mean()), **said}
+            events.append(event)
+        if number > self.last_revival:
+            return Moved(events, silence[:0])
+        if config.dead == "capacity":
+            events += self._reallocate_all(number, parent, silence, lost, "living")
+        return Moved(events, lost.nonzero().flatten())
 
     def count(self, step: Step) -> None:
         """Update the rates at which features fire, if eligibility depends on them."""
@@ -163,6 +258,7 @@ class Allocator(nn.Module):
         parent: Int[Tensor, "d_sae"],
         silence: Int[Tensor, "d_sae"],
         dead: Bool[Tensor, "d_sae"],
+        count: Count,
     ) -> Event:
         """Eq. 10: allocate by capacity (Algorithm 1), then move dead children to match (Algorithm 2)."""
         start, size = self._starts[layer], self._sizes[layer]
@@ -176,18 +272,18 @@ class Allocator(nn.Module):
             min_last=self._config.min_root_children(size),
         )
         own = slice(start, start + size)
-        moved = reassign_dead(parent[own].cpu(), dead[own].cpu(), quota, count=self._config.count)
+        moved = reassign_dead(parent[own].cpu(), dead[own].cpu(), quota, count=count)
         return self._move(number, layer, parent, moved, int(dead[own].sum()), "reallocation")
 
     def _reset_dead_to_root(
         self, number: int, parent: Int[Tensor, "d_sae"], dead: Bool[Tensor, "d_sae"]
-    ) -> list[Event]:
+    ) -> Moved:
         events = []
         for layer in range(1, len(self._sizes)):
             own = slice(self._starts[layer], self._starts[layer + 1])
             moved = torch.where(dead[own], ROOT, parent[own]).cpu()
             events.append(self._move(number, layer, parent, moved, int(dead[own].sum()), "root_reset"))
-        return events
+        return Moved(events, dead.nonzero().flatten())
 
     def _move(
         self,

@@ -16,6 +16,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..errors import InputError
+from ..schema import shown
+from ..seeds import seeded
 from ..sparse_code import SparseCode, concat_rows, concat_slots
 from ..structure.forest import ROOT, ByParent, group_by_parent
 from .allocator import AllocationConfig, Allocator
@@ -25,7 +27,10 @@ from .checks import check_sizes
 from .encode import PreActivations
 from .gate import Gate, ParentGate
 from .normalizer import Normalization, TokenStats
+from .parents_from_data import Seen
 from .reconstruct import Prefixes
+from .select import top_k
+from .start_anew import Residuals, start_anew
 from .training import Event, Setup, Step, Training, scalars
 
 # Rows are independent. Handling this many at a time bounds the memory for the children of their active features.
@@ -82,6 +87,12 @@ class TreeConfig:
     a number."""
     activation_threshold: float = 1e-3
     """Value above which a feature counts as active."""
+    gate: Literal["parent", "none"] = "parent"
+    """parent: a child fires only where its parent does (the paper). none, an ablation: every feature hangs from the
+    root, so none is gated and none is moved."""
+    layer_weights: float | tuple[float, ...] = 1.0
+    """Weights of the layers' reconstruction losses (Eq. 7): one for all layers but the last, whose weight is 1, or one
+    for each layer. 1: the paper; 0: the loss of the whole reconstruction alone."""
     b_dec_init: Literal["normalized", "raw"] = "normalized"
     """Initial b_dec: the geometric median of the first batch, after normalization (normalized) or before it (raw, as
     in the authors' code)."""
@@ -99,6 +110,17 @@ class TreeConfig:
     def __post_init__(self) -> None:
         check_sizes(self.layer_sizes, self.k_per_layer)
         self.aux.weights(len(self.layer_sizes))
+        weights = self.weights_of_layers()
+        if len(weights) != len(self.layer_sizes) or min(weights) < 0 or not any(weights):
+            raise InputError(
+                f"sae.layer_weights = {shown(self.layer_weights)}: expected one number, or one for each of the "
+                f"{len(self.layer_sizes)} layers, 0 or more and not all 0"
+            )
+
+    def weights_of_layers(self) -> tuple[float, ...]:
+        """The weight of every layer's reconstruction loss."""
+        weights = self.layer_weights
+        return weights if isinstance(weights, tuple) else (weights,) * (len(self.layer_sizes) - 1) + (1.0,)
 
 
 class TreeSAE(SAE):
@@ -148,6 +170,8 @@ class TreeSAE(SAE):
             first = allocation.first_parent(i, sizes)
             layer = torch.randint(first, start + 1, (size,), generator=generator)
             layer[: allocation.min_root_children(size)] = start
+            if self.config.gate == "none" or allocation.start == "root":
+                layer[:] = start
             parents.append(torch.where(layer == start, ROOT, layer))
             start += size
         return torch.cat(parents)
@@ -179,6 +203,28 @@ class TreeSAE(SAE):
         """The ids of the active features, -1 in unused slots."""
         return torch.where(code.active(self.config.activation_threshold), code.ids, ROOT)
 
+    @torch.no_grad()
+    def own_detectors(self, h: PreActivations, u: Float[Tensor, "n d_in"]) -> SparseCode:
+        """The children whose own detector is on, whatever their parents do (docs/spec/tree-sae.md#parents-from-data).
+
+        In a layer these are the `2 k` features of largest pre-activation.
+        """
+
+        def rule(dense: Float[Tensor, "m d_sae"]) -> SparseCode:
+            codes = []
+            for start, end, k in zip(
+                self.starts[1:-1], self.starts[2:], self.config.k_per_layer[1:], strict=True
+            ):
+                found = top_k(dense[:, start:end].contiguous(), 2 * k)
+                codes.append(SparseCode(found.values, found.ids + start))
+            return concat_slots(codes)
+
+        return self.above_threshold(h.choose(u, rule))
+
+    def above_threshold(self, code: SparseCode) -> SparseCode:
+        """The same code with a value of 0 for features that do not count as active."""
+        return code.replace(values=torch.where(code.active(self.config.activation_threshold), code.values, 0))
+
     def _by_parent(self) -> list[ByParent]:
         """The features of every layer, grouped by parent. The result is cached until a parent changes."""
         kept = self._grouped
@@ -192,6 +238,14 @@ class TreeSAE(SAE):
         return kept[1]
 
 
+@dataclass
+class TreeStep(Step):
+    """A step, and what else is needed of it to move children."""
+
+    seen: Seen | None = None
+    residuals: Residuals | None = None
+
+
 class TreeTraining(Training):
     """Training with Eq. 9: the sum of the layers' cumulative reconstruction losses and the auxiliary losses."""
 
@@ -200,7 +254,9 @@ class TreeTraining(Training):
     def __init__(self, sae: TreeSAE, setup: Setup) -> None:
         allocation = sae.config.allocation
         super().__init__(sae, setup, dead_after_tokens=allocation.dead_after_tokens)
-        self.allocator = Allocator(allocation, sae.config.layer_sizes, setup.run, sae.device)
+        self._seed = setup.seed
+        slots = 2 * sum(sae.config.k_per_layer)
+        self.allocator = Allocator(allocation, sae.config.layer_sizes, setup.run, sae.device, slots=slots)
 
     def forward(self, x: Float[Tensor, "n d_in"], target: Float[Tensor, "n d_out"]) -> Step:
         sae = self.sae
@@ -215,14 +271,30 @@ class TreeTraining(Training):
         weights = sae.config.aux.weights(len(errors))
         dead = self.dead_after(fired)
         auxiliary = {i: self._auxiliary(i, h, u, active, -errors[i], stats, dead) for i in weights}
-        loss = reconstruction.sum()
+        loss = self._weighted(reconstruction)
         for layer, weight in weights.items():
             loss = loss + weight * auxiliary[layer]
         terms: dict[str, list[Tensor | None]] = {
             "reconstruction": scalars(reconstruction),
             "auxiliary": [auxiliary[i].detach() if i in auxiliary else None for i in range(len(errors))],
         }
-        return Step(loss, terms, active, target + errors[-1].detach(), fired, len(x))
+        x_hat = target + errors[-1].detach()
+        step = TreeStep(loss, terms, active, x_hat, fired, len(x), seen=self._seen(h, u, active))
+        if sae.config.allocation.reinitialize:
+            step.residuals = Residuals(u.detach(), -errors[-1].detach() / stats.std, sae.active(active))
+        return step
+
+    def _weighted(self, errors: Float[Tensor, "L"]) -> Float[Tensor, ""]:
+        """Eq. 7, with a weight for each layer if they are not all 1."""
+        weights = self.sae.config.weights_of_layers()
+        return errors.sum() if set(weights) == {1.0} else (errors * errors.new_tensor(weights)).sum()
+
+    def _seen(self, h: PreActivations, u: Float[Tensor, "n d_in"], active: SparseCode) -> Seen | None:
+        """What the first tokens of the batch say about parents, on steps on which that is wanted."""
+        n = self.allocator.looks(self.done + 1)
+        if n == 0:
+            return None
+        return Seen(self.sae.own_detectors(h, u[:n]), self.sae.above_threshold(active[:n]))
 
     def _auxiliary(
         self,
@@ -242,6 +314,19 @@ class TreeTraining(Training):
         return auxiliary_loss(chosen, sae.decoder, sae.b_dec, residual, stats, aux)
 
     def follow(self, step: Step, number: int) -> list[Event]:
-        """Reallocate dead children by the capacity that parents have collected (Eq. 10)."""
-        parent = self.sae.parent
-        return self.allocator.after_step(step, number, parent, self.steps_since_fired, self.dead)
+        """Move children to other parents, by their capacity (Eq. 10) or by data, and let dead ones start anew."""
+        sae, seen, residuals = self.sae, None, None
+        if isinstance(step, TreeStep):
+            seen, residuals = step.seen, step.residuals
+        if sae.config.gate == "none":
+            return []
+        moved = self.allocator.after_step(step, number, sae.parent, self.steps_since_fired, self.dead, seen)
+        if residuals is not None and len(moved.dead):
+            generator = seeded(self._seed, "start anew", number)
+            begun = start_anew(sae, self.optimizer, moved.dead, self.dead, residuals, generator)
+            moved.events.append(Event({"event": "started_anew", "step": number, "features": len(begun)}))
+        return moved.events
+
+    @property
+    def first_update(self) -> int | None:
+        return next(iter(self.allocator.updates), None)

@@ -231,7 +231,7 @@ def _check(tensors: Mapping[str, Tensor], training: Training, step: int, path: P
     if unknown := sorted(tensors.keys() - expected.keys()):
         raise InputError(f"{path}: tensor '{unknown[0]}' is not part of this run; {other}")
     for name, tensor in tensors.items():
-        if problem := _damage(name, tensor, step):
+        if problem := _damage(name, tensor, step, training.sae.d_sae):
             raise InputError(f"{path}: tensor '{name}' {problem}, so the checkpoint is damaged; {_REMEDY}")
     try:
         Forest(tensors[_PARENT], training.sae.config.layer_sizes)
@@ -249,12 +249,15 @@ def _kind(shape: torch.Size, dtype: torch.dtype) -> str:
     return f"{list(shape)} of {str(dtype).removeprefix('torch.')}"
 
 
-def _damage(name: str, tensor: Tensor, step: int) -> str:
+def _damage(name: str, tensor: Tensor, step: int, d_sae: int) -> str:
     """What is wrong with the values of a tensor, in words; empty if nothing is."""
     if name in ("torch_rng", _PARENT) or not tensor.numel():
         return ""
     if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
         return "holds NaN or infinite values"
+    if name.endswith("_ids"):
+        inside = bool(((tensor >= 0) & (tensor <= d_sae)).all())  # d_sae itself is an empty slot
+        return "" if inside else f"holds ids of features outside 0 to {d_sae:,}"
     counter = not tensor.is_floating_point() or name.endswith(".step")
     if counter and not bool(((tensor >= 0) & (tensor <= step)).all()):
         return f"counts steps, but holds numbers outside 0 to {step:,}"

@@ -1,0 +1,69 @@
+"""Slow, obvious references for parents from data and for features that start anew.
+
+Written from docs/spec/tree-sae.md#parents-from-data and #start-anew alone, in float64.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+ROOT = -1
+
+Tokens = Sequence[tuple[set[int], set[int]]]
+"""Of every token the features whose own detector is on, and the active ones."""
+
+
+def new_parent(
+    tokens: Tokens,
+    child: int,
+    parent: int,
+    candidates: Sequence[int],
+    *,
+    score: str,
+    earned: float,
+    hysteresis: float,
+    min_count: int,
+) -> int:
+    """The parent that the tokens support, the present one, or -1 for the root."""
+    on = [active for own, active in tokens if child in own]
+    if len(on) < min_count:
+        return parent
+
+    def excess(p: int) -> float:
+        rate = sum(p in active for _, active in tokens) / len(tokens)
+        return sum(p in active for active in on) / len(on) - rate
+
+    def ranked(p: int) -> float:
+        if score == "excess":
+            return excess(p)
+        rate = sum(p in active for _, active in tokens) / len(tokens)
+        together = sum(p in active for active in on)
+        if together < min_count or excess(p) <= earned:
+            return -math.inf
+        return math.log2(together / len(on) / rate)
+
+    stays = parent in candidates and excess(parent) > earned
+    least = ranked(parent) if stays else earned if score == "excess" else 0.0
+    best = max(candidates, key=lambda p: (ranked(p), -p))
+    if ranked(best) > least + hysteresis:
+        return best
+    return parent if stays else ROOT
+
+
+def excess_of(tokens: Tokens, child: int, parent: int) -> float:
+    """P(parent active | child's own detector on) - P(parent active)."""
+    on = [active for own, active in tokens if child in own]
+    rate = sum(parent in active for _, active in tokens) / len(tokens)
+    return sum(parent in active for active in on) / len(on) - rate
+
+
+def direction(residual: NDArray[np.float64], drawn: int, alike: int) -> NDArray[np.float64]:
+    """The unit vector along the mean residual of a drawn token and those most like it, weighted by their cosine."""
+    norms = np.sqrt((residual**2).sum(1))
+    cosines = [float(residual[drawn] @ residual[t] / norms[drawn] / norms[t]) for t in range(len(residual))]
+    total = np.zeros(residual.shape[1])
+    for t in sorted(range(len(residual)), key=lambda t: -cosines[t])[:alike]:
+        total += max(cosines[t], 0.0) * residual[t]
+    return total / np.sqrt((total**2).sum())
