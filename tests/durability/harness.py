@@ -193,9 +193,14 @@ def flaw_once_more(case: Case, folder: Path, expected: dict[str, Any], prepare: 
     return f"other {differing}" if differing else ""
 
 
+def every() -> int:
+    """k where every k-th operation is to be tried (SAEFOREST_KILL_POINTS=k, `make durability`), else 0."""
+    return int(os.environ.get("SAEFOREST_KILL_POINTS", "0"))
+
+
 def points(n: int, some: int, shift: int = 0) -> list[int]:
-    """Which of `n` operations to try: every k-th where SAEFOREST_KILL_POINTS=k, else `some` that are spread evenly."""
-    if step := os.environ.get("SAEFOREST_KILL_POINTS"):
-        return list(range(shift % int(step), n, int(step)))
+    """Which of `n` operations to try: every k-th, or else `some` that are spread evenly. shift: starts elsewhere."""
+    if step := every():
+        return list(range(shift % step, n, step))
     # By the golden ratio, so that tests that differ in `shift` or in `n` try different moments.
     return sorted({int(n * ((shift + i + 0.5) * 0.6180339887 % 1)) for i in range(some)})

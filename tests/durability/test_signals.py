@@ -10,13 +10,20 @@ import pytest
 
 from .cases import CASES, Cases
 from .conftest import Whole
-from .harness import command, contents, flaw_once_more, points, same, tell
+from .harness import command, contents, every, flaw_once_more, points, same, tell
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 SOME = 1
+# Every signal with every command where all moments are tried; else each command gets one of them in turn.
+TRIED = [
+    (name, signum)
+    for i, name in enumerate(CASES)
+    for j, signum in enumerate(SIGNALS)
+    if every() or i % 4 == j
+]
 
 
-@pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1], ids=str)
+@pytest.mark.parametrize(("name", "signum"), TRIED, ids=str)
 def test_a_command_told_to_stop_can_be_given_again(
     name: str, signum: signal.Signals, cases: Cases, whole: Whole, tmp_path: Path
 ) -> None:
