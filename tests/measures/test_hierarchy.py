@@ -14,6 +14,7 @@ from torch import Tensor
 from oracles import hierarchy as oracle
 from oracles.pairs import lda_direction
 from saeforest.errors import InputError
+from saeforest.measures import hierarchy_scores
 from saeforest.measures.hierarchy import HierarchyConfig, hierarchy
 from saeforest.measures.mcs import VARIANTS
 from saeforest.measures.probes import ProbeConfig
@@ -44,6 +45,15 @@ READINGS = {
     "reference": replace(REFERENCE, top_before_filter=5),
     "by index": replace(SMALL, order="index", min_count=25),
 }
+
+
+STRATA = (12, 30)
+
+
+@pytest.fixture(autouse=True)
+def few_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Strata for children that fire on a few dozen tokens."""
+    monkeypatch.setattr(hierarchy_scores, "STRATA", STRATA)
 
 
 def topk_of(decoder: Tensor) -> SAE:
@@ -95,14 +105,16 @@ def test_every_value_equals_the_oracle(seed: int, reading: str, kind: str) -> No
     record = hierarchy(case, config)
     chosen, draws = wanted(case, values, config, record)
     once = dict.fromkeys(chosen["tree"], 1)
-    found = oracle.values(chosen, draws, kind == "tree", once)
+    found = oracle.values(chosen, draws, kind == "tree", once, STRATA, config.min_count)
     assert record.value.keys() == found.keys()
     for name, value in found.items():
-        assert record.value[name] == pytest.approx(value, abs=1e-6), name
+        assert record.value[name] == (None if np.isnan(value) else pytest.approx(value, abs=1e-6)), name
+    # Hardly any child fires on 25 to 29 tokens, so there the first stratum may be empty.
+    assert record.value["mcs_unconditional_stratified"] is not None or config.min_count == 25
     assert 0 < found["mcs_unconditional"] < 1
 
     for i, draw in enumerate(draws):
-        one = oracle.values(chosen, [draw], kind == "tree", once)
+        one = oracle.values(chosen, [draw], kind == "tree", once, STRATA, config.min_count)
         for name, by_seed in record.detail["by_seed"].items():
             assert by_seed[i] == pytest.approx(one[name], abs=1e-6)
         for name, count in record.detail["counts"].items():
@@ -179,7 +191,12 @@ def test_intervals_are_of_resampled_parents(reading: str) -> None:
     resamples = np.random.default_rng(0).integers(len(parents), size=(1000, len(parents)))
     drawn = [
         oracle.values(
-            chosen, draws, True, dict(zip(parents, np.bincount(r, minlength=len(parents)), strict=True))
+            chosen,
+            draws,
+            True,
+            dict(zip(parents, np.bincount(r, minlength=len(parents)), strict=True)),
+            STRATA,
+            READINGS[reading].min_count,
         )
         for r in resamples
     ]
@@ -239,12 +256,23 @@ def test_the_tree_selects_parents_by_hand() -> None:
     assert value["tree_parents_share"] == 1 / 2  # 7, the child of 1, never fires
     assert value["error_rate"] == 0
     assert value["mean_over_parents_mcs_unconditional"] == pytest.approx((2 / 3 + 1) / 2)
+    # 4 fires on 30 tokens and misses; the others fire on fewer and hit.
+    assert (value["mcs_stratified"], value["mcs_unconditional_stratified"]) == (1 / 2, 1 / 2)
+    assert value["tree_stratified"] is None
     assert value["matched_tree"] == 1  # 2, 3
     assert value["matched_mcs"] == 1 / 2  # 4, 2: coverage 1 alike, the more frequent first
 
 
 def test_curves_by_hand() -> None:
-    detail = hierarchy(by_hand(HAND_TREE), HAND).detail
+    record = hierarchy(by_hand(HAND_TREE), HAND)
+    detail = record.detail
+    # Both seeds draw 0 and 1 alike, so each pair counts twice.
+    assert detail["strata"]["mcs_unconditional"] == [
+        {"from": 12, "below": 30, "pairs": 6, "score": 1},
+        {"from": 30, "below": None, "pairs": 2, "score": 0},
+    ]
+    assert detail["strata"]["tree"] == [{"from": 12, "below": 30, "pairs": 4, "score": 1}]
+    assert record.null["tree_stratified"].startswith("the pairs lack children of some frequency")
     # By n_c: 4 misses, 2, 5 and 3 hit. Points at 10^(i / 6), and all pairs.
     assert detail["curve"]["mcs"] == [[1, 0], [2, 1 / 2], [3, 2 / 3], [4, 3 / 4]]
     assert detail["curve"]["tree"] == [[1, 1], [2, 1]]
@@ -261,7 +289,7 @@ def test_without_edges_mcs_is_unconditional_and_the_tree_undefined(sae: SAE | No
     none = {name for name, value in record.value.items() if value is None}
     assert none == {
         "tree", "tree_unconditional", "tree_parents_share", "matched_tree", "matched_mcs",
-        "mean_over_parents_tree", "s_res_tree", "lda_tree",
+        "mean_over_parents_tree", "s_res_tree", "lda_tree", "tree_stratified", "lda_tree_stratified",
     }  # fmt: skip
     assert set(record.null.values()) == {"the forest has no edges"}
     assert record.detail["curve"]["tree"] == []

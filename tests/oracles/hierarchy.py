@@ -70,6 +70,7 @@ class Pair:
 
 
 Chosen = dict[str, dict[int, list[Pair]]]
+Strata = tuple[int, ...]
 
 
 def choose(
@@ -136,7 +137,9 @@ def choose(
     return chosen
 
 
-def values(chosen: Chosen, draws: list[list[int]], own_tree: bool, times: dict[int, int]) -> dict[str, float]:
+def values(
+    chosen: Chosen, draws: list[list[int]], own_tree: bool, times: dict[int, int], strata: Strata, least: int
+) -> dict[str, float]:
     """Every value; `times`: how often each parent counts (1, but in a resample). NaN where there is nothing."""
 
     def over_seeds(one: Any) -> float:
@@ -161,12 +164,51 @@ def values(chosen: Chosen, draws: list[list[int]], own_tree: bool, times: dict[i
     for name in ("tree", "mcs_unconditional"):
         found[f"s_res_{name}"] = pooled(name, lambda x: min(x.cos_parent, x.cos_child))
         found[f"lda_{name}"] = pooled(name, lambda x: x.lda_hit)
+    for name, of, hit in STRATIFIED:
+        found[f"{name}_stratified"] = stratified(chosen[of], draws, times, hit, strata, least)
     best = {name: best_first(chosen[f"{name}_unconditional"], times) for name in ("tree", "mcs")}
     n = min(map(len, best.values()))
     for name, ranked in best.items():
         found[f"matched_{name}"] = mean([float(pair.hit) for pair in ranked[:n]])
     found["error_rate"] = 1 - found["tree" if own_tree else "mcs"]
     return found
+
+
+#: Values that are given by stratum: name, procedure, and which hit counts.
+STRATIFIED = (
+    ("tree", "tree", "hit"),
+    ("mcs", "mcs", "hit"),
+    ("mcs_unconditional", "mcs_unconditional", "hit"),
+    ("lda_tree", "tree", "lda_hit"),
+    ("lda_mcs_unconditional", "mcs_unconditional", "lda_hit"),
+)
+
+
+def by_stratum(
+    of: dict[int, list[Pair]], draws: list[list[int]], times: dict[int, int], hit: str, strata: Strata
+) -> list[list[float]]:
+    """The hits, 0 or 1, of the pairs in each stratum, over all draws."""
+    found: list[list[float]] = [[] for _ in strata]
+    for drawn in [p for draw in draws for p in draw for _ in range(times[p])]:
+        for pair in of[drawn]:
+            below = [i for i, least in enumerate(strata) if pair.n >= least]
+            if below:
+                found[max(below)].append(float(getattr(pair, hit)))
+    return found
+
+
+def stratified(
+    of: dict[int, list[Pair]],
+    draws: list[list[int]],
+    times: dict[int, int],
+    hit: str,
+    strata: Strata,
+    least: int,
+) -> float:
+    """The mean of the strata's shares; NaN if a stratum with children that fire `least` times is empty."""
+    every = by_stratum(of, draws, times, hit, strata)
+    ends = [*strata[1:], math.inf]
+    return float(np.mean([mean(hits) for hits, end in zip(every, ends, strict=True) if end > least]))
 
 
 def best_first(of: dict[int, list[Pair]], times: dict[int, int]) -> list[Pair]:

@@ -24,12 +24,15 @@ from jaxtyping import Float64, Int
 from torch import Tensor
 
 from ..errors import InputError, require
-from .bootstrap import FloatArray, estimate, interval_method
+from .bootstrap import FloatArray, estimate, interval_method, units_of_sae
 from .columns import EDGES, Column
 from .mcs import k_random
-from .record import Record, undefined
+from .record import EdgeScores, Record, undefined
 from .spec import Study
 from .subject import Subject
+
+# Values that are given for every edge.
+_SCORES = ("encoder_parent", "encoder_parent_abs", "decoder_cosine", "copies")
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,7 @@ def edges(subject: Subject, config: EdgesConfig) -> Record:
     def means(weights: FloatArray) -> dict[str, FloatArray]:
         return {name: weights @ total / (weights @ n_edges) for name, total in totals.items()}
 
-    found = estimate(means, len(families))
+    found = estimate(means, len(families), units_of_sae("parents", sae, families))
     in_copies = len(parent[copies].unique()) + len(child[copies].unique())
     both = np.intersect1d(parent[copies].numpy(), child[copies].numpy())
     n_fired = int(fired.sum())
@@ -103,6 +106,8 @@ def edges(subject: Subject, config: EdgesConfig) -> Record:
             "edges": {"all": subject.forest.edges.shape[1], "measured": len(child)},
             "by_layer": _by_layer(subject, child, columns),
         },
+        replicates=found.replicates,
+        edge_scores={name: EdgeScores(child, columns[name]) for name in _SCORES},
     )
 
 

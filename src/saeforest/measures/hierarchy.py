@@ -32,6 +32,10 @@ flat SAE. These scores leave out no parent:
                        since the coverage of its edges is 1.
     curve              the same precision for any n, over the distinct pairs of all seeds
 
+Scores rise with how often the children fire. `..._stratified` does not depend on how many rare children there are: it
+is the mean of the scores within strata (docs/spec/hierarchy.md#strata), which each count alike, and undefined if one
+of them has no pair.
+
 `lda_...` are scores by directions that need no training. `HierarchyConfig.reference()` has the settings of the
 authors' code.
 """
@@ -68,6 +72,7 @@ from .hierarchy_scores import (
     precision_curve,
     rank_curve_of,
     ratios_of,
+    strata_of,
     variants_of,
 )
 from .probes import probes_memory
@@ -78,10 +83,10 @@ from .subject import Subject
 #: Values that need children in the forest.
 _OF_FOREST = (
     "tree", "tree_unconditional", "tree_parents_share", "matched_tree", "matched_mcs", "mean_over_parents_tree",
-    "s_res_tree", "lda_tree",
+    "s_res_tree", "lda_tree", "tree_stratified", "lda_tree_stratified",
 )  # fmt: skip
 # Values that need them too if the SAE learned the forest.
-_OF_OWN_TREE = ("mcs", "mean_over_parents_mcs", "error_rate")
+_OF_OWN_TREE = ("mcs", "mean_over_parents_mcs", "error_rate", "mcs_stratified")
 
 
 def hierarchy(subject: Subject, config: HierarchyConfig) -> Record:
@@ -101,7 +106,8 @@ def hierarchy(subject: Subject, config: HierarchyConfig) -> Record:
     ratios = ratios_of(table, has_edges(subject) and bool(possible_children(subject, config).any()))
     error_rate_of: Procedure = "tree" if learned else "mcs"
     units = units_of_sae("parents", subject.sae, sample.parents)
-    found = estimate(formula_of(sample, judged, ratios, error_rate_of), len(sample.parents), units)
+    formula = formula_of(sample, judged, ratios, error_rate_of, config.min_count)
+    found = estimate(formula, len(sample.parents), units)
     for name, score in found.value.items():
         least = -1 if name.startswith("s_res") else 0
         require(score is None or least <= score <= 1 + 1e-6, "hierarchy", f"{least} <= {name} <= 1")
@@ -131,6 +137,7 @@ def hierarchy(subject: Subject, config: HierarchyConfig) -> Record:
                 "by_seed": [sample.parents.repeat_interleave(times).tolist() for times in sample.times],
             },
             "by_seed": {name: by_seed(sample, ratio) for name, ratio in ratios.items()},
+            "strata": strata_of(sample, judged),
             "counts": {name: counts_of(sample, of) for name, of in procedures.items()},
             "curve": {
                 "tree": precision_curve(judged, "tree_unconditional"),
@@ -150,10 +157,17 @@ def _why(subject: Subject, config: HierarchyConfig, value: Mapping[str, float | 
         return dict.fromkeys(value, f"no feature fired on {measured}: measure more text, or lower min_count")
     no_mcs = f"no sampled parent fires together with another feature that fired on {measured}"
     no_tree = f"no sampled parent has a child in the forest that fired on {measured}"
+    stratum = (
+        "the pairs lack children of some frequency (see strata in the detail): measure more text or parents"
+    )
     if not has_edges(subject):
         no_tree = "the forest has no edges"
     of_forest = _OF_FOREST + (_OF_OWN_TREE if own_tree(subject) else ())
-    return dict.fromkeys(value, no_mcs) | dict.fromkeys(of_forest, no_tree)
+    why = dict.fromkeys(value, no_mcs) | dict.fromkeys(of_forest, no_tree)
+    for name in (name for name in value if name.endswith("_stratified")):
+        if value[name.removesuffix("_stratified")] is not None:
+            why[name] = stratum
+    return why
 
 
 def _memory(size: Size) -> int:

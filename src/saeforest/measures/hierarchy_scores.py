@@ -11,6 +11,16 @@ from numpy.typing import NDArray
 from .bootstrap import FloatArray, Formula, estimate
 from .hierarchy_pairs import PROCEDURES, HierarchyConfig, Judged, Procedure, Sample
 
+#: Lower limits of the strata by how often a child fires; each ends where the next begins.
+STRATA = (20, 50, 100, 300, 1000)
+#: Values that are also given by stratum: a procedure, and whether hits are those by LDA.
+_STRATIFIED: dict[str, tuple[Procedure, bool]] = {
+    "tree": ("tree", False),
+    "mcs": ("mcs", False),
+    "mcs_unconditional": ("mcs_unconditional", False),
+    "lda_tree": ("tree", True),
+    "lda_mcs_unconditional": ("mcs_unconditional", True),
+}
 # Points of the precision curve per factor of 10 in n, the same n for every SAE.
 _CURVE_POINTS = 6
 
@@ -69,10 +79,46 @@ def by_seed(sample: Sample, ratio: Ratio) -> list[float | None]:
     return [float(score) if np.isfinite(score) else None for score in found]
 
 
+def _by_stratum(sample: Sample, judged: Judged, name: str) -> Ratio:
+    """Hits and pairs of each sampled parent in each stratum, `[u, strata]`, over all seeds."""
+    procedure, by_lda = _STRATIFIED[name]
+    rows = judged.rows[procedure]
+    stratum = np.searchsorted(STRATA, judged.n[rows], side="right") - 1
+    rows, stratum = rows[stratum >= 0], stratum[stratum >= 0]
+    shape = (len(sample.parents), len(STRATA))
+    cell = judged.parent[rows] * len(STRATA) + stratum
+    times = sample.times.sum(0).double().numpy()[:, None]
+
+    def total(of: FloatArray) -> FloatArray:
+        summed = np.bincount(cell, of[rows], minlength=shape[0] * shape[1]).astype(np.float64)
+        return times * summed.reshape(shape)
+
+    return Ratio(total(judged.lda_hit if by_lda else judged.hit), total(np.ones_like(judged.hit)))
+
+
+def strata_of(sample: Sample, judged: Judged) -> dict[str, list[dict[str, Any]]]:
+    """The share of hits by how often the child fires, pooled over seeds, for strata that have pairs."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    ends = (*STRATA[1:], None)
+    for name in _STRATIFIED:
+        hits, pairs = (of.sum(0) for of in _by_stratum(sample, judged, name))
+        found[name] = [
+            {"from": first, "below": end, "pairs": int(pairs[i]), "score": float(hits[i] / pairs[i])}
+            for i, (first, end) in enumerate(zip(STRATA, ends, strict=True))
+            if pairs[i]
+        ]
+    return found
+
+
 def formula_of(
-    sample: Sample, judged: Judged, ratios: Mapping[str, Ratio], error_rate_of: Procedure
+    sample: Sample, judged: Judged, ratios: Mapping[str, Ratio], error_rate_of: Procedure, min_count: int
 ) -> Formula:
-    """All values of the record as a formula of the weights of sampled parents (see `bootstrap`)."""
+    """All values of the record as a formula of the weights of sampled parents (see `bootstrap`).
+
+    min_count: how often a child must fire, which decides the strata that `..._stratified` averages.
+    """
+    strata = {name: _by_stratum(sample, judged, name) for name in _STRATIFIED}
+    used = [end > min_count for end in (*STRATA[1:], np.inf)]
     matched = {"matched_tree": _best_first(judged, "tree_unconditional")}
     matched["matched_mcs"] = _best_first(judged, "mcs_unconditional")
 
@@ -82,6 +128,8 @@ def formula_of(
             by_seed = _of_seeds(sample, ratio, weights)
             defined = np.isfinite(by_seed)
             found[name] = np.where(defined, by_seed, 0).sum(1) / defined.sum(1)
+        for name, of in strata.items():
+            found[f"{name}_stratified"] = (weights @ of.of / (weights @ of.by))[:, used].mean(1)
         drawn = {name: weights[:, judged.parent[rows]] for name, rows in matched.items()}
         n = np.minimum(*(times.sum(1) for times in drawn.values()))[:, None]
         for name, rows in matched.items():
