@@ -47,6 +47,8 @@ def test_families_in_the_terminal(tokenizer: PreTrainedTokenizerFast) -> None:
     assert re.search(
         "^9 parent-child edges, learned; in 9 of them the child fires 20 times or more$", out, re.M
     )
+    below = FOREST.d_sae - FOREST.layer_sizes[0]
+    assert f"\n{9 / below:.0%} of the features below the first layer have a parent\n" in out
     assert re.search(r"^ 0 +3.0%  3 children  a$", out, re.M)
     assert re.search(r"── +3 +3.0%  P\(c\|p\) 1.00  S_res +0.50  2 children  d$", out, re.M)
     assert "100% " in out

@@ -43,6 +43,7 @@ def test_equals_the_oracle() -> None:
     assert sum(columns["copies"]) == 1
     assert record.value["features_in_copies"] == 2 / 8  # 0 and 3, of the 8 that fired
     assert record.detail["edges"] == {"all": 7, "measured": 6}
+    assert record.value["with_parent"] == 7 / (FOREST.d_sae - FOREST.layer_sizes[0])
     assert [(layer["layer"], layer["edges"]) for layer in record.detail["by_layer"]] == [(1, 4), (2, 2)]
     of_layer_1 = [x for x, (_, c) in zip(columns["encoder_parent"], pairs, strict=True) if c < 6]
     assert record.detail["by_layer"][0]["encoder_parent"] == pytest.approx(np.mean(of_layer_1))
@@ -66,5 +67,10 @@ def test_reasons_and_errors() -> None:
     none = edges(seen_of(sae, torch.ones(4, 3), forest=flat), EdgesConfig())
     assert none.null["encoder_parent"] == "the forest has no edges: every feature hangs from the root"
     assert none.null["features_in_copies"] == none.null["encoder_parent"]
+    assert none.value["with_parent"] == 0
+    one = tree_of(Forest(torch.full((3,), -1), (3,)), torch.eye(3))
+    assert edges(seen_of(one, torch.ones(4, 3)), EdgesConfig()).null["with_parent"] == (
+        "the SAE has one layer, so no feature could have a parent"
+    )
     with pytest.raises(InputError, match=r"^edges\.copy = 1.0: expected a cosine from -1 to 1, less than 1$"):
         EdgesConfig(copy=1.0)

@@ -90,9 +90,15 @@ class _View:
         )
 
     def census(self, overview: OverviewCard) -> Text:
+        below = overview.n_features - overview.layer_sizes[0]
+        share = (
+            f"\n{overview.n_edges / below:.0%} of the features below the first layer have a parent"
+            if below
+            else ""
+        )
         return Text(
             f"{overview.n_edges:,} parent-child edges, {overview.forest}; in {overview.n_judged:,} of them the child "
-            f"fires {overview.min_count} times or more"
+            f"fires {overview.min_count} times or more{share}"
         )
 
     def no_families(self, overview: OverviewCard) -> str:

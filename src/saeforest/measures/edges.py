@@ -9,6 +9,8 @@
     copies               fraction of edges on which it exceeds `copy`: the child is a copy of its parent
     features_in_copies   fraction of all features that fired and are parent or child of such an edge
     random_abs           expected |cos| of two random directions
+    with_parent          fraction of the features below the first layer that have a parent, whether they fire or not; of
+                         all features, in a forest without layers
 
 Only edges of which both features fired are measured, since features that never fire keep weights without meaning.
 """
@@ -80,6 +82,7 @@ def edges(subject: Subject, config: EdgesConfig) -> Record:
         **found.value,
         "features_in_copies": (in_copies - len(both)) / n_fired if len(child) else None,
         "random_abs": k_random(sae.d_in),
+        "with_parent": _with_parent(subject),
     }
     for name, cosine in value.items():
         require(cosine is None or abs(cosine) <= 1 + 1e-6, "edges", f"-1 <= {name} <= 1")
@@ -88,7 +91,8 @@ def edges(subject: Subject, config: EdgesConfig) -> Record:
     else:
         why = "the forest has no edges: every feature hangs from the root"
     tokens = len(subject.rows)
-    fractions = ("decoder_negative", "copies", "features_in_copies")
+    one_layer = "the SAE has one layer, so no feature could have a parent"
+    fractions = ("decoder_negative", "copies", "features_in_copies", "with_parent")
     return Record(
         "edges",
         value,
@@ -98,10 +102,10 @@ def edges(subject: Subject, config: EdgesConfig) -> Record:
         settings={
             **subject.settings,
             "config": asdict(config),
-            "interval_method": f"{interval_method('parents')}; features_in_copies, random_abs: none",
+            "interval_method": f"{interval_method('parents')}; features_in_copies, random_abs, with_parent: none",
         },
         detail={
-            "null": undefined(value, dict.fromkeys(value, why), tokens),
+            "null": undefined(value, {**dict.fromkeys(value, why), "with_parent": one_layer}, tokens),
             "units": dict.fromkeys(fractions, "fraction"),
             "edges": {"all": subject.forest.edges.shape[1], "measured": len(child)},
             "by_layer": _by_layer(subject, child, columns),
@@ -118,6 +122,12 @@ def cosines(
     first = F.normalize(a.detach()[rows_of_a.to(a.device)].double())
     second = F.normalize(b.detach()[rows_of_b.to(b.device)].double())
     return (first * second).sum(1).cpu()
+
+
+def _with_parent(subject: Subject) -> float | None:
+    forest = subject.forest
+    possible = forest.d_sae - (forest.layer_sizes[0] if forest.layered else 0)
+    return forest.edges.shape[1] / possible if possible else None
 
 
 def _by_layer(

@@ -150,24 +150,28 @@ class Evidence(nn.Module):
 
     def pairs(self, children: range, candidates: range) -> Iterator[_Counts]:
         """How often candidates are active where children's own detectors are on, for parts of the children."""
-        own, active = self.own_ids.flatten(0, 1), self.active_ids.flatten(0, 1).long()
+        own, width = self.own_ids.flatten(0, 1), len(candidates)
         token, slot = ((own >= children.start) & (own < children.stop)).nonzero(as_tuple=True)
-        child = own[token, slot].long()
-        child, order = child.sort(stable=True)
+        child, order = own[token, slot].sort(stable=True)
         token = token[order]
-        inside = (active >= candidates.start) & (active < candidates.stop)
-        n, width = self.rows.sum(), len(candidates)
-        often = torch.bincount(active[inside] - candidates.start, minlength=width).to(n.dtype)
-        step = max(_PART_ENTRIES // width, 1)
+        # Of each token the active candidates first, and no more slots than the fullest token needs.
+        active = self.active_ids.flatten(0, 1) - candidates.start
+        active = torch.where((active >= 0) & (active < width), active, width).sort(1).values
+        active = active[:, : max(int((active < width).sum(1).max()), 1)]
+        n = self.rows.sum()
+        often = torch.bincount(active.flatten(), minlength=width + 1)[:width].to(n.dtype)
+        step = max(_PART_ENTRIES // (width + 1), 1)
         for start in range(children.start, children.stop, step):
             part = range(start, min(start + step, children.stop))
-            edges = torch.tensor([part.start, part.stop], device=child.device)
+            edges = torch.tensor([part.start, part.stop], dtype=child.dtype, device=child.device)
             first, end = torch.searchsorted(child, edges).tolist()
-            rows, local = token[first:end], child[first:end] - part.start
-            keys = (local[:, None] * width + active[rows] - candidates.start)[inside[rows]]
-            shared = torch.bincount(keys, minlength=len(part) * width).view(len(part), width)
+            local = child[first:end] - part.start
+            # The last column takes the empty slots.
+            keys = local[:, None] * (width + 1) + active[token[first:end]]
+            shared = torch.bincount(keys.flatten(), minlength=len(part) * (width + 1))
+            shared = shared.view(len(part), width + 1)[:, :width].to(n.dtype)
             on = torch.bincount(local, minlength=len(part))
-            yield _Counts(part, on, shared.to(n.dtype), often / n.clamp(min=1))
+            yield _Counts(part, on, shared, often / n.clamp(min=1))
 
 
 class _Counts(NamedTuple):
