@@ -7,6 +7,7 @@ on the tokens where the child's own detector is on, how much more often than els
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -21,8 +22,9 @@ from ..sparse_code import SparseCode
 from ..structure.forest import ROOT
 from .training import RunLength
 
-# A dense part of the counts of (child, candidate) has at most this many entries: 64 MiB while it is counted.
-_PART_ENTRIES = 1 << 22
+# Pairs are counted for so many children at a time that there are at most this many (child, candidate), and as many
+# pairs of features in the tokens: this takes about 150 MiB.
+_PART_ENTRIES = 1 << 21
 # Updates of the parents, if `every` is not set, are this fraction of the run apart.
 _EVERY = 0.03
 
@@ -160,18 +162,22 @@ class Evidence(nn.Module):
         active = active[:, : max(int((active < width).sum(1).max()), 1)]
         n = self.rows.sum()
         often = torch.bincount(active.flatten(), minlength=width + 1)[:width].to(n.dtype)
-        step = max(_PART_ENTRIES // (width + 1), 1)
-        for start in range(children.start, children.stop, step):
-            part = range(start, min(start + step, children.stop))
-            edges = torch.tensor([part.start, part.stop], dtype=child.dtype, device=child.device)
-            first, end = torch.searchsorted(child, edges).tolist()
-            local = child[first:end] - part.start
+        on = torch.bincount(child - children.start, minlength=len(children))
+        entries = on.cumsum(0).tolist()
+        most_children = max(_PART_ENTRIES // (width + 1), 1)
+        most_entries = max(_PART_ENTRIES // active.shape[1], 1)
+        start = first = 0
+        while start < len(children):
+            stop = max(bisect_right(entries, first + most_entries), start + 1)
+            stop = min(stop, start + most_children)
+            end = entries[stop - 1]
+            part = range(children.start + start, children.start + stop)
             # The last column takes the empty slots.
-            keys = local[:, None] * (width + 1) + active[token[first:end]]
+            keys = (child[first:end, None] - part.start) * (width + 1) + active[token[first:end]]
             shared = torch.bincount(keys.flatten(), minlength=len(part) * (width + 1))
             shared = shared.view(len(part), width + 1)[:, :width].to(n.dtype)
-            on = torch.bincount(local, minlength=len(part))
-            yield _Counts(part, on, shared, often / n.clamp(min=1))
+            yield _Counts(part, on[start:stop], shared, often / n.clamp(min=1))
+            start, first = stop, end
 
 
 class _Counts(NamedTuple):
