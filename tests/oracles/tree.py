@@ -241,6 +241,11 @@ class TreeOracle:
             xhat.append(total)
         return Forward(raw, mean, std, u, h, gate, code, xhat)
 
+    def read(self, forward: Forward, t: int, i: int) -> FloatArray:
+        """What feature i encodes on token t [d]."""
+        del i
+        return forward.u[t]
+
     def update_counters(self, code: FloatArray) -> None:
         """One more step since each feature fired; 1 for those that fire in this batch. code [n,F]."""
         self.history.append((code.shape[0], (code > self.options.threshold).sum(axis=0)))
@@ -335,7 +340,7 @@ class TreeOracle:
         grad_E = np.zeros_like(self.E)
         for t in range(n):
             for i in range(self.n_features):
-                grad_E[i] += grad_h[t, i] * forward.u[t]
+                grad_E[i] += grad_h[t, i] * self.read(forward, t, i)
                 grad_b_dec -= grad_h[t, i] * self.E[i]  # the encoder sees x minus the bias
 
         loss = float(recon.sum())

@@ -15,6 +15,7 @@ features and the sums of their children.
 from .backend import backend
 from .functions import (
     choose_atoms,
+    closed_scores,
     jagged_decode,
     jagged_encode,
     layer_errors,
@@ -32,6 +33,7 @@ __all__ = [
     "AdamStep",
     "backend",
     "choose_atoms",
+    "closed_scores",
     "dense_link_distance",
     "has_children",
     "jagged_decode",

@@ -210,6 +210,20 @@ def top_children(
     return backend(encoder).top_children(u, encoder, active, first, children, k, precision)
 
 
+@torch.no_grad()
+def closed_scores(
+    values: Float[Tensor, "n c"],
+    ids: Int[Tensor, "n c"],
+    parent: Int[Tensor, "d_sae"],
+    levels: int,
+    *,
+    pull: bool = True,
+) -> Float[Tensor, "n c"]:
+    """See `plain.closed_scores`."""
+    _check(ids, len(parent))
+    return backend(values).closed_scores(values, ids, parent, levels, pull=pull)
+
+
 def choose_atoms(
     u: Float[Tensor, "n d"],
     atoms: Float[Tensor, "F d"],

@@ -102,6 +102,46 @@ def top_children(
     return values, ids
 
 
+def closed_scores(
+    values: Float[Tensor, "n c"],
+    ids: Int[Tensor, "n c"],
+    parent: Int[Tensor, "d_sae"],
+    levels: int,
+    *,
+    pull: bool,
+) -> Float[Tensor, "n c"]:
+    """The scores by which a selection that is closed under parents ranks its candidates.
+
+    Candidates are the slots with a positive value. In every row they are closed under parents, and a parent comes
+    before its children. Going up, `m_p = max(h_p, (h_p + largest m of its children) / 2)`, unless `pull` is False;
+    going down, `m_c = min(m_c, m_parent)`. Unused slots have score 0.
+
+    parent: -1 for the root.
+    levels: largest number of ancestors of a feature.
+    """
+    n, n_slots = values.shape
+    parts = max(_DENSE_ENTRIES // max(len(parent), 1), 1)
+    if n > parts:
+        halves = zip(values.split(parts), ids.split(parts), strict=True)
+        return torch.cat([closed_scores(v, i, parent, levels, pull=pull) for v, i in halves])
+    used = values > 0
+    own = torch.arange(n_slots, device=ids.device).expand_as(ids)
+    # An additional last column is for unused slots.
+    place = ids.new_zeros(n, len(parent) + 1)
+    place.scatter_(1, torch.where(used, ids, len(parent)), own)
+    above = parent[ids]
+    below = used & (above >= 0)
+    slot = torch.where(below, place.gather(1, above.clamp(min=0)), own)
+    h = torch.where(used, values, 0)
+    m = h
+    for _ in range(levels if pull else 0):
+        best = torch.zeros_like(m).scatter_reduce_(1, slot, torch.where(below, m, 0), "amax")
+        m = torch.where(best > 0, torch.maximum(h, (h + best) / 2), h)
+    for _ in range(levels):
+        m = torch.minimum(m, m.gather(1, slot))
+    return m
+
+
 # -- the reconstruction errors of all layers, and their gradients
 
 

@@ -88,6 +88,8 @@ class SAE(nn.Module, ABC):
     )
     """Settings that a trained SAE needs, saved in its cfg.json. All others concern training, and are in
     RUN/config.yaml."""
+    defaulted_keys: ClassVar[tuple[str, ...]] = ()
+    """Those of `inference_keys` that cfg.json leaves out where they have their default: options that came later."""
     scaled_keys: ClassVar[tuple[str, ...]] = ("activation_threshold",)
     """Settings that scale in proportion to the activations."""
     scaled_weights: ClassVar[tuple[str, ...]] = ("b_enc", "b_dec")
@@ -350,7 +352,8 @@ class SAE(nn.Module, ABC):
             self.encoder.mul_(scale / out)
         weights = self.state_dict()
         for name in self.scaled_weights:
-            weights[name].div_(out)
+            if name in weights:  # a threshold, for one, may depend on an option
+                weights[name].div_(out)
         changes |= {key: getattr(self.config, key) / out for key in self.scaled_keys}
         self.config = replace(self.config, **changes)  # pyright: ignore[reportArgumentType]
 

@@ -111,10 +111,14 @@ class FollowedThreshold:
 
     def follow(self, step: Step, number: int) -> None:
         """Update the threshold from step `number`, counted from 1."""
+        values = step.code.values
+        self.update(torch.where(values > 0, values, torch.inf).min(), number)
+
+    def update(self, least: Float[Tensor, ""], number: int) -> None:
+        """Update the threshold from the smallest value that step `number` selected; infinite if there is none."""
         if number < self.start:
             return
-        values, threshold = step.code.values, self._threshold
-        least = torch.where(values > 0, values, torch.inf).min().double()
+        least, threshold = least.double(), self._threshold
         # All of this stays on the device, so nothing waits for a transfer.
         kept = self.momentum * (threshold[0] > 0).double()
         moved = threshold * kept.to(threshold.dtype) + ((1 - kept) * least).to(threshold.dtype)

@@ -103,7 +103,7 @@ def _cfg(sae: SAE) -> dict[str, Any]:
         "d_in": sae.d_in,
         **({"d_out": sae.d_out} if sae.is_transcoder else {}),
         "d_sae": sae.d_sae,
-        **{name: getattr(config, name) for name in _keys(type(sae), sae.is_transcoder)},
+        **_settings(sae),
         "apply_b_dec_to_input": not sae.is_transcoder,
         "dtype": "float32",
         # Also saved as a tensor, but SAELens casts tensors to the SAE's dtype, and bfloat16 cannot hold large ids.
@@ -114,8 +114,19 @@ def _cfg(sae: SAE) -> dict[str, Any]:
 
 
 def _keys(sae_class: type[SAE], transcoder: bool) -> tuple[str, ...]:
-    """The settings that cfg.json contains."""
+    """The names of the settings that cfg.json may contain."""
     return sae_class.inference_keys + (("normalize_target",) if transcoder else ())
+
+
+def _settings(sae: SAE) -> dict[str, Any]:
+    """The settings that cfg.json contains, and their values."""
+    config, default = sae.config, type(sae.config)()
+    found = {name: getattr(config, name) for name in _keys(type(sae), sae.is_transcoder)}
+    return {
+        name: value
+        for name, value in found.items()
+        if name not in sae.defaulted_keys or value != getattr(default, name)
+    }
 
 
 def _for_saelens(sae: SAE) -> dict[str, Any]:
@@ -145,9 +156,11 @@ def load_sae(folder: str | Path) -> SAE:
     sae_class = SYSTEMS[cfg["architecture"]]
     keys = _keys(sae_class, cfg.get("d_out") is not None)
     for key in keys:
-        if key not in cfg:
+        if key not in cfg and key not in sae_class.defaulted_keys:
             raise InputError(f"{folder / CFG}: key '{key}' is missing; {_OTHER}")
-    config = checked(sae_class.config_class, {key: cfg[key] for key in keys}, folder / CFG, _OTHER)
+    config = checked(
+        sae_class.config_class, {key: cfg[key] for key in keys if key in cfg}, folder / CFG, _OTHER
+    )
     try:
         check_inference(config)
     except InputError as error:

@@ -44,16 +44,13 @@ def batch_top_k(
     beyond: `beyond(rows, bound)` returns all entries above the bound in the given rows.
     """
     rows = best(min(4 * k, d_sae))
-    bound = _kth_largest(rows.values, k * n)
+    bound = kth_largest(rows.values, k * n)
     # Few rows have more than 4 k of the batch's largest entries. For those that were cut off, get all entries above the
     # bound.
     cut = rows.values.amin(1) > bound
     if bool(cut.any()) and rows.values.shape[1] < d_sae:
-        more = beyond(cut, bound)
-        whole = concat_rows([SparseCode(rows.values[~cut], rows.ids[~cut]), more])
-        order = torch.cat([(~cut).nonzero(), cut.nonzero()]).flatten().argsort()
-        rows = SparseCode(whole.values[order], whole.ids[order])
-        bound = _kth_largest(rows.values, k * n)
+        rows = with_rows(rows, cut, beyond(cut, bound))
+        bound = kth_largest(rows.values, k * n)
     kept, equal = rows.values > bound, (rows.values == bound) & (rows.values > 0)
     room = k * n - int(kept.sum())
     kept |= equal & (equal.flatten().cumsum(0) <= room).view_as(equal)
@@ -61,7 +58,15 @@ def batch_top_k(
     return largest([SparseCode(torch.where(kept, rows.values, 0), rows.ids)], widest)
 
 
-def _kth_largest(values: Float[Tensor, "n m"], k: int) -> float:
+def with_rows(code: SparseCode, which: Bool[Tensor, "n"], rows: SparseCode) -> SparseCode:
+    """The code with other entries in some of its rows, as wide as the wider of the two."""
+    whole = concat_rows([SparseCode(code.values[~which], code.ids[~which]), rows])
+    order = torch.cat([(~which).nonzero(), which.nonzero()]).flatten().argsort()
+    return SparseCode(whole.values[order], whole.ids[order])
+
+
+def kth_largest(values: Float[Tensor, "*n"], k: int) -> float:
+    """The `k`-th largest of at least `k` values."""
     return float(values.flatten().double().kthvalue(values.numel() - k + 1).values)
 
 

@@ -94,6 +94,9 @@ class Step:
     n_tokens: int
     events: list[Event] = field(default_factory=list)
     """What the system did after the step."""
+    least: Float[Tensor, "b"] | None = None
+    """The smallest score that each budget shared by the batch selected, infinite where it selected nothing. None: the
+    system has no such budget, or finds it in `code`."""
 
 
 class NotFinite(InputError):

@@ -8,6 +8,8 @@ Algorithms 1 and 2). Where the paper's text and the authors' code differ, an opt
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -23,7 +25,10 @@ from ..structure.forest import ROOT, ByParent, group_by_parent
 from .allocator import AllocationConfig, Allocator
 from .auxiliary import ResidualConfig, auxiliary_loss, check_coefficients
 from .base import SAE
+from .batch_topk import FollowedThreshold, ThresholdConfig
+from .by_layers import Encoded, LayerSelection, encode_by_layers
 from .checks import check_sizes
+from .closed import ClosedSelection
 from .encode import PreActivations
 from .gate import Gate, ParentGate
 from .normalizer import Normalization, TokenStats
@@ -98,6 +103,19 @@ class TreeConfig:
     in the authors' code)."""
     normalize_target: Normalization = "dataset_scale"
     """How the target of a transcoder is normalized: dataset_scale, none, or a factor. Other SAEs ignore it."""
+    selection: Literal["layer", "closed"] = "layer"
+    """How features are selected. layer: layer by layer, the k of each layer of largest pre-activation among those
+    whose parents are active (the paper); closed: the sum of all k over the whole tree at once, as the best set that
+    contains every member's parent."""
+    budget: Literal["token", "batch"] = "token"
+    """Whether the k are those of every token (the paper), or means over the tokens of a batch in training, with a
+    threshold at inference. With selection=layer, the first layer keeps a k for every token."""
+    beam: float = 2.0
+    """With selection=closed: how many features of each layer are candidates, as a multiple of the sum of all k."""
+    reads: Literal["input", "residual"] = "input"
+    """What a layer encodes: the input (the paper), or what the layers before it leave of it. Only with
+    selection=layer."""
+    threshold: ThresholdConfig = field(default_factory=ThresholdConfig)
     aux: TreeAuxConfig = field(default_factory=TreeAuxConfig)
     allocation: AllocationConfig = field(default_factory=AllocationConfig)
     architecture: Literal["tree"] = "tree"
@@ -116,6 +134,13 @@ class TreeConfig:
                 f"sae.layer_weights = {shown(self.layer_weights)}: expected one number, or one for each of the "
                 f"{len(self.layer_sizes)} layers, 0 or more and not all 0"
             )
+        if not 1 <= self.beam < math.inf:
+            raise InputError(f"sae.beam = {self.beam}: expected 1 or more")
+        if self.reads == "residual" and self.selection == "closed":
+            raise InputError(
+                "sae.reads = residual: a closed selection looks at all layers at once; expected input, or "
+                "sae.selection = layer"
+            )
 
     def weights_of_layers(self) -> tuple[float, ...]:
         """The weight of every layer's reconstruction loss."""
@@ -130,8 +155,12 @@ class TreeSAE(SAE):
     `k_per_layer[l]` of largest pre-activation are active (Eq. 6). Training sums the reconstruction losses of layers 0
     to l for every l (Eq. 7 to 9), and moves dead children to parents that need them (Eq. 10).
 
+    Options of the configuration select one set for the whole tree (`selection`), from budgets of a batch (`budget`), or
+    let a layer read what earlier ones leave over (`reads`); see docs/spec/tree-sae.md#selection.
+
     Shapes: activations `[..., d_in]`; `encoder` and `decoder` `[d_sae, d_in]`; `parent` `[d_sae]`, -1 for the root; a
-    code has sum(k_per_layer) slots, those of each layer in turn.
+    code has sum(k_per_layer) slots, or with `budget="batch"` as many as the fullest activation needs, and then there is
+    `threshold` `[d_sae]`. Raises InputError for a transcoder with `reads="residual"`.
 
     Source: Cao et al., arXiv 2605.07922, section 4.
 
@@ -149,14 +178,25 @@ class TreeSAE(SAE):
     config_class = TreeConfig
     title, color, marker = "Tree SAE", "#D55E00", "o"
     color_of_two_layers = "#E69F00"
-    at_most_k = True
     gated = True
+    defaulted_keys = ("selection", "budget", "beam", "reads")
+    inference_keys = (*SAE.inference_keys, *defaulted_keys)
+    scaled_weights = (*SAE.scaled_weights, "threshold")
 
     config: TreeConfig
+    threshold: Tensor | None
 
     def __init__(self, config: TreeConfig, d_in: int, *, d_out: int | None = None, seed: int = 0) -> None:
         super().__init__(config, d_in, d_out=d_out, seed=seed)
+        if config.reads == "residual" and self.is_transcoder:
+            raise InputError(
+                "sae.reads = residual: a transcoder does not reconstruct what it reads; expected input"
+            )
         self.gate: Gate = ParentGate()
+        self.at_most_k = config.selection == "layer" and config.budget == "token"
+        # For a budget of the batch: the scores that features must exceed at inference, by layer or the same for all; 0
+        # until the first update, and in the first layer if layers have budgets of their own.
+        self.register_buffer("threshold", torch.zeros(self.d_sae) if config.budget == "batch" else None)
         self._grouped: tuple[Tensor, list[ByParent]] | None = None
 
     def initial_parent(self, generator: torch.Generator) -> Int[Tensor, "d_sae"]:
@@ -183,43 +223,103 @@ class TreeSAE(SAE):
 
     def encode_centered(self, h: PreActivations, u: Float[Tensor, "n d_in"]) -> SparseCode:
         """The code of activations from which `b_dec` has been subtracted, with gradients."""
-        return h.exact(u, self._select(h, u), known=True)
+        code = concat_rows([self._encode(h, part).code for part in u.split(_ROWS)])
+        return code if self.config.reads == "residual" else h.exact(u, code, known=True)
 
-    @torch.no_grad()
-    def _select(self, h: PreActivations, u: Float[Tensor, "n d_in"]) -> SparseCode:
-        return concat_rows([self._select_slice(h, part) for part in u.split(_ROWS)])
+    def encode_alone(self, x: Float[Tensor, "*n d_in"]) -> SparseCode:
+        if self.config.selection == "layer":
+            return self.encode(x)
+        self._check_input(x)
+        u = self.centered(self.normalize(x)[0].reshape(-1, self.d_in))
+        h = self.pre_activations(torch.promote_types(self.encoder.dtype, torch.float32))
+        select = self._closed(batch=False, threshold=self.threshold)
+        code = concat_rows([select(h, part, pull=False).code for part in u.split(_ROWS)])
+        return code.reshape(*x.shape[:-1])
 
-    def _select_slice(self, h: PreActivations, u: Float[Tensor, "n d_in"]) -> SparseCode:
-        """Select features layer by layer. Values are exact: they decide which features of later layers may fire."""
-        active = torch.empty(len(u), 0, dtype=torch.int64, device=u.device)
-        codes = []
-        for layer, k in zip(self._by_parent(), self.config.k_per_layer, strict=True):
-            code = h.exact(u, self.gate(h, u, active, layer, k))
-            active = torch.cat([active, self.active(code)], dim=1)
-            codes.append(code)
-        return concat_slots(codes)
+    def detect_normalized(
+        self, u: Float[Tensor, "n d_in"], features: Int[Tensor, "m"]
+    ) -> Float[Tensor, "n m"]:
+        if self.config.reads == "input":
+            return super().detect_normalized(u, features)
+        h = self.pre_activations(torch.promote_types(self.encoder.dtype, torch.float32))
+        found = u.new_empty(len(u), len(features), dtype=h.precision)
+        for i, left in enumerate(self._encode(h, self.centered(u)).inputs):
+            mine = (features >= self.starts[i]) & (features < self.starts[i + 1])
+            found[:, mine] = h.dense(left, features[mine])
+        return found
+
+    def encode_batch(self, h: PreActivations, u: Float[Tensor, "n d_in"]) -> Encoded:
+        """The code of a training batch, whose activations may share a budget.
+
+        Gradients do not flow through what the layers before a layer reconstruct.
+        """
+        if self.config.budget == "token" and self.config.reads == "input":
+            return Encoded(self.encode_centered(h, u), [u] * len(self.config.layer_sizes))
+        found = self._encode(h, u, training=True)
+        if self.config.reads == "residual":
+            return found
+        return found._replace(code=h.exact(u, found.code, known=True))
+
+    def _encode(self, h: PreActivations, u: Float[Tensor, "n d_in"], *, training: bool = False) -> Encoded:
+        """The selected features, with gradients only where layers read a residual."""
+        config = self.config
+        batch = config.budget == "batch" and training
+        threshold = None if training else self.threshold
+        if config.selection == "closed":
+            return self._closed(batch=batch, threshold=threshold)(h, u)
+        thresholds = None if threshold is None else threshold[list(self.starts[:-1])]
+        rule = LayerSelection(self.gate, config.k_per_layer, batch, thresholds)
+        residual = self.decoder if config.reads == "residual" else None
+        floor = config.activation_threshold
+        return encode_by_layers(h, u, self._by_parent(), rule, floor, residual, through=not training)
+
+    def thresholds(self) -> list[Float[Tensor, "F"]]:
+        """The parts of `threshold` that are one number each: for every layer, or for the whole tree."""
+        if self.threshold is None:
+            return []
+        whole = self.config.selection == "closed"
+        return [self.threshold] if whole else list(self.threshold.split(list(self.config.layer_sizes)))
+
+    def own_tensors(self) -> dict[str, Tensor]:
+        return {} if self.threshold is None else {"threshold": self.threshold}
+
+    def _closed(self, *, batch: bool, threshold: Tensor | None) -> ClosedSelection:
+        config = self.config
+        return ClosedSelection(
+            self.gate,
+            self._by_parent(),
+            self.parent,
+            self.starts,
+            sum(config.k_per_layer),
+            config.beam,
+            config.activation_threshold,
+            batch,
+            None if threshold is None else threshold[0],
+        )
 
     def active(self, code: SparseCode) -> Int[Tensor, "n k"]:
         """The ids of the active features, -1 in unused slots."""
         return torch.where(code.active(self.config.activation_threshold), code.ids, ROOT)
 
     @torch.no_grad()
-    def own_detectors(self, h: PreActivations, u: Float[Tensor, "n d_in"]) -> SparseCode:
+    def own_detectors(self, h: PreActivations, inputs: Sequence[Float[Tensor, "n d_in"]]) -> SparseCode:
         """The children whose own detector is on, whatever their parents do (docs/spec/tree-sae.md#parents-from-data).
 
-        In a layer these are the `2 k` features of largest pre-activation.
+        In a layer these are the `2 k` features of largest pre-activation. If the tree has one budget, they are those
+        among the sum of all `k` largest of the whole tree.
+
+        inputs: what each layer reads.
         """
-
-        def rule(dense: Float[Tensor, "m d_sae"]) -> SparseCode:
-            codes = []
-            for start, end, k in zip(
-                self.starts[1:-1], self.starts[2:], self.config.k_per_layer[1:], strict=True
-            ):
-                found = top_k(dense[:, start:end].contiguous(), 2 * k)
-                codes.append(SparseCode(found.values, found.ids + start))
-            return concat_slots(codes)
-
-        return self.above_threshold(h.choose(u, rule))
+        if self.config.selection == "closed":
+            code = h.choose(inputs[0], lambda dense: top_k(dense, sum(self.config.k_per_layer)))
+            return self.above_threshold(
+                code.replace(values=torch.where(code.ids < self.starts[1], 0, code.values))
+            )
+        every, codes = torch.arange(self.d_sae, device=self.device), []
+        layers = zip(inputs, every.split(list(self.config.layer_sizes)), self.config.k_per_layer, strict=True)
+        for u, features, k in list(layers)[1:]:
+            codes.append(h.choose(u, lambda dense, k=k: top_k(dense, 2 * k), features))
+        return self.above_threshold(concat_slots(codes))
 
     def above_threshold(self, code: SparseCode) -> SparseCode:
         """The same code with a value of 0 for features that do not count as active."""
@@ -257,20 +357,21 @@ class TreeTraining(Training):
         self._seed = setup.seed
         slots = 2 * sum(sae.config.k_per_layer)
         self.allocator = Allocator(allocation, sae.config.layer_sizes, setup.run, sae.device, slots=slots)
+        self._thresholds = [FollowedThreshold(t, sae.config.threshold, setup.run) for t in sae.thresholds()]
 
     def forward(self, x: Float[Tensor, "n d_in"], target: Float[Tensor, "n d_out"]) -> Step:
         sae = self.sae
         target = target.to(sae.encoder.dtype)
         normalized, stats = sae.normalize(x)
         h, u = sae.pre_activations(self.precision), sae.centered(normalized)
-        code = sae.encode_centered(h, u)
+        code, inputs, least = sae.encode_batch(h, u)
         active = code.detach()
         fired = self.fired(active)
 
         reconstruction, errors = Prefixes(sae.starts).losses(code, sae.decoder, sae.b_dec, target, stats)
         weights = sae.config.aux.weights(len(errors))
         dead = self.dead_after(fired)
-        auxiliary = {i: self._auxiliary(i, h, u, active, -errors[i], stats, dead) for i in weights}
+        auxiliary = {i: self._auxiliary(i, h, inputs[i], active, -errors[i], stats, dead) for i in weights}
         loss = self._weighted(reconstruction)
         for layer, weight in weights.items():
             loss = loss + weight * auxiliary[layer]
@@ -279,7 +380,9 @@ class TreeTraining(Training):
             "auxiliary": [auxiliary[i].detach() if i in auxiliary else None for i in range(len(errors))],
         }
         x_hat = target + errors[-1].detach()
-        step = TreeStep(loss, terms, active, x_hat, fired, len(x), seen=self._seen(h, u, active))
+        step = TreeStep(
+            loss, terms, active, x_hat, fired, len(x), seen=self._seen(h, inputs, active), least=least
+        )
         if sae.config.allocation.reinitialize:
             step.residuals = Residuals(u.detach(), -errors[-1].detach() / stats.std, sae.active(active))
         return step
@@ -289,12 +392,14 @@ class TreeTraining(Training):
         weights = self.sae.config.weights_of_layers()
         return errors.sum() if set(weights) == {1.0} else (errors * errors.new_tensor(weights)).sum()
 
-    def _seen(self, h: PreActivations, u: Float[Tensor, "n d_in"], active: SparseCode) -> Seen | None:
+    def _seen(
+        self, h: PreActivations, inputs: Sequence[Float[Tensor, "n d_in"]], active: SparseCode
+    ) -> Seen | None:
         """What the first tokens of the batch say about parents, on steps on which that is wanted."""
         n = self.allocator.looks(self.done + 1)
         if n == 0:
             return None
-        return Seen(self.sae.own_detectors(h, u[:n]), self.sae.above_threshold(active[:n]))
+        return Seen(self.sae.own_detectors(h, [u[:n] for u in inputs]), self.sae.above_threshold(active[:n]))
 
     def _auxiliary(
         self,
@@ -318,6 +423,9 @@ class TreeTraining(Training):
         sae, seen, residuals = self.sae, None, None
         if isinstance(step, TreeStep):
             seen, residuals = step.seen, step.residuals
+        if step.least is not None:
+            for threshold, least in zip(self._thresholds, step.least, strict=True):
+                threshold.update(least, number)
         if sae.config.gate == "none":
             return []
         moved = self.allocator.after_step(step, number, sae.parent, self.steps_since_fired, self.dead, seen)

@@ -89,6 +89,12 @@ def top_children(
     return values, ids
 
 
+def closed_scores(values: Tensor, ids: Tensor, parent: Tensor, levels: int, *, pull: bool) -> Tensor:
+    scores = torch.empty_like(values, memory_format=torch.contiguous_format)
+    over_rows(loops.closed_scores, len(values), *arrays(scores, values, ids, parent), pull)
+    return scores
+
+
 def layer_errors(
     values: Tensor,
     ids: Tensor,

@@ -302,6 +302,30 @@ def best_children(values, ids, scores, begin, active, first, children, low, high
         ids[t, size:] = 0
 
 
+@jit
+def closed_scores(scores, values, ids, parent, pull, low, high):
+    # Where a row has a feature, if it has it: entries of other rows are never read, as parents come first.
+    place, above = np.zeros(len(parent), np.int64), np.empty(ids.shape[1], np.int64)
+    half = scores.dtype.type(0.5)
+    for t in range(low, high):
+        m, h, row = scores[t], values[t], ids[t]
+        for j in range(len(row)):
+            m[j] = max(h[j], scores.dtype.type(0))
+            above[j] = -1
+            if h[j] > 0:
+                place[row[j]] = j
+                if parent[row[j]] >= 0:
+                    above[j] = place[parent[row[j]]]
+        if pull:
+            for j in range(len(row) - 1, -1, -1):
+                p = above[j]
+                if p >= 0:
+                    m[p] = max(m[p], half * (h[p] + m[j]))
+        for j in range(len(row)):
+            if above[j] >= 0:
+                m[j] = min(m[j], m[above[j]])
+
+
 # -- the reconstruction errors of all layers and their gradients, one token at a time while its rows are in the cache
 
 
