@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from saeforest.worlds.nulls import NULLED
+
 from .said import Call
 
 
@@ -28,10 +30,11 @@ def test_synthetic_scores_every_system_for_every_seed(call: Call) -> None:
             assert len(score["values"]) == 2
             known = sorted(v for v in score["values"] if v is not None)
             assert score["median"] == (pytest.approx(sum(known) / len(known)) if known else None)
+    assert all(f"{score}_{null}" in found["tree"] for score in NULLED for null in ("shuffled", "untrained"))
     assert found["tree"]["coverage_min"]["median"] == 1
-    assert "edge F1" in said.out
+    assert "null F1" in said.out
     assert all(name in said.out for name in systems.split(","))
-    assert "..." not in said.out, "it must fit a terminal of 100 columns"
+    assert "…" not in said.out, "it must fit a terminal of 100 columns"
     again = call("synthetic", "matryoshka", "--systems", "topk", *args, "--out", "again")
     assert again.status == 0
     assert json.loads(Path("again/recovery.json").read_text())["topk+mcs"] == found["topk+mcs"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -94,8 +93,9 @@ def save(sae: SAE, folder: str | Path) -> None:
 def synthetic(generator: str = "tree", *, seed: int = 0, **settings: Any) -> World:
     """A world of features whose true tree is known, as a source of activations to train on.
 
-    generator: matryoshka, mp, hedging-single, hedging-four, hedging-four-unbalanced, synth-bench or tree. The
-        functions of `saeforest.worlds.generators` describe them, with the papers they come from.
+    generator: matryoshka, mp, hedging-single, hedging-four, hedging-four-unbalanced, synth-bench, tree, tree-leaning,
+        tree-overlapping or tree-two-parents. The functions of `saeforest.worlds.generators` describe them, with the
+        papers they come from.
     seed: random seed of the true features' directions and of the activations.
     settings: of the generator: `depth`, `branching`, `roots` and more for tree.
 
@@ -113,20 +113,19 @@ def synthetic(generator: str = "tree", *, seed: int = 0, **settings: Any) -> Wor
         torch.Size([100, 64])
         >>> run = saeforest.train(world, layer_sizes=(4, 12), k_per_layer=(2, 2), steps=5)
     """
-    from ..worlds.generators import GENERATORS
+    from ..worlds.generators import GENERATORS, settings_of
 
     if generator not in GENERATORS:
         raise InputError(
             f"generator = {shown(generator)}: expected one of {', '.join(GENERATORS)}{near(generator, GENERATORS)}"
         )
     whole("seed", seed, 0)
-    make = GENERATORS[generator]
-    names = [name for name in inspect.signature(make).parameters if name != "seed"]
+    names = list(settings_of(generator))
     for name in settings:
         if name not in names:
             known = f"expected {', '.join(names)}" if names else "it has none"
             raise InputError(f"{name}: no setting of generator {generator}{near(name, names)}; {known}")
-    return make(seed=seed, **settings)
+    return GENERATORS[generator](seed=seed, **settings)
 
 
 def compare(

@@ -1,7 +1,8 @@
 """Synthetic worlds whose feature tree is known, and scores for how much of it an SAE recovers."""
 
+from .edges import EdgeScores
 from .generators import GENERATORS
-from .recovery import Absorption, EdgeScores, Recovery, recover
+from .recovery import Absorption, Recovery, recover
 from .trees import TreeSpec, sample_code
 from .world import Sample, World
 

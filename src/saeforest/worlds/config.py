@@ -22,6 +22,9 @@ class SyntheticConfig:
     """Peak learning rate."""
     size: float = 1.0
     """Dictionary size as a multiple of the number of true features."""
+    layer_sizes: tuple[int, ...] | None = None
+    """Numbers of features in the layers of the SAEs, if not the world's: systems then do not know the true layers, and
+    the active features are divided equally among theirs. Flat systems have as many features in one layer."""
     l0: float | None = None
     """Target mean number of active features, divided among the layers as in the world. By default, the world's own
     mean."""
@@ -33,5 +36,12 @@ class SyntheticConfig:
             most = MOST if name == "steps" else _LARGE
             if not 0 < (value := getattr(self, name)) <= most:
                 raise InputError(f"{name} = {value}: expected a number above 0, at most {most:,}")
+        if self.layer_sizes is not None:
+            if self.size != 1.0:
+                raise InputError(f"size = {self.size} and layer_sizes: give only one of them")
+            if not self.layer_sizes or not all(0 < n <= _LARGE for n in self.layer_sizes):
+                raise InputError(
+                    f"layer_sizes = {list(self.layer_sizes)}: expected one or more numbers above 0, at most {_LARGE:,}"
+                )
         if self.l0 is not None and not 0 < self.l0 <= _LARGE:
             raise InputError(f"l0 = {self.l0}: expected a number above 0, at most {_LARGE:,}")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
+from typing import Any, get_type_hints
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..errors import InputError
@@ -205,13 +208,17 @@ def tree(
     d: int | None = None,
     superposition: float | None = None,
     parent_offset: float = 0.0,
+    two_parents: float = 0.0,
 ) -> World:
     """T5, trees of any depth: `roots` trees of `depth` levels; all nodes above the last have `branching` children.
 
     A root fires with probability `p_root`, a child with probability `p_child` given its parent; of exclusive siblings,
     at most one fires. Activations are |N(magnitude_mean, magnitude_std)|. A child's vector is
-    `normalize(own direction + parent_offset * its parent's vector)`.
+    `normalize(own direction + parent_offset * the sum of its parents' vectors)`.
 
+    two_parents: fraction of the features of each level below the roots that have a second parent, drawn from the level
+    above it in another tree. Such a feature is drawn under its first parent; where it fires, its second parent and what
+    is above that fire as well, also beside a sibling that excludes them otherwise.
     d: number of dimensions, 64 by default. superposition: number of features per dimension, given instead of `d`.
     """
     _at_least(1, depth=depth, branching=branching, roots=roots)
@@ -229,8 +236,31 @@ def tree(
         torch.full((m,), float(magnitude_std)),
         children="choice" if exclusive else "independent",
     )
+    if two_parents:
+        second = _second_parents(forest, two_parents, seeded(seed, "tree", "second parents"))
+        spec = replace(spec, second=second)
     own = unit_vectors(m, _width(m, d, superposition), seeded(seed, "tree", "vectors"))
-    return World("tree", spec, lean_on_parents(own, forest, parent_offset), seed)
+    return World("tree", spec, lean_on_parents(own, spec, parent_offset), seed)
+
+
+def _second_parents(forest: Forest, share: float, generator: torch.Generator) -> Int[Tensor, "m"]:
+    """For a random `share` of the features of each level below the roots, a feature of the level above it, drawn from
+    the trees that the feature is not in."""
+    if not 0 <= share <= 1:
+        raise InputError(f"two_parents = {share:g}: expected 0 to 1")
+    if len(forest.roots) < 2 or int(forest.depth.max()) < 1:
+        raise InputError("two_parents: expected two roots or more, and a depth of 2 or more")
+    # In full trees a feature's tree follows from its place in its level.
+    second = torch.full((forest.d_sae,), ROOT)
+    roots, starts, sizes = len(forest.roots), forest.layer_starts, forest.layer_sizes
+    for level in range(1, len(sizes)):
+        each = sizes[level - 1] // roots
+        place = torch.randperm(sizes[level], generator=generator)[: round(share * sizes[level])]
+        own_tree = place // (sizes[level] // roots)
+        step = torch.randint(1, roots, place.shape, generator=generator)
+        within = torch.randint(each, place.shape, generator=generator)
+        second[starts[level] + place] = starts[level - 1] + ((own_tree + step) % roots) * each + within
+    return second
 
 
 def _width(m: int, d: int | None, superposition: float | None) -> int:
@@ -255,5 +285,15 @@ GENERATORS: dict[str, Callable[..., World]] = {
     "hedging-four-unbalanced": partial(hedging_four, balanced=False),
     "synth-bench": synth_bench,
     "tree": tree,
+    "tree-leaning": partial(tree, parent_offset=0.5),
+    "tree-overlapping": partial(tree, exclusive=False),
+    "tree-two-parents": partial(tree, two_parents=0.5),
 }
 """Every generator by name. All take `seed`; the same seed gives the same world, bit for bit."""
+
+
+def settings_of(generator: str) -> dict[str, Any]:
+    """The settings of a generator besides its seed, and their types."""
+    make = GENERATORS[generator]
+    hints = get_type_hints(make.func if isinstance(make, partial) else make)
+    return {name: hints[name] for name in inspect.signature(make).parameters if name != "seed"}

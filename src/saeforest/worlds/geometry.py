@@ -8,7 +8,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import InputError
-from ..structure.forest import ROOT, Forest
+from ..structure.forest import ROOT
+from .trees import TreeSpec
 
 
 def unit_vectors(
@@ -37,14 +38,18 @@ def nearly_orthogonal(v: Float[Tensor, "m d"], steps: int, lr: float) -> Float[T
     return F.normalize(v)
 
 
-def lean_on_parents(v: Float[Tensor, "m d"], forest: Forest, offset: float) -> Float[Tensor, "m d"]:
-    """Replace every child's vector by `normalize(own direction + offset * its parent's vector)`, from the top down."""
+def lean_on_parents(v: Float[Tensor, "m d"], spec: TreeSpec, offset: float) -> Float[Tensor, "m d"]:
+    """Replace every child's vector by `normalize(own direction + offset * the sum of its parents' vectors)`, from the
+    top down."""
     if offset < 0:
         raise InputError(f"parent_offset = {offset:g}: expected 0 or more")
     v = v.clone()
-    for level in range(1, int(forest.depth.max()) + 1):
-        at = (forest.depth == level) & (forest.parent != ROOT)
-        v[at] = F.normalize(v[at] + offset * v[forest.parent[at]])
+    for level in range(1, int(spec.forest.depth.max()) + 1):
+        at = (spec.forest.depth == level) & (spec.forest.parent != ROOT)
+        lean = v.new_zeros(int(at.sum()), v.shape[1])
+        for parent in spec.parents:
+            lean += torch.where((parent[at] != ROOT)[:, None], v[parent[at]], 0)
+        v[at] = F.normalize(v[at] + offset * lean)
     return v
 
 

@@ -119,8 +119,19 @@ def system_for(
 
     Raises InputError if the system can't have these sizes.
     """
-    sizes = tuple(max(round(n * config.size), 1) for n in layer_sizes)
+    shape = _Shape(tuple(max(round(n * config.size), 1) for n in layer_sizes), most, mean)
+    given = f"size {config.size}"
+    if config.layer_sizes is not None:
+        shape = _unknown_layers(config.layer_sizes, shape)
+        given = f"layer_sizes {list(config.layer_sizes)}"
     try:
-        return _PRESETS[name](_Shape(sizes, most, mean))
+        return _PRESETS[name](shape)
     except InputError as error:
-        raise InputError(f"system {name} with size {config.size} and l0 {config.l0}: {error}") from None
+        raise InputError(f"system {name} with {given} and l0 {config.l0}: {error}") from None
+
+
+def _unknown_layers(sizes: tuple[int, ...], truth: _Shape) -> _Shape:
+    """Layers of these sizes, among which the world's active features are divided as equally as whole numbers can be."""
+    n, total = len(sizes), sum(truth.most)
+    most = tuple(max(total // n + (i < total % n), 1) for i in range(n))
+    return _Shape(sizes, most, (sum(truth.mean) / n,) * n)

@@ -23,44 +23,12 @@ from torch import Tensor
 from ..errors import InputError
 from ..sparse_code import SparseCode
 from ..structure.forest import ROOT, Forest
+from .edges import EdgeScores, edge_scores, named_scores
+from .nulls import means, shuffles
 from .world import Sample, World
 
 MATCHED, LOOSELY_MATCHED = 0.8, 0.6
 _TOP = 5
-
-
-@dataclass(frozen=True)
-class EdgeScores:
-    """Learned edges compared with true ones, both without edges from the root (docs/spec/synthetic.md#edges)."""
-
-    cosine: float
-    """Minimum cosine at which a true feature counts as matched."""
-    matched: int
-    """Number of matched true features."""
-    true_edges: int
-    """Number of true edges."""
-    learned_edges: int
-    """Number of learned edges between live latents."""
-    learned_matched: int
-    """Number of learned edges between matched latents."""
-    precision: float | None
-    """Fraction of the learned edges between matched latents that are true."""
-    precision_all: float | None
-    """Fraction of the learned edges between live latents that are true; an edge to an unmatched latent is false."""
-    recall: float | None
-    """Fraction of the true edges that were learned; an edge with an unmatched end is missed."""
-    f1: float | None
-    """F1 of `precision` and `recall`."""
-    ancestor_precision: float | None
-    """Like `precision`, for (ancestor, descendant) pairs: skipping a level costs nothing."""
-    ancestor_recall: float | None
-    """Like `recall`, for (ancestor, descendant) pairs."""
-    ancestor_f1: float | None
-    """Like `f1`, for (ancestor, descendant) pairs."""
-    parent_accuracy: float | None
-    """Fraction of the matched features with a true parent whose latent is a child of the parent's latent."""
-    root_rate: float | None
-    """Fraction of the matched features with a true parent whose latent is a root."""
 
 
 @dataclass(frozen=True)
@@ -120,6 +88,9 @@ class Recovery:
     hierarchy: float | None
     """Fraction of the learned edges with a matched child (0.8) whose two ends are both among the five decoder rows
     nearest to the child's true direction."""
+    hierarchy_mean: float | None
+    """The same with the mean direction of the child's concept on the sample, over children that fire on some of it but
+    not on all."""
     hierarchy_pairs: int
     """Number of learned edges with a matched child."""
     coverage_mean: float | None
@@ -128,6 +99,9 @@ class Recovery:
     """Minimum of S_cov over learned edges."""
     coverage_edges: int
     """Number of learned edges whose child fires."""
+    shuffled: dict[str, float | None]
+    """The null of every score that depends on the forest, by the names of `named_scores`: its mean over shuffles of the
+    parents, with the same latents, matching and code (docs/spec/synthetic.md#nulls)."""
 
 
 def recover(
@@ -162,9 +136,23 @@ def recover(
     latent_on = _columns(code, forest.d_sae, threshold)
     truth_on = _columns(sample.code, world.m)
     detector = _detection(latent_on[:, _indices(alive)], truth_on, cosine)
-    strict = close.at(MATCHED)
-    hierarchy, pairs = _hierarchy(decoder, directions, forest, strict)
+    strict, loose = close.at(MATCHED), close.at(LOOSELY_MATCHED)
+    by_own = _TopFive(decoder, directions, strict)
+    by_mean = _TopFive(decoder, _mean_directions(sample, truth_on), strict)
+
+    def of(learned: Forest) -> dict[str, float | None]:
+        coverage = _coverage(code, learned, threshold)
+        return named_scores(
+            edge_scores(world.spec, learned, strict, alive, MATCHED),
+            edge_scores(world.spec, learned, loose, alive, LOOSELY_MATCHED),
+        ) | {
+            "hierarchy": by_own(learned)[0],
+            "hierarchy_mean": by_mean(learned)[0],
+            "coverage_mean": _mean(coverage),
+        }
+
     coverage = _coverage(code, forest, threshold)
+    hierarchy, pairs = by_own(forest)
     return Recovery(
         features=world.m,
         latents=forest.d_sae,
@@ -177,14 +165,16 @@ def recover(
         latent_precision=detector[0],
         latent_recall=detector[1],
         latent_f1=detector[2],
-        edges=_edge_scores(world.forest, forest, strict, alive, MATCHED),
-        edges_loose=_edge_scores(world.forest, forest, close.at(LOOSELY_MATCHED), alive, LOOSELY_MATCHED),
-        absorption=_absorption(world.forest, truth_on, latent_on, directions, decoder, encoder, strict),
+        edges=edge_scores(world.spec, forest, strict, alive, MATCHED),
+        edges_loose=edge_scores(world.spec, forest, loose, alive, LOOSELY_MATCHED),
+        absorption=_absorption(world.spec.edges, truth_on, latent_on, directions, decoder, encoder, strict),
         hierarchy=hierarchy,
+        hierarchy_mean=by_mean(forest)[0],
         hierarchy_pairs=pairs,
         coverage_mean=_mean(coverage),
         coverage_min=float(coverage.min()) if len(coverage) else None,
         coverage_edges=len(coverage),
+        shuffled=means([of(learned) for learned in shuffles(forest, world.seed)]),
     )
 
 
@@ -262,83 +252,11 @@ def _detection(
     )
 
 
-# -- edges
-
-
-def _edge_scores(
-    truth: Forest, learned: Forest, latent: Int[Tensor, "m"], alive: Bool[Tensor, "F"], cosine: float
-) -> EdgeScores:
-    matched = torch.zeros_like(alive)
-    matched[latent[latent >= 0]] = True
-    among_live = _within(learned.edges, alive)
-    among_matched = _within(learned.edges, matched)
-    true_found = _both_known(latent[truth.edges])
-    hits = _shared(true_found, among_matched, learned.d_sae)
-    precision, recall, f1 = _precision_recall_f1(hits, among_matched.shape[1], truth.edges.shape[1])
-
-    true_pairs, learned_pairs = _ancestor_pairs(truth), _within(_ancestor_pairs(learned), matched)
-    ancestor_hits = _shared(_both_known(latent[true_pairs]), learned_pairs, learned.d_sae)
-    ancestors = _precision_recall_f1(ancestor_hits, learned_pairs.shape[1], true_pairs.shape[1])
-
-    true_parent, child = truth.edges[:, latent[truth.edges[1]] >= 0]
-    chosen = learned.parent[latent[child]]
-    return EdgeScores(
-        cosine=cosine,
-        matched=int(matched.sum()),
-        true_edges=truth.edges.shape[1],
-        learned_edges=among_live.shape[1],
-        learned_matched=among_matched.shape[1],
-        precision=precision,
-        precision_all=hits / among_live.shape[1] if among_live.shape[1] else None,
-        recall=recall,
-        f1=f1,
-        ancestor_precision=ancestors[0],
-        ancestor_recall=ancestors[1],
-        ancestor_f1=ancestors[2],
-        # -1 stands for both an unmatched parent and the root: a latent that is a root is not a child of the former.
-        parent_accuracy=_mean((chosen == latent[true_parent]) & (chosen != ROOT)),
-        root_rate=_mean(chosen == ROOT),
-    )
-
-
-def _within(pairs: Int[Tensor, "2 a"], allowed: Bool[Tensor, "F"]) -> Int[Tensor, "2 b"]:
-    return pairs[:, allowed[pairs].all(0)]
-
-
-def _both_known(pairs: Int[Tensor, "2 a"]) -> Int[Tensor, "2 b"]:
-    return pairs[:, (pairs >= 0).all(0)]
-
-
-def _shared(a: Int[Tensor, "2 a"], b: Int[Tensor, "2 b"], width: int) -> int:
-    """The number of pairs that occur in both."""
-    return int(torch.isin(a[0] * width + a[1], b[0] * width + b[1]).sum())
-
-
-def _precision_recall_f1(
-    hits: int, learned: int, true: int
-) -> tuple[float | None, float | None, float | None]:
-    return (
-        hits / learned if learned else None,
-        hits / true if true else None,
-        2 * hits / (learned + true) if true else None,
-    )
-
-
-def _ancestor_pairs(forest: Forest) -> Int[Tensor, "2 pairs"]:
-    """All (ancestor, descendant) pairs, those with the root left out."""
-    pairs, above, below = [forest.edges], *forest.edges
-    while len(above):
-        above = forest.parent[above]
-        below, above = below[above != ROOT], above[above != ROOT]
-        pairs.append(torch.stack([above, below]))
-    return torch.cat(pairs, 1)
-
-
 # -- absorption, hierarchy, coverage
 
 
 def _absorption(
-    truth: Forest,
+    edges: Int[Tensor, "2 e"],
     truth_on: csc_array,
     latent_on: csc_array,
     directions: Float[Tensor, "m d"],
@@ -346,12 +264,14 @@ def _absorption(
     encoder: Float[Tensor, "F d"],
     latent: Int[Tensor, "m"],
 ) -> Absorption:
-    parent, child = truth.edges[:, latent[truth.edges[0]] >= 0]
+    parent, child = edges[:, latent[edges[0]] >= 0]
     reader = latent[parent]
     parents_on, readers_on = truth_on[:, parent.numpy()], latent_on[:, reader.numpy()]
 
     both = parents_on.multiply(truth_on[:, child.numpy()])
-    lone = parents_on - parents_on.multiply(_some_child_on(truth, truth_on)[:, parent.numpy()])
+    lone = parents_on - parents_on.multiply(
+        _some_child_on(edges, truth_on, len(directions))[:, parent.numpy()]
+    )
     silent, missed = _silence(both, readers_on), _silence(lone, readers_on)
     measured = ~silent.isnan()
     excess = silent - missed
@@ -365,12 +285,10 @@ def _absorption(
     )
 
 
-def _some_child_on(truth: Forest, truth_on: csc_array) -> csc_array:
+def _some_child_on(edges: Int[Tensor, "2 e"], truth_on: csc_array, m: int) -> csc_array:
     """`[n, m]` with 1 where some child of the feature is active."""
-    parent, child = truth.edges.numpy()
-    above = csc_array(
-        (np.ones(len(child), dtype=np.int32), (child, parent)), shape=(truth.d_sae, truth.d_sae)
-    )
+    parent, child = edges.numpy()
+    above = csc_array((np.ones(len(child), dtype=np.int32), (child, parent)), shape=(m, m))
     children = csc_array(truth_on @ above)
     children.data[:] = 1
     return children
@@ -381,23 +299,36 @@ def _silence(where: csc_array, readers_on: csc_array) -> Float[Tensor, "e"]:
     return 1 - _count(where.multiply(readers_on)) / _count(where)
 
 
-def _hierarchy(
-    decoder: Float[Tensor, "F d"],
-    directions: Float[Tensor, "m d"],
-    learned: Forest,
-    latent: Int[Tensor, "m"],
-) -> tuple[float | None, int]:
-    """The top-5 hierarchy score with the child's true direction (docs/spec/synthetic.md#true-hierarchy), and the number
-    of pairs.
+class _TopFive:
+    """The top-5 rule by given directions of true features (docs/spec/synthetic.md#true-hierarchy).
 
-    Ranks are among all latents, dead ones included. The pairs are all learned edges with a matched child.
+    directions: a row of NaN stands for a feature without a direction. latent: the latent of each true feature.
+
+    Called with a forest, it returns the fraction of hits among the learned edges whose child is matched and has a
+    direction, and their number. Ranks are among all latents, dead ones included.
     """
-    feature = torch.full((learned.d_sae,), -1)
-    feature[latent[latent >= 0]] = (latent >= 0).nonzero().flatten()
-    pairs = learned.edges[:, feature[learned.edges[1]] >= 0]
-    cosine = directions[feature[pairs[1]]] @ decoder.T
-    nearer = [(cosine > cosine.gather(1, end[:, None])).sum(1) for end in pairs]
-    return _mean((nearer[0] < _TOP) & (nearer[1] < _TOP)), pairs.shape[1]
+
+    def __init__(
+        self, decoder: Float[Tensor, "F d"], directions: Float[Tensor, "m d"], latent: Int[Tensor, "m"]
+    ) -> None:
+        features = ((latent >= 0) & ~directions.isnan().any(1)).nonzero().flatten()
+        self._row = torch.full((len(decoder),), -1)
+        self._row[latent[features]] = torch.arange(len(features))
+        self._cosine = directions[features] @ decoder.T
+
+    def __call__(self, learned: Forest) -> tuple[float | None, int]:
+        pairs = learned.edges[:, self._row[learned.edges[1]] >= 0]
+        cosine = self._cosine[self._row[pairs[1]]]
+        nearer = [(cosine > cosine.gather(1, end[:, None])).sum(1) for end in pairs]
+        return _mean((nearer[0] < _TOP) & (nearer[1] < _TOP)), pairs.shape[1]
+
+
+def _mean_directions(sample: Sample, truth_on: csc_array) -> Float[Tensor, "m d"]:
+    """Unit directions of the mean where a feature is active less the mean where it is not; NaN where one is missing."""
+    n = _count(truth_on)[:, None]
+    sums = torch.from_numpy(np.asarray(truth_on.T @ sample.x.double().numpy()))
+    others = sample.x.double().sum(0) - sums
+    return F.normalize(sums / n - others / (len(sample) - n)).float()
 
 
 def _coverage(code: SparseCode, learned: Forest, threshold: float) -> Float[Tensor, "e"]:

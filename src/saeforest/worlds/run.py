@@ -21,12 +21,14 @@ from ..errors import InputError
 from ..files import read_json, write_json
 from ..infer import InferConfig, infer_forest
 from ..progress import progress
-from ..saes import SAE, RunLength, SystemConfig, start_training
+from ..saes import SAE, RunLength, SystemConfig, Training, start_training
 from ..schema import shown
 from ..training.loop import fit
 from ..training.unfinished import claim_empty, claimed_run
 from .config import SyntheticConfig
+from .edges import named_scores
 from .generators import GENERATORS
+from .nulls import NULLED
 from .presets import system_for
 from .recovery import Recovery, recover
 from .world import Sample, World
@@ -34,7 +36,6 @@ from .world import Sample, World
 RECOVERY, SCORES = "recovery.json", "scores.json"
 Scores = dict[str, int | float | None]  # with int, so that counts are still integers after reading
 _MOST = 0.97
-_OF_EDGES = ("precision", "precision_all", "recall", "f1", "cosine")
 _ABSORPTION = {"edges": "absorption_edges", "silent": "absorption", "silent_excess": "absorption_excess"}
 #: system -> score -> {"median": ..., "values": [one per seed]}
 Found = dict[str, dict[str, dict[str, Any]]]
@@ -73,8 +74,12 @@ def compare(
             systems = {name: system_for(name, sizes, most, mean, config) for name in names}
             sample = world.held_out(config.held_out)
             for name in missing:
-                sae = _trained(systems[name], world, config, seed, f"{name} {seed}")
-                kept.put(seed, name, dict(_scores(name, sae, world, sample)))
+                sae, untrained = _trained(systems[name], world, config, seed, f"{name} {seed}")
+                null = dict(_scores(name, untrained, world, sample))
+                own = dict(_scores(name, sae, world, sample))
+                for label, scores_of in own.items():
+                    scores_of |= {f"{score}_untrained": null[label][score] for score in NULLED}
+                kept.put(seed, name, own)
         for name in names:
             for label, own in (kept.get(seed, name) or {}).items():
                 scores.setdefault(label, []).append(own)
@@ -88,21 +93,31 @@ def compare(
 
 
 def run_synthetic(
-    generator: str, systems: Sequence[str], seeds: Sequence[int], config: SyntheticConfig, out: Path
+    generator: str,
+    systems: Sequence[str],
+    seeds: Sequence[int],
+    config: SyntheticConfig,
+    out: Path,
+    world: Mapping[str, Any] | None = None,
 ) -> Found:
     """Run `compare` on the worlds of a generator; writes recovery.json, and scores.json with the scores of every seed.
+
+    world: settings of the generator besides its seed.
 
     Continues where an earlier process with the same settings was stopped; seeds may be added. Raises InputError if
     `out` contains anything else or is in use.
     """
     with claimed_run(out):
-        asked = {"generator": generator, "config": asdict(config)}
+        settings = dict(world or {})
+        asked = {"generator": generator, "world": settings, "config": asdict(config)}
         kept = Kept.read(out / SCORES, asked)
         if kept is None:
             claim_empty(out)
             kept = Kept(out / SCORES, asked)
         write = partial(write_json, out / RECOVERY, signed=False)
-        return compare(lambda seed: GENERATORS[generator](seed=seed), seeds, systems, config, write, kept)
+        return compare(
+            lambda seed: GENERATORS[generator](seed=seed, **settings), seeds, systems, config, write, kept
+        )
 
 
 class Kept:
@@ -181,22 +196,30 @@ def layer_l0(world: World, l0: float | None = None) -> tuple[tuple[int, ...], tu
     return tuple(max(round(k * scale), 1) for k in most), tuple(k * scale for k in mean)
 
 
-def _trained(system: SystemConfig, world: World, config: SyntheticConfig, seed: int, label: str) -> SAE:
+def _trained(
+    system: SystemConfig, world: World, config: SyntheticConfig, seed: int, label: str
+) -> tuple[SAE, SAE]:
+    """The SAE after training, and as it was before the first step."""
     optim = OptimConfig(
         lr=config.lr, batch_size=config.batch_size, warmup=0.02, decay="linear", decay_from=0.6
     )
     run = RunLength(config.steps, config.batch_size)
-    training = start_training(system, world.d_in, run, seed=seed, optim=optim, precision=torch.float32)
+
+    def start() -> Training:
+        return start_training(system, world.d_in, run, seed=seed, optim=optim, precision=torch.float32)
+
+    untrained, training = start(), start()
+    first = world.block(0, 0).x[: config.batch_size]
+    with torch.no_grad():
+        untrained.initialize(first, first)
     with progress(label, config.steps * config.batch_size) as advance:
         for _ in fit(training, ActivationStream(world, config.batch_size)):
             advance(config.batch_size)
-    return training.finish()
+    return training.finish(), untrained.finish()
 
 
 @torch.no_grad()
-def _scores(
-    name: str, sae: SAE, world: World, sample: Sample
-) -> Iterator[tuple[str, dict[str, float | None]]]:
+def _scores(name: str, sae: SAE, world: World, sample: Sample) -> Iterator[tuple[str, Scores]]:
     code, stats = sae.encode_with_stats(sample.x)
     residual = (sample.x - sae.decode(code, stats)).square().sum()
     threshold = sae.config.activation_threshold
@@ -222,14 +245,15 @@ def _scores(
         yield f"{name}+{way}" if way else name, own | _plain(recovery)
 
 
-def _plain(recovery: Recovery) -> dict[str, float | None]:
-    """The scores by name; names of edge scores with features matched at a cosine of 0.6 end with _06."""
+def _plain(recovery: Recovery) -> Scores:
+    """The scores by name, those with the parents shuffled as X_shuffled."""
     plain = {f.name: getattr(recovery, f.name) for f in fields(recovery)}
-    strict, loose, absorption = (plain.pop(key) for key in ("edges", "edges_loose", "absorption"))
-    for suffix, edges in (("", strict), ("_06", loose)):
-        for name, value in asdict(edges).items():
-            plain[(name if name not in _OF_EDGES else f"edge_{name}") + suffix] = value
-    return plain | {_ABSORPTION.get(name, name): value for name, value in asdict(absorption).items()}
+    strict, loose, absorption, shuffled = (
+        plain.pop(key) for key in ("edges", "edges_loose", "absorption", "shuffled")
+    )
+    plain |= named_scores(strict, loose)
+    plain |= {_ABSORPTION.get(name, name): value for name, value in asdict(absorption).items()}
+    return plain | {f"{name}_shuffled": value for name, value in shuffled.items()}
 
 
 def _summary(values: list[float | None]) -> dict[str, Any]:
@@ -242,26 +266,35 @@ _COLUMNS = {
     "fve": "FVE",
     "l0": "L0",
     "mcc_truth": "MCC",
-    "edge_precision": "edge P",
-    "edge_recall": "edge R",
+    "edge_precision": "P",
+    "edge_recall": "R",
     "absorption_excess": "absorbed",
-    "edge_f1": "edge F1",
+    "edge_f1": "F1",
 }
 
 
 def recovery_table(found: Mapping[str, Mapping[str, Mapping[str, Any]]], generator: str) -> Table:
     """The main scores as a table for the terminal: medians over the seeds, and the range of edge F1."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=f"Recovery of {generator}", title_justify="left")
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        title=f"Recovery of {generator}",
+        title_justify="left",
+        caption="P, R, F1: of edges; null F1: with the parents shuffled, and of the untrained SAE",
+        caption_justify="left",
+    )
     table.add_column("system", no_wrap=True)
     for title in _COLUMNS.values():
         table.add_column(title, justify="right", no_wrap=True)
-    table.add_column("F1 range", justify="right", no_wrap=True, style="dim")
+    for title in ("null F1", "F1 range"):
+        table.add_column(title, justify="right", no_wrap=True, style="dim")
     for label, scores in found.items():
         f1 = [v for v in scores["edge_f1"]["values"] if v is not None]
-        spread = f"{min(f1):.2f} to {max(f1):.2f}" if len(f1) > 1 else ""
+        null = ", ".join(_number(scores[f"edge_f1_{kind}"]["median"]) for kind in ("shuffled", "untrained"))
+        spread = f"{min(f1):.2f}–{max(f1):.2f}" if len(f1) > 1 else ""
         # A system's first row is that of the best method to infer its forest; all methods follow.
         shown = f"  by {label.split('+')[1]}" if "+" in label else label
-        table.add_row(shown, *(_number(scores[score]["median"]) for score in _COLUMNS), spread)
+        table.add_row(shown, *(_number(scores[score]["median"]) for score in _COLUMNS), null, spread)
     return table
 
 

@@ -41,8 +41,11 @@ class TreeSpec:
     factor: `[m, rank]` factor of a Gaussian copula that correlates features: a feature fires if
             `factor_i . a + sqrt(1 - |factor_i|^2) b_i` exceeds the `1 - p_i` quantile, with `a`, `b` standard
             normal and `a` shared by all features of a sample. None for no correlation.
+    second: `[m]` a second parent of each feature, in a layer before its own; -1 for none. A feature is drawn under its
+            parent in the forest. Where it fires, its second parent fires too, and everything above that. None if no
+            feature has a second parent.
 
-    Raises InputError if the probabilities are invalid.
+    Raises InputError if the probabilities or second parents are invalid.
     """
 
     forest: Forest
@@ -53,6 +56,7 @@ class TreeSpec:
     children: Siblings = "choice"
     scale_by_parent: bool = False
     factor: Float[Tensor, "m rank"] | None = None
+    second: Int[Tensor, "m"] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "p", self.p.double())
@@ -67,6 +71,7 @@ class TreeSpec:
             )
         self._check_choices()
         self._check_factor()
+        self._check_second()
 
     def _check_choices(self) -> None:
         # Entry m is the root's.
@@ -92,10 +97,42 @@ class TreeSpec:
                 "correlation factors: expected rows with a norm below 1; reduce the scale or the rank"
             )
 
+    def _check_second(self) -> None:
+        if self.second is None:
+            return
+        if len(self.second) != self.m:
+            raise InputError(f"{len(self.second)} second parents for {self.m} features; expected one each")
+        if self.scale_by_parent:
+            raise InputError("second parents: expected activations that do not scale with those of parents")
+        layer, has = self.forest.layer, self.second != ROOT
+        given = self.second.clamp(0, self.m - 1)
+        wrong = (given != self.second) | (layer[given] >= layer) | (given == self.forest.parent)
+        wrong |= self.forest.parent == ROOT
+        if bool((has & wrong).any()):
+            i = int((has & wrong).nonzero()[0])
+            raise InputError(
+                f"second parent {int(self.second[i])} of feature {i}: expected -1 (none) or a feature of a layer "
+                f"before layer {int(layer[i])} that is not its parent; a root has none"
+            )
+
     @property
     def m(self) -> int:
         """Number of features."""
         return self.forest.d_sae
+
+    @property
+    def parents(self) -> tuple[Int[Tensor, "m"], ...]:
+        """The parent of each feature in the forest and, if any feature has one, the second parents."""
+        return (self.forest.parent,) if self.second is None else (self.forest.parent, self.second)
+
+    @cached_property
+    def edges(self) -> Int[Tensor, "2 n_edges"]:
+        """All true (parent, child) pairs, without those of the root: by parents, then by second parents."""
+        found = []
+        for parent in self.parents:
+            child = (parent != ROOT).nonzero().flatten()
+            found.append(torch.stack([parent[child], child]))
+        return torch.cat(found, 1)
 
     @cached_property
     def top(self) -> Int[Tensor, "roots"]:
@@ -171,7 +208,24 @@ def _sample_slice(spec: TreeSpec, n: int, generator: torch.Generator) -> _Fired:
     levels = [_top_level(spec, n, shared, generator)]
     while len(levels[-1].rows):
         levels.append(_next_level(spec, levels[-1], shared, generator))
-    return _concatenated(levels)
+    fired = _concatenated(levels)
+    return fired if spec.second is None else _closed(spec, spec.second, fired, generator)
+
+
+def _closed(spec: TreeSpec, second: Int[Tensor, "m"], fired: _Fired, generator: torch.Generator) -> _Fired:
+    """Add the second parents of what fires, and whatever is above them, until nothing is missing."""
+    parts, new = [fired], fired
+    while len(new.rows):
+        have = torch.cat([part.rows * spec.m + part.ids for part in parts])
+        above = torch.cat([new.rows * spec.m + parent[new.ids] for parent in (spec.forest.parent, second)])
+        above = above[
+            torch.cat([parent[new.ids] != ROOT for parent in (spec.forest.parent, second)])
+        ].unique()
+        missing = above[~torch.isin(above, have, assume_unique=True)]
+        rows, ids = missing // spec.m, missing % spec.m
+        new = _Fired(rows, ids, _magnitudes(spec, ids, generator))
+        parts.append(new)
+    return _concatenated(parts)
 
 
 def _top_level(spec: TreeSpec, n: int, shared: Tensor | None, generator: torch.Generator) -> _Fired:

@@ -1,0 +1,64 @@
+"""The null of a recovered tree: the same features under shuffled parents (docs/spec/synthetic.md#nulls)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from ..seeds import seeded
+from ..structure.forest import ROOT, Forest
+
+#: Number of shuffles that a null is the mean of.
+SHUFFLES = 20
+_OF_EDGES = (
+    "edge_precision",
+    "edge_precision_all",
+    "edge_recall",
+    "edge_f1",
+    "ancestor_precision",
+    "ancestor_recall",
+    "ancestor_f1",
+    "parent_accuracy",
+)
+#: All scores that depend on who is whose parent, by their names in recovery.json: they have nulls.
+NULLED = (
+    *_OF_EDGES,
+    *(f"{name}_06" for name in _OF_EDGES),
+    "hierarchy",
+    "hierarchy_mean",
+    "coverage_mean",
+)
+
+
+def shuffled_parents(forest: Forest, generator: torch.Generator) -> Int[Tensor, "d_sae"]:
+    """The parents after shuffling them among the features of a layer, or of a depth if the forest is not layered.
+
+    Features under the root stay there, and every parent keeps its number of children in each layer (at each depth), so
+    the result is a forest of the same shape.
+    """
+    level = forest.layer if forest.layered else forest.depth
+    parent = forest.parent.clone()
+    for group in range(int(level.max()) + 1):
+        children = ((level == group) & (parent != ROOT)).nonzero().flatten()
+        order = torch.randperm(len(children), generator=generator)
+        parent[children] = forest.parent[children[order]]
+    return parent
+
+
+def shuffles(forest: Forest, seed: int) -> Iterator[Forest]:
+    """The forest with its parents shuffled, `SHUFFLES` times."""
+    for i in range(SHUFFLES):
+        parent = shuffled_parents(forest, seeded(seed, "shuffled parents", i))
+        yield Forest(parent, forest.layer_sizes, layered=forest.layered)
+
+
+def means(scores: Sequence[Mapping[str, float | None]]) -> dict[str, float | None]:
+    """The mean of each of the NULLED scores where it is defined; None where it never is."""
+    found: dict[str, float | None] = {}
+    for name in NULLED:
+        known = [value for of_one in scores if (value := of_one[name]) is not None]
+        found[name] = sum(known) / len(known) if known else None
+    return found
