@@ -156,6 +156,16 @@ def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (listed(parts.graph), parts.steps) == (listed(whole.graph), whole.steps)
 
 
+def test_a_part_of_the_tokens() -> None:
+    values = nested_values(0)
+    found, expected = pairs_of(values).part(40, 110), pairs_of(values[40:110])
+    assert (found.n_tokens, found.n_firings) == (expected.n_tokens, expected.n_firings)
+    for feature in range(D_SAE):
+        for one, other in zip(found.firings(feature), expected.firings(feature), strict=True):
+            assert torch.equal(one, other)
+    assert pairs_of(values).part(150, 200).n_tokens == 0
+
+
 def test_nothing_fires() -> None:
     found = infer_graph(pairs_of(torch.zeros(5, 4)), GraphRules())
     assert found.steps == {"implied": 0, "acyclic": 0, "reduced": 0, "kept": 0}
@@ -169,11 +179,9 @@ def test_thresholds_by_default() -> None:
 
 
 def test_rules_out_of_range() -> None:
-    with pytest.raises(InputError, match=r"^graph.rules.threshold = 1.5: expected a number from 0 to 1$"):
+    with pytest.raises(InputError, match=r"^graph.threshold = 1.5: expected a number from 0 to 1$"):
         GraphRules(threshold=1.5)
-    with pytest.raises(
-        InputError, match=r"^graph.rules.max_children = 0: expected a fraction above 0, up to 1$"
-    ):
+    with pytest.raises(InputError, match=r"^graph.max_children = 0: expected a fraction above 0, up to 1$"):
         GraphRules(max_children=0)
-    with pytest.raises(InputError, match=r"^graph.rules.min_descendants = 0: expected 1 or more$"):
+    with pytest.raises(InputError, match=r"^graph.min_descendants = 0: expected 1 or more$"):
         GraphRules(min_descendants=0)

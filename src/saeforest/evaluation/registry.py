@@ -23,6 +23,7 @@ _FILES = (
     "cooccurrence",
     "mcs",
     "edges",
+    "graph",
     "autointerp",
     "relatedness",
     "pair_judge",

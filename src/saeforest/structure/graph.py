@@ -64,14 +64,14 @@ class GraphRules:
         for name in ("threshold", "reverse"):
             given = getattr(self, name)
             if given is not None and not 0 <= given <= 1:
-                raise InputError(f"graph.rules.{name} = {given}: expected a number from 0 to 1")
+                raise InputError(f"graph.{name} = {given}: expected a number from 0 to 1")
         if not 0 < self.max_children <= 1:
             raise InputError(
-                f"graph.rules.max_children = {self.max_children}: expected a fraction above 0, up to 1"
+                f"graph.max_children = {self.max_children}: expected a fraction above 0, up to 1"
             )
         for name in ("min_descendants", "min_count"):
             if (given := getattr(self, name)) < 1:
-                raise InputError(f"graph.rules.{name} = {given}: expected 1 or more")
+                raise InputError(f"graph.{name} = {given}: expected 1 or more")
 
     @property
     def above(self) -> float:

@@ -136,6 +136,16 @@ class PairStatistics:
         self.n_tokens += len(active)
         self._firings = None
 
+    def part(self, begin: int, end: int) -> PairStatistics:
+        """The statistics of the tokens from number `begin` to before `end` alone, in the order of adding."""
+        whole = self._sorted
+        first, last = int(whole.width[:begin].sum()), int(whole.width[:end].sum())
+        part = PairStatistics(self.d_sae, self.threshold)
+        part._ids, part._values = [whole.ids[first:last]], [whole.values[first:last]]
+        part._widths = [whole.width[begin:end]]
+        part.n_tokens = len(part._widths[0])
+        return part
+
     @property
     def n_firings(self) -> int:
         """The number of firings so far, over all features and tokens."""
