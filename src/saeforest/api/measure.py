@@ -34,8 +34,8 @@ def measure(
     source: an SAE, or a run: what `saeforest.train` returned, a RunFolder, or the path of one.
     x: activations `[n, d]` to measure on, best others than those of the training. None: the run's held-out text, read
         by its language model; records are then kept in the run, and taken from there the next time.
-    measures: names in a list, or in one string separated by commas; also fast, paper or saebench, which are sets of
-        them; on activations, those of a set that need no text. docs/measures.md describes each. Default: fast.
+    measures: names in a list, or in one string separated by commas; also fast, paper, saebench or truth, which are sets
+        of them; on activations, those of a set that need no text. docs/measures.md describes each. Default: fast.
     forest: stands in for the SAE's own, as measures of the hierarchy of a flat SAE need it (`infer_forest`). Only
         beside `x`: a run infers one itself.
     options: settings of measures (`saeforest.evaluation.MeasureOptions`).
