@@ -13,12 +13,13 @@ import torch
 from oracles import graph as oracle
 from oracles.pairs import FloatArray
 from saeforest.measures import graph_families
+from saeforest.measures.bootstrap import units_of_sae
 from saeforest.measures.graph import SPEC, graph
 from saeforest.measures.graph_families import sibling_cosines, swapped
 from saeforest.measures.record import Record
 from saeforest.measures.subject import Subject
 from saeforest.structure.forest import Forest, flat_forest
-from saeforest.structure.graph import GraphRules
+from saeforest.structure.graph import FeatureGraph, GraphRules
 from seen_cases import above_threshold, seen_of, tree_of
 
 D_SAE, D = 14, 6
@@ -147,6 +148,23 @@ def test_intervals_resample_parents() -> None:
     assert record.interval["p_parent_child"] == pytest.approx(tuple(np.percentile(drawn, (2.5, 97.5))))
     assert record.interval["depth"] is None
 
+    replicates = record.replicates["p_parent_child"]
+    assert replicates.drawn == pytest.approx(drawn, rel=1e-5)
+    assert replicates.units == units_of_sae("parents", case.sae, torch.tensor(parents))
+    assert not any(name.startswith("graph_") for name in record.replicates)
+
+
+def test_scores_of_edges() -> None:
+    case, a, _ = case_of(1)
+    record = graph(case, RULES)
+    assert set(record.edge_scores) < set(SPEC.nulls)
+    for name, found in record.edge_scores.items():
+        edges = [(PARENT[c], c) for c in found.child.tolist()]
+        families = {p: [c for c, q in enumerate(PARENT) if q == p and c != 12] for p, _ in edges}
+        expected = [oracle.of_edge(a, p, c, families[p])[name] for p, c in edges]
+        assert found.score.tolist() == pytest.approx(expected)
+        assert len(edges) == 9
+
 
 def test_soft_absorption_by_hand() -> None:
     """docs/spec/test-vectors.md#graph: the parent has 4 alone and 1 beside its child, whose value is 2."""
@@ -168,11 +186,11 @@ def test_soft_absorption_by_hand() -> None:
 
 def test_groups_of_nearest_features_are_drawn_where_there_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = torch.nn.functional.normalize(torch.randn(40, 5, generator=torch.Generator().manual_seed(0)))
-    families = {0: [1, 2, 3], 4: [5, 6], 7: [8]}
+    parent, child = torch.tensor([[20, 20, 20, 30, 30, 33], [1, 2, 3, 5, 6, 8]])
     monkeypatch.setattr(graph_families, "_SEEDS", 7)
-    found = sibling_cosines(rows, families, torch.arange(40))
-    drawn = np.random.default_rng(0).permutation(40)[:7]
-    dense = rows.double().numpy()
+    found = sibling_cosines(rows, FeatureGraph(parent, child, 40))
+    drawn = np.random.default_rng(0).permutation(9)[:7]
+    dense = rows[[1, 2, 3, 5, 6, 8, 20, 30, 33]].double().numpy()
     for place, size in ((0, 3), (1, 2)):
         assert found[place, 2] == pytest.approx(
             mean([oracle.most_alike(dense, s, size) for s in drawn.tolist()])

@@ -41,7 +41,10 @@ _UNGATED = ("ungated", "lift", "ungated_above_half", "ungated_above_nine_tenths"
 
 @dataclass(frozen=True)
 class CoverageConfig:
-    """Which edges are measured without the gate. Raises InputError for a value out of its range."""
+    """Which edges are measured without the gate.
+
+    Raises InputError for a value out of its range.
+    """
 
     min_count: int = 20
     """Minimum number of tokens that a child must fire on to be measured without the gate. The level of its detector is

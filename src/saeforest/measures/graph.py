@@ -24,13 +24,12 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
+import torch
 import torch.nn.functional as F
-from jaxtyping import Float
-from torch import Tensor
 
 from ..structure.graph import FeatureGraph, GraphRules, graph_of, infer_graph
-from ..structure.pairs import PairStatistics, scores_memory, sorted_memory
-from .bootstrap import Estimate, FloatArray, estimate, interval_method
+from ..structure.pairs import scores_memory, sorted_memory
+from .bootstrap import Estimate, FloatArray, estimate, interval_method, units_of_sae
 from .graph_families import (
     EDGE_VALUES,
     FEW,
@@ -41,7 +40,7 @@ from .graph_families import (
     sibling_cosines,
     swapped,
 )
-from .record import Record, undefined
+from .record import EdgeScores, Record, undefined
 from .spec import Study
 from .subject import Subject
 
@@ -57,6 +56,8 @@ _FRACTIONS = (
     "children_active_share",
     "in_graph",
 )
+# Values that are larger where the data support an edge more.
+_SUPPORT = ("p_parent_child", "p_parent_child_weighted", "mcs", "pearson", "spearman")
 _GRAPH, _SHUFFLED = "graph_", "_shuffled"
 
 
@@ -75,18 +76,19 @@ def graph(subject: Subject, config: GraphRules) -> Record:
     frequent = others.marginals.n >= config.min_count
     measured = inferred.graph.kept(frequent[inferred.graph.parent] & frequent[inferred.graph.child])
 
-    found = _values(pairs, forest, rows, "families of the forest")
-    value, interval = found.value | {"in_graph": None}, found.interval | {"in_graph": None}
-    shared = _in_graph(forest, inferred.graph)
-    value |= shared.value
-    interval |= shared.interval
-    found = _values(others, measured, rows, "families of the graph")
-    value |= {_GRAPH + name: number for name, number in found.value.items()}
-    interval |= {_GRAPH + name: pair for name, pair in found.interval.items()}
+    parents = torch.tensor(list(forest.families), dtype=torch.int64)
+    numbers = family_numbers(pairs, forest.families, "families of the forest")
+    units = units_of_sae("parents", subject.sae, parents)
+    found = _structure(forest).joined(_means(numbers, sibling_cosines(rows, forest), units))
+    found = found.joined(_in_graph(forest, inferred.graph, units))
+    in_graph = family_numbers(others, measured.families, "families of the graph")
+    of_graph = _structure(measured).joined(_means(in_graph, sibling_cosines(rows, measured)))
     null = swapped(measured.families, others.marginals.n)
-    found = _of_families(family_numbers(others, null, "families shuffled"), len(null))
-    value |= {_GRAPH + name + _SHUFFLED: number for name, number in found.value.items()}
-    interval |= {_GRAPH + name + _SHUFFLED: pair for name, pair in found.interval.items()}
+    of_null = _means(family_numbers(others, null, "families shuffled"))
+    value, interval = dict(found.value), dict(found.interval)
+    for one, end in ((of_graph, ""), (of_null, _SHUFFLED)):
+        value |= {_GRAPH + name + end: number for name, number in one.value.items()}
+        interval |= {_GRAPH + name + end: pair for name, pair in one.interval.items()}
 
     tokens = len(subject.rows)
     return Record(
@@ -108,6 +110,8 @@ def graph(subject: Subject, config: GraphRules) -> Record:
             "steps": {**inferred.steps, "measured": len(measured)},
             "edges": [list(edge) for edge in zip(*_ends(inferred.graph), strict=True)],
         },
+        replicates=found.replicates,
+        edge_scores=_edge_scores(numbers),
     )
 
 
@@ -115,32 +119,27 @@ def _ends(graph: FeatureGraph) -> tuple[list[int], list[int]]:
     return graph.parent.tolist(), graph.child.tolist()
 
 
-def _values(
-    pairs: PairStatistics, graph: FeatureGraph, rows: Float[Tensor, "d_sae d_in"], what: str
-) -> Estimate:
-    """All values of one set of edges."""
-    families = graph.families
-    siblings = sibling_cosines(rows, families, graph.features)
-    found = _of_families(family_numbers(pairs, families, what), len(families), siblings)
-    n_children = int((graph.n_parents > 0).sum())
+def _structure(graph: FeatureGraph) -> Estimate:
+    """Counts and depths."""
+    n_families, n_children = len(graph.families), int((graph.n_parents > 0).sum())
     depth = graph.depth[graph.features]
-    about: dict[str, float | None] = {
+    value: dict[str, float | None] = {
         "features": len(graph.features),
         "edges": len(graph),
-        "families": len(families),
-        "children_per_parent": len(graph) / len(families) if families else None,
+        "families": n_families,
+        "children_per_parent": len(graph) / n_families if n_families else None,
         "parents_per_child": len(graph) / n_children if n_children else None,
         "depth": int(graph.depth.max()),
         "depth_mean": float(depth.double().mean()) if len(depth) else None,
     }
-    return Estimate(about | found.value, dict.fromkeys(about) | found.interval)
+    return Estimate(value, dict.fromkeys(value), {})
 
 
-def _of_families(numbers: FamilyNumbers, n: int, siblings: FloatArray | None = None) -> Estimate:
+def _means(numbers: FamilyNumbers, siblings: FloatArray | None = None, units: str = "") -> Estimate:
     """Means over edges and over families. Children share their parent's firings, so parents are resampled."""
     by_family = numbers.firing if siblings is None else np.concatenate([numbers.firing, siblings], axis=1)
     names = (*EDGE_VALUES, *FIRING_VALUES, *(() if siblings is None else SIBLING_VALUES))
-    total = np.zeros((n, len(EDGE_VALUES)))
+    total = np.zeros((len(by_family), len(EDGE_VALUES)))
     counted = np.zeros_like(total)
     np.add.at(total, numbers.family, np.nan_to_num(numbers.edge))
     np.add.at(counted, numbers.family, np.isfinite(numbers.edge).astype(np.float64))
@@ -150,20 +149,30 @@ def _of_families(numbers: FamilyNumbers, n: int, siblings: FloatArray | None = N
     def means(weights: FloatArray) -> dict[str, FloatArray]:
         return dict(zip(names, (weights @ total / (weights @ counted)).T, strict=True))
 
-    return estimate(means, n)
+    return estimate(means, len(by_family), units)
 
 
-def _in_graph(forest: FeatureGraph, graph: FeatureGraph) -> Estimate:
+def _edge_scores(numbers: FamilyNumbers) -> dict[str, EdgeScores]:
+    found = {}
+    for name in _SUPPORT:
+        score = numbers.edge[:, EDGE_VALUES.index(name)]
+        defined = np.isfinite(score)
+        found[name] = EdgeScores(torch.from_numpy(numbers.child[defined]), torch.from_numpy(score[defined]))
+    return found
+
+
+def _in_graph(forest: FeatureGraph, graph: FeatureGraph, units: str) -> Estimate:
     """The share of the forest's edges that lead from an ancestor down in the graph."""
-    inside = [float(graph.ancestors[c] >> p & 1) for p, c in zip(*_ends(forest), strict=True)]
-    families, family = np.unique(forest.parent.numpy(), return_inverse=True)
-    total = np.bincount(family, inside, minlength=len(families)).astype(np.float64)
-    edges = np.bincount(family, minlength=len(families))
+    inside, edges = [], []
+    for parent, children in forest.families.items():
+        inside.append(sum(graph.ancestors[child] >> parent & 1 for child in children))
+        edges.append(len(children))
+    total, n = np.array(inside, dtype=np.float64), np.array(edges, dtype=np.float64)
 
     def share(weights: FloatArray) -> dict[str, FloatArray]:
-        return {"in_graph": weights @ total / (weights @ edges)}
+        return {"in_graph": weights @ total / (weights @ n)}
 
-    return estimate(share, len(families))
+    return estimate(share, len(total), units)
 
 
 def _unit(name: str) -> str:

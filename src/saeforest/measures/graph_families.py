@@ -36,6 +36,7 @@ from scipy.stats import rankdata
 from torch import Tensor
 
 from ..progress import progress
+from ..structure.graph import FeatureGraph
 from ..structure.pairs import PairStatistics
 from .bootstrap import FloatArray
 
@@ -204,26 +205,24 @@ def swapped(families: Families, n: Int[Tensor, "d_sae"], seed: int = 0, among: i
     return {p: family for p, family in found.items() if family}
 
 
-def sibling_cosines(
-    rows: Float[Tensor, "d_sae d_in"], families: Families, features: Int[Tensor, "nodes"]
-) -> FloatArray:
-    """`[families, SIBLING_VALUES]`; NaN for a family of one child.
+def sibling_cosines(rows: Float[Tensor, "d_sae d_in"], graph: FeatureGraph) -> FloatArray:
+    """`[families, SIBLING_VALUES]` of the families of a graph; NaN for a family of one child. rows: unit decoder rows.
 
-    rows:     unit decoder rows.
-    features: the features of the graph, from which the groups to compare with are drawn.
+    The groups to compare with are drawn from the features of the graph.
     """
+    families = graph.families
     sizes = sorted({len(family) for family in families.values()} - {1})
     found = np.full((len(families), len(SIBLING_VALUES)), np.nan)
     if not sizes:
         return found
+    features = graph.features
     rows = rows[features]
-    at = {feature: place for place, feature in enumerate(features.tolist())}
     nearest = _nearest_groups(rows, sizes)
     by_chance = _mean_cosine(rows.sum(0, dtype=torch.float64), len(rows))
     for i, family in enumerate(families.values()):
         if (size := len(family)) > 1:
-            total = rows[[at[c] for c in family]].sum(0, dtype=torch.float64)
-            found[i] = _mean_cosine(total, size), by_chance, nearest[size]
+            at = torch.searchsorted(features, torch.tensor(family))
+            found[i] = _mean_cosine(rows[at].sum(0, dtype=torch.float64), size), by_chance, nearest[size]
     return found
 
 

@@ -127,12 +127,12 @@ class FeatureGraph:
 
     @cached_property
     def families(self) -> dict[int, list[int]]:
-        """The children of every feature that has some, in ascending order."""
+        """The children of every feature that has some; both in ascending order."""
         return _grouped(self.parent, self.child)
 
     @cached_property
     def parents(self) -> dict[int, list[int]]:
-        """The parents of every feature that has some, in ascending order."""
+        """The parents of every feature that has some; both in ascending order."""
         return _grouped(self.child, self.parent)
 
     @cached_property
@@ -174,7 +174,7 @@ def _grouped(by: Int[Tensor, "edges"], what: Int[Tensor, "edges"]) -> dict[int, 
     groups: dict[int, list[int]] = {}
     for key, member in zip(by.tolist(), what.tolist(), strict=True):
         groups.setdefault(key, []).append(member)
-    return groups
+    return dict(sorted(groups.items()))
 
 
 def graph_of(forest: Forest) -> FeatureGraph:
