@@ -19,7 +19,7 @@ from saeforest.saes import AllocationConfig, RunLength, Setup, TreeAuxConfig, Tr
 from saeforest.saes import parents_from_data as module
 from saeforest.saes.parents_from_data import Evidence, FromDataConfig, Seen, as_often, choose, judge
 from saeforest.saes.start_anew import Residuals, start_anew
-from saeforest.saes.tree import TreeTraining
+from saeforest.saes.tree import TreeStep, TreeTraining
 
 SIZES, K, D = (6, 8, 10), (2, 2, 2), 12
 CPU = torch.device("cpu")
@@ -35,7 +35,7 @@ def batch(n: int, seed: int) -> torch.Tensor:
 
 def start(n_steps: int = 30, n: int = 16, **settings: Any) -> TreeTraining:
     """A training in float64; settings are those of the allocation, and others of the configuration."""
-    own = {"gate", "layer_weights", "aux"}
+    own = {"gate", "layer_weights", "aux", "selection", "budget"}
     of_tree = {key: settings.pop(key) for key in own & settings.keys()}
     allocation = AllocationConfig(**{"first": 4, "cap": 8, "dead_after_tokens": 3 * n, **settings})
     config = TreeConfig(SIZES, K, "none", allocation=allocation, **of_tree)
@@ -356,3 +356,23 @@ def test_settings_that_make_no_sense(build: Callable[[], object], words: str) ->
     with pytest.raises(InputError, match=words) as error:
         build()
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("budget", ["token", "batch"])
+def test_what_is_seen_of_a_closed_selection(budget: str) -> None:
+    """Detectors are on among the sum of all k of the whole tree; parents count only in their own right."""
+    data = FromDataConfig(every=3, sample=10, window=30)
+    training = start(rule="data", from_data=data, selection="closed", budget=budget)
+    sae, x = training.sae, batch(200, 1)
+    step = training(x, x)
+    assert isinstance(step, TreeStep)
+    assert step.seen is not None
+    h = (x[:10] - sae.b_dec) @ sae.encoder.T
+    on = h.detach().topk(6).indices
+    expected = [{int(i) for i in row if i >= 6 and h[t, i] > 1e-3} for t, row in enumerate(on)]
+    assert sets(step.seen.own) == expected
+    if budget == "token":
+        assert sets(step.seen.active) == sets(sae.encode_alone(x[:10]))
+    assert sets(step.seen.active) != sets(step.code[:10]), "some parents are there for a child's sake"
+    for row in sets(step.seen.active):
+        assert {int(sae.parent[c]) for c in row} <= row | {-1}

@@ -25,7 +25,7 @@ from saeforest.saes import (
     start_training,
 )
 from saeforest.saes.auxiliary import AuxConfig
-from saeforest.saes.tree import TreeAuxConfig
+from saeforest.saes.tree_config import TreeAuxConfig
 from saeforest.sparse_code import SparseCode
 
 D, BATCH, F = 16, 512, 4096

@@ -15,7 +15,8 @@ from .sparsity import SparsityConfig
 from .systems import SYSTEMS, SystemConfig, build, start_training, training_of
 from .topk import TopKConfig, TopKSAE
 from .training import Event, RunLength, Setup, Step, Training
-from .tree import TreeAuxConfig, TreeConfig, TreeSAE
+from .tree import TreeSAE
+from .tree_config import TreeAuxConfig, TreeConfig
 
 __all__ = [
     "HSAE",

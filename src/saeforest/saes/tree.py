@@ -8,144 +8,36 @@ Algorithms 1 and 2). Where the paper's text and the authors' code differ, an opt
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..errors import InputError
-from ..schema import shown
 from ..seeds import seeded
 from ..sparse_code import SparseCode, concat_rows, concat_slots
 from ..structure.forest import ROOT, ByParent, group_by_parent
-from .allocator import AllocationConfig, Allocator
-from .auxiliary import ResidualConfig, auxiliary_loss, check_coefficients
+from .allocator import Allocator
+from .auxiliary import auxiliary_loss
 from .base import SAE
-from .batch_topk import FollowedThreshold, ThresholdConfig
+from .batch_topk import FollowedThreshold
 from .by_layers import Encoded, LayerSelection, encode_by_layers
-from .checks import check_sizes
 from .closed import ClosedSelection
 from .encode import PreActivations
 from .gate import Gate, ParentGate
-from .normalizer import Normalization, TokenStats
+from .normalizer import TokenStats
 from .parents_from_data import Seen
 from .reconstruct import Prefixes
 from .select import top_k
+from .silence import silence_loss
 from .start_anew import Residuals, start_anew
 from .training import Event, Setup, Step, Training, scalars
+from .tree_config import TreeConfig
 
 # Rows are independent. Handling this many at a time bounds the memory for the children of their active features.
 _ROWS = 1 << 14
-
-
-@dataclass(frozen=True)
-class TreeAuxConfig(ResidualConfig):
-    """The auxiliary loss (Eq. 8): the dead features of a layer reconstruct the residual of this and earlier layers."""
-
-    layers: tuple[int, ...] | None = (0,)
-    """Layers that have an auxiliary loss, counted from 0. None: all."""
-    coefficient: float | tuple[float, ...] = 1 / 32
-    """Weight of the auxiliary loss: one for all these layers, or one for each of them."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        weights = self.coefficient if isinstance(self.coefficient, tuple) else (self.coefficient,)
-        check_coefficients(weights, self.coefficient)
-
-    def weights(self, n_layers: int) -> dict[int, float]:
-        """The weight of each layer that has an auxiliary loss.
-
-        Raises InputError if there is no such layer, or if the number of weights does not match the number of layers.
-        """
-        layers = tuple(range(n_layers)) if self.layers is None else self.layers
-        for layer in layers:
-            if not 0 <= layer < n_layers:
-                raise InputError(
-                    f"sae.aux.layers names layer {layer}: expected 0 to {n_layers - 1}, the layers of sae.layer_sizes"
-                )
-        weights = self.coefficient
-        if not isinstance(weights, tuple):
-            weights = (weights,) * len(layers)
-        if len(weights) != len(layers):
-            raise InputError(
-                f"sae.aux.coefficient {list(weights)}: expected one number, or one for each of the {len(layers)} "
-                "layers with an auxiliary loss"
-            )
-        return {layer: weight for layer, weight in zip(layers, weights, strict=True) if weight}
-
-
-@dataclass(frozen=True)
-class TreeConfig:
-    """A Tree SAE and its training. The defaults are the paper's 4-layer SAE at L0 32."""
-
-    layer_sizes: tuple[int, ...] = (1536, 3072, 9216, 10752)
-    """Number of features in each layer (the paper's privilege layers)."""
-    k_per_layer: tuple[int, ...] = (21, 5, 4, 2)
-    """Largest number of active features in each layer, on a token."""
-    normalize_activations: Normalization = "layer_norm"
-    """How activations are normalized. layer_norm: each to mean 0 and standard deviation 1; constant_norm_rescale: each
-    to norm sqrt(d_in); dataset_scale: all by one factor that makes their mean norm sqrt(d_in); none; or that factor as
-    a number."""
-    activation_threshold: float = 1e-3
-    """Value above which a feature counts as active."""
-    gate: Literal["parent", "none"] = "parent"
-    """parent: a child fires only where its parent does (the paper). none, an ablation: every feature hangs from the
-    root, so none is gated and none is moved."""
-    layer_weights: float | tuple[float, ...] = 1.0
-    """Weights of the layers' reconstruction losses (Eq. 7): one for all layers but the last, whose weight is 1, or one
-    for each layer. 1: the paper; 0: the loss of the whole reconstruction alone."""
-    b_dec_init: Literal["normalized", "raw"] = "normalized"
-    """Initial b_dec: the geometric median of the first batch, after normalization (normalized) or before it (raw, as
-    in the authors' code)."""
-    normalize_target: Normalization = "dataset_scale"
-    """How the target of a transcoder is normalized: dataset_scale, none, or a factor. Other SAEs ignore it."""
-    selection: Literal["layer", "closed"] = "layer"
-    """How features are selected. layer: layer by layer, the k of each layer of largest pre-activation among those
-    whose parents are active (the paper); closed: the sum of all k over the whole tree at once, as the best set that
-    contains every member's parent."""
-    budget: Literal["token", "batch"] = "token"
-    """Whether the k are those of every token (the paper), or means over the tokens of a batch in training, with a
-    threshold at inference. With selection=layer, the first layer keeps a k for every token."""
-    beam: float = 2.0
-    """With selection=closed: how many features of each layer are candidates, as a multiple of the sum of all k."""
-    reads: Literal["input", "residual"] = "input"
-    """What a layer encodes: the input (the paper), or what the layers before it leave of it. Only with
-    selection=layer."""
-    threshold: ThresholdConfig = field(default_factory=ThresholdConfig)
-    aux: TreeAuxConfig = field(default_factory=TreeAuxConfig)
-    allocation: AllocationConfig = field(default_factory=AllocationConfig)
-    architecture: Literal["tree"] = "tree"
-
-    @property
-    def encoder_bias(self) -> bool:
-        """Always False: a Tree SAE has no encoder bias."""
-        return False
-
-    def __post_init__(self) -> None:
-        check_sizes(self.layer_sizes, self.k_per_layer)
-        self.aux.weights(len(self.layer_sizes))
-        weights = self.weights_of_layers()
-        if len(weights) != len(self.layer_sizes) or min(weights) < 0 or not any(weights):
-            raise InputError(
-                f"sae.layer_weights = {shown(self.layer_weights)}: expected one number, or one for each of the "
-                f"{len(self.layer_sizes)} layers, 0 or more and not all 0"
-            )
-        if not 1 <= self.beam < math.inf:
-            raise InputError(f"sae.beam = {self.beam}: expected 1 or more")
-        if self.reads == "residual" and self.selection == "closed":
-            raise InputError(
-                "sae.reads = residual: a closed selection looks at all layers at once; expected input, or "
-                "sae.selection = layer"
-            )
-
-    def weights_of_layers(self) -> tuple[float, ...]:
-        """The weight of every layer's reconstruction loss."""
-        weights = self.layer_weights
-        return weights if isinstance(weights, tuple) else (weights,) * (len(self.layer_sizes) - 1) + (1.0,)
 
 
 class TreeSAE(SAE):
@@ -302,24 +194,37 @@ class TreeSAE(SAE):
         return torch.where(code.active(self.config.activation_threshold), code.ids, ROOT)
 
     @torch.no_grad()
-    def own_detectors(self, h: PreActivations, inputs: Sequence[Float[Tensor, "n d_in"]]) -> SparseCode:
+    def own_detectors(self, h: PreActivations, inputs: Sequence[Float[Tensor, "n d_in"]]) -> list[SparseCode]:
         """The children whose own detector is on, whatever their parents do (docs/spec/tree-sae.md#parents-from-data).
 
         In a layer these are the `2 k` features of largest pre-activation. If the tree has one budget, they are those
         among the sum of all `k` largest of the whole tree.
 
         inputs: what each layer reads.
+
+        Returns a code for every layer but the first.
+        """
+        every, codes = torch.arange(self.d_sae, device=self.device), []
+        layers = every.split(list(self.config.layer_sizes))
+        if self.config.selection == "closed":
+            found = h.choose(inputs[0], lambda dense: top_k(dense, sum(self.config.k_per_layer)))
+            for start, end in zip(self.starts[1:-1], self.starts[2:], strict=True):
+                inside = (found.ids >= start) & (found.ids < end)
+                codes.append(found.replace(values=torch.where(inside, found.values, 0)))
+        else:
+            for u, features, k in zip(inputs[1:], layers[1:], self.config.k_per_layer[1:], strict=True):
+                codes.append(h.choose(u, lambda dense, k=k: top_k(dense, 2 * k), features))
+        return [self.above_threshold(code) for code in codes]
+
+    @torch.no_grad()
+    def in_own_right(self, h: PreActivations, u: Float[Tensor, "n d_in"], code: SparseCode) -> SparseCode:
+        """The features of a training batch that are active without being chosen for a child's sake.
+
+        code: the code of these activations, which is the answer unless the tree has one budget.
         """
         if self.config.selection == "closed":
-            code = h.choose(inputs[0], lambda dense: top_k(dense, sum(self.config.k_per_layer)))
-            return self.above_threshold(
-                code.replace(values=torch.where(code.ids < self.starts[1], 0, code.values))
-            )
-        every, codes = torch.arange(self.d_sae, device=self.device), []
-        layers = zip(inputs, every.split(list(self.config.layer_sizes)), self.config.k_per_layer, strict=True)
-        for u, features, k in list(layers)[1:]:
-            codes.append(h.choose(u, lambda dense, k=k: top_k(dense, 2 * k), features))
-        return self.above_threshold(concat_slots(codes))
+            code = self._closed(batch=self.config.budget == "batch", threshold=None)(h, u, pull=False).code
+        return self.above_threshold(code)
 
     def above_threshold(self, code: SparseCode) -> SparseCode:
         """The same code with a value of 0 for features that do not count as active."""
@@ -379,10 +284,17 @@ class TreeTraining(Training):
             "reconstruction": scalars(reconstruction),
             "auxiliary": [auxiliary[i].detach() if i in auxiliary else None for i in range(len(errors))],
         }
-        x_hat = target + errors[-1].detach()
-        step = TreeStep(
-            loss, terms, active, x_hat, fired, len(x), seen=self._seen(h, inputs, active), least=least
-        )
+        looks = self.allocator.looks(self.done + 1)
+        n = sae.config.allocation.from_data.sample if sae.config.silence else looks
+        part = [u[:n] for u in inputs]
+        own = sae.own_detectors(h, part) if n and len(part) > 1 else []
+        if sae.config.silence and own:
+            silence = silence_loss(h, part, own, sae.active(active[:n]), sae.parent)
+            loss, terms["silence"] = loss + sae.config.silence * silence, scalars([silence])
+
+        step = TreeStep(loss, terms, active, target + errors[-1].detach(), fired, len(x), least=least)
+        if looks and own:
+            step.seen = Seen(concat_slots(own), sae.in_own_right(h, u[:n], active[:n]))
         if sae.config.allocation.reinitialize:
             step.residuals = Residuals(u.detach(), -errors[-1].detach() / stats.std, sae.active(active))
         return step
@@ -391,15 +303,6 @@ class TreeTraining(Training):
         """Eq. 7, with a weight for each layer if they are not all 1."""
         weights = self.sae.config.weights_of_layers()
         return errors.sum() if set(weights) == {1.0} else (errors * errors.new_tensor(weights)).sum()
-
-    def _seen(
-        self, h: PreActivations, inputs: Sequence[Float[Tensor, "n d_in"]], active: SparseCode
-    ) -> Seen | None:
-        """What the first tokens of the batch say about parents, on steps on which that is wanted."""
-        n = self.allocator.looks(self.done + 1)
-        if n == 0:
-            return None
-        return Seen(self.sae.own_detectors(h, [u[:n] for u in inputs]), self.sae.above_threshold(active[:n]))
 
     def _auxiliary(
         self,
