@@ -217,13 +217,17 @@ class TreeSAE(SAE):
         return [self.above_threshold(code) for code in codes]
 
     @torch.no_grad()
-    def in_own_right(self, h: PreActivations, u: Float[Tensor, "n d_in"], code: SparseCode) -> SparseCode:
+    def in_own_right(
+        self, h: PreActivations, u: Float[Tensor, "n d_in"], code: SparseCode, least: Tensor | None
+    ) -> SparseCode:
         """The features of a training batch that are active without being chosen for a child's sake.
 
         code: the code of these activations, which is the answer unless the tree has one budget.
+        least: the smallest score that a budget of the whole batch selected, as in `Step`.
         """
         if self.config.selection == "closed":
-            code = self._closed(batch=self.config.budget == "batch", threshold=None)(h, u, pull=False).code
+            bound = None if least is None else least.nextafter(torch.zeros_like(least))
+            code = self._closed(batch=False, threshold=bound)(h, u, pull=False).code
         return self.above_threshold(code)
 
     def above_threshold(self, code: SparseCode) -> SparseCode:
@@ -294,7 +298,7 @@ class TreeTraining(Training):
 
         step = TreeStep(loss, terms, active, target + errors[-1].detach(), fired, len(x), least=least)
         if looks and own:
-            step.seen = Seen(concat_slots(own), sae.in_own_right(h, u[:n], active[:n]))
+            step.seen = Seen(concat_slots(own), sae.in_own_right(h, u[:n], active[:n], least))
         if sae.config.allocation.reinitialize:
             step.residuals = Residuals(u.detach(), -errors[-1].detach() / stats.std, sae.active(active))
         return step
