@@ -39,7 +39,10 @@ _SCORES = ("encoder_parent", "encoder_parent_abs", "decoder_cosine", "copies")
 
 @dataclass(frozen=True)
 class EdgesConfig:
-    """What counts as a copy. Raises InputError for a value out of its range."""
+    """What counts as a copy.
+
+    Raises InputError for a value out of its range.
+    """
 
     copy: float = 0.9
     """Cosine of the decoder rows of parent and child above which the child is called a copy of its parent."""
