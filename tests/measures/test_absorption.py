@@ -44,7 +44,17 @@ from saeforest.measures.first_letters import (
     vocabulary,
 )
 from saeforest.measures.record import Record
-from saeforest.saes import SAE, TopKConfig, TopKSAE, TreeConfig, TreeSAE
+from saeforest.saes import (
+    HSAE,
+    SAE,
+    HSAEConfig,
+    MatryoshkaConfig,
+    MatryoshkaSAE,
+    TopKConfig,
+    TopKSAE,
+    TreeConfig,
+    TreeSAE,
+)
 from saeforest.seeds import seeded
 from saeforest.sparse_code import SparseCode
 from subject_cases import given, lazily
@@ -409,6 +419,30 @@ def test_absorption_of_a_known_world(reader: ActivationReader) -> None:
     }
     assert record.tokens == 364 + len(data.positives.words)
     assert measured(absorbing_sae(), reader, WORLD) == record
+
+
+def test_each_level_is_measured_by_itself(reader: ActivationReader) -> None:
+    """Letters in the first layer, rare words in the second: without the second nothing absorbs."""
+    flat = absorbing_sae()
+    config = MatryoshkaConfig(layer_sizes=(26, 26), k_per_layer=(2,), normalize_activations="none")
+    sae = MatryoshkaSAE(config, WIDTH)
+    sae.load_state_dict(flat.state_dict(), strict=False)
+    value = measured(sae, reader, replace(WORLD, levels=True)).value
+    for name in ("mean_absorption_fraction", "full_absorption", "splitting"):
+        assert value[f"{name}_level_1"] == value[name]
+    assert (value["full_absorption"] or 0) > 0.05
+    assert value["full_absorption_level_0"] == value["mean_absorption_fraction_level_0"] == 0
+
+
+def test_words_have_the_features_of_one_level() -> None:
+    sae = HSAE(HSAEConfig((4, 9), (2, 2), threshold_init=0.1, normalize_activations="none"), 8)
+    x = torch.randn(30, 8, generator=generator(0))
+    whole = sae.encode(x).dense(13)
+    of_level = [encode_words(sae, x, "raw", level).dense(13) for level in (0, 1)]
+    for found, features in zip(of_level, (slice(0, 4), slice(4, 13)), strict=True):
+        assert torch.equal(found[:, features], whole[:, features])
+        assert found.count_nonzero() == whole[:, features].count_nonzero() > 0
+    assert torch.equal(encode_words(sae, x, "raw").dense(13), of_level[-1])
 
 
 def test_no_absorption_where_the_letter_always_fires(reader: ActivationReader) -> None:

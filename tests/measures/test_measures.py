@@ -37,6 +37,7 @@ from saeforest.evaluation import (
 from saeforest.lm import LanguageModel
 from saeforest.measures import EvalBatch, Record, Study, WindowLosses
 from saeforest.measures import measure as measure_module
+from saeforest.measures.cross_entropy import CrossEntropyConfig
 from saeforest.run_folder import RunFolder
 from saeforest.saes import SAE, TreeConfig, TreeSAE
 from saeforest.sparse_code import SparseCode
@@ -148,7 +149,7 @@ def measured(name: str, sae: SAE, batches: list[EvalBatch], forest: Forest | Non
         x = torch.cat([batch.x for batch in batches])
         supplied = given(sae, firings=pairs, activations=x, forest=forest or sae.forest)
         return spec.run(supplied, MeasureOptions().config_of(name))
-    measure = spec.make(given(sae, forest=forest or sae.forest), None)
+    measure = spec.make(given(sae, forest=forest or sae.forest), MeasureOptions().config_of(name))
     for batch in batches:
         measure.update(batch)
     return measure.record({})
@@ -442,6 +443,28 @@ def test_cross_entropy_equals_the_oracle(
     assert close(found.value["kl_ablated"], kl_ablated, 1e-5)
     assert close(found.value["kl_div_score"], 1 - kl_spliced / kl_ablated, 1e-3)
     assert close(found.value["ce_loss_score"], oracle.ce_loss_score(clean, spliced, ablated), 1e-3)
+
+
+def test_cross_entropy_of_each_level_equals_the_oracle(
+    sae: TreeSAE, lm: LanguageModel, reader: ActivationReader, tokens: Tokens
+) -> None:
+    keep = keep_by_hand(tokens)[..., None]
+    options = MeasureOptions(ce_tokens=10**6, measures={"cross_entropy": CrossEntropyConfig(levels=True)})
+    found = evaluate(sae, reader, tokens, ["cross_entropy"], SOURCE, options)["cross_entropy"]
+    for level in range(3):
+
+        def decoded(x: Tensor, level: int = level) -> Tensor:
+            return torch.where(keep, sae.decode(*sae.encode_with_stats(x), level), x)
+
+        spliced, kl_spliced = means(lm, tokens, decoded)
+        assert close(found.value[f"spliced_level_{level}"], spliced, 1e-5)
+        assert close(found.value[f"kl_spliced_level_{level}"], kl_spliced, 1e-5)
+        clean, ablated = found.value["clean"] or 0, found.value["ablated"] or 0
+        score = oracle.ce_loss_score(clean, spliced, ablated)
+        assert close(found.value[f"ce_loss_score_level_{level}"], score, 1e-3)
+    for name in ("spliced", "ce_loss_score", "kl_div_score"):
+        assert close(found.value[f"{name}_level_2"], found.value[name] or 0, 1e-6)
+    assert found.value["spliced_level_0"] != found.value["spliced_level_1"]
 
 
 def losses(

@@ -15,7 +15,7 @@ from ..activations import ActivationReader
 from ..interventions import put
 from ..lm import LanguageModel, Site
 from ..lm.model import divergences, next_token_losses
-from ..measures.measure import EvalBatch, WindowLosses
+from ..measures.measure import EvalBatch, Spliced, WindowLosses
 from ..saes import SAE
 from ..sparse_code import SparseCode
 from ..text import Tokens
@@ -65,8 +65,15 @@ class WindowView:
             code, stats = sae.encode_with_stats(kept)
             x_hat = sae.decode(code, stats)
         else:
-            code = SparseCode(kept.new_zeros(0, 1), kept.new_zeros(0, 1, dtype=torch.int64))
+            code, stats = SparseCode(kept.new_zeros(0, 1), kept.new_zeros(0, 1, dtype=torch.int64)), None
             x_hat = kept.new_zeros(0, sae.d_out)
+
+        def spliced_level(level: int) -> Spliced:
+            of_level = sae.decode(code, stats, level) if len(kept) else x_hat
+            assert self.predictions is not None
+            return self._spliced(of_level, self.predictions)
+
+        losses = losses and self.predictions is not None
         return EvalBatch(
             x=kept if self.target is self.kept else self.target.to(sae.device).float(),
             rows=self.rows,
@@ -75,27 +82,35 @@ class WindowView:
             code=code,
             x_hat=x_hat,
             losses=self._losses(x_hat, self.predictions) if losses and self.predictions else None,
+            spliced_level=spliced_level if losses else None,
         )
 
     def _losses(self, x_hat: Float32[Tensor, "n d_out"], predictions: Predictions) -> WindowLosses:
         """Losses summed over the measured positions of each window; each position predicts the next token."""
+        keep = self.keep[: len(predictions.clean)]
+        spliced = self._spliced(x_hat, predictions)
+        return WindowLosses(
+            count=keep[:, :-1].sum(1).cpu(),
+            clean=self._total(next_token_losses(predictions.clean, self.ids[: len(keep)])),
+            spliced=spliced.spliced,
+            ablated=self._total(predictions.ablated),
+            kl_count=keep.sum(1).cpu(),
+            kl_spliced=spliced.kl_spliced,
+            kl_ablated=self._total(predictions.kl_ablated),
+        )
+
+    def _spliced(self, x_hat: Float32[Tensor, "n d_out"], predictions: Predictions) -> Spliced:
         first = slice(len(predictions.clean))
         ids, keep = self.ids[first], self.keep[first]
         spliced = put(self.x[first], x_hat[: int(keep.sum())], keep)
         logits = self.reader.lm.logits(ids, {self.reader.written: lambda _: spliced})
+        losses, kl = next_token_losses(logits, ids), divergences(predictions.clean, logits)
+        return Spliced(self._total(losses), self._total(kl))
 
-        def total(losses: Float32[Tensor, "w some"]) -> Float64[Tensor, "w"]:
-            return torch.where(keep[:, : losses.shape[1]], losses.double(), 0).sum(1).cpu()
-
-        return WindowLosses(
-            count=keep[:, :-1].sum(1).cpu(),
-            clean=total(next_token_losses(predictions.clean, ids)),
-            spliced=total(next_token_losses(logits, ids)),
-            ablated=total(predictions.ablated),
-            kl_count=keep.sum(1).cpu(),
-            kl_spliced=total(divergences(predictions.clean, logits)),
-            kl_ablated=total(predictions.kl_ablated),
-        )
+    def _total(self, losses: Float32[Tensor, "w some"]) -> Float64[Tensor, "w"]:
+        """Sums over the measured positions of the first windows."""
+        keep = self.keep[: len(losses), : losses.shape[1]]
+        return torch.where(keep, losses.double(), 0).sum(1).cpu()
 
 
 @torch.no_grad()

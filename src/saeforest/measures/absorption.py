@@ -87,6 +87,9 @@ class AbsorptionConfig(FirstLetterConfig):
     """Minimum fraction of a word's projection onto the letter's direction that absorbing features must explain."""
     max_absorbing: int = 3
     """Maximum number of absorbing features that the absorption fraction adds up for a word."""
+    levels: bool = False
+    """Measure each reconstruction of an SAE with several layers too: of a tree the features of layers 0 to l, of an
+    HSAE those of level l alone. Each takes about as long as the measure itself, but for reading the words."""
     units: Units = "effective"
     """Units of feature activations. effective: those of the language model's activations; raw: as the SAE returns
     them."""
@@ -216,18 +219,20 @@ def absorption_scores(
 
 
 @torch.no_grad()
-def encode_words(sae: SAE, x: Float[Tensor, "n d_in"], units: Units) -> SparseCode:
+def encode_words(sae: SAE, x: Float[Tensor, "n d_in"], units: Units, level: int | None = None) -> SparseCode:
     """The code of words, on the CPU.
 
     units: "raw" for f_i; "effective" for std_t f_i |d_i|, the lengths of the vectors that add up to `x_hat`.
+    level: only features in the reconstruction of this layer or level have values; by default of the last.
 
-    If the SAE's layers each reconstruct alone, only the last has values: several would add up to several times x.
+    If the SAE's layers each reconstruct alone, only one has values: several would add up to several times x.
     """
     norms = sae.W_dec.detach().norm(dim=1)
+    first, end = sae.reconstruction.features(sae.reconstruction.last if level is None else level)
     codes: list[SparseCode] = []
     for part in x.split(_ENCODED_ROWS):
         code, stats = sae.encode_with_stats(part.float().to(sae.device))
-        values = torch.where(sae.in_reconstruction[code.ids], code.values, 0)
+        values = torch.where((code.ids >= first) & (code.ids < end), code.values, 0)
         if units == "effective":
             values = values * stats.std * norms[code.ids]
         codes.append(SparseCode(values.detach().cpu(), code.ids.cpu()))
@@ -313,9 +318,14 @@ def absorption(subject: Subject, config: AbsorptionConfig) -> Record:
     else:
         same = "the site is resid_post itself: see {}"
         null = {f"{name}_resid_post": same.format(name) for name in _ABSORBED}
-    require(all(((c >= 0) & (c <= 1)).all() for c in table.values()), "absorption", "scores from 0 to 1")
-    n_main = [len(splits[own].main) if own in splits else 0 for own in range(len(LETTERS))]
-    table["splitting"] = np.array(n_main, dtype=np.float64)
+    for level in range(subject.sae.reconstruction.last + 1) if config.levels else ():
+        of_level = split_letters(subject.sae, data, config, level)
+        scored = _scores(subject.sae, data.positives.x, data, of_level, config, level)
+        table |= _by_letter(scored, data, tuple(f"{name}_level_{level}" for name in _ABSORBED))
+        table |= {f"splitting_level_{level}": _n_main(of_level)}
+    scores = [column for name, column in table.items() if not name.startswith("splitting")]
+    require(all(((c >= 0) & (c <= 1)).all() for c in scores), "absorption", "scores from 0 to 1")
+    table["splitting"] = _n_main(splits)
     table["splitting_spelling"] = table["splitting"] - 1
 
     counts = data.f1.numpy() > config.min_probe_f1
@@ -343,9 +353,11 @@ class Split(NamedTuple):
     main: list[int]
 
 
-def split_letters(sae: SAE, data: FirstLetters, config: AbsorptionConfig) -> dict[int, Split]:
-    """The main features of each letter that has words to score."""
-    train, test = (encode_words(sae, part.x, config.units) for part in (data.train, data.test))
+def split_letters(
+    sae: SAE, data: FirstLetters, config: AbsorptionConfig, level: int | None = None
+) -> dict[int, Split]:
+    """The main features of each letter that has words to score, among those of a level (see `encode_words`)."""
+    train, test = (encode_words(sae, part.x, config.units, level) for part in (data.train, data.test))
     probe = train_probe(
         train,
         data.train.letter,
@@ -364,15 +376,22 @@ def split_letters(sae: SAE, data: FirstLetters, config: AbsorptionConfig) -> dic
     }
 
 
+def _n_main(splits: dict[int, Split]) -> FloatArray:
+    """Number of main features of each letter; 0 for one without words."""
+    n_main = [len(splits[own].main) if own in splits else 0 for own in range(len(LETTERS))]
+    return np.array(n_main, dtype=np.float64)
+
+
 def _scores(
     sae: SAE,
     x: Float[Tensor, "n d_in"],
     data: FirstLetters,
     splits: dict[int, Split],
     config: AbsorptionConfig,
+    level: int | None = None,
 ) -> WordScores:
     return absorption_scores(
-        encode_words(sae, x, config.units),
+        encode_words(sae, x, config.units, level),
         x,
         data.positives.letter,
         data.probe.directions,
@@ -449,7 +468,11 @@ def _record(
         settings=settings,
         detail={
             "null": null,
-            "units": {**dict.fromkeys(_SPLIT, "features"), "letters": "letters", "probe_f1": "F1"},
+            "units": {
+                **{name: "features" for name in value if name.startswith("splitting")},
+                "letters": "letters",
+                "probe_f1": "F1",
+            },
             **detail,
         },
         replicates={n: drawn for n, drawn in found.replicates.items() if value[n] is not None},

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int
@@ -41,6 +41,13 @@ class WindowLosses:
     kl_ablated: Float64[Tensor, "w"]
 
 
+class Spliced(NamedTuple):
+    """Sums as in `WindowLosses`, with another reconstruction at the site."""
+
+    spliced: Float64[Tensor, "w"]
+    kl_spliced: Float64[Tensor, "w"]
+
+
 @dataclass(frozen=True)
 class EvalBatch:
     """Activations of a batch of windows, without the excluded positions, with their codes and reconstructions.
@@ -52,6 +59,8 @@ class EvalBatch:
     windows: `[w]` all windows of the batch, ascending.
     code:    `[n, k]` the SAE's code.
     losses:  losses on the first windows of the batch; None if they are not measured on it.
+    spliced_level: gives the losses there with the reconstruction of one layer or level (`SAE.decode`) at the site. Each
+             call takes a forward pass of the language model.
     """
 
     x: Float32[Tensor, "n d"]
@@ -61,6 +70,7 @@ class EvalBatch:
     code: SparseCode
     x_hat: Float32[Tensor, "n d"]
     losses: WindowLosses | None = None
+    spliced_level: Callable[[int], Spliced] | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
