@@ -757,7 +757,7 @@ def test_measure_names() -> None:
     for text in ("fats", "dead,", ""):
         with pytest.raises(
             InputError,
-            match="no such measure; expected fast, paper, saebench, or any of reconstruction, cross_",
+            match="no such measure; expected fast, paper, saebench, truth, or any of reconstruction, ",
         ) as e:
             measure_names(text)
         assert "\n" not in str(e.value)

@@ -177,7 +177,7 @@ def _why(subject: Subject, config: CoverageConfig, value: dict[str, float | None
 SPEC = Study(
     name="coverage",
     needs=frozenset({"firings", "activations", "forest"}),
-    sets=("fast", "paper"),
+    sets=("fast", "paper", "truth"),
     config=CoverageConfig,
     run=coverage,
     nulls=("mean", *_UNGATED),
