@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from oracles.autointerp import FloatArray
+from saeforest.judges.related import obvious_trials, related_question
 from saeforest.lm import load_tokenizer
 from saeforest.measures.subject import Firings, MeasuredText, Subject
 from saeforest.saes import TreeConfig, TreeSAE
@@ -69,6 +70,18 @@ class Fake:
     def ask(self, system: str, user: str, *, max_tokens: int) -> str:
         self.asked.append((system, user, max_tokens))
         return self.reply(system, user)
+
+
+OBVIOUS = {related_question(t.general.passages, t.special.passages).user: t.related for t in obvious_trials()}
+
+
+class Sound(Fake):
+    """A judge that knows what is obvious, and is a function elsewhere; `asked` leaves the obvious questions out."""
+
+    def ask(self, system: str, user: str, *, max_tokens: int) -> str:
+        if user in OBVIOUS:
+            return f"HaveRelationship: {'Yes' if OBVIOUS[user] else 'No'}\nConfidence: High"
+        return super().ask(system, user, max_tokens=max_tokens)
 
 
 def marked(text: str) -> set[str]:

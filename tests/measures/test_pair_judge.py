@@ -9,12 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from judge_cases import BUFFER, LETTERS, PARENT, Fake, marked, world
+from judge_cases import BUFFER, LETTERS, OBVIOUS, PARENT, Fake, Sound, marked, world
+from oracles.relatedness import auc as all_pairs
 from saeforest.errors import InputError
-from saeforest.judges import NO_JUDGE, Judge, JudgeConfig, open_judge
+from saeforest.judges import NO_JUDGE, Judge, JudgeConfig, open_judge, related
+from saeforest.judges.related import Answer, obvious_trials, parse_answer
 from saeforest.lm import LanguageModel
+from saeforest.measures import pair_judge as pair_judge_module
 from saeforest.measures.examples import FeatureWindows
-from saeforest.measures.pair_judge import Answer, PairJudgeConfig, draw_controls, pair_judge, parse_verdict
+from saeforest.measures.pair_judge import PairJudgeConfig, pair_judge
 from saeforest.measures.record import Record
 from saeforest.measures.subject import Subject
 from saeforest.structure.forest import Forest, flat_forest
@@ -67,14 +70,15 @@ def reader_of_marks(system: str, user: str) -> str:
     ],
 )
 def test_verdicts_are_read_strictly(reply: str, wanted: Answer | None) -> None:
-    assert parse_verdict(reply) == wanted
+    assert parse_answer(reply) == wanted
 
 
 def test_a_judge_that_reads_the_marks_affirms_edges_alone(seen: Subject) -> None:
-    judge = Fake(reader_of_marks)
+    judge = Sound(reader_of_marks)
     record = judged(seen, CONFIG, judge)
     assert record.value == {
-        "yes": 1.0, "yes_random": 0.0, "asked": 4, "asked_random": 4, "unparsable": 0, "unparsable_random": 0,
+        "yes": 1.0, "yes_matched": 0.0, "yes_matched_auc": 1.0, "judge_accuracy": 1.0, "asked": 4, "unmatched": 0,
+        "unparsable": 0, "unparsable_matched": 0,
     }  # fmt: skip
     assert record.interval["yes"] == (1.0, 1.0)
     assert record.settings["judge"] == "fake"
@@ -88,12 +92,15 @@ def test_a_judge_that_reads_the_marks_affirms_edges_alone(seen: Subject) -> None
         a, b = sides(user)
         assert (marked(a), marked(b)) == (set(LETTERS[pair["parent"]]), set(LETTERS[pair["child"]]))
         assert (len(a.splitlines()), len(b.splitlines())) == (15, 15)
-    # Controls have the same parents as the edges.
-    assert sorted(p["parent"] for p in pairs if p["kind"] == "random") == [0, 0, 1, 2]
+    # Matched pairs have the same children as the edges, in the same order.
+    children = {kind: [p["child"] for p in pairs if p["kind"] == kind] for kind in ("edge", "matched")}
+    assert children["edge"] == children["matched"]
+    scores = record.edge_scores["yes"]
+    assert dict(zip(scores.child.tolist(), scores.score.tolist(), strict=True)) == {3: 3, 4: 3, 5: 3, 6: 3}
 
 
 def test_ten_top_windows_come_first(seen: Subject) -> None:
-    judge = Fake(reader_of_marks)
+    judge = Sound(reader_of_marks)
     record = judged(seen, CONFIG, judge)
     for pair, (_, user, _) in zip(record.detail["pairs"], judge.asked, strict=True):
         windows = FeatureWindows(seen, pair["parent"], BUFFER)
@@ -103,7 +110,7 @@ def test_ten_top_windows_come_first(seen: Subject) -> None:
 
 def test_the_power_changes_what_is_sampled(seen: Subject) -> None:
     def asked(power: float) -> list[str]:
-        judge = Fake(reader_of_marks)
+        judge = Sound(reader_of_marks)
         judged(seen, replace(CONFIG, power=power), judge)
         return [user for _, user, _ in judge.asked]
 
@@ -112,19 +119,21 @@ def test_the_power_changes_what_is_sampled(seen: Subject) -> None:
 
 
 def test_a_judge_that_affirms_everything_is_seen(seen: Subject) -> None:
-    record = judged(seen, CONFIG, Fake(lambda s, u: "HaveRelationship: Yes\nConfidence: Low"))
-    assert record.value["yes"] == record.value["yes_random"] == 1
+    record = judged(seen, CONFIG, Sound(lambda s, u: "HaveRelationship: Yes\nConfidence: Low"))
+    assert record.value["yes"] == record.value["yes_matched"] == 1
+    assert record.value["yes_matched_auc"] == 0.5
 
 
 def test_replies_that_cannot_be_read_are_counted_and_left_out(seen: Subject) -> None:
     def reply(system: str, user: str) -> str:
         return "?" if marked(sides(user)[0]) == set("AB") else reader_of_marks(system, user)
 
-    record = judged(seen, CONFIG, Fake(reply))
-    assert record.value == {
-        "yes": 1.0, "yes_random": 0.0, "asked": 4, "asked_random": 4, "unparsable": 2, "unparsable_random": 2,
-    }  # fmt: skip
-    assert sum(p["related"] is None and p["confidence"] is None for p in record.detail["pairs"]) == 4
+    record = judged(seen, CONFIG, Sound(reply))
+    unread = int(record.value["unparsable_matched"] or 0)
+    assert record.value["unparsable"] == 2  # the edges of the parent AB
+    assert sum(p["related"] is None and p["confidence"] is None for p in record.detail["pairs"]) == 2 + unread
+    assert (record.value["yes"], record.value["yes_matched"]) == (1, 0 if unread < 4 else None)
+    assert sorted(record.edge_scores["yes"].child.tolist()) == [5, 6]
 
 
 def test_fractions_equal_counts_by_hand(seen: Subject) -> None:
@@ -134,18 +143,74 @@ def test_fractions_equal_counts_by_hand(seen: Subject) -> None:
             return "unreadable"
         return f"HaveRelationship: {'Yes' if b == {'A'} else 'No'}\nConfidence: High"
 
-    record = judged(seen, CONFIG, Fake(reply))
-    for kind, name in (("edge", "yes"), ("random", "yes_random")):
+    record = judged(seen, CONFIG, Sound(reply))
+    for kind, name in (("edge", "yes"), ("matched", "yes_matched")):
         pairs = [p for p in record.detail["pairs"] if p["kind"] == kind and p["child"] != 5]
         assert pairs
         assert record.value[name] == pytest.approx(np.mean([p["child"] == 3 for p in pairs]), abs=1e-15)
     assert record.value["yes"] == pytest.approx(1 / 3, abs=1e-15)
 
 
+def test_confidence_counts_in_the_auc(seen: Subject) -> None:
+    def reply(system: str, user: str) -> str:
+        a, b = map(marked, sides(user))
+        sure = "High" if b <= a else "Low"
+        return f"HaveRelationship: {'No' if b == {'A'} else 'Yes'}\nConfidence: {sure}"
+
+    record = judged(seen, CONFIG, Sound(reply))
+    score = {"edge": [], "matched": []}
+    for p in record.detail["pairs"]:
+        sure = {"High": 3, "Low": 1}[p["confidence"]]
+        score[p["kind"]].append(sure if p["related"] else -sure)
+    assert sorted(score["edge"]) == [-3, 3, 3, 3]
+    assert sorted(score["matched"]) == [-1, 1, 1, 1]
+    assert record.value["yes_matched_auc"] == all_pairs([1] * 4, score["edge"], score["matched"]) == 0.75
+
+
+@pytest.mark.parametrize(("wrong", "passes"), [(0, True), (8, True), (9, False), (20, False), (40, False)])
+def test_a_judge_must_know_what_is_obvious(seen: Subject, wrong: int, passes: bool) -> None:
+    missed = set(list(OBVIOUS)[:wrong])
+
+    class Weak(Sound):
+        def ask(self, system: str, user: str, *, max_tokens: int) -> str:
+            return "?" if user in missed else super().ask(system, user, max_tokens=max_tokens)
+
+    judge = Weak(reader_of_marks)
+    record = judged(seen, CONFIG, judge)
+    assert record.value["judge_accuracy"] == pytest.approx(1 - wrong / 40)
+    test = record.detail["test"]
+    assert sum(t["related"] != t["truth"] for t in test) == wrong
+    assert (record.value["yes"] == 1) is passes
+    if not passes:  # it is not asked about features at all
+        assert judge.asked == record.detail["pairs"] == []
+        assert "the judge does not tell obvious pairs apart" in record.null["yes_matched_auc"]
+        assert f"accuracy is {1 - wrong / 40:.2f}" in record.null["yes"]
+
+
+@pytest.mark.parametrize("says", ["Yes", "No"])
+def test_one_answer_to_everything_is_a_guess(seen: Subject, says: str) -> None:
+    record = judged(seen, CONFIG, Fake(lambda s, u: f"HaveRelationship: {says}\nConfidence: High"))
+    assert record.value["judge_accuracy"] == 0.5
+    assert record.value["yes"] is None
+
+
+def test_the_test_of_obvious_pairs() -> None:
+    trials = obvious_trials()
+    assert [t.related for t in trials] == [True, False] * 20
+    assert (trials[0].general.name, trials[0].special.name) == ("days of the week", "Monday")
+    assert len({t.general.name for t in trials}) == len({t.special.name for t in trials}) == 20
+    for t in trials:
+        assert len(t.general.passages) == len(t.special.passages) == 4
+        assert all(text.count("<<") == text.count(">>") == 1 for text in t.general.passages)
+        assert not set(t.general.passages) & set(t.special.passages)
+    pairs = {(t.general.name, t.special.name) for t in trials}
+    assert len(pairs) == 40
+
+
 def test_a_judge_that_talks_nonsense(seen: Subject, tmp_path: Path) -> None:
-    record = judged(seen, CONFIG, Fake(lambda s, u: "They are alike."))
-    why = "no reply of the judge could be parsed"
-    assert record.null == {"yes": why, "yes_random": why}
+    record = judged(seen, CONFIG, Sound(lambda s, u: "They are alike."))
+    assert set(record.null.values()) == {"no reply of the judge could be parsed"}
+    assert set(record.null) == {"yes", "yes_matched", "yes_matched_auc"}
     assert (record.value["asked"], record.value["unparsable"]) == (4, 4)
     record.write(tmp_path / "pair_judge.json")
     assert Record.read(tmp_path / "pair_judge.json") == record
@@ -153,15 +218,15 @@ def test_a_judge_that_talks_nonsense(seen: Subject, tmp_path: Path) -> None:
 
 def test_without_a_judge_the_record_says_what_to_set(seen: Subject) -> None:
     record = judged(seen, CONFIG)
-    assert record.null == {"yes": NO_JUDGE, "yes_random": NO_JUDGE}
+    assert record.null == dict.fromkeys(("yes", "yes_matched", "yes_matched_auc", "judge_accuracy"), NO_JUDGE)
     assert set(record.value.values()) == {None, 0}
     assert record.detail["pairs"] == []
 
 
 def test_nothing_to_judge(seen: Subject) -> None:
-    judge = Fake(reader_of_marks)
+    judge = Sound(reader_of_marks)
     flat = judged(but(seen, forest=flat_forest((8,))), CONFIG, judge)
-    assert flat.null["yes"] == flat.null["yes_random"]
+    assert flat.null["yes"] == flat.null["judge_accuracy"]
     assert flat.null["yes"] == "the forest has no edges: every feature hangs from the root"
     # No judge is opened where there is nothing to ask.
     nothing = pair_judge(lazily(seen, "judge", never), replace(CONFIG, min_fired=10**6))
@@ -170,41 +235,29 @@ def test_nothing_to_judge(seen: Subject) -> None:
     assert judge.asked == []
 
 
-def test_where_all_children_have_one_parent_there_is_no_control(seen: Subject) -> None:
+def test_where_all_children_have_one_parent_there_is_no_matched_pair(seen: Subject) -> None:
     forest = Forest(torch.tensor([-1, -1, -1, 0, 0, 0, -1, -1]), (3, 5))
-    record = judged(but(seen, forest=forest), CONFIG, Fake(reader_of_marks))
-    assert record.value["asked_random"] == 0
-    assert record.value["yes"] == pytest.approx(2 / 3)
-    assert record.null == {
-        "yes_random": "no edge has another between the same levels with an unrelated child"
-    }
+    judge = Sound(reader_of_marks)
+    record = judged(but(seen, forest=forest), CONFIG, judge)
+    assert (record.value["asked"], record.value["unmatched"]) == (0, 3)
+    assert record.null["yes"].startswith("no edge has a null parent")
+    assert judge.asked == []
 
 
-def test_controls_are_unrelated_and_of_the_same_levels() -> None:
-    rng = np.random.default_rng(0)
-    parent = np.concatenate([[-1] * 4, rng.integers(-1, 4, 12), rng.integers(-1, 16, 24)])
-    forest = Forest(torch.tensor(parent), (4, 12, 24))
-    edges = [(int(p), int(c)) for p, c in forest.edges.T.tolist()]
-    controls = draw_controls(forest, edges, np.random.default_rng(1))
-    assert sum(c is not None for c in controls) > len(edges) / 2
-    for (p, c), control in zip(edges, controls, strict=True):
-        if control is not None:
-            assert control[0] == p
-            assert forest.layer[control[1]] == forest.layer[c]
-            assert control[0] not in forest.path(control[1])
-            assert control[1] not in forest.path(control[0])
-
-
-def test_in_a_forest_without_layers_levels_are_depths() -> None:
-    # 0 > 1 > 2 and 3 > 4 > 5
-    forest = Forest(torch.tensor([-1, 0, 1, -1, 3, 4]), (6,), layered=False)
-    controls = draw_controls(forest, [(0, 1), (1, 2), (3, 4), (4, 5)], np.random.default_rng(0))
-    assert controls == [(0, 4), (1, 5), (3, 1), (4, 2)]
+def test_null_parents_have_windows_to_show(seen: Subject) -> None:
+    """7 never fires, so 2 is the only parent with a child beside 0; and 0 beside 2."""
+    forest = Forest(torch.tensor([-1, -1, -1, 0, -1, -1, 2, 1]), (3, 5))
+    record = judged(but(seen, forest=forest), CONFIG, Sound(reader_of_marks))
+    found = {(p["kind"], p["parent"], p["child"]) for p in record.detail["pairs"]}
+    assert {("edge", 0, 3), ("edge", 2, 6)} <= found
+    assert {parent for kind, parent, child in found if kind == "matched" and child == 3} <= {1, 2}
+    few = judged(but(seen, forest=forest), replace(CONFIG, min_fired=10**6), Sound(reader_of_marks))
+    assert few.value["asked"] == 0
 
 
 def test_the_seed_draws_edges(seen: Subject) -> None:
     def drawn(seed: int) -> list[tuple[int, int]]:
-        record = judged(seen, replace(CONFIG, seed=seed, pairs=2), Fake(reader_of_marks))
+        record = judged(seen, replace(CONFIG, seed=seed, pairs=2), Sound(reader_of_marks))
         return [(p["parent"], p["child"]) for p in record.detail["pairs"] if p["kind"] == "edge"]
 
     assert drawn(0) == drawn(0)
@@ -226,12 +279,15 @@ def test_the_embedded_model_as_a_judge(
 ) -> None:
     seen = world(tiny_model)
     config = replace(CONFIG, pairs=1, judge=JudgeConfig(model="smollm2-135m"))
+    monkeypatch.setattr(related, "obvious_trials", lambda: obvious_trials()[:2])
+    monkeypatch.setattr(pair_judge_module, "obvious_trials", lambda: obvious_trials()[:2])
 
     def once_more() -> Record:
         with open_judge(config.judge, smollm2, tmp_path) as judge:
             return judged(seen, config, judge)
 
     record = once_more()
-    assert (record.value["asked"], record.value["asked_random"]) == (1, 0)
-    assert len((tmp_path / "judge.jsonl").read_text().splitlines()) == 1
+    assert record.value["judge_accuracy"] in (0, 0.5, 1)
+    assert record.value["asked"] == 0  # one general unit gives no interval, so no judge passes
+    assert len((tmp_path / "judge.jsonl").read_text().splitlines()) == 2
     assert once_more() == record

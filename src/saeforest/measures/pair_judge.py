@@ -3,34 +3,38 @@
 For each edge the judge reads up to 10 top windows and 5 sampled ones for each of the two features (`examples`), with
 marks, and answers whether one feature's concept contains the other's:
 
-    yes         = edges that the judge affirms / edges with a reply that can be parsed
-    yes_random  = the same for unrelated pairs
+    yes              = edges that the judge affirms / edges with a reply that can be parsed
+    yes_matched      = the same for matched pairs, in which the child stands beside a null parent (`matched`)
+    yes_matched_auc  = how well the judge's answers, with its confidence, tell edges from matched pairs
+    judge_accuracy   = balanced accuracy of the judge on pairs that are obviously related, or obviously not
 
-The paper has no control, so a judge that says Yes to everything would score 1. Here each edge (p, c) has a control
-pair (p, c'), where c' is the child of another judged edge between the same levels and not a descendant of p.
+The paper has no control, so a judge that says Yes to everything would score 1. Here a judge that fails the test of
+obvious pairs is not asked about features, and there is no value.
 """
 
 from __future__ import annotations
 
-import re
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 
 from ..errors import InputError
-from ..judges import NO_JUDGE, Judge, JudgeConfig, Question, ask_all, prompt
-from ..structure.forest import Forest
-from .bootstrap import FloatArray, estimate, interval_method, units_of_sae
+from ..judges import NO_JUDGE, Judge, JudgeConfig
+from ..judges.related import Answer, ask_related, obvious_trials, take_test
+from .bootstrap import Estimate, FloatArray, estimate, interval_method, units_of_sae
 from .columns import INTERPRETABILITY, Column
-from .examples import FeatureWindows, fires_enough, numbered
-from .record import Record, undefined
+from .examples import FeatureWindows, fires_enough
+from .matched import NullParents, auc
+from .record import EdgeScores, Interval, Record, undefined
 from .spec import Study
 from .subject import Subject
 
 _TOP, _SAMPLED = 10, 5
-_REPLY_TOKENS = 24
-_REPLY = re.compile(r"HaveRelationship:[ \t]*(Yes|No)[ \t]*\r?\n[ \t]*Confidence:[ \t]*(High|Medium|Low)")
+#: A judge passes the test of obvious pairs with at least this accuracy, if its interval lies above that of a guess.
+LEAST_ACCURACY, GUESS = 0.8, 0.5
+_VALUES = ("yes", "yes_matched", "yes_matched_auc")
 
 
 @dataclass(frozen=True)
@@ -58,82 +62,121 @@ class PairJudgeConfig:
             raise InputError(f"pair_judge.power = {self.power}: expected 0 to 4")
 
 
-class Answer(NamedTuple):
-    """A judge's answer: whether two features are related, and its confidence (High, Medium or Low)."""
+class Triple(NamedTuple):
+    """An edge and its matched pair: the parent, the null parent, and the child of both."""
 
-    related: bool
-    confidence: str
+    parent: int
+    null: int
+    child: int
 
 
-Pair = tuple[int, int]
+class _Test(NamedTuple):
+    """How a judge did on the obvious pairs: its answers, its accuracy with interval, and whether it passes."""
+
+    answers: list[Answer | None]
+    accuracy: float
+    interval: Interval
+
+    @property
+    def passes(self) -> bool:
+        return self.accuracy >= LEAST_ACCURACY and self.interval is not None and self.interval[0] > GUESS
 
 
 def pair_judge(subject: Subject, config: PairJudgeConfig) -> Record:
-    """The record "pair_judge": the fraction of random edges of the forest that a judge affirms.
+    """The record "pair_judge": the fraction of random edges of the forest that a judge affirms, and of matched pairs.
 
     Raises InputError if the judge cannot be reached.
     """
     texts = _Texts(subject, config)
-    rng = np.random.default_rng(config.seed)
-    edges = _draw_edges(subject, config, texts, rng)
-    controls = draw_controls(subject.forest, edges, rng)
-    # Ask about the controls after all edges.
-    pairs = [*edges, *(c for c in controls if c is not None)]
-    judge = (
-        subject.judge if pairs else None
-    )  # open the judge, which may be large, only if there is something to ask
-    verdicts = [] if judge is None else _ask(judge, pairs, texts)
-    if judge is None:
-        edges, controls = [], []
-    of_edges, of_controls = verdicts[: len(edges)], iter(verdicts[len(edges) :])
-    beside = [None if c is None else next(of_controls) for c in controls]
-
-    affirmed, read = _counts(of_edges)
-    affirmed_random, read_random = _counts(beside)
-
-    # Edges of a parent share its windows, so parents are resampled, each with all its edges.
-    parents, family = np.unique([parent for parent, _ in edges], return_inverse=True)
-
-    def fractions(weights: FloatArray) -> dict[str, FloatArray]:
-        weights = weights[:, family]
-        return {
-            "yes": weights @ affirmed / (weights @ read),
-            "yes_random": weights @ affirmed_random / (weights @ read_random),
-        }
-
-    found = estimate(fractions, len(parents), units_of_sae("parents", subject.sae, parents))
-    asked_random = sum(c is not None for c in controls)
+    triples, unmatched = _draw(subject, config, texts)
+    # Open the judge, which may be large, only if there is something to ask.
+    judge = subject.judge if triples else None
+    test = None if judge is None else _test(judge)
+    why = _why_undefined(subject, config, triples, unmatched, judge, test)
+    asked = triples if judge is not None and test is not None and test.passes else []
+    answers = _ask(judge, asked, texts) if judge is not None and asked else []
+    of_edges, of_matched = answers[: len(asked)], answers[len(asked) :]
+    found = _fractions(subject, asked, of_edges, of_matched)
     counts = {
-        "asked": len(edges),
-        "asked_random": asked_random,
-        "unparsable": len(edges) - int(read.sum()),
-        "unparsable_random": asked_random - int(read_random.sum()),
+        "asked": len(asked),
+        "unmatched": unmatched,
+        "unparsable": sum(answer is None for answer in of_edges),
+        "unparsable_matched": sum(answer is None for answer in of_matched),
     }
-    value = {**found.value, **counts}
+    accuracy = {"judge_accuracy": None if test is None else test.accuracy}
+    value = {**found.value, **accuracy, **counts}
+    both = [e is not None for e in of_edges]
     return Record(
         "pair_judge",
         value,
-        {**found.interval, **dict.fromkeys(counts)},
+        {
+            **found.interval,
+            "judge_accuracy": None if test is None else test.interval,
+            **dict.fromkeys(counts),
+        },
         unit="fraction",
         tokens=len(subject.rows),
         settings={
             **subject.settings,
             "config": asdict(config),
             "judge": None if judge is None else judge.name,
-            "interval_method": interval_method("parents, each edge with its random pair") + "; counts: none",
+            "judge_must_reach": {"judge_accuracy": LEAST_ACCURACY, "lower_end_of_interval": GUESS},
+            "interval_method": interval_method("parents, each edge with its matched pair")
+            + "; judge_accuracy: over the general units of the test; counts: none",
         },
         detail={
-            "null": undefined(
-                value, _why_undefined(subject, config, pairs, judge, counts), len(subject.rows)
-            ),
-            "units": dict.fromkeys(counts, "pairs"),
+            "null": undefined(value, why, len(subject.rows)),
+            "units": {**dict.fromkeys(counts, "pairs"), "yes_matched_auc": "AUC"},
             "pairs": [
-                _in_detail(pair, verdict, kind="edge" if i < len(edges) else "random")
-                for i, (pair, verdict) in enumerate(zip(pairs, verdicts, strict=False))
+                _in_detail(triple, kind, answer)
+                for kind, of in (("edge", of_edges), ("matched", of_matched))
+                for triple, answer in zip(asked, of, strict=True)
             ],
+            "test": [] if test is None else _test_in_detail(test),
         },
         replicates=found.replicates,
+        edge_scores={
+            "yes": EdgeScores(
+                torch.tensor([t.child for t, answered in zip(asked, both, strict=True) if answered]).long(),
+                torch.tensor([a.score for a in of_edges if a is not None]).double(),
+            )
+        },
     )
+
+
+def _fractions(
+    subject: Subject, triples: list[Triple], of_edges: list[Answer | None], of_matched: list[Answer | None]
+) -> Estimate:
+    """The values `_VALUES`."""
+    affirmed, read = _counts(of_edges)
+    affirmed_matched, read_matched = _counts(of_matched)
+    both = (read * read_matched) > 0
+    score, score_matched = (
+        np.array([0 if a is None else a.score for a in answers], dtype=np.float64)[both]
+        for answers in (of_edges, of_matched)
+    )
+    # Edges of a parent share its windows, so parents are resampled, each with all its edges.
+    parents, family = np.unique(np.array([t.parent for t in triples], dtype=np.int64), return_inverse=True)
+
+    def formula(weights: FloatArray) -> dict[str, FloatArray]:
+        weights = weights[:, family]
+        return {
+            "yes": weights @ affirmed / (weights @ read),
+            "yes_matched": weights @ affirmed_matched / (weights @ read_matched),
+            "yes_matched_auc": auc(weights[:, both], score, score_matched),
+        }
+
+    return estimate(formula, len(parents), units_of_sae("parents", subject.sae, parents))
+
+
+def _test(judge: Judge) -> _Test:
+    """Give the judge the test of obvious pairs. A reply that cannot be parsed is wrong."""
+    answers, trials = take_test(judge), obvious_trials()
+    right = np.array([a is not None and a.related == t.related for a, t in zip(answers, trials, strict=True)])
+    # Each general unit has a related and an unrelated pair, so that the mean over units is balanced.
+    of_unit = right.reshape(-1, 2).mean(1)
+    found = estimate(lambda w: {"accuracy": w @ of_unit / w.sum(1)}, len(of_unit))
+    return _Test(answers, float(of_unit.mean()), found.interval["accuracy"])
 
 
 class _Texts:
@@ -160,104 +203,105 @@ class _Texts:
         return windows.texts(np.concatenate([top, sampled]), mark_above=windows.level(top))
 
 
-def _draw_edges(
-    subject: Subject, config: PairJudgeConfig, texts: _Texts, rng: np.random.Generator
-) -> list[Pair]:
-    """Up to `pairs` random edges between features that both have windows to show."""
+def _draw(subject: Subject, config: PairJudgeConfig, texts: _Texts) -> tuple[list[Triple], int]:
+    """Up to `pairs` random edges whose features all have windows to show, and the number that have no matched pair."""
+    rng = np.random.default_rng(config.seed)
     parent, child = subject.forest.edges.numpy()
     enough = fires_enough(subject, config.min_fired)
-    candidates = np.flatnonzero(enough[parent] & enough[child])
-    edges: list[Pair] = []
-    for e in rng.permutation(candidates).tolist():
-        if len(edges) == config.pairs:
+    nulls = NullParents(subject.forest, subject.pairs.marginals.n.numpy())
+    triples: list[Triple] = []
+    unmatched = 0
+    for e in rng.permutation(np.flatnonzero(enough[parent] & enough[child])).tolist():
+        if len(triples) == config.pairs:
             break
-        pair = int(parent[e]), int(child[e])
-        if all(texts.of(feature) for feature in pair):
-            edges.append(pair)
-    return edges
+        p, c = int(parent[e]), int(child[e])
+        if not (texts.of(p) and texts.of(c)):
+            continue
+        null = nulls.draw((p, c), rng, lambda q: bool(enough[q]) and bool(texts.of(q)))
+        if null is None:
+            unmatched += 1
+        else:
+            triples.append(Triple(p, null, c))
+    return triples, unmatched
 
 
-def draw_controls(forest: Forest, edges: list[Pair], rng: np.random.Generator) -> list[Pair | None]:
-    """A control for each edge: its parent with the child of another edge between the same levels.
-
-    It is None if all such children descend from the parent. Levels are layers or, in a forest without layers, depths.
-    """
-    level = (forest.layer if forest.layered else forest.depth).tolist()
-    children: dict[tuple[int, int], list[int]] = {}
-    for p, c in edges:
-        children.setdefault((level[p], level[c]), []).append(c)
-
-    controls: list[Pair | None] = []
-    for p, c in edges:
-        candidates = rng.permutation(children[level[p], level[c]]).tolist()
-        # `other` lies on a deeper level than p, so it cannot be an ancestor of p.
-        unrelated = (other for other in candidates if p not in forest.ancestors(other))
-        other = next(unrelated, None)
-        controls.append(None if other is None else (p, other))
-    return controls
+def _ask(judge: Judge, triples: list[Triple], texts: _Texts) -> list[Answer | None]:
+    """The judge's answers about all edges, then about all matched pairs."""
+    pairs = [(t.parent, t.child) for t in triples] + [(t.null, t.child) for t in triples]
+    return ask_related(judge, [(texts.of(a), texts.of(b)) for a, b in pairs], "judge pairs")
 
 
-def _ask(judge: Judge, pairs: list[Pair], texts: _Texts) -> list[Answer | None]:
-    system = prompt("related")
-    questions = [
-        Question(
-            system,
-            f"Passages of unit A:\n{numbered(texts.of(p))}\n\nPassages of unit B:\n{numbered(texts.of(c))}",
-            _REPLY_TOKENS,
-        )
-        for p, c in pairs
-    ]
-    return [parse_verdict(reply) for reply in ask_all(judge, questions, "judge pairs")]
-
-
-def parse_verdict(reply: str) -> Answer | None:
-    """Parse the two lines of a reply; None for a reply of any other form."""
-    match = _REPLY.fullmatch(reply.strip())
-    return match and Answer(match[1] == "Yes", match[2])
-
-
-def _counts(verdicts: list[Answer | None]) -> tuple[FloatArray, FloatArray]:
+def _counts(answers: list[Answer | None]) -> tuple[FloatArray, FloatArray]:
     """For each pair, 1 if it is affirmed, and 1 if its reply could be parsed; else 0."""
-    affirmed = np.array([v is not None and v.related for v in verdicts], dtype=np.float64)
-    return affirmed, np.array([v is not None for v in verdicts], dtype=np.float64)
+    affirmed = np.array([a is not None and a.related for a in answers], dtype=np.float64)
+    return affirmed, np.array([a is not None for a in answers], dtype=np.float64)
 
 
-def _in_detail(pair: Pair, verdict: Answer | None, kind: str) -> dict[str, Any]:
+def _in_detail(triple: Triple, kind: str, answer: Answer | None) -> dict[str, Any]:
     return {
-        "parent": pair[0],
-        "child": pair[1],
+        "parent": triple.parent if kind == "edge" else triple.null,
+        "child": triple.child,
         "kind": kind,
-        "related": None if verdict is None else verdict.related,
-        "confidence": None if verdict is None else verdict.confidence,
+        **_answered(answer),
+    }
+
+
+def _test_in_detail(test: _Test) -> list[dict[str, Any]]:
+    return [
+        {"general": t.general.name, "special": t.special.name, "truth": t.related, **_answered(answer)}
+        for t, answer in zip(obvious_trials(), test.answers, strict=True)
+    ]
+
+
+def _answered(answer: Answer | None) -> dict[str, Any]:
+    return {
+        "related": None if answer is None else answer.related,
+        "confidence": None if answer is None else answer.confidence,
     }
 
 
 def _why_undefined(
-    subject: Subject, config: PairJudgeConfig, pairs: list[Pair], judge: Judge | None, counts: dict[str, int]
+    subject: Subject,
+    config: PairJudgeConfig,
+    triples: list[Triple],
+    unmatched: int,
+    judge: Judge | None,
+    test: _Test | None,
 ) -> dict[str, str]:
-    unread = "no reply of the judge could be parsed"
     if not subject.forest.edges.shape[1]:
-        nothing = "the forest has no edges: every feature hangs from the root"
-    elif not pairs:
-        nothing = (
+        why = "the forest has no edges: every feature hangs from the root"
+    elif unmatched and not triples:
+        why = (
+            "no edge has a null parent: a parent of another tree on the same level that fires about as often"
+        )
+    elif not triples:
+        why = (
             f"no edge joins two features that fire on more than {config.min_fired} tokens, "
             f"at least once {config.buffer} tokens or more from either end of a context window"
         )
-    elif judge is None:
-        nothing = NO_JUDGE
+    elif judge is None or test is None:
+        why = NO_JUDGE
+    elif not test.passes:
+        why = (
+            f"the judge does not tell obvious pairs apart: its accuracy is {test.accuracy:.2f}, and only a judge with "
+            f"{LEAST_ACCURACY} or more is asked about features; choose another judge.model"
+        )
     else:
-        nothing = unread
-    no_random = "no edge has another between the same levels with an unrelated child"
-    has_random = counts["asked_random"] or not pairs or judge is None
-    return {"yes": nothing, "yes_random": nothing if has_random else no_random}
+        why = "no reply of the judge could be parsed"
+    return dict.fromkeys((*_VALUES, "judge_accuracy"), why)
 
 
 SPEC = Study(
     name="pair_judge",
     needs=frozenset({"text", "firings", "forest", "judge"}),
-    sets=("paper",),
+    sets=("paper", "truth"),
     config=PairJudgeConfig,
     run=pair_judge,
-    columns=(Column(INTERPRETABILITY, "yes", "pairs judged related", "↑"),),
+    columns=(
+        Column(INTERPRETABILITY, "yes", "pairs judged related", "↑"),
+        Column(INTERPRETABILITY, "yes_matched", "matched pairs judged related", "↓"),
+    ),
     memory=lambda size: size.decoder,
+    nulls=("yes", "yes_matched_auc"),
+    version=2,
 )

@@ -20,17 +20,18 @@ from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Int, Int64
+import torch
+from jaxtyping import Float64, Int, Int64
 from numpy import ndarray as Array
 
 from ..errors import InputError
 from . import sentences, wordnet
-from .bootstrap import FloatArray, estimate, interval_method
+from .bootstrap import FloatArray, estimate, interval_method, units_of_sae
 from .columns import HIERARCHY, Column
 from .contexts import LEAST, Chosen, Contexts, cosine, mean_vector, static_similarity
 from .matched import NullParents, auc
 from .nouns import Nouns, nouns_of
-from .record import Record, undefined
+from .record import EdgeScores, Record, undefined
 from .spec import Study
 from .subject import Subject
 from .wordnet import WordNet, hypernymy, kinship
@@ -127,7 +128,7 @@ def relatedness(subject: Subject, config: RelatednessConfig) -> Record:
             values[f"{name}_matched_auc"] = auc(w, edge, matched)
         return values
 
-    found = estimate(formula, len(parents))
+    found = estimate(formula, len(parents), units_of_sae("parents", subject.sae, parents))
     counts = {"edges": len(drawn.triples), "unmatched": drawn.unmatched, "too_rare": drawn.too_rare}
     value = {**found.value, **counts}
     if not drawn.triples:
@@ -154,6 +155,8 @@ def relatedness(subject: Subject, config: RelatednessConfig) -> Record:
             "edges_by_score": {name: int(np.isfinite(scores[name]).all(0).sum()) for name in SCORES},
             "listed": list(_listed(drawn.triples, scores)),
         },
+        replicates=found.replicates,
+        edge_scores={name: _edge_scores(drawn.triples, scores[name]) for name in SCORES},
     )
 
 
@@ -339,6 +342,13 @@ def _nothing(subject: Subject, config: RelatednessConfig, drawn: _Drawn) -> str:
     if not drawn.unmatched:
         return f"no edge has a child that fires on {config.min_tokens} tokens and a parent that fires on as many others"
     return "no edge has a null parent: a parent of another tree on the same level that fires about as often"
+
+
+def _edge_scores(triples: list[Triple], scores: Float64[Array, "2 e"]) -> EdgeScores:
+    """The scores of the edges where they and those of their matched pairs are defined."""
+    defined = np.isfinite(scores).all(0)
+    child = np.array([t.child for t in triples], dtype=np.int64)
+    return EdgeScores(torch.from_numpy(child[defined]), torch.from_numpy(scores[0, defined]))
 
 
 def _listed(triples: list[Triple], scores: dict[str, FloatArray]) -> Iterator[dict[str, Any]]:
