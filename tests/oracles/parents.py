@@ -67,3 +67,17 @@ def direction(residual: NDArray[np.float64], drawn: int, alike: int) -> NDArray[
     for t in sorted(range(len(residual)), key=lambda t: -cosines[t])[:alike]:
         total += max(cosines[t], 0.0) * residual[t]
     return total / np.sqrt((total**2).sum())
+
+
+def encoder_norm(
+    residual: NDArray[np.float64],
+    u: NDArray[np.float64],
+    row: NDArray[np.float64],
+    together: Sequence[NDArray[np.float64]],
+    median: float,
+) -> float:
+    """The length of an encoder row along `row`, by least squares, shared with the rows that begin `together`."""
+    value = [max(float(row @ u[t]), 0.0) for t in range(len(u))]
+    fitted = sum(value[t] * float(row @ residual[t]) for t in range(len(u))) / sum(v**2 for v in value)
+    overlap = sum(max(float(row @ other), 0.0) ** 2 for other in together)
+    return min(max(fitted / overlap, 0.05 * median), median)

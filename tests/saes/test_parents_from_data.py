@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from oracles.parents import Tokens, direction, excess_of, new_parent
+from oracles.parents import Tokens, direction, encoder_norm, excess_of, new_parent
 from oracles.tree import TreeOptions, TreeOracle
 from saeforest import InputError, SparseCode
 from saeforest.optim import OptimConfig
@@ -281,24 +281,32 @@ def test_start_anew_equals_the_oracle(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
     assert begun.tolist() == [7, 8, 20], "no token of the batch has the parent of 9"
-    for feature, tokens in ((7, [0, 1, 3]), (8, [0, 1, 2, 3, 4]), (20, [0, 1, 3])):
+    norms = list[float]()
+    for feature, tokens, together in ((7, [0, 1, 3], [7, 20]), (8, range(5), [8]), (20, [0, 1, 3], [7, 20])):
+        tokens = list(tokens)
         possible = np.stack([direction(residual[tokens].numpy(), t, 2) for t in range(len(tokens))])
         row = sae.decoder[feature].detach().numpy()
         assert np.abs(possible - row).max(1).min() < 1e-12
         living = [i for i in (range(6, 14) if feature < 14 else range(14, 24)) if not dead[i]]
-        norm = before[living].norm(dim=1).median()
+        rows = [sae.decoder[i].detach().numpy() for i in together]
+        median = float(before[living].norm(dim=1).median())
+        norm = encoder_norm(residual[tokens].numpy(), u[tokens].numpy(), row, rows, median)
+        norms.append(norm / median)
         torch.testing.assert_close(sae.encoder[feature].detach(), norm * sae.decoder[feature].detach())
         for weight in (sae.encoder, sae.decoder):
             assert not optimizer.state[weight]["exp_avg"][feature].any()
         mean = optimizer.state[sae.decoder]["exp_avg_sq"][feature]
         torch.testing.assert_close(mean, squares[living].mean(0), rtol=1e-6, atol=0)
+    assert any(0.05 < norm < 1 for norm in norms)
     others = [i for i in range(24) if i not in (7, 8, 20)]
     assert torch.equal(sae.encoder[others], before[others])
     assert optimizer.state[sae.encoder]["exp_avg"][others].any(1).sum() > 10
 
 
-def test_large_errors_are_drawn_more_often() -> None:
-    """In proportion to their squares: 9 of 10 features begin at the token whose error is 3 times the other's."""
+def test_large_errors_are_drawn_more_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In proportion to their squares: 9 of 10 features begin at the token whose error is 3 times the other's. Once
+    these have started, the larger error is left to nobody, and all others begin at the other token."""
+    monkeypatch.setattr("saeforest.saes.start_anew._FEATURES", 1000)
     config = TreeConfig((2000,), (1,), "none")
     sae = TreeSAE(config, 2)
     optimizer = TreeTraining(sae, Setup(RunLength(1, 2))).optimizer
@@ -308,8 +316,9 @@ def test_large_errors_are_drawn_more_often() -> None:
     start_anew(
         sae, optimizer, everyone, torch.ones(2000, dtype=torch.bool), step, torch.Generator().manual_seed(0)
     )
-    share = float((sae.decoder[:, 0] > 0.5).float().mean())
-    assert share == pytest.approx(0.9, abs=4 * math.sqrt(0.9 * 0.1 / 2000))
+    first = sae.decoder[:1000, 0] > 0.5
+    assert float(first.float().mean()) == pytest.approx(0.9, abs=4 * math.sqrt(0.9 * 0.1 / 1000))
+    assert not (sae.decoder[1000:, 0] > 0.5).any()
 
 
 @pytest.mark.parametrize(("rule", "dead"), [("capacity", "stay"), ("data", "root"), ("data", "capacity")])
@@ -329,7 +338,7 @@ def test_dead_features_start_anew_in_training(rule: str, dead: str) -> None:
         )
         with torch.no_grad():
             training.sae.encoder[8:] = -training.sae.encoder[8:].abs() * 5  # nearly always negative
-        for number in range(1, 61):
+        for number in range(1, 41):
             for event in training.step(batch(16, number).abs()).events:
                 begun += event.log.get("features", 0)
         training.sae.forest.path(23)  # a valid forest

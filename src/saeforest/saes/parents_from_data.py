@@ -156,7 +156,7 @@ class Evidence(nn.Module):
         token, slot = ((own >= children.start) & (own < children.stop)).nonzero(as_tuple=True)
         child, order = own[token, slot].sort(stable=True)
         token = token[order]
-        # Of each token the active candidates first, and no more slots than the fullest token needs.
+        # The active candidates of each token first, and no more slots than the fullest token needs.
         active = self.active_ids.flatten(0, 1) - candidates.start
         active = torch.where((active >= 0) & (active < width), active, width).sort(1).values
         active = active[:, : max(int((active < width).sum(1).max()), 1)]

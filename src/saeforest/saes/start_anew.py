@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -16,8 +17,10 @@ from .base import SAE
 # A feature starts from the mean over this many tokens, the one that is drawn and those most like it: the residual of
 # one token is mostly noise, and the mean over all of a parent's tokens is near zero once the parent is trained.
 _ALIKE = 16
-# Residuals are compared for this many features at a time.
+# So many features start from the same residuals. The next ones start from what these leave.
 _FEATURES = 512
+# A new encoder row is at least this long, as a multiple of the living ones' median norm.
+_LEAST_NORM = 0.05
 
 
 class Residuals(NamedTuple):
@@ -45,30 +48,51 @@ def start_anew(
     A feature's decoder row becomes the direction of what is missing on some tokens of the batch on which its parent is
     active (on all tokens, for a child of the root). One of these is drawn with a probability in proportion to its
     squared error, and the row is the mean of its residual and of those most like it. The encoder row is the same
-    direction (for a transcoder that of the activations there), with the median norm of the living rows of its layer.
+    direction (for a transcoder that of the activations there), as long as reconstructs most of what is missing.
     """
+    fresh = torch.zeros(len(dead), dtype=torch.bool, device=dead.device)
+    fresh[features] = True
+    like = [_living(~fresh, dead, start, end) for start, end in pairwise(sae.starts)]
+    starts = torch.tensor(sae.starts[1:-1], device=features.device)
+    medians = torch.stack([sae.encoder[rows].norm(dim=1).median() for rows in like])
     begun = []
     for parent in sae.parent[features].unique().tolist():
         if parent == ROOT:
             tokens = torch.arange(len(step.u), device=sae.device)
         else:
             tokens = (step.active == parent).any(1).nonzero().flatten()
-        residual, u = step.residual[tokens], step.u[tokens]
-        chances = residual.square().sum(1).double().cpu()
-        if not bool((chances > 0).any()):
-            continue
+        left, u = step.residual[tokens], step.u[tokens]
         for part in features[sae.parent[features] == parent].split(_FEATURES):
+            chances = left.square().sum(1).double().cpu()
+            if not bool((chances > 0).any()):
+                break
             drawn = torch.multinomial(chances, len(part), replacement=True, generator=generator)
-            rows, inputs = directions(residual, u, drawn.to(sae.device))
-            sae.decoder[part] = rows
-            sae.encoder[part] = inputs if sae.is_transcoder else rows
+            rows, inputs = directions(left, u, drawn.to(sae.device))
+            inputs = inputs if sae.is_transcoder else rows
+            median = medians[torch.bucketize(part, starts, right=True)]
+            norms = fitted_norms(left, u, rows, inputs).clamp(median * _LEAST_NORM, median)
+            sae.decoder[part], sae.encoder[part] = rows, norms[:, None] * inputs
+            left = left - ((u @ inputs.T).relu() * norms) @ rows
             begun.append(part)
     if not begun:
         return features[:0]
-    started = torch.cat(begun)
-    for start, end in zip(sae.starts[:-1], sae.starts[1:], strict=True):
-        _settle(sae, optimizer, started[(started >= start) & (started < end)], dead, slice(start, end))
-    return started.sort().values
+    started = torch.cat(begun).sort().values
+    for (start, end), rows in zip(pairwise(sae.starts), like, strict=True):
+        _renew(sae, optimizer, started[(started >= start) & (started < end)], rows)
+    return started
+
+
+def _living(
+    old: Bool[Tensor, "d_sae"], dead: Bool[Tensor, "d_sae"], start: int, end: int
+) -> Int[Tensor, "m"]:
+    """The living features of a layer, without those that start anew; if there are none, all that do not start anew, and
+    if there are none of these either, all features."""
+    inside = torch.zeros_like(old)
+    inside[start:end] = True
+    for found in (old & ~dead & inside, old, torch.ones_like(old)):
+        if bool(found.any()):
+            break
+    return found.nonzero().flatten()
 
 
 def directions(
@@ -84,27 +108,24 @@ def directions(
     return F.normalize((weight * residual[alike]).sum(1)), F.normalize((weight * u[alike]).sum(1))
 
 
-def _settle(
-    sae: SAE, optimizer: Adam, features: Int[Tensor, "m"], dead: Bool[Tensor, "d_sae"], layer: slice
-) -> None:
-    """Scale new encoder rows to the norm of the layer's living ones, and renew the optimizer's moments.
+def fitted_norms(
+    residual: Float[Tensor, "t d_out"],
+    u: Float[Tensor, "t d_in"],
+    rows: Float[Tensor, "m d_out"],
+    inputs: Float[Tensor, "m d_in"],
+) -> Float[Tensor, "m"]:
+    """The norm of each encoder row with which its feature alone would explain most of the residual, by least squares;
+    shared among features that begin alike, which would otherwise explain the same several times."""
+    value = (u @ inputs.T).relu()
+    fitted = (value * (residual @ rows.T)).sum(0) / value.square().sum(0).clamp(min=1e-30)
+    return fitted / (rows @ rows.T).clamp(min=0).square().sum(1)
 
-    The mean starts at 0 and the mean square at the layer's average: from 0, Adam's first steps would be several times
-    too long.
-    """
-    if not len(features):
-        return
-    old = torch.ones(len(dead), dtype=torch.bool, device=dead.device)
-    old[features] = False
-    rows = torch.arange(layer.start, layer.stop, device=dead.device)
-    living = rows[(old & ~dead)[layer]]
-    # Without a living feature in the layer, the norm and the moments are those of all features.
-    like = living if len(living) else old.nonzero().flatten()
-    if not len(like):
-        return
-    sae.encoder[features] *= sae.encoder[like].norm(dim=1).median()
+
+def _renew(sae: SAE, optimizer: Adam, features: Int[Tensor, "m"], like: Int[Tensor, "l"]) -> None:
+    """Renew the optimizer's moments. The mean starts at 0 and the mean square at that of the features `like`: from 0,
+    Adam's first steps would be several times too long."""
     for weight in (sae.encoder, sae.decoder):
-        if state := optimizer.state.get(weight):
+        if len(features) and (state := optimizer.state.get(weight)):
             state["exp_avg"][features] = 0
             square = state["exp_avg_sq"]
             square[features] = square[like].float().mean(0).to(square.dtype)
