@@ -48,6 +48,13 @@ class _Kept(Schema):
     chosen: bool = False
 
 
+class _Asked(Schema):
+    """The keys of forest.json that say how it was to be inferred."""
+
+    infer: InferConfig
+    tokens: Count
+
+
 def digest(sae: SAE) -> str:
     """A hash of everything that decides what an SAE computes: its weights, its forest and its configuration."""
     found = hashlib.blake2b(digest_size=8)
@@ -108,6 +115,15 @@ def kept_forest(
             "that forest, or infer one with these settings first"
         )
     return (forest, origin(by.method, by.order, of.activations)) if asked or of.chosen else None
+
+
+def inferred_with(folder: Path) -> tuple[InferConfig, int]:
+    """The settings with which a kept forest was inferred, and the number of tokens it was asked to take.
+
+    Raises InputError if its forest.json is damaged.
+    """
+    asked = checked(_Asked, read_json(folder / ABOUT), folder / ABOUT)
+    return asked.infer, asked.tokens
 
 
 def forest_of(sae: SAE, folder: Path) -> tuple[Forest, str]:

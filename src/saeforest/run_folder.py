@@ -9,6 +9,7 @@ RUN/sae/              RUN/sae/NAME/            trained SAE
 RUN/log.jsonl         RUN/logs/NAME/log.jsonl  training log; allocations.jsonl beside it
 RUN/eval/             RUN/eval/NAME/           records of measures
 RUN/forest/           RUN/forest/NAME/         forest inferred for an SAE that learns none
+RUN/forest.untrained/ RUN/forest.untrained/NAME/  the same for that SAE before training, a null
 RUN/index/            RUN/index/NAME/          what the explorer shows
 """
 
@@ -117,6 +118,10 @@ class RunFolder:
 
     def forest(self, name: str) -> Path:
         return self._part("forest", name)
+
+    def untrained_forest(self, name: str) -> Path:
+        """The forest inferred for the SAE from which the training of one that learns none started."""
+        return self._part("forest.untrained", name)
 
     def index(self, name: str) -> Path:
         return self._part("index", name)

@@ -101,7 +101,7 @@ RUNS: dict[str, list[str]] = {
 }
 
 _EVAL = [
-    "--measures", "fast", "--tokens", "1600", "--ce-tokens", "512", "--infer-tokens", "2048",
+    "--measures", "fast", "--tokens", "1600", "--ce-tokens", "512", "--infer-tokens", "2048", "--nulls", "no",
     "--infer.method", "coverage", "--infer.min-score", "0.5", "--infer.min-count", "2",
 ]  # fmt: skip
 

@@ -5,7 +5,7 @@ An inferred forest is kept in RUN/forest/, so that all measurements of a run use
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -36,8 +36,12 @@ def forests_of(
     reader: ActivationReader,
     options: MeasureOptions,
     run: RunFolder,
+    *,
+    place: Callable[[str], Path] | None = None,
 ) -> dict[str, tuple[Forest, str]]:
     """The forest of each SAE, and a short description of where it comes from.
+
+    place: gives the folder of an SAE's forest by the SAE's name; by default that of the run.
 
     Forests to be inferred share one reading of the training text. `reader` must exclude the positions that training
     excluded, whatever the measurement excludes.
@@ -48,6 +52,7 @@ def forests_of(
     by_default = (options.infer, options.infer_tokens) == (default.infer, default.infer_tokens)
     found: dict[str, tuple[Forest, str]] = {}
     missing: dict[str, ForestInference] = {}
+    place = place or run.forest
     questions = {}
     for name, (config, sae) in saes.items():
         if sae.has_forest:
@@ -55,15 +60,15 @@ def forests_of(
             continue
         tokens = min(options.infer_tokens, config.tokens)
         questions[name] = forest_question(sae, config.data, tokens, options.infer)
-        if kept := kept_forest(run.forest(name), sae, questions[name], by_default=by_default):
+        if kept := kept_forest(place(name), sae, questions[name], by_default=by_default):
             found[name] = kept
         else:
             missing[name] = ForestInference(sae, options.infer)
     if missing:
         config = saes[next(iter(missing))][0]
-        with run.claimed(*map(run.forest, missing)):
+        with run.claimed(*map(place, missing)):
             for name, inferred in _inferred(missing, config, reader, options.infer_tokens).items():
-                write_forest(run.forest(name), inferred, questions[name])
+                write_forest(place(name), inferred, questions[name])
                 by = inferred.config
                 found[name] = inferred.forest, origin(by.method, by.order, inferred.n_tokens)
     return found

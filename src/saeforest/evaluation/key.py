@@ -15,6 +15,7 @@ from ..kept_forest import digest
 from ..measures.needs import Need
 from ..measures.spec import MeasureSpec, Streaming
 from ..training.log import LOG
+from .nulls import BLOCK, SEED, VERSION
 from .options import MeasureOptions
 from .task import Task
 
@@ -49,6 +50,8 @@ def record_key(spec: MeasureSpec, task: Task, options: MeasureOptions) -> str:
         "training_log": lambda: _files(task.log / LOG) if task.log else [],
         "forest": lambda: _hash(task.forest.parent),
     }
+    if spec.nulls and options.nulls == "yes":
+        asked["nulls"] = (VERSION, SEED, BLOCK, repr(task.start))
     in_keys = {"labeled_texts": "labelled_texts"}  # as in the keys of existing records
     asked |= {f"need {in_keys.get(need, need)}": of_need[need]() for need in spec.needs & of_need.keys()}
     if "judge" in spec.needs:

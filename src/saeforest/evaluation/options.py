@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import Any, Literal
 
 from ..activations import ActivationReader
 from ..errors import InputError
@@ -49,6 +49,9 @@ class MeasureOptions:
     them, and one more for each SAE."""
     infer_tokens: int = 200_000
     """Number of training tokens from which to infer the forest of an SAE that has none."""
+    nulls: Literal["yes", "no"] = "yes"
+    """Measure values about a hierarchy also with its parents shuffled, and on the SAE before training. A measure of
+    such values takes up to three times as long."""
     positions: PositionOptions = field(default_factory=PositionOptions)
     infer: InferConfig = field(default_factory=InferConfig)
     probes: ProbeConfig = field(default_factory=ProbeConfig)

@@ -18,7 +18,8 @@ from ..measures.spec import MeasureSpec, Streaming
 from ..progress import progress
 from ..saes import SAE
 from ..structure.forest import Forest
-from .evaluate import evaluate_all
+from .evaluate import evaluate_all, nulled
+from .nulls import FOREST_GIVEN, first_rows, start_of
 from .options import MeasureOptions
 from .registry import MEASURES
 from .task import Task, about_sae
@@ -80,7 +81,16 @@ def evaluate_rows(
         "sae_dtype": str(sae.encoder.dtype).removeprefix("torch."),
         **about_sae(sae),
     }
-    task = Task(sae, tuple(names), sae.forest if forest is None else forest, None, settings)
+    task = Task(
+        sae,
+        tuple(names),
+        sae.forest if forest is None else forest,
+        None,
+        settings,
+        start=start_of(sae) if forest is None else FOREST_GIVEN,
+    )
+    if task.with_nulls and options.nulls == "yes":
+        task = nulled(task, first_rows(x.detach(), x.detach()))
     found = {record.measure: record for _, record in evaluate_all([task], options, partial(_read_rows, x=x))}
     return {name: found[name] for name in names}
 
@@ -90,8 +100,11 @@ def _read_rows(passes: Sequence[Pass], ce_tokens: int, *, x: Float[Tensor, "n d_
     with progress("measure", len(x), "activations") as advance:
         for rows in torch.arange(len(x)).split(WINDOW_ROWS * _WINDOWS_AT_ONCE):
             part = x[rows.to(x.device)]
+            sae, batch = None, None
             for one in passes:
-                one.take(_batch(one.task.sae, part, rows))
+                if batch is None or one.task.sae is not sae:
+                    sae, batch = one.task.sae, _batch(one.task.sae, part, rows)
+                one.take(batch)
             advance(len(rows))
     return Read(torch.arange(len(x)), x.detach().cpu())
 

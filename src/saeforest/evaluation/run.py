@@ -9,19 +9,23 @@ from pathlib import Path
 from ..activations import ActivationReader
 from ..config import TrainConfig
 from ..errors import InputError
+from ..infer import InferConfig
+from ..kept_forest import inferred_with
 from ..measures.record import Record
 from ..output import note
 from ..run_folder import RunFolder
 from ..saes import SAE
 from ..session import check_site, open_reader, read_tokens, text_source
+from ..structure.forest import Forest
 from ..training.log import has_log
 from ..training.unfinished import tidy
-from .evaluate import evaluate_all
+from .evaluate import evaluate_all, nulled
 from .forests import forests_of
 from .key import record_key
+from .nulls import Start, read_sample, untrained
 from .options import MeasureOptions
 from .registry import MEASURES
-from .task import Source, make_task
+from .task import Source, Task, make_task
 
 
 def measure_run(
@@ -89,7 +93,8 @@ def _measured(
     config = next(iter(saes.values()))[0]
     need_forests = any("forest" in MEASURES[name].needs for name in names)
     forests = forests_of(saes, reader, options, run) if need_forests else {}
-    reader = options.positions.applied(reader)
+    inferred = [name for name in forests if not saes[name][1].has_forest]
+    before, reader = reader, options.positions.applied(reader)
     text = read_tokens(config, reader, "held_out", options.tokens)
     tasks, keys = {}, {}
     for name, (member, sae) in saes.items():
@@ -104,10 +109,15 @@ def _measured(
             forest=forest,
             folder=run.eval(name),
             log=log if has_log(log) else None,
+            start=_start(member, run.forest(name) if name in inferred else None),
         )
         keys[name] = {measure: record_key(MEASURES[measure], task, options) for measure in names}
         missing = names if again else [m for m in names if not _there(run.record(name, m), keys[name][m])]
         tasks[name] = replace(task, names=tuple(missing))
+    if options.nulls == "yes":
+        tasks |= _nulled(
+            {name: task for name, task in tasks.items() if task.with_nulls}, saes, before, options, run
+        )
     name_of = {id(task): name for name, task in tasks.items()}
     for task, record in evaluate_all(list(tasks.values()), options):
         name = name_of[id(task)]
@@ -115,6 +125,40 @@ def _measured(
         replace(record, settings={**record.settings, "key": key}).write(run.record(name, record.measure))
         note(f"measured  {name} {record.measure}" if run.several else f"measured  {record.measure}")
     return {name: [Record.read(run.record(name, measure)) for measure in names] for name in saes}
+
+
+def _start(config: TrainConfig, forest: Path | None) -> Start:
+    """How the training of an SAE started, and how the forest in a folder was inferred for it."""
+    infer, tokens = (None, 0) if forest is None else inferred_with(forest)
+    return Start(config.sae, config.seed, infer, tokens)
+
+
+def _nulled(
+    tasks: Mapping[str, Task],
+    saes: Mapping[str, tuple[TrainConfig, SAE]],
+    reader: ActivationReader,
+    options: MeasureOptions,
+    run: RunFolder,
+) -> dict[str, Task]:
+    """The tasks with their nulls. reader: that of the training, for the forests of untrained SAEs that learn none."""
+    if not tasks:
+        return {}
+    first = next(iter(tasks.values()))
+    sample = read_sample(first.reader, first.tokens)
+    # The untrained SAEs that learn no forest, by the way in which one is inferred.
+    flat: dict[tuple[InferConfig, int], dict[str, tuple[TrainConfig, SAE]]] = {}
+    for name, task in tasks.items():
+        if isinstance(task.start, Start) and task.start.infer is not None:
+            found = untrained(task.start, task.sae, sample)
+            if not isinstance(found, str):
+                way = task.start.infer, task.start.infer_tokens
+                flat.setdefault(way, {})[name] = saes[name][0], found
+    forests: dict[str, Forest] = {}
+    for (infer, tokens), of_way in flat.items():
+        same = replace(options, infer=infer, infer_tokens=tokens)
+        inferred = forests_of(of_way, reader, same, run, place=run.untrained_forest)
+        forests |= {name: forest for name, (forest, _) in inferred.items()}
+    return {name: nulled(task, sample, forests.get(name)) for name, task in tasks.items()}
 
 
 def _there(record: Path, key: str) -> bool:

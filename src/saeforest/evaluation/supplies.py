@@ -63,14 +63,22 @@ class Supplies:
     read:  the result of the pass, set when it is over.
     """
 
-    def __init__(self, task: Task, shared: Shared, probes: ProbeConfig) -> None:
+    def __init__(self, task: Task, shared: Shared, probes: ProbeConfig, twin: Supplies | None = None) -> None:
+        """twin: those of another task of the same SAE, whose firings and probes are the same."""
         self.task, self._shared, self._probe_config = task, shared, probes
         sae = task.sae
-        counts = task.needs("firings")
-        self.pairs = PairStatistics(sae.d_sae, sae.config.activation_threshold) if counts else None
+        self.twin = twin
+        self.pairs = twin.pairs if twin is not None and task.needs("firings") else None
+        if task.needs("firings") and self.pairs is None:
+            self.pairs = PairStatistics(sae.d_sae, sae.config.activation_threshold)
         self.read: Read | None = None
-        self._probes = _once(self._new_probes)
+        self._probes: Callable[[], Probes] = _once(self._new_probes) if twin is None else twin._probes
         self._code: tuple[ReadTexts, PooledCode] | None = None
+
+    @property
+    def counted(self) -> PairStatistics | None:
+        """`pairs`, unless they are those of the twin, which are updated already."""
+        return None if self.twin is not None and self.pairs is self.twin.pairs else self.pairs
 
     def subject(
         self, spec: MeasureSpec, config: Any, settings: Mapping[str, Any], stack: ExitStack

@@ -17,6 +17,7 @@ from ..saes import SAE
 from ..session import check_bos
 from ..structure.forest import Forest
 from ..text import Tokens
+from .nulls import Nulls, Start, start_of
 from .registry import MEASURES
 
 # Needs that the evaluation must supply in order to supply another.
@@ -56,6 +57,9 @@ class Task:
     settings: settings that go into every record: what was measured, on what.
     folder:   folder where a judge's answers are kept; None to keep none.
     log:      folder with the training's log.jsonl; None if unknown.
+    start:    how the training of the SAE started, or why that is not known.
+    nulls:    the nulls on which values about the hierarchy are measured too; None for none.
+    is_null:  whether this is the task of such a null.
     """
 
     sae: SAE
@@ -65,6 +69,9 @@ class Task:
     settings: Mapping[str, Any]
     folder: Path | None = None
     log: Path | None = None
+    start: Start | str = "it is not known how its training started"
+    nulls: Nulls | None = None
+    is_null: bool = False
 
     @property
     def reader(self) -> ActivationReader:
@@ -92,6 +99,11 @@ class Task:
         """The measures that run after the pass over the text."""
         return [spec for name in self.names if isinstance(spec := MEASURES[name], Study)]
 
+    @property
+    def with_nulls(self) -> tuple[str, ...]:
+        """The names of the measures with values that have nulls."""
+        return tuple(name for name in self.names if MEASURES[name].nulls)
+
     def needs(self, *needs: Need) -> bool:
         """Whether any of the measures needs any of these inputs."""
         declared: set[Need] = set().union(*(MEASURES[name].needs for name in self.names))
@@ -109,8 +121,11 @@ def make_task(
     forest: Forest | None = None,
     folder: Path | None = None,
     log: Path | None = None,
+    start: Start | None = None,
 ) -> Task:
     """Make the task of measuring an SAE. `forest` is measured instead of the SAE's own.
+
+    start: how its training started; None for what its metadata say.
 
     Raises InputError if the text begins with BOS but the SAE was trained without it, or the other way round, and for a
     measure that is not defined for a transcoder if the SAE is one.
@@ -139,7 +154,9 @@ def make_task(
         **about_sae(sae),
     }
     own = sae.forest if forest is None else forest
-    return Task(sae, tuple(names), own, ReadText(reader, tokens), settings, folder, log)
+    return Task(
+        sae, tuple(names), own, ReadText(reader, tokens), settings, folder, log, start or start_of(sae)
+    )
 
 
 def check_transcoder(sae: SAE, names: Sequence[str]) -> None:

@@ -14,9 +14,10 @@ from ..measures.probes import PAPER_PROBES
 from ..measures.spec import Size
 from ..memory import Forecast
 from ..progress import progress
+from ..saes import SAE
 from ..structure.pairs import KEPT_PER_FIRING, PairStatistics, sorted_memory
 from .task import Task
-from .windows import read_windows
+from .windows import WindowView, read_windows
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +48,23 @@ class Read:
     x: Float[Tensor, "n d_in"] | None
 
 
+class Codes:
+    """The batches of some windows, by SAE: tasks of one SAE that follow each other share them."""
+
+    def __init__(self, view: WindowView) -> None:
+        self._view = view
+        self._sae: SAE | None = None
+        self._batch: EvalBatch | None = None
+
+    def __call__(self, task: Task) -> EvalBatch:
+        losses = task.needs("losses")
+        known = self._batch
+        if known is None or self._sae is not task.sae or (losses and known.losses is None):
+            known = self._view.through(task.sae, losses=losses)
+            self._sae, self._batch = task.sae, known
+        return known
+
+
 @torch.no_grad()
 def read_text(passes: Sequence[Pass], ce_tokens: int) -> Read:
     """Run the language model over the text once and update all passes, which must share reader and tokens.
@@ -70,8 +88,9 @@ def read_text(passes: Sequence[Pass], ce_tokens: int) -> Read:
             rows[part] = view.rows
             if x is not None:
                 x[part] = view.kept.cpu()
+            view_of = Codes(view)
             for one in passes:
-                one.take(view.through(one.task.sae, losses=one.task.needs("losses")))
+                one.take(view_of(one.task))
             advance(windows.numel() * tokens.context)
             kept = rows[:n].nbytes + (0 if x is None else x[:n].nbytes)
             forecast.tell(*_still_to_come(passes, windows.numel() / len(tokens.ids), n, kept))

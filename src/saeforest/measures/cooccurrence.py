@@ -138,5 +138,6 @@ SPEC = Streaming(
     needs=frozenset({"text", "forest"}),
     sets=("fast", "paper"),
     make=lambda subject, _config: Cooccurrence(subject.sae, subject.forest),
+    nulls=("iou", "iou_alive"),
     columns=(Column(FLAT, "iou", "siblings together", "↓"),),
 )

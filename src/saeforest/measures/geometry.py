@@ -436,5 +436,6 @@ SPEC = Study(
     sets=("paper",),
     config=GeometryConfig,
     run=geometry,
+    nulls=("agreement", "toward", "sibling_cosine"),
     memory=lambda size: size.decoder,
 )

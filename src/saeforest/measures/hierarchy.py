@@ -43,7 +43,7 @@ authors' code.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import torch
 
@@ -185,6 +185,8 @@ SPEC = Study(
     config=HierarchyConfig,
     readings={"ref_tree_sae": HierarchyConfig.reference()},
     run=hierarchy,
+    nulls=("tree", "mcs", "mcs_unconditional", "lda_tree", "s_res_tree"),
+    of_nulls=lambda config: replace(config, rank_curve=0, variants=()),
     columns=(
         Column(HIERARCHY, "tree", "by its forest", "↑"),
         Column(HIERARCHY, "mcs", "by MCS, as in the paper", "↑"),

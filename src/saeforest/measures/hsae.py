@@ -202,6 +202,7 @@ SPEC = Streaming(
     needs=frozenset({"text", "forest"}),
     transcoders=False,  # it compares reconstructions with input activations
     sets=("paper",),
+    nulls=("hamming", "hamming_per_active", "p_parent_child", "p_child_parent"),
     make=lambda subject, _config: HSAELinks(subject.sae, subject.forest),
     columns=(
         Column(LEVELS, "hamming", "Hamming distance", "↓"),

@@ -322,6 +322,7 @@ SPEC = Study(
     sets=("paper",),
     config=ReconstructionScoreConfig,
     run=reconstruction_score,
+    nulls=("s_res", "hits", "lda_s_res"),
     columns=(Column(HIERARCHY, "s_res", "S_res of its edges", "↑"),),
     memory=_memory,
 )

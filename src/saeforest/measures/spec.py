@@ -56,6 +56,7 @@ class MeasureSpec:
     memory:   bytes that it needs beyond the data it is given.
     transcoders: whether it applies to a transcoder too, whose decoder writes to another site than it reads.
     nulls:    the values that say something about a hierarchy, which are therefore measured again on its nulls.
+    of_nulls: its settings for the nulls, given its settings: without what takes time and is not among these values.
     version:  increased when the meaning of the measure changes, so that older records are replaced.
 
     Raises TypeError if the declaration contradicts itself.
@@ -70,6 +71,7 @@ class MeasureSpec:
     memory: Callable[[Size], int] = lambda _: 0
     transcoders: bool = True
     nulls: tuple[str, ...] = ()
+    of_nulls: Callable[[Any], Any] = lambda config: config
     version: int = 1
 
     def __post_init__(self) -> None:

@@ -242,6 +242,17 @@ class Training(nn.Module, ABC):
     def conclude(self) -> None:
         """Whatever a system does at the end of training."""
 
+    @torch.no_grad()
+    def untrained(self, x: Float[Tensor, "n d_in"], target: Float[Tensor, "n d_out"]) -> SAE:
+        """The SAE before its first step, ready to be used. x, target: its first batch."""
+        self.initialize(x, target)
+        self.without_steps(x, target)
+        self.sae.fold_scale()
+        return self.sae.eval()
+
+    def without_steps(self, x: Float[Tensor, "n d_in"], target: Float[Tensor, "n d_out"]) -> None:
+        """Take from a first batch what the SAE cannot be used without, and otherwise gets from training steps."""
+
     # -- dead features
 
     @property

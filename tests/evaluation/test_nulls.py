@@ -1,0 +1,390 @@
+"""Nulls: which parents change places, what a shuffled and an untrained SAE compute, and what a record says of them."""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import saeforest
+from saeforest.config import TrainConfig
+from saeforest.evaluation import MeasureOptions, measure_run
+from saeforest.evaluation import run as run_module
+from saeforest.evaluation.null_values import SUFFIXES, auc, with_nulls
+from saeforest.evaluation.nulls import (
+    BLOCK,
+    NullSAE,
+    Sample,
+    Start,
+    fired,
+    make_nulls,
+    read_sample,
+    shuffled_parents,
+    start_of,
+    untrained,
+    with_parents,
+)
+from saeforest.infer import InferConfig
+from saeforest.measures import EdgeScores, Record, Replicates
+from saeforest.run_folder import RunFolder
+from saeforest.saes import (
+    BatchTopKConfig,
+    ExpertHSAEConfig,
+    HSAEConfig,
+    RunLength,
+    Setup,
+    TopKConfig,
+    TreeConfig,
+    TreeSAE,
+    build,
+    start_training,
+    training_of,
+)
+from saeforest.session import open_reader, read_tokens
+from saeforest.structure.forest import ROOT, Forest
+from saeforest.training import run_training
+
+D = 8
+
+
+def tree(sizes: tuple[int, ...] = (40, 90, 200), seed: int = 0) -> TreeSAE:
+    sae = build(TreeConfig(layer_sizes=sizes, k_per_layer=(8,) * len(sizes)), D, seed=seed)
+    assert isinstance(sae, TreeSAE)
+    return sae.eval()
+
+
+def activations(n: int = 600, seed: int = 1) -> torch.Tensor:
+    return torch.randn(n, D, generator=torch.Generator().manual_seed(seed))
+
+
+def counts(n: int, seed: int = 2) -> torch.Tensor:
+    return torch.randint(0, 50, (n,), generator=torch.Generator().manual_seed(seed))
+
+
+def test_shuffled_parents_keep_layers_numbers_of_children_and_neighborhoods_of_density() -> None:
+    forest, density = tree().forest, counts(330)
+    new = shuffled_parents(forest, density)
+    layer = forest.layer.tolist()
+    old, drawn = forest.parent.tolist(), new.tolist()
+    rank: dict[tuple[int, int, int], int] = {}
+    for above in range(3):
+        for below in range(3):
+            parents = {
+                p for p, i in zip(old, layer, strict=True) if p != ROOT and (layer[p], i) == (above, below)
+            }
+            for place, p in enumerate(sorted(parents, key=lambda p: (int(density[p]), p))):
+                rank[above, below, p] = place
+    moved = 0
+    for i, (a, b) in enumerate(zip(old, drawn, strict=True)):
+        assert (a == ROOT) == (b == ROOT)
+        if a == ROOT:
+            continue
+        assert layer[a] == layer[b]
+        group = layer[a], layer[i]
+        # A block holds at most twice BLOCK - 1 parents, those that are neighbors in density.
+        assert abs(rank[(*group, a)] - rank[(*group, b)]) < 2 * BLOCK
+        moved += a != b
+    edges = sum(p != ROOT for p in old)
+    assert moved == edges  # no child of this forest needs to keep its parent
+    of_layer = [Counter((p, layer[i]) for i, p in enumerate(parents)) for parents in (old, drawn)]
+    assert of_layer[0] == of_layer[1]
+    assert torch.equal(new, shuffled_parents(forest, density))
+    assert not torch.equal(new, shuffled_parents(forest, density, seed=1))
+    siblings = [
+        {(a, b) for a in range(330) for b in range(a) if parents[a] == parents[b] != ROOT}
+        for parents in (old, drawn)
+    ]
+    assert len(siblings[0] & siblings[1]) < 0.3 * len(siblings[0])  # families are broken up too
+
+
+def test_a_forest_without_layers_keeps_its_depths() -> None:
+    rng = np.random.default_rng(0)
+    parent = torch.tensor([ROOT] * 20 + [int(rng.integers(-1, i)) for i in range(20, 200)])
+    order = torch.from_numpy(rng.permutation(200))
+    mixed = torch.full((200,), ROOT)
+    mixed[order] = torch.where(parent == ROOT, ROOT, order[parent.clamp(min=0)])
+    forest = Forest(mixed, (200,), layered=False)
+    new = Forest(shuffled_parents(forest, counts(200)), (200,), layered=False)
+    assert torch.equal(new.depth, forest.depth)
+    assert torch.equal(new.n_children, forest.n_children)
+    assert (new.parent != forest.parent).sum() > 100
+
+
+def test_a_single_parent_keeps_its_children() -> None:
+    forest = Forest(torch.tensor([ROOT, ROOT, 0, 0]), (2, 2))
+    assert torch.equal(shuffled_parents(forest, torch.zeros(4).long()), forest.parent)
+    two = Forest(torch.tensor([ROOT, ROOT, 0, 0, 0, 1]), (2, 4))
+    new = shuffled_parents(two, torch.zeros(6).long()).tolist()
+    assert new[5] == 0  # its parent is one of three equal ones, and someone else has its own
+    assert sorted(new[2:]) == [0, 0, 0, 1]
+
+
+def test_other_parents_change_what_a_gated_sae_fires_and_nothing_else() -> None:
+    sae, x = tree(), activations()
+    before = sae.encode(x)
+    other = with_parents(sae, shuffled_parents(sae.forest, fired(sae, x)))
+    code = other.encode(x)
+    fresh = tree()
+    fresh.parent.copy_(other.parent)  # the slow way: another SAE that was built with these parents
+    expected = fresh.encode(x)
+    assert torch.equal(code.ids, expected.ids)
+    assert torch.equal(code.values, expected.values)
+    on = [c.fired(sae.d_sae, 1e-3) for c in (before, code)]
+    assert torch.equal(on[0][:40], on[1][:40])  # the first layer has no gate
+    assert not torch.equal(on[0], on[1])
+    assert torch.equal(sae.encode(x).ids, before.ids)
+    assert other.encoder is sae.encoder
+    assert not torch.equal(sae.parent, other.parent)
+
+
+def test_counts_of_firings_equal_a_loop() -> None:
+    sae, x = tree(), activations(50)
+    dense = sae.encode(x).dense(sae.d_sae)
+    assert torch.equal(fired(sae, x), (dense > 1e-3).sum(0))
+
+
+CONFIGS: list[Any] = [
+    TreeConfig(layer_sizes=(6, 12), k_per_layer=(2, 2)),
+    ExpertHSAEConfig(layer_sizes=(6, 24), k_per_layer=(2, 2), subspace=2),
+    HSAEConfig((6, 12), (2, 2)),
+    TopKConfig((24,), (3,)),
+    BatchTopKConfig((24,), (3,)),
+]
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda c: c.architecture)
+def test_the_untrained_sae_has_the_first_weights_bit_for_bit(config: Any) -> None:
+    x = activations(400)
+    settled = replace(config, normalize_activations="none")
+    training = start_training(settled, D, RunLength(20, 100), seed=7)
+    for part in x.split(100):
+        training.step(part)
+    sae = training.finish()
+    found = untrained(Start(settled, 7), sae, Sample(x, x))
+    assert not isinstance(found, str)
+    fresh = build(settled, D, seed=7)
+    assert torch.equal(found.encoder, fresh.encoder)
+    assert torch.equal(found.decoder, fresh.decoder)
+    assert not torch.equal(found.encoder, sae.encoder)
+    training_of(fresh, Setup(RunLength(1, 400))).initialize(x, x)
+    assert torch.equal(found.b_dec, fresh.b_dec)
+    if not isinstance(config, HSAEConfig):  # which has no parents before its first update
+        assert torch.equal(found.parent, fresh.parent)
+    else:
+        assert (found.parent != ROOT).sum() == 10  # all but the 20 % that stay without
+    # It can be measured: about as many features are active as should be.
+    assert 0.5 < float(fired(found, x).sum()) / len(x) / sum(config.k_per_layer) < 1.5
+
+
+def test_a_scale_of_the_data_is_folded_in() -> None:
+    x = 3 * activations(64)
+    config = TreeConfig(layer_sizes=(4, 8), k_per_layer=(2, 1), normalize_activations="dataset_scale")
+    sae = build(replace(config, normalize_activations="none"), D)
+    found = untrained(Start(config, 0), sae, Sample(x, x))
+    assert not isinstance(found, str)
+    assert found.config.normalize_activations == "none"
+
+
+def test_an_unknown_start_is_a_reason() -> None:
+    sae = tree()
+    assert "random seed" in str(start_of(sae))
+    sae.metadata["seed"] = 3
+    assert start_of(sae) == Start(sae.config, 3)
+    assert (
+        untrained(Start(sae.config, 3), sae, Sample(torch.zeros(0, D), torch.zeros(0, D)))
+        == "no token was measured"
+    )
+
+
+def test_a_forest_without_a_gate_is_shuffled_alone() -> None:
+    sae, x = build(TopKConfig((30,), (3,)), D), activations()
+    forest = Forest(torch.tensor([ROOT] * 5 + [i % 5 for i in range(25)]), (30,), layered=False)
+    nulls = make_nulls(sae, forest, Sample(x, x), "no reason", "no reason")
+    assert isinstance(nulls.shuffled, NullSAE)
+    assert nulls.shuffled.sae is sae
+    assert nulls.settings["edges"] == 25
+    assert nulls.settings["edges_not_moved"] == 0
+    assert nulls.untrained == "no reason"
+    assert make_nulls(sae, sae.forest, Sample(x, x), "", "").shuffled == "the forest has no edges"
+
+
+# -- the values of a record
+
+
+def brute_auc(own: list[float], null: list[float]) -> float:
+    won = [1.0 if a > b else 0.5 if a == b else 0.0 for a in own for b in null]
+    return sum(won) / len(won)
+
+
+def test_auc_equals_a_loop_over_all_pairs_of_edges() -> None:
+    rng = np.random.default_rng(0)
+    own, null = rng.integers(0, 6, 40) / 4, rng.integers(-1, 5, 30) / 4
+    parent = torch.from_numpy(rng.integers(0, 9, 60))
+    a = EdgeScores(torch.arange(40), torch.from_numpy(own))
+    b = EdgeScores(torch.arange(20, 50), torch.from_numpy(null))
+    found = auc(a, b, parent)
+    value = found.value["auc"]
+    assert value == pytest.approx(brute_auc(own.tolist(), null.tolist()))
+    low, high = found.interval["auc"] or (1, 0)
+    assert value is not None
+    assert low < value < high
+    # The interval by hand: parents are drawn with all their children, their true edges and their shuffled ones.
+    families = np.unique(np.concatenate([parent[a.child], parent[b.child]]))
+    drawn = np.random.default_rng(0).integers(len(families), size=(1000, len(families)))
+    for resample in (0, 7):
+        chosen = families[drawn[resample]]
+        mine = [s for p in chosen for s in own[parent[a.child].numpy() == p].tolist()]
+        theirs = [s for p in chosen for s in null[parent[b.child].numpy() == p].tolist()]
+        assert found.replicates["auc"].drawn[resample] == pytest.approx(brute_auc(mine, theirs), rel=1e-5)
+
+
+def test_auc_is_a_half_for_the_same_scores_and_one_for_larger_ones() -> None:
+    parent, scores = torch.arange(10), torch.arange(10).double()
+    own = EdgeScores(torch.arange(10), scores)
+    assert auc(own, own, parent).value == {"auc": 0.5}
+    assert auc(own, EdgeScores(own.child, scores - 20), parent).value == {"auc": 1.0}
+    nothing = EdgeScores(own.child[:0], scores[:0])
+    assert auc(own, nothing, parent).value == {"auc": None}
+    assert auc(nothing, nothing, parent).value == {"auc": None}
+
+
+def record(value: float | None, drawn: float, units: str = "parents a") -> Record:
+    replicates = {"x": Replicates(units, drawn + np.arange(1000) / 1000)} if value is not None else {}
+    scores = {"x": EdgeScores(torch.arange(4), torch.full((4,), drawn, dtype=torch.float64))}
+    why = {} if value is not None else {"x": "nothing there"}
+    detail = {"null": why, "units": {"y": "edges"}}
+    numbers = {"x": value, "y": 3.0}
+    return Record(
+        "some",
+        numbers,
+        dict.fromkeys(numbers),
+        "fraction",
+        9,
+        {"a": 1},
+        detail,
+        replicates=replicates,
+        edge_scores=scores,
+    )
+
+
+def test_a_record_holds_values_nulls_differences_and_auc() -> None:
+    forest = Forest(torch.tensor([ROOT, ROOT, 0, 1]), (2, 2))
+    own, shuffled, before = record(0.75, 0.5), record(0.5, 0.25), record(0.25, 0.0, "parents b")
+    found = with_nulls(own, ("x", "no such"), shuffled, before, forest, {"seed": 0})
+    assert {name: found.value[name] for name in ("x", "y")} == own.value
+    assert [found.value["x" + suffix] for suffix in SUFFIXES] == [0.5, 0.25, 0.25, 0.5, 1.0]
+    assert set(found.value) == {"x", "y", *("x" + suffix for suffix in SUFFIXES)}
+    assert found.interval["x_over_shuffled"] == (0.25, 0.25)  # resample by resample
+    low, high = found.interval["x_over_untrained"] or (0, 0)  # independent: other parents
+    assert (low, high) == pytest.approx((0.5 - 0.78, 0.5 + 0.78), abs=0.05)
+    assert found.detail["paired"] == {"x_over_shuffled": True, "x_over_untrained": False}
+    assert found.unit_of("x_auc") == "AUC"
+    assert found.unit_of("x_over_shuffled") == "fraction"
+    assert found.settings == {"a": 1, "nulls": {"seed": 0}}
+
+
+def test_a_null_that_is_not_there_says_why() -> None:
+    forest = Forest(torch.tensor([ROOT, ROOT, 0, 1]), (2, 2))
+    found = with_nulls(record(0.75, 0.5), ("x",), "no edges", record(None, 0.0), forest, {})
+    why = {"x_shuffled": "no edges", "x_over_shuffled": "no edges", "x_auc": "no edges"}
+    why |= {"x_untrained": "nothing there", "x_over_untrained": "nothing there"}
+    assert found.null == why
+    assert all(found.value[name] is None for name in why)
+
+
+# -- whole runs
+
+NAMES = ("coverage", "cooccurrence", "hsae", "reconstruction")
+OPTIONS = MeasureOptions(
+    tokens=1600,
+    ce_tokens=0,
+    infer_tokens=2000,
+    infer=InferConfig(method="coverage", min_score=0.5, min_count=2),
+)
+
+
+def test_eval_shows_every_value_with_its_nulls(
+    finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = RunFolder(shutil.copytree(finished_run, tmp_path / "run"))
+    records = {r.measure: r for r in measure_run(run, NAMES, OPTIONS)["tree"]}
+    plain = {r.measure: r for r in measure_run(run, NAMES, replace(OPTIONS, nulls="no"), again=True)["tree"]}
+    for name in NAMES:
+        assert plain[name].value.items() <= records[name].value.items()
+        assert "nulls" not in plain[name].settings
+    coverage = records["coverage"]
+    assert {f"ungated{suffix}" for suffix in SUFFIXES} <= coverage.value.keys()
+    assert coverage.value["mean_shuffled"] == coverage.value["mean_untrained"] == 1  # the gate makes it so
+    assert coverage.value["mean_over_shuffled"] == 0
+    assert coverage.value["mean_auc"] == 0.5
+    assert records["reconstruction"].value.keys() == plain["reconstruction"].value.keys()
+
+    # By hand: the same measure of the SAE with shuffled parents, and of the one before training.
+    config, sae = run.load()
+    reader = open_reader(config)
+    sample = read_sample(reader, read_tokens(config, reader, "held_out", OPTIONS.tokens))
+    other = with_parents(sae, shuffled_parents(sae.forest, fired(sae, sample.x)))
+    before = untrained(Start(config.sae, config.seed), sae, sample)
+    assert not isinstance(before, str)
+    for null, suffix in ((other, "_shuffled"), (before, "_untrained")):
+        monkeypatch.setattr(RunFolder, "load", lambda *_, null=null: (config, null))
+        alone = {
+            r.measure: r for r in measure_run(run, NAMES, replace(OPTIONS, nulls="no"), again=True)["tree"]
+        }
+        for name, value in (("coverage", "ungated"), ("cooccurrence", "iou"), ("hsae", "p_child_parent")):
+            assert records[name].value[value + suffix] == alone[name].value[value]
+
+
+def test_a_record_is_measured_again_only_if_its_nulls_are_asked_for(
+    finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = RunFolder(shutil.copytree(finished_run, tmp_path / "run"))
+    samples: list[object] = []
+    original = run_module.read_sample
+    monkeypatch.setattr(run_module, "read_sample", lambda *given: samples.append(given) or original(*given))
+    measure_run(run, NAMES, OPTIONS)
+    measure_run(run, NAMES, OPTIONS)
+    assert len(samples) == 1
+    found = measure_run(run, ["coverage"], replace(OPTIONS, nulls="no"))["tree"][0]
+    assert "mean_shuffled" not in found.value
+    assert len(samples) == 1
+    measure_run(run, ["reconstruction"], OPTIONS)
+    assert len(samples) == 1
+
+
+def test_the_forest_of_an_untrained_flat_sae_is_inferred_once(
+    tiny_config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config: TrainConfig = replace(tiny_config(), sae=TopKConfig((48,), (5,), dead_after_tokens=512))
+    run_training(config, tmp_path / "run")
+    run = RunFolder(tmp_path / "run")
+    (first,) = measure_run(run, ["coverage"], OPTIONS)["topk"]
+    assert (run.untrained_forest("topk") / "forest.json").is_file()
+    assert first.value["edges_measured"]
+    assert first.value["mean_untrained"] is not None or "no edges" in first.null["mean_untrained"]
+    assert first.value["mean_shuffled"] is not None
+    assert first.value["mean_auc"] is not None
+    over = first.value["mean_over_shuffled"]
+    assert over is not None
+    assert over > 0
+    monkeypatch.setattr("saeforest.evaluation.forests._inferred", lambda *_: pytest.fail("inferred again"))
+    (again,) = measure_run(run, ["coverage"], OPTIONS, again=True)["topk"]
+    assert again.value == first.value
+
+
+def test_activations_alone_have_nulls_too() -> None:
+    x = activations(600)
+    trained = saeforest.train(x, "tree", layer_sizes=(6, 12), k_per_layer=(2, 2), steps=20)
+    value = saeforest.measure(trained, x, ["cooccurrence"])["cooccurrence"].value
+    assert {f"iou{s}" for s in SUFFIXES[:4]} <= value.keys()
+    flat = saeforest.train(x, "topk", layer_sizes=16, k_per_layer=3, steps=20)
+    forest = Forest(torch.tensor([ROOT] * 4 + [i % 4 for i in range(12)]), (16,), layered=False)
+    record = saeforest.measure(flat, x, ["cooccurrence"], forest=forest)["cooccurrence"]
+    assert record.value["iou_shuffled"] is not None
+    assert "forest was given" in record.null["iou_untrained"]
