@@ -32,7 +32,7 @@ from saeforest.measures.pooled import (
 from saeforest.measures.sparse_probing import SparseProbingConfig, sparse_probing, top_dimensions
 from saeforest.measures.subject import Subject
 from saeforest.run_folder import RunFolder
-from saeforest.saes import SAE, TopKConfig, TopKSAE, TreeConfig, TreeSAE
+from saeforest.saes import SAE, MatryoshkaConfig, MatryoshkaSAE, TopKConfig, TopKSAE, TreeConfig, TreeSAE
 from saeforest.session import open_reader
 from saeforest.text.labeled import LabeledText
 from subject_cases import given
@@ -342,3 +342,20 @@ def test_texts_without_a_measured_token(reader: ActivationReader, tmp_path: Path
 def test_a_context_that_the_model_lacks(reader: ActivationReader, animals: str) -> None:
     with pytest.raises(InputError, match=r"texts\.context = 5000: .* can read at most 2048 tokens"):
         read_texts(reader, LabeledTextConfig(animals, context=5000))
+
+
+def test_each_level_is_probed_by_itself() -> None:
+    """Features 3 and 4, which tell two of the classes, are in the first layer, and 5, of the third, in the second."""
+    config = MatryoshkaConfig(layer_sizes=(5, 7), k_per_layer=(D,), normalize_activations="none")
+    sae = MatryoshkaSAE(config, D)
+    sae.load_state_dict(planted_sae().state_dict(), strict=False)
+    subject = subject_of(sae, planted_texts())
+    value = sparse_probing(subject, SparseProbingConfig(k=(1, 2), levels=True)).value
+    plain = sparse_probing(subject, SparseProbingConfig(k=(1, 2))).value
+    assert value.keys() == {*plain, *(f"sae_top_{k}_level_{level}" for k in (1, 2) for level in (0, 1))}
+    assert {name: value[name] for name in plain} == plain
+    for k in (1, 2):
+        assert value[f"sae_top_{k}_level_1"] == value[f"sae_top_{k}"]
+    assert value["sae_top_1"] == 1
+    # By two features of the first layer, the third class is what has neither.
+    assert (value["sae_top_1_level_0"] or 1) < 0.95 < (value["sae_top_2_level_0"] or 0)

@@ -52,6 +52,9 @@ class SparseProbingConfig:
     """Which labeled texts are read."""
     k: tuple[int, ...] = (1, 2, 5)
     """Numbers of features to train probes on."""
+    levels: bool = False
+    """Probe each reconstruction of an SAE with several layers too: of a tree the features of layers 0 to l, of an HSAE
+    those of level l alone."""
     validation: float = 0.2
     """Fraction of the training texts held out to choose the regularization of the probe on all activations."""
 
@@ -76,14 +79,19 @@ def sparse_probing(subject: Subject, config: SparseProbingConfig) -> Record:
     Raises InputError if the texts cannot be used (see `read_texts`).
     """
     texts, code = subject.labeled
-    pooled = {"sae": code.raw, "llm": texts.pooled}
+    # By the names of their values, in which {} stands for k.
+    pooled: dict[str, Any] = {"sae_top_{}": code.raw, "llm_top_{}": texts.pooled}
+    layers = subject.sae.reconstruction
+    for level in range(layers.last + 1) if config.levels else ():
+        first, end = layers.features(level)
+        pooled[f"sae_top_{{}}_level_{level}"] = csr_array(code.raw[:, first:end])
     seed = config.texts.seed
     train, train_own = one_vs_rest(texts.train, seed)
     test, test_own = one_vs_rest(texts.test, seed)
     (fit, fit_own), (check, check_own) = (
         one_vs_rest(part, seed) for part in apart(texts.train, config.validation)
     )
-    names = [f"{of}_top_{k}" for of in pooled for k in config.k] + ["llm_all"]
+    names = [of.format(k) for of in pooled for k in config.k] + ["llm_all"]
     right: dict[str, list[BoolArray]] = {name: [] for name in names}
     classes: list[dict[str, Any]] = []
     with progress("sparse probing", len(texts.classes), "classes") as advance:
@@ -95,8 +103,8 @@ def sparse_probing(subject: Subject, config: SparseProbingConfig) -> Record:
                 for k in config.k:
                     if k <= x.shape[1]:
                         said = _probe(few[train[c], :k], train_own, few[test[c], :k])
-                        right[f"{of}_top_{k}"].append(said == test_own)
-                if of == "sae":
+                        right[of.format(k)].append(said == test_own)
+                if x is code.raw:
                     entry["features"] = ranked.tolist()
             tuning = _standardized(texts.pooled, fit[c], fit_own, check[c])
             tried = [float((_probe(*tuning, strength) == check_own).mean()) for strength in STRENGTHS]
@@ -118,9 +126,7 @@ def sparse_probing(subject: Subject, config: SparseProbingConfig) -> Record:
     found = estimate(accuracy, texts.test.size, same_units("test texts", asked))
     value = {name: found.value.get(name) for name in names}
     why = {
-        f"{of}_top_{k}": f"there are only {x.shape[1]} dimensions"
-        for of, x in pooled.items()
-        for k in config.k
+        of.format(k): f"there are only {x.shape[1]} dimensions" for of, x in pooled.items() for k in config.k
     }
     return Record(
         "sparse_probing",
