@@ -165,8 +165,9 @@ def families(n_parents: int, n_children: int, seed: int = 0) -> tuple[torch.Tens
 @pytest.mark.parametrize("kernels", BACKENDS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("parents", "children", "k"), [(6, 60, 4), (30, 37, 2), (2, 5, 9), (9, 200, 40)])
+@pytest.mark.parametrize("kernel", ["top_children", "best_children"])
 def test_top_children_equals_the_dense_gate(
-    kernels: ModuleType, dtype: torch.dtype, parents: int, children: int, k: int
+    kernels: ModuleType, kernel: str, dtype: torch.dtype, parents: int, children: int, k: int
 ) -> None:
     first, below = families(parents, children)
     u, encoder = rand(N, D, dtype=dtype), rand(parents + children, D, dtype=dtype, seed=1)
@@ -175,7 +176,8 @@ def test_top_children_equals_the_dense_gate(
     active = torch.stack([torch.randperm(parents, generator=g)[:slots] for _ in range(N)])
     active[::4, 1] = -1
     active[7] = -1
-    values, ids = kernels.top_children(u, encoder, active, first, below, k, dtype)
+    precision = [dtype] if kernel == "top_children" else []
+    values, ids = getattr(kernels, kernel)(u, encoder, active, first, below, k, *precision)
 
     parent = torch.repeat_interleave(torch.arange(parents + children), first.diff())
     slots = torch.where(active < 0, parents + children, active)
@@ -190,6 +192,33 @@ def test_top_children_equals_the_dense_gate(
     own = torch.einsum("nd,nkd->nk", u, encoder[ids])
     torch.testing.assert_close(values[used], own[used])
     assert (ids[~used] == 0).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_best_children_are_as_many_as_fit(dtype: torch.dtype) -> None:
+    """Also where many are equal."""
+    first, below = families(9, 200)
+    u, encoder = rand(N, D, dtype=dtype), rand(209, D, dtype=dtype, seed=1).sign()
+    u, active = u.sign(), torch.arange(N * 3).view(N, 3) % 9
+    for k in (1, 5, 40, 300):
+        a, b = (torch.sort(m.best_children(u, encoder, active, first, below, k)[0]).values for m in BACKENDS)
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("k", [1, 6, 30, 50])
+def test_the_best_of_a_closed_selection(dtype: torch.dtype, k: int) -> None:
+    """With few different numbers, so that scores, layers and values are equal in turn."""
+    ids = torch.stack([torch.randperm(F, generator=torch.Generator().manual_seed(t))[:40] for t in range(N)])
+    scores, values = (rand(N, 40, seed=i, dtype=dtype).mul(2).round().relu() for i in (1, 2))
+    found = [m.closed_best(scores, values, ids, STARTS, k) for m in BACKENDS]
+    for t in range(N):
+        slots = [j for j in range(40) if scores[t, j] > 0]
+        layer = [sum(int(ids[t, j]) >= start for start in STARTS) for j in range(40)]
+        slots.sort(key=lambda j: (-scores[t, j], layer[j], -values[t, j], ids[t, j]))
+        for chosen, used in found:
+            assert int(used[t]) == min(k, len(slots))
+            assert sorted(chosen[t, : used[t]].tolist()) == sorted(slots[:k])
 
 
 def test_children_of_nobody() -> None:

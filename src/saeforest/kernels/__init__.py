@@ -14,7 +14,9 @@ features and the sums of their children.
 
 from .backend import backend
 from .functions import (
+    best_children,
     choose_atoms,
+    closed_best,
     closed_scores,
     jagged_decode,
     jagged_encode,
@@ -32,7 +34,9 @@ from .types import AdamStep
 __all__ = [
     "AdamStep",
     "backend",
+    "best_children",
     "choose_atoms",
+    "closed_best",
     "closed_scores",
     "dense_link_distance",
     "has_children",

@@ -211,6 +211,31 @@ def top_children(
 
 
 @torch.no_grad()
+def best_children(
+    u: Float[Tensor, "n d"],
+    encoder: Float[Tensor, "F d"],
+    active: Int[Tensor, "n a"],
+    first: Int[Tensor, "F_and_1"],
+    children: Int[Tensor, "c"],
+    k: int,
+) -> tuple[Float[Tensor, "n k"], Int[Tensor, "n k"]]:
+    """See `plain.best_children`."""
+    return backend(encoder).best_children(u, encoder, active, first, children, k)
+
+
+@torch.no_grad()
+def closed_best(
+    scores: Float[Tensor, "n c"],
+    values: Float[Tensor, "n c"],
+    ids: Int[Tensor, "n c"],
+    starts: tuple[int, ...],
+    k: int,
+) -> tuple[Int[Tensor, "n k"], Int[Tensor, "n"]]:
+    """See `plain.closed_best`."""
+    return backend(scores).closed_best(scores, values, ids, starts, k)
+
+
+@torch.no_grad()
 def closed_scores(
     values: Float[Tensor, "n c"],
     ids: Int[Tensor, "n c"],

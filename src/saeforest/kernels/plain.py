@@ -102,6 +102,38 @@ def top_children(
     return values, ids
 
 
+def best_children(
+    u: Float[Tensor, "n d"],
+    encoder: Float[Tensor, "F d"],
+    active: Int[Tensor, "n a"],
+    first: Int[Tensor, "F_and_1"],
+    children: Int[Tensor, "c"],
+    k: int,
+) -> tuple[Float[Tensor, "n k"], Int[Tensor, "n k"]]:
+    """The same as `top_children` in the precision of the weights, with the slots perhaps in another order."""
+    return top_children(u, encoder, active, first, children, k, encoder.dtype)
+
+
+def closed_best(
+    scores: Float[Tensor, "n c"],
+    values: Float[Tensor, "n c"],
+    ids: Int[Tensor, "n c"],
+    starts: tuple[int, ...],
+    k: int,
+) -> tuple[Int[Tensor, "n k"], Int[Tensor, "n"]]:
+    """For every row, the slots of the `k` largest positive scores, in any order, and how many there are.
+
+    Of equal scores those of earlier layers are selected first, so that parents come before their children; then those
+    of larger values, and then those of smaller ids. Layer l consists of the features `starts[l]` to
+    `starts[l + 1] - 1`.
+    """
+    order = ids.argsort(dim=1, stable=True)
+    order = order.gather(1, values.gather(1, order).argsort(dim=1, descending=True, stable=True))
+    order = order.gather(1, layer_of(ids, starts).gather(1, order).argsort(dim=1, stable=True))
+    order = order.gather(1, scores.gather(1, order).argsort(dim=1, descending=True, stable=True))
+    return order[:, :k], (scores > 0).sum(1).clamp(max=k)
+
+
 def closed_scores(
     values: Float[Tensor, "n c"],
     ids: Int[Tensor, "n c"],

@@ -19,14 +19,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ..kernels import closed_scores, top_positive
-from ..kernels.plain import layer_of
-from ..sparse_code import SparseCode, concat_slots
+from ..kernels import best_children, closed_best, closed_scores
+from ..sparse_code import SparseCode, concat_slots, from_entries
 from ..structure.forest import ROOT, ByParent
 from .by_layers import Encoded
 from .encode import PreActivations
-from .gate import Gate
-from .select import kth_largest, largest
+from .select import kth_largest, largest, top_k
 
 
 class Scored(NamedTuple):
@@ -40,9 +38,8 @@ class Scored(NamedTuple):
 
 @dataclass(frozen=True)
 class ClosedSelection:
-    """Chooses the features of largest score: `k` of a token, `k * n` of a batch, or all above a threshold."""
+    """Chooses the candidates of largest score: `k` of a token, `k * n` of a batch, or all above a threshold."""
 
-    gate: Gate
     groups: Sequence[ByParent]
     """The features of every layer, grouped by parent."""
     parent: Int[Tensor, "d_sae"]
@@ -58,72 +55,82 @@ class ClosedSelection:
     threshold: Float[Tensor, ""] | None = None
     """Choose all candidates of a larger score than this."""
 
+    @torch.no_grad()
     def __call__(self, h: PreActivations, u: Float[Tensor, "n d_in"], *, pull: bool = True) -> Encoded:
         """The chosen features of every token, with exact values and without gradients.
 
         pull: whether a feature may be chosen for the sake of a child.
         """
-        found = self.scored(h, u, pull=pull)
-        kept = self.kept(found)
-        values, ids = torch.where(kept, found.code.values, 0), torch.where(kept, found.code.ids, 0)
-        width = self.k
-        if self.batch or self.threshold is not None:
-            width = max(int(kept.sum(1).max()), 1) if len(kept) else 1
-        code = largest([SparseCode(values, ids)], width)
-        least = torch.where(kept, found.scores, torch.inf).min().reshape(1) if self.batch else None
-        return Encoded(code, [u] * len(self.groups), least)
-
-    def kept(self, found: Scored) -> Bool[Tensor, "n c"]:
-        """Which candidates are chosen."""
+        code, scores = self.scored(h, u, pull=pull)
+        least = None
         if self.threshold is not None:
-            return found.scores > self.threshold
-        return self.by_batch(found) if self.batch else self.by_token(found)
+            code = _only(code, scores > self.threshold)
+        elif self.batch:
+            kept = self.of_batch(code, scores)
+            least = torch.where(kept, scores, torch.inf).min().reshape(1)
+            code = _only(code, kept)
+        else:
+            slots, used = closed_best(scores, code.values, code.ids, self.starts, self.k)
+            on = torch.arange(slots.shape[1], device=u.device) < used[:, None]
+            values, ids = code.values.gather(1, slots), code.ids.gather(1, slots)
+            code = SparseCode(torch.where(on, values, 0), torch.where(on, ids, 0))
+        return Encoded(code, [u] * len(self.groups), least)
 
     @torch.no_grad()
     def scored(self, h: PreActivations, u: Float[Tensor, "n d_in"], *, pull: bool = True) -> Scored:
         """The candidates and their scores; without `pull`, no feature gains by its children."""
+        width = math.ceil(self.beam * self.k)
         active = torch.empty(len(u), 0, dtype=torch.int64, device=u.device)
         codes = []
         for features in self.groups:
-            code = h.exact(u, self.gate(h, u, active, features, math.ceil(self.beam * self.k)))
+            code = _best_of_layer(h, u, active, features, width)
             on = code.active(self.floor)
+            code = SparseCode(torch.where(on, code.values, 0), torch.where(on, code.ids, 0))
             active = torch.cat([active, torch.where(on, code.ids, ROOT)], dim=1)
-            codes.append(SparseCode(torch.where(on, code.values, 0), torch.where(on, code.ids, 0)))
+            codes.append(code)
         code = concat_slots(codes)
         return Scored(code, closed_scores(code.values, code.ids, self.parent, len(codes) - 1, pull=pull))
 
-    def by_token(self, found: Scored) -> Bool[Tensor, "n c"]:
-        """The `k` candidates of largest score of every token. Equal scores: see `_first`."""
-        scores = found.scores
-        bound = top_positive(scores, min(self.k, scores.shape[1]))[0].amin(1, keepdim=True)
-        kept, equal = scores > bound, (scores == bound) & (scores > 0)
-        room = self.k - kept.sum(1)
-        rows = (equal.sum(1) > room).nonzero().flatten()
-        if len(rows):
-            order = self._first(SparseCode(found.code.values[rows], found.code.ids[rows]), equal[rows])
-            first = equal[rows].gather(1, order).cumsum(1) <= room[rows, None]
-            equal[rows] &= torch.zeros_like(first).scatter_(1, order, first)
-        return kept | equal
-
-    def by_batch(self, found: Scored) -> Bool[Tensor, "n c"]:
-        """The `k * n` candidates of largest score of the batch. Equal scores: see `_first`; then by row."""
-        scores = found.scores
+    def of_batch(self, code: SparseCode, scores: Float[Tensor, "n c"]) -> Bool[Tensor, "n c"]:
+        """Which slots hold the `k * n` largest positive scores of the batch. Equal ones: by row, and then as in
+        `plain.closed_best`, so that parents come before their children."""
         positive, budget = scores[scores > 0], self.k * len(scores)
         if len(positive) <= budget:
             return scores > 0
         bound = kth_largest(positive, budget)
         kept, equal = scores > bound, scores == bound
-        rows = equal.any(1).nonzero().flatten()
-        order = self._first(SparseCode(found.code.values[rows], found.code.ids[rows]), equal[rows])
-        ordered = equal[rows].gather(1, order)
-        first = (ordered.flatten().cumsum(0) <= budget - kept.sum()).view_as(ordered) & ordered
-        equal[rows] = torch.zeros_like(first).scatter_(1, order, first)
-        return kept | equal
+        rows = equal.any(1).nonzero().flatten()  # few
+        of_rows = torch.where(equal[rows], scores[rows], 0)
+        slots, used = closed_best(of_rows, code.values[rows], code.ids[rows], self.starts, scores.shape[1])
+        room = budget - kept.sum() - (used.cumsum(0) - used)
+        first = torch.arange(slots.shape[1], device=slots.device) < torch.minimum(used, room)[:, None]
+        # An additional last column is for unused slots.
+        taken = torch.zeros(len(rows), scores.shape[1] + 1, dtype=torch.bool, device=slots.device)
+        taken.scatter_(1, torch.where(first, slots, scores.shape[1]), True)
+        kept[rows] |= taken[:, :-1]
+        return kept
 
-    def _first(self, code: SparseCode, equal: Bool[Tensor, "n c"]) -> Int[Tensor, "n c"]:
-        """The order in which slots of equal score are chosen: earlier layers first, so that parents come before their
-        children; within a layer larger pre-activations first, and then smaller ids. Other slots come last."""
-        order = code.ids.argsort(dim=1, stable=True)
-        order = order.gather(1, code.values.gather(1, order).argsort(dim=1, descending=True, stable=True))
-        layer = torch.where(equal, layer_of(code.ids, self.starts), len(self.starts))
-        return order.gather(1, layer.gather(1, order).argsort(dim=1, stable=True))
+
+def _best_of_layer(
+    h: PreActivations,
+    u: Float[Tensor, "n d_in"],
+    active: Int[Tensor, "n a"],
+    features: ByParent,
+    width: int,
+) -> SparseCode:
+    """The `width` features of a layer with the largest exact pre-activations among those under active parents."""
+    roots, below = features.roots, features.children
+    codes = [SparseCode(u.new_zeros(len(u), 0), roots.new_zeros(len(u), 0))]
+    if len(roots):
+        codes.append(h.exact(u, h.choose(u, lambda dense: top_k(dense, width), roots)))
+    if len(below) and active.shape[1]:
+        k = min(width, len(below))
+        codes.append(SparseCode(*best_children(u, h.encoder, active, features.first, below, k)))
+    every = concat_slots(codes)
+    return largest([every], width) if every.values.shape[1] > width else every
+
+
+def _only(code: SparseCode, kept: Bool[Tensor, "n c"]) -> SparseCode:
+    """The entries that are kept, in as many slots as the fullest row needs."""
+    rows, slots = kept.nonzero(as_tuple=True)
+    return from_entries(rows, code.ids[rows, slots], code.values[rows, slots], len(kept))

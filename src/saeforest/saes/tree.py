@@ -178,7 +178,6 @@ class TreeSAE(SAE):
     def _closed(self, *, batch: bool, threshold: Tensor | None) -> ClosedSelection:
         config = self.config
         return ClosedSelection(
-            self.gate,
             self._by_parent(),
             self.parent,
             self.starts,

@@ -61,12 +61,16 @@ def top_children(
     children: Tensor,
     k: int,
     precision: torch.dtype,  # ignored: lower precision than that of the weights would not be faster
+    *,
+    in_order: bool = True,
 ) -> tuple[Tensor, Tensor]:
     u_, encoder_, active_, first_, children_ = arrays(u, encoder, active, first, children)
     features, tokens, offsets, begin, total = loops.active_pairs(active_, first_)
     if total > _SCORES and len(u) > 1:
         halves = zip(u.chunk(2), active.chunk(2), strict=True)
-        found = [top_children(a, encoder, b, first, children, k, precision) for a, b in halves]
+        found = [
+            top_children(a, encoder, b, first, children, k, precision, in_order=in_order) for a, b in halves
+        ]
         best, which = zip(*found, strict=True)
         return torch.cat(best), torch.cat(which)
     order, group = loops.by_id(features, np.ones(len(features), np.bool_), len(first) - 1)
@@ -85,8 +89,28 @@ def top_children(
         first_,
         children_,
     )
-    over_rows(loops.best_children, len(u), *arrays(values, ids), scores, begin, active_, first_, children_)
+    places = arrays(values, ids)
+    if in_order:
+        over_rows(loops.top_children, len(u), *places, scores, begin, active_, first_, children_)
+    else:
+        bits = scores.view(np.int32 if scores.itemsize == 4 else np.int64)
+        over_rows(loops.best_children, len(u), *places, scores, bits, begin, active_, first_, children_)
     return values, ids
+
+
+def best_children(
+    u: Tensor, encoder: Tensor, active: Tensor, first: Tensor, children: Tensor, k: int
+) -> tuple[Tensor, Tensor]:
+    return top_children(u, encoder, active, first, children, k, encoder.dtype, in_order=False)
+
+
+def closed_best(
+    scores: Tensor, values: Tensor, ids: Tensor, starts: tuple[int, ...], k: int
+) -> tuple[Tensor, Tensor]:
+    slots, used = ids.new_empty(len(ids), k), ids.new_empty(len(ids))
+    bits = as_bits(scores)
+    over_rows(loops.closed_best, len(ids), *arrays(slots, used), bits, *arrays(values, ids), np.array(starts))
+    return slots, used
 
 
 def closed_scores(values: Tensor, ids: Tensor, parent: Tensor, levels: int, *, pull: bool) -> Tensor:

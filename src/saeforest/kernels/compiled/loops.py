@@ -289,7 +289,7 @@ def _offer(values, ids, size, value, i):
 
 
 @jit
-def best_children(values, ids, scores, begin, active, first, children, low, high):
+def top_children(values, ids, scores, begin, active, first, children, low, high):
     for t in range(low, high):
         size = 0
         for j in range(active.shape[1]):
@@ -298,6 +298,40 @@ def best_children(values, ids, scores, begin, active, first, children, low, high
                 if scores[i] > 0:
                     child = children[first[active[t, j]] + i - start]
                     size = _offer(values[t], ids[t], size, scores[i], child)
+        values[t, size:] = 0
+        ids[t, size:] = 0
+
+
+# -- the closed selection: its candidates, their scores, and the best of them
+
+
+@jit
+def best_children(values, ids, scores, bits, begin, active, first, children, low, high):
+    """The same as `top_children`, in the order in which children are found: faster if k is large."""
+    k, widest = values.shape[1], 0
+    for t in range(low, high):
+        widest = max(widest, begin[t, -1] - begin[t, 0])
+    found = np.empty(widest + 1, bits.dtype)
+    at, which = np.empty(widest + 1, np.int64), np.empty(widest + 1, np.int64)
+    for t in range(low, high):
+        n = 0
+        for j in range(active.shape[1]):
+            start, end = begin[t, j], begin[t, j + 1]
+            if start == end:
+                continue
+            shift = first[active[t, j]] - start
+            for i in range(start, end):  # kept if positive, otherwise overwritten by the next one
+                found[n], at[n], which[n] = bits[i], i, children[i + shift]
+                n += scores[i] > 0
+        least = found.dtype.type(_kth_largest(found, n, k)) if n > k else found.dtype.type(0)
+        room, size = k, 0
+        for i in range(n):
+            room -= found[i] > least
+        for i in range(n):
+            if found[i] > least or (found[i] == least and room > 0):
+                room -= found[i] == least
+                values[t, size], ids[t, size] = scores[at[i]], which[i]
+                size += 1
         values[t, size:] = 0
         ids[t, size:] = 0
 
@@ -324,6 +358,48 @@ def closed_scores(scores, values, ids, parent, pull, low, high):
         for j in range(len(row)):
             if above[j] >= 0:
                 m[j] = min(m[j], m[above[j]])
+
+
+@jit
+def _comes_first(a, b, values, ids, starts):
+    """Whether slot a is selected before slot b of the same score."""
+    layers = 0
+    for start in starts[1:-1]:
+        layers += np.int64(ids[a] >= start) - np.int64(ids[b] >= start)
+    if layers != 0:
+        return layers < 0
+    return values[a] > values[b] or (values[a] == values[b] and ids[a] < ids[b])
+
+
+@jit
+def closed_best(slots, used, scores, values, ids, starts, low, high):
+    """`scores` are the bits of scores that are not negative, as integers."""
+    width, k = scores.shape[1], slots.shape[1]
+    found, at = np.empty(width + 1, scores.dtype), np.empty(width + 1, np.int64)
+    for t in range(low, high):
+        n = 0
+        for j in range(width):
+            found[n], at[n] = scores[t, j], j
+            n += scores[t, j] > 0
+        least = found.dtype.type(_kth_largest(found, n, k)) if n > k else found.dtype.type(0)
+        size = equal = 0
+        for i in range(n):  # those that reach the bound exactly move to the front of the list
+            if found[i] > least:
+                slots[t, size] = at[i]
+                size += 1
+            elif found[i] == least:
+                at[equal] = at[i]
+                equal += 1
+        for done in range(min(k - size, equal)):
+            best = done
+            for i in range(done + 1, equal):
+                if _comes_first(at[i], at[best], values[t], ids[t], starts):
+                    best = i
+            at[done], at[best] = at[best], at[done]
+            slots[t, size + done] = at[done]
+        size += min(k - size, equal)
+        slots[t, size:] = 0
+        used[t] = size
 
 
 # -- the reconstruction errors of all layers and their gradients, one token at a time while its rows are in the cache

@@ -15,20 +15,17 @@ Without a GPU, `TRITON_INTERPRET=1` (set before the import) runs all of it in Tr
 CPU: that is how `tests/kernels/test_triton.py` checks it.
 """
 
-from ..plain import (
-    choose_atoms,
-    closed_scores,
-    put_back_atoms,
-    take_atoms,
-)  # PyTorch is fast enough for these
+from ..plain import choose_atoms, closed_best, closed_scores, put_back_atoms, take_atoms  # fast enough
 from .adam import adam
 from .errors import layer_errors, layer_gradients
-from .select import top_children, top_positive
+from .select import best_children, top_children, top_positive
 from .sparse import gather_dot, scatter_outer, weighted_rows
 
 __all__ = [
     "adam",
+    "best_children",
     "choose_atoms",
+    "closed_best",
     "closed_scores",
     "gather_dot",
     "layer_errors",

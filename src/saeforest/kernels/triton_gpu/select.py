@@ -273,3 +273,15 @@ def top_children(
 
 def _cdiv(a: Int[Tensor, "m"], b: int) -> Int[Tensor, "m"]:
     return (a + b - 1) // b
+
+
+def best_children(
+    u: Float[Tensor, "n d"],
+    encoder: Float[Tensor, "F d"],
+    active: Int[Tensor, "n a"],
+    first: Int[Tensor, "F_and_1"],
+    children: Int[Tensor, "c"],
+    k: int,
+) -> tuple[Float[Tensor, "n k"], Int[Tensor, "n k"]]:
+    """The same as `plain.best_children`."""
+    return top_children(u, encoder, active, first, children, k, encoder.dtype)
