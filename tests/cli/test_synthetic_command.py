@@ -40,6 +40,21 @@ def test_synthetic_scores_every_system_for_every_seed(call: Call) -> None:
     assert json.loads(Path("again/recovery.json").read_text())["topk+mcs"] == found["topk+mcs"]
 
 
+def test_a_generator_takes_settings_and_saes_other_layers_than_the_world(call: Call) -> None:
+    few = ["--systems", "tree", "--seeds", "1", "--steps", "2", "--batch-size", "64", "--held-out", "200"]
+    world = ["--world", "roots=2,branching=2,exclusive=False,parent_offset=0.5", "--layer-sizes", "5", "9"]
+    assert call("synthetic", "tree", *few, *world, "--out", "found").status == 0
+    found = json.loads(Path("found/recovery.json").read_text())
+    assert (found["tree"]["features"]["median"], found["tree"]["latents"]["median"]) == (14, 14)
+    asked = json.loads(Path("found/scores.json").read_text())["asked"]
+    assert asked["world"] == {"roots": 2, "branching": 2, "exclusive": False, "parent_offset": 0.5}
+    assert asked["config"]["layer_sizes"] == [5, 9]
+    assert call("synthetic", "tree", *few, *world, "--out", "found").status == 0
+    other = call("synthetic", "tree", *few, "--world", "roots=2", *world[2:], "--out", "found")
+    assert other.status == 2
+    assert "has results with world = " in other.err
+
+
 @pytest.mark.parametrize(
     ("args", "names"),
     [
@@ -56,6 +71,16 @@ def test_synthetic_scores_every_system_for_every_seed(call: Call) -> None:
             ["tree", "--size", "0.1", "--systems", "topk,tree"],
             "system tree with size 0.1 and l0 None: sae.k_per",
         ),
+        (["tree", "--world", "dept=2"], "--world dept: no setting of generator tree; did you mean depth?"),
+        (["tree", "--world", "depth=2.5"], "--world depth=2.5: expected a whole number"),
+        (["tree", "--world", "d=wide"], "--world d=wide: expected a whole number"),
+        (["tree", "--world", "depth"], "--world depth=: expected a whole number"),
+        (["tree", "--world", "p_root=nan"], "--world p_root=nan: expected a number"),
+        (["tree", "--world", "exclusive=perhaps"], "--world exclusive=perhaps: expected true or false"),
+        (["mp", "--world", "depth=2"], "--world depth: no setting of generator mp; expected correlation"),
+        (["matryoshka", "--world", "depth=2"], "no setting of generator matryoshka; it has none"),
+        (["tree", "--layer-sizes", "0"], "layer_sizes = [0]: expected one or more numbers above 0"),
+        (["tree", "--layer-sizes", "9", "--size", "2"], "size = 2.0 and layer_sizes: give only one"),
         ([], "GENERATOR"),
     ],
 )
