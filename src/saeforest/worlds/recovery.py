@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..sparse_code import SparseCode
-from ..structure.forest import ROOT, Forest
+from ..structure.forest import Forest
 from .edges import EdgeScores, edge_scores, named_scores
 from .nulls import means, shuffles
 from .world import Sample, World
@@ -141,7 +141,7 @@ def recover(
     by_mean = _TopFive(decoder, _mean_directions(sample, truth_on), strict)
 
     def of(learned: Forest) -> dict[str, float | None]:
-        coverage = _coverage(code, learned, threshold)
+        coverage = _coverage(latent_on, learned)
         return named_scores(
             edge_scores(world.spec, learned, strict, alive, MATCHED),
             edge_scores(world.spec, learned, loose, alive, LOOSELY_MATCHED),
@@ -151,7 +151,7 @@ def recover(
             "coverage_mean": _mean(coverage),
         }
 
-    coverage = _coverage(code, forest, threshold)
+    coverage = _coverage(latent_on, forest)
     hierarchy, pairs = by_own(forest)
     return Recovery(
         features=world.m,
@@ -331,9 +331,9 @@ def _mean_directions(sample: Sample, truth_on: csc_array) -> Float[Tensor, "m d"
     return F.normalize(sums / n - others / (len(sample) - n)).float()
 
 
-def _coverage(code: SparseCode, learned: Forest, threshold: float) -> Float[Tensor, "e"]:
+def _coverage(latent_on: csc_array, learned: Forest) -> Float[Tensor, "e"]:
     """`[e]` S_cov of every learned edge whose child fires."""
-    fired = code.fired(learned.d_sae, threshold)
-    with_parent = code.ids[code.with_parent(learned.parent, threshold)].bincount(minlength=learned.d_sae)
-    measured = (learned.parent != ROOT) & (fired > 0)
-    return with_parent[measured].double() / fired[measured].double()
+    fired = _count(latent_on)
+    parent, child = learned.edges[:, fired[learned.edges[1]] > 0]
+    both = latent_on[:, parent.numpy()].multiply(latent_on[:, child.numpy()])
+    return _count(both) / fired[child]
