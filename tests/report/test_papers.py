@@ -56,6 +56,14 @@ def test_presets_of_the_papers_are_presets() -> None:
             "tree-fixed",
             "Tree SAE without reallocation",
         ),
+        (replace(TREE, allocation=AllocationConfig(root_reset_at=0, until=0.5)), "tree", "Tree SAE"),
+        (replace(TREE, gate="none"), "tree-no-gate", "Tree SAE without a gate"),
+        (replace(TREE, layer_weights=0.0), "tree-one-loss", "Tree SAE with the last layer's loss alone"),
+        (
+            replace(TREE, allocation=AllocationConfig(rule="data", first=0)),
+            "tree-from-data",
+            "Tree SAE, parents from data",
+        ),
         (HSAE, "hsae", "HSAE"),
         (BASELINE, "hsae-baseline", "HSAE baseline"),
         (replace(HSAE, constraint=0.0), "hsae", "HSAE"),
@@ -73,8 +81,8 @@ def test_every_system_has_a_title_and_a_look_of_its_own() -> None:
         bool(sae.color_of_two_layers) for sae in SYSTEMS.values()
     )
     assert len({System(kind, 1).marker for kind in kinds}) == len(kinds)
-    assert [s.kind for s in sorted((System(kind, 1) for kind in kinds), key=lambda s: s.rank)][:3] == [
-        "tree", "tree-fixed", "hsae",
+    assert [s.kind for s in sorted((System(kind, 1) for kind in kinds), key=lambda s: s.rank)][:6] == [
+        "tree", "tree-no-gate", "tree-from-data", "tree-one-loss", "tree-fixed", "hsae",
     ]  # fmt: skip
 
 

@@ -31,7 +31,7 @@ class Data(Schema):
 
 
 class Ablation(Data):
-    """A system with a component removed.
+    """A system with a component removed or replaced.
 
     settings: alternative sets of settings; an SAE is this ablation if all settings of one set have these values.
     shares: settings in which it must agree with the whole system to be compared with it, with their descriptions.
@@ -41,7 +41,7 @@ class Ablation(Data):
     title: Name
     color: Annotated[str, Field(pattern="^#[0-9A-F]{6}$")]
     marker: Name = "o"
-    settings: Annotated[tuple[dict[Name, float], ...], Field(min_length=1)]
+    settings: Annotated[tuple[dict[Name, float | str | None], ...], Field(min_length=1)]
     shares: dict[Name, Name] = Field(default_factory=dict)
 
 
