@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -41,6 +41,7 @@ class Case:
     sparsity: SparsityConfig = field(default_factory=SparsityConfig)
     constraint: float = 0.05
     perturbation: float = 0.2
+    compare: Literal["vector", "projected"] = "vector"
     hierarchy: ParentsConfig = field(default_factory=lambda: ParentsConfig(period=6))
     parents: bool = False
     """Start from a random forest: for training without updates."""
@@ -84,6 +85,19 @@ CASES = {
         hierarchy=ParentsConfig("alternate", None, "encoder", unassigned=0, max_children=2),
     ),
     "never updated": Case(sparsity=SLOW, perturbation=0.5, hierarchy=ParentsConfig("none", 3), parents=True),
+    "projected, without copies": Case(
+        bandwidth=0.7,
+        compare="projected",
+        constraint=0.5,
+        perturbation=0.4,
+        hierarchy=ParentsConfig("alternate", 5, unassigned=0.1, max_cosine=0.4),
+    ),
+    "projected, binary, without copies": Case(
+        normalize=1.7,
+        ghost=False,
+        compare="projected",
+        hierarchy=ParentsConfig("alternate", 8, "conditional", 0.8, max_children=2, max_cosine=0.1),
+    ),
     "after training": Case(constraint=0, perturbation=0, hierarchy=ParentsConfig("after", 3)),
 }
 
@@ -112,7 +126,12 @@ def make_training(
     if len(sizes) == 1:
         sae = JumpReLUSAE(JumpReLUConfig(**common), D, seed=1)
     else:
-        own = {"constraint": case.constraint, "perturbation": case.perturbation, "hierarchy": case.hierarchy}
+        own: dict[str, Any] = {
+            "constraint": case.constraint,
+            "perturbation": case.perturbation,
+            "compare": case.compare,
+        }
+        own |= {"hierarchy": case.hierarchy}
         sae = HSAE(HSAEConfig(**common, **own), D, seed=1)
     return train_levels(sae.to(dtype), run, lr)
 
@@ -152,6 +171,7 @@ def make_oracle(training: LevelsTraining, case: Case, eps: float) -> HSAEOracle:
         lam_max=1e2 * D,
         theta_rate=case.threshold_rate or D**0.5,
         rho=case.constraint,
+        projected=case.compare == "projected",
         ghost=case.ghost,
         dead_steps=DEAD_STEPS,
         target=sae.config.k_per_layer,
@@ -164,6 +184,7 @@ def make_oracle(training: LevelsTraining, case: Case, eps: float) -> HSAEOracle:
         coactivation_momentum=hierarchy.momentum,
         unassigned=hierarchy.unassigned,
         max_children=hierarchy.max_children,
+        max_cosine=hierarchy.max_cosine,
         adam_eps=eps,
     )
     encoder, decoder, b_enc, threshold = (
@@ -210,7 +231,8 @@ def brute_force(similarity: list[list[float]], unassigned: float, max_children: 
     while True:
         full = [a for a in range(n_above) if list(parent.values()).count(a) == (max_children or n_below)]
         # max takes the first of equals: by child, then by parent
-        pairs = [(b, a) for b in range(n_below) for a in range(n_above) if b not in parent and a not in full]
+        free = [(b, a) for b in range(n_below) for a in range(n_above) if b not in parent and a not in full]
+        pairs = [(b, a) for b, a in free if similarity[a][b] > -np.inf]
         if not pairs:
             break
         child, above = max(pairs, key=lambda pair: similarity[pair[1]][pair[0]])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from oracles.hsae import conditional, hamming
+from oracles.hsae_levels import conditional, hamming
 from saeforest import Forest, SparseCode
 from saeforest.measures.hsae import HSAELinks
 from saeforest.measures.measure import EvalBatch

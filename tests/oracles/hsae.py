@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from .allocation import ROOT, BoolArray, FloatArray, IntArray
+from .hsae_links import assign, constraint, cosines, stand_in, through_stand_in
 from .tree import AdamState, adam_step
 
 GHOST_EPS = 1e-6
-Pair = tuple[int, int, float]
 
 
 @dataclass
@@ -30,6 +30,9 @@ class HSAEOptions:
     theta_rate: float = 1.0  # the thresholds' learning rate, as a multiple of the others'
     bandwidth: float = 0.05  # width of the rectangle kernel of the pseudo-derivatives
     rho: float = 0.01  # weight of the constraint between parents and children
+    projected: bool = (
+        False  # constraint and perturbation take the part of the children along their parent only
+    )
     ghost: bool = False
     dead_steps: int = 9766
 
@@ -46,6 +49,7 @@ class HSAEOptions:
     coactivation_momentum: float = 0.999
     unassigned: float = 0.2  # share of the features of a level that get no parent
     max_children: int | None = None
+    max_cosine: float | None = None  # of the decoder rows of parent and child
 
     beta1: float = 0.0
     beta2: float = 0.995
@@ -73,48 +77,6 @@ def jumprelu_by_theta(h: float, theta: float, eps: float) -> float:
 def heaviside_by_theta(h: float, theta: float, eps: float) -> float:
     """Pseudo-derivative of 1[h > theta] by the threshold."""
     return -(1.0 / eps) * kernel((h - theta) / eps)
-
-
-# ---- the hierarchy ----------------------------------------------------------------------------------------
-
-
-def cosines(parents: FloatArray, children: FloatArray) -> FloatArray:
-    """[P,C] cosines of the rows of parents [P,d] and children [C,d]; 0 where a row is zero."""
-    result = np.zeros((len(parents), len(children)))
-    for i, a in enumerate(parents):
-        for j, b in enumerate(children):
-            norms = math.sqrt(float(a @ a)) * math.sqrt(float(b @ b))
-            result[i, j] = (a @ b) / norms if norms > 0.0 else 0.0
-    return result
-
-
-def assign(similarity: FloatArray, unassigned: float, max_children: int | None = None) -> IntArray:
-    """[C]: the parent (0 .. P-1, or -1) of each child of one pair of levels, from similarity [P,C].
-
-    A child that finds every parent closed has no accepted pair. It has no parent, counts as less similar
-    than all others, and so is among the share of unassigned children.
-    """
-    n_parents, n_children = similarity.shape
-    parent = np.full(n_children, ROOT, dtype=np.int64)
-    best = np.full(n_children, -np.inf)
-    if max_children is None:
-        for j in range(n_children):
-            for i in range(n_parents):
-                if similarity[i, j] > best[j]:  # strictly: a tie stays with the lowest parent
-                    best[j] = similarity[i, j]
-                    parent[j] = i
-    else:
-        pairs = [(-similarity[i, j], j, i) for i in range(n_parents) for j in range(n_children)]
-        room = [max_children] * n_parents
-        for negative, j, i in sorted(pairs):
-            if parent[j] == ROOT and room[i] > 0:
-                parent[j] = i
-                best[j] = -negative
-                room[i] -= 1
-    lowest = sorted(range(n_children), key=lambda j: (best[j], j))
-    for j in lowest[: math.floor(unassigned * n_children)]:
-        parent[j] = ROOT
-    return parent
 
 
 # ---- the model --------------------------------------------------------------------------------------------
@@ -264,23 +226,16 @@ class HSAEOracle:
             result[i] = mask[i] == 1.0 and len(self.children_of(i)) > 0  # so never in the last level
         return result
 
-    def contributors(self, level: int, replaced: BoolArray) -> list[int]:
-        """The features whose f d the level's reconstruction adds up: its own, or children in their stead."""
-        result: list[int] = []
-        for i in self.features_of(level):
-            if replaced[i]:
-                result.extend(self.children_of(i))
-            else:
-                result.append(i)
-        return result
-
     def reconstruction(self, f: FloatArray, level: int, replaced: BoolArray) -> FloatArray:
         """[n,d]: the level's reconstruction of u from the values f [n,F]."""
         u_hat = np.zeros((len(f), self.d))
         for t in range(len(f)):
             u_hat[t] = self.B[level]
-            for i in self.contributors(level, replaced):
-                u_hat[t] += f[t, i] * self.D[i]
+            for i in self.features_of(level):
+                if replaced[i]:
+                    u_hat[t] += stand_in(f[t], self.D, i, self.children_of(i), self.options.projected)
+                else:
+                    u_hat[t] += f[t, i] * self.D[i]
         return u_hat
 
     def encode(self, x: ArrayLike) -> FloatArray:
@@ -317,7 +272,7 @@ class HSAEOracle:
 
         recon = np.zeros(self.n_levels)
         l0 = np.zeros(self.n_levels)
-        constraint = np.zeros(self.n_levels)
+        constraints = np.zeros(self.n_levels)
         ghost = np.zeros(self.n_levels)
         u_hats: list[FloatArray] = []
         grad_E = np.zeros_like(self.E)
@@ -335,9 +290,15 @@ class HSAEOracle:
                 recon[level] += (difference**2).sum() / n
                 grad_u_hat = 2.0 * difference / n
                 grad_B[level] += grad_u_hat
-                for i in self.contributors(level, replaced):
-                    grad_D[i] += f[t, i] * grad_u_hat
-                    grad_f[t, i] += self.D[i] @ grad_u_hat
+                for i in self.features_of(level):
+                    if replaced[i]:
+                        children = self.children_of(i)
+                        parts = through_stand_in(f[t], self.D, i, children, options.projected, grad_u_hat)
+                        grad_D += parts.D
+                        grad_f[t] += parts.f
+                    else:
+                        grad_D[i] += f[t, i] * grad_u_hat
+                        grad_f[t, i] += self.D[i] @ grad_u_hat
 
         for level in range(self.n_levels - 1):
             for i in self.features_of(level):
@@ -345,16 +306,10 @@ class HSAEOracle:
                 if not children:
                     continue
                 for t in range(n):
-                    gap = f[t, i] * self.D[i]
-                    for j in children:
-                        gap = gap - f[t, j] * self.D[j]
-                    constraint[level] += (gap**2).sum() / n
-                    grad_gap = options.rho * 2.0 * gap / n
-                    grad_D[i] += f[t, i] * grad_gap
-                    grad_f[t, i] += self.D[i] @ grad_gap
-                    for j in children:
-                        grad_D[j] -= f[t, j] * grad_gap
-                        grad_f[t, j] -= self.D[j] @ grad_gap
+                    squared, parts = constraint(f[t], self.D, i, children, options.projected)
+                    constraints[level] += squared / n
+                    grad_D += options.rho * parts.D / n
+                    grad_f[t] += options.rho * parts.f / n
 
         # through the JumpReLU into encoder, biases and thresholds; the sparsity reaches the thresholds only
         for level in range(self.n_levels):
@@ -393,13 +348,13 @@ class HSAEOracle:
                         grad_b_enc[i] += grad_h
 
         sparsity = self.lam * l0
-        loss = float(recon.sum() + sparsity.sum() + options.rho * constraint.sum() + ghost.sum())
+        loss = float(recon.sum() + sparsity.sum() + options.rho * constraints.sum() + ghost.sum())
         return {
             "loss": loss,
             "recon": recon,
             "l0": l0,
             "sparsity": sparsity,
-            "constraint": constraint,
+            "constraint": constraints,
             "ghost": ghost,
             "u_hat": u_hats,
             "replaced": replaced,
@@ -477,7 +432,12 @@ class HSAEOracle:
     def update_hierarchy(self) -> None:
         """Give every feature of every level but the first a parent, or none, from the similarities."""
         for level in range(self.n_levels - 1):
-            local = assign(self.similarity(level), self.options.unassigned, self.options.max_children)
+            similarity = self.similarity(level)
+            if self.options.max_cosine is not None:
+                upper, lower = self.features_of(level), self.features_of(level + 1)
+                copies = cosines(self.D[list(upper)], self.D[list(lower)]) > self.options.max_cosine
+                similarity[copies] = -np.inf
+            local = assign(similarity, self.options.unassigned, self.options.max_children)
             for b, j in enumerate(self.features_of(level + 1)):
                 self.parent[j] = ROOT if local[b] == ROOT else self.starts[level] + local[b]
 
@@ -519,54 +479,3 @@ class HSAEOracle:
         """The end of training: with updates "after" this is where the hierarchy is made."""
         if self.options.updates == "after":
             self.update_hierarchy()
-
-
-# ---- metrics ----------------------------------------------------------------------------------------------
-
-
-def hamming(
-    active: BoolArray, parent: ArrayLike, sizes: Sequence[int], all_parents: bool = True
-) -> list[float]:
-    """Errors per token of each level but the last, when a feature is predicted by whether any child is active.
-
-    active [n,F]; parent [F]. A feature without children is predicted inactive, or, without ``all_parents``,
-    left out. A level that has no parent at all then has 0 errors.
-    """
-    parents = np.array(parent, dtype=np.int64)
-    n = len(active)
-    result: list[float] = []
-    start = 0
-    for size in sizes[:-1]:
-        errors = 0
-        for i in range(start, start + size):
-            children = [j for j in range(len(parents)) if parents[j] == i]
-            if not children and not all_parents:
-                continue
-            for t in range(n):
-                predicted = any(bool(active[t, j]) for j in children)
-                errors += int(predicted != bool(active[t, i]))
-        result.append(errors / n)
-        start += size
-    return result
-
-
-def conditional(active: BoolArray, parent: ArrayLike, sizes: Sequence[int]) -> tuple[list[Pair], list[Pair]]:
-    """P(parent|child) and P(child|parent) of the assigned pairs, each as (parent, child, value) by child.
-
-    active [n,F]; parent [F]. A pair whose condition never holds is left out of that list.
-    """
-    parents = np.array(parent, dtype=np.int64)
-    parent_given_child: list[Pair] = []
-    child_given_parent: list[Pair] = []
-    for j in range(sizes[0], sum(sizes)):
-        i = int(parents[j])
-        if i == ROOT:
-            continue
-        n_both = sum(1 for row in active if row[i] and row[j])
-        n_child = sum(1 for row in active if row[j])
-        n_parent = sum(1 for row in active if row[i])
-        if n_child > 0:
-            parent_given_child.append((i, j, n_both / n_child))
-        if n_parent > 0:
-            child_given_parent.append((i, j, n_both / n_parent))
-    return parent_given_child, child_given_parent

@@ -6,17 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from .hsae import (
-    HSAEOptions,
-    HSAEOracle,
-    assign,
-    conditional,
-    hamming,
-    heaviside_by_theta,
-    jumprelu,
-    jumprelu_by_theta,
-    kernel,
-)
+from .hsae import HSAEOptions, HSAEOracle, heaviside_by_theta, jumprelu, jumprelu_by_theta, kernel
+from .hsae_levels import conditional, hamming
+from .hsae_links import assign
 
 SIZES = [3, 4, 6]
 PARENT = [-1, -1, -1, 0, 0, 2, -1, 3, 4, 4, 5, -1, 6]  # feature 1 has no children
@@ -124,6 +116,29 @@ def test_perturbation_by_hand():
     assert result["grad_B"][1].tolist() == [0.0, -3.0]  # no output error; encoder of feature 3: -(2 + 1)
 
 
+def test_projection_by_hand():
+    """docs/spec/test-vectors.md#projected: of child 3, at (0.6, 0.8), only 0.6 lies along the parent."""
+    decoder = [[1, 0], [0, 1], [1, 0], [0.6, 0.8]]
+    x = [[2.0, 1.0]]  # the parent has 2, its children 2 and 1
+    for projected, gap in ((False, [-0.6, -0.8]), (True, [-0.6, 0.0])):
+        oracle = tiny(HSAEOptions(rho=0.5, projected=projected), D=decoder)
+        plain = oracle.losses_and_gradients(oracle.forward(x))
+        assert plain["constraint"][0] == pytest.approx(gap[0] ** 2 + gap[1] ** 2)
+        result = oracle.losses_and_gradients(oracle.forward(x), z=[1, 0, 0, 0])
+        aside = 0.0 if projected else 0.8
+        assert result["u_hat"][0][0] == pytest.approx([2.6, 1.0 + aside])
+
+
+def test_copies_are_not_assigned():
+    oracle = tiny(HSAEOptions(unassigned=0, max_cosine=0.9, similarity="decoder"))
+    oracle.D = np.array([[1.0, 0], [0.6, 0.8], [0.95, (1 - 0.95**2) ** 0.5], [0.0, 1.0]])
+    oracle.update_hierarchy()
+    assert oracle.parent.tolist() == [-1, -1, 1, 1]  # feature 2 is too near to 0
+    oracle.options.max_cosine = 0.7
+    oracle.update_hierarchy()
+    assert oracle.parent.tolist() == [-1, -1, -1, 0]  # and now 2 is too near to both, and 3 to 1
+
+
 def test_ghost_by_hand():
     # only feature 3 is dead: it never reaches its threshold. x = (2, 0): level 1 reconstructs it exactly
     options = HSAEOptions(rho=0.0, ghost=True, dead_steps=1)
@@ -167,7 +182,6 @@ def surrogate(oracle: HSAEOracle, x: np.ndarray, z: np.ndarray):
             child[p, j] = 1.0
     has = child.sum(axis=1) > 0
     z = z * has
-    add = own * (1 - z) + (own * z) @ child  # [L,F]: features that the levels' reconstructions add up
 
     mean, std = np.zeros((len(x), 1)), np.ones((len(x), 1))
     if options.normalize == "token":
@@ -179,7 +193,18 @@ def surrogate(oracle: HSAEOracle, x: np.ndarray, z: np.ndarray):
     h0 = np.einsum("nfd,fd->nf", u[:, None] - B0[level_of], oracle.E) + oracle.b_enc
     gate = (h0 > theta0).astype(np.float64)
     near = (np.abs((h0 - theta0) / options.bandwidth) < 0.5).astype(np.float64)
-    recon0 = np.einsum("nf,lf,fd->nld", h0 * gate, add, oracle.D) + B0
+
+    def along(f, D):
+        """[n,F]: what the children of each feature write along it, if it counts alone."""
+        return f @ (child * (D @ D.T)).T
+
+    def levels_of(f, D):
+        """[n,L,d]: what the features write in their level's reconstruction, some replaced by their children."""
+        if options.projected:
+            return np.einsum("nf,lf,fd->nld", f * (1 - z) + along(f, D) * z, own, D)
+        return np.einsum("nf,lf,fd->nld", f, own * (1 - z) + (own * z) @ child, D)
+
+    recon0 = levels_of(h0 * gate, oracle.D) + B0
     r = u[:, None] - recon0  # [n,L,d]
     main = (r**2).sum(-1)
     ghosts = own * oracle.dead() * options.ghost
@@ -189,11 +214,13 @@ def surrogate(oracle: HSAEOracle, x: np.ndarray, z: np.ndarray):
         h = np.einsum("nfd,fd->nf", u[:, None] - B[level_of], E) + b_enc
         f = h * gate - theta0 / options.bandwidth * near * (theta - theta0)
         H = gate - near / options.bandwidth * (theta - theta0)
-        u_hat = np.einsum("nf,lf,fd->nld", f, add, D) + B
+        u_hat = levels_of(f, D) + B
         total = ((u_hat - u[:, None]) ** 2).sum(-1).mean(0).sum()
         total += (oracle.lam * (H @ own.T).mean(0)).sum()
         v = f[:, :, None] * D
         gaps = (v - np.einsum("pc,ncd->npd", child, v)) * has[:, None]
+        if options.projected:
+            gaps = ((f - along(f, D)) * has)[:, :, None]
         total += options.rho * (gaps**2).sum((1, 2)).mean()
         h_ghost = np.einsum("nfd,fd->nf", u[:, None] - B0[level_of], E) + b_enc
         out = np.einsum("nf,lf,fd->nld", np.exp(h_ghost), ghosts, D)
@@ -212,9 +239,10 @@ def surrogate(oracle: HSAEOracle, x: np.ndarray, z: np.ndarray):
 @pytest.mark.parametrize("sizes", [SIZES, [5]])
 @pytest.mark.parametrize("normalize", ["none", 1.7, "token"])
 @pytest.mark.parametrize("ghost", [False, True])
-@pytest.mark.parametrize("bandwidth", [1e-9, 1.5])
-def test_gradients(sizes, normalize, ghost, bandwidth):
+@pytest.mark.parametrize(("bandwidth", "projected"), [(1e-9, False), (1.5, False), (1.5, True)])
+def test_gradients(sizes, normalize, ghost, bandwidth, projected):
     options = {"normalize": normalize, "ghost": ghost, "bandwidth": bandwidth, "rho": 0.7, "dead_steps": 3}
+    options["projected"] = projected
     oracle, x, z = example(3, sizes, **options)
     # some features of each level count as dead, the last levels partly
     oracle.steps_since_fired[::2] = 3

@@ -25,7 +25,7 @@ from hsae_cases import (
     same,
     train_levels,
 )
-from oracles.hsae import assign
+from oracles.hsae_links import assign
 from sae_cases import floats
 from saeforest.saes import (
     HSAE,
@@ -240,7 +240,7 @@ def test_vector_15() -> None:
 
 
 def dense_loss(
-    training: LevelsTraining, x: torch.Tensor, replaced: torch.Tensor, is_dead: torch.Tensor, rho: float
+    training: LevelsTraining, x: torch.Tensor, replaced: torch.Tensor, is_dead: torch.Tensor, case: Case
 ) -> torch.Tensor:
     """The loss of a step in dense formulas; a pseudo-derivative is a term that is 0 and has a gradient."""
     sae, weight = training.sae, training.sparsity.weight
@@ -260,8 +260,12 @@ def dense_loss(
     on = (h > theta).to(torch.float64) - near * zero
     vectors = f[:, :, None] * sae.decoder  # what each feature adds, per token
     of_children = torch.einsum("nfd,fp->npd", vectors, child_of)
+    gaps = (vectors - of_children).square().sum(2)
+    if case.compare == "projected":
+        along = (of_children * sae.decoder).sum(2)
+        gaps, of_children = (f - along).square(), along[:, :, None] * sae.decoder
     stand_in = torch.where(replaced[:, None], of_children, vectors)
-    loss = rho * ((vectors - of_children).square().sum(2) * has_child).sum(1).mean()
+    loss = case.constraint * (gaps * has_child).sum(1).mean()
     for level in range(len(sizes)):
         own = level_of == level
         u_hat = stand_in[:, own].sum(1) + b_dec[level]
@@ -280,6 +284,7 @@ def dense_loss(
 GRADIENTS = {
     "narrow": Case(normalize="layer_norm", bandwidth=0.05, perturbation=0.4, constraint=0.3),
     "wide": Case(normalize=0.8, bandwidth=1.5, perturbation=1, constraint=0.2),
+    "projected": Case(bandwidth=0.5, perturbation=0.5, constraint=2, compare="projected"),
     "no ghosts": Case(ghost=False, bandwidth=0.5, perturbation=0, constraint=2),
     "one level": Case(bandwidth=0.8, perturbation=0, constraint=0),
 }
@@ -314,7 +319,7 @@ def test_gradients_equal_those_of_dense_formulas(name: str) -> None:
     sae.zero_grad()
     drawn = replaced(training) if isinstance(sae, HSAE) else torch.zeros(sae.d_sae, dtype=torch.bool)
     dead = training.dead_after(step.fired)
-    expected = dense_loss(training, x, drawn, dead, case.constraint)
+    expected = dense_loss(training, x, drawn, dead, case)
     expected.backward()
     assert bool(dead.any())
     assert bool(drawn.any()) == (case.perturbation > 0)
@@ -384,16 +389,19 @@ def test_the_draw_of_the_perturbation(share: float) -> None:
 # ---- choosing parents -------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("forbidden", [0.0, 0.4, 1.0])
 @pytest.mark.parametrize("max_children", [None, 1, 2, 4])
 @pytest.mark.parametrize("unassigned", [0.0, 0.2, 0.5, 1.0])
-def test_parents_equal_a_brute_force(unassigned: float, max_children: int | None) -> None:
+def test_parents_equal_a_brute_force(unassigned: float, max_children: int | None, forbidden: float) -> None:
     rng = np.random.default_rng(0)
     for n_above, n_below, digits in [(3, 5, 8), (4, 9, 1), (5, 13, 0), (1, 4, 1), (6, 7, 1), (2, 10, 8)]:
         similarity = rng.uniform(-1, 1, (n_above, n_below)).round(digits)  # few digits: many ties
+        similarity[rng.random(similarity.shape) < forbidden] = -np.inf
         found = choose_parents(torch.tensor(similarity), unassigned, max_children).tolist()
         assert found == brute_force(similarity.tolist(), unassigned, max_children)
         assert found == assign(similarity, unassigned, max_children).tolist()
         assert found.count(ROOT) >= int(unassigned * n_below)
+        assert all(similarity[a, b] > -np.inf for b, a in enumerate(found) if a != ROOT)
         if max_children is not None:
             assert max(found.count(a) for a in range(n_above)) <= max_children
 

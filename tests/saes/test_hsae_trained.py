@@ -25,7 +25,7 @@ from hsae_cases import (
     same,
     train_levels,
 )
-from oracles.hsae import conditional, hamming
+from oracles.hsae_levels import conditional, hamming
 from saeforest import InputError
 from saeforest.saes import (
     HSAE,
@@ -357,6 +357,7 @@ def test_hsae_is_more_of_a_hierarchy_than_the_baseline() -> None:
         (lambda: ParentsConfig(unassigned=-0.1), r"sae\.hierarchy\.unassigned = -0\.1"),
         (lambda: ParentsConfig(momentum=1), r"sae\.hierarchy\.momentum = 1"),
         (lambda: ParentsConfig(max_children=0), r"sae\.hierarchy\.max_children = 0"),
+        (lambda: ParentsConfig(max_cosine=1.1), r"sae\.hierarchy\.max_cosine = 1\.1: expected a cosine"),
     ],
 )
 def test_bad_configuration(build: Callable[[], object], words: str) -> None:

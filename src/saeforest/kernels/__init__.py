@@ -28,7 +28,15 @@ from .functions import (
     top_children,
     top_positive,
 )
-from .links import dense_link_distance, has_children, link_distance, of_features
+from .links import (
+    dense_link_distance,
+    dense_projected_distance,
+    has_children,
+    link_distance,
+    of_features,
+    projected_distance,
+    toward_parents,
+)
 from .types import AdamStep
 
 __all__ = [
@@ -39,16 +47,19 @@ __all__ = [
     "closed_best",
     "closed_scores",
     "dense_link_distance",
+    "dense_projected_distance",
     "has_children",
     "jagged_decode",
     "jagged_encode",
     "layer_errors",
     "link_distance",
     "of_features",
+    "projected_distance",
     "scatter_outer",
     "sparse_decode",
     "sparse_encode",
     "take_atoms",
     "top_children",
     "top_positive",
+    "toward_parents",
 ]

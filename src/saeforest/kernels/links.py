@@ -6,6 +6,8 @@ In dense form, for values `f [n, F]`, `vectors = f[:, :, None] * decoder` and `c
 
 This expands into squares, products of children with their parent, and products of siblings. The same pairs of decoder
 rows occur on many tokens, so each product of two rows is computed once, and no vectors are built.
+
+`projected_distance` compares a feature only with what its children write along it (docs/spec/hsae.md#projected).
 """
 
 from __future__ import annotations
@@ -68,6 +70,47 @@ def link_distance(
     total = total - 2 * (a[place[met]] * b[met] * _products(parent[ids[met]], ids[met], decoder)).sum()
 
     return total + _siblings(b, ids, wanted, decoder)
+
+
+def dense_projected_distance(
+    f: Float[Tensor, "n F"], parent: Int[Tensor, "F"], decoder: Float[Tensor, "F d"]
+) -> Float[Tensor, ""]:
+    """The sum of `projected_distance` over all levels, computed densely, for small inputs and tests."""
+    child = (parent != _ROOT).nonzero().flatten()
+    along = f[:, child] * (decoder[child] * decoder[parent[child]]).sum(1)
+    children = torch.zeros_like(f).index_add(1, parent[child], along)
+    return (f - children)[:, parent[child].unique()].square().sum()
+
+
+def projected_distance(
+    above: Entries, below: Entries, parent: Int[Tensor, "F"], decoder: Float[Tensor, "F d"]
+) -> Float[Tensor, ""]:
+    """The squared differences of features of a level and what their children write along them, summed over tokens.
+
+    A child c with the value b writes b d_c . d_p along its parent p. Only features with children count. Gradients for
+    the values and for `decoder`.
+    """
+    own, child = has_children(parent)[above.ids], parent[below.ids] != _ROOT
+    ids = below.ids[child]
+    along = below.values[child] * toward_parents(ids, parent, decoder)
+    at = torch.cat(
+        [above.rows[own] * len(decoder) + above.ids[own], below.rows[child] * len(decoder) + parent[ids]]
+    )
+    at, order = at.sort(stable=True)
+    gaps = torch.cat([above.values[own], -along])[order]
+    if len(at) == 0:
+        return gaps.sum()
+    which = at.unique_consecutive(return_inverse=True)[1]
+    # A product with a single 1 sums each group in a fixed order.
+    one, group = gaps.new_ones(1, 1), int(which[-1]) + 1
+    return jagged_decode(gaps, torch.zeros_like(which), which, group, one).square().sum()
+
+
+def toward_parents(
+    ids: Int[Tensor, "m"], parent: Int[Tensor, "F"], decoder: Float[Tensor, "F d"]
+) -> Float[Tensor, "m"]:
+    """The products of the decoder rows of features and of their parents. Each feature must have a parent."""
+    return _products(parent[ids], ids, decoder)
 
 
 def has_children(parent: Int[Tensor, "F"]) -> torch.Tensor:

@@ -20,7 +20,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from ..errors import InputError
-from ..kernels import has_children, jagged_decode, link_distance
+from ..kernels import has_children, jagged_decode, link_distance, projected_distance, toward_parents
 from ..seeds import seeded
 from ..sparse_code import SparseCode
 from ..structure.forest import ROOT
@@ -49,6 +49,9 @@ class ParentsConfig:
     """Fraction of each level, the features least similar to any parent, that stays without one. 0: the full tree."""
     max_children: int | None = None
     """Largest number of children of a feature; 2 makes a binary tree. None: no limit."""
+    max_cosine: float | None = None
+    """Largest cosine of a feature's decoder row with its parent's; with a larger one it would be a copy. None: no
+    limit, as in the paper."""
 
     def __post_init__(self) -> None:
         if self.period is not None and self.period < 1:
@@ -59,6 +62,8 @@ class ParentsConfig:
             raise InputError(f"sae.hierarchy.momentum = {self.momentum}: expected 0 or more, and less than 1")
         if self.max_children is not None and self.max_children < 1:
             raise InputError(f"sae.hierarchy.max_children = {self.max_children}: expected 1 or more")
+        if self.max_cosine is not None and not -1 <= self.max_cosine <= 1:
+            raise InputError(f"sae.hierarchy.max_cosine = {self.max_cosine}: expected a cosine, -1 to 1")
 
 
 @dataclass(frozen=True)
@@ -73,6 +78,9 @@ class HSAEConfig(LevelsConfig):
     """Weight of the loss that pulls a feature toward the sum of its children. 0: no such loss."""
     perturbation: float = 0.05
     """Probability that a feature with children is replaced by their sum, drawn again in every step. 0: never."""
+    compare: Literal["vector", "projected"] = "vector"
+    """What constraint and perturbation take from the children. vector: all that they write, as in the paper; projected:
+    only their part along the parent's decoder row, so that a child may have a direction of its own."""
     hierarchy: ParentsConfig = field(default_factory=ParentsConfig)
     architecture: Literal["hsae"] = "hsae"
 
@@ -149,6 +157,8 @@ class Hierarchy(Links):
                 below = levels[i + 1]
                 stands_in = replaced[sae.parent[below.ids]]
                 rows, ids, values = below.rows[stands_in], below.ids[stands_in], below.values[stands_in]
+                if self._config.compare == "projected":
+                    values, ids = values * toward_parents(ids, sae.parent, sae.decoder), sae.parent[ids]
                 u_hat = u_hat + jagged_decode(values, ids, rows, n, sae.decoder)
             found.append(u_hat)
         return found
@@ -167,11 +177,13 @@ class Hierarchy(Links):
     def loss(self, sae: LevelsSAE, levels: list[Level], n: int) -> Float[Tensor, ""] | None:
         """The constraint loss, rho sum_l sum_i ||f_i d_i - sum_(children c of i) f_c d_c||^2, as a mean over tokens.
 
-        The sum runs over features i with children (docs/spec/hsae.md#constraint). None if `constraint` is 0.
+        With `compare` projected, it is rho sum_l sum_i (f_i - sum_(children c of i) f_c d_c . d_i)^2. The sum runs over
+        features i with children (docs/spec/hsae.md#constraint). None if `constraint` is 0.
         """
         if not self._config.constraint:
             return None
-        distances = [link_distance(a, b, sae.parent, sae.decoder) for a, b in pairwise(levels)]
+        distance = projected_distance if self._config.compare == "projected" else link_distance
+        distances = [distance(a, b, sae.parent, sae.decoder) for a, b in pairwise(levels)]
         return self._config.constraint / n * torch.stack(distances).sum()
 
     # -- the forest
@@ -209,11 +221,20 @@ class Hierarchy(Links):
         return events
 
     def _similarity(self, sae: LevelsSAE, i: int) -> Float[Tensor, "above below"]:
-        """The similarity of every feature of level `i` to every feature of level `i + 1`."""
+        """The similarity of every feature of level `i` to every feature of level `i + 1`; -inf for forbidden pairs."""
+        hierarchy = self._config.hierarchy
         if self.averages is not None:
-            return self.averages.similarity(i, conditional=self._config.hierarchy.similarity == "conditional")
-        rows = F.normalize(sae.encoder if self._config.hierarchy.similarity == "encoder" else sae.decoder)
-        return (rows[sae.level(i)] @ rows[sae.level(i + 1)].T).cpu()
+            similarity = self.averages.similarity(i, conditional=hierarchy.similarity == "conditional")
+        else:
+            similarity = _cosines(sae, sae.encoder if hierarchy.similarity == "encoder" else sae.decoder, i)
+        if hierarchy.max_cosine is None:
+            return similarity
+        return similarity.masked_fill(_cosines(sae, sae.decoder, i) > hierarchy.max_cosine, -torch.inf)
+
+
+def _cosines(sae: LevelsSAE, weight: Float[Tensor, "d_sae d_in"], i: int) -> Float[Tensor, "above below"]:
+    rows = F.normalize(weight)
+    return (rows[sae.level(i)] @ rows[sae.level(i + 1)].T).cpu()
 
 
 class Coactivation(nn.Module):

@@ -16,11 +16,13 @@ def choose_parents(
 ) -> Int[Tensor, "below"]:
     """The most similar parent of every child; -1 for the fraction `unassigned` of children with the lowest similarity.
 
-    With `max_children`, pairs are taken in order of descending similarity as long as the parent has room. Ties go to
-    the lower child, then to the lower parent (docs/spec/hsae.md#parents).
+    A pair with similarity -inf is forbidden, and a child without any other has no parent. With `max_children`, pairs
+    are taken in order of descending similarity as long as the parent has room. Ties go to the lower child, then to the
+    lower parent (docs/spec/hsae.md#parents).
     """
     if max_children is None:
         best, parent = similarity.max(0)
+        parent[best == -math.inf] = ROOT
     else:
         best, parent = _with_room(similarity, max_children)
     least = best.argsort(stable=True)[: math.floor(unassigned * len(best))]
