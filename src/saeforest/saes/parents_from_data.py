@@ -27,6 +27,8 @@ from .training import RunLength
 _PART_ENTRIES = 1 << 21
 # Updates of the parents, if `every` is not set, are this fraction of the run apart.
 _EVERY = 0.03
+# The window, if it is not set, has this many tokens for each feature.
+_WINDOW = 4
 
 
 @dataclass(frozen=True)
@@ -49,10 +51,11 @@ class FromDataConfig:
     until they live; capacity: they go to the parents that have collected the most loss (Eq. 10); stay: nothing."""
     dead_until: float = 0.8
     """Fraction of the run after which dead children stay where they are."""
-    sample: int = 256
+    sample: int = 512
     """Number of tokens of a batch on which all detectors are computed."""
-    window: int = 32_768
-    """Number of such tokens, the latest, from which parents are chosen."""
+    window: int | None = None
+    """Number of such tokens, the latest, from which parents are chosen. None: four times the number of features, so
+    that every child's detector is on equally often on average, whatever the size of the SAE."""
     min_count: int = 10
     """A child whose own detector is on at fewer of these tokens keeps its parent. log_lift ranks only candidates that
     are active with the child on at least this many."""
@@ -124,8 +127,9 @@ class Evidence(nn.Module):
         """slots: the largest number of features to keep for a token, of each of the two kinds."""
         super().__init__()
         self._d_sae = d_sae
-        self.sample = min(config.sample, config.window)
-        self.n_steps = config.window // self.sample
+        window = _WINDOW * d_sae if config.window is None else config.window
+        self.sample = min(config.sample, window)
+        self.n_steps = window // self.sample
         """The number of steps in the window."""
         shape, of = (self.n_steps, self.sample, slots), {"dtype": torch.int32, "device": device}
         # An id of d_sae is an empty slot.
