@@ -79,15 +79,19 @@ def wanted(
     assert isinstance(case.probes, GivenProbes)
     a = above_threshold(values)
     draws = record.detail["parents"]["by_seed"]
-    lda = np.zeros((D_SAE, D))
+    lda, difference = np.zeros((2, D_SAE, D))
+    x = case.x.double().numpy()
     for c in range(D_SAE):
-        if 0 < (a[:, c] > 0).sum() < len(a):
-            lda[c] = lda_direction(case.x.double().numpy(), a[:, c] > 0, RIDGE)
+        on = a[:, c] > 0
+        if 0 < on.sum() < len(a):
+            lda[c] = lda_direction(x, on, RIDGE)
+            difference[c] = x[on].mean(0) - x[~on].mean(0)
     chosen = oracle.choose(
         a,
         case.sae.W_dec.detach().double().numpy(),
         case.probes.table.double().numpy(),
         lda,
+        difference,
         case.forest.parent.tolist(),
         sorted({p for draw in draws for p in draw}),
         own_tree=isinstance(case.sae, TreeSAE),
@@ -289,7 +293,7 @@ def test_without_edges_mcs_is_unconditional_and_the_tree_undefined(sae: SAE | No
     none = {name for name, value in record.value.items() if value is None}
     assert none == {
         "tree", "tree_unconditional", "tree_parents_share", "matched_tree", "matched_mcs",
-        "mean_over_parents_tree", "s_res_tree", "lda_tree", "tree_stratified", "lda_tree_stratified",
+        "mean_over_parents_tree", "s_res_tree", "lda_tree", "mean_tree", "tree_stratified", "lda_tree_stratified",
     }  # fmt: skip
     assert set(record.null.values()) == {"the forest has no edges"}
     assert record.detail["curve"]["tree"] == []
@@ -378,7 +382,7 @@ def test_a_planted_tree_is_hierarchical_and_a_shuffled_one_is_not() -> None:
     # Half of the 16 features is 8: the parents, and four children.
     config = HierarchyConfig(parents=8, seeds=(0,), top=2, rank_curve=0)
     true = hierarchy(planted(), config).value
-    assert true["tree"] == true["mcs"] == true["lda_tree"] == true["matched_tree"] == 1
+    assert true["tree"] == true["mcs"] == true["lda_tree"] == true["mean_tree"] == true["matched_tree"] == 1
     assert true["error_rate"] == 0
     assert true["tree_parents_share"] == 1 / 2
     assert true["s_res_tree"] is not None
@@ -388,7 +392,7 @@ def test_a_planted_tree_is_hierarchical_and_a_shuffled_one_is_not() -> None:
     assert true["mcs_unconditional"] < 0.6
     turned = torch.where(PLANTED >= 0, (PLANTED + 1) % N_PARENTS, -1)
     false = hierarchy(planted(turned), config).value
-    assert false["tree"] == false["lda_tree"] == 0
+    assert false["tree"] == false["lda_tree"] == false["mean_tree"] == 0
     assert false["error_rate"] == 1
     assert false["mcs"] == 1  # MCS still finds the true children
 

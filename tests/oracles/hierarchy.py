@@ -67,6 +67,7 @@ class Pair:
     rank_child: int
     hit: bool
     lda_hit: bool
+    mean_hit: bool
 
 
 Chosen = dict[str, dict[int, list[Pair]]]
@@ -78,6 +79,7 @@ def choose(
     decoder: FloatArray,
     directions: FloatArray,
     lda: FloatArray,
+    difference: FloatArray,
     parent: list[int],
     sampled: list[int],
     *,
@@ -98,7 +100,7 @@ def choose(
 
     def judge(p: int, c: int) -> Pair:
         ranks, cosines, hits = [], [], []
-        for d in (directions[c], lda[c]):
+        for d in (directions[c], lda[c], difference[c]):
             cosine = [pairs.cosine_of(list(row), list(d)) for row in decoder]
             rank = [1 + sum(other > cosine[i] for other in cosine) for i in (p, c)]
             ranks.append(rank)
@@ -164,6 +166,7 @@ def values(
     for name in ("tree", "mcs_unconditional"):
         found[f"s_res_{name}"] = pooled(name, lambda x: min(x.cos_parent, x.cos_child))
         found[f"lda_{name}"] = pooled(name, lambda x: x.lda_hit)
+        found[f"mean_{name}"] = pooled(name, lambda x: x.mean_hit)
     for name, of, hit in STRATIFIED:
         found[f"{name}_stratified"] = stratified(chosen[of], draws, times, hit, strata, least)
     best = {name: best_first(chosen[f"{name}_unconditional"], times) for name in ("tree", "mcs")}

@@ -36,8 +36,10 @@ Scores rise with how often the children fire. `..._stratified` does not depend o
 is the mean of the scores within strata (docs/spec/hierarchy.md#strata), which each count alike, and undefined if one
 of them has no pair.
 
-`lda_...` are scores by directions that need no training. `HierarchyConfig.reference()` has the settings of the
-authors' code.
+`lda_...`, `mean_tree` and `mean_mcs_unconditional` are scores by directions that need no training: LDA, and the mean
+difference. On known trees the latter is the one by which children that have children pass too
+(docs/results/directions.md).
+`HierarchyConfig.reference()` has the settings of the authors' code.
 """
 
 from __future__ import annotations
@@ -83,7 +85,7 @@ from .subject import Subject
 #: Values that need children in the forest.
 _OF_FOREST = (
     "tree", "tree_unconditional", "tree_parents_share", "matched_tree", "matched_mcs", "mean_over_parents_tree",
-    "s_res_tree", "lda_tree", "tree_stratified", "lda_tree_stratified",
+    "s_res_tree", "lda_tree", "mean_tree", "tree_stratified", "lda_tree_stratified",
 )  # fmt: skip
 # Values that need them too if the SAE learned the forest.
 _OF_OWN_TREE = ("mcs", "mean_over_parents_mcs", "error_rate", "mcs_stratified")
@@ -185,7 +187,7 @@ SPEC = Study(
     config=HierarchyConfig,
     readings={"ref_tree_sae": HierarchyConfig.reference()},
     run=hierarchy,
-    nulls=("tree", "mcs", "mcs_unconditional", "lda_tree", "s_res_tree"),
+    nulls=("tree", "mcs", "mcs_unconditional", "lda_tree", "mean_tree", "s_res_tree"),
     of_nulls=lambda config: replace(config, rank_curve=0, variants=()),
     columns=(
         Column(HIERARCHY, "tree", "by its forest", "↑"),

@@ -207,7 +207,7 @@ class Judged(NamedTuple):
     n:            number of activations on which the child fires.
     coverage:     fraction of these on which the parent fires too.
     near:         cosines and ranks of both decoder rows with the child's direction.
-    hit, lda_hit: 1 for a hit, else 0: by the probe's direction, and by that of LDA.
+    hit, lda_hit, mean_hit: 1 for a hit, else 0: by the probe's direction, by that of LDA, and by the mean difference.
     """
 
     rows: dict[str, NDArray[np.int64]]
@@ -218,6 +218,7 @@ class Judged(NamedTuple):
     near: PairNearness
     hit: FloatArray
     lda_hit: FloatArray
+    mean_hit: FloatArray
 
 
 def judge_pairs(subject: Subject, config: HierarchyConfig, sample: Sample, chosen: Chosen) -> Judged:
@@ -230,16 +231,17 @@ def judge_pairs(subject: Subject, config: HierarchyConfig, sample: Sample, chose
     key = np.unique(np.concatenate(list(keys.values())))
     place, child = (torch.from_numpy(part) for part in np.divmod(key, d_sae))
     near = _nearness(subject, subject.probes, sample.parents[place], child)
-    near_lda = near
-    if subject.probes.config.method != "lda":
-        by_lda = Probes(
-            subject.x, subject.pairs, replace(subject.probes.config, method="lda"), subject.probes.device
-        )
-        near_lda = _nearness(subject, by_lda, sample.parents[place], child)
-    hit, lda_hit = (
-        (torch.maximum(found.rank_child, found.rank_parent) <= config.top).double().numpy()
-        for found in (near, near_lda)
-    )
+
+    def hits(found: PairNearness) -> FloatArray:
+        return (torch.maximum(found.rank_child, found.rank_parent) <= config.top).double().numpy()
+
+    def hits_by(method: Literal["lda", "mean_difference"]) -> FloatArray:
+        if subject.probes.config.method == method:
+            return hits(near)
+        of_method = replace(subject.probes.config, method=method)
+        probes = Probes(subject.x, subject.pairs, of_method, subject.probes.device)
+        return hits(_nearness(subject, probes, sample.parents[place], child))
+
     return Judged(
         rows={name: np.searchsorted(key, of) for name, of in keys.items()},
         parent=place.numpy(),
@@ -247,8 +249,9 @@ def judge_pairs(subject: Subject, config: HierarchyConfig, sample: Sample, chose
         n=subject.pairs.marginals.n[child].numpy(),
         coverage=_coverage(subject, sample, place, child).numpy(),
         near=near,
-        hit=hit,
-        lda_hit=lda_hit,
+        hit=hits(near),
+        lda_hit=hits_by("lda"),
+        mean_hit=hits_by("mean_difference"),
     )
 
 

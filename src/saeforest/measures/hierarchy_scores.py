@@ -33,7 +33,7 @@ class ByParent:
             return np.bincount(judged.parent[rows], values[rows], n_parents).astype(np.float64)
 
         self.pairs = total(np.ones_like(judged.hit))
-        self.hits, self.lda_hits = total(judged.hit), total(judged.lda_hit)
+        self.hits, self.lda_hits, self.mean_hits = map(total, (judged.hit, judged.lda_hit, judged.mean_hit))
         self.s_res = total(judged.near.score.numpy())
         self.has = (self.pairs > 0).astype(np.float64)
         self.share = self.hits / np.maximum(self.pairs, 1)
@@ -63,6 +63,8 @@ def ratios_of(table: Mapping[str, ByParent], may_have_children: bool) -> dict[st
         "s_res_mcs_unconditional": Ratio(plain.s_res, plain.pairs),
         "lda_tree": Ratio(tree.lda_hits, tree.pairs),
         "lda_mcs_unconditional": Ratio(plain.lda_hits, plain.pairs),
+        "mean_tree": Ratio(tree.mean_hits, tree.pairs),
+        "mean_mcs_unconditional": Ratio(plain.mean_hits, plain.pairs),
     }
 
 
