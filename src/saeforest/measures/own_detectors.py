@@ -75,7 +75,7 @@ def own_detectors(
             both = edge[fires[row, parent[edge]]]
             on += torch.bincount(edge, minlength=len(child)).cpu()
             with_parent += torch.bincount(both, minlength=len(child)).cpu()
-            active += fires[:, :-1].sum(0).cpu()
+            active += alone.fired(sae.d_sae, threshold).cpu()
             advance(len(batch))
     return OwnDetectors(on, with_parent, active)
 
