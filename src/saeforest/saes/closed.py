@@ -66,8 +66,7 @@ class ClosedSelection:
         if self.threshold is not None:
             code = _only(code, scores > self.threshold)
         elif self.batch:
-            kept = self.of_batch(code, scores)
-            least = torch.where(kept, scores, torch.inf).min().reshape(1)
+            kept, least = self.of_batch(code, scores)
             code = _only(code, kept)
         else:
             slots, used = closed_best(scores, code.values, code.ids, self.starts, self.k)
@@ -91,12 +90,15 @@ class ClosedSelection:
         code = concat_slots(codes)
         return Scored(code, closed_scores(code.values, code.ids, self.parent, len(codes) - 1, pull=pull))
 
-    def of_batch(self, code: SparseCode, scores: Float[Tensor, "n c"]) -> Bool[Tensor, "n c"]:
+    def of_batch(
+        self, code: SparseCode, scores: Float[Tensor, "n c"]
+    ) -> tuple[Bool[Tensor, "n c"], Float[Tensor, "1"]]:
         """Which slots hold the `k * n` largest positive scores of the batch. Equal ones: by row, and then as in
-        `plain.closed_best`, so that parents come before their children."""
+        `plain.closed_best`, so that parents come before their children. And the smallest score among them."""
         positive, budget = scores[scores > 0], self.k * len(scores)
         if len(positive) <= budget:
-            return scores > 0
+            least = positive.min() if len(positive) else scores.new_tensor(torch.inf)
+            return scores > 0, least.reshape(1)
         bound = kth_largest(positive, budget)
         kept, equal = scores > bound, scores == bound
         rows = equal.any(1).nonzero().flatten()  # few
@@ -108,7 +110,7 @@ class ClosedSelection:
         taken = torch.zeros(len(rows), scores.shape[1] + 1, dtype=torch.bool, device=slots.device)
         taken.scatter_(1, torch.where(first, slots, scores.shape[1]), True)
         kept[rows] |= taken[:, :-1]
-        return kept
+        return kept, scores.new_tensor([bound])
 
 
 def _best_of_layer(
@@ -119,13 +121,18 @@ def _best_of_layer(
     width: int,
 ) -> SparseCode:
     """The `width` features of a layer with the largest exact pre-activations among those under active parents."""
-    roots, below = features.roots, features.children
+    roots, below, first = features.roots, features.children, features.first
     codes = [SparseCode(u.new_zeros(len(u), 0), roots.new_zeros(len(u), 0))]
+    if active.shape[1] and 0 < len(roots) <= width:
+        # A few roots are cheapest as children of one more feature, which is active everywhere.
+        active = torch.cat([active, active.new_full((len(u), 1), len(first) - 1)], dim=1)
+        first = torch.cat([first, first[-1:] + len(roots)])
+        roots, below = roots[:0], torch.cat([below, roots])
     if len(roots):
         codes.append(h.exact(u, h.choose(u, lambda dense: top_k(dense, width), roots)))
     if len(below) and active.shape[1]:
         k = min(width, len(below))
-        codes.append(SparseCode(*best_children(u, h.encoder, active, features.first, below, k)))
+        codes.append(SparseCode(*best_children(u, h.encoder, active, first, below, k)))
     every = concat_slots(codes)
     return largest([every], width) if every.values.shape[1] > width else every
 
