@@ -37,6 +37,11 @@ CONFIGS: dict[str, SAEConfig] = {
     **{f"{name}, small": small(name, normalize_activations=1.3) for name in SYSTEMS},
     "tree": TreeConfig((4, 5, 5), (2, 2, 2)),
     "tree, a factor": TreeConfig((4, 5, 5), (2, 2, 2), normalize_activations=0.7),
+    "tree, closed": TreeConfig((4, 5, 5), (2, 2, 2), selection="closed"),
+    "tree, closed by batch": TreeConfig((4, 5, 5), (2, 2, 2), selection="closed", budget="batch"),
+    "tree, layers by batch": TreeConfig((4, 5, 5), (2, 2, 2), budget="batch"),
+    "tree, residual": TreeConfig((4, 5, 5), (2, 2, 2), reads="residual"),
+    "tree, residual by batch": TreeConfig((4, 5, 5), (2, 2, 2), reads="residual", budget="batch"),
     "hsae": HSAEConfig((4, 10), (2, 3), normalize_activations=0.7),
     "hsae, layer norm": HSAEConfig((4, 10), (2, 3), normalize_activations="layer_norm"),
     "expert hsae": ExpertHSAEConfig((4, 12), (2, 2), subspace=2),
@@ -52,7 +57,7 @@ CONFIGS: dict[str, SAEConfig] = {
         **ONE, normalize_activations="none", residual_tolerance=0.0
     ),
 }
-TRANSCODERS = ["tree", "tree, a factor", "topk", "batchtopk", "matryoshka by batch"]
+TRANSCODERS = ["tree", "tree, closed by batch", "tree, a factor", "topk", "batchtopk", "matryoshka by batch"]
 
 
 def made(config: SAEConfig, d_out: int | None = None) -> SAE:
