@@ -187,7 +187,7 @@ SPEC = Study(
     config=HierarchyConfig,
     readings={"ref_tree_sae": HierarchyConfig.reference()},
     run=hierarchy,
-    nulls=("tree", "mcs", "mcs_unconditional", "lda_tree", "mean_tree", "s_res_tree"),
+    nulls=("tree", "tree_stratified", "mcs", "mcs_unconditional", "lda_tree", "mean_tree", "s_res_tree"),
     of_nulls=lambda config: replace(config, rank_curve=0, variants=()),
     columns=(
         Column(HIERARCHY, "tree", "by its forest", "↑"),
