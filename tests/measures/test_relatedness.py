@@ -23,10 +23,11 @@ from saeforest.lm import load_tokenizer
 from saeforest.measures import sentences, wordnet
 from saeforest.measures.contexts import Contexts, static_similarity
 from saeforest.measures.record import Record
-from saeforest.measures.relatedness import SCORES, RelatednessConfig, relatedness, token_similarity
+from saeforest.measures.related_edges import where_on
+from saeforest.measures.relatedness import RelatednessConfig, relatedness, token_similarity
 from saeforest.measures.sentences import SentenceModel
 from saeforest.measures.subject import Firings, MeasuredText, Subject
-from saeforest.saes import TreeConfig, TreeSAE
+from saeforest.saes import SAE, TreeConfig, TreeSAE
 from saeforest.sparse_code import SparseCode
 from saeforest.structure.forest import Forest, flat_forest
 from saeforest.structure.pairs import PairStatistics
@@ -57,6 +58,23 @@ def net(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(write_wordnet(tmp_path_factory.mktemp("wordnet") / "toy"))
 
 
+def a_sae() -> SAE:
+    """Its detectors read one coordinate each."""
+    sae = TreeSAE(TreeConfig(layer_sizes=SIZES, k_per_layer=(1, 1), normalize_activations="none"), 6, seed=0)
+    sae.load_state_dict(sae.state_dict() | {"encoder": torch.eye(6), "b_enc": torch.zeros(6)})
+    return sae
+
+
+def activations_and_firings(
+    firing: np.ndarray, rng: np.random.Generator
+) -> tuple[torch.Tensor, PairStatistics]:
+    """Values of features that fire where `firing` says, `[n, 6]`, as activations of `a_sae` and as firings."""
+    values = torch.tensor(np.where(firing, rng.uniform(0.5, 2, firing.shape), 0)).float()
+    pairs = PairStatistics(6)
+    pairs.add(SparseCode(values, torch.arange(6).expand(len(values), -1)))
+    return values.clone(), pairs
+
+
 @pytest.fixture(scope="module")
 def seen(tiny_model: Path) -> Subject:
     """Text of words, a byte a token; features fire on the last letter of their words."""
@@ -75,12 +93,15 @@ def seen(tiny_model: Path) -> Subject:
                 firing[end, 2 + 2 * tree + child] = mine
     n = len(ids) // CONTEXT * CONTEXT
     measured = np.flatnonzero(np.arange(n) % CONTEXT > 0)
-    pairs = PairStatistics(6)
-    pairs.add(SparseCode(torch.tensor(firing[measured]).float(), torch.arange(6).expand(len(measured), -1)))
+    x, pairs = activations_and_firings(firing[measured], rng)
+    # The detectors of children are also on where their parent is not.
+    nowhere = np.array([words[i] == "zz" for i in np.searchsorted(ends, measured).clip(max=len(words) - 1)])
+    x[torch.from_numpy(nowhere), 2:6] = 3
     tokens = Tokens(torch.tensor(ids[:n]).reshape(-1, CONTEXT).int(), torch.tensor([0]), ("document",))
     return given(
-        TreeSAE(TreeConfig(layer_sizes=SIZES, k_per_layer=(1, 1)), 16, seed=0),
+        a_sae(),
         {"sae": "the sae"},
+        activations=x,
         text=MeasuredText(tokens, tokenizer),
         firings=Firings(torch.tensor(measured), pairs),
         forest=Forest(torch.tensor(PARENT), SIZES),
@@ -90,6 +111,12 @@ def seen(tiny_model: Path) -> Subject:
 
 def rows_of(seen: Subject, feature: int) -> list[int]:
     return seen.rows[seen.pairs.firings(feature)[0].long()].tolist()
+
+
+def on(seen: Subject, child: int) -> list[int]:
+    """The tokens on which a child's own detector exceeds the median of its values."""
+    median = np.median(seen.pairs.firings(child)[1].numpy())
+    return [int(row) for row, x in zip(seen.rows, seen.x[:, child].tolist(), strict=True) if x > median]
 
 
 def listed(record: Record) -> dict[tuple[int, int], dict[str, list[float]]]:
@@ -116,16 +143,22 @@ def test_token_scores_of_the_record(seen: Subject) -> None:
     assert set(edges) == {(0, 2), (0, 3), (1, 4), (1, 5)}
     for (p, c), edge in edges.items():
         assert edge["null"] == 1 - p
-        child = rows_of(seen, c)
-        without = {f: [row for row in rows_of(seen, f) if row not in child] for f in (0, 1)}
-        m = min(map(len, without.values()))
-        for f, found in zip((p, 1 - p), edge["tokens"], strict=True):
-            if len(without[f]) == m:  # not thinned
-                expected = 1 - oracle.jsd([ids[r] for r in without[f]], [ids[r] for r in child])
-                assert found == pytest.approx(expected, abs=1e-5)
+        fires, own = rows_of(seen, c), on(seen, c)
+        assert set(own) - set(fires)
+        for name, child, apart in (
+            ("tokens", own, {*fires, *own}),
+            ("tokens_gated", fires, {*fires}),
+            ("tokens_all", fires, set[int]()),
+        ):
+            without = {f: [row for row in rows_of(seen, f) if row not in apart] for f in (0, 1)}
+            m = min(map(len, without.values()))
+            for f, found in zip((p, 1 - p), edge[name], strict=True):
+                if len(without[f]) == m:  # not thinned
+                    expected = 1 - oracle.jsd([ids[r] for r in without[f]], [ids[r] for r in child])
+                    assert found == pytest.approx(expected, abs=1e-5)
         # A child's tokens are among its parent's, so with them the two are the more alike.
-        assert edge["tokens_all"][0] > edge["tokens"][0]
-    for name in SCORES[:2]:
+        assert edge["tokens_all"][0] > edge["tokens_gated"][0]
+    for name in ("tokens", "tokens_gated", "tokens_all"):
         scores = np.array([edge[name] for edge in edges.values()])
         assert record.value[name] == pytest.approx(scores[:, 0].mean(), abs=1e-5)
         assert record.value[f"{name}_matched"] == pytest.approx(scores[:, 1].mean(), abs=1e-5)
@@ -137,20 +170,21 @@ def test_nouns_tell_that_a_parent_is_the_more_general(seen: Subject, net: str) -
     config = replace(CONFIG, wordnet=net)
     record = relatedness(seen, config)
     assert record.null["hypernymy"].startswith("no edge has 3 nouns")  # two for each child
-    # A child that fires on wolf, poodle and apple under a parent that fires on dog and animal as well.
-    pairs = PairStatistics(6)
-    text = np.array([0, 0, 0, 0, 1, 1, 1, 1])
-    words = [*TREES[0], *TREES[1]]
-    fires = {0: text == 0, 1: text == 1, 2: np.isin(words, ["wolf", "poodle", "apple"])}
-    fires |= {3: np.zeros(8, dtype=bool), 4: np.isin(words, ["pear", "fruit", "poodle"]), 5: fires[2] & False}
+    # The own detector of child 2 is on for wolf, poodle and apple, under a parent that fires on dog and animal as well.
+    words, rng = [*TREES[0], *TREES[1]], np.random.default_rng(0)
+    fires = np.zeros((6, 8, 6), dtype=bool)
+    fires[:, :4, 0] = fires[:, 4:, 1] = True
+    fires[:, :, 2] = np.isin(words, ["wolf", "poodle", "apple"])
+    fires[:, :, 4] = np.isin(words, ["pear", "fruit", "poodle"])
+    x, pairs = activations_and_firings(fires.reshape(48, 6), rng)
+    x[:, [2, 4]] = 3 * torch.tensor(fires.reshape(48, 6)[:, [2, 4]]).float()  # on wherever they fire
     body = " ".join(words) + " "
     tokenizer = seen.tokenizer
     ids = torch.tensor(tokenizer(body * 6, add_special_tokens=False)["input_ids"]).reshape(6, -1)
     ends = (np.cumsum([len(word) + 1 for word in words]) - 2)[None] + len(body) * np.arange(6)[:, None]
-    firing = torch.stack([torch.tensor(fires[f]) for f in range(6)], 1).repeat(6, 1)
-    pairs.add(SparseCode(firing.float(), torch.arange(6).expand(len(firing), -1)))
     other = but(
         seen,
+        activations=x,
         text=MeasuredText(Tokens(ids.int(), torch.tensor([0]), ("a",)), tokenizer),
         firings=Firings(torch.tensor(ends.flatten()), pairs),
     )
@@ -163,6 +197,16 @@ def test_nouns_tell_that_a_parent_is_the_more_general(seen: Subject, net: str) -
     # Parent 1 on apple and food; parent 0 on dog, wolf and animal.
     assert edges[1, 4]["hypernymy"] == pytest.approx([2 / 3, 1 / 3], abs=1e-5)
     assert edges[1, 4]["kinship"] == pytest.approx([2 / 3, 1 / 3], abs=1e-5)
+
+
+def test_where_detectors_are_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("saeforest.measures.related_edges.DENSE_ENTRIES", 20)
+    x = torch.randn(50, 6, generator=torch.Generator().manual_seed(0))
+    features, level = torch.tensor([4, 1, 5]), torch.tensor([0.5, 9.0, -0.2])
+    found = where_on(a_sae(), x, features, level)
+    for rows, feature, least in zip(found, features.tolist(), level.tolist(), strict=True):
+        assert rows.tolist() == [i for i in range(50) if x[i, feature] > least]
+    assert len(found[1]) == 0
 
 
 @pytest.mark.parametrize("bos", [False, True])
@@ -242,7 +286,7 @@ def test_a_sentence_is_the_mean_of_its_tokens(bert: Path) -> None:
 def test_all_scores_on_trees_of_their_own_words(seen: Subject, bert: Path, tmp_path: Path) -> None:
     record = relatedness(seen, replace(CONFIG, sentence_model=str(bert), sentence_edges=3))
     assert record.detail["edges_by_score"] == {
-        "tokens": 4, "tokens_all": 4, "hypernymy": 0, "kinship": 0, "contexts": 4, "sentences": 3,
+        "tokens": 4, "hypernymy": 0, "kinship": 0, "contexts": 4, "sentences": 3, "tokens_gated": 4, "tokens_all": 4,
     }  # fmt: skip
     assert record.value["tokens_all_matched_auc"] == 1
     assert (record.value["unmatched"], record.value["too_rare"]) == (0, 0)

@@ -3,21 +3,23 @@
 No judge is asked. Every score is larger the more alike they are, and is compared between an edge (p, c) and its matched
 pair (q, c) (see `matched`):
 
-    tokens     1 - JSD between the tokens on which p fires without c and those on which c fires, in bits
-    tokens_all the same with all tokens of p, among them those of c: for a gated SAE that is alike by construction
-    hypernymy  share of the most frequent nouns of c of which one of p's is a hypernym (WordNet)
-    kinship    share that are below one of p's nouns or close to it
-    contexts   cosine of the mean embeddings of the words around the firings, by the language model's own embedding
-    sentences  the same by a small sentence model, which reads the windows as text
+    tokens       1 - JSD between the tokens of p and those of c, in bits
+    hypernymy    share of the most frequent nouns of c of which one of p's is a hypernym (WordNet)
+    kinship      share that are below one of p's nouns or close to it
+    contexts     cosine of the mean embeddings of the words around the tokens, by the language model's own embedding
+    sentences    the same by a small sentence model, which reads the windows as text
+    tokens_gated, tokens_all    as `tokens`, but of the tokens on which c fires
 
-Except in `tokens_all`, p's firings are those without c.
+The tokens of c are those on which its own detector is on, without the gate and without selection (`own_detectors`);
+those of p are its firings elsewhere. Under a gate, the tokens on which c fires are p's by construction, whatever p is:
+`tokens_gated` compares them with p's other tokens, `tokens_all` with all of p's.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,15 +31,19 @@ from . import sentences, wordnet
 from .bootstrap import FloatArray, estimate, interval_method, units_of_sae
 from .columns import HIERARCHY, Column
 from .contexts import LEAST, Chosen, Contexts, cosine, mean_vector, static_similarity
-from .matched import NullParents, auc
+from .matched import auc
 from .nouns import Nouns, nouns_of
+from .own_detectors import own_detectors_memory
 from .record import EdgeScores, Record, undefined
+from .related_edges import RelatedEdges, Rows, Triple
 from .spec import Study
 from .subject import Subject
 from .wordnet import WordNet, hypernymy, kinship
 
-SCORES = ("tokens", "tokens_all", "hypernymy", "kinship", "contexts", "sentences")
+SCORES = ("tokens", "hypernymy", "kinship", "contexts", "sentences", "tokens_gated", "tokens_all")
 _COSINES = ("contexts", "sentences")
+# The score of an edge and of its matched pair where they have none.
+_NONE = (float("nan"), float("nan"))
 # Vocabularies of fewer nouns than this are not compared.
 _LEAST_NOUNS = 3
 # Number of edges that the record lists.
@@ -53,8 +59,8 @@ class RelatednessConfig:
     edges: int = 2000
     """Number of edges to draw at random, each with a matched pair."""
     min_tokens: int = 20
-    """Measure only edges whose child fires on at least this many of the measured tokens, and whose parent does so on
-    at least as many others."""
+    """Measure only edges whose child fires, and has its own detector on, on at least this many of the measured tokens,
+    and whose parent fires on at least as many others."""
     nouns: int = 20
     """Number of each feature's most frequent nouns to compare."""
     wordnet: str = ""
@@ -74,7 +80,7 @@ class RelatednessConfig:
 
     def __post_init__(self) -> None:
         least = {
-            "edges": 1, "min_tokens": 1, "nouns": _LEAST_NOUNS, "contexts": LEAST, "buffer": 1,
+            "edges": 1, "min_tokens": 2, "nouns": _LEAST_NOUNS, "contexts": LEAST, "buffer": 1,
             "sentence_edges": 0, "seed": 0,
         }  # fmt: skip
         for name, lowest in least.items():
@@ -82,40 +88,13 @@ class RelatednessConfig:
                 raise InputError(f"relatedness.{name} = {getattr(self, name)}: expected {lowest} or more")
 
 
-class Triple(NamedTuple):
-    """An edge and its matched pair: the parent, the null parent, and the child of both."""
-
-    parent: int
-    null: int
-    child: int
-
-
-class _Rows(NamedTuple):
-    """Where the features of a triple fire, ascending: the parents without the child (`all_`: with it), the child."""
-
-    parent: Int64[Array, "p"]
-    null: Int64[Array, "q"]
-    child: Int64[Array, "c"]
-    all_parent: Int64[Array, "all_p"]
-    all_null: Int64[Array, "all_q"]
-
-
-class _Drawn(NamedTuple):
-    """The triples to measure, and how many edges are not: for lack of tokens, or of a null parent."""
-
-    triples: list[Triple]
-    too_rare: int
-    unmatched: int
-
-
 def relatedness(subject: Subject, config: RelatednessConfig) -> Record:
     """The record "relatedness". Raises InputError if a given folder of WordNet or of a sentence model can't be read."""
-    texts = _Texts(subject)
-    drawn = _draw(subject, texts, config)
-    scores, why = _scores(subject, texts, config, drawn.triples)
+    edges = RelatedEdges(subject, config.edges, config.min_tokens, np.random.default_rng(config.seed))
+    triples, scores, why = _scores(subject, config, edges)
 
     # Children share their parent's texts, so parents are resampled, each with all its edges.
-    parents, family = np.unique([t.parent for t in drawn.triples], return_inverse=True)
+    parents, family = np.unique([t.parent for t in triples], return_inverse=True)
 
     def formula(weights: FloatArray) -> dict[str, FloatArray]:
         values: dict[str, FloatArray] = {}
@@ -129,10 +108,10 @@ def relatedness(subject: Subject, config: RelatednessConfig) -> Record:
         return values
 
     found = estimate(formula, len(parents), units_of_sae("parents", subject.sae, parents))
-    counts = {"edges": len(drawn.triples), "unmatched": drawn.unmatched, "too_rare": drawn.too_rare}
+    counts = {"edges": len(triples), "unmatched": edges.unmatched, "too_rare": edges.too_rare}
     value = {**found.value, **counts}
-    if not drawn.triples:
-        why = dict.fromkeys(SCORES, _nothing(subject, config, drawn))
+    if not triples:
+        why = dict.fromkeys(SCORES, _nothing(subject, config, edges))
     named = {f"{name}{end}": text for name, text in why.items() for end in ("", "_matched", "_matched_auc")}
     return Record(
         "relatedness",
@@ -153,95 +132,45 @@ def relatedness(subject: Subject, config: RelatednessConfig) -> Record:
                 **{f"{name}{end}": "cosine" for name in _COSINES for end in ("", "_matched")},
             },
             "edges_by_score": {name: int(np.isfinite(scores[name]).all(0).sum()) for name in SCORES},
-            "listed": list(_listed(drawn.triples, scores)),
+            "listed": list(_listed(triples, scores)),
         },
         replicates=found.replicates,
-        edge_scores={name: _edge_scores(drawn.triples, scores[name]) for name in SCORES},
+        edge_scores={name: _edge_scores(triples, scores[name]) for name in SCORES},
     )
 
 
-class _Texts:
-    """Where features fire: flat positions in the measured text."""
-
-    def __init__(self, subject: Subject) -> None:
-        self._rows, self._pairs = subject.rows.numpy(), subject.pairs
-
-    def rows(self, feature: int) -> Int64[Array, "n"]:
-        """The tokens on which a feature fires, ascending."""
-        return self._rows[self._pairs.firings(feature)[0].numpy()]
-
-    def without(self, feature: int, other: int) -> Int64[Array, "n"]:
-        """The tokens on which a feature fires and `other` does not."""
-        return np.setdiff1d(self.rows(feature), self.rows(other), assume_unique=True)
-
-    def of(self, triple: Triple) -> _Rows:
-        """The tokens of a triple."""
-        parent, null, child = triple
-        return _Rows(
-            self.without(parent, child),
-            self.without(null, child),
-            self.rows(child),
-            self.rows(parent),
-            self.rows(null),
-        )
-
-
-def _draw(subject: Subject, texts: _Texts, config: RelatednessConfig) -> _Drawn:
-    """Up to `config.edges` triples in random order."""
-    rng = np.random.default_rng(config.seed)
-    fired = subject.pairs.marginals.n.numpy()
-    nulls = NullParents(subject.forest, fired)
-    parent, child = subject.forest.edges.numpy()
-    enough = (fired[parent] >= config.min_tokens) & (fired[child] >= config.min_tokens)
-    triples: list[Triple] = []
-    too_rare, unmatched = int((~enough).sum()), 0
-
-    def has_tokens(feature: int, child: int) -> bool:
-        return len(texts.without(feature, child)) >= config.min_tokens
-
-    for e in rng.permutation(np.flatnonzero(enough)).tolist():
-        if len(triples) == config.edges:
-            break
-        p, c = int(parent[e]), int(child[e])
-        if not has_tokens(p, c):
-            too_rare += 1
-            continue
-        null = nulls.draw((p, c), rng, lambda q, c=c: has_tokens(q, c))
-        if null is None:
-            unmatched += 1
-        else:
-            triples.append(Triple(p, null, c))
-    return _Drawn(triples, too_rare, unmatched)
-
-
 def _scores(
-    subject: Subject, texts: _Texts, config: RelatednessConfig, triples: list[Triple]
-) -> tuple[dict[str, FloatArray], dict[str, str]]:
-    """For each score its values of all edges and of their matched pairs, `[2, e]`, NaN where undefined; and why it
-    may be undefined for all."""
-    scores = {name: np.full((2, len(triples)), np.nan) for name in SCORES}
-    why = _why(config)
-    if not triples:
-        return scores, why
+    subject: Subject, config: RelatednessConfig, edges: RelatedEdges
+) -> tuple[list[Triple], dict[str, FloatArray], dict[str, str]]:
+    """The measured triples; for each score its values of all edges and of their matched pairs, `[2, e]`, NaN where
+    undefined; and why it may be undefined for all."""
+    triples: list[Triple] = []
+    columns: dict[str, list[tuple[float, float]]] = {name: [] for name in SCORES}
+    chosen: dict[int, Chosen] = {}
     ids = subject.tokens.ids.reshape(-1).numpy()
     places = Contexts(subject.tokens, config.buffer, config.contexts, np.random.default_rng([config.seed, 1]))
     mean = mean_vector(subject.tokens, subject.embed)
     folder = wordnet.find_wordnet(config.wordnet)
     net = None if folder is None else WordNet(folder)
     nouns = None if net is None else nouns_of(subject.tokens, subject.tokenizer, net)
-    chosen: dict[int, Chosen] = {}
-    for i, triple in enumerate(triples):
-        rows = texts.of(triple)
+    for triple, rows in edges:
         rng = np.random.default_rng([config.seed, triple.parent, triple.child])
-        pair = ids[rows.parent], ids[rows.null]
-        scores["tokens"][:, i] = _alike(*pair, ids[rows.child], rng)
-        scores["tokens_all"][:, i] = _alike(ids[rows.all_parent], ids[rows.all_null], ids[rows.child], rng)
-        if net is not None and nouns is not None:
-            _compare_nouns(net, nouns, rows, config.nouns, scores, i)
-        if (contexts := places.choose(rows.parent, rows.null, rows.child)) is not None:
-            scores["contexts"][:, i] = static_similarity(places, contexts, subject.embed, mean)
-            if len(chosen) < config.sentence_edges:
-                chosen[i] = contexts
+        columns["tokens"].append(_alike(ids, rows.parent, rows.null, rows.child, rng))
+        columns["tokens_gated"].append(_alike(ids, rows.gated_parent, rows.gated_null, rows.gated_child, rng))
+        columns["tokens_all"].append(_alike(ids, rows.all_parent, rows.all_null, rows.gated_child, rng))
+        words = None if net is None or nouns is None else _compare_nouns(net, nouns, rows, config.nouns)
+        columns["hypernymy"].append(_NONE if words is None else words[0])
+        columns["kinship"].append(_NONE if words is None else words[1])
+        contexts = places.choose(rows.parent, rows.null, rows.child)
+        columns["contexts"].append(
+            _NONE if contexts is None else static_similarity(places, contexts, subject.embed, mean)
+        )
+        if contexts is not None and len(chosen) < config.sentence_edges:
+            chosen[len(triples)] = contexts
+        columns["sentences"].append(_NONE)
+        triples.append(triple)
+    scores = {name: np.array(column).reshape(-1, 2).T for name, column in columns.items()}
+    why = _why(config)
     reader = sentences.find_sentence_model(config.sentence_model)
     if reader is not None and chosen:
         model = sentences.SentenceModel(reader, subject.sae.device)
@@ -250,7 +179,7 @@ def _scores(
         why["sentences"] = _absent("a sentence model", sentences.PACKAGE, "sentence_model")
     if net is None:
         why |= dict.fromkeys(("hypernymy", "kinship"), _absent("WordNet", wordnet.PACKAGE, "wordnet"))
-    return scores, why
+    return triples, scores, why
 
 
 def token_similarity(a: Int[Array, "n"], b: Int[Array, "m"]) -> float:
@@ -271,26 +200,33 @@ def _entropy(p: FloatArray) -> float:
 
 
 def _alike(
-    parent: Int[Array, "p"], null: Int[Array, "q"], child: Int[Array, "c"], rng: np.random.Generator
+    ids: Int[Array, "n_tokens"],
+    parent: Int64[Array, "p"],
+    null: Int64[Array, "q"],
+    child: Int64[Array, "c"],
+    rng: np.random.Generator,
 ) -> tuple[float, float]:
     """The similarity of the parent's tokens to the child's, and of the null parent's.
 
     Samples look the less alike the smaller they are, so the larger one of the two parents is thinned at random.
     """
     m = min(len(parent), len(null))
-    thinned = [
-        tokens if len(tokens) == m else rng.choice(tokens, m, replace=False) for tokens in (parent, null)
-    ]
-    return token_similarity(thinned[0], child), token_similarity(thinned[1], child)
+    thinned = [rows if len(rows) == m else rng.choice(rows, m, replace=False) for rows in (parent, null)]
+    own = ids[child]
+    return token_similarity(ids[thinned[0]], own), token_similarity(ids[thinned[1]], own)
 
 
 def _compare_nouns(
-    net: WordNet, nouns: Nouns, rows: _Rows, n: int, scores: dict[str, FloatArray], i: int
-) -> None:
+    net: WordNet, nouns: Nouns, rows: Rows, n: int
+) -> tuple[tuple[float, float], tuple[float, float]] | None:
+    """Hypernymy and kinship of the edge and of the matched pair; None if one of the features has too few nouns."""
     parent, null, child = (nouns.most_frequent(of, n) for of in (rows.parent, rows.null, rows.child))
-    if min(len(parent), len(null), len(child)) >= _LEAST_NOUNS:
-        scores["hypernymy"][:, i] = hypernymy(net, parent, child), hypernymy(net, null, child)
-        scores["kinship"][:, i] = kinship(net, parent, child), kinship(net, null, child)
+    if min(len(parent), len(null), len(child)) < _LEAST_NOUNS:
+        return None
+    return (
+        (hypernymy(net, parent, child), hypernymy(net, null, child)),
+        (kinship(net, parent, child), kinship(net, null, child)),
+    )
 
 
 def _read_sentences(
@@ -336,10 +272,10 @@ def _why(config: RelatednessConfig) -> dict[str, str]:
     }
 
 
-def _nothing(subject: Subject, config: RelatednessConfig, drawn: _Drawn) -> str:
+def _nothing(subject: Subject, config: RelatednessConfig, edges: RelatedEdges) -> str:
     if not subject.forest.edges.shape[1]:
         return "the forest has no edges: every feature hangs from the root"
-    if not drawn.unmatched:
+    if not edges.unmatched:
         return f"no edge has a child that fires on {config.min_tokens} tokens and a parent that fires on as many others"
     return "no edge has a null parent: a parent of another tree on the same level that fires about as often"
 
@@ -364,11 +300,11 @@ def _number(x: float) -> float | None:
 
 SPEC = Study(
     name="relatedness",
-    needs=frozenset({"text", "firings", "forest", "embedding"}),
+    needs=frozenset({"text", "firings", "activations", "forest", "embedding"}),
     sets=("truth",),
     config=RelatednessConfig,
     run=relatedness,
     columns=(Column(HIERARCHY, "tokens_matched_auc", "tokens alike, AUC against matched pairs", "↑"),),
-    memory=lambda size: _MODELS + 16 * size.n_tokens,
+    memory=lambda size: _MODELS + 16 * size.n_tokens + own_detectors_memory(size.d_sae),
     nulls=tuple(f"{name}{end}" for name in SCORES if name != "tokens_all" for end in ("", "_matched_auc")),
 )
