@@ -230,5 +230,5 @@ SPEC = Study(
         + 2 * sorted_memory(size.n_firings // 2, size.d_sae)
         + scores_memory(size.d_sae, ("mcs_correlation",))
     ),
-    nulls=(*EDGE_VALUES, *FIRING_VALUES, "sibling_cosine", "in_graph"),
+    nulls=(*EDGE_VALUES, *FIRING_VALUES, "sibling_cosine", "in_graph", "graph_features", "graph_edges"),
 )
