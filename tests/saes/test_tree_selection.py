@@ -299,6 +299,16 @@ def test_a_token_is_encoded_alone(name: str) -> None:
     torch.testing.assert_close(alone, whole)
 
 
+@pytest.mark.parametrize("name", ["closed, of a batch", "layers of a batch", "closed"])
+def test_an_untrained_sae_has_thresholds_of_its_first_batch(name: str) -> None:
+    """As a null beside the trained one, it must not have every candidate active."""
+    x, training = torch.cat(list(batches(10))), make_training(OPTIONS[name])
+    sae = training.untrained(x, x)
+    selected = int(training(x, x).code.active().sum())
+    # A feature must exceed its threshold, the smallest value that the batch selected.
+    assert 0 <= selected - int(sae.encode(x).active().sum()) <= len(K)
+
+
 def test_a_crowded_token_gets_all_that_its_threshold_admits() -> None:
     sae = TreeSAE(TreeConfig((2, 60), (2, 1), normalize_activations="none", budget="batch"), 62).double()
     with torch.no_grad():

@@ -329,9 +329,7 @@ class TreeTraining(Training):
         sae, seen, residuals = self.sae, None, None
         if isinstance(step, TreeStep):
             seen, residuals = step.seen, step.residuals
-        if step.least is not None:
-            for threshold, least in zip(self._thresholds, step.least, strict=True):
-                threshold.update(least, number)
+        self._follow_thresholds(step, number)
         if sae.config.gate == "none":
             return []
         moved = self.allocator.after_step(step, number, sae.parent, self.steps_since_fired, self.dead, seen)
@@ -340,6 +338,16 @@ class TreeTraining(Training):
             begun = start_anew(sae, self.optimizer, moved.dead, self.dead, residuals, generator)
             moved.events.append(Event({"event": "started_anew", "step": number, "features": len(begun)}))
         return moved.events
+
+    def _follow_thresholds(self, step: Step, number: int) -> None:
+        if step.least is not None:
+            for threshold, least in zip(self._thresholds, step.least, strict=True):
+                threshold.update(least, number)
+
+    @torch.no_grad()
+    def without_steps(self, x: Float[Tensor, "n d_in"], target: Float[Tensor, "n d_out"]) -> None:
+        if self._thresholds:
+            self._follow_thresholds(self(x, target), self.run.n_steps)
 
     @property
     def first_update(self) -> int | None:
