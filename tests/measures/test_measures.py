@@ -54,7 +54,7 @@ SOURCE = Source("test text", "held_out", 0, "the sae")
 
 def ce(n_tokens: int) -> MeasureOptions:
     """The cross-entropy taken on so many tokens."""
-    return MeasureOptions(ce_tokens=n_tokens)
+    return MeasureOptions(ce_tokens=n_tokens, nulls="no")
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import NamedTuple
 
 import torch
@@ -32,6 +32,19 @@ class Predictions(NamedTuple):
     clean: Float[Tensor, "m ctx vocab"]
     ablated: Float32[Tensor, "m next"]
     kl_ablated: Float32[Tensor, "m ctx"]
+
+
+class Parts(NamedTuple):
+    """Parts of windows with one document each.
+
+    of:     `[w, ctx]` the part that each position belongs to.
+    first:  `[parts]` row (see `Tokens`) of the first position of each part.
+    origin: `[parts, 2]` window and document of each part.
+    """
+
+    of: Int[Tensor, "w ctx"]
+    first: Int[Tensor, "parts"]
+    origin: Int[Tensor, "parts 2"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,8 +90,9 @@ class WindowView:
         return EvalBatch(
             x=kept if self.target is self.kept else self.target.to(sae.device).float(),
             rows=self.rows,
-            window=(self.rows // self.tokens.context).to(sae.device),
-            windows=self.windows.to(sae.device),
+            window=self.parts.first[self.parts.of[self.keep.cpu()]].to(sae.device),
+            windows=self.parts.first.to(sae.device),
+            origin=self.parts.origin,
             code=code,
             x_hat=x_hat,
             losses=self._losses(x_hat, self.predictions) if losses and self.predictions else None,
@@ -90,11 +104,11 @@ class WindowView:
         keep = self.keep[: len(predictions.clean)]
         spliced = self._spliced(x_hat, predictions)
         return WindowLosses(
-            count=keep[:, :-1].sum(1).cpu(),
+            count=self._total(torch.ones_like(keep[:, :-1], dtype=torch.float32)).long(),
             clean=self._total(next_token_losses(predictions.clean, self.ids[: len(keep)])),
             spliced=spliced.spliced,
             ablated=self._total(predictions.ablated),
-            kl_count=keep.sum(1).cpu(),
+            kl_count=self._total(torch.ones_like(keep, dtype=torch.float32)).long(),
             kl_spliced=spliced.kl_spliced,
             kl_ablated=self._total(predictions.kl_ablated),
         )
@@ -107,10 +121,25 @@ class WindowView:
         losses, kl = next_token_losses(logits, ids), divergences(predictions.clean, logits)
         return Spliced(self._total(losses), self._total(kl))
 
-    def _total(self, losses: Float32[Tensor, "w some"]) -> Float64[Tensor, "w"]:
-        """Sums over the measured positions of the first windows."""
-        keep = self.keep[: len(losses), : losses.shape[1]]
-        return torch.where(keep, losses.double(), 0).sum(1).cpu()
+    def _total(self, losses: Float32[Tensor, "m some"]) -> Float64[Tensor, "w"]:
+        """Sums over the measured positions of the first windows, for each of their parts."""
+        first, n = self.parts.of[: len(losses)], losses.shape[1]
+        kept = torch.where(self.keep[: len(losses), :n], losses.double(), 0).cpu()
+        # On the CPU, where the order of additions is the same every time.
+        total = torch.zeros(int(first.max()) + 1, dtype=torch.float64)
+        return total.index_add_(0, first[:, :n].flatten(), kept.flatten())
+
+    @cached_property
+    def parts(self) -> Parts:
+        """The windows, cut where documents end."""
+        context = self.tokens.context
+        rows = self.windows.cpu()[:, None] * context + torch.arange(context)
+        document = self.tokens.document_of(rows.flatten()).view_as(rows)
+        starts = torch.ones_like(rows, dtype=torch.bool)
+        starts[:, 1:] = document[:, 1:] != document[:, :-1]
+        of = starts.flatten().cumsum(0).view_as(rows) - 1
+        first = rows[starts]
+        return Parts(of, first, torch.stack([first // context, document[starts]], dim=1))
 
 
 @torch.no_grad()

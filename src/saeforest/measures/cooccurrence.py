@@ -136,7 +136,7 @@ def _families(
 SPEC = Streaming(
     name="cooccurrence",
     needs=frozenset({"text", "forest"}),
-    sets=("fast", "paper"),
+    sets=("fast", "paper", "truth"),
     make=lambda subject, _config: Cooccurrence(subject.sae, subject.forest),
     nulls=("iou", "iou_alive"),
     columns=(Column(FLAT, "iou", "siblings together", "↓"),),

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .bootstrap import FloatArray, estimate, interval_method, same_units
+from .bootstrap import FloatArray, interval_method
 from .columns import RECONSTRUCTION, Column
 from .measure import EvalBatch, Measure, WindowTable
 from .record import Record, undefined
@@ -56,7 +56,7 @@ class CrossEntropy(Measure):
             assert spliced_level is not None
             found = spliced_level(level)
             columns |= {f"{name}_level_{level}": column for name, column in found._asdict().items()}
-        self.table.add(**columns)
+        self.table.add(batch, **columns)
 
     def _values(self, weights: FloatArray) -> dict[str, FloatArray]:
         ends = ["", *(f"_level_{level}" for level in range(self.n_levels))]
@@ -75,8 +75,7 @@ class CrossEntropy(Measure):
         return {**mean, **scores}
 
     def record(self, settings: Mapping[str, Any]) -> Record:
-        units = same_units("windows", self.table["count"])
-        value, interval, replicates = estimate(self._values, len(self.table), units)
+        value, interval, replicates = self.table.estimate(self._values)
         tokens = int(self.table["count"].sum())
         no_ce = "zeros at the site cost the model nothing: ablated equals clean"
         no_kl = "zeros at the site change no prediction"
@@ -98,7 +97,7 @@ class CrossEntropy(Measure):
             tokens=tokens,
             settings={
                 **settings,
-                "interval_method": interval_method("context windows"),
+                "interval_method": interval_method(self.table.resampled),
                 "losses": _POSITIONS,
                 "spliced": _SPLICED,
                 "ablated": _ABLATED,
@@ -115,7 +114,7 @@ def _make(subject: Subject, config: CrossEntropyConfig) -> CrossEntropy:
 SPEC = Streaming(
     name="cross_entropy",
     needs=frozenset({"text", "losses"}),
-    sets=("fast", "paper", "saebench"),
+    sets=("fast", "paper", "saebench", "truth"),
     config=CrossEntropyConfig,
     make=_make,
     columns=(

@@ -56,7 +56,7 @@ class Dead(Measure):
 SPEC = Streaming(
     name="dead",
     needs=frozenset({"text"}),
-    sets=("fast", "paper"),
+    sets=("fast", "paper", "truth"),
     make=lambda subject, _config: Dead(subject.sae),
     columns=(Column(RECONSTRUCTION, "dead_share", "dead features", "↓"),),
 )

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from ..saes import SAE
 from ..structure.forest import ROOT, Forest
-from .bootstrap import Estimate, FloatArray, Formula, estimate, interval_method, same_units, units_of_sae
+from .bootstrap import Estimate, FloatArray, Formula, estimate, interval_method, units_of_sae
 from .columns import LEVELS, Column
 from .edges import EdgesConfig, cosines
 from .measure import EvalBatch, Measure, WindowTable
@@ -78,6 +78,7 @@ class HSAELinks(Measure):
         x = batch.x.double()
         residual = [self._residual(batch, level) for level in range(self.n_parts)]
         self.table.add(
+            batch,
             tokens=batch.sums(x.new_ones(len(x))),
             square=batch.sums(x.square().sum(1)),
             x=batch.sums(x),
@@ -159,8 +160,7 @@ class HSAELinks(Measure):
 
     def record(self, settings: Mapping[str, Any]) -> Record:
         tokens = int(self.table["tokens"].sum())
-        units = same_units("windows", self.table["tokens"])
-        value, interval, replicates = estimate(self._by_window, len(self.table), units)
+        value, interval, replicates = self.table.estimate(self._by_window)
         if self.n_levels == 1:
             value |= dict.fromkeys(_DISTANCES)
             interval |= dict.fromkeys(_DISTANCES)
@@ -169,7 +169,7 @@ class HSAELinks(Measure):
         value, interval, replicates = Estimate(value, interval, replicates).joined(by_parent)
         why = dict.fromkeys(shares, "no edge joins two neighboring levels on the measured tokens")
         why |= dict.fromkeys(_DISTANCES, "the forest has one level")
-        method = f"{interval_method('context windows')}; p_...: over parents"
+        method = f"{interval_method(self.table.resampled)}; p_...: over parents"
         return Record(
             "hsae",
             value,
@@ -201,7 +201,7 @@ SPEC = Streaming(
     name="hsae",
     needs=frozenset({"text", "forest"}),
     transcoders=False,  # it compares reconstructions with input activations
-    sets=("paper",),
+    sets=("paper", "truth"),
     nulls=("hamming", "hamming_per_active", "p_parent_child", "p_child_parent"),
     make=lambda subject, _config: HSAELinks(subject.sae, subject.forest),
     columns=(

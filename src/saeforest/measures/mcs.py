@@ -264,7 +264,8 @@ def _top_children(subject: Subject, config: MCSConfig) -> list[dict[str, Any]]:
 SPEC = Study(
     name="mcs",
     needs=frozenset({"firings", "forest"}),
-    sets=("paper",),
+    sets=("paper", "truth"),
+    nulls=("edges_mcs_correlation", "k_edges", "k_edges_98"),
     config=MCSConfig,
     run=mcs,
     columns=(

@@ -10,19 +10,22 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ..sparse_code import SparseCode
-from .bootstrap import FloatArray
+from .bootstrap import Estimate, FloatArray, Formula, estimate, same_units
 from .record import Record
 
+#: Below this many documents, windows stand in for documents as the units of a bootstrap.
+FEW_DOCUMENTS = 30
 # Number of comparisons between the slots of a token that are done at once.
 _COMPARISONS = 1 << 24
 
 
 @dataclass(frozen=True)
 class WindowLosses:
-    """Sums over kept positions for each of `w` windows, in nats.
+    """Sums over kept positions for each of `w` windows or parts of them (see `EvalBatch`), in nats.
 
     count:    number of next-token losses summed: one for each position except the last of a window.
     clean:    loss of the unchanged model.
@@ -55,8 +58,9 @@ class EvalBatch:
     x:       `[n, d]` the activations to reconstruct; for a transcoder, its target.
     x_hat:   `[n, d]` their reconstructions.
     rows:    `[n]` flat positions in the measured `Tokens`, ascending.
-    window:  `[n]` the window of each row.
-    windows: `[w]` all windows of the batch, ascending.
+    window:  `[n]` the window of each row or, where a window holds several documents, the part with one of them.
+    windows: `[w]` all windows of the batch, or their parts, ascending.
+    origin:  `[w, 2]` the window and the document of each; None if the activations come from no text.
     code:    `[n, k]` the SAE's code.
     losses:  losses on the first windows of the batch; None if they are not measured on it.
     spliced_level: gives the losses there with the reconstruction of one layer or level (`SAE.decode`) at the site. Each
@@ -69,6 +73,7 @@ class EvalBatch:
     windows: Int[Tensor, "w"]
     code: SparseCode
     x_hat: Float32[Tensor, "n d"]
+    origin: Int[Tensor, "w 2"] | None = None
     losses: WindowLosses | None = None
     spliced_level: Callable[[int], Spliced] | None = None
 
@@ -86,14 +91,21 @@ class EvalBatch:
 
 
 class WindowTable:
-    """Named float64 columns, `[windows]` or `[windows, m]`, to which each batch appends its windows."""
+    """Named float64 columns, `[windows]` or `[windows, m]`, to which each batch appends its windows or parts of them.
+
+    The first column is the number of tokens.
+    """
 
     def __init__(self) -> None:
         self._parts: dict[str, list[FloatArray]] = {}
+        self._origin: list[NDArray[np.int64]] = []
         self.batch_starts: list[int] = []
         self._n_windows = 0
 
-    def add(self, **columns: Tensor) -> None:
+    def add(self, batch: EvalBatch, **columns: Tensor) -> None:
+        """Append the first windows of a batch: as many as the columns have."""
+        if batch.origin is not None:
+            self._origin.append(batch.origin[: len(next(iter(columns.values())))].cpu().numpy())
         for name, column in columns.items():
             self._parts.setdefault(name, []).append(column.double().cpu().numpy())
         self.batch_starts.append(self._n_windows)
@@ -108,6 +120,26 @@ class WindowTable:
 
     def __len__(self) -> int:
         return self._n_windows
+
+    @property
+    def resampled(self) -> str:
+        """What `estimate` resamples: "documents", or "context windows" if there are few documents, or none."""
+        return self._units()[0]
+
+    def estimate(self, formula: Formula) -> Estimate:
+        """`bootstrap.estimate` over documents, or over windows. formula: of the weights of the table's rows."""
+        units, ids, place = self._units()
+        tokens = np.bincount(place, next((self[name] for name in self._parts), None), len(ids))
+        return estimate(lambda weights: formula(weights[:, place]), len(ids), same_units(units, ids, tokens))
+
+    def _units(self) -> tuple[str, NDArray[np.int64], NDArray[np.int64]]:
+        """What is resampled, the numbers of these units, and the unit of each row."""
+        if not self._origin:
+            return "context windows", np.arange(len(self)), np.arange(len(self))
+        window, document = np.concatenate(self._origin).T
+        many = len(np.unique(document)) >= FEW_DOCUMENTS
+        ids, place = np.unique(document if many else window, return_inverse=True)
+        return "documents" if many else "context windows", ids, place
 
 
 def pair_slices(

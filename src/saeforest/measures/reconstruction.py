@@ -21,7 +21,7 @@ import numpy as np
 import torch.nn.functional as F
 
 from ..errors import require
-from .bootstrap import FloatArray, estimate, interval_method, same_units
+from .bootstrap import FloatArray, interval_method
 from .columns import RECONSTRUCTION, Column
 from .measure import EvalBatch, Measure, WindowTable
 from .record import Record, undefined
@@ -44,6 +44,7 @@ class Reconstruction(Measure):
         residual = (x - x_hat).square().sum(1)
         norm, norm_hat = x.norm(dim=1), x_hat.norm(dim=1)
         self.table.add(
+            batch,
             tokens=batch.sums(x.new_ones(len(x))),
             residual=batch.sums(residual),
             square=batch.sums(x.square().sum(1)),
@@ -99,8 +100,7 @@ class Reconstruction(Measure):
         return (drawn * np.where(tokens > 0, value, 0)).sum(1) / drawn.sum(1)
 
     def record(self, settings: Mapping[str, Any]) -> Record:
-        units = same_units("windows", self.table["tokens"])
-        value, interval, replicates = estimate(self._values, len(self.table), units)
+        value, interval, replicates = self.table.estimate(self._values)
         tokens = int(self.table["tokens"].sum())
         fve = value["fve"]
         require(fve is None or fve <= 1, "reconstruction", "fve <= 1")
@@ -110,7 +110,7 @@ class Reconstruction(Measure):
             "fvu_uncentred": "all measured activations are zero",
             "saebench_explained_variance": "all measured activations are zero",
         }
-        method = interval_method("context windows") + (
+        method = interval_method(self.table.resampled) + (
             "; fve_legacy: the batches' means held fixed; fve_tree, saebench_explained_variance: batches weighted by "
             "their drawn windows"
         )
@@ -132,7 +132,7 @@ class Reconstruction(Measure):
 SPEC = Streaming(
     name="reconstruction",
     needs=frozenset({"text"}),
-    sets=("fast", "paper", "saebench"),
+    sets=("fast", "paper", "saebench", "truth"),
     make=lambda _subject, _config: Reconstruction(),
     columns=(
         Column(RECONSTRUCTION, "fve", "FVE", "↑"),

@@ -12,7 +12,7 @@ import torch
 
 from ..errors import require
 from ..saes import SAE
-from .bootstrap import FloatArray, estimate, interval_method, same_units
+from .bootstrap import FloatArray, interval_method
 from .columns import RECONSTRUCTION, Column
 from .measure import EvalBatch, Measure, WindowTable
 from .record import Record, undefined
@@ -33,6 +33,7 @@ class Sparsity(Measure):
         by_layer = torch.zeros(len(batch), self.n_layers, dtype=torch.float64, device=active.device)
         by_layer.scatter_add_(1, self.layer[batch.code.ids], active)
         self.table.add(
+            batch,
             tokens=batch.sums(torch.ones_like(by_layer[:, 0])),
             active=batch.sums(by_layer),
             nonzero=batch.sums(batch.code.active().sum(1)),
@@ -45,8 +46,7 @@ class Sparsity(Measure):
         return {"l0": by_layer.sum(1), **layers, "l0_nonzero": weights @ self.table["nonzero"] / tokens}
 
     def record(self, settings: Mapping[str, Any]) -> Record:
-        units = same_units("windows", self.table["tokens"])
-        value, interval, replicates = estimate(self._values, len(self.table), units)
+        value, interval, replicates = self.table.estimate(self._values)
         tokens = int(self.table["tokens"].sum())
         if self.at_most_k:
             at_most = sum(self.config.k_per_layer) * tokens
@@ -57,7 +57,7 @@ class Sparsity(Measure):
             interval,
             unit="features per token",
             tokens=tokens,
-            settings={**settings, "interval_method": interval_method("context windows")},
+            settings={**settings, "interval_method": interval_method(self.table.resampled)},
             detail={"null": undefined(value, {}, tokens)},
             replicates=replicates,
         )
@@ -66,7 +66,7 @@ class Sparsity(Measure):
 SPEC = Streaming(
     name="sparsity",
     needs=frozenset({"text"}),
-    sets=("fast", "paper", "saebench"),
+    sets=("fast", "paper", "saebench", "truth"),
     make=lambda subject, _config: Sparsity(subject.sae),
     columns=(Column(RECONSTRUCTION, "l0", "L0"),),
 )
