@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from report_cases import (
@@ -22,15 +23,15 @@ from report_cases import (
     sparsity,
 )
 from saeforest.config import save_config
-from saeforest.measures import Record
+from saeforest.measures import Record, Replicates
 from saeforest.presets import PRESETS
 from saeforest.report import claims, compare
 from saeforest.report.claim_text import how_judged
 from saeforest.report.deviations import deviations
-from saeforest.report.load import load_runs
+from saeforest.report.load import Value, load_runs
 from saeforest.report.page import build_page
 from saeforest.report.seed_groups import SeedGroup, seed_groups
-from saeforest.report.verdict import Null, Result, Side, Verdict, check, partners
+from saeforest.report.verdict import Null, Result, Side, Verdict, check, difference, partners
 from saeforest.saes import AllocationConfig, BatchTopKConfig
 
 TREE_4 = replace(TREE, layer_sizes=(2, 2, 4, 8), k_per_layer=(1, 1, 1, 1))
@@ -296,3 +297,57 @@ def test_agreement_of_levels_is_also_shown_by_active_feature(tmp_path: Path) -> 
     assert "Hamming distance per active feature ↓" in block.head
     assert "0.9000" in [cell.text for cell in block.rows[0]]
     assert "1 by construction" in block.note
+
+
+# -- nulls that were measured
+
+
+@pytest.mark.parametrize(
+    ("over", "expected"),
+    [
+        ((0.3, 0.3), Verdict.HOLDS),
+        ((0.3, 0.1), Verdict.UNDECIDED),  # no more over the untrained SAE than the flat one
+        ((0.0, 0.0), Verdict.FAILS),
+    ],
+)
+def test_a_measured_null_decides_what_a_gate_alone_gives(
+    tmp_path: Path, over: tuple[float, float], expected: Verdict
+) -> None:
+    def with_over(made: Record, name: str, by: tuple[float, float]) -> Record:
+        given = dict(zip((f"{name}_over_shuffled", f"{name}_over_untrained"), by, strict=True))
+        return replace(
+            made,
+            value=made.value | given,
+            interval=made.interval | {n: (x - 0.03, x + 0.03) for n, x in given.items()},
+        )
+
+    groups = groups_in(
+        tmp_path / "run",
+        {
+            "tree": (TREE_4, 0, [sparsity(4.0), with_over(hierarchy(0.9, 0.9), "tree", over)]),
+            "topk": (TOPK, 0, [sparsity(4.0), with_over(hierarchy(None, 0.1), "mcs", (0.1, 0.1))]),
+        },
+    )
+    (finding,) = (
+        finding
+        for result in found_in(groups, "tree", "mcs")
+        for finding in result.findings
+        if finding.right is not None and finding.right.system.kind == "topk"
+    )
+    assert finding.verdict is expected
+    assert finding.note == "by what each side has over its nulls"
+
+
+def test_saes_of_one_text_are_compared_resample_by_resample() -> None:
+    shared = np.random.default_rng(0).normal(size=1000)
+
+    def value(of: float, text: str, units: str = "documents a") -> Value:
+        drawn = Replicates(units, of + shared)
+        return Value(of, (of - 2, of + 2), replicates=drawn, text=text)
+
+    low, high = difference(value(1.25, "t"), value(1.0, "t"))[1:]
+    assert (low, high) == pytest.approx((0.25, 0.25))
+    wide = (0.25 - 8**0.5, 0.25 + 8**0.5)  # square and add
+    for a, b in (("t", "u"), ("", "")):
+        assert difference(value(1.25, a), value(1.0, b))[1:] == pytest.approx(wide)
+    assert difference(value(1.25, "t"), value(1.0, "t", "documents b"))[1:] == pytest.approx(wide)

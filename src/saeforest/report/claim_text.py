@@ -48,10 +48,10 @@ def how_judged(results: Sequence[Result]) -> list[str]:
         f"{len(results)} claims were checked, {n_judged} of them by intervals, without a correction for multiple "
         f"comparisons: if no two SAEs differed, about {n_judged * _ONE_SIDED:.1g} would hold by chance, and as many "
         "not hold.",
-        "The interval of a difference treats the two values as independent although they were measured on the same "
-        "text. If the text accounts for most of the variation, the interval is too wide, and a claim may be undecided "
-        "that paired differences would decide. Most intervals resample context windows, and a document may span "
-        "several of them, so these intervals are too narrow. Those of composition, absorption, sparse probing and TPP "
+        "Values measured on the same documents of one text are compared resample by resample, which removes what the "
+        "text does to both. Otherwise, and for means over several seeds, the interval of a difference treats the two "
+        "values as independent, and may be too wide. A text of few documents is resampled by context windows, which "
+        "gives intervals that are too narrow. Those of composition, absorption, sparse probing and TPP "
         "keep fitted quantities fixed and are also too narrow. With one seed each, a verdict is about these SAEs, not "
         "about their architectures.",
         "The papers' numbers come from other models, larger dictionaries and far longer training; the settings that "

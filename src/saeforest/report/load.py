@@ -14,7 +14,7 @@ import numpy as np
 from ..config import TrainConfig
 from ..errors import InputError, command
 from ..measures.dead_training import DeadRates, read_dead_rates
-from ..measures.record import Interval, Record
+from ..measures.record import Interval, Record, Replicates
 from ..run_folder import RunFolder
 from ..training.log import has_log
 from .system import System, kind_of
@@ -32,6 +32,7 @@ class Value(NamedTuple):
     """A value of a record, or the reason (`why`) if there is none.
 
     each: the individual values if `value` is a mean over seeds.
+    replicates, text: its bootstrap replicates, and a hash of the measured text, if the record has them.
     """
 
     value: float | None
@@ -40,6 +41,8 @@ class Value(NamedTuple):
     tokens: int = 0
     why: str = ""
     each: tuple[float, ...] = ()
+    replicates: Replicates | None = None
+    text: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,7 +108,16 @@ class Entry:
             with self.showing(measure):
                 return _from_detail(record, name)
         unit, why = record.unit_of(name), record.null.get(name, "")
-        return Value(record.value[name], record.interval[name], unit, record.tokens, why)
+        replicates, text = record.replicates.get(name), str(record.settings.get("text", ""))
+        return Value(
+            record.value[name],
+            record.interval[name],
+            unit,
+            record.tokens,
+            why,
+            replicates=replicates,
+            text=text,
+        )
 
     @cached_property
     def dead_rates(self) -> DeadRates | None:

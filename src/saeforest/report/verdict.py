@@ -4,24 +4,28 @@ The interval of a difference a - b combines those of a and b (Zou & Donner's squ
 
     lower = (a - b) - sqrt((a - a_lo)^2 + (b_hi - b)^2),    upper = (a - b) + sqrt((a_hi - a)^2 + (b - b_lo)^2)
 
-It assumes that a and b are independent. Here both are measured on the same text, so it tends to be too wide. A claim
+It assumes that a and b are independent. If both were measured on the same units of the same text, their
+replicates are subtracted instead, resample by resample, and the interval is that of these differences. A claim
 holds if the whole interval has the claimed sign, does not hold if the whole interval has the opposite sign, and is
 undecided otherwise; "about equal" holds if the whole interval lies within the margin. A count from a single seed has no
 interval; a difference of less than 0.01 then decides nothing.
 
 Some claims would hold even for an SAE that learned nothing. They have a `Null`, which says what else explains the
-difference and which control must be measured. If the intervals alone would say "holds", the null's verdict replaces it.
+difference and which control must be measured. If the intervals alone would say "holds", the null's verdict replaces it,
+unless the control was measured: then the same claim is judged on how far each side exceeds its own null, that with
+shuffled parents and the untrained SAE, and holds if it holds on both.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from operator import attrgetter
 from typing import Literal, NamedTuple
 
+from ..measures.bootstrap import paired_difference
 from .load import Value
 from .papers import Paper
 from .seed_groups import SeedGroup, differently
@@ -156,9 +160,16 @@ class Result:
 
 
 def difference(a: Value, b: Value) -> Difference:
-    """a - b with its interval; a value without an interval is taken as exact."""
+    """a - b with its interval; a value without an interval is taken as exact.
+
+    Two SAEs on the same units of the same text are compared resample by resample (`paired_difference`).
+    """
     if a.value is None or b.value is None:
         raise ValueError("a difference of undefined values")
+    if a.replicates is not None and b.replicates is not None and a.text and a.text == b.text:
+        found = paired_difference(a.value, b.value, a.replicates, b.replicates)
+        if found.paired and found.interval is not None:
+            return Difference(found.value, *found.interval)
     a_lo, a_hi = a.interval or (a.value, a.value)
     b_lo, b_hi = b.interval or (b.value, b.value)
     d = a.value - b.value
@@ -264,6 +275,28 @@ def _judged(claim: Claim, a: Value, b: Value, d: Difference) -> tuple[Verdict, s
     return verdict, note
 
 
+def _over_nulls(claim: Claim, left: SeedGroup, right: SeedGroup | None) -> tuple[Verdict, str] | None:
+    """The verdict on how far both sides exceed their nulls; None if that was not measured, or cannot decide."""
+    if claim.null is None or claim.null.always:
+        return None
+    sides = [(claim.left, left)]
+    if isinstance(claim.right, Side) and right is not None:
+        sides.append((claim.right, right))
+    verdicts: list[Verdict] = []
+    for over in ("_over_shuffled", "_over_untrained"):
+        found: list[Value] = []
+        for side, group in sides:
+            name = side.value + over
+            if not all(name in e.records[side.measure].value for e in group.measured(side.measure)):
+                return None
+            found.append(group.value(side.measure, name))
+        a, b = found if len(found) == 2 else (found[0], Value(0.0))
+        if a.value is None or b.value is None:
+            return None
+        verdicts.append(_judged(replace(claim, margin=0.0), a, b, difference(a, b))[0])
+    return together(verdicts), "by what each side has over its nulls"
+
+
 def check(claim: Claim, groups: Sequence[SeedGroup]) -> Result:
     """Check a claim on every SAE, or pair of SAEs, that it is about."""
     findings: list[Finding] = []
@@ -283,7 +316,7 @@ def check(claim: Claim, groups: Sequence[SeedGroup]) -> Result:
             d = difference(a, b)
             verdict, note = _judged(claim, a, b, d)
             if claim.null is not None and claim.null.replaces(verdict):
-                verdict = claim.null.verdict
+                verdict, note = _over_nulls(claim, left, right) or (claim.null.verdict, note)
             other = None if right is left else right
             if other is not None and (why_not := not_comparable(left, other, claim.left.measure)):
                 verdict, note = Verdict.UNDECIDED, why_not
