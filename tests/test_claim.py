@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from saeforest.claim import claimed
+from saeforest.claim import claimed, remove_unheld
 from saeforest.errors import InputError
 
 HOLDER = """
@@ -49,6 +49,14 @@ def test_also_within_one_process(tmp_path: Path) -> None:
         pass
     with claimed(tmp_path):
         pass
+
+
+def test_locks_of_ended_processes_are_removed(tmp_path: Path) -> None:
+    (tmp_path / ".lock-forest-topk").write_text("process 1 on another (saeforest eval)")
+    (tmp_path / "other").touch()
+    with claimed(tmp_path, "eval"):
+        remove_unheld(tmp_path)
+        assert {path.name for path in tmp_path.iterdir()} == {".lock-eval", "other"}
 
 
 def test_a_folder_that_goes_away(tmp_path: Path) -> None:

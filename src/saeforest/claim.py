@@ -41,6 +41,18 @@ def claimed(folder: Path, part: str = "") -> Iterator[None]:
         os.close(handle)
 
 
+def remove_unheld(folder: Path) -> None:
+    """Remove the lock files in the folder whose process has ended."""
+    for path in filter(is_lock, list(folder.iterdir())):
+        with suppress(OSError):  # held, or gone
+            handle = os.open(path, os.O_RDWR)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink()
+            finally:
+                os.close(handle)
+
+
 def is_lock(path: Path) -> bool:
     """Whether the path is a lock file of `claimed`."""
     return path.name == LOCK or path.name.startswith(f"{LOCK}-")

@@ -8,12 +8,16 @@ import os
 import shutil
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from .cases import CASES, Cases
 from .conftest import Whole
 from .harness import Act, command, contents, every, leftovers, points, same
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer as Buffer
 
 STREAMS = {"stdout": 1, "stderr": 2}
 # All kinds of failure on both streams where every moment is tried; else each command gets one of them.
@@ -35,7 +39,7 @@ class Broken(io.RawIOBase):
     def writable(self) -> bool:
         return True
 
-    def write(self, data: bytes, /) -> int:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def write(self, data: Buffer, /) -> int:
         self._seen += 1
         self._count.write_text(str(self._seen))
         if self._seen > self._at:

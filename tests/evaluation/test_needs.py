@@ -31,7 +31,7 @@ from saeforest.structure.pairs import PairStatistics
 from saeforest.text import Tokens
 
 #: What each need adds to a subject.
-GIVES: dict[Need, dict[str, type | tuple[type, ...]]] = {
+GIVES: dict[Need, dict[str, Any]] = {
     "text": {"tokens": Tokens, "tokenizer": object},
     "losses": {},
     "firings": {"rows": torch.Tensor, "pairs": PairStatistics},

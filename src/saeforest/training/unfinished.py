@@ -11,7 +11,7 @@ from typing import Any, Literal
 from ..activations.data import GIVEN
 from ..activations.sources import is_store
 from ..activations.writer import read_journal
-from ..claim import claimed, is_lock
+from ..claim import claimed, is_lock, remove_unheld
 from ..config import TrainConfig, to_dict
 from ..errors import InputError
 from ..files import is_temporary, remove_leftovers
@@ -95,6 +95,7 @@ def tidy(run: RunFolder) -> None:
         return
     with suppress(InputError, OSError), run.claimed():  # in use, or not ours to write in
         remove_leftovers(run.path)
+        remove_unheld(run.path)
         if run_state(run) == "complete":
             shutil.rmtree(run.checkpoints, ignore_errors=True)
             if not run.demo_file.exists():  # a demo still wants them
