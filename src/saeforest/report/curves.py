@@ -13,9 +13,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import PercentFormatter
 
-from .figures import bars, dots, having, measured, paper_dots, paper_title, short
+from .figures import bars, dots, having, measured, paper_dots, paper_title, rows_of, short
 from .load import VARIANTS, Entry, Value
 from .load import rank_curve as rank_curve_of
+from .nulls import mark_nulls, nulls_caption
 from .panel import NULLS, Panel
 from .papers import reported
 from .seed_groups import SeedGroup
@@ -190,20 +191,22 @@ def unconditional(groups: Sequence[SeedGroup]) -> Panel | str:
         ("mcs", "By MCS, the paper's protocol"),
         ("mcs_unconditional", "By MCS, any parents"),
     )
-    rows = [(title, found) for name, title in names if (found := having(groups, "hierarchy", name))]
-    if not any(title.endswith("any parents") for title, _ in rows):
+    rows = [(name, title, found) for name, title in names if (found := having(groups, "hierarchy", name))]
+    if not any(title.endswith("any parents") for _, title, _ in rows):
         return "not measured in any run"
-    heights = [0.65 + 0.25 * len(found) for _, found in rows]
+    heights = [0.65 + 0.25 * len(found) for *_, found in rows]
     figure = new_figure(sum(heights) + 0.4)
     grid = figure.subplots(len(rows), 1, squeeze=False, height_ratios=heights, sharex=True)
-    for axes, (title, found) in zip(grid.flat, rows, strict=True):
+    for axes, (name, title, found) in zip(grid.flat, rows, strict=True):
         axes.set_title(title, fontsize=9.5)
         dots(axes, found)
-    values = [v for _, found in rows for _, v in found]
+        mark_nulls(axes, rows_of(found), "hierarchy", name)
+    nulls = nulls_caption(("hierarchy", name, [s for s, _ in found]) for name, _, found in rows)
+    values = [v for *_, found in rows for _, v in found]
     caption = (
         "Not in the paper. For a Tree SAE, the paper's protocol counts only parents with children in the tree and, by "
         "MCS, only as many pairs as the tree has; for flat SAEs it counts all sampled parents. This favors Tree SAEs, "
-        f"so both ways are shown here, {measured(values)}. {bars(values)}. {NULLS}"
+        f"so both ways are shown here, {measured(values)}. {bars(values)}. {f'{nulls} ' if nulls else ''}{NULLS}"
     )
     return Panel("unconditional", "With and without the tree's parents (not in the paper)", caption, figure)
 

@@ -10,10 +10,12 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from matplotlib.axes import Axes
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from .load import Value
+from .nulls import mark_nulls, nulls_caption
 from .panel import NULLS, Panel
 from .papers import Along, Reported, reported
 from .seed_groups import SeedGroup
@@ -103,10 +105,11 @@ def compared(spec: Spec, groups: Sequence[SeedGroup]) -> Panel | str:
         papers_own = reported(metric.measure, metric.value, spec.by)
         paper_title(theirs, papers_own, "24,576 features" if spec.by == "l0" else "6k to 49k features")
         if as_lines:
-            lines(ours, found, spec.by)
+            lines(ours, found, spec.by, metric)
             _paper_lines(theirs, papers_own, spec.by)
         else:
             dots(ours, found)
+            mark_nulls(ours, rows_of(found), metric.measure, metric.value)
             paper_dots(theirs, papers_own)
     if as_lines:
         legend(figure, [s.system for _, found in rows for s, _ in found])
@@ -123,9 +126,14 @@ def compared(spec: Spec, groups: Sequence[SeedGroup]) -> Panel | str:
             else "with L0 nearest to the largest one's"
         )
         average = f" The marks at the right end are means. A line connects the SAEs {other}."
+    nulls = nulls_caption(
+        ((m.measure, m.value, [s for s, _ in found]) for m, found in rows),
+        "In the color of the SAE, pale" if as_lines else "Gray",
+    )
+    nulls = nulls and f"{nulls} "
     caption = (
         f"{spec.paper} Left: measured here, {measured(v for _, found in rows for _, v in found)}. "
-        f"{bars(v for _, found in rows for _, v in found)}.{average} {told}"
+        f"{bars(v for _, found in rows for _, v in found)}.{average} {nulls}{told}"
         f"Right, {shown}: the paper's numbers for another model ({right}), on a separate axis."
     )
     return Panel(spec.key, spec.title, caption, figure)
@@ -189,6 +197,11 @@ def dots(axes: Axes, points: Sequence[tuple[SeedGroup, Value]]) -> None:
     axes.margins(x=0.08)
 
 
+def rows_of(points: Sequence[tuple[SeedGroup, Value]]) -> list[tuple[SeedGroup, float]]:
+    """The SAEs with their rows in `dots`."""
+    return [(group, float(row)) for row, (group, _) in enumerate(points)]
+
+
 def _row_names(groups: Sequence[SeedGroup]) -> list[str]:
     """Row names: the system, with the SAE's label if a system has several rows."""
     systems = [s.system for s in groups]
@@ -220,11 +233,20 @@ def paper_dots(axes: Axes, theirs: Reported | None) -> None:
     axes.margins(x=0.08)
 
 
-def lines(axes: Axes, points: Sequence[tuple[SeedGroup, Value]], by: str) -> None:
-    """Draw a line for each system along L0 or size; the mark after its end is the mean of its points."""
+def lines(
+    axes: Axes, points: Sequence[tuple[SeedGroup, Value]], by: str, metric: Metric | None = None
+) -> None:
+    """Draw a line for each system along L0 or size; the mark after its end is the mean of its points.
+
+    metric: the value that is drawn, whose nulls are marked where it has some.
+    """
     of: dict[System, list[tuple[float, Value]]] = {}
     for group, value in one_line(points, by):
-        of.setdefault(group.system, []).append((group.l0 if by == "l0" else group.d_sae, value))
+        place = group.l0 if by == "l0" else group.d_sae
+        of.setdefault(group.system, []).append((place, value))
+        if metric is not None:
+            pale = to_hex((*to_rgb(group.system.color), 0.5), keep_alpha=True)
+            mark_nulls(axes, [(group, place)], metric.measure, metric.value, upright=True, color=pale)
     places = sorted({x for line in of.values() for x, _ in line})
     end = places[-1] * 1.25 if by == "size" else places[-1] + 0.12 * max(places[-1] - places[0], 1.0)
     for system, line in of.items():

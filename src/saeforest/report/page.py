@@ -13,6 +13,7 @@ from .claims import check_all
 from .columns import BLOCKS, NOTES, Column
 from .commands import commands
 from .load import Entry, flatten
+from .nulls import in_order, without_nulls
 from .numbers import DASH, interval, number
 from .paper_tables import deviations_table, paper_tables
 from .seed_groups import SeedGroup, seed_groups
@@ -72,7 +73,7 @@ def build_page(entries: Sequence[Entry], runs: Sequence[Path], out: Path) -> tup
         deviations=deviations_table(groups),
         claims=[(topic, [claim_row(r) for r in made if r.claim.topic == topic]) for topic in topics],
         missing_claims=[(r.claim.text, r.why) for r in results if not r.findings],
-        paper_tables=paper_tables(groups),
+        paper_tables=paper_tables(groups, notes),
         details=[_details(entry) for entry in entries],
         commands=commands(entries, runs, out),
         version=__version__,
@@ -155,12 +156,11 @@ def _block(
     for group in groups:
         mine = [entry for entry in group.entries if entry in able]
         rows += [
-            [Cell(entry.label), *(cell(entry.value(c.measure, c.value), notes) for c in measured)]
-            for entry in mine
+            [Cell(entry.label), *(cell(entry, c.measure, c.value, notes) for c in measured)] for entry in mine
         ]
         if len({entry.config.seed for entry in mine}) > 1:
             mean = Cell(f"mean of {group.n_seeds} seeds", group.system.title, tone="mean")
-            values = [mean_cell(group, group.value(c.measure, c.value), notes) for c in measured]
+            values = [mean_cell(group, c.measure, c.value, notes) for c in measured]
             rows.append([mean, *values])
     rest = ", ".join(entry.label for entry in entries if entry not in able)
     note = " ".join(filter(None, (NOTES.get(title, ""), f"Not measured: {rest}." if rest else "")))
@@ -174,16 +174,16 @@ def _details(entry: Entry) -> Details:
     tables = []
     for name, record in entry.records.items():
         rows = []
-        for key in record.value:
+        for key in in_order(name, record.value):
             value = entry.value(name, key)
             rows.append(
                 [Cell(key), Cell(number(value.value)), Cell(interval(value)), Cell(value.why or value.unit)]
             )
-        method = record.settings.get("interval_method", "")
+        method, bare = record.settings.get("interval_method", ""), without_nulls(name, record.value)
         tables.append(
             Table(
                 name, ["value", "", "95% interval", "unit, or reason if undefined"], rows,
-                f"{record.tokens:,} tokens. Interval: {method or 'unknown'}.",
+                f"{record.tokens:,} tokens. Interval: {method or 'unknown'}. {bare}".strip(),
             )
         )  # fmt: skip
     lines: dict[str, str] = {}

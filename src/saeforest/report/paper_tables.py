@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from .deviations import deviations
-from .numbers import DASH, interval, number
+from .numbers import DASH, number
 from .papers import PaperTable, papers, reported
 from .seed_groups import SeedGroup
-from .tables import Cell, Table
+from .tables import Cell, Footnotes, Table, cell
 
 
 def deviations_table(groups: Sequence[SeedGroup]) -> Table:
@@ -22,10 +22,10 @@ def deviations_table(groups: Sequence[SeedGroup]) -> Table:
     )
 
 
-def paper_tables(groups: Sequence[SeedGroup]) -> list[Table]:
+def paper_tables(groups: Sequence[SeedGroup], notes: Footnotes) -> list[Table]:
     """The papers' tables, for which something was measured here."""
-    tables = [_l0_by_layer(groups), _cooccurrence(groups)]
-    tables += [_table(table, groups) for paper in papers().values() for table in paper.tables]
+    tables = [_l0_by_layer(groups), _cooccurrence(groups, notes)]
+    tables += [_table(table, groups, notes) for paper in papers().values() for table in paper.tables]
     return [table for table in tables if table.rows]
 
 
@@ -49,7 +49,7 @@ def _l0_by_layer(groups: Sequence[SeedGroup]) -> Table:
     )
 
 
-def _cooccurrence(groups: Sequence[SeedGroup]) -> Table:
+def _cooccurrence(groups: Sequence[SeedGroup], notes: Footnotes) -> Table:
     papers_own = [reported("cooccurrence", "iou"), reported("mcs", "k_all_pairs")]
     rows = []
     for s in groups:
@@ -59,8 +59,8 @@ def _cooccurrence(groups: Sequence[SeedGroup]) -> Table:
         theirs = [of.series.get((s.system.kind, s.system.layers), ()) if of else () for of in papers_own]
         shown = [Cell(", ".join(f"{x:g}" for x in numbers) or DASH, tone="paper") for numbers in theirs]
         rows.append([
-            Cell(s.label), Cell(number(siblings.value), interval(siblings)), shown[0],
-            Cell(number(k.value), interval(k)), shown[1],
+            Cell(s.label), cell(s, "cooccurrence", "iou", notes), shown[0],
+            cell(s, "mcs", "k_all_pairs", notes), shown[1],
         ])  # fmt: skip
     trained = "; ".join(dict.fromkeys(of.paper.trained for of in papers_own if of))
     return Table(
@@ -71,7 +71,7 @@ def _cooccurrence(groups: Sequence[SeedGroup]) -> Table:
     )
 
 
-def _table(table: PaperTable, groups: Sequence[SeedGroup]) -> Table:
+def _table(table: PaperTable, groups: Sequence[SeedGroup], notes: Footnotes) -> Table:
     """A table of a paper, with rows of the same systems measured here above the paper's rows, if there are any."""
     rows = []
     for s in groups:
@@ -79,7 +79,7 @@ def _table(table: PaperTable, groups: Sequence[SeedGroup]) -> Table:
         own = (v for v, c in zip(values, table.columns, strict=True) if c.measure == table.measure)
         if s.system.kind in table.rows and any(v.value is not None for v in own):
             rows.append([
-                Cell(s.label), Cell(number(s.l0)), *(Cell(number(v.value), interval(v)) for v in values),
+                Cell(s.label), Cell(number(s.l0)), *(cell(s, c.measure, c.value, notes) for c in table.columns),
             ])  # fmt: skip
     if rows:
         for theirs in table.rows.values():

@@ -16,6 +16,8 @@ WIDTH = 9.0
 """Width of a figure in inches."""
 GRAY = "#767676"
 """Color of the papers' numbers, which have hollow marks and a separate panel."""
+NULL_GRAY = "#9A9A9A"
+"""Color of values on nulls, which are × and +."""
 
 _RC: Any = {
     "font.size": 9.5,

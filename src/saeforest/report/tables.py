@@ -6,18 +6,31 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from .claim_text import fewer
-from .load import Value
+from .load import Entry
+from .nulls import null_values
 from .numbers import DASH, interval, number
 from .seed_groups import SeedGroup
 
 
+class Null(NamedTuple):
+    """A value on a null, with its name. note: number of a footnote, if it is undefined."""
+
+    text: str
+    note: int | None = None
+
+
 class Cell(NamedTuple):
-    """A cell. text: the value; small: small text below it; note: number of a footnote; tone: name of a color."""
+    """A cell.
+
+    text: the value; small: small text below it; note: number of a footnote; tone: name of a color; nulls: the same
+    value on its nulls, below all of these.
+    """
 
     text: str
     small: str = ""
     note: int | None = None
     tone: str = ""
+    nulls: tuple[Null, ...] = ()
 
 
 class Table(NamedTuple):
@@ -43,15 +56,22 @@ class Footnotes:
         return self.texts.index(text) + 1
 
 
-def cell(value: Value, notes: Footnotes) -> Cell:
-    """A value with its interval; a dash with a footnote if it is undefined."""
+def cell(of: Entry | SeedGroup, measure: str, name: str, notes: Footnotes) -> Cell:
+    """A value with its interval and its nulls; a dash with a footnote if it is undefined."""
+    value = of.value(measure, name)
     if value.value is None:
         return Cell(DASH, note=notes.number(value.why or "undefined"))
-    return Cell(number(value.value), interval(value))
+    nulls = tuple(
+        Null(f"{kind.title} {DASH}", notes.number(null.why or "undefined"))
+        if null.value is None
+        else Null(f"{kind.title} {number(null.value)}")
+        for kind, null in null_values(of, measure, name)
+    )
+    return Cell(number(value.value), interval(value), nulls=nulls)
 
 
-def mean_cell(group: SeedGroup, value: Value, notes: Footnotes) -> Cell:
+def mean_cell(group: SeedGroup, measure: str, name: str, notes: Footnotes) -> Cell:
     """The mean over seeds with its interval, and the number of seeds if some are missing."""
-    made = cell(value, notes)
+    made, value = cell(group, measure, name, notes), group.value(measure, name)
     small = "; ".join(text for text in (made.small, fewer(group, value)) if text)
     return made._replace(small=small, tone="mean")

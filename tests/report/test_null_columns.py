@@ -1,0 +1,107 @@
+"""Values about a hierarchy stand beside their nulls, in tables and figures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from report_cases import TOPK, TREE, groups_in, make_run, record, sparsity
+from saeforest.measures import Record
+from saeforest.report import compare, figures
+from saeforest.report.load import load_runs
+from saeforest.report.nulls import KINDS, in_order, without_nulls
+from saeforest.report.page import build_page
+from saeforest.report.style import NULL_GRAY, styled
+
+
+def edges() -> Record:
+    values = {
+        "ungated": (0.75, 0.02), "ungated_shuffled": (0.125, 0.01), "ungated_untrained": "no seed is known",
+        "lift": (2.5, 0.1),
+    }  # fmt: skip
+    return record("coverage", values)
+
+
+def with_nulls(seed: int) -> Record:
+    values = {
+        "tree": (0.75 + seed / 8, 0.05), "mcs": (0.5, 0.05), "mcs_unconditional": (0.25, 0.05),
+        "tree_shuffled": (0.625 + seed / 8, 0.05), "tree_untrained": (0.875, 0.05),
+    }  # fmt: skip
+    return record("hierarchy", values)
+
+
+def test_a_value_has_its_nulls_below_it(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", {"tree": (TREE, 0, [sparsity(4.0), edges()])})
+    page, _ = build_page(load_runs([run]), [run], tmp_path / "out")
+    (block,) = (table for table in page.summary if table.title.startswith("Parent and child"))
+    (row,) = block.rows
+    ungated, lift = (
+        row[block.head.index(title)] for title in ("coverage without the gate ↑", "lift, log2 ↑")
+    )
+    assert (ungated.text, ungated.small) == ("0.7500", "0.7300 to 0.7700")
+    assert [null.text for null in ungated.nulls] == ["shuffled 0.1250", "untrained –"]
+    assert ungated.nulls[0].note is None
+    assert page.footnotes[(ungated.nulls[1].note or 0) - 1] == "no seed is known"
+    assert [null.text for null in lift.nulls] == ["shuffled –", "untrained –"]
+    assert page.footnotes[(lift.nulls[0].note or 0) - 1] == "coverage was measured without its nulls"
+    (reconstruction,) = (table for table in page.summary if table.title.startswith("Reconstruction"))
+    assert not any(cell.nulls for cell in reconstruction.rows[0])  # they say nothing about a hierarchy
+    (details,) = (table for table in page.details[0].tables if table.title == "coverage")
+    assert [row[0].text for row in details.rows] == [
+        "ungated",
+        "ungated_shuffled",
+        "ungated_untrained",
+        "lift",
+    ]
+    assert details.note.endswith("Measured without nulls, so they show no hierarchy: lift.")
+
+
+def test_the_mean_over_seeds_has_the_mean_of_the_nulls(tmp_path: Path) -> None:
+    saes = {f"tree-seed-{i}": (TREE, i, [sparsity(4.0), with_nulls(i)]) for i in (0, 1)}
+    run = make_run(tmp_path / "run", saes)
+    page, _ = build_page(load_runs([run]), [run], tmp_path / "out")
+    (block,) = (table for table in page.summary if table.title.startswith("Hierarchy"))
+    mean = block.rows[-1][block.head.index("by its forest ↑")]
+    assert mean.text == "0.8125"
+    assert [null.text for null in mean.nulls] == ["shuffled 0.6875", "untrained 0.8750"]
+
+
+def test_both_files_show_the_nulls(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", {"tree": (TREE, 0, [sparsity(4.0), edges(), with_nulls(0)])})
+    compare([run], tmp_path / "out")
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert '<small class="null">shuffled 0.1250</small>' in page
+    assert '<small class="null">untrained –<sup><a href="#note-' in page
+    text = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+    assert "0.7500 (0.7300 to 0.7700)<br>shuffled 0.1250<br>untrained – <sup>" in text
+
+
+def test_figures_mark_the_nulls(tmp_path: Path) -> None:
+    groups = groups_in(
+        tmp_path / "run",
+        {
+            "tree": (TREE, 0, [sparsity(4.0), with_nulls(0)]),
+            "topk": (TOPK, 0, [sparsity(4.0), record("hierarchy", {"mcs": (0.1, 0.05)})]),
+        },
+    )
+    with styled():
+        panel = figures.compared(figures.SPECS[1], groups)
+    assert not isinstance(panel, str)
+    by_tree = panel.figure.axes[0]
+    marks = {
+        str(line.get_marker()): (line.get_xydata()[0].tolist(), line.get_color())  # pyright: ignore
+        for line in by_tree.lines
+        if line.get_marker() in {kind.marker for kind in KINDS}
+    }
+    assert marks == {"x": ([0.625, 0.0], NULL_GRAY), "+": ([0.875, 0.0], NULL_GRAY)}
+    assert "Gray marks: the same value × with parents shuffled, + of the untrained SAE." in panel.caption
+    assert "Without one of its nulls or both: tree (mcs), topk (mcs)." in panel.caption  # those of mcs
+
+
+def test_names_in_order() -> None:
+    names = ["mcs", "tree", "pairs", "mcs_untrained", "tree_auc", "tree_shuffled"]
+    assert in_order("hierarchy", names) == [
+        "mcs", "mcs_untrained", "tree", "tree_auc", "tree_shuffled", "pairs",
+    ]  # fmt: skip
+    assert in_order("unknown", ["a_shuffled", "a"]) == ["a_shuffled", "a"]
+    assert without_nulls("hierarchy", names) == ""
+    assert without_nulls("sparsity", ["l0"]) == ""
