@@ -9,6 +9,7 @@ from .config import TrainConfig
 from .errors import InputError
 from .evaluation import SETS, MeasureOptions, measure_run, table
 from .explore import Explorer, build_index, show_families
+from .explore.nulls import nulls_line
 from .files import read_json, write_json
 from .output import note, results
 from .run_folder import RunFolder
@@ -55,7 +56,8 @@ def run_demo(config: TrainConfig, out: Path, eval_tokens: int) -> None:
 
         output = results()
         output.print(table(records))
-        show_families(output, Explorer(index, run.sae.forest, reader.lm.tokenizer))
+        explorer = Explorer(index, run.sae.forest, reader.lm.tokenizer)
+        show_families(output, explorer, nulls=nulls_line(folder, name))
         harvest = run.seconds_harvest
         output.print(
             f"Time: harvest {harvest:.0f} s, loading and training {trained - start - harvest:.0f} s, "

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,9 +22,13 @@ from explore_cases import (
     made_index,
     text_tokens,
 )
+from report_cases import ALONE, TREE, make_run, record
 from saeforest.errors import InputError
 from saeforest.explore import Explorer, Index, show_families, show_feature
+from saeforest.explore.nulls import nulls_line
 from saeforest.explore.show import percent
+from saeforest.measures import Record
+from saeforest.run_folder import RunFolder
 from saeforest.structure.forest import Forest
 
 HOSTILE = "x\x1b[31mred\x1b[0m\r\n\t\x07[bold]b[/] \u202edlrow\x9b:smile: [/red]\x7f\u2028z"
@@ -90,6 +96,46 @@ def test_no_mark_judges_an_edge(tokenizer: PreTrainedTokenizerFast) -> None:
             printed(show_feature, index, FOREST, tokenizer, 0),
         ):
             assert not re.search("[✓✗]|pass", out)
+
+
+@pytest.mark.parametrize(
+    ("records", "line"),
+    [
+        ([], "`saeforest eval {run} --measures truth` measures it beside its nulls."),
+        (
+            [
+                record("hierarchy", {"tree": 0.96, "tree_shuffled": 0.91, "tree_untrained": "no seed"}),
+                record("coverage", {"ungated": 0.52}),  # without nulls
+            ],
+            "Hierarchy metric by the forest: 0.96; 0.91 with the parents shuffled, not measured untrained.",
+        ),
+        (
+            [
+                record("hierarchy", {"tree": 0.96, "tree_shuffled": 0.91, "tree_untrained": 0.95}),
+                record("coverage", {"ungated": 0.52, "ungated_shuffled": 0.09, "ungated_untrained": 0.11}),
+            ],
+            "Coverage without the gate: 0.52; 0.09 with the parents shuffled, 0.11 untrained.",
+        ),
+    ],
+)
+def test_the_last_line_states_the_nulls(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path, records: list[Record], line: str
+) -> None:
+    run = RunFolder(make_run(tmp_path / "run", {ALONE: (TREE, 0, records)}))
+    nulls = nulls_line(run, run.names()[0])
+    assert line.format(run=run.path) in nulls
+    explorer = Explorer(hand_index(), FOREST, tokenizer)
+    for show in (show_families, partial(show_feature, feature=0)):
+        file = io.StringIO()
+        show(Console(file=file, width=400), explorer, nulls=nulls)
+        shown = re.sub(r"\s+", "", file.getvalue())
+        assert shown.endswith(re.sub(r"\s+", "", nulls))
+
+
+def test_a_damaged_record_hides_no_forest(tmp_path: Path) -> None:
+    run = RunFolder(make_run(tmp_path / "run", {ALONE: (TREE, 0, [record("coverage", {"ungated": 0.5})])}))
+    run.record(run.names()[0], "coverage").write_text("{")
+    assert nulls_line(run, run.names()[0]).startswith("Whether the hierarchy was learned")
 
 
 def test_a_large_family_is_cut(tokenizer: PreTrainedTokenizerFast) -> None:

@@ -34,6 +34,7 @@ def show(argv: Sequence[str]) -> None:
     args = parse(ShowArguments, argv, "show")
     positive(args, "families")
     from ..explore import Explorer, Index, index_run, show_families, show_feature
+    from ..explore.nulls import nulls_line
     from ..kept_forest import forest_of
     from ..lm import load_tokenizer
     from ..run_folder import RunFolder
@@ -57,9 +58,9 @@ def show(argv: Sequence[str]) -> None:
         else:
             say_json(about | {"feature": explorer.feature(feature).to_dict()})
     elif feature is None:
-        show_families(results(), explorer, args.families)
+        show_families(results(), explorer, args.families, nulls=nulls_line(run, name))
     else:
-        show_feature(results(), explorer, feature)
+        show_feature(results(), explorer, feature, nulls=nulls_line(run, name))
 
 
 def _feature(text: str, d_sae: int, run: Path) -> int:

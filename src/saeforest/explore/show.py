@@ -12,6 +12,7 @@ from rich.tree import Tree
 
 from ..text.passages import keyword_line
 from .cards import ContextCard, EdgeCard, FamilyCard, FeatureCard, OverviewCard
+from .nulls import nulls_note
 from .queries import Explorer
 
 _WIDEST = 120
@@ -22,9 +23,12 @@ _FAMILY_CHILDREN, _FAMILY_CONTEXTS = 5, 2
 _FOCUS = "bold reverse cyan"
 
 
-def show_families(console: Console, explorer: Explorer, n: int = 10) -> None:
-    """Print the `n` most telling families (see `telling_families`), and an overview of the forest."""
-    view = _View(explorer, _width(console))
+def show_families(console: Console, explorer: Explorer, n: int = 10, nulls: str = "") -> None:
+    """Print the `n` most telling families (see `telling_families`), and an overview of the forest.
+
+    nulls: what was measured of the hierarchy beside its nulls (`nulls_line`).
+    """
+    view = _View(explorer, _width(console), nulls)
     overview = explorer.overview()
     view.print(console, view.about(overview))
     if overview.n_edges == 0:
@@ -40,13 +44,15 @@ def show_families(console: Console, explorer: Explorer, n: int = 10) -> None:
 
 
 def show_feature(
-    console: Console, explorer: Explorer, feature: int, depth: int = 3, contexts: int = 3
+    console: Console, explorer: Explorer, feature: int, depth: int = 3, contexts: int = 3, nulls: str = ""
 ) -> None:
     """Print the tree below a feature, `depth` generations deep, and the path from the root to it.
 
+    nulls: what was measured of the hierarchy beside its nulls (`nulls_line`).
+
     Raises InputError if there is no such feature.
     """
-    view = _View(explorer, _width(console))
+    view = _View(explorer, _width(console), nulls)
     overview, tree = explorer.overview(), view.tree(explorer.feature(feature), depth, contexts)
     view.print(console, view.about(overview), Text(), tree, Text(), view.legend(overview))
 
@@ -75,6 +81,7 @@ class _Concordance:
 class _View:
     explorer: Explorer
     width: int
+    nulls: str
 
     def print(self, console: Console, *parts: Text | Tree) -> None:
         for part in parts:
@@ -113,12 +120,13 @@ class _View:
         vectors = ""
         if overview.rows == "encoder":
             vectors = " and encoder vectors, since a transcoder's decoder writes at another site"
+        nulls = f"\n{self.nulls or nulls_note()}" if overview.n_edges else ""
         return Text(
             "Percentages: fraction of tokens; next to a text, fraction of the feature's strongest activation.\n"
             "P(c|p): how often the child fires where its parent fires. S_res: reconstruction score (Eq. 5), estimated "
             f"with LDA directions instead of the paper's probes{vectors}; a high score does not show that the "
             "hierarchy was learned.\n"
-            "`saeforest show RUN FEATURE` shows the tree around one feature.",
+            f"`saeforest show RUN FEATURE` shows the tree around one feature.{nulls}",
             style="dim",
         )
 
