@@ -263,8 +263,6 @@ def test_the_tree_selects_parents_by_hand() -> None:
     # 4 fires on 30 tokens and misses; the others fire on fewer and hit.
     assert (value["mcs_stratified"], value["mcs_unconditional_stratified"]) == (1 / 2, 1 / 2)
     assert value["tree_stratified"] is None
-    assert value["matched_tree"] == 1  # 2, 3
-    assert value["matched_mcs"] == 1 / 2  # 4, 2: coverage 1 alike, the more frequent first
 
 
 def test_curves_by_hand() -> None:
@@ -292,7 +290,7 @@ def test_without_edges_mcs_is_unconditional_and_the_tree_undefined(sae: SAE | No
     assert record.value["error_rate"] == 1 / 4
     none = {name for name, value in record.value.items() if value is None}
     assert none == {
-        "tree", "tree_unconditional", "tree_parents_share", "matched_tree", "matched_mcs",
+        "tree", "tree_unconditional", "tree_parents_share",
         "mean_over_parents_tree", "s_res_tree", "lda_tree", "mean_tree", "tree_stratified", "lda_tree_stratified",
     }  # fmt: skip
     assert set(record.null.values()) == {"the forest has no edges"}
@@ -305,7 +303,7 @@ def test_no_child_in_the_forest_of_a_sampled_parent() -> None:
     assert record.value["tree_parents_share"] == 0
     assert record.value["mcs_unconditional"] == 3 / 4
     measured = "12 or more, but not all, of the 200 measured tokens"
-    for name in ("tree", "mcs", "error_rate", "matched_mcs"):
+    for name in ("tree", "mcs", "error_rate"):
         assert record.value[name] is None
         assert record.null[name] == f"no sampled parent has a child in the forest that fired on {measured}"
 
@@ -382,7 +380,7 @@ def test_a_planted_tree_is_hierarchical_and_a_shuffled_one_is_not() -> None:
     # Half of the 16 features is 8: the parents, and four children.
     config = HierarchyConfig(parents=8, seeds=(0,), top=2, rank_curve=0)
     true = hierarchy(planted(), config).value
-    assert true["tree"] == true["mcs"] == true["lda_tree"] == true["mean_tree"] == true["matched_tree"] == 1
+    assert true["tree"] == true["mcs"] == true["lda_tree"] == true["mean_tree"] == 1
     assert true["error_rate"] == 0
     assert true["tree_parents_share"] == 1 / 2
     assert true["s_res_tree"] is not None

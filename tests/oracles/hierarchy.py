@@ -169,10 +169,6 @@ def values(
         found[f"mean_{name}"] = pooled(name, lambda x: x.mean_hit)
     for name, of, hit in STRATIFIED:
         found[f"{name}_stratified"] = stratified(chosen[of], draws, times, hit, strata, least)
-    best = {name: best_first(chosen[f"{name}_unconditional"], times) for name in ("tree", "mcs")}
-    n = min(map(len, best.values()))
-    for name, ranked in best.items():
-        found[f"matched_{name}"] = mean([float(pair.hit) for pair in ranked[:n]])
     found["error_rate"] = 1 - found["tree" if own_tree else "mcs"]
     return found
 

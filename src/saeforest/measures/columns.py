@@ -26,8 +26,8 @@ HIERARCHY = Block(
     "Hierarchy: the share of parent-child pairs that meet both of the Tree SAE paper's conditions",
     "A Tree SAE meets these conditions without having learned a hierarchy: where a child fires only with its "
     "parent, every direction found for the child points along the parent too. Read its scores beside those of the "
-    "untrained SAE and of shuffled parents (benchmarks/hierarchy_nulls.py). Scores also rise with how often "
-    "children fire, and fall the longer probes are trained.",
+    "untrained SAE and of shuffled parents. Scores also rise with how often children fire, and fall the longer probes "
+    "are trained.",
 )
 EDGES = Block(
     "Parent and child without the gate",

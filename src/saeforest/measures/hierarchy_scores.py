@@ -121,8 +121,6 @@ def formula_of(
     """
     strata = {name: _by_stratum(sample, judged, name) for name in _STRATIFIED}
     used = [end > min_count for end in (*STRATA[1:], np.inf)]
-    matched = {"matched_tree": _best_first(judged, "tree_unconditional")}
-    matched["matched_mcs"] = _best_first(judged, "mcs_unconditional")
 
     def formula(weights: FloatArray) -> dict[str, FloatArray]:
         found: dict[str, FloatArray] = {}
@@ -132,12 +130,6 @@ def formula_of(
             found[name] = np.where(defined, by_seed, 0).sum(1) / defined.sum(1)
         for name, of in strata.items():
             found[f"{name}_stratified"] = (weights @ of.of / (weights @ of.by))[:, used].mean(1)
-        drawn = {name: weights[:, judged.parent[rows]] for name, rows in matched.items()}
-        n = np.minimum(*(times.sum(1) for times in drawn.values()))[:, None]
-        for name, rows in matched.items():
-            before = drawn[name].cumsum(1) - drawn[name]
-            taken = np.clip(n - before, 0, drawn[name])
-            found[name] = taken @ judged.hit[rows] / n[:, 0]
         found["error_rate"] = 1 - found[error_rate_of]
         return found
 

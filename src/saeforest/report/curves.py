@@ -159,14 +159,14 @@ def precision(groups: Sequence[SeedGroup]) -> Panel | str:
     axes.set(xlabel="number of pairs, best first", ylabel="fraction that are hierarchical")
     axes.set_ylim(bottom=0)
     figure.legend(loc="outside right upper", fontsize=8, handlelength=3.5)
-    values = [v for s, *_ in found if (v := s.value("hierarchy", "matched_tree")).value is not None]
-    values += [v for s, *_ in found if (v := s.value("hierarchy", "matched_mcs")).value is not None]
+    names = ("tree_unconditional", "mcs_unconditional")
+    values = [v for s, *_ in found for name in names if (v := s.value("hierarchy", name)).value is not None]
     on = f", {measured(values)}" if values else ""
     caption = (
         "Not in the paper, which counts as many pairs of each SAE as its tree has children, or 5 per parent. Here "
         "the same number of pairs is counted for every SAE, the best first: solid lines by its own tree, dashed lines "
-        f"by MCS. A higher line means more hierarchical pairs among the same number{on}. No intervals; those of "
-        f"matched_tree and matched_mcs are in the tables. For a Tree SAE, both count nearly the same pairs. {NULLS}"
+        f"by MCS. A higher line means more hierarchical pairs among the same number{on}. No intervals. For a Tree "
+        f"SAE, both count nearly the same pairs. {NULLS}"
     )
     return Panel("precision", "Precision against the number of pairs (not in the paper)", caption, figure)
 
