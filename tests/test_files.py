@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -68,6 +69,24 @@ def test_what_a_killed_process_left_is_removed(tmp_path: Path, what: str) -> Non
     killed_while_writing(tmp_path, what)
     assert len(remove_leftovers(tmp_path)) == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_is_taken_away_before_it_is_locked_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, real = [], tempfile.mkdtemp
+
+    def taken_away_once(**where: Any) -> str:
+        made.append(real(**where))
+        if len(made) == 1:
+            assert remove_leftovers(tmp_path) == [Path(made[0])]
+        return made[-1]
+
+    monkeypatch.setattr(tempfile, "mkdtemp", taken_away_once)
+    with atomic_file(tmp_path / "a") as file:
+        file.write_text("whole")
+    assert (tmp_path / "a").read_text() == "whole"
+    assert len(made) == 2
 
 
 def test_what_was_being_replaced_goes_back_to_its_place(tmp_path: Path) -> None:

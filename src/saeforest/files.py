@@ -106,10 +106,13 @@ def _temporary(parent: Path, suffix: str = _SUFFIX) -> tuple[int, Path]:
     """Create a folder, and return it with a handle whose lock tells `remove_leftovers` that it is in use."""
     while True:
         path = Path(tempfile.mkdtemp(dir=parent, prefix=_PREFIX, suffix=suffix))
-        handle = os.open(path, os.O_RDONLY)
+        try:
+            handle = os.open(path, os.O_RDONLY)
+        except FileNotFoundError:  # `remove_leftovers` of another process removed it before it was locked
+            continue
         with suppress(OSError):  # a file system without locks
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if path.exists():  # otherwise `remove_leftovers` removed it just before it was locked
+        if path.exists():  # as above
             return handle, path
         os.close(handle)
 

@@ -31,7 +31,9 @@ def test_reprs_are_short_and_tell_sizes(run: TrainedRun, tmp_path: Path, finishe
     )
     record = saeforest.measure(run, activations(), "sparsity")["sparsity"]
     assert repr(record).startswith("Record(sparsity, 1,000 activations)\n  l0 = ")
-    undefined = replace(record, value={"a": None}, interval={"a": None}, detail={"null": {"a": "no reason"}})
+    undefined = replace(
+        record, value={"a": None}, interval={"a": None}, detail={"null": {"a": "no reason"}}, replicates={}
+    )
     assert repr(undefined) == "Record(sparsity, 1,000 activations)\n  a = undefined: no reason"
     assert repr(RunFolder(tmp_path)) == f"RunFolder('{tmp_path}': no run)"
     shown = repr(RunFolder(finished_run))

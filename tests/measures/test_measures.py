@@ -540,7 +540,11 @@ def test_batch_holds_the_kept_rows(
     expected = reader.read(tokens, windows)
     assert torch.equal(batch.rows, expected.rows)
     torch.testing.assert_close(batch.x, expected.x)
-    assert torch.equal(batch.window, batch.rows // CONTEXT)
+    # Each of these windows has one document, so it is one part; its number is that of its first position.
+    assert torch.equal(batch.windows, windows * CONTEXT)
+    assert torch.equal(batch.window, batch.rows // CONTEXT * CONTEXT)
+    assert batch.origin is not None
+    assert torch.equal(batch.origin[:, 0], windows)
     torch.testing.assert_close(batch.x_hat, sae(expected.x))
     assert batch.losses is not None
     assert len(batch.losses.count) == 2

@@ -186,5 +186,5 @@ SPEC = Study(
         Column(EDGES, "ungated_above_half", "edges above 0.5", "↑"),
         Column(EDGES, "lift", "lift, log2", "↑"),
     ),
-    memory=lambda size: size.decoder + own_detectors_memory(size.d_sae),
+    memory=lambda size: size.decoder + own_detectors_memory(size.d_sae, size.n_tokens),
 )

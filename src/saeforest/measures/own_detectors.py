@@ -80,6 +80,6 @@ def own_detectors(
     return OwnDetectors(on, with_parent, active)
 
 
-def own_detectors_memory(d_sae: int) -> int:
-    """Bytes that a slice of pre-activations takes, with the comparisons and the list of detectors that are on."""
-    return 24 * max(DENSE_ENTRIES, d_sae)
+def own_detectors_memory(d_sae: int, n: int) -> int:
+    """Bytes that a slice of at most `n` rows takes: pre-activations, comparisons, and the detectors that are on."""
+    return 24 * max(min(DENSE_ENTRIES, n * d_sae), d_sae)
