@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from .correction import LEVEL, holm
 from .load import Value
 from .numbers import number
 from .seed_groups import SeedGroup
@@ -45,9 +46,8 @@ def how_judged(results: Sequence[Result]) -> list[str]:
         f'"{Verdict.NEEDS_NULL.value}": an SAE that learned no hierarchy would also satisfy the claim, for the reason '
         "given with it, so the same score of such an SAE is needed as a control. "
         f'"{Verdict.SAME_PAIRS.value}": both sides count the same pairs, and no amount of text can decide.',
-        f"{len(results)} claims were checked, {n_judged} of them by intervals, without a correction for multiple "
-        f"comparisons: if no two SAEs differed, about {n_judged * _ONE_SIDED:.1g} would hold by chance, and as many "
-        "not hold.",
+        f"{len(results)} claims were checked, {n_judged} of them by intervals, each alone: if no two SAEs differed, "
+        f"about {n_judged * _ONE_SIDED:.1g} would hold by chance, and as many not hold. {_corrected(results)}",
         "Values measured on the same documents of one text are compared resample by resample, which removes what the "
         "text does to both. Otherwise, and for means over several seeds, the interval of a difference treats the two "
         "values as independent, and may be too wide. A text of few documents is resampled by context windows, which "
@@ -59,11 +59,35 @@ def how_judged(results: Sequence[Result]) -> list[str]:
     ]
 
 
-def claim_row(result: Result) -> ClaimRow:
-    """A claim and its verdict as a row of the table of claims."""
+def _corrected(results: Sequence[Result]) -> str:
+    """How many claims are decided before and after the correction for their number."""
+    corrected = holm([result.p for result in results])
+    n = sum(p is not None for p in corrected)
+    if n == 0:
+        return "None of them has a p-value, so they could not be corrected for their number."
+    decided = {verdict: [p for r, p in zip(results, corrected, strict=True) if r.verdict is verdict]
+               for verdict in (Verdict.HOLDS, Verdict.FAILS)}  # fmt: skip
+    before = {verdict: len(found) for verdict, found in decided.items()}
+    after = {verdict: sum(p is not None and p <= LEVEL for p in found) for verdict, found in decided.items()}
+    without = sum(p is None for found in decided.values() for p in found)
+    hold, fail = Verdict.HOLDS, Verdict.FAILS
+    text = (
+        f"{before[hold]} hold and {before[fail]} do not. Corrected for the number of claims with a p-value, {n}, by "
+        f"Holm's method at {LEVEL:.0%}: {after[hold]} hold and {after[fail]} do not. "
+        "The verdicts below are those before the correction, with the corrected p-value beside them."
+    )
+    if without:
+        text += f" {without} of the decided claims have no p-value: counts, or values without replicates."
+    return text
+
+
+def claim_row(result: Result, corrected: float | None = None) -> ClaimRow:
+    """A claim and its verdict as a row of the table of claims. corrected: its p-value by Holm's method."""
     model = result.claim.paper.trained if result.claim.paper else ""
     several = len(result.findings) > 1
     here = [finding_text(finding, several) for finding in result.findings]
+    if result.p is not None and corrected is not None:
+        here.append(f"p = {result.p:.2g}; corrected for the number of claims: {corrected:.2g}")
     null = result.claim.null
     if null is not None and any(finding.verdict is null.verdict for finding in result.findings):
         here.append(null.why)

@@ -12,6 +12,7 @@ from .claim_text import ClaimRow, claim_row, how_judged, tally
 from .claims import check_all
 from .columns import BLOCKS, NOTES, Column
 from .commands import commands
+from .correction import holm
 from .load import Entry, flatten
 from .nulls import in_order, without_nulls
 from .numbers import DASH, interval, number
@@ -59,8 +60,9 @@ def build_page(entries: Sequence[Entry], runs: Sequence[Path], out: Path) -> tup
     summary = [table for title, columns in BLOCKS if (table := _block(title, columns, groups, notes))]
     columns = [column for _, block in BLOCKS for column in block]
     absent = {c.measure for c in columns if not any(c.measure in entry.records for entry in entries)}
-    made = [result for result in results if result.findings]
-    topics = dict.fromkeys(result.claim.topic for result in made)
+    corrected = holm([result.p for result in results])
+    made = [(result, p) for result, p in zip(results, corrected, strict=True) if result.findings]
+    topics = dict.fromkeys(result.claim.topic for result, _ in made)
     page = Page(
         title=f"{len(entries)} SAE{'s' if len(entries) > 1 else ''} compared",
         shared=shared,
@@ -71,7 +73,7 @@ def build_page(entries: Sequence[Entry], runs: Sequence[Path], out: Path) -> tup
         verdicts=tally(results),
         how_judged=how_judged(results),
         deviations=deviations_table(groups),
-        claims=[(topic, [claim_row(r) for r in made if r.claim.topic == topic]) for topic in topics],
+        claims=[(topic, [claim_row(r, p) for r, p in made if r.claim.topic == topic]) for topic in topics],
         missing_claims=[(r.claim.text, r.why) for r in results if not r.findings],
         paper_tables=paper_tables(groups, notes),
         details=[_details(entry) for entry in entries],

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from .. import __version__
+from .correction import holm
 from .load import Entry
 from .verdict import Result
 
@@ -41,6 +42,8 @@ def to_json(entries: Sequence[Entry], results: Sequence[Result], files: Sequence
                 "claim": result.claim.text,
                 "source": result.claim.source,
                 "verdict": result.verdict.value,
+                "p": result.p,
+                "p_corrected": corrected,
                 "null": result.claim.null.why if result.claim.null else "",
                 "why": result.why,
                 "paper": result.paper,
@@ -56,7 +59,7 @@ def to_json(entries: Sequence[Entry], results: Sequence[Result], files: Sequence
                     for finding in result.findings
                 ],
             }
-            for result in results
+            for result, corrected in zip(results, holm([result.p for result in results]), strict=True)
         ],
         "figures": list(files),
     }

@@ -26,6 +26,7 @@ from operator import attrgetter
 from typing import Literal, NamedTuple
 
 from ..measures.bootstrap import paired_difference
+from .correction import p_of
 from .load import Value
 from .papers import Paper
 from .seed_groups import SeedGroup, differently
@@ -132,7 +133,10 @@ class Difference(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Finding:
-    """The result for one pair of SAEs, or one SAE. note: why it decides nothing, or a caveat."""
+    """The result for one pair of SAEs, or one SAE.
+
+    note: why it decides nothing, or a caveat. p: p-value of what the verdict is about, if it has one.
+    """
 
     left: SeedGroup
     right: SeedGroup | None
@@ -141,6 +145,7 @@ class Finding:
     difference: Difference
     verdict: Verdict
     note: str = ""
+    p: float | None = None
 
     @property
     def comparable(self) -> bool:
@@ -157,6 +162,18 @@ class Result:
     verdict: Verdict
     why: str
     paper: str
+
+    @property
+    def p(self) -> float | None:
+        """The p-value of a claim that intervals decide: the largest of its comparisons; None if one has none."""
+        if self.verdict not in (Verdict.HOLDS, Verdict.FAILS, Verdict.MIXED, Verdict.UNDECIDED):
+            return None
+        return _largest([finding.p for finding in self.findings if finding.comparable])
+
+
+def _largest(p_values: Sequence[float | None]) -> float | None:
+    known = [p for p in p_values if p is not None]
+    return max(known) if known and len(known) == len(p_values) else None
 
 
 def difference(a: Value, b: Value) -> Difference:
@@ -275,7 +292,9 @@ def _judged(claim: Claim, a: Value, b: Value, d: Difference) -> tuple[Verdict, s
     return verdict, note
 
 
-def _over_nulls(claim: Claim, left: SeedGroup, right: SeedGroup | None) -> tuple[Verdict, str] | None:
+def _over_nulls(
+    claim: Claim, left: SeedGroup, right: SeedGroup | None
+) -> tuple[Verdict, str, float | None] | None:
     """The verdict on how far both sides exceed their nulls; None if that was not measured, or cannot decide."""
     if claim.null is None or claim.null.always:
         return None
@@ -283,6 +302,7 @@ def _over_nulls(claim: Claim, left: SeedGroup, right: SeedGroup | None) -> tuple
     if isinstance(claim.right, Side) and right is not None:
         sides.append((claim.right, right))
     verdicts: list[Verdict] = []
+    p_values: list[float | None] = []
     for over in ("_over_shuffled", "_over_untrained"):
         found: list[Value] = []
         for side, group in sides:
@@ -293,8 +313,14 @@ def _over_nulls(claim: Claim, left: SeedGroup, right: SeedGroup | None) -> tuple
         a, b = found if len(found) == 2 else (found[0], Value(0.0))
         if a.value is None or b.value is None:
             return None
-        verdicts.append(_judged(replace(claim, margin=0.0), a, b, difference(a, b))[0])
-    return together(verdicts), "by what each side has over its nulls"
+        d = difference(a, b)
+        verdicts.append(_judged(replace(claim, margin=0.0), a, b, d)[0])
+        p_values.append(_p(replace(claim, margin=0.0), a, b, d))
+    return together(verdicts), "by what each side has over its nulls", _largest(p_values)
+
+
+def _p(claim: Claim, a: Value, b: Value, d: Difference) -> float | None:
+    return p_of(a, b, (d.lower, d.upper), claim.margin if claim.relation == "=" else None)
 
 
 def check(claim: Claim, groups: Sequence[SeedGroup]) -> Result:
@@ -315,12 +341,13 @@ def check(claim: Claim, groups: Sequence[SeedGroup]) -> Result:
                 continue
             d = difference(a, b)
             verdict, note = _judged(claim, a, b, d)
+            p = _p(claim, a, b, d)
             if claim.null is not None and claim.null.replaces(verdict):
-                verdict, note = _over_nulls(claim, left, right) or (claim.null.verdict, note)
+                verdict, note, p = _over_nulls(claim, left, right) or (claim.null.verdict, note, None)
             other = None if right is left else right
             if other is not None and (why_not := not_comparable(left, other, claim.left.measure)):
                 verdict, note = Verdict.UNDECIDED, why_not
-            findings.append(Finding(left, right, a, b, d, verdict, note))
+            findings.append(Finding(left, right, a, b, d, verdict, note, p))
     counted = [finding for finding in findings if finding.comparable] or findings
     verdict = together([finding.verdict for finding in counted])
     return Result(claim, findings, verdict, "; ".join(dict.fromkeys(why)), _paper(claim, findings))
