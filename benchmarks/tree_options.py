@@ -75,6 +75,15 @@ def _variants() -> dict[str, SystemConfig]:
         "all, weights 0.02": replace(best, layer_weights=0.02),
         "all, earned 0.2": data(0.2, replace(batch, layer_weights=0.1)),
         "all, features start at the root": replace(best, allocation=replace(best.allocation, start="root")),
+        "all, weights 0.02, earned 0.25": data(0.25, replace(batch, layer_weights=0.02)),
+        "all, weights 0.02, dead ones to capacity": data(
+            0.3, replace(batch, layer_weights=0.02), dead="capacity"
+        ),
+        "all, weights 0.02, dead ones keep their weights": replace(
+            late := data(0.3, replace(batch, layer_weights=0.02)),
+            allocation=replace(late.allocation, reinitialize=False),
+        ),
+        "all, weights 0.02, silence": replace(late, silence=0.01),
         "all by layer: residual, batch budget, earned 0.2": data(
             0.2, replace(paper, reads="residual", budget="batch", layer_weights=0.1)
         ),
