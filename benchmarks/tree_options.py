@@ -54,6 +54,10 @@ def _variants() -> dict[str, SystemConfig]:
         rule = FromDataConfig(earned=earned, **more)
         return replace(base, allocation=replace(capacity, rule="data", reinitialize=True, from_data=rule))
 
+    def from_root(earned: float, *, reinitialize: bool = True, **more: Any) -> TreeConfig:
+        of = data(earned, replace(batch, layer_weights=0.02), **more)
+        return replace(of, allocation=replace(of.allocation, start="root", reinitialize=reinitialize))
+
     closed = replace(paper, selection="closed")
     batch = replace(closed, budget="batch")
     best = data(0.3, replace(batch, layer_weights=0.1))
@@ -75,15 +79,13 @@ def _variants() -> dict[str, SystemConfig]:
         "all, weights 0.02": replace(best, layer_weights=0.02),
         "all, earned 0.2": data(0.2, replace(batch, layer_weights=0.1)),
         "all, features start at the root": replace(best, allocation=replace(best.allocation, start="root")),
-        "all, weights 0.02, earned 0.25": data(0.25, replace(batch, layer_weights=0.02)),
-        "all, weights 0.02, dead ones to capacity": data(
-            0.3, replace(batch, layer_weights=0.02), dead="capacity"
+        "root start, weights 0.02, earned 0.3": from_root(0.3),
+        "root start, weights 0.02, earned 0.2": from_root(0.2),
+        "root start, weights 0.02, earned 0.25": from_root(0.25),
+        "root start, weights 0.02, earned 0.2, the dead keep their weights": from_root(
+            0.2, reinitialize=False
         ),
-        "all, weights 0.02, dead ones keep their weights": replace(
-            late := data(0.3, replace(batch, layer_weights=0.02)),
-            allocation=replace(late.allocation, reinitialize=False),
-        ),
-        "all, weights 0.02, silence": replace(late, silence=0.01),
+        "root start, weights 0.02, earned 0.2, the dead to capacity": from_root(0.2, dead="capacity"),
         "all by layer: residual, batch budget, earned 0.2": data(
             0.2, replace(paper, reads="residual", budget="batch", layer_weights=0.1)
         ),
