@@ -23,8 +23,7 @@ import saeforest
 from saeforest.activations.sources import open_store
 from saeforest.config import OptimConfig
 from saeforest.presets import PRESETS
-from saeforest.saes import SAE, SystemConfig, TreeConfig
-from saeforest.saes.parents_from_data import FromDataConfig
+from saeforest.saes import SAE, FromDataConfig, SystemConfig, TreeConfig
 
 _HELD_OUT = 40_000
 _FLAT = "reconstruction,sparsity,dead"
@@ -45,50 +44,43 @@ COLUMNS = {
 
 
 def _variants() -> dict[str, SystemConfig]:
-    """The paper's tree, each option by itself, and all together."""
-    paper = PRESETS["demo"].sae
+    """The paper's tree, some options by themselves, and what is best together with others."""
+    paper, best = PRESETS["demo"].sae, PRESETS["demo-tree-earned"].sae
     assert isinstance(paper, TreeConfig)
-    capacity = paper.allocation
+    assert isinstance(best, TreeConfig)
 
-    def data(earned: float, base: TreeConfig = paper, **more: Any) -> TreeConfig:
+    def data(base: TreeConfig, earned: float, **more: Any) -> TreeConfig:
         rule = FromDataConfig(earned=earned, **more)
-        return replace(base, allocation=replace(capacity, rule="data", reinitialize=True, from_data=rule))
+        return replace(
+            base, allocation=replace(base.allocation, rule="data", reinitialize=True, from_data=rule)
+        )
 
-    def from_root(earned: float, *, reinitialize: bool = True, **more: Any) -> TreeConfig:
-        of = data(earned, replace(batch, layer_weights=0.02), **more)
-        return replace(of, allocation=replace(of.allocation, start="root", reinitialize=reinitialize))
+    def random_start(of: TreeConfig) -> TreeConfig:
+        return replace(of, allocation=replace(of.allocation, start="random"))
 
-    closed = replace(paper, selection="closed")
-    batch = replace(closed, budget="batch")
-    best = data(0.3, replace(batch, layer_weights=0.1))
+    keep = replace(data(best, 0.2), allocation=replace(data(best, 0.2).allocation, reinitialize=False))
+    residual = replace(paper, reads="residual", budget="batch", layer_weights=0.1)
     return {
         "TopK": PRESETS["demo-topk"].sae,
         "BatchTopK": PRESETS["demo-batchtopk"].sae,
         "Tree SAE": paper,
-        "parents from data": data(0.0),
-        "edges earned (0.2)": data(0.2),
-        "residual encoding": replace(paper, reads="residual"),
-        "batch budget": replace(paper, budget="batch"),
-        "early layers weighted 0.1": replace(paper, layer_weights=0.1),
         "no gate": replace(paper, gate="none"),
-        "closed": closed,
-        "closed, batch": batch,
-        "closed, batch, parents from data": data(0.0, batch),
-        "closed, batch, edges earned (0.3)": data(0.3, batch),
-        "all: closed, batch, earned 0.3, weights 0.1": best,
-        "all, weights 0.02": replace(best, layer_weights=0.02),
-        "all, earned 0.2": data(0.2, replace(batch, layer_weights=0.1)),
-        "all, features start at the root": replace(best, allocation=replace(best.allocation, start="root")),
-        "root start, weights 0.02, earned 0.3": from_root(0.3),
-        "root start, weights 0.02, earned 0.2": from_root(0.2),
-        "root start, weights 0.02, earned 0.25": from_root(0.25),
-        "root start, weights 0.02, earned 0.2, the dead keep their weights": from_root(
-            0.2, reinitialize=False
+        "early layers weighted 0.02": replace(paper, layer_weights=0.02),
+        "residual encoding": replace(paper, reads="residual"),
+        "parents from data": data(paper, 0.0),
+        "closed, batch": replace(paper, selection="closed", budget="batch"),
+        "all, weights 0.1, random start, earned 0.2": random_start(
+            data(replace(best, layer_weights=0.1), 0.2)
         ),
-        "root start, weights 0.02, earned 0.2, the dead to capacity": from_root(0.2, dead="capacity"),
-        "all by layer: residual, batch budget, earned 0.2": data(
-            0.2, replace(paper, reads="residual", budget="batch", layer_weights=0.1)
-        ),
+        "all, weights 0.1, random start": random_start(replace(best, layer_weights=0.1)),
+        "all, weights 0.1": replace(best, layer_weights=0.1),
+        "all, random start": random_start(best),
+        "all (demo-tree-earned)": best,
+        "all, earned 0.25": data(best, 0.25),
+        "all, earned 0.2": data(best, 0.2),
+        "all, earned 0.2, the dead keep their weights": keep,
+        "all, earned 0.2, the dead to parents by capacity": data(best, 0.2, dead="capacity"),
+        "by layer: residual encoding, batch, earned 0.2, weights 0.1": data(residual, 0.2),
     }
 
 

@@ -16,6 +16,7 @@ from .saes import (
     AuxConfig,
     BatchTopKConfig,
     ExpertHSAEConfig,
+    FromDataConfig,
     HSAEConfig,
     JumpReLUConfig,
     MatchingPursuitConfig,
@@ -42,6 +43,16 @@ _DEMO_TREE = TreeConfig(
     aux=TreeAuxConfig(layers=None, detach=True, bias=False, rescale=True),
     allocation=_DEMO_ALLOCATION,
 )
+# Features start without a parent, and get one where activations support it: docs/results/tree-options.md.
+_DEMO_TREE_EARNED = replace(
+    _DEMO_TREE,
+    selection="closed",
+    budget="batch",
+    layer_weights=0.02,
+    allocation=replace(
+        _DEMO_ALLOCATION, rule="data", start="root", reinitialize=True, from_data=FromDataConfig(earned=0.3)
+    ),
+)
 # Small batches have few pre-activations near a threshold, so the kernel must be wider than the paper's.
 _DEMO_BANDWIDTH = 0.1
 _DEMO_HSAE = HSAEConfig(
@@ -61,6 +72,7 @@ def _demo(sae: SystemConfig, **optim: float | str) -> TrainConfig:
 _DEMOS = {
     "demo": _demo(_DEMO_TREE),
     "demo-tree-2layer": _demo(replace(_DEMO_TREE, layer_sizes=(1536, 4608), k_per_layer=(26, 6))),
+    "demo-tree-earned": _demo(_DEMO_TREE_EARNED),
     "demo-hsae": _demo(_DEMO_HSAE, **_HSAE_BETAS),
     "demo-hsae-baseline": _demo(replace(_DEMO_HSAE, **_BASELINE), **_HSAE_BETAS),
     # L0 32 and 6,137 features, as near to the demo's as 16 children for every parent allow.

@@ -11,6 +11,7 @@ from .jumprelu import JumpReLUConfig, JumpReLUSAE
 from .matching_pursuit import MatchingPursuitConfig, MatchingPursuitSAE
 from .matryoshka import MatryoshkaConfig, MatryoshkaSAE
 from .normalizer import LayerNorm, Normalizer, Scale
+from .parents_from_data import FromDataConfig
 from .sparsity import SparsityConfig
 from .systems import SYSTEMS, SystemConfig, build, start_training, training_of
 from .topk import TopKConfig, TopKSAE
@@ -29,6 +30,7 @@ __all__ = [
     "Event",
     "ExpertHSAE",
     "ExpertHSAEConfig",
+    "FromDataConfig",
     "HSAEConfig",
     "JumpReLUConfig",
     "JumpReLUSAE",
