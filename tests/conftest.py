@@ -53,12 +53,15 @@ def one_thread() -> Iterator[None]:
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What takes long comes first, so that nobody waits for it in the end (`--dist worksteal`). The first worker gets
-    all tests of the embedded model, and loads it once."""
+    all tests of the embedded model, and loads it once. Before that it runs those that fork: a child gets the locks of
+    the process as they are, but not the threads that would open them, so the fewer tests came before, the better."""
 
     def place(item: pytest.Item) -> int:
-        if item.get_closest_marker("model"):
+        if item.path.parent.name == "durability":
             return 0
-        return 1 if item.path.name == "test_triton.py" else 2
+        if item.get_closest_marker("model"):
+            return 1
+        return 2 if item.path.name == "test_triton.py" else 3
 
     items.sort(key=place)
 
