@@ -6,6 +6,7 @@ makes or removes below its folder, before that happens.
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import signal
@@ -82,6 +83,7 @@ def command(
                 os.dup2(file, descriptor)
             sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
             sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
+            faulthandler.dump_traceback_later(_PATIENCE_S - 10, file=2)  # where it hangs, if it does
             os.chdir(folder)
             prepare()
             count = _watch(str(folder), at, act)
