@@ -1,4 +1,4 @@
-"""The kernels for CPUs, compiled by Numba. The loops are in `loops.py`; `plain.py` documents each kernel."""
+"""The kernels for CPUs, compiled by Numba. Their loops are in `loops.py` and `select.py`; `plain.py` documents them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .. import plain
 from ..types import AdamStep
-from . import loops
+from . import loops, select
 from .threads import over_rows, over_work
 
 _BLOCK = 64
@@ -49,7 +49,7 @@ def top_positive(h: Tensor, k: int) -> tuple[Tensor, Tensor]:
     while block > 1 and width < 4 * k * block:
         block //= 2
     bits, infinity = as_bits(h), as_bits(h.new_tensor([torch.inf]))[0]
-    over_rows(loops.top_positive, n, ids.numpy(), used.numpy(), bits, k, block, infinity)
+    over_rows(select.top_positive, n, ids.numpy(), used.numpy(), bits, k, block, infinity)
     return torch.where(torch.arange(k) < used[:, None], h.gather(1, ids), 0), ids
 
 
@@ -94,7 +94,7 @@ def top_children(
         over_rows(loops.top_children, len(u), *places, scores, begin, active_, first_, children_)
     else:
         bits = scores.view(np.int32 if scores.itemsize == 4 else np.int64)
-        over_rows(loops.best_children, len(u), *places, scores, bits, begin, active_, first_, children_)
+        over_rows(select.best_children, len(u), *places, scores, bits, begin, active_, first_, children_)
     return values, ids
 
 
@@ -109,13 +109,15 @@ def closed_best(
 ) -> tuple[Tensor, Tensor]:
     slots, used = ids.new_empty(len(ids), k), ids.new_empty(len(ids))
     bits = as_bits(scores)
-    over_rows(loops.closed_best, len(ids), *arrays(slots, used), bits, *arrays(values, ids), np.array(starts))
+    over_rows(
+        select.closed_best, len(ids), *arrays(slots, used), bits, *arrays(values, ids), np.array(starts)
+    )
     return slots, used
 
 
 def closed_scores(values: Tensor, ids: Tensor, parent: Tensor, levels: int, *, pull: bool) -> Tensor:
     scores = torch.empty_like(values, memory_format=torch.contiguous_format)
-    over_rows(loops.closed_scores, len(values), *arrays(scores, values, ids, parent), pull)
+    over_rows(select.closed_scores, len(values), *arrays(scores, values, ids, parent), pull)
     return scores
 
 
