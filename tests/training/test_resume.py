@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 
 from llama_cases import MakeConfig
 from saeforest import InputError
-from saeforest.config import load_config, save_config
+from saeforest.config import TrainConfig, load_config, save_config
 from saeforest.run_folder import RunFolder
 from saeforest.training import Interrupted, log, loop, run_training
 from saeforest.training.log import read_log
@@ -67,9 +67,9 @@ def test_a_run_stopped_by_ctrl_c_and_resumed_is_as_if_never_stopped(
     assert_same_run(whole_runs[store], out)
 
 
-def test_adams_state_in_half_precision_resumes_exactly(tiny_config: MakeConfig, tmp_path: Path) -> None:
-    config = tiny_config(optim={"state": "bfloat16"})
-    whole, out = tmp_path / "whole", tmp_path / "run"
+def stopped_and_resumed(config: TrainConfig, folder: Path) -> Path:
+    """A run that was stopped after 20 steps and resumed. It is the same as one that was not."""
+    whole, out = folder / "whole", folder / "run"
     run_training(config, whole)
     with pytest.MonkeyPatch.context() as patch:
         at_step(patch, 20, ctrl_c)
@@ -77,6 +77,11 @@ def test_adams_state_in_half_precision_resumes_exactly(tiny_config: MakeConfig, 
             run_training(config, out)
     run_training(resume_config(RunFolder(out)), out, resume=True)
     assert_same_run(whole, out)
+    return out
+
+
+def test_adams_state_in_half_precision_resumes_exactly(tiny_config: MakeConfig, tmp_path: Path) -> None:
+    stopped_and_resumed(tiny_config(optim={"state": "bfloat16"}), tmp_path)
 
 
 def test_parents_from_data_resume_exactly(tiny_config: MakeConfig, tmp_path: Path) -> None:
@@ -85,14 +90,7 @@ def test_parents_from_data_resume_exactly(tiny_config: MakeConfig, tmp_path: Pat
     config = tiny_config(
         sae={"allocation": {"rule": "data", "reinitialize": True, "root_reset_at": 0.95, "from_data": data}}
     )
-    whole, out = tmp_path / "whole", tmp_path / "run"
-    run_training(config, whole)
-    with pytest.MonkeyPatch.context() as patch:
-        at_step(patch, 20, ctrl_c)
-        with pytest.raises(Interrupted):
-            run_training(config, out)
-    run_training(resume_config(RunFolder(out)), out, resume=True)
-    assert_same_run(whole, out)
+    out = stopped_and_resumed(config, tmp_path)
     moved = [line["step"] for line in allocations(out) if line["event"] == "parents"]
     assert {8, 16, 24} <= set(moved)
     anew = [line["step"] for line in read_log(out) if line.get("event") == "started_anew"]
