@@ -1,6 +1,6 @@
 """What each option of the Tree SAE gives: equal steps on the same activations, several seeds, with nulls.
 
-    python -m benchmarks.tree_options STORE --out FOLDER [--only NAME,NAME] [--seeds 3] [--steps 400] [--table]
+    python -m benchmarks.tree_options STORE --out FOLDER [--only "NAME;NAME"] [--seeds 3] [--steps 400] [--table]
 
 STORE is a folder of `saeforest harvest`. SAEs of 6,144 features and L0 32 train on all of it but the last 40,000
 activations, on which they are measured. FOLDER keeps every SAE, and its values as JSON as soon as they are measured:

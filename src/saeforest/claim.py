@@ -48,9 +48,16 @@ def remove_unheld(folder: Path) -> None:
             handle = os.open(path, os.O_RDWR)
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                path.unlink()
+                if _is_at(handle, path):  # not another process's, made after we opened an older one
+                    path.unlink()
             finally:
                 os.close(handle)
+
+
+def _is_at(handle: int, path: Path) -> bool:
+    """Whether the open file is the one at the path."""
+    current, own = path.stat(), os.fstat(handle)
+    return (current.st_dev, current.st_ino) == (own.st_dev, own.st_ino)
 
 
 def is_lock(path: Path) -> bool:
@@ -74,8 +81,7 @@ def _locked(path: Path, claim: Path) -> int:
             raise InputError(f"{claim}: in use{by}; wait until that is done or stop it{otherwise}") from None
         try:
             # The previous holder may have removed the file after we opened it and before we locked it.
-            current = path.stat()
-            if (current.st_dev, current.st_ino) == (os.fstat(handle).st_dev, os.fstat(handle).st_ino):
+            if _is_at(handle, path):
                 os.ftruncate(handle, 0)
                 os.pwrite(handle, _about_us().encode(), 0)
                 return handle

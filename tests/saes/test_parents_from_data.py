@@ -333,7 +333,7 @@ def test_dead_features_start_anew_in_training(rule: str, dead: str) -> None:
             from_data=data,
             reinitialize=reinitialize,
             root_reset_at=0.0,
-            until=0.8,
+            until=0.8 if rule == "capacity" else None,
             count="living",
         )
         with torch.no_grad():

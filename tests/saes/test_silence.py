@@ -88,6 +88,16 @@ def test_children_become_silent(settings: dict[str, Any]) -> None:
     assert found[-1] < 0.2 * found[0]
 
 
+def test_it_looks_at_more_tokens_than_the_evidence_for_parents_keeps() -> None:
+    rule = FromDataConfig(sample=9, window=4, every=2, min_count=1)
+    config = TreeConfig(
+        SIZES, K, "none", silence=0.1, allocation=AllocationConfig(rule="data", from_data=rule)
+    )
+    training = TreeTraining(TreeSAE(config, D, seed=1), Setup(RunLength(30, N), OptimConfig(batch_size=N)))
+    events = [event for number in range(4) for event in training.step(batch(number).float()).events]
+    assert any(event.log["event"] == "parents" for event in events)
+
+
 def test_a_negative_weight_is_refused() -> None:
     with pytest.raises(InputError, match=r"sae\.silence = -1: expected 0 or more"):
         TreeConfig(SIZES, K, silence=-1)

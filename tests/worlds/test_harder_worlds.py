@@ -23,7 +23,7 @@ from saeforest.worlds.edges import ancestor_pairs
 from saeforest.worlds.generators import settings_of, synth_bench, tree
 from saeforest.worlds.nulls import NULLED, SHUFFLES, shuffles
 from saeforest.worlds.presets import SYSTEM_NAMES, system_for
-from saeforest.worlds.run import compare, layer_l0
+from saeforest.worlds.run import _trained, compare, layer_l0
 
 N = 10_000
 
@@ -341,6 +341,19 @@ def test_hierarchy_by_mean_directions_agrees_with_the_oracle(seed: int) -> None:
     assert scored(world, sample, parent).hierarchy_mean == pytest.approx(expected)
 
 
+def test_untrained_saes_have_what_training_takes_from_a_batch() -> None:
+    """Links for an HSAE, and a threshold for a BatchTopK SAE: without them their nulls would be empty, or all fire."""
+    config = SyntheticConfig(steps=1, batch_size=64, held_out=500)
+    world = small(seed=1)
+    most, mean = layer_l0(world)
+    for name in ("hsae", "batchtopk"):
+        system = system_for(name, world.forest.layer_sizes, most, mean, config)
+        _, untrained = _trained(system, world, config, 1, name)
+        code = untrained.encode(world.held_out(500).x)
+        assert float(code.active().sum(1).double().mean()) < 3 * sum(mean), name
+        assert name != "hsae" or len(untrained.forest.edges[0]) > 0
+
+
 def test_the_untrained_sae_is_the_one_that_training_starts_from() -> None:
     config = SyntheticConfig(steps=3, batch_size=64, held_out=500)
     found = compare(lambda seed: small(seed=seed), [0, 1], ["tree"], config)["tree"]
@@ -353,8 +366,7 @@ def test_the_untrained_sae_is_the_one_that_training_starts_from() -> None:
     training = start_training(system, 24, RunLength(3, 64), seed=1)
     first = world.block(0, 0).x[:64]
     with torch.no_grad():
-        training.initialize(first, first)
-        sae = training.finish()
+        sae = training.untrained(first, first)
         sample = world.held_out(500)
         code, _ = sae.encode_with_stats(sample.x)
     expected = recover(

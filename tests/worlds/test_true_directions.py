@@ -77,6 +77,8 @@ def test_worlds_without_exact_mean_directions_are_refused() -> None:
     small = GENERATORS["synth-bench"](features=20, d=8, trees=2, branching=2, depth=1)
     with pytest.raises(InputError, match="without contests"):
         mean_directions(small)
+    with pytest.raises(InputError, match="second parents"):
+        mean_directions(tree(two_parents=0.5))
     with pytest.raises(InputError, match="between 0 and 1"):
         mean_directions(tree(roots=1, p_root=1.0))
 

@@ -89,7 +89,9 @@ def evaluate_all(
             del waiting[id(task), spec.name]
             own = found[_OWN]
             shuffled, untrained = (of_nulls[which] for which in _both(nulls))
-            yield task, with_nulls(own, spec.nulls, shuffled, untrained, task.forest, nulls.settings)
+            same = not isinstance(nulls.shuffled, str) and nulls.shuffled.sae is task.sae
+            free = spec.forest_free(task.sae) if same else ()
+            yield task, with_nulls(own, spec.nulls, shuffled, untrained, task.forest, nulls.settings, free)
 
 
 class _Part(NamedTuple):

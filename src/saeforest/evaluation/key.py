@@ -13,7 +13,10 @@ from torch import Tensor
 
 from ..kept_forest import digest
 from ..measures.needs import Need
+from ..measures.relatedness import RelatednessConfig
+from ..measures.sentences import find_sentence_model
 from ..measures.spec import MeasureSpec, Streaming
+from ..measures.wordnet import find_wordnet
 from ..training.log import LOG
 from .nulls import BLOCK, SEED, VERSION
 from .options import MeasureOptions
@@ -50,6 +53,9 @@ def record_key(spec: MeasureSpec, task: Task, options: MeasureOptions) -> str:
         "training_log": lambda: _files(task.log / LOG) if task.log else [],
         "forest": lambda: _hash(task.forest.parent),
     }
+    if isinstance(config, RelatednessConfig):  # packages may have been installed since the last record
+        found = find_wordnet(config.wordnet), find_sentence_model(config.sentence_model)
+        asked["resources"] = [None if folder is None else _files(folder) for folder in found]
     if spec.nulls and options.nulls == "yes":
         asked["nulls"] = (VERSION, SEED, BLOCK, repr(task.start))
     in_keys = {"labeled_texts": "labelled_texts"}  # as in the keys of existing records

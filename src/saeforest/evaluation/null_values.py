@@ -36,10 +36,12 @@ def with_nulls(
     untrained: Record | str,
     forest: Forest,
     settings: Mapping[str, Any],
+    forest_free: tuple[str, ...] = (),
 ) -> Record:
     """The record of an SAE together with those of its nulls, or the reasons why there is none.
 
     names: the values that have nulls. forest: the forest that was measured. settings: how the nulls were made.
+    forest_free: the values that are the same whatever the forest, so that shuffled parents are no control for them.
     """
     found = _Values(record)
     for name in names:
@@ -50,6 +52,8 @@ def with_nulls(
             (SHUFFLED, OVER_SHUFFLED, shuffled),
             (UNTRAINED, OVER_UNTRAINED, untrained),
         ):
+            if suffix == SHUFFLED and name in forest_free:
+                null = "the value does not depend on the forest, so shuffled parents are no control"
             found.add_null(name, name + suffix, null, unit)
             found.add_difference(name, name + suffix, name + over, unit)
         if name in record.edge_scores:
@@ -83,7 +87,7 @@ class _Values:
         if isinstance(null, str) or value is None:
             self._add(new, None, None, None, unit)
             self.why[new] = (
-                null if isinstance(null, str) else null.null.get(name, "it is no value of the null")
+                null if isinstance(null, str) else null.null.get(name, "it was not measured on the null")
             )
         else:
             self._add(new, value, null.interval[name], null.replicates.get(name), unit)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..errors import InputError, command
-from ..evaluation.null_values import SHUFFLED, UNTRAINED
+from ..evaluation.null_values import OVER_SHUFFLED, OVER_UNTRAINED, SHUFFLED, UNTRAINED
 from ..measures.record import Record
 from ..run_folder import RunFolder
 
@@ -39,5 +39,9 @@ def nulls_line(run: RunFolder, name: str) -> str:
             f"{'not measured' if x is None else f'{x:.2f}'} {of}"
             for x, of in ((shuffled, "with the parents shuffled"), (untrained, "untrained"))
         )
-        return f"{title}: {own:.2f}; {nulls}. What exceeds both was learned."
+        over = [record.interval.get(value + end) for end in (OVER_SHUFFLED, OVER_UNTRAINED)]
+        known = [interval for interval in over if interval is not None]
+        clear = bool(known) and all(low > 0 for low, _ in known)
+        verdict = "It exceeds them by more than chance." if clear else "It does not clearly exceed them."
+        return f"{title}: {own:.2f}; {nulls}. {verdict}"
     return nulls_note(command("eval", run, "--measures", "truth", *(("--sae", name) if run.several else ())))

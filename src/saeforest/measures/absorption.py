@@ -492,4 +492,5 @@ SPEC = Study(
         Column(FLAT, "mean_absorption_fraction", "absorption fraction", "↓"),
         Column(FLAT, "splitting", "splitting", "↓"),
     ),
+    version=2,
 )

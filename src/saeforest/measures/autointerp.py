@@ -305,4 +305,5 @@ SPEC = Study(
     run=autointerp,
     columns=(Column(INTERPRETABILITY, "autointerp_score", "AutoInterp", "↑"),),
     memory=lambda size: size.decoder,
+    version=2,
 )

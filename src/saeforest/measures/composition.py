@@ -131,4 +131,5 @@ SPEC = Study(
     run=composition,
     columns=(Column(FLAT, "mean", "composition", "↓"),),
     memory=lambda size: size.decoder + cosines_memory(size.d_sae),
+    version=2,
 )

@@ -140,4 +140,5 @@ SPEC = Streaming(
     make=lambda subject, _config: Cooccurrence(subject.sae, subject.forest),
     nulls=("iou", "iou_alive"),
     columns=(Column(FLAT, "iou", "siblings together", "↓"),),
+    version=2,
 )

@@ -187,4 +187,5 @@ SPEC = Study(
         Column(EDGES, "lift", "lift, log2", "↑"),
     ),
     memory=lambda size: size.decoder + own_detectors_memory(size.d_sae, size.n_tokens),
+    version=2,
 )

@@ -121,4 +121,5 @@ SPEC = Streaming(
         Column(RECONSTRUCTION, "ce_loss_score", "CE loss score", "↑"),
         Column(RECONSTRUCTION, "spliced", "CE in nats", "↓"),
     ),
+    version=2,
 )

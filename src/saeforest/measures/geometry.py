@@ -438,4 +438,5 @@ SPEC = Study(
     run=geometry,
     nulls=("agreement", "toward", "sibling_cosine"),
     memory=lambda size: size.decoder,
+    version=2,
 )

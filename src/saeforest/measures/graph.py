@@ -231,4 +231,5 @@ SPEC = Study(
         + scores_memory(size.d_sae, ("mcs_correlation",))
     ),
     nulls=(*EDGE_VALUES, *FIRING_VALUES, "sibling_cosine", "in_graph", "graph_features", "graph_edges"),
+    forest_free=lambda _: ("graph_features", "graph_edges"),
 )

@@ -195,6 +195,8 @@ SPEC = Study(
         "mean_tree",
         "s_res_tree",
     ),
+    # `mcs` counts as many children as a learned forest has.
+    forest_free=lambda sae: ("mcs_unconditional",) if sae.has_forest else ("mcs", "mcs_unconditional"),
     of_nulls=lambda config: replace(config, rank_curve=0, variants=()),
     columns=(
         Column(HIERARCHY, "tree", "by its forest", "↑"),

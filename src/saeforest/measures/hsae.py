@@ -202,7 +202,14 @@ SPEC = Streaming(
     needs=frozenset({"text", "forest"}),
     transcoders=False,  # it compares reconstructions with input activations
     sets=("paper", "truth"),
-    nulls=("hamming", "hamming_per_active", "p_parent_child", "p_child_parent"),
+    nulls=(
+        "hamming",
+        "hamming_per_active",
+        "p_parent_child",
+        "p_child_parent",
+        "p_parent_child_without_copies",
+        "p_child_parent_without_copies",
+    ),
     make=lambda subject, _config: HSAELinks(subject.sae, subject.forest),
     columns=(
         Column(LEVELS, "hamming", "Hamming distance", "↓"),
@@ -212,4 +219,5 @@ SPEC = Streaming(
         Column(LEVELS, "p_parent_child_without_copies", "P(parent | child) without copies", "↑"),
         Column(LEVELS, "p_child_parent_without_copies", "P(child | parent) without copies", "↑"),
     ),
+    version=2,
 )

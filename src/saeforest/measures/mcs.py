@@ -273,4 +273,5 @@ SPEC = Study(
         Column(FLAT, "k_all_pairs_98", "|k| at coverage 0.98", "↓"),
     ),
     memory=lambda size: size.decoder + scores_memory(size.d_sae, _KINDS),
+    version=2,
 )

@@ -138,4 +138,5 @@ SPEC = Streaming(
         Column(RECONSTRUCTION, "fve", "FVE", "↑"),
         Column(RECONSTRUCTION, "fve_tree", "variance explained by the Tree SAE paper's formula", "↑"),
     ),
+    version=2,
 )

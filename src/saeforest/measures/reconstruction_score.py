@@ -325,4 +325,5 @@ SPEC = Study(
     nulls=("s_res", "hits", "lda_s_res"),
     columns=(Column(HIERARCHY, "s_res", "S_res of its edges", "↑"),),
     memory=_memory,
+    version=2,
 )

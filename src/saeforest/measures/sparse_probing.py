@@ -178,4 +178,5 @@ SPEC = Study(
         Column(INTERPRETABILITY, "sae_top_1", "sparse probing, top 1", "↑"),
         Column(INTERPRETABILITY, "sae_top_5", "sparse probing, top 5", "↑"),
     ),
+    version=2,
 )

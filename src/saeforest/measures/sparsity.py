@@ -69,4 +69,5 @@ SPEC = Streaming(
     sets=("fast", "paper", "saebench", "truth"),
     make=lambda subject, _config: Sparsity(subject.sae),
     columns=(Column(RECONSTRUCTION, "l0", "L0"),),
+    version=2,
 )

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, NamedTuple, get_args
 
+from ..saes import SAE
 from .columns import Column
 from .measure import Measure
 from .needs import Need
@@ -55,6 +56,8 @@ class MeasureSpec:
     columns:  the columns that a report shows.
     memory:   bytes that it needs beyond the data it is given.
     transcoders: whether it applies to a transcoder too, whose decoder writes to another site than it reads.
+    forest_free: given an SAE without a gate, those of `nulls` that are the same whatever its forest, so that a shuffled
+              one is no control for them.
     nulls:    the values that say something about a hierarchy, which are therefore measured again on its nulls.
     of_nulls: its settings for the nulls, given its settings: without what takes time and is not among these values.
     version:  increased when the meaning of the measure changes, so that older records are replaced.
@@ -71,6 +74,7 @@ class MeasureSpec:
     memory: Callable[[Size], int] = lambda _: 0
     transcoders: bool = True
     nulls: tuple[str, ...] = ()
+    forest_free: Callable[[SAE], tuple[str, ...]] = lambda _: ()
     of_nulls: Callable[[Any], Any] = lambda config: config
     version: int = 1
 

@@ -244,4 +244,5 @@ SPEC = Study(
     readings={"saebench_0.6": TPPConfig(texts=LabeledTextConfig(train=4000, test=1000), select_on="test")},
     run=tpp,
     columns=(Column(INTERPRETABILITY, "tpp_20", "TPP, 20 features", "↑"),),
+    version=2,
 )

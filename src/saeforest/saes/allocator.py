@@ -48,7 +48,8 @@ class AllocationConfig:
     """Fraction of the run at which reallocation ends, with or without a reset to the root. None: at root_reset_at."""
     reinitialize: bool = False
     """Let dead features that are moved start anew, from what the reconstruction lacks where their new parent is active.
-    With rule=data, all features that are dead at an update. The paper's keep their weights."""
+    With rule=data, all features that are dead at an update and about which there is no evidence, until
+    from_data.dead_until. The paper's keep their weights."""
     capacity: Literal["per_batch", "per_instance"] = "per_batch"
     """How much of each step's loss a parent collects. per_batch: an equal share among the parents that fired;
     per_instance: the loss times the number of tokens on which it fired."""
@@ -78,6 +79,11 @@ class AllocationConfig:
         for name, bound in least.items():
             if (value := getattr(self, name)) is not None and value < bound:
                 raise InputError(f"sae.allocation.{name} = {value}: expected {bound} or more")
+        if self.rule == "data" and self.until is not None:
+            raise InputError(
+                f"sae.allocation.until = {self.until}: with rule = data, parents move until from_data.until, and dead "
+                "features until from_data.dead_until; set those"
+            )
 
     def min_root_children(self, layer_size: int) -> int:
         """The smallest number of features of a layer that hang from the root."""

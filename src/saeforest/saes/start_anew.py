@@ -48,7 +48,7 @@ def start_anew(
     A feature's decoder row becomes the direction of what is missing on some tokens of the batch on which its parent is
     active (on all tokens, for a child of the root). One of these is drawn with a probability in proportion to its
     squared error, and the row is the mean of its residual and of those most like it. The encoder row is the same
-    direction (for a transcoder that of the activations there), as long as reconstructs most of what is missing.
+    direction (for a transcoder that of the activations there), with the norm that reconstructs most of what is missing.
     """
     fresh = torch.zeros(len(dead), dtype=torch.bool, device=dead.device)
     fresh[features] = True
@@ -85,11 +85,11 @@ def start_anew(
 def _living(
     old: Bool[Tensor, "d_sae"], dead: Bool[Tensor, "d_sae"], start: int, end: int
 ) -> Int[Tensor, "m"]:
-    """The living features of a layer, without those that start anew; if there are none, all that do not start anew, and
-    if there are none of these either, all features."""
+    """The living features of a layer, without those that start anew. If there are none, those of all layers; then all
+    features that do not start anew; then all."""
     inside = torch.zeros_like(old)
     inside[start:end] = True
-    for found in (old & ~dead & inside, old, torch.ones_like(old)):
+    for found in (old & ~dead & inside, old & ~dead, old, torch.ones_like(old)):
         if bool(found.any()):
             break
     return found.nonzero().flatten()

@@ -297,7 +297,8 @@ class TreeTraining(Training):
 
         step = TreeStep(loss, terms, active, target + errors[-1].detach(), fired, len(x), least=least)
         if looks and own:
-            step.seen = Seen(concat_slots(own), sae.in_own_right(h, u[:n], active[:n], least))
+            # The silence loss may look at more tokens than the evidence keeps.
+            step.seen = Seen(concat_slots(own)[:looks], sae.in_own_right(h, u[:looks], active[:looks], least))
         if sae.config.allocation.reinitialize:
             step.residuals = Residuals(u.detach(), -errors[-1].detach() / stats.std, sae.active(active))
         return step

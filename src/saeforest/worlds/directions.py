@@ -26,13 +26,18 @@ def mean_directions(world: World) -> Float[Tensor, "m d"]:
     With `shift_ci = P(i | c) - P(i | not c)`, it is that of `sum_i shift_ci E|a_i| v_i`; no sample is drawn.
 
     Raises InputError for worlds whose probabilities are not products along the tree: with contests, correlated
-    features, or activations that scale with those of parents; and if a feature fires never or always.
+    features, second parents, or activations that scale with those of parents; and if a feature fires never or always.
     """
     spec = world.spec
-    if "contest" in (spec.roots, spec.children) or spec.factor is not None or spec.scale_by_parent:
+    if (
+        "contest" in (spec.roots, spec.children)
+        or spec.factor is not None
+        or spec.scale_by_parent
+        or spec.second is not None
+    ):
         raise InputError(
-            f"world {world.name}: exact mean directions need a world without contests, correlated features and "
-            "activations that scale with their parents'"
+            f"world {world.name}: exact mean directions need a world without contests, correlated features, second "
+            "parents and activations that scale with their parents'"
         )
     given, p = _given(spec), _probabilities(spec)
     if not bool(((p > 0) & (p < 1)).all()):

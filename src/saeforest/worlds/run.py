@@ -208,14 +208,13 @@ def _trained(
     def start() -> Training:
         return start_training(system, world.d_in, run, seed=seed, optim=optim, precision=torch.float32)
 
-    untrained, training = start(), start()
+    training = start()
     first = world.block(0, 0).x[: config.batch_size]
-    with torch.no_grad():
-        untrained.initialize(first, first)
     with progress(label, config.steps * config.batch_size) as advance:
         for _ in fit(training, ActivationStream(world, config.batch_size)):
             advance(config.batch_size)
-    return training.finish(), untrained.finish()
+    with torch.no_grad():
+        return training.finish(), start().untrained(first, first)
 
 
 @torch.no_grad()
