@@ -32,6 +32,8 @@ from saeforest.evaluation.nulls import (
 )
 from saeforest.infer import InferConfig
 from saeforest.measures import EdgeScores, Record, Replicates
+from saeforest.measures.hierarchy import HierarchyConfig
+from saeforest.measures.probes import ProbeConfig
 from saeforest.run_folder import RunFolder
 from saeforest.saes import (
     BatchTopKConfig,
@@ -388,3 +390,32 @@ def test_activations_alone_have_nulls_too() -> None:
     record = saeforest.measure(flat, x, ["cooccurrence"], forest=forest)["cooccurrence"]
     assert record.value["iou_shuffled"] is not None
     assert "forest was given" in record.null["iou_untrained"]
+
+
+@pytest.mark.parametrize(
+    ("sae", "shuffled"),
+    [
+        ("tree", {"mcs", "mcs_unconditional", "tree"}),
+        ("hsae", {"mcs", "tree"}),
+        ("topk", {"tree"}),
+    ],
+)
+def test_what_ignores_the_forest_has_no_shuffled_null(sae: str, shuffled: set[str]) -> None:
+    """It would be the value itself, and their difference 0 with an interval of no width."""
+    x = activations(1500)
+    sizes = {"tree": (6, 18), "hsae": (6, 18), "topk": 24}[sae]
+    k = {"tree": (2, 2), "hsae": (3, 3), "topk": 4}[sae]
+    trained = saeforest.train(x, sae, layer_sizes=sizes, k_per_layer=k, steps=20).sae
+    parent = torch.tensor([ROOT] * 6 + [i % 6 for i in range(18)])
+    forest = (
+        trained.forest
+        if sae == "tree"
+        else Forest(parent, (6, 18) if sae == "hsae" else (24,), layered=sae == "hsae")
+    )
+    options = MeasureOptions(
+        measures={"hierarchy": HierarchyConfig(min_count=10, parents=6)}, probes=ProbeConfig(epochs=1)
+    )
+    (record,) = saeforest.measure(trained, x, ["hierarchy"], forest=forest, options=options).values()
+    for name in ("mcs", "mcs_unconditional", "tree"):
+        why = record.null.get(f"{name}_shuffled", "")
+        assert ("does not depend on the forest" in why) == (name not in shuffled), (name, why)
