@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from oracles.relatedness import auc as all_pairs
-from saeforest.measures.matched import NullParents, auc, levels, tops
+from saeforest.measures.matched import NullParents, auc, tops
 from saeforest.structure.forest import Forest
 
 
@@ -51,7 +51,7 @@ def test_null_parents_match(seed: int) -> None:
 def test_levels_and_tops() -> None:
     # 0 > 1 > 2 and 3 > 4, without layers
     forest = Forest(torch.tensor([-1, 0, 1, -1, 3]), (5,), layered=False)
-    assert levels(forest).tolist() == [0, 1, 2, 0, 1]
+    assert forest.level.numpy().tolist() == [0, 1, 2, 0, 1]
     assert tops(forest).tolist() == [0, 0, 0, 3, 3]
     layered = a_forest()
     assert tops(layered).tolist() == [layered.path(f)[0] for f in range(layered.d_sae)]
@@ -65,8 +65,8 @@ def test_auc_counts_pairs() -> None:
     edge, matched = rng.integers(0, 6, 30) / 3, rng.integers(0, 5, 30) / 3  # with ties
     weights = rng.integers(0, 4, (7, 30)).astype(float)
     expected = [all_pairs(w, edge.tolist(), matched.tolist()) for w in weights.tolist()]
-    assert auc(weights, edge, matched) == pytest.approx(expected, abs=1e-12)
+    assert auc(edge, matched, weights, weights) == pytest.approx(expected, abs=1e-12)
     one = np.ones((1, 2))
-    assert auc(one, np.array([2.0, 3.0]), np.array([0.0, 1.0])) == 1
-    assert auc(one, np.array([0.0, 1.0]), np.array([2.0, 3.0])) == 0
-    assert auc(one, np.ones(2), np.ones(2)) == 0.5
+    assert auc(np.array([2.0, 3.0]), np.array([0.0, 1.0]), one, one) == 1
+    assert auc(np.array([0.0, 1.0]), np.array([2.0, 3.0]), one, one) == 0
+    assert auc(np.ones(2), np.ones(2), one, one) == 0.5

@@ -19,6 +19,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from ..measures.bootstrap import Estimate, FloatArray, estimate, paired_difference, same_units
+from ..measures.matched import auc as matched_auc
 from ..measures.record import EdgeScores, Interval, Record, Replicates
 from ..structure.forest import Forest
 
@@ -134,24 +135,13 @@ def auc(own: EdgeScores, null: EdgeScores, parent: Int[Tensor, "d_sae"]) -> Esti
 
     parent: `[d_sae]` the true parents.
     """
-    scores = np.concatenate([own.score.double().numpy(), null.score.double().numpy()])
     families, family = np.unique(
         np.concatenate([parent[own.child].numpy(), parent[null.child].numpy()]), return_inverse=True
     )
-    true = np.arange(len(scores)) < len(own.score)
-    # Edges by their score; equal scores form a group, in which every pair of a true and a shuffled edge is a tie.
-    _, group = np.unique(scores, return_inverse=True)
-    order = np.argsort(group, kind="stable")
-    family, true, group = family[order], true[order].astype(np.float64), group[order]
-    starts = np.flatnonzero(np.diff(group, prepend=-1))
+    of_own, of_null = family[: len(own.child)], family[len(own.child) :]
+    scores = own.score.double().numpy(), null.score.double().numpy()
 
     def formula(weights: FloatArray) -> dict[str, FloatArray]:
-        drawn = weights[:, family]
-        above, below = drawn * true, drawn * (1 - true)
-        if not len(scores):
-            return {"auc": np.full(len(weights), np.nan)}
-        above, below = (np.add.reduceat(part, starts, axis=1) for part in (above, below))
-        beaten = (above * (below.cumsum(1) - below / 2)).sum(1)
-        return {"auc": beaten / (above.sum(1) * below.sum(1))}
+        return {"auc": matched_auc(*scores, weights[:, of_own], weights[:, of_null])}
 
     return estimate(formula, len(families), same_units("parents", families))

@@ -181,7 +181,7 @@ def shuffled_parents(forest: Forest, fired: Int[Tensor, "d_sae"], seed: int = SE
     fired: on how many activations each feature fires.
     """
     generator = seeded(seed, "nulls", "parents")
-    layer = forest.layer if forest.layered else forest.depth
+    layer = forest.level
     above, below = forest.edges
     found = forest.parent.clone()
     groups = layer[above] * (int(layer.max()) + 1) + layer[below]

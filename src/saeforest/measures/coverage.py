@@ -156,7 +156,7 @@ def _by_layer(
 ) -> list[dict[str, Any]]:
     """The means without the gate by the layer of the child; in a forest without layers, by its number of ancestors."""
     forest = subject.forest
-    layer = (forest.layer if forest.layered else forest.depth)[child]
+    layer = forest.level[child]
     measured = alone["ungated"].isfinite()
     listed = []
     for i in layer[measured].unique().tolist():

@@ -138,7 +138,7 @@ def _by_layer(
 ) -> list[dict[str, Any]]:
     """The means by the layer of the child; in a forest without layers, by its number of ancestors."""
     forest = subject.forest
-    layer = (forest.layer if forest.layered else forest.depth)[child]
+    layer = forest.level[child]
     return [
         {"layer": i, "edges": int((layer == i).sum())}
         | {name: float(column[layer == i].mean()) for name, column in columns.items()}

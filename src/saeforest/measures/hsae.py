@@ -45,7 +45,7 @@ class HSAELinks(Measure):
     def __init__(self, sae: SAE, forest: Forest) -> None:
         self.sae, self.forest = sae, forest
         self.threshold = sae.config.activation_threshold
-        level = forest.layer if forest.layered else forest.depth
+        level = forest.level
         self.n_levels = int(level.max()) + 1
         self.n_parts = self.n_levels if forest.layered else 0
         self.level, self.layer = level, level.to(sae.device)

@@ -8,6 +8,7 @@ other way. Which feature lies above c is the only thing in which the two pairs d
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float64, Int64
@@ -17,6 +18,19 @@ from ..structure.forest import ROOT, Forest
 
 #: A parent and its child.
 Pair = tuple[int, int]
+#: Why there is nothing to compare with.
+NO_NULL_PARENT = (
+    "no edge has a null parent: a parent of another tree on the same level that fires about as often"
+)
+
+
+class Triple(NamedTuple):
+    """An edge and its matched pair: the parent, the null parent, and the child of both."""
+
+    parent: int
+    null: int
+    child: int
+
 
 # A null parent is one of this many whose densities are nearest to the parent's, and within this factor of it.
 _NEAREST, _FACTOR = 5, 2.0
@@ -31,11 +45,6 @@ def tops(forest: Forest) -> Int64[Array, "d_sae"]:
     return top
 
 
-def levels(forest: Forest) -> Int64[Array, "d_sae"]:
-    """The level of each feature: its layer or, in a forest without layers, its depth."""
-    return (forest.layer if forest.layered else forest.depth).numpy()
-
-
 class NullParents:
     """Draws null parents for the edges of a forest.
 
@@ -43,7 +52,7 @@ class NullParents:
     """
 
     def __init__(self, forest: Forest, fired: Int64[Array, "d_sae"]) -> None:
-        self._top, self._level = tops(forest), levels(forest)
+        self._top, self._level = tops(forest), forest.level.numpy()
         self._log_fired = np.log(np.maximum(fired, 1))
         parents = np.flatnonzero((forest.n_children.numpy() > 0) & (fired > 0))
         at = self._level[parents]
@@ -64,15 +73,18 @@ class NullParents:
 
 
 def auc(
-    weights: Float64[Array, "b e"], edge: Float64[Array, "e"], matched: Float64[Array, "e"]
+    edge: Float64[Array, "e"],
+    control: Float64[Array, "m"],
+    edge_weights: Float64[Array, "b e"],
+    control_weights: Float64[Array, "b m"],
 ) -> Float64[Array, "b"]:
-    """The probability that the score of an edge exceeds that of a matched pair drawn independently; ties count half.
+    """The probability that the score of an edge exceeds that of a control drawn independently; ties count half.
 
-    weights: how often each edge counts, and with it the pair that was matched to it. `b` is the number of resamples.
+    edge_weights, control_weights: how often each counts in each of `b` resamples.
     """
-    order = np.argsort(matched, kind="stable")
-    below = np.concatenate([np.zeros((len(weights), 1)), weights[:, order].cumsum(1)], axis=1)
-    less = np.searchsorted(matched[order], edge, side="left")
-    less_or_equal = np.searchsorted(matched[order], edge, side="right")
-    won = (weights * (below[:, less] + below[:, less_or_equal])).sum(1) / 2
-    return won / weights.sum(1) ** 2
+    order = np.argsort(control, kind="stable")
+    below = np.concatenate([np.zeros((len(control_weights), 1)), control_weights[:, order].cumsum(1)], axis=1)
+    less = np.searchsorted(control[order], edge, side="left")
+    less_or_equal = np.searchsorted(control[order], edge, side="right")
+    won = (edge_weights * (below[:, less] + below[:, less_or_equal])).sum(1) / 2
+    return won / (edge_weights.sum(1) * control_weights.sum(1))

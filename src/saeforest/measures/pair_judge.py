@@ -26,7 +26,7 @@ from ..judges.related import Answer, ask_related, obvious_trials, take_test
 from .bootstrap import Estimate, FloatArray, estimate, interval_method, units_of_sae
 from .columns import INTERPRETABILITY, Column
 from .examples import FeatureWindows, fires_enough
-from .matched import NullParents, auc
+from .matched import NO_NULL_PARENT, NullParents, Triple, auc
 from .record import EdgeScores, Interval, Record, undefined
 from .spec import Study
 from .subject import Subject
@@ -60,14 +60,6 @@ class PairJudgeConfig:
                 raise InputError(f"pair_judge.{name} = {getattr(self, name)}: expected {least} or more")
         if not 0 <= self.power <= 4:
             raise InputError(f"pair_judge.power = {self.power}: expected 0 to 4")
-
-
-class Triple(NamedTuple):
-    """An edge and its matched pair: the parent, the null parent, and the child of both."""
-
-    parent: int
-    null: int
-    child: int
 
 
 class _Test(NamedTuple):
@@ -163,7 +155,7 @@ def _fractions(
         return {
             "yes": weights @ affirmed / (weights @ read),
             "yes_matched": weights @ affirmed_matched / (weights @ read_matched),
-            "yes_matched_auc": auc(weights[:, both], score, score_matched),
+            "yes_matched_auc": auc(score, score_matched, weights[:, both], weights[:, both]),
         }
 
     return estimate(formula, len(parents), units_of_sae("parents", subject.sae, parents))
@@ -271,9 +263,7 @@ def _why_undefined(
     if not subject.forest.edges.shape[1]:
         why = "the forest has no edges: every feature hangs from the root"
     elif unmatched and not triples:
-        why = (
-            "no edge has a null parent: a parent of another tree on the same level that fires about as often"
-        )
+        why = NO_NULL_PARENT
     elif not triples:
         why = (
             f"no edge joins two features that fire on more than {config.min_fired} tokens, "

@@ -13,20 +13,12 @@ from torch import Tensor
 
 from ..saes import SAE
 from ..saes.encode import DENSE_ENTRIES
-from .matched import NullParents
+from .matched import NullParents, Triple
 from .own_detectors import levels
 from .subject import Subject
 
 # Number of children whose detectors are run at once: where they are on takes 8 bytes a token at most.
 _BLOCK = 128
-
-
-class Triple(NamedTuple):
-    """An edge and its matched pair: the parent, the null parent, and the child of both."""
-
-    parent: int
-    null: int
-    child: int
 
 
 class Rows(NamedTuple):

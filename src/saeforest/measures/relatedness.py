@@ -31,11 +31,11 @@ from . import sentences, wordnet
 from .bootstrap import FloatArray, estimate, interval_method, units_of_sae
 from .columns import HIERARCHY, Column
 from .contexts import LEAST, Chosen, Contexts, cosine, mean_vector, static_similarity
-from .matched import auc
+from .matched import NO_NULL_PARENT, Triple, auc
 from .nouns import Nouns, nouns_of
 from .own_detectors import own_detectors_memory
 from .record import EdgeScores, Record, undefined
-from .related_edges import RelatedEdges, Rows, Triple
+from .related_edges import RelatedEdges, Rows
 from .spec import Study
 from .subject import Subject
 from .wordnet import WordNet, hypernymy, kinship
@@ -104,7 +104,7 @@ def relatedness(subject: Subject, config: RelatednessConfig) -> Record:
             w = weights[:, family[defined]]
             total = w.sum(1)
             values[name], values[f"{name}_matched"] = w @ edge / total, w @ matched / total
-            values[f"{name}_matched_auc"] = auc(w, edge, matched)
+            values[f"{name}_matched_auc"] = auc(edge, matched, w, w)
         return values
 
     found = estimate(formula, len(parents), units_of_sae("parents", subject.sae, parents))
@@ -277,7 +277,7 @@ def _nothing(subject: Subject, config: RelatednessConfig, edges: RelatedEdges) -
         return "the forest has no edges: every feature hangs from the root"
     if not edges.unmatched:
         return f"no edge has a child that fires on {config.min_tokens} tokens and a parent that fires on as many others"
-    return "no edge has a null parent: a parent of another tree on the same level that fires about as often"
+    return NO_NULL_PARENT
 
 
 def _edge_scores(triples: list[Triple], scores: Float64[Array, "2 e"]) -> EdgeScores:

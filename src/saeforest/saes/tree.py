@@ -287,7 +287,7 @@ class TreeTraining(Training):
             "reconstruction": scalars(reconstruction),
             "auxiliary": [auxiliary[i].detach() if i in auxiliary else None for i in range(len(errors))],
         }
-        looks = self.allocator.looks(self.done + 1)
+        looks = 0 if sae.config.gate == "none" else self.allocator.looks(self.done + 1)  # nothing moves then
         n = sae.config.allocation.from_data.sample if sae.config.silence else looks
         part = [u[:n] for u in inputs]
         own = sae.own_detectors(h, part) if n and len(part) > 1 else []
@@ -352,4 +352,4 @@ class TreeTraining(Training):
 
     @property
     def first_update(self) -> int | None:
-        return next(iter(self.allocator.updates), None)
+        return None if self.sae.config.gate == "none" else next(iter(self.allocator.updates), None)

@@ -111,6 +111,11 @@ class Forest:
         sizes = torch.tensor(self.layer_sizes)
         return torch.repeat_interleave(torch.arange(len(sizes)), sizes)
 
+    @property
+    def level(self) -> Int[Tensor, "d_sae"]:
+        """The level of each feature: its layer or, in a forest without layers, its depth."""
+        return self.layer if self.layered else self.depth
+
     @cached_property
     def depth(self) -> Int[Tensor, "d_sae"]:
         """The number of ancestors of each feature, without the root (0: a child of the root)."""

@@ -39,7 +39,7 @@ def shuffled_parents(forest: Forest, generator: torch.Generator) -> Int[Tensor, 
     Features under the root stay there, and every parent keeps its number of children in each layer (at each depth), so
     the result is a forest of the same shape.
     """
-    level = forest.layer if forest.layered else forest.depth
+    level = forest.level
     parent = forest.parent.clone()
     for group in range(int(level.max()) + 1):
         children = ((level == group) & (parent != ROOT)).nonzero().flatten()
