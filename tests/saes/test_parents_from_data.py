@@ -19,7 +19,7 @@ from saeforest.saes import AllocationConfig, RunLength, Setup, TreeAuxConfig, Tr
 from saeforest.saes import parents_from_data as module
 from saeforest.saes.parents_from_data import Evidence, FromDataConfig, Seen, as_often, choose, judge
 from saeforest.saes.start_anew import Residuals, start_anew
-from saeforest.saes.tree import TreeStep, TreeTraining
+from saeforest.saes.tree_training import TreeStep, TreeTraining
 
 SIZES, K, D = (6, 8, 10), (2, 2, 2), 12
 CPU = torch.device("cpu")

@@ -11,7 +11,7 @@ from saeforest import InputError
 from saeforest.optim import OptimConfig
 from saeforest.saes import AllocationConfig, RunLength, Setup, TreeAuxConfig, TreeConfig, TreeSAE
 from saeforest.saes.parents_from_data import FromDataConfig
-from saeforest.saes.tree import TreeTraining
+from saeforest.saes.tree_training import TreeTraining
 
 SIZES, K, D, N = (6, 8, 10), (2, 2, 2), 12, 16
 

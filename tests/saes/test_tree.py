@@ -10,7 +10,7 @@ from sae_cases import floats
 from saeforest import InputError, SparseCode
 from saeforest.optim import OptimConfig, learning_rate
 from saeforest.saes import AllocationConfig, RunLength, Setup, TreeAuxConfig, TreeConfig, TreeSAE
-from saeforest.saes.tree import TreeTraining
+from saeforest.saes.tree_training import TreeTraining
 
 SIZES, K, D, LR = (6, 8, 10), (2, 2, 2), 12, 0.02
 

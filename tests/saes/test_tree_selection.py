@@ -29,7 +29,7 @@ from saeforest.saes import (
     save_sae,
 )
 from saeforest.saes.batch_topk import ThresholdConfig
-from saeforest.saes.tree import TreeTraining
+from saeforest.saes.tree_training import TreeTraining
 
 SIZES, K, D, LR, BATCH, STEPS = (6, 8, 10), (2, 2, 2), 12, 0.02, 16, 24
 OPTIONS: dict[str, dict[str, Any]] = {

@@ -18,7 +18,9 @@ from .matching_pursuit import MatchingPursuitConfig, MatchingPursuitSAE, Matchin
 from .matryoshka import MatryoshkaConfig, MatryoshkaSAE, MatryoshkaTraining
 from .topk import TopKConfig, TopKSAE, TopKTraining
 from .training import RunLength, Setup, Training
-from .tree import TreeConfig, TreeSAE, TreeTraining
+from .tree import TreeSAE
+from .tree_config import TreeConfig
+from .tree_training import TreeTraining
 
 
 def _architecture(section: Any) -> Any:
