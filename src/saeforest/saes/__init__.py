@@ -6,7 +6,8 @@ from .base import SAE, SAEConfig
 from .batch_topk import BatchTopKConfig, BatchTopKSAE, ThresholdConfig
 from .expert_hsae import ExpertHSAE, ExpertHSAEConfig
 from .files import check_inference, load_sae, save_sae
-from .hsae import HSAE, HSAEConfig, ParentsConfig
+from .hsae import HSAE
+from .hsae_config import HSAEConfig, ParentsConfig
 from .jumprelu import JumpReLUConfig, JumpReLUSAE
 from .matching_pursuit import MatchingPursuitConfig, MatchingPursuitSAE
 from .matryoshka import MatryoshkaConfig, MatryoshkaSAE

@@ -12,7 +12,8 @@ from ..optim import OptimConfig
 from .base import SAE, SAEConfig
 from .batch_topk import BatchTopKConfig, BatchTopKSAE, BatchTopKTraining
 from .expert_hsae import ExpertHSAE, ExpertHSAEConfig, ExpertHSAETraining
-from .hsae import HSAE, HSAEConfig, HSAETraining
+from .hsae import HSAE, HSAETraining
+from .hsae_config import HSAEConfig
 from .jumprelu import JumpReLUConfig, JumpReLUSAE, JumpReLUTraining
 from .matching_pursuit import MatchingPursuitConfig, MatchingPursuitSAE, MatchingPursuitTraining
 from .matryoshka import MatryoshkaConfig, MatryoshkaSAE, MatryoshkaTraining
