@@ -4,6 +4,7 @@ from .build import build_index
 from .cards import ContextCard, EdgeCard, FamilyCard, FeatureCard, OverviewCard, SearchResult
 from .families import ChosenFamilies, Family, telling_families
 from .index import Index
+from .opening import open_explorer
 from .queries import Explorer
 from .run import index_run
 from .show import show_families, show_feature
@@ -21,6 +22,7 @@ __all__ = [
     "SearchResult",
     "build_index",
     "index_run",
+    "open_explorer",
     "show_families",
     "show_feature",
     "telling_families",
