@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerFast
 
 from saeforest.activations import ActivationBatch
 from saeforest.explore import Index, build_index, telling_families
+from saeforest.explore.form import unused
 from saeforest.explore.index import About
 from saeforest.saes import TreeConfig, TreeSAE
 from saeforest.sparse_code import SparseCode
@@ -105,7 +106,10 @@ class World:
 
 
 def made_index(tokens: Tokens, rows: list[list[int]], **columns: list) -> Index:
-    """An index in which every feature fires on 30 of 1,000 tokens and every edge passes, but for `columns`."""
+    """An index in which every feature fires on 30 of 1,000 tokens and every edge passes, but for `columns`.
+
+    Whatever is not given has its places unused.
+    """
     f = len(rows)
     values: dict[str, list] = {
         "n_fired": [30] * f,
@@ -120,7 +124,8 @@ def made_index(tokens: Tokens, rows: list[list[int]], **columns: list) -> Index:
         "rank_parent": [2] * f,
     }
     about = About("m", "s", 1000, 20, "window", RIDGE, "")
-    return Index(about, tokens, **{name: torch.tensor(v) for name, v in (values | columns).items()})
+    given = {name: torch.tensor(v) for name, v in (values | columns).items()}
+    return Index.of_tensors(about, tokens, unused(f, given["top_row"].shape[1]) | given)
 
 
 #     0        1       2      the first layer

@@ -17,6 +17,7 @@ from explore_cases import (
 )
 from saeforest.errors import InputError
 from saeforest.explore import Index
+from saeforest.explore.form import FORMS
 from saeforest.saes import TreeSAE
 
 
@@ -113,6 +114,24 @@ def test_a_manifest_of_another_kind_is_noticed(saved: tuple[Path, World], change
     with pytest.raises(InputError, match=next(iter(change))) as error:
         Index.load(run / "index", world.sae, world.sae.forest)
     one_line(error, run)
+
+
+def test_an_index_of_the_older_version_is_refused(saved: tuple[Path, World]) -> None:
+    run, world = saved
+    edit_json(run / "index" / "index.json", format_version=1)
+    with pytest.raises(InputError, match="older version of saeforest") as error:
+        Index.load(run / "index", world.sae, world.sae.forest)
+    one_line(error, run)
+
+
+def test_every_tensor_comes_back(saved: tuple[Path, World]) -> None:
+    run, world = saved
+    loaded = Index.load(run / "index", world.sae, world.sae.forest)
+    written = world.index.tensors()
+    assert loaded.tensors().keys() == written.keys() >= FORMS.keys()
+    for name, tensor in loaded.tensors().items():
+        torch.testing.assert_close(tensor, written[name], equal_nan=True, rtol=0, atol=0)
+    assert [column.name for column in loaded.about.columns] == list(loaded.columns)
 
 
 def test_frozen(world: World) -> None:

@@ -17,6 +17,8 @@ from ..saes import SAE
 from ..structure.directions import RIDGE, Moments, nearness, nearness_memory
 from ..structure.forest import Forest
 from ..text import Tokens
+from .columns import COLUMNS
+from .form import CONTEXTS, unused
 from .index import About, Index, fingerprint
 from .strongest import Strongest, passages
 
@@ -32,7 +34,7 @@ def build_index(
     tokens: Tokens,
     *,
     total: int,
-    n_contexts: int = 8,
+    n_contexts: int = CONTEXTS,
     min_count: int = 20,
     begin: Callable[[Counts], None] = lambda counts: None,
 ) -> Index:
@@ -73,20 +75,19 @@ def build_index(
         sae=fingerprint(sae, forest),
         rows="encoder" if sae.is_transcoder else "decoder",
         prepend_bos=tokens.prepend_bos,
+        columns=tuple(column.about for column in COLUMNS),
     )
-    return Index(
-        about=about,
-        tokens=tokens,
-        n_fired=seen.n_fired.cpu(),
-        n_with_parent=seen.n_with_parent.cpu(),
-        value_sum=seen.value_sum.cpu(),
-        value_max=seen.value_max.cpu(),
-        top_value=seen.strongest.value.cpu(),
-        top_row=seen.strongest.row.cpu(),
-        cos_child=near.cos_child.cpu(),
-        cos_parent=near.cos_parent.cpu(),
-        rank_child=near.rank_child.cpu(),
-        rank_parent=near.rank_parent.cpu(),
+    parents = (forest.n_children > 0).nonzero().flatten()
+    names = [column.name for column in about.columns]
+    measured = seen.measured() | {
+        "parents": parents,
+        "cos_child": near.cos_child.cpu(),
+        "cos_parent": near.cos_parent.cpu(),
+        "rank_child": near.rank_child.cpu(),
+        "rank_parent": near.rank_parent.cpu(),
+    }
+    return Index.of_tensors(
+        about, tokens, unused(sae.d_sae, n_contexts, names, n_parents=len(parents)) | measured
     )
 
 
@@ -101,6 +102,17 @@ class Counts:
         self.n_with_parent = torch.zeros_like(self.n_fired)
         self.value_sum = torch.zeros(sae.d_sae, dtype=torch.float64, device=sae.device)
         self.value_max = torch.zeros(sae.d_sae, device=sae.device)
+
+    def measured(self) -> dict[str, Tensor]:
+        """What was counted, by its names in the index."""
+        return {
+            "n_fired": self.n_fired.cpu(),
+            "n_with_parent": self.n_with_parent.cpu(),
+            "value_sum": self.value_sum.cpu(),
+            "value_max": self.value_max.cpu(),
+            "top_value": self.strongest.value.cpu(),
+            "top_row": self.strongest.row.cpu(),
+        }
 
     def directions_memory(self) -> int:
         """Estimate of the memory, in bytes, for computing directions on the CPU, if twice as many features fire."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt8
 from pydantic import Field
 from torch import Tensor
 
@@ -25,11 +26,13 @@ from ..files import (
 )
 from ..run_folder import RunFolder
 from ..saes import SAE
-from ..schema import FLOATS, INTEGERS, Count, Name, Positive, checked, shown, without
+from ..schema import Count, Name, Positive, checked, shown, without
 from ..structure.forest import Forest
 from ..text import Tokens
+from .columns import ColumnAbout
+from .form import COLUMN, FORMS, INTERVALS, LOGIT_FORMS, NULL, PLACE, flaw
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST, TENSORS, TOKENS = "index.json", "index.safetensors", "tokens.safetensors"
 #: The paper's criterion: parent and child are both among this many features nearest to the child's direction.
 NEAREST = 5
@@ -56,6 +59,48 @@ class About:
     another site."""
     prepend_bos: bool = False
     """Whether the text was read with BOS at the start of every window."""
+    n_pairs: Count = 0
+    """Number of activations on which pairs of features were counted: all, unless that would take too much memory."""
+    n_detected: Count = 0
+    """Number of activations on which the detectors of children were run without the gate."""
+    columns: tuple[ColumnAbout, ...] = ()
+    """The columns of edges, in the order in which a page shows them."""
+
+
+@dataclass(frozen=True, eq=False)
+class Logits:
+    """The tokens that a feature makes most and least likely, directly: its decoder row through the weight of the final
+    norm and the unembedding. This is no effect on predictions: later layers may change it.
+
+    up_id, up:     tokens with the largest logits, descending, and the logits.
+    down_id, down: tokens with the smallest, ascending.
+    """
+
+    up_id: Int[Tensor, "d_sae 10"]
+    up: Float[Tensor, "d_sae 10"]
+    down_id: Int[Tensor, "d_sae 10"]
+    down: Float[Tensor, "d_sae 10"]
+
+
+@dataclass(frozen=True, eq=False)
+class Geometry:
+    """Activations under parents with two or more children that fired, in their principal plane (Tree SAE, Figure 9).
+
+    parent:    the parents, ascending; all else but `direction` is in this order.
+    points:    activations on which the parent fires, projected onto their first two principal components; the origin is
+               their mean. NaN where there are fewer.
+    child:     which child fires most strongly there, as its place among `forest.children(parent)`; -1 if none does.
+    row:       row of each activation in the text; -1 where there is none.
+    explained: fraction of the variance of these activations along each component.
+    direction: of each child, by its id: its encoder row of unit length in the plane of its parent; otherwise NaN.
+    """
+
+    parent: Int[Tensor, "g"]
+    points: Float[Tensor, "g n 2"]
+    child: Int[Tensor, "g n"]
+    row: Int[Tensor, "g n"]
+    explained: Float[Tensor, "g 2"]
+    direction: Float[Tensor, "d_sae 2"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,6 +115,25 @@ class Index:
     cos_child, cos_parent: cosine between the feature's LDA direction and its own and its parent's decoder row; NaN if
                    undefined (it fired less than `about.min_count` times, or is a root without a parent).
     rank_child, rank_parent: 1 + number of decoder rows with a larger cosine; 0 if undefined.
+
+    histogram:     number of its activations in 32 equal parts of the range from 0 to its maximum.
+    sample_value, sample_row: activations drawn at random from five equal parts of that range, the highest first: 4
+                   places for each part; padded with 0 and -1. At most one of a part comes from a passage.
+    window_values: its activations around the rows of `top_row` and then `sample_row`, relative to its maximum, as whole
+                   numbers up to 255 (0: silent, or outside the document, or not measured). Place 32 is the row itself.
+    parents:       the features with children, ascending.
+    window_child:  for each of `parents` and its windows, the child that fires most strongly at each place, by its place
+                   among `forest.children(parent)`; -1 if none does.
+    near_id, near_cos: the features whose decoder rows are nearest, and the cosines.
+    over_id, over_p: candidate parents: the features g with the largest P(g | f) - P(g), and P(g | f).
+    under_id, under_p: children by the data alone: features g outside its subtree, with at least `about.min_count`
+                   firings, with the largest P(f | g) - P(f), and P(f | g).
+    child_tokens, child_tokens_lift: the tokens that tell a feature from its parent (a root: from all text), most
+                   telling first, and log2 of how much more frequent they are; padded with -1 and NaN.
+    columns:       evidence for every edge, by name; NaN for roots and where undefined (see `columns.py`).
+    column_places: the share of the matched null pairs that each edge exceeds, ties half. 0.5 is chance.
+    null_parent, null_child: a sample of the null pairs. null_columns: the columns of these pairs.
+    logits:        direct effects on logits; None if the language model was not there.
     """
 
     about: About
@@ -84,6 +148,27 @@ class Index:
     cos_parent: Float[Tensor, "d_sae"]
     rank_child: Int[Tensor, "d_sae"]
     rank_parent: Int[Tensor, "d_sae"]
+    histogram: Int[Tensor, "d_sae 32"]
+    sample_row: Int[Tensor, "d_sae 20"]
+    sample_value: Float[Tensor, "d_sae 20"]
+    window_values: UInt8[Tensor, "d_sae n_windows 64"]
+    parents: Int[Tensor, "p"]
+    window_child: Int[Tensor, "p n_windows 64"]
+    near_id: Int[Tensor, "d_sae 8"]
+    near_cos: Float[Tensor, "d_sae 8"]
+    over_id: Int[Tensor, "d_sae 8"]
+    over_p: Float[Tensor, "d_sae 8"]
+    under_id: Int[Tensor, "d_sae 8"]
+    under_p: Float[Tensor, "d_sae 8"]
+    child_tokens: Int[Tensor, "d_sae 5"]
+    child_tokens_lift: Float[Tensor, "d_sae 5"]
+    null_parent: Int[Tensor, "m"]
+    null_child: Int[Tensor, "m"]
+    columns: Mapping[str, Float[Tensor, "d_sae"]]
+    column_places: Mapping[str, Float[Tensor, "d_sae"]]
+    null_columns: Mapping[str, Float[Tensor, "m"]]
+    geometry: Geometry
+    logits: Logits | None = None
 
     @property
     def d_sae(self) -> int:
@@ -110,12 +195,58 @@ class Index:
         """Which edges meet the paper's criterion, approximately: see `directions`."""
         return self.measured & (self.rank_child <= NEAREST) & (self.rank_parent <= NEAREST)
 
+    def histogram_edges(self, feature: int) -> Float[Tensor, "33"]:
+        """The edges of the bins of a feature's histogram. A bin holds its lower edge, the last one both."""
+        return torch.linspace(0, 1, self.histogram.shape[1] + 1) * self.value_max[feature]
+
+    def sample_edges(self, feature: int) -> Float[Tensor, "6"]:
+        """The edges of the five parts of its range that a feature's samples come from, the highest first."""
+        return torch.linspace(1, 0, INTERVALS + 1) * self.value_max[feature]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors by their names in the file, but for the text."""
+        found: dict[str, Tensor] = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, Tensor):
+                found[field.name] = value
+            elif isinstance(value, Geometry | Logits):
+                found |= {f"{field.name}.{part.name}": getattr(value, part.name) for part in fields(value)}
+        for prefix, columns in (
+            (COLUMN, self.columns),
+            (PLACE, self.column_places),
+            (NULL, self.null_columns),
+        ):
+            found |= {prefix + name: column for name, column in columns.items()}
+        return found
+
+    @classmethod
+    def of_tensors(cls, about: About, tokens: Tokens, tensors: Mapping[str, Tensor]) -> Index:
+        """The inverse of `tensors`. Raises KeyError if one is missing."""
+
+        def part(kind: type[Any], name: str) -> Any:
+            return kind(**{field.name: tensors[f"{name}.{field.name}"] for field in fields(kind)})
+
+        def columns(prefix: str) -> dict[str, Tensor]:
+            return {column.name: tensors[prefix + column.name] for column in about.columns}
+
+        return cls(
+            about,
+            tokens,
+            **{field.name: tensors[field.name] for field in fields(cls) if field.name in FORMS},
+            columns=columns(COLUMN),
+            column_places=columns(PLACE),
+            null_columns=columns(NULL),
+            geometry=part(Geometry, "geometry"),
+            logits=part(Logits, "logits") if any(name in tensors for name in LOGIT_FORMS) else None,
+        )
+
     def save(self, folder: Path) -> None:
         """Write the index to a folder, atomically."""
         with atomic_folder(folder) as temporary:
             checksums = {
                 TOKENS: self.tokens.save(temporary / TOKENS),
-                TENSORS: write_tensors(temporary / TENSORS, {name: getattr(self, name) for name in _TENSORS}),
+                TENSORS: write_tensors(temporary / TENSORS, self.tensors()),
             }
             about = {"format_version": FORMAT_VERSION, **asdict(self.about), CHECKSUMS: checksums}
             write_json(temporary / MANIFEST, about)
@@ -136,13 +267,10 @@ class Index:
             raise InputError(
                 f"{folder}: this index belongs to another SAE or forest than the run's; {again} again"
             )
-        if flaw := _flaw(tensors, sae.d_sae, tokens.n_tokens, about.n_tokens):
-            raise InputError(f"{folder / TENSORS}: damaged ({flaw}); {again} again")
-        return cls(about, tokens, **{name: tensors[name] for name in _TENSORS})
-
-
-_TENSORS = [field.name for field in fields(Index) if field.name not in ("about", "tokens")]
-_FLOATS = {"value_sum", "value_max", "top_value", "cos_child", "cos_parent"}
+        columns = [column.name for column in about.columns]
+        if wrong := flaw(tensors, columns, sae.d_sae, tokens.n_tokens, about.n_tokens):
+            raise InputError(f"{folder / TENSORS}: damaged ({wrong}); {again} again")
+        return cls.of_tensors(about, tokens, tensors)
 
 
 def fingerprint(sae: SAE, forest: Forest) -> str:
@@ -166,33 +294,11 @@ def read_about(folder: Path) -> tuple[About, dict[str, Any]]:
     manifest = read_json(path)
     if not isinstance(manifest, dict):
         raise InputError(f"{path}: expected a JSON object")
-    if (version := manifest.get("format_version")) != FORMAT_VERSION:
+    version = manifest.get("format_version")
+    if version == 1:
+        raise InputError(
+            f"{path}: made by an older version of saeforest, with format_version 1; a new one has more"
+        )
+    if version != FORMAT_VERSION:
         raise InputError(f"{path}: format_version {shown(version)}, expected {FORMAT_VERSION}")
     return checked(About, without(manifest, CHECKSUMS, "format_version"), path), manifest
-
-
-def _flaw(tensors: dict[str, Tensor], d_sae: int, n_rows: int, n_tokens: int) -> str | None:
-    """What is wrong with the tensors of an index; None if they are valid."""
-    for name in _TENSORS:
-        if name not in tensors:
-            return f"no tensor '{name}'"
-        tensor = tensors[name]
-        if tensor.dtype not in (FLOATS if name in _FLOATS else INTEGERS):
-            return f"'{name}' has dtype {tensor.dtype}"
-        if tensor.ndim != 1 + name.startswith("top") or len(tensor) != d_sae:
-            return f"'{name}' has shape {list(tensor.shape)}"
-    if tensors["top_row"].shape != tensors["top_value"].shape:
-        return "'top_row' and 'top_value' differ in shape"
-    if tensors["top_row"].numel() and not -1 <= tensors["top_row"].min() <= tensors["top_row"].max() < n_rows:
-        return "'top_row' points outside the text"
-    if n_tokens > n_rows:
-        return f"{n_tokens:,} tokens measured in a text of only {n_rows:,}"
-    for name in ("n_fired", "n_with_parent", "rank_child", "rank_parent"):
-        most = n_tokens if name.startswith("n_") else d_sae
-        if not bool(((tensors[name] >= 0) & (tensors[name] <= most)).all()):
-            return f"'{name}' has numbers outside 0 to {most:,}"
-    for name in sorted(_FLOATS):
-        numbers = tensors[name]
-        if bool(numbers.isinf().any()) or (not name.startswith("cos_") and bool(numbers.isnan().any())):
-            return f"'{name}' has NaN or infinite values"
-    return None
