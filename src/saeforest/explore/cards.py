@@ -22,6 +22,12 @@ class Card:
         """The card as nested dicts, tuples, strings and numbers, ready for `json.dumps`."""
         return asdict(self)
 
+    def _repr_html_(self) -> str | None:
+        """What a notebook displays."""
+        from .notebook import card_html
+
+        return card_html(self)
+
 
 @dataclass(frozen=True)
 class OverviewCard(Card):

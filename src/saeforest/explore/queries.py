@@ -46,6 +46,12 @@ class Explorer:
         self.index, self.forest, self.tokenizer = index, forest, tokenizer
         self.labels, self.origin = dict(labels or {}), origin
 
+    def _repr_html_(self) -> str:
+        """What a notebook displays."""
+        from .notebook import explorer_html
+
+        return explorer_html(self)
+
     def overview(self) -> OverviewCard:
         """The overview of the SAE and its forest."""
         about = self.index.about

@@ -13,6 +13,7 @@ from rich.tree import Tree
 from ..text.passages import keyword_line
 from .cards import ContextCard, EdgeCard, FamilyCard, FeatureCard, OverviewCard
 from .nulls import nulls_note
+from .percent import percent
 from .queries import Explorer
 
 _WIDEST = 120
@@ -192,9 +193,3 @@ class _View:
             yield f"{len(card.children) - shown} more that fire"
         if card.n_silent:
             yield f"{card.n_silent} {'child' if card.n_silent == 1 else 'children'} that never fired here"
-
-
-def percent(share: float) -> str:
-    """A fraction in percent with two significant digits."""
-    number = 100 * share
-    return f"{number:.0f}%" if number >= 9.95 else f"{number:#.2g}%"

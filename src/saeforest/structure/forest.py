@@ -95,6 +95,12 @@ class Forest:
             f"Forest({self.d_sae:,} features, {layers}: {edges:,} edges, {len(self.roots):,} roots, {height})"
         )
 
+    def _repr_html_(self) -> str:
+        """What a notebook displays."""
+        from .forest_html import forest_html
+
+        return forest_html(self)
+
     @property
     def d_sae(self) -> int:
         """The number of features."""
