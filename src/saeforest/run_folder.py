@@ -11,6 +11,7 @@ RUN/eval/             RUN/eval/NAME/           records of measures
 RUN/forest/           RUN/forest/NAME/         forest inferred for an SAE that learns none
 RUN/forest.untrained/ RUN/forest.untrained/NAME/  the same for that SAE before training, a null
 RUN/index/            RUN/index/NAME/          what the explorer shows
+RUN/annotations.sqlite  RUN/annotations/NAME.sqlite  labels, notes and ratings by a person
 """
 
 from __future__ import annotations
@@ -125,6 +126,10 @@ class RunFolder:
 
     def index(self, name: str) -> Path:
         return self._part("index", name)
+
+    def annotations(self, name: str) -> Path:
+        """The file of what a person noted about the features."""
+        return self.path / (f"annotations/{name}.sqlite" if self.several else "annotations.sqlite")
 
     def unfinished_index(self, name: str) -> Path:
         """What was counted for an index that is being made."""
