@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import sys
 import unicodedata
 import warnings
@@ -22,13 +23,14 @@ from rich.segment import Segment
 from rich.text import Text
 
 UNKNOWN = "\ufffd"
+_UNUSUAL = re.compile("[^ -~]")
 _MOST = 4_000  # characters of one line
 _PIPED = 100  # columns
 
 
 def printable(text: str) -> str:
     """The same text without line breaks, control sequences and direction overrides; a sign stands for each."""
-    return "".join(map(_sign, text.replace("\r\n", "\n")))
+    return _UNUSUAL.sub(lambda found: _sign(found[0]), text.replace("\r\n", "\n"))
 
 
 def _sign(c: str) -> str:

@@ -13,9 +13,9 @@ from ..hf_types import PreTrainedTokenizerBase
 from ..structure.forest import ROOT, Forest
 from ..text.passages import read_passage
 from .cards import ContextCard, EdgeCard, FamilyCard, FeatureCard, OverviewCard, SearchResult
-from .families import telling_families
+from .families import ChosenFamilies, telling_families
 from .index import Index
-from .search import Search
+from .search import Search, words
 
 # Two passages are the same if they agree in this many characters on either side of the token.
 _SAME = 24
@@ -144,8 +144,12 @@ class Explorer:
                 passing=family.passing,
                 score=family.score,
             )
-            for family in telling_families(self.index, self.forest, n).shown
+            for family in self.telling(n).shown
         ]
+
+    def telling(self, n: int = 10) -> ChosenFamilies:
+        """The same families by their numbers, without cards."""
+        return telling_families(self.index, self.forest, n)
 
     def search(self, text: str, n: int = 20) -> list[SearchResult]:
         """Up to `n` features with `text` in their label, in a token they fire on, or in the text around one.
@@ -153,24 +157,25 @@ class Explorer:
         Upper and lower case are not distinguished. Matching labels come first, then matching tokens, then matching text
         around a token; features with more matching contexts come earlier. Raises InputError if `text` is empty.
         """
-        query = text.casefold()
-        if not query.strip():
+        if not text.strip():
             raise InputError("search: expected some text to look for")
         found: dict[int, SearchResult] = {}
-        for matched, feature, place in self._search.hits(query, self.labels):
+        matches, whole = words(text)
+        for matched, feature, place in self.searching.hits(matches, self.labels, whole=whole):
             if len(found) == n:
                 break
             if feature in found:
                 continue
             context = None if place is None else self._context(feature, place)
             # The window extends beyond the passage, possibly into another document.
-            if matched == "text" and context and query not in context.passage.text.casefold():
+            if matched == "text" and context and not matches(context.passage.text.casefold()):
                 continue
             found[feature] = SearchResult(text, feature, self.labels.get(feature), matched, context)
         return list(found.values())
 
     @cached_property
-    def _search(self) -> Search:
+    def searching(self) -> Search:
+        """The search in the contexts of the index."""
         return Search(self.index, self.tokenizer)
 
     # -- contexts

@@ -46,6 +46,22 @@ class Passage:
 def read_passage(tokens: Tokens, tokenizer: PreTrainedTokenizerBase, row: int) -> Passage:
     """The passage around the token at `row`."""
     document = int(tokens.document_of(torch.tensor([row])))
+    start, stop, starts, ends = span(tokens, row, document, _REACH, _REACH + 1)
+    ids = tokens.ids.flatten()[start:stop].tolist()
+    before, token, after = split_at(ids, row - start, tokenizer)
+    # If the cut is inside a character, its partial bytes at the edge are dropped.
+    before = before if starts else before.lstrip(UNKNOWN)
+    after = after if ends else after.rstrip(UNKNOWN)
+    return Passage(*_blanks_outside(printable(before), printable(token), printable(after)), starts, ends)
+
+
+def span(tokens: Tokens, row: int, document: int, before: int, after: int) -> tuple[int, int, bool, bool]:
+    """The rows of text around the token at `row`, within its document and the window that the language model read.
+
+    document: the document of the row. before, after: at most so many tokens before it, and from it on.
+
+    Returns the first row, the row after the last, and whether they are the start and the end of the document.
+    """
     first = int(tokens.document_starts[document])
     last = document + 1 == len(tokens.document_starts)
     # Neither the token that closes a document nor BOS is text.
@@ -56,15 +72,9 @@ def read_passage(tokens: Tokens, tokenizer: PreTrainedTokenizerBase, row: int) -
             end -= (end % tokens.context == 0) + ((end - 1) % tokens.context == 0)
         end = max(end, row + 1)
     window = row - row % tokens.context
-    start = min(max(first, window + tokens.prepend_bos, row - _REACH), row)
-    stop = min(end, window + tokens.context, row + 1 + _REACH)
-    ids = tokens.ids.flatten()[start:stop].tolist()
-    before, token, after = split_at(ids, row - start, tokenizer)
-    starts, ends = start == first, stop == end and not last
-    # If the cut is inside a character, its partial bytes at the edge are dropped.
-    before = before if starts else before.lstrip(UNKNOWN)
-    after = after if ends else after.rstrip(UNKNOWN)
-    return Passage(*_blanks_outside(printable(before), printable(token), printable(after)), starts, ends)
+    start = min(max(first, window + tokens.prepend_bos, row - before), row)
+    stop = min(end, window + tokens.context, row + after)
+    return start, stop, start == first, stop == end and not last
 
 
 def split_at(ids: list[int], i: int, tokenizer: PreTrainedTokenizerBase) -> tuple[str, str, str]:
