@@ -98,6 +98,14 @@ COMMANDS: dict[str, Command] = {
         ("saeforest show runs/demo", "saeforest show runs/demo 384"),
         _names("run feature families sae device json"),
     ),
+    "explore": Command(
+        "explore:explore",
+        "RUN",
+        "Explore a forest in the browser",
+        "Serves a page on this machine alone. Writes labels, notes and ratings to RUN/annotations.sqlite.",
+        ("saeforest explore runs/demo", "saeforest explore runs/demo --port 9000 --no-browser"),
+        _names("run sae port any_port no_browser index json"),
+    ),
     "infer": Command(
         "infer:infer",
         "RUN|SAE",

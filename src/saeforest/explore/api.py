@@ -135,8 +135,9 @@ class Api:
         *,
         static: bool = False,
         others: Mapping[str, Other] | None = None,
+        make_index: bool = False,
     ) -> Api:
-        """The API of an SAE of a run, which must have an index.
+        """The API of an SAE of a run, which must have an index unless `make_index`.
 
         Raises InputError if the folder is not a run with a trained SAE, the index is missing, damaged or of another
         SAE, or the annotations are.
@@ -144,7 +145,7 @@ class Api:
         folder = run if isinstance(run, RunFolder) else RunFolder(Path(run))
         config, trained = folder.load(sae, device)
         name = sae or folder.names()[0]
-        if not folder.index(name).exists():
+        if not folder.index(name).exists() and not make_index:
             again = command("index", folder, *(("--sae", name) if folder.several else ()))
             raise InputError(f"{folder}: no index yet; make it with `{again}`")
         return cls(

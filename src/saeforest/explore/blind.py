@@ -56,17 +56,20 @@ class Blind:
             )
         with self._lock:
             rated = {(r.parent, r.child) for r in self._annotations.ratings(blind=True)}
+            general, child, kind = self._draw()
             for _ in range(_TRIES):
-                parent, null, child = self._random.choice(self._pairs)
-                kind: Kind = self._random.choice(("edge", "null"))
-                general = parent if kind == "edge" else null
                 if (general, child) not in rated:
                     break
+                general, child, kind = self._draw()
             name = secrets.token_hex(8)
             self._open[name] = general, child, kind
             while len(self._open) > _MOST_OPEN:
                 self._open.popitem(last=False)
         return BlindPair(name, self._hidden(general), self._hidden(child))
+
+    def _draw(self) -> tuple[int, int, Kind]:
+        parent, null, child = self._random.choice(self._pairs)
+        return (parent, child, "edge") if self._random.random() < 0.5 else (null, child, "null")
 
     def rate(self, name: str, rating: Rating) -> BlindResult:
         """Keep the rating of a pair, and say what it was. Raises NotFound if it was not drawn, or is rated already."""

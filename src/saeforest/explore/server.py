@@ -67,19 +67,8 @@ _HEADERS = {
     "Cache-Control": "no-cache",
 }
 # Answers that take long enough to keep others waiting are made in a thread.
-_SLOW = {
-    "overview",
-    "forest",
-    "labels",
-    "nulls",
-    "search",
-    "compare",
-    "prompt",
-    "training",
-    "annotations",
-    "rating",
-    "blind",
-}
+_SLOW = {"overview", "forest", "labels", "nulls", "search", "compare", "prompt", "training", "annotations"}
+_SLOW |= {"rating", "blind"}
 # Answers that change only with the annotations, and are large.
 _LASTING = {"forest", "nulls", "labels", "training"}
 
@@ -229,10 +218,8 @@ def _error(status: HTTPStatus, message: str) -> Response:
 
 
 def _matches(request: Request, tag: str) -> bool:
-    given = request.headers.get("if-none-match", "")
-    return request.method in ("GET", "HEAD") and tag in {
-        t.strip().removeprefix("W/").strip('"') for t in given.split(",")
-    }
+    given = request.headers.get("if-none-match", "").split(",")
+    return request.method in ("GET", "HEAD") and f'"{tag}"' in {t.strip().removeprefix("W/") for t in given}
 
 
 def _page_files() -> dict[str, tuple[bytes, str]]:
@@ -277,7 +264,8 @@ def listen(port: int = PORT, *, any_port: bool = False) -> socket.socket:
     if why.errno == errno.EADDRINUSE:
         what = "ports from there on are" if any_port else "it is"
         raise InputError(
-            f"port {port}: {what} in use, perhaps by another explorer; give --port N, or --any-port for the next free one"
+            f"port {port}: {what} in use, perhaps by another explorer; give --port N, or --any-port for the next free "
+            "one"
         )
     raise InputError(f"port {port}: cannot be used ({why.strerror}); give --port with one from 1024 to 65535")
 

@@ -1,0 +1,162 @@
+"""`saeforest explore`."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import webbrowser
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from ..errors import InputError, command
+from ..output import note, say, say_json
+from .arguments import parse
+from .common import named
+from .shared import Device, Json, OneSAE, Run
+
+if TYPE_CHECKING:
+    from ..explore.compare_answers import Other
+    from ..run_folder import RunFolder
+    from ..saes import SAE
+    from ..structure.forest import Forest
+
+
+@dataclass(frozen=True)
+class ExploreArguments:
+    run: Run
+    sae: OneSAE = None
+    port: int = 8421
+    """Port on this machine for the page; 0 for any free one."""
+    any_port: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Take the next free port if this one is in use."""
+    no_browser: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Only print the address, and open no browser."""
+    index: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Make the index first if there is none."""
+    compare: tuple[Path, ...] = ()
+    """Folders of other runs whose SAEs the page may compare this one with."""
+    export_annotations: Path | None = None
+    """Write labels, notes, ratings and bookmarks to this JSON file, and stop."""
+    import_annotations: Path | None = None
+    """Add labels, notes, ratings and bookmarks from this JSON file, and stop. What is newer stays."""
+    device: Device = None
+    json: Json = False
+
+
+def explore(argv: Sequence[str]) -> None:
+    args = parse(ExploreArguments, argv, "explore")
+    from ..extras import needs
+    from ..run_folder import RunFolder
+
+    run = RunFolder(args.run)
+    name = named(run, args.sae)
+    if args.export_annotations is not None or args.import_annotations is not None:
+        _exchange(args, run, name)
+        return
+    with needs("explore", "the explorer"):
+        from ..explore.server import listen, serve
+    from ..explore.api import Api
+
+    listener = listen(args.port, any_port=args.any_port)
+    with listener:
+        folder = run.index(name)
+        run.load(name, args.device)  # says what is wrong with the run before anything about its index
+        if not folder.exists() and not args.index:
+            again = command("index", run, *(("--sae", name) if run.several else ()))
+            raise InputError(f"{run}: no index yet; make it with `{again}`, or give --index to make it now")
+        api = Api.of_run(run, name, args.device, others=_others(args, name), make_index=args.index)
+        address = f"http://127.0.0.1:{listener.getsockname()[1]}/"
+        api.prepare()
+        if args.json:
+            say_json({"url": address, "api": f"{address}api/v1/", "run": str(run), "sae": name})
+        serve(api, listener, lambda: _say(args, run, address))
+    note("\nstopped")
+
+
+def _say(args: ExploreArguments, run: RunFolder, address: str) -> None:
+    """Says where the page is, and opens it."""
+    if not args.json:
+        say(f"{run} is shown at {address}")
+        say("Ctrl-C stops it. Labels and notes are kept in the run.")
+    if args.no_browser:
+        return
+    if not _has_screen():
+        port = address.rstrip("/").rpartition(":")[2]
+        note("There is no browser here. From a machine with one, connect with")
+        note(f"  ssh -L {port}:127.0.0.1:{port} {_host()}")
+        note(f"and open {address} there.")
+        return
+
+    def open_page() -> None:
+        with suppress(webbrowser.Error, OSError):
+            webbrowser.open(address)
+
+    threading.Thread(target=open_page, daemon=True).start()
+
+
+def _has_screen() -> bool:
+    """Whether a browser could show a page here. A browser in the terminal is none: it would take the terminal."""
+    if os.environ.get("BROWSER"):
+        return True
+    if sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+        return False
+    try:
+        webbrowser.get()
+    except webbrowser.Error:
+        return False
+    return not (os.environ.get("SSH_CONNECTION") and sys.platform != "linux")
+
+
+def _host() -> str:
+    import getpass
+    import socket
+
+    user = ""
+    with suppress(OSError, KeyError, ImportError):
+        user = f"{getpass.getuser()}@"
+    return f"{user}{socket.gethostname()}"
+
+
+def _others(args: ExploreArguments, name: str) -> Mapping[str, Other]:
+    """The SAEs to compare with, by name: those of the same run, and those of the runs that are given."""
+    from ..kept_forest import forest_of
+    from ..run_folder import RunFolder
+
+    def opened(run: RunFolder, sae: str) -> Other:
+        def load() -> tuple[SAE, Forest]:
+            _, trained = run.load(sae, args.device)
+            return trained, forest_of(trained, run.forest(sae))[0]
+
+        return load
+
+    found: dict[str, Other] = {}
+    run = RunFolder(args.run)
+    for sae in run.names():
+        if sae != name:
+            found[sae] = opened(run, sae)
+    for folder in args.compare:
+        other = RunFolder(folder)
+        for sae in other.names():
+            found[f"{folder}/{sae}" if other.several else str(folder)] = opened(other, sae)
+    return found
+
+
+def _exchange(args: ExploreArguments, run: RunFolder, name: str) -> None:
+    """Exports or imports annotations."""
+    from ..explore.annotations import Annotations
+
+    _, sae = run.load(name, "cpu")
+    annotations = Annotations(run.annotations(name))
+    if args.import_annotations is not None:
+        n = annotations.load(args.import_annotations, sae.d_sae)
+        say(f"read {n:,} annotations from {args.import_annotations}")
+    if args.export_annotations is not None:
+        annotations.save(args.export_annotations)
+        say(f"wrote the annotations to {args.export_annotations}")
+    annotations.close()
