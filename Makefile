@@ -9,7 +9,7 @@ STEP ?= 5
 BIN := .venv/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test docs notebooks lint pytest fuzz test-models durability clean interop
+.PHONY: demo test docs notebooks page lint pytest fuzz test-models durability clean interop
 
 demo: .venv/run.stamp
 	$(BIN)/saeforest demo --out $(OUT)
@@ -48,6 +48,14 @@ docs: .venv/dev.stamp
 # The notebooks anew, with what they put out, to be committed: some minutes.
 notebooks: .venv/dev.stamp
 	$(BIN)/python notebooks/execute.py
+
+# The explorer's page anew from page/, to be committed. Needs node; nothing else does.
+page: page/node_modules/.stamp
+	cd page && node build.mjs
+
+page/node_modules/.stamp: page/package.json page/package-lock.json
+	cd page && npm ci --no-audit --no-fund
+	touch $@
 
 # torch by itself first: whatever else asks for it then finds the pinned build in place.
 .venv/run.stamp: pyproject.toml constraints.txt requirements-embedded.txt

@@ -1,0 +1,102 @@
+// The forest as typed arrays over feature numbers. A part of a forest (an export) fills only its own features.
+import { array } from "./transport.js";
+
+/** How the numbers of a column are written, by its unit. */
+const FORMATS = { fraction: "share", share: "share", cosine: "cosine", log2: "log2", rank: "rank" };
+
+export class Forest {
+  constructor(json, nFeatures) {
+    const ids = array(json.ids);
+    const n = Math.max(nFeatures, ids ? 0 : array(json.parent).length);
+    const spread = (value, fill, Type) => {
+      const given = array(value);
+      if (!given) return null;
+      if (!ids) return given;
+      const whole = new Type(n).fill(fill);
+      ids.forEach((id, place) => (whole[id] = given[place]));
+      return whole;
+    };
+    this.n = n;
+    this.ids = ids ? Int32Array.from(ids).sort() : Int32Array.from({ length: n }, (_, id) => id);
+    this.whole = !ids;
+    this.present = new Uint8Array(n);
+    for (const id of this.ids) this.present[id] = 1;
+    this.parent = spread(json.parent, -1, Int32Array);
+    this.layer = spread(json.layer, 0, Int32Array);
+    const features = json.features ?? {};
+    this.density = spread(features.density, NaN, Float32Array) ?? new Float32Array(n).fill(NaN);
+    this.fired = spread(features.n_fired, 0, Int32Array) ?? new Int32Array(n);
+    this.max = spread(features.max, NaN, Float32Array) ?? new Float32Array(n).fill(NaN);
+    this.dead = spread(features.dead, 0, Uint8Array) ?? new Uint8Array(n);
+    this.about = (json.about ?? []).filter(({ name }) => json.columns?.[name]).map((column) => ({ ...column, format: column.format ?? FORMATS[column.unit] }));
+    this.columns = new Map(this.about.map(({ name }) => [name, spread(json.columns[name], NaN, Float32Array)]));
+    this.places = new Map(
+      this.about.map(({ name }) => [name, spread(json.places?.[name], NaN, Float32Array) ?? new Float32Array(n).fill(NaN)]),
+    );
+    this.link();
+  }
+
+  /** Children lists (the most frequent first), depths and sizes of subtrees. */
+  link() {
+    const { n, parent, density, ids } = this;
+    const frequent = (a, b) => (density[b] || 0) - (density[a] || 0) || a - b;
+    this.children = new Map();
+    this.roots = [];
+    for (const id of ids) {
+      const above = parent[id];
+      if (above < 0 || !this.present[above]) this.roots.push(id);
+      else if (this.children.has(above)) this.children.get(above).push(id);
+      else this.children.set(above, [id]);
+    }
+    for (const list of this.children.values()) list.sort(frequent);
+    this.roots.sort(frequent);
+    this.depth = new Int32Array(n);
+    this.size = new Int32Array(n).fill(1);
+    const order = [...this.roots];
+    for (let place = 0; place < order.length; place++) {
+      for (const child of this.kids(order[place])) {
+        this.depth[child] = this.depth[order[place]] + 1;
+        order.push(child);
+      }
+    }
+    for (let place = order.length - 1; place >= 0; place--) {
+      const above = parent[order[place]];
+      if (above >= 0 && this.present[above]) this.size[above] += this.size[order[place]];
+    }
+    this.maxDepth = order.length ? this.depth[order[order.length - 1]] : 0;
+    this.nLayers = ids.length ? Math.max(...new Set(this.layer)) + 1 : 0;
+    this.edges = ids.filter((id) => parent[id] >= 0);
+  }
+
+  has(id) {
+    return id !== null && id >= 0 && id < this.n && this.present[id] === 1;
+  }
+
+  kids(id) {
+    return this.children.get(id) ?? [];
+  }
+
+  /** From the topmost ancestor down to the feature itself. */
+  path(id) {
+    const path = [];
+    for (let at = id; at >= 0 && path.length <= 64; at = this.parent[at]) path.unshift(at);
+    return path;
+  }
+
+  value(name, id) {
+    return this.columns.get(name)?.[id] ?? NaN;
+  }
+
+  place(name, id) {
+    return this.places.get(name)?.[id] ?? NaN;
+  }
+
+  column(name) {
+    return this.about.find((column) => column.name === name);
+  }
+
+  /** The column that says most about an edge here: the first that the gate does not force. */
+  get telling() {
+    return this.column("ungated") ?? this.about.find((column) => !column.mechanical) ?? this.about[0] ?? null;
+  }
+}

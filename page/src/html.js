@@ -1,0 +1,7 @@
+// Preact with htm's templates: html`<p>…</p>`. Text in a template is always text, never markup.
+import { h } from "preact";
+import htm from "htm";
+
+export const html = htm.bind(h);
+export { render, Fragment } from "preact";
+export { useEffect, useLayoutEffect, useMemo, useRef, useState, useCallback } from "preact/hooks";

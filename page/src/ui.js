@@ -1,0 +1,148 @@
+// Small parts that many views use.
+import { html, useEffect, useState } from "./html.js";
+import { cell, number, percent, visible } from "./text.js";
+import { forest, labels, sources } from "./store.js";
+import { to } from "./route.js";
+
+export const nameOf = (id) => labels.value.get(id) ?? null;
+
+/** What stands for a label where there is none. */
+export const unnamed = (id) => (forest.value?.has(id) && forest.value.dead[id] ? "never fired" : "no label");
+
+/** What a view says while it waits, when something failed, or when there is nothing. */
+export function Loading({ what = "Loading" }) {
+  return html`<p class="state" role="status"><span class="spinner" aria-hidden="true"></span>${what} …</p>`;
+}
+
+export function Failure({ error, what }) {
+  const [line, command] = split(error?.message ?? String(error));
+  return html`<div class="state failed" role="alert">
+    <p><strong>${what ?? "This could not be shown."}</strong></p>
+    <p>${visible(line)}</p>
+    ${command && html`<p><code>${command}</code></p>`}
+  </div>`;
+}
+
+/** A line that ends in "run: COMMAND" or holds it in “…” is shown with the command by itself. */
+function split(line) {
+  const found = line.match(/^(.*?)[;:.,]?\s*(?:run:?\s+)?[`“](saeforest [^`”]+)[`”]\.?\s*(.*)$/s);
+  return found && !found[3] ? [`${found[1]}:`, found[2]] : [line, null];
+}
+
+export function Empty({ children }) {
+  return html`<p class="state empty">${children}</p>`;
+}
+
+/** Content of an answer of useAsk, or what stands in for it. */
+export function Answer({ answer, what, children }) {
+  if (answer.state === "error") return html`<${Failure} error=${answer.error} what=${what && `${what} could not be shown.`} />`;
+  if (answer.state !== "ready") return html`<${Loading} what=${what ? `Loading ${what[0].toLowerCase()}${what.slice(1)}` : "Loading"} />`;
+  return children(answer.value);
+}
+
+/** Place of an edge among null pairs, as words. */
+export function placeWords(place) {
+  if (Number.isNaN(place) || place === null || place === undefined) return "no place among null pairs";
+  return `above ${percent(place)} of null pairs`;
+}
+
+/** A mark on a line from 0 to 100% of the null pairs; the tick in the middle is chance, the shaded end the top 5%. */
+export function Gauge({ place, mechanical }) {
+  if (place === null || place === undefined || Number.isNaN(place)) return html`<span class="gauge none" role="img" aria-label="no place among null pairs">–</span>`;
+  const x = 2 + 56 * place;
+  const words = placeWords(place) + (mechanical ? "; the gate forces this value" : "");
+  const kind = mechanical ? "forced" : place >= 0.95 ? "high" : place >= 0.5 ? "mid" : "low";
+  return html`<span class=${`gauge ${kind}`} role="img" aria-label=${words} title=${words}>
+    <svg width="60" height="12" aria-hidden="true">
+      <rect class="track" x="2" y="4" width="56" height="4" rx="2" />
+      <rect class="tail" x="55.2" y="2" width="2.8" height="8" />
+      <line class="chance" x1="30" x2="30" y1="1" y2="11" />
+      <line class="stem" x1="30" x2=${x} y1="6" y2="6" />
+      <circle class="dot" cx=${x} cy="6" r="3.5" />
+    </svg>
+    <span class="place num">${percent(place)}</span>
+  </span>`;
+}
+
+/** A value of a column on an edge, beside its place among null pairs. */
+export function EdgeNumber({ column, id }) {
+  const tree = forest.value;
+  return html`<span class="edge-number"><span class="num">${cell(column, tree.value(column.name, id))}</span>
+    <${Gauge} place=${tree.place(column.name, id)} mechanical=${column.mechanical} /></span>`;
+}
+
+/** A feature's number and label, as a link. */
+export function FeatureLink({ id, label, view = "feature", plain = false }) {
+  const text = label ?? nameOf(id);
+  const known = forest.value?.has(id) ?? true;
+  const inside = html`<span class="id num">${id}</span>${text ? html` <bdi class="label">${visible(text)}</bdi>` : html` <span class="label muted">${unnamed(id)}</span>`}`;
+  if (plain || !known) return html`<span class="feature-link" title=${known ? null : "not in this export"}>${inside}</span>`;
+  return html`<a class="feature-link" href=${to(view, id)}>${inside}</a>`;
+}
+
+export function SourceTag({ id }) {
+  const source = sources.value.get(id);
+  if (!source || source === "auto") return null;
+  return html`<span class="tag">${source === "hand" ? "by hand" : "by a judge"}</span>`;
+}
+
+/** A row of choices of which one is taken. */
+export function Choice({ label, value, options, onChoose }) {
+  return html`<div class="choice" role="group" aria-label=${label}>
+    ${options.map(
+      ([key, text]) =>
+        html`<button type="button" key=${key} aria-pressed=${key === value} onClick=${() => onChoose(key)}>${text}</button>`,
+    )}
+  </div>`;
+}
+
+export function Select({ label, value, options, onChoose }) {
+  return html`<label class="field"><span>${label}</span>
+    <select value=${value} onChange=${(event) => onChoose(event.currentTarget.value)}>
+      ${options.map((option) =>
+        option.group
+          ? html`<optgroup label=${option.group}>${option.options.map(([key, text]) => html`<option value=${key} selected=${key === value}>${text}</option>`)}</optgroup>`
+          : html`<option value=${option[0]} selected=${option[0] === value}>${option[1]}</option>`,
+      )}
+    </select></label>`;
+}
+
+/** A field that is saved when left or on Enter; Escape takes the change back. */
+export function Editable({ value, label, onSave, multiline = false, placeholder = "" }) {
+  const [text, setText] = useState(value ?? "");
+  useEffect(() => setText(value ?? ""), [value]);
+  const save = () => text.trim() !== (value ?? "") && onSave(text.trim());
+  const keys = (event) => {
+    if (event.key === "Enter" && (!multiline || event.ctrlKey || event.metaKey)) event.currentTarget.blur();
+    if (event.key === "Escape") {
+      setText(value ?? "");
+      event.stopPropagation();
+    }
+  };
+  const shared = { value: text, "aria-label": label, placeholder, onInput: (event) => setText(event.currentTarget.value), onBlur: save, onKeyDown: keys };
+  return multiline ? html`<textarea rows="3" ...${shared}></textarea>` : html`<input type="text" ...${shared} />`;
+}
+
+/** A bar from 0 to `most`, with its number; `tick` marks the null. */
+export function Bar({ value, most = 1, tick = null, text, label }) {
+  const width = (part) => `${Math.max(0, Math.min(1, (part || 0) / (most || 1))) * 100}%`;
+  return html`<span class="bar" role=${label ? "img" : null} aria-label=${label}>
+    <span class="bar-track" aria-hidden="true"><span class="bar-fill" style=${{ width: width(value) }}></span>
+    ${tick !== null && tick !== undefined && html`<span class="bar-tick" style=${{ left: width(tick) }}></span>`}</span>
+    <span class="num">${text ?? number(value)}</span></span>`;
+}
+
+export function About({ column }) {
+  if (!column) return null;
+  return html`<p class="about"><strong>${column.title}</strong>${column.unit ? ` (${column.unit})` : ""}: ${column.description}
+    ${column.mechanical && html`<span class="tag warn">forced by the gate</span>`}</p>`;
+}
+
+/** Download text as a file, without a server. */
+export function download(name, text, type = "text/csv") {
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(new Blob([text], { type }));
+  link.download = name;
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+}

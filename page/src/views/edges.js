@@ -1,0 +1,81 @@
+// The audit of all edges: any two of their properties against each other, with the null's cloud, and a table.
+import { html, useMemo } from "../html.js";
+import { go, query, route, to } from "../route.js";
+import { forest, overview, ratings, useAsk } from "../store.js";
+import { array } from "../transport.js";
+import { cell, count, percent, plural, visible } from "../text.js";
+import { Empty, FeatureLink, Gauge, Select, download, nameOf } from "../ui.js";
+import { Scatter } from "../charts/scatter.js";
+import { Table } from "../table.js";
+
+/** What a column is, and the share of edges above the null's 95th percentile, where chance gives 5%. */
+function Axis({ column }) {
+  const beat = overview.value.beats?.find((entry) => entry.column === column.name);
+  return html`<p class="about"><strong>${column.title}</strong>: ${column.description} ${column.mechanical && html`<span class="tag warn">forced by the gate</span> `}${beat && html`<strong>${percent(beat.share)}</strong> of edges exceed 95% of null pairs (by chance 5%)${beat.auc === null || beat.auc === undefined ? "" : `, AUC ${beat.auc.toFixed(2)}`}.`}</p>`;
+}
+
+function csv(tree, ids) {
+  const head = ["parent", "child", ...tree.about.flatMap(({ name }) => [name, `${name}_place`])];
+  const quote = (text) => `"${String(text ?? "").replaceAll('"', '""')}"`;
+  const rows = ids.map((id) => [tree.parent[id], id, ...tree.about.flatMap(({ name }) => [tree.value(name, id), tree.place(name, id)])].map((value) => (Number.isNaN(value) ? "" : value)));
+  return [[...head, "parent_label", "child_label"].join(","), ...rows.map((row, place) => [...row, quote(nameOf(tree.parent[ids[place]])), quote(nameOf(ids[place]))].join(","))].join("\n");
+}
+
+export function EdgesView() {
+  const tree = forest.value;
+  const { query: state } = route.value;
+  const telling = tree.about.filter((column) => !column.mechanical);
+  const X = tree.column(state.get("x")) ?? telling[0] ?? tree.about[0];
+  const Y = tree.column(state.get("y")) ?? telling.find((column) => column !== X && column.name !== state.get("x")) ?? tree.about[1] ?? X;
+  const nulls = useAsk("nulls");
+  const brushText = state.get("brush");
+  const brush = useMemo(() => (brushText ? brushText.split("_").map(Number) : null), [brushText]);
+  const at = state.has("at") && tree.has(Number(state.get("at"))) ? Number(state.get("at")) : null;
+  const sort = { key: state.get("sort") ?? (Y?.mechanical || X === Y ? "x-place" : "y-place"), down: state.get("up") !== "1" };
+
+  const clouds = useMemo(() => {
+    const columns = nulls.value?.columns ?? {};
+    return new Map(Object.entries(columns).map(([name, values]) => [name, array(values)]));
+  }, [nulls.value]);
+  const ids = useMemo(() => (X ? Array.from(tree.edges).filter((id) => Number.isFinite(tree.value(X.name, id)) && Number.isFinite(tree.value(Y.name, id))) : []), [tree, X, Y]);
+  const rows = useMemo(() => {
+    if (!brush || !X) return ids;
+    const [x, y] = [tree.columns.get(X.name), tree.columns.get(Y.name)];
+    return ids.filter((id) => x[id] >= brush[0] && x[id] <= brush[1] && y[id] >= brush[2] && y[id] <= brush[3]);
+  }, [ids, brush]);
+  const columns = useMemo(() => X && [
+    { key: "parent", title: "Parent", sort: (id) => tree.parent[id], render: (id) => html`<${FeatureLink} id=${tree.parent[id]} view="family" />` },
+    { key: "child", title: "Child", sort: (id) => id, render: (id) => html`<${FeatureLink} id=${id} />` },
+    ...[["x", X], ["y", Y]].filter(([axis]) => axis === "x" || X !== Y).flatMap(([axis, column]) => [
+      { key: axis, title: column.title, numeric: true, help: column.description, sort: (id) => tree.value(column.name, id), render: (id) => html`<span class="num">${cell(column, tree.value(column.name, id))}</span>` },
+      { key: `${axis}-place`, title: "Among null pairs", help: `Place of “${column.title}” among null pairs`, numeric: true, sort: (id) => tree.place(column.name, id), render: (id) => html`<${Gauge} place=${tree.place(column.name, id)} mechanical=${column.mechanical} />` },
+    ]),
+    { key: "density", title: "Density", numeric: true, help: "Of the child", sort: (id) => tree.density[id], render: (id) => html`<span class="num">${percent(tree.density[id])}</span>` },
+    ...(ratings.value.size ? [{ key: "rating", title: "Rated", sort: (id) => ratings.value.get(id)?.rating ?? null, render: (id) => ratings.value.get(id)?.rating ?? "" }] : []),
+  ], [tree, X, Y, ratings.value]);
+
+  if (!X) return html`<div class="wide"><h1>Edges</h1><${Empty}>${tree.edges.length ? "This index has no edge columns. “saeforest index RUN” makes them." : "This forest has no edges."}</${Empty}></div>`;
+  const options = tree.about.map((column) => [column.name, `${column.title}${column.mechanical ? " (forced by the gate)" : ""}`]);
+  const cloud = [clouds.get(X.name) ?? null, clouds.get(Y.name) ?? null];
+  return html`<div class="wide edges-view">
+    <div class="head"><h1>Edges</h1><p class="hint"><svg class="glyph" width="10" height="10" aria-hidden="true"><circle cx="5" cy="5" r="3" /></svg> the ${count(ids.length)} edges on which both are defined. <svg class="glyph cross" width="10" height="10" aria-hidden="true"><path d="M2 2l6 6M2 8l6-6" /></svg> null pairs: parents shuffled within the layer among features that fire as often. Where dots lie among crosses, the tree says no more than chance.</p></div>
+    <div class="tools">
+      <${Select} label="Across" value=${X.name} options=${options} onChoose=${(x) => query({ x, brush: null })} />
+      <${Select} label="Up" value=${Y.name} options=${options} onChoose=${(y) => query({ y, brush: null })} />
+      <span class="grow"></span>
+      ${brush && html`<button type="button" onClick=${() => query({ brush: null })}>Show all edges</button>`}
+      <button type="button" onClick=${() => download("edges.csv", csv(tree, rows))}>Save as CSV</button>
+    </div>
+    <div class="columns-edges">
+      <div>
+        <${Scatter} ids=${ids} x=${tree.columns.get(X.name)} y=${tree.columns.get(Y.name)} nullX=${cloud[0]} nullY=${cloud[1]} columnX=${X} columnY=${Y}
+          brush=${brush} onBrush=${(area) => query({ brush: area ? area.map((value) => Number(value.toPrecision(4))).join("_") : null })} at=${at} onAt=${(id) => query({ at: id })} height=${440} />
+        <p class="hint">Drag a rectangle to choose edges. ${nulls.state === "error" ? html`<span class="warn-text">The null’s cloud could not be loaded: ${visible(nulls.error.message)}</span>` : null}</p>
+        <${Axis} column=${X} />${X !== Y && html`<${Axis} column=${Y} />`}
+      </div>
+      <div>
+        <p class="tally" role="status">${plural(rows.length, "edge")}${brush ? ` in the rectangle, of ${count(ids.length)}` : ""}${at !== null ? html`: chosen <${FeatureLink} id=${tree.parent[at]} view="family" /> → <${FeatureLink} id=${at} />` : ""}</p>
+        <${Table} rows=${rows} columns=${columns} sort=${sort} onSort=${({ key, down }) => query({ sort: key, up: !down })} keyOf=${(id) => id} selected=${at} onSelect=${(id) => query({ at: id }, { replace: true })} onOpen=${(id) => go(to("feature", id))} label="Edges" height=${560} />
+      </div>
+    </div></div>`;
+}

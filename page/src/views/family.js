@@ -1,0 +1,72 @@
+// A parent with its children: its contexts colored by which child fires, what is left to the parent alone, and how the
+// children divide it.
+import { html, useMemo } from "../html.js";
+import { query, route, to } from "../route.js";
+import { forest, useAsk } from "../store.js";
+import { array } from "../transport.js";
+import { number, percent, plural, visibleToken } from "../text.js";
+import { Answer, Bar, EdgeNumber, FeatureLink } from "../ui.js";
+import { ChildKey, Contexts, childMarks, useContextSwitches } from "../contexts.js";
+import { FeatureHead } from "./feature.js";
+
+function Children({ kids, marks, chosen }) {
+  const tree = forest.value;
+  const column = tree.telling;
+  return html`<table class="plain children"><thead><tr><th scope="col">Child</th><th scope="col">Tokens that set it apart</th><th scope="col">P(child | parent)</th>${column && html`<th scope="col" title=${column.description}>${column.title}, among null pairs</th>`}</tr></thead>
+    <tbody>${kids.map((kid) => html`<tr key=${kid.id} class=${chosen === kid.id ? "selected" : ""}>
+      <th scope="row"><button type="button" class="only" aria-pressed=${chosen === kid.id} title="Only contexts with this child" onClick=${() => query({ child: chosen === kid.id ? null : kid.id })}><span class=${`swatch k${marks.get(kid.id).color}`}>${marks.get(kid.id).mark}</span><span class="sr"> only contexts of child ${kid.id}</span></button> <${FeatureLink} id=${kid.id} label=${kid.label} /></th>
+      <td class="apart">${(kid.distinguishes ?? []).map((token, place) => html`<code class="token" key=${place}>${visibleToken(token)}</code>`)}</td>
+      <td><${Bar} value=${kid.p_child} text=${percent(kid.p_child)} /></td>
+      ${column && html`<td><${EdgeNumber} column=${column} id=${kid.id} /></td>`}</tr>`)}</tbody></table>`;
+}
+
+function Overlap({ overlap, marks }) {
+  const values = array(overlap?.matrix);
+  const ids = overlap?.ids ?? [];
+  if (!values || ids.length < 2) return null;
+  const n = ids.length;
+  const shown = ids.slice(0, 16);
+  return html`<section aria-labelledby="overlap"><h2 id="overlap">Sibling overlap</h2>
+    <p class="hint">Of the tokens on which either of two children fires, the share on which both do (Jaccard). Siblings that divide their parent’s meaning rarely fire together.${n > shown.length ? ` The first ${shown.length} of ${n}.` : ""} Each child’s place among null pairs is in the column “sibling overlap”, where measured.</p>
+    <div class="scroll-x" tabindex="0" role="region" aria-label="Overlap of siblings"><table class="matrix"><thead><tr><td></td>${shown.map((id) => html`<th scope="col" key=${id}><span class=${`swatch k${marks.get(id)?.color ?? 0}`}>${marks.get(id)?.mark ?? id}</span></th>`)}</tr></thead>
+      <tbody>${shown.map((id, i) => html`<tr key=${id}><th scope="row"><span class=${`swatch k${marks.get(id)?.color ?? 0}`}>${marks.get(id)?.mark ?? id}</span></th>
+        ${shown.map((other, j) => html`<td key=${other} class=${`num heat h${i === j ? 0 : Math.min(5, Math.ceil(values[i * n + j] * 10))}`}>${i === j ? "" : values[i * n + j] < 0.005 ? "0" : values[i * n + j].toFixed(2).slice(1)}</td>`)}</tr>`)}</tbody></table></div></section>`;
+}
+
+function Family({ family, id }) {
+  const tree = forest.value;
+  const { full, figures, switches } = useContextSwitches();
+  const kids = family.children ?? [];
+  const marks = useMemo(() => childMarks(kids.map((kid) => kid.id)), [family]);
+  const given = Number(route.value.query.get("child") ?? -1);
+  const chosen = marks.has(given) ? given : null;
+  const all = family.contexts ?? [];
+  const contexts = chosen === null ? all : all.filter((context) => context.child?.includes(chosen));
+  const outside = (family.ungated ?? []).filter((entry) => chosen === null || entry.child === chosen);
+  const max = tree.max[id];
+  if (!kids.length) return html`<p class="state empty">This feature has no children that fired. <a href=${to("feature", id)}>Its own page</a> shows its contexts.</p>`;
+  return html`
+    <section aria-labelledby="children"><h2 id="children">${plural(kids.length, "child", "children")}</h2>
+      <p class="hint">The number and color of a child mark it below. P(child | parent): how often the child is active where its parent is.</p>
+      <${Children} kids=${kids} marks=${marks} chosen=${chosen} /></section>
+    <section aria-labelledby="contexts"><div class="head"><h2 id="contexts">The parent’s contexts, by which child fires</h2>${switches}</div>
+      ${chosen !== null && html`<p class="hint">Only contexts in which <${FeatureLink} id=${chosen} /> fires. <a href=${to("family", id)}>Show all</a></p>`}
+      ${contexts.length ? html`<${Contexts} contexts=${contexts} max=${max} kids=${marks} full=${full} figures=${figures} label="Contexts of the parent" />` : html`<p class="state empty">No stored context has this child.</p>`}</section>
+    <div class="columns-even">
+      <section aria-labelledby="residue"><h2 id="residue">Residue: only the parent fires</h2>
+        <p class="hint">What the children leave over. A family that divides its parent well leaves little.</p>
+        ${family.residue?.length ? html`<${Contexts} contexts=${family.residue} max=${max} full=${true} figures=${figures} label="Contexts where only the parent fires" />` : html`<p class="state empty">Some child fires in every stored context.</p>`}</section>
+      <${Overlap} overlap=${family.overlap} marks=${marks} />
+    </div>
+    <section aria-labelledby="ungated"><h2 id="ungated">Without the gate</h2>
+      <p class="hint">Where each child’s own detector would fire with its parent silent. A child that belongs to its parent has few such places; the column “ungated” counts them against the null.</p>
+      ${outside.length ? outside.map((entry) => html`<div key=${entry.child}><h3><${ChildKey} kid=${marks.get(entry.child) ?? { id: entry.child, color: 0, mark: "" }} />${tree.column("ungated") && html` <${EdgeNumber} column=${tree.column("ungated")} id=${entry.child} />`}</h3>
+        ${entry.contexts?.length ? html`<${Contexts} contexts=${entry.contexts.slice(0, 4)} max=${tree.max[entry.child]} full=${full} figures=${figures} label=${`Where child ${entry.child} would fire`} />` : html`<p class="hint">Nowhere in the sample.</p>`}</div>`)
+        : html`<p class="state empty">Not in this index, or this forest has no gate.</p>`}</section>`;
+}
+
+export function FamilyView({ id }) {
+  const answer = useAsk(`family/${id}`);
+  return html`<div class="wide family-view"><${FeatureHead} id=${id} view="family" />
+    <${Answer} answer=${answer} what="The family">${(family) => html`<${Family} family=${family} id=${id} />`}</${Answer}></div>`;
+}

@@ -1,0 +1,85 @@
+// A text of one's own: which paths of the forest are active on each token, what each layer adds, what the model predicts.
+import { html, useEffect, useState } from "../html.js";
+import { query, route } from "../route.js";
+import { useAsk } from "../store.js";
+import { isStatic, transport } from "../transport.js";
+import { number, percent, plural, visible, visibleToken } from "../text.js";
+import { Bar, Empty, Failure, FeatureLink, Loading } from "../ui.js";
+
+const per = (result) => result.per_token ?? result["per token"] ?? result.positions ?? [];
+
+function Predictions({ clean, spliced }) {
+  const rows = Math.max(clean?.length ?? 0, spliced?.length ?? 0);
+  if (!rows) return null;
+  const most = Math.max(...[...(clean ?? []), ...(spliced ?? [])].map(({ p }) => p));
+  const list = (title, items) => html`<div><h3>${title}</h3><ol class="logits">${(items ?? []).map((item, place) => html`<li key=${place}><code class="token">${visibleToken(item.token)}</code><${Bar} value=${item.p} most=${most} text=${percent(item.p)} /></li>`)}</ol></div>`;
+  return html`<section aria-labelledby="next"><h2 id="next">What the model predicts next</h2><div class="two">${list("As it is", clean)}${list("With the SAE in its place", spliced)}</div></section>`;
+}
+
+function Position({ entry, token }) {
+  const errors = entry.errors ?? entry.errors_by_layer ?? [];
+  return html`<div class="columns-even">
+    <section aria-labelledby="paths"><h2 id="paths">Active paths on <code class="token">${visibleToken(token)}</code></h2>
+      ${entry.paths?.length ? html`<ul class="paths">${entry.paths.map((path, place) => html`<li key=${place}>${path.map((step, depth) => html`<div key=${step.id} class=${`path-step i${depth}`}><${FeatureLink} id=${step.id} label=${step.label} /> <span class="num muted">${number(step.value)}</span></div>`)}</li>`)}</ul>` : html`<p class="state empty">No feature is active here.</p>`}</section>
+    <div><section aria-labelledby="adds"><h2 id="adds">What each layer adds</h2>
+      <p class="hint">Part of the activation not yet reconstructed, after each layer of the forest.</p>
+      <ol class="waterfall">${errors.map((error, layer) => html`<li key=${layer}><span>${layer === 0 && errors.length > (entry.layers ?? Infinity) ? "nothing" : `to layer ${layer}`}</span><${Bar} value=${error} most=${Math.max(1, ...errors)} text=${percent(error)} label=${`unexplained after layer ${layer}: ${percent(error)}`} /></li>`)}</ol></section>
+      <${Predictions} clean=${entry.clean} spliced=${entry.spliced} /></div></div>`;
+}
+
+function Result({ result }) {
+  const entries = per(result);
+  const given = Number(route.value.query.get("token") ?? entries.length - 1);
+  const at = Math.max(0, Math.min(entries.length - 1, given));
+  const pick = (place) => query({ token: place }, { replace: true });
+  const keys = (event) => {
+    const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+    if (!step) return;
+    event.preventDefault();
+    const next = Math.max(0, Math.min(entries.length - 1, at + step));
+    pick(next);
+    event.currentTarget.children[next]?.focus();
+  };
+  if (!entries.length) return html`<${Empty}>No token was measured.</${Empty}>`;
+  const most = Math.max(...entries.map((entry) => entry.paths?.length ?? 0), 1);
+  return html`<div class="token-strip" role="group" aria-label=${`${plural(entries.length, "token")}; arrow keys move`} onKeyDown=${keys}>
+      ${result.tokens.map((token, place) => html`<button type="button" key=${place} aria-pressed=${place === at} tabindex=${place === at ? 0 : -1} class=${`d${Math.ceil(((entries[place]?.paths?.length ?? 0) / most) * 4)}`} onClick=${() => pick(place)}>${visible(token)}<sub class="num">${entries[place]?.paths?.length ?? 0}</sub></button>`)}
+    </div><p class="hint">Below each token: how many paths are active. The underline says the same.</p>
+    <${Position} entry=${entries[at]} token=${result.tokens[at]} />`;
+}
+
+export function PromptView() {
+  const { query: state } = route.value;
+  const asked = state.get("text") ?? "";
+  const [text, setText] = useState(asked);
+  const [answer, setAnswer] = useState({ state: "none" });
+  const stored = useAsk(isStatic ? "prompts" : null);
+  useEffect(() => setText(asked), [asked]);
+  useEffect(() => {
+    if (!asked) return setAnswer({ state: "none" });
+    if (isStatic) {
+      const found = stored.value?.prompts.find((prompt) => prompt.text === asked);
+      return setAnswer(found ? { state: "ready", value: found.result } : { state: "none" });
+    }
+    let current = true;
+    setAnswer({ state: "loading" });
+    transport.send("POST", "prompt", { text: asked }).then(
+      (value) => current && setAnswer({ state: "ready", value }),
+      (error) => current && setAnswer({ state: "error", error }),
+    );
+    return () => (current = false);
+  }, [asked, stored.value]);
+  return html`<div class="wide prompt-view"><div class="head"><h1>Prompt</h1><p class="hint">Runs the language model and the SAE on a text of yours.</p></div>
+    ${isStatic
+      ? stored.value ? html`<p>Prompts in this export: ${stored.value.prompts.map((prompt) => html`<button type="button" key=${prompt.text} aria-pressed=${prompt.text === asked} onClick=${() => query({ text: prompt.text, token: null })}><bdi>${visible(prompt.text)}</bdi></button> `)}</p>` : html`<${Empty}>An export runs no model. <code>saeforest explore RUN</code> does.</${Empty}>`
+      : html`<form class="prompt-form" onSubmit=${(event) => {
+          event.preventDefault();
+          query({ text, token: null });
+        }}><label class="stack"><span>Text</span><textarea rows="3" value=${text} onInput=${(event) => setText(event.currentTarget.value)} onKeyDown=${(event) => {
+          if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) event.currentTarget.form.requestSubmit();
+        }} placeholder="Monday follows Sunday."></textarea></label>
+        <button type="submit" class="primary" disabled=${!text.trim()}>Run</button> <span class="hint">Ctrl + Enter</span></form>`}
+    ${answer.state === "loading" && html`<${Loading} what="The model reads the text (the first time it is loaded, which takes some seconds)" />`}
+    ${answer.state === "error" && html`<${Failure} error=${answer.error} what="The prompt was not run." />`}
+    ${answer.state === "ready" && html`<${Result} result=${answer.value} />`}</div>`;
+}

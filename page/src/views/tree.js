@@ -1,0 +1,190 @@
+// The list of all features as a tree: keyboard-driven, virtualized, searched and filtered; beside it the chosen feature.
+import { html, useEffect, useMemo, useRef, useState } from "../html.js";
+import { go, query, route, to } from "../route.js";
+import { ask, forest, labels, notes, ratings, useAsk } from "../store.js";
+import { count, percent, plural, visible } from "../text.js";
+import { Choice, Failure, FeatureLink, Gauge, Loading, Select, nameOf } from "../ui.js";
+import { isFiltered, matching, readFilter, visibleRows } from "../rows.js";
+import { isStatic } from "../transport.js";
+import { Preview } from "./preview.js";
+
+const ROW = 28;
+const HEAD = 24;
+
+/** What a search found: {state, found: Map id -> context|null, n, truncated, error}. Labels are searched here at once. */
+function useSearch({ q, regex, where }) {
+  const [answer, setAnswer] = useState({ q: "", state: "none", found: new Map() });
+  const stored = useAsk(isStatic && q ? "tokens" : null);
+  const tokens = stored.value?.tokens;
+  const local = useMemo(() => {
+    const found = new Map();
+    if (!q || (!isStatic && !where.includes("label"))) return { found };
+    let test;
+    try {
+      const pattern = regex ? new RegExp(q, "iu") : null;
+      const small = q.toLowerCase();
+      test = (text) => (pattern ? pattern.test(text) : text.toLowerCase().includes(small));
+    } catch (error) {
+      return { found, error };
+    }
+    for (const [id, text] of labels.value) if (where.includes("label") && test(text)) found.set(id, null);
+    for (const [id, words] of Object.entries(tokens ?? {})) if (where.includes("token") && words.some(test)) found.set(Number(id), null);
+    return { found };
+  }, [q, regex, where, labels.value, tokens]);
+  useEffect(() => {
+    if (!q || isStatic) return;
+    let current = true;
+    const path = `search?${new URLSearchParams({ q, regex: regex ? 1 : 0, in: where, n: 500 })}`;
+    const timer = setTimeout(() => ask(path).then(
+      (value) => current && setAnswer({ q: path, state: "ready", found: new Map(value.results.map((hit) => [hit.id, hit.context])), truncated: value.truncated }),
+      (error) => current && setAnswer({ q: path, state: "error", error, found: new Map() }),
+    ), 120);
+    setAnswer((old) => ({ ...old, state: "loading" }));
+    return () => {
+      current = false;
+      clearTimeout(timer);
+    };
+  }, [q, regex, where]);
+  return useMemo(() => {
+    if (!q) return { state: "none", found: new Map() };
+    if (isStatic) return { state: local.error ? "error" : "ready", ...local, note: "An export is searched by labels and tokens." };
+    return { ...answer, found: new Map([...local.found, ...answer.found]) };
+  }, [q, local, answer]);
+}
+
+function Filters({ filter, tree, n, search, onOpenAll, onCloseAll }) {
+  const set = (change) => query({ ...change, at: null });
+  const number = (key, label, props) => html`<label class="field"><span>${label}</span><input type="number" value=${filter[key] ?? ""} ...${props} onChange=${(event) => set({ [key]: event.currentTarget.value })} /></label>`;
+  const layers = Array.from({ length: tree.nLayers }, (_, layer) => [String(layer), `Layer ${layer}`]);
+  const depths = Array.from({ length: tree.maxDepth + 1 }, (_, depth) => [String(depth), depth === 0 ? "0: roots" : String(depth)]);
+  const densities = [["", "any"], ["0.1", "10%"], ["0.01", "1%"], ["0.001", "0.1%"], ["0.0001", "0.01%"], ["0.00001", "0.001%"]];
+  return html`<form class="filters" aria-label="Filters" onSubmit=${(event) => event.preventDefault()}>
+    <div class="filter-line">
+      <h1>Tree</h1>
+      <${Choice} label="Search in" value=${filter.where} options=${[["label,token,text", "Everything"], ["label", "Labels"], ["token", "Tokens"], ["text", "Contexts"]]} onChoose=${(where) => set({ in: where === "label,token,text" ? null : where })} />
+      <label class="check"><input type="checkbox" checked=${filter.regex} onChange=${(event) => set({ re: event.currentTarget.checked })} /> Regular expression</label>
+      <span class="tally" role="status">${filter.q ? html`“<bdi>${visible(filter.q)}</bdi>”: ` : ""}${isFiltered(filter) ? `${plural(n, "feature")} of ${count(tree.ids.length)}` : plural(n, "feature")}${search.state === "loading" ? ", searching …" : ""}${search.truncated ? ", the first 500 matches" : ""} ${search.note ?? ""}</span>
+      <span class="grow"></span>
+      ${isFiltered(filter) && html`<a class="button" href=${to("tree")}>Show all</a>`}
+      <button type="button" onClick=${onOpenAll}>Open all</button>
+      <button type="button" onClick=${onCloseAll}>Close all</button>
+    </div>
+    <div class="filter-line filter-fields">
+      <${Select} label="Layer" value=${filter.layer === null ? "" : String(filter.layer)} options=${[["", "any"], ...layers]} onChoose=${(layer) => set({ layer })} />
+      <${Select} label="Depth" value=${filter.depth === null ? "" : String(filter.depth)} options=${[["", "any"], ...depths]} onChoose=${(depth) => set({ depth })} />
+      <${Select} label="Density from" value=${filter.dmin === null ? "" : String(filter.dmin)} options=${densities} onChoose=${(dmin) => set({ dmin })} />
+      <${Select} label="to" value=${filter.dmax === null ? "" : String(filter.dmax)} options=${densities} onChoose=${(dmax) => set({ dmax })} />
+      <${Select} label="Children" value=${filter.kids} options=${[["", "any"], ["some", "with children"], ["many", "5 or more"], ["none", "without"]]} onChoose=${(kids) => set({ kids })} />
+      <${Select} label="Only" value=${filter.only} options=${[["", "all"], ["alive", "alive"], ["dead", "dead"], ["bookmarked", "bookmarked"], ["noted", "with a note"], ["rated", "rated edges"]]} onChoose=${(only) => set({ only })} />
+      <${Select} label="Edge column" value=${filter.col ?? tree.telling?.name ?? ""} options=${tree.about.map(({ name, title }) => [name, title])} onChoose=${(col) => set({ col })} />
+      <${Select} label="Exceeds of null pairs" value=${filter.pmin === null ? "" : String(filter.pmin)} options=${[["", "any"], ["0.5", "50%"], ["0.8", "80%"], ["0.95", "95%"], ["0.99", "99%"]]} onChoose=${(pmin) => set({ pmin, col: filter.col ?? tree.telling?.name })} />
+      ${number("vmin", "Value from", { step: "any" })}
+      <${Select} label="Sort" value=${filter.sort} options=${[["density", "Density"], ["size", "Features below"], ["id", "Number"], ...tree.about.map(({ name, title }) => [`place:${name}`, `Place: ${title}`])]} onChoose=${(sort) => query({ sort: sort === "density" ? null : sort })} />
+    </div>
+  </form>`;
+}
+
+function Row({ row, at, column, tree, onToggle, onPick }) {
+  const { id } = row;
+  const label = nameOf(id);
+  return html`<div role="treeitem" id=${`row-${id}`} class=${`row${row.match ? "" : " way"}${tree.dead[id] ? " dead" : ""}`} aria-level=${row.level} aria-posinset=${row.place} aria-setsize=${row.count}
+    aria-expanded=${row.below ? String(row.open) : null} aria-selected=${String(at === id)} onClick=${() => onPick(id)} onDblClick=${() => go(to("feature", id))}>
+    <span class=${`indent i${Math.min(row.level - 1, 12)}`}></span>
+    <span class="twist" aria-hidden="true" onClick=${(event) => {
+      event.stopPropagation();
+      onToggle(id);
+    }}>${row.below ? (row.open ? "▾" : "▸") : ""}</span>
+    <span class="id num">${id}</span>
+    <span class="name">${label ? html`<bdi>${visible(label)}</bdi>` : html`<span class="muted">${tree.dead[id] ? "never fired" : "no label"}</span>`}${notes.value.get(id)?.bookmark ? html`<span class="mark" title="bookmarked">★</span>` : null}${ratings.value.has(id) ? html`<span class="mark" title="edge rated">${{ yes: "✓", no: "✗", unsure: "?" }[ratings.value.get(id).rating]}</span>` : null}</span>
+    <span class="kids num">${row.kids || ""}</span>
+    <span class="density num">${tree.dead[id] ? "" : percent(tree.density[id])}</span>
+    <span class="place-cell">${column && tree.parent[id] >= 0 ? html`<${Gauge} place=${tree.place(column.name, id)} mechanical=${column.mechanical} />` : null}</span>
+  </div>`;
+}
+
+export function TreeView() {
+  const tree = forest.value;
+  const { query: state } = route.value;
+  const filter = readFilter(state);
+  const search = useSearch(filter);
+  const openText = state.get("open") ?? "";
+  const all = openText.startsWith("all");
+  const open = useMemo(() => new Set(openText.match(/\d+/g)?.map(Number) ?? []), [openText]);
+  const marked = (what, id) => (what === "rated" ? ratings.value.has(id) : what === "noted" ? Boolean(notes.value.get(id)?.note) : Boolean(notes.value.get(id)?.bookmark));
+  const key = state.toString().replace(/(^|&)(open|at)=[^&]*/g, "");
+  const keep = useMemo(() => matching(tree, filter, search.found, marked), [tree, key, search.found, notes.value, ratings.value]);
+  const { rows, n } = useMemo(() => visibleRows(tree, { open, all, keep, sort: filter.sort }), [tree, open, all, keep, filter.sort]);
+  const column = tree.column(filter.col) ?? tree.telling;
+
+  const box = useRef(null);
+  const [top, setTop] = useState(0);
+  const [height, setHeight] = useState(600);
+  useEffect(() => {
+    const watch = new ResizeObserver(([entry]) => setHeight(entry.contentRect.height));
+    watch.observe(box.current);
+    return () => watch.disconnect();
+  }, []);
+  const wanted = state.has("at") ? Number(state.get("at")) : null;
+  const places = useMemo(() => new Map(rows.map((row, place) => [row.id, place])), [rows]);
+  const place = wanted === null ? -1 : (places.get(wanted) ?? -1);
+  const at = place < 0 ? null : wanted;
+  // An address that names a feature opens the way to it.
+  useEffect(() => {
+    if (wanted === null || place >= 0 || !tree.has(wanted) || keep) return;
+    query({ open: openText.replace(/^$/, "") + tree.path(wanted).slice(0, -1).filter((id) => !open.has(id)).map((id) => `.${id}`).join("") }, { replace: true });
+  }, [wanted, place, keep]);
+  useEffect(() => {
+    if (place < 0) return;
+    const { current } = box;
+    const y = place * ROW;
+    const [over, under] = [current.scrollTop - y, y + ROW + HEAD - current.scrollTop - current.clientHeight];
+    if (over > ROW * 3 || under > ROW * 3) current.scrollTop = y - current.clientHeight / 3;
+    else if (over > 0) current.scrollTop = y;
+    else if (under > 0) current.scrollTop += under;
+  }, [place, rows, height]);
+
+  const pick = (id) => query({ at: id }, { replace: true });
+  const toggle = (id) => {
+    const set = new Set(open);
+    if (!set.delete(id)) set.add(id);
+    const list = [...set].slice(-400); // an address has its limits
+    query({ open: `${all ? "all" : ""}${list.map((other) => `.${other}`).join("")}` || null, at: id }, { replace: true });
+  };
+  const keys = (event) => {
+    if (event.ctrlKey || event.metaKey || event.altKey) return;
+    const row = rows[place];
+    const page = Math.max(1, Math.floor((height - HEAD) / ROW) - 1);
+    const step = (target) => rows.length && pick(rows[Math.max(0, Math.min(rows.length - 1, target))].id);
+    const action = {
+      ArrowDown: () => step(place + 1), ArrowUp: () => step(place < 0 ? 0 : place - 1), Home: () => step(0), End: () => step(rows.length - 1),
+      PageDown: () => step(place + page), PageUp: () => step(place - page),
+      ArrowRight: () => row && (row.below && !row.open ? toggle(row.id) : row.open && step(place + 1)),
+      ArrowLeft: () => row && (row.open ? toggle(row.id) : tree.parent[row.id] >= 0 && pick(tree.parent[row.id])),
+      Enter: () => row && go(to("feature", row.id)),
+      " ": () => row?.below && toggle(row.id),
+    }[event.key];
+    if (!action) return;
+    event.preventDefault();
+    action();
+  };
+  const first = Math.max(0, Math.min(Math.floor(top / ROW) - 15, rows.length - 1));
+  const last = Math.min(rows.length, first + Math.ceil(height / ROW) + 30);
+  return html`<div class="wide tree-view">
+    <${Filters} filter=${filter} tree=${tree} n=${n} search=${search} onOpenAll=${() => query({ open: keep ? null : "all" })}
+      onCloseAll=${() => query({ open: keep ? rows.filter((row) => row.below && row.level === 1).slice(0, 400).map((row) => `.${row.id}`).join("") : null })} />
+    ${search.state === "error" && html`<${Failure} error=${search.error} what="The search failed." />`}
+    <div class="split">
+      <div class="tree-pane">
+        <div class="rows" ref=${box} role="tree" tabindex="0" aria-label="Features" aria-activedescendant=${place >= first && place < last && place >= 0 ? `row-${at}` : null}
+          onScroll=${(event) => setTop(event.currentTarget.scrollTop)} onKeyDown=${keys} onFocus=${() => place < 0 && rows.length && wanted === null && pick(rows[0].id)}>
+          <div class="row row-head" aria-hidden="true"><span class="name">Feature</span><span class="kids">children</span><span class="density">density</span><span class="place-cell" title=${column?.title}>${column ? column.title : ""}</span></div>
+          <div class="rows-all" role="presentation" style=${{ height: `${rows.length * ROW}px` }}><div class="rows-shown" role="presentation" style=${{ transform: `translateY(${first * ROW}px)` }}>
+            ${rows.slice(first, last).map((row) => html`<${Row} key=${row.id} row=${row} at=${at} column=${column} tree=${tree} onToggle=${toggle} onPick=${pick} />`)}
+          </div></div>
+        </div>
+        ${!rows.length && search.state !== "loading" && html`<p class="state empty">No feature matches. <a href=${to("tree")}>Show all</a></p>`}
+      </div>
+      <${Preview} id=${at} found=${at === null ? null : search.found.get(at)} />
+    </div>
+  </div>`;
+}

@@ -1,0 +1,264 @@
+"""The page of the explorer in a browser: its views, its keys, what it writes, and what it must not do."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import json
+import os
+import re
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page, expect
+
+from explore_page.conftest import Watched
+from explore_page.made_forest import HOSTILE
+
+VIEWS = {
+    "overview": "#/",
+    "map": "#/map",
+    "map-zoomed": "#/map?root=1&color=value%3Acos_decoder&at=52",
+    "map-table": "#/map?table=1&color=density",
+    "tree": "#/tree?open=.0.1&at=52",
+    "feature": "#/feature/52",
+    "quantiles": "#/feature/1?contexts=quantiles",
+    "family": "#/family/1",
+    "edges": "#/edges?x=ungated&y=cos_decoder&brush=0.5_1_-1_1",
+    "data": "#/data/1",
+    "geometry": "#/geometry/1",
+    "prompt": "#/prompt?text=Monday+follows+Sunday.",
+    "training": "#/training",
+    "compare": "#/compare?other=runs/second",
+    "audit": "#/audit",
+    "help": "#/help",
+}
+AXE = (files("axe_playwright_python") / "axe.min.js").read_text()
+
+
+@pytest.fixture(scope="session")
+def shots(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where screenshots go: SAEFOREST_SCREENSHOTS, or a temporary folder."""
+    folder = Path(os.environ.get("SAEFOREST_SCREENSHOTS") or tmp_path_factory.mktemp("screenshots"))
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def serious(page: Page) -> list[str]:
+    """What axe finds serious or critical, one line each."""
+    if not page.evaluate("typeof axe !== 'undefined'"):
+        page.evaluate(AXE)
+    found = page.evaluate("axe.run({resultTypes: ['violations']}).then((result) => result.violations)")
+    return [
+        f"{v['id']}: {node['html'][:160]} ({node['any'][0]['message'] if node['any'] else ''})"
+        for v in found
+        if v["impact"] in ("serious", "critical")
+        for node in v["nodes"][:3]
+    ]
+
+
+@pytest.mark.parametrize("name", VIEWS)
+def test_a_view_opens_from_its_address(watched: Watched, name: str, shots: Path) -> None:
+    watched.complaints.clear()
+    page = watched.open(VIEWS[name])
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme)  # pyright: ignore[reportArgumentType]
+        assert serious(page) == []
+        page.screenshot(path=shots / f"{name}-{scheme}.png")
+    # 125 % zoom on a laptop: nothing is cut off at the side.
+    page.set_viewport_size({"width": 1093, "height": 614})
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    page.set_viewport_size({"width": 1366, "height": 768})
+    page.emulate_media(color_scheme="light")
+    assert not watched.complaints
+    assert not watched.outside()
+    assert page.locator("main .state.failed").count() == 0
+
+
+def test_search_finds_a_feature(watched: Watched) -> None:
+    page = watched.open("#/")
+    page.keyboard.press("/")
+    page.keyboard.type("lovely")
+    page.keyboard.press("Enter")
+    row = page.get_by_role("treeitem").filter(has_text="nice · lovely · pleasant")
+    expect(row).to_be_visible()
+    assert "q=lovely" in page.url
+    row.click()
+    expect(page.get_by_role("complementary", name="Chosen feature")).to_contain_text("nice · lovely")
+    page.goto(watched.url + "#/tree?q=%5ERhine.*Nile%24&re=1")
+    expect(page.get_by_role("status").filter(has_text="feature")).to_have_text(re.compile("1 feature of 868"))
+    page.goto(watched.url + "#/tree?q=%28&re=1")
+    expect(page.get_by_role("alert")).to_contain_text("not a regular expression")
+    page.locator("#search").fill("53")
+    page.locator("#search").press("Enter")
+    expect(page.locator("h1")).to_contain_text("nice · lovely")
+
+
+def test_filters_keep_the_way_to_what_they_find(watched: Watched) -> None:
+    page = watched.open("#/tree")
+    page.get_by_role("combobox", name="Depth", exact=True).select_option("1")
+    page.get_by_role("combobox", name="Exceeds of null pairs").select_option("0.95")
+    assert "depth=1" in page.url
+    assert "pmin=0.95" in page.url
+    made = watched.made
+    found = [f for f in range(48, 268) if made.places["ungated"][f] >= 0.95 and made.parent[f] < 48]
+    expect(page.locator(".tally")).to_contain_text(f"{len(found)} features of 868")
+    page.go_back()
+    expect(page.locator(".tally")).to_contain_text("220 features of 868")
+    page.go_back()
+    expect(page.locator(".tally")).to_have_text(re.compile("^868 features"))
+    page.go_forward()
+    expect(page.locator(".tally")).to_contain_text("220 features of 868")
+
+
+def test_the_keyboard_alone_walks_the_tree(watched: Watched) -> None:
+    page = watched.open("#/tree?sort=id")
+    tree = page.get_by_role("tree")
+    tree.focus()
+    selected = page.locator("[role=treeitem][aria-selected=true]")
+    expect(selected).to_contain_text("Monday · January · noon")
+    page.keyboard.press("ArrowDown")
+    expect(selected).to_contain_text("incredible · nice · weird")
+    assert tree.get_attribute("aria-activedescendant") == selected.get_attribute("id")
+    expect(selected).to_have_attribute("aria-expanded", "false")
+    page.keyboard.press("ArrowRight")
+    expect(selected).to_have_attribute("aria-expanded", "true")
+    page.keyboard.press("ArrowRight")
+    expect(selected).to_have_attribute("aria-level", "2")
+    first = selected.inner_text()
+    page.keyboard.press("ArrowDown")
+    assert selected.inner_text() != first
+    page.keyboard.press("ArrowLeft")
+    expect(selected).to_contain_text("incredible · nice · weird")
+    page.keyboard.press("End")
+    expect(selected).to_be_in_viewport()
+    page.keyboard.press("Home")
+    page.keyboard.press("Enter")
+    expect(page.locator("h1")).to_contain_text("Monday · January · noon")
+    for key, expected in (
+        ("c", "noon"),
+        ("]", "January"),
+        ("p", "Monday · January"),
+        ("f", "Monday · January"),
+    ):
+        page.keyboard.press(key)
+        expect(page.locator("h1")).to_contain_text(expected)
+    assert "#/family/0" in page.url
+    page.keyboard.press("j")
+    page.keyboard.press("j")
+    assert page.evaluate("document.activeElement.matches('[data-context]')")
+    page.keyboard.press("?")
+    expect(page.locator("h1")).to_have_text("Help")
+
+
+def test_what_a_person_writes_stays(watched: Watched) -> None:
+    page = watched.open("#/feature/55")
+    page.get_by_role("textbox", name="Label", exact=True).fill("worth a look")
+    page.get_by_role("textbox", name="Label", exact=True).press("Enter")
+    page.get_by_role("textbox", name="Note", exact=True).fill("ask someone")
+    page.get_by_role("textbox", name="Note", exact=True).blur()
+    page.get_by_role("button", name="Bookmark").click()
+    page.get_by_role("button", name="Yes", exact=True).click()
+    expect(page.get_by_text("Edge to 55 rated")).to_be_visible()
+    page = watched.open("#/feature/55")
+    expect(page.locator("h1")).to_contain_text("worth a look")
+    expect(page.get_by_role("textbox", name="Note", exact=True)).to_have_value("ask someone")
+    expect(page.get_by_role("button", name="Bookmark")).to_have_attribute("aria-pressed", "true")
+    expect(page.get_by_role("button", name="Yes", exact=True)).to_have_attribute("aria-pressed", "true")
+    page = watched.open("#/tree?only=bookmarked")
+    expect(page.locator("[role=treeitem]:not(.way)")).to_contain_text(["worth a look"])
+
+
+def test_the_blind_audit_tells_only_afterwards(watched: Watched) -> None:
+    page = watched.open("#/audit")
+    for _ in range(2):
+        expect(page.get_by_role("region", name="Parent")).to_be_visible()
+        assert page.locator(".columns-even .feature-link").count() == 0
+        page.keyboard.press("y")
+        expect(page.locator(".verdict")).to_contain_text(re.compile("edge of the tree|null pair"))
+        page.keyboard.press("x")
+        expect(page.locator(".verdict")).to_be_empty()
+    assert [sum(row.values()) for row in watched.made.tally.values()] == [1, 1]
+
+
+def test_an_edge_is_chosen_in_the_table_and_by_a_rectangle(watched: Watched) -> None:
+    page = watched.open("#/edges?x=ungated&y=cos_decoder")
+    page.get_by_role("button", name="Coverage without the gate").click()
+    assert "sort=x" in page.url
+    area = page.locator(".scatter canvas").bounding_box()
+    assert area
+    page.mouse.move(area["x"] + 300, area["y"] + 20)
+    page.mouse.down()
+    page.mouse.move(area["x"] + 500, area["y"] + 350)
+    page.mouse.up()
+    expect(page.locator(".tally")).to_contain_text("in the rectangle")
+    page.locator(".table-box").focus()
+    page.keyboard.press("ArrowDown")
+    expect(page.locator("tr.selected")).to_be_visible()
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("navigation", name="Views of this feature")).to_be_visible()
+
+
+def test_text_of_a_model_is_inert(watched: Watched) -> None:
+    page = watched.open(f"#/feature/{watched.made.n - 1}")
+    shown = page.locator("main").inner_text()
+    assert "<script>alert(1)</script>⟨U+202E⟩gnp.exe⟨U+0007⟩" in shown
+    assert HOSTILE not in shown
+    assert page.locator("main script").count() == 0
+
+
+def test_what_is_missing_says_what_to_do(watched: Watched) -> None:
+    page = watched.open("#/feature/99999")
+    expect(page.get_by_role("alert")).to_contain_text("0 to 867")
+    page = watched.open("#/nowhere")
+    expect(page.get_by_role("alert")).to_contain_text("no view")
+    page = watched.open("#/compare?other=runs/none")
+    expect(page.get_by_role("alert")).to_contain_text("no such run")
+    page.route("**/api/v1/family/2", lambda route: route.abort())
+    page = watched.open("#/family/2")
+    expect(page.get_by_role("alert")).to_contain_text("Is “saeforest explore” still running")
+    page.unroute("**/api/v1/family/2")
+
+
+def test_a_file_holds_the_same_page(watched: Watched, browser: Browser, tmp_path: Path) -> None:
+    made = watched.made
+    bundle = files("saeforest.explore") / "page"
+    pressed = lambda value: base64.b64encode(gzip.compress(json.dumps(value).encode())).decode()  # noqa: E731
+    block = {path: made.get(path) for path in ("overview", "forest", "labels", "feature/1")}
+    block["overview"] = block["overview"] | {"static": True}
+    block["tokens"] = {"tokens": {"53": ["lovely"]}}
+    shards = {"folder": "data", "size": 100, "kinds": ["feature", "family"]}
+    config = {
+        "transport": "static",
+        "shards": shards,
+        "note": "It holds two features.",
+        "start": "#/family/1",
+    }
+    html = (bundle / "index.html").read_text()
+    html = html.replace(
+        "<!--saeforest:data-->",
+        f'<script type="application/json" id="saeforest">{json.dumps(config)}</script>'
+        f'<script type="application/json" data-path="*" data-encoding="gzip">{pressed(block)}</script>',
+    )
+    for name in ("page.js", "page.css"):
+        (tmp_path / name).write_bytes((bundle / name).read_bytes())
+    (tmp_path / "index.html").write_text(html)
+    (tmp_path / "data").mkdir()
+    shard = pressed({"family/1": made.get("family/1")})
+    (tmp_path / "data/family-0.js").write_text(f'saeforest.shard("family-0", "{shard}")')
+    context = browser.new_context(offline=True)
+    page = context.new_page()
+    complaints: list[str] = []
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.goto((tmp_path / "index.html").as_uri())
+    expect(page.get_by_role("heading", name="5 children")).to_be_visible()
+    page.goto((tmp_path / "index.html").as_uri() + "#/feature/1")
+    expect(page.get_by_role("heading", name="Contexts")).to_be_visible()
+    assert page.get_by_role("textbox", name="Label", exact=True).count() == 0
+    page.goto((tmp_path / "index.html").as_uri() + "#/tree?q=lovely&in=token")
+    expect(page.get_by_role("treeitem").filter(has_text="nice · lovely · pleasant")).to_be_visible()
+    page.goto((tmp_path / "index.html").as_uri() + "#/feature/2")
+    expect(page.get_by_role("alert")).to_contain_text("does not hold")
+    assert not complaints
+    context.close()
