@@ -49,7 +49,9 @@ def run_demo(config: TrainConfig, out: Path, eval_tokens: int) -> None:
 
         note("Indexing what its features fire on")
         blocks = (run.blocks.block(0, i) for i in range(run.blocks.n_blocks))
-        index = build_index(run.sae, run.sae.forest, blocks, run.tokens, total=run.tokens.n_tokens)
+        index = build_index(
+            run.sae, run.sae.forest, blocks, run.tokens, total=run.tokens.n_tokens, lm=reader.lm
+        )
         with folder.claimed(folder.index(name)):
             index.save(folder.index(name))
         indexed = time.monotonic()

@@ -26,11 +26,10 @@ from saeforest.activations.sources import MemoryActivations, open_store
 from saeforest.activations.writer import read_journal
 from saeforest.config import load_config
 from saeforest.explore import Index
-from saeforest.explore.build import Counts
+from saeforest.explore.counts import Counts
 from saeforest.explore.run import _STATE as INDEX_STATE
 from saeforest.explore.run import _TENSORS as COUNTS
 from saeforest.explore.run import _Unfinished
-from saeforest.explore.strongest import Strongest, passages
 from saeforest.files import CHECKSUM, CHECKSUMS, read_json
 from saeforest.interop import load_folder
 from saeforest.interop.tree_sae import load_tree_sae
@@ -53,6 +52,7 @@ from saeforest.worlds.results import read_recovery
 from saeforest.worlds.run import Kept
 
 ROWS = 3_000
+FIRINGS = "firings-00000.safetensors"
 #: What was read where the damaged file was put aside, and its work is done again.
 ANEW = "anew"
 
@@ -129,8 +129,7 @@ def _store(root: Path) -> str:
 
 def _index(root: Path) -> str:
     index = Index.load(root / "two/index/tree", sae := load_sae(root / "two/sae/tree"), sae.forest)
-    tensors = {key: value for key, value in vars(index).items() if isinstance(value, torch.Tensor)}
-    return digest(tensors, index.about, index.tokens.ids, index.tokens.names)
+    return digest(index.tensors(), index.about, index.tokens.ids, index.tokens.names)
 
 
 def _record(root: Path) -> str:
@@ -230,14 +229,16 @@ def _scores(root: Path) -> str:
 def unfinished_index(root: Path) -> tuple[Counts, _Unfinished]:
     """An index on its way, not begun."""
     tokens, sae = Tokens.load(root / "counted/tokens.safetensors"), load_sae(root / "two/sae/tree")
-    strongest = Strongest(sae.d_sae, 3, passages(tokens)[1], torch.device("cpu"))
-    return Counts(sae, sae.forest, strongest), _Unfinished(root / "counted", {"sae": "x"}, tokens, Stop())
+    return Counts(sae, sae.forest, tokens, 3), _Unfinished(root / "counted", {"sae": "x"}, tokens, Stop())
 
 
 def _counts(root: Path) -> str:
     counts, unfinished = unfinished_index(root)
     unfinished.begin(counts)
-    return digest(counts.tensors(), unfinished._windows) if unfinished._windows else ANEW
+    if not unfinished._windows:
+        return ANEW
+    firings = [vars(part) for part in counts.firings]
+    return digest(counts.tensors(), firings, unfinished._windows)
 
 
 _TEXT = "another text is another text"
@@ -265,6 +266,7 @@ TARGETS = [
     Target("scores.json", "results/scores.json", json_mutations, _scores, verified="results"),
     Target("unfinished index", f"counted/{INDEX_STATE}", json_mutations, _counts),
     Target("its counts", f"counted/{COUNTS}", tensor_mutations, _counts, manifest=f"counted/{INDEX_STATE}"),
+    Target("its firings", f"counted/{FIRINGS}", tensor_mutations, _counts, manifest=f"counted/{INDEX_STATE}"),
     Target("index.json", _ABOUT_INDEX, json_mutations, _index, verified=_INDEX),
     Target(
         "index",

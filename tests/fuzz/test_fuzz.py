@@ -80,6 +80,7 @@ def _unfinished(root: Path) -> None:
     shutil.copy(root / "two/index/tree/tokens.safetensors", root / "counted")
     counts, index = unfinished_index(root)
     index.begin(counts)
+    counts.add(torch.randn(90, counts.sae.d_in), torch.arange(90))
     index._windows = 3
     index._keep()
     asked = {"generator": "a", "config": {"steps": 3}}

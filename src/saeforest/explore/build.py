@@ -1,26 +1,39 @@
-"""Building the index in one pass over activations, each row once."""
+"""Building the index in one pass over activations, each row once; the rest is computed from what fired."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import fields
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Int64
 from torch import Tensor
 
 from ..activations import ActivationBatch
 from ..errors import InputError
+from ..lm import LanguageModel
+from ..measures.cooccurrence import SiblingPairs
 from ..memory import Forecast
 from ..progress import progress
 from ..saes import SAE
-from ..structure.directions import RIDGE, Moments, nearness, nearness_memory
+from ..sparse_code import SparseCode
+from ..structure.directions import RIDGE, nearness_to
 from ..structure.forest import Forest
+from ..structure.pairs import PairStatistics
 from ..text import Tokens
 from .columns import COLUMNS
-from .form import CONTEXTS, unused
-from .index import About, Index, fingerprint
-from .strongest import Strongest, passages
+from .counts import PAIR_FIRINGS, Counts
+from .edges import detected, edge_columns, null_forest
+from .firings import Part, hashes
+from .form import COLUMN, CONTEXTS, NULL, PLACE, unused
+from .index import About, Geometry, Index, fingerprint
+from .logits import direct_logits
+from .neighbors import by_coverage, nearest
+from .planes import planes
+from .samples import Samples, by_value
+from .telling import telling_tokens
+from .windows import Windows
 
 # Number of rows processed at once: bounds the float64 copies, whatever the batch size.
 _SLICE = 4096
@@ -34,6 +47,7 @@ def build_index(
     tokens: Tokens,
     *,
     total: int,
+    lm: LanguageModel | None = None,
     n_contexts: int = CONTEXTS,
     min_count: int = 20,
     begin: Callable[[Counts], None] = lambda counts: None,
@@ -42,127 +56,157 @@ def build_index(
 
     batches: activations read from `tokens`, each row once.
     total: number of activations, for the progress bar.
+    lm: the language model, for the direct effects on logits; None leaves them out.
     n_contexts: number of strongest activations to keep for each feature.
-    min_count: minimum number of tokens that a feature must fire on to get a direction.
+    min_count: minimum number of tokens that a feature must fire on to get a direction, a detector, candidate parents.
     begin: called with the counts before the first batch is read; may restore counts of an earlier process.
 
     Raises InputError if there are no activations.
     """
-    unit, passage = passages(tokens)
-    device = sae.device
-    seen = Counts(sae, forest, Strongest(sae.d_sae, n_contexts, passage, device))
+    seen = Counts(sae, forest, tokens, n_contexts)
     begin(seen)
     forecast = Forecast("index", "lm.batch_size, or index a smaller SAE")
     with progress("index", total) as advance:
         for batch in batches:
             for x, rows in zip(batch.x.split(_SLICE), batch.rows.split(_SLICE), strict=True):
-                seen.add(x.to(device), rows.to(device))
+                seen.add(x.to(sae.device), rows.to(sae.device))
             advance(len(batch))
-            # All memory for counts was allocated at the start; directions are computed after the pass.
-            forecast.tell(0, seen.directions_memory())
+            # All memory for counts was allocated at the start.
+            forecast.tell(0, seen.afterwards_memory(seen.moments.n / max(total, 1)))
     if seen.moments.n == 0:
         raise InputError("no activations to index: all positions of the text are excluded; give more text")
+    return _finished(seen, lm, min_count)
+
+
+def _finished(seen: Counts, lm: LanguageModel | None, min_count: int) -> Index:
+    """The index, from what was counted and kept in the pass."""
+    sae, forest, tokens = seen.sae, seen.forest, seen.tokens
+    measured = seen.measured()
+    n_fired, value_max = measured["n_fired"], measured["value_max"]
+    null = null_forest(forest, n_fired)
+    again = _Again(seen, null, n_fired, value_max)
+    measured |= {"histogram": again.samples.histogram.int()}
+    top, geometry = measured["top_row"], _contexts(seen, again, measured)
+
     # A transcoder's decoder writes at another site, so its encoder is compared with the directions.
     rows = sae.W_enc.T if sae.is_transcoder else sae.W_dec
-    near = nearness(seen.moments, seen.n_fired, rows, seen.parent, min_count)
+    near = nearness_to(
+        [seen.parent, null.parent.to(seen.parent)], seen.moments, seen.n_fired, rows, min_count
+    )
+    for name, tensor in near[0]._asdict().items():
+        measured[name] = tensor.cpu()
+
+    measured["near_id"], measured["near_cos"] = nearest(sae.W_dec)
+    over, under = by_coverage(again.pairs, forest, min_count, torch.arange(forest.d_sae))
+    measured |= {"over_id": over.ids, "over_p": over.value, "under_id": under.ids, "under_p": under.value}
+    flat = tokens.ids.flatten().long()
+    telling = telling_tokens(again.pairs, flat[again.pair_rows], forest)
+    measured["child_tokens"], measured["child_tokens_lift"] = telling
+    sample = detected(sae, again.x, flat[again.x_rows], again.x_codes)
+    edges = edge_columns(
+        sae, forest, null, again.pairs, (near[0], near[1]), again.siblings, sample, min_count
+    )
+    measured |= {"null_parent": edges.null_parent, "null_child": edges.null_child}
+    for prefix, columns in ((COLUMN, edges.columns), (PLACE, edges.places), (NULL, edges.null_columns)):
+        measured |= {prefix + name: column for name, column in columns.items()}
+    measured |= {f"geometry.{field.name}": getattr(geometry, field.name) for field in fields(geometry)}
+    written = str(sae.metadata.get("hook_name_out", sae.metadata.get("hook_name", "")))
+    logits = None if lm is None else direct_logits(sae, lm, written)
+    if logits is not None:
+        measured |= {f"logits.{field.name}": getattr(logits, field.name) for field in fields(logits)}
     about = About(
         model=str(sae.metadata.get("model_name", "unknown model")),
         site=_site(sae.metadata),
         n_tokens=seen.moments.n,
         min_count=min_count,
-        contexts_from=unit,
+        contexts_from=seen.contexts_from,
         ridge=RIDGE,
         sae=fingerprint(sae, forest),
         rows="encoder" if sae.is_transcoder else "decoder",
         prepend_bos=tokens.prepend_bos,
+        n_pairs=again.pairs.n_tokens,
+        n_detected=len(again.x),
         columns=tuple(column.about for column in COLUMNS),
     )
-    parents = (forest.n_children > 0).nonzero().flatten()
     names = [column.name for column in about.columns]
-    measured = seen.measured() | {
-        "parents": parents,
-        "cos_child": near.cos_child.cpu(),
-        "cos_parent": near.cos_parent.cpu(),
-        "rank_child": near.rank_child.cpu(),
-        "rank_parent": near.rank_parent.cpu(),
-    }
-    return Index.of_tensors(
-        about, tokens, unused(sae.d_sae, n_contexts, names, n_parents=len(parents)) | measured
+    places = unused(
+        sae.d_sae,
+        top.shape[1],
+        names,
+        n_parents=len(measured["parents"]),
+        n_null=len(edges.null_child),
     )
+    return Index.of_tensors(about, tokens, places | measured)
 
 
-class Counts:
-    """The counts accumulated so far."""
+class _Again:
+    """What is counted of the firings after the pass, when the largest values are known.
 
-    def __init__(self, sae: SAE, forest: Forest, strongest: Strongest) -> None:
-        self.sae, self.strongest = sae, strongest
-        self.parent = forest.parent.to(sae.device)
-        self.moments = Moments(sae.d_sae, sae.d_in, sae.device)
-        self.n_fired = torch.zeros(sae.d_sae, dtype=torch.int64, device=sae.device)
-        self.n_with_parent = torch.zeros_like(self.n_fired)
-        self.value_sum = torch.zeros(sae.d_sae, dtype=torch.float64, device=sae.device)
-        self.value_max = torch.zeros(sae.d_sae, device=sae.device)
+    pairs: statistics of pairs, of all activations or of as many, drawn by their rows, as take no more than
+           `PAIR_FIRINGS`; pair_rows: their rows. siblings: the same of siblings, in the forest and in the null.
+    x, x_rows, x_codes: the sample of activations, with the row and the code of each.
+    """
 
-    def measured(self) -> dict[str, Tensor]:
-        """What was counted, by its names in the index."""
-        return {
-            "n_fired": self.n_fired.cpu(),
-            "n_with_parent": self.n_with_parent.cpu(),
-            "value_sum": self.value_sum.cpu(),
-            "value_max": self.value_max.cpu(),
-            "top_value": self.strongest.value.cpu(),
-            "top_row": self.strongest.row.cpu(),
-        }
+    def __init__(
+        self, seen: Counts, null: Forest, n_fired: Int64[Tensor, "d_sae"], value_max: Tensor
+    ) -> None:
+        threshold = seen.sae.config.activation_threshold
+        cpu = torch.device("cpu")
+        self.samples = Samples(value_max, seen.passage)
+        self.pairs = PairStatistics(seen.sae.d_sae, threshold)
+        self.siblings = SiblingPairs(seen.forest, threshold, cpu), SiblingPairs(null, threshold, cpu)
+        self.x_codes: list[SparseCode] = []
+        self._most = PAIR_FIRINGS / max(int(n_fired.sum()), 1)
+        pair_rows, x, x_rows = [], [], []
+        with progress("firings", seen.moments.n, "activations") as advance:
+            for part in seen.firings:
+                self.samples.add(part)
+                kept = self._kept(part)
+                for code in part.codes(kept):
+                    for statistics in (self.pairs, *self.siblings):
+                        statistics.add(code)
+                self.x_codes.extend(part.codes(torch.isin(part.rows, part.x_row)))
+                pair_rows.append(part.rows[kept])
+                x.append(part.x)
+                x_rows.append(part.x_row)
+                advance(len(part.rows))
+        self.pair_rows, self.x, self.x_rows = torch.cat(pair_rows), torch.cat(x), torch.cat(x_rows)
 
-    def directions_memory(self) -> int:
-        """Estimate of the memory, in bytes, for computing directions on the CPU, if twice as many features fire."""
-        if self.sae.device.type != "cpu":
-            return 0
-        n_features = min(2 * int((self.n_fired > 0).sum()), self.sae.d_sae)
-        return nearness_memory(n_features, self.sae.d_sae, self.sae.d_in)
+    def _kept(self, part: Part) -> Bool[Tensor, "n"]:
+        if self._most >= 1:
+            return torch.ones(len(part.rows), dtype=torch.bool)
+        return hashes(part.rows) < int(self._most * (1 << 63))
 
-    def tensors(self) -> dict[str, Tensor]:
-        """The tensors from which `restore` restores the counts."""
-        return self._places() | {"n": torch.tensor(self.moments.n)}
 
-    def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Restore the counts. Raises KeyError or ValueError if the tensors do not fit this SAE."""
-        places = self._places()
-        if any(
-            tensors[name].shape != place.shape or tensors[name].dtype != place.dtype
-            for name, place in places.items()
-        ):
-            raise ValueError("the counts belong to another SAE")
-        for name, place in places.items():
-            place.copy_(tensors[name])
-        self.moments.n = int(tensors["n"])
-
-    def _places(self) -> dict[str, Tensor]:
-        return {
-            "n_fired": self.n_fired,
-            "n_with_parent": self.n_with_parent,
-            "value_sum": self.value_sum,
-            "value_max": self.value_max,
-            "top_value": self.strongest.value,
-            "top_row": self.strongest.row,
-            "sum": self.moments.sum,
-            "product": self.moments.product,
-            "fired_sum": self.moments.fired_sum,
-        }
-
-    def add(self, x: Float[Tensor, "n d_in"], rows: Int[Tensor, "n"]) -> None:
-        """Add activations and their rows in the text."""
-        code = self.sae.encode(x)
-        threshold = self.sae.config.activation_threshold
-        active = code.active(threshold)
-        feature, value = code.ids[active], code.values[active]
-        with_parent = code.ids[code.with_parent(self.parent, threshold)]
-        self.n_fired += torch.bincount(feature, minlength=self.sae.d_sae)
-        self.n_with_parent += torch.bincount(with_parent, minlength=self.sae.d_sae)
-        self.value_sum += torch.bincount(feature, value.double(), minlength=self.sae.d_sae)
-        self.value_max.scatter_reduce_(0, feature, value, "amax")
-        self.strongest.add(feature, value, rows[:, None].expand_as(active)[active])
-        self.moments.add(self.sae.normalize(x)[0], code.ids, active.double())
+def _contexts(seen: Counts, again: _Again, measured: dict[str, Tensor]) -> Geometry:
+    """Look up what is around contexts, and add it to what was measured. Returns the planes of parents."""
+    forest, drawn = seen.forest, again.samples.rows
+    top = measured["top_row"].shape[1]
+    windows = Windows(
+        seen.tokens, torch.cat([measured["top_row"], drawn], dim=1), measured["value_max"], forest
+    )
+    parts: list[tuple[Tensor, ...]] = []
+    n_before = 0
+    with progress("contexts", seen.moments.n, "activations") as advance:
+        for part in seen.firings:
+            children = windows.add(part)
+            child = children.at(part.u_row * forest.d_sae + part.u_feature, -1)
+            parts.append((part.u_feature, part.u_row, child, part.u_place + n_before, part.u))
+            n_before += len(part.u)
+            advance(len(part.rows))
+    order = by_value(windows.value[:, top:])
+    all_ = torch.cat([torch.arange(top).expand(len(order), top), order + top], dim=1)
+    across = all_[:, :, None].expand(windows.relative.shape)
+    below = across[windows.parents]
+    measured |= {
+        "sample_row": drawn.gather(1, order),
+        "sample_value": windows.value[:, top:].gather(1, order),
+        "window_values": windows.relative.gather(1, across),
+        "parents": windows.parents,
+        "window_child": windows.child.gather(1, below),
+    }
+    feature, row, child, place, u = (torch.cat(column) for column in zip(*parts, strict=True))
+    return planes(seen.sae, forest, measured["n_fired"], feature, row, child, place, u)
 
 
 def _site(metadata: Mapping[str, Any]) -> str:

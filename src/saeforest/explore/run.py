@@ -27,12 +27,15 @@ from ..kept_forest import forest_of
 from ..output import note
 from ..run_folder import RunFolder
 from ..saes import SAE
+from ..schema import without
 from ..session import check_site, open_reader, read_tokens
 from ..stopping import Stop, stopping
 from ..structure.forest import Forest
 from ..text import Tokens
 from ..training.unfinished import tidy
-from .build import Counts, build_index
+from .build import build_index
+from .counts import Counts
+from .firings import remove_shards
 from .index import Index, fingerprint
 
 #: Default number of tokens of the training text that an index is made from.
@@ -85,6 +88,7 @@ def index_sae(
                 unfinished.batches(reader),
                 tokens,
                 total=tokens.n_tokens,
+                lm=reader.lm,
                 begin=unfinished.begin,
             )
             index.save(run.index(name))
@@ -115,19 +119,25 @@ class _Unfinished:
 
     def __init__(self, folder: Path, key: dict[str, Any], tokens: Tokens, stop: Stop) -> None:
         self._folder, self._key, self._tokens, self._stop = folder, key, tokens, stop
-        self._windows, self._kept_at = 0, time.monotonic()
+        self._windows, self._kept, self._kept_at = 0, 0, time.monotonic()
         self._counts: Counts | None = None
 
     def begin(self, counts: Counts) -> None:
         """Restore the counts of an earlier process, if it was making the same index."""
-        self._counts = counts
+        self._counts, counts.firings.folder = counts, self._folder
         try:
             state = read_json(self._folder / _STATE)
             if state["key"] != self._key or not 0 <= state["windows"] <= len(self._tokens.ids):
                 return
-            counts.restore(read_tensors(self._folder / _TENSORS, listed_checksum(state, _TENSORS)))
-            self._windows = int(state["windows"])
-        except (InputError, KeyError, TypeError, ValueError):  # missing or incomplete
+            tensors = read_tensors(self._folder / _TENSORS, listed_checksum(state, _TENSORS))
+            counts.firings.restore(self._folder, without(state[CHECKSUMS], _TENSORS))
+            try:
+                counts.restore(tensors)
+            except (KeyError, ValueError):
+                counts.firings.checksums = {}
+                raise
+            self._windows = self._kept = int(state["windows"])
+        except (InputError, AttributeError, KeyError, TypeError, ValueError):  # missing or incomplete
             return
         note(f"{self._folder}: continuing after {self._windows * self._tokens.context:,} tokens")
 
@@ -144,15 +154,20 @@ class _Unfinished:
                 raise self._stop.interrupted(
                     f"stopped after {done:,} of {self._tokens.n_tokens:,} tokens; give the same command to go on"
                 )
+        if self._windows > self._kept:
+            self._keep()  # what comes next takes a while
 
     def _keep(self) -> None:
         assert self._counts is not None
+        self._counts.firings.close()
         checksum = write_tensors(self._folder / _TENSORS, self._counts.tensors())
-        state = {"key": self._key, "windows": self._windows, CHECKSUMS: {_TENSORS: checksum}}
+        checksums = self._counts.firings.checksums | {_TENSORS: checksum}
+        state = {"key": self._key, "windows": self._windows, CHECKSUMS: checksums}
         write_json(self._folder / _STATE, state)
-        self._kept_at = time.monotonic()
+        self._kept_at, self._kept = time.monotonic(), self._windows
 
     def remove(self) -> None:
         """Delete the saved counts."""
         for name in (_STATE, _TENSORS):
             (self._folder / name).unlink(missing_ok=True)
+        remove_shards(self._folder)

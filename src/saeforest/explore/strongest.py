@@ -53,7 +53,7 @@ class Strongest:
         value = torch.cat([self.value[touched][held], value])
         row = torch.cat([self.row[touched][held], row])
 
-        order = _sorted(row, -value, feature)
+        order = sorted_by(row, -value, feature)
         feature, value, row = feature[order], value[order], row[order]
         best = _first_of_each(feature, self._passage(row))
         feature, value, row = feature[best], value[best], row[best]
@@ -64,7 +64,7 @@ class Strongest:
         self.value[feature, place], self.row[feature, place] = value[kept], row[kept]
 
 
-def _sorted(*keys: Tensor) -> Int[Tensor, "m"]:
+def sorted_by(*keys: Tensor) -> Int[Tensor, "m"]:
     """The order by the last key, then by the one before it, and so on."""
     order = torch.arange(len(keys[0]), device=keys[0].device)
     for key in keys:
@@ -74,7 +74,7 @@ def _sorted(*keys: Tensor) -> Int[Tensor, "m"]:
 
 def _first_of_each(*keys: Int[Tensor, "m"]) -> Bool[Tensor, "m"]:
     """A mask of the first entry of every combination of keys."""
-    order = _sorted(*keys)
+    order = sorted_by(*keys)
     new = torch.ones_like(order, dtype=torch.bool)
     new[1:] = torch.stack([key[order].diff() != 0 for key in keys]).any(0)
     return torch.zeros_like(new).index_put_((order[new],), torch.tensor(True, device=new.device))

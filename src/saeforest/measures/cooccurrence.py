@@ -20,10 +20,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Float64, Int
 from torch import Tensor
 
 from ..saes import SAE
+from ..sparse_code import SparseCode
 from ..structure.forest import ROOT, Forest
 from .bootstrap import FloatArray, estimate, interval_method, units_of_sae
 from .columns import FLAT, Column
@@ -32,26 +33,29 @@ from .record import Record, undefined
 from .spec import Streaming
 
 
-class Cooccurrence(Measure):
-    """Mean IoU of siblings, over all layers and for each."""
+class SiblingPairs:
+    """Counts how often each pair of siblings fires together.
 
-    def __init__(self, sae: SAE, forest: Forest) -> None:
-        self.threshold = sae.config.activation_threshold
-        self.sae, self.forest = sae, forest
-        family, self.family_layer, self.family_parent = _families(forest)
-        self.family = family.numpy()
-        self.family_of = family.to(sae.device)
+    family:   the family of each feature, -1 if it has no siblings. family_layer, family_parent: of each family.
+    fired:    number of tokens on which each feature fires.
+    pairs:    sorted keys first * d_sae + second of the siblings that ever fired together.
+    together: number of tokens on which they did.
+    """
+
+    def __init__(self, forest: Forest, threshold: float, device: torch.device) -> None:
+        self.forest, self.threshold = forest, threshold
+        self.family, self.family_layer, self.family_parent = _families(forest)
+        self._family_of = self.family.to(device)
         self.fired = torch.zeros(forest.d_sae, dtype=torch.int64)
-        # How often each pair of siblings fired together: sorted keys first * d_sae + second, and counts.
         self.pairs = torch.zeros(0, dtype=torch.int64)
         self.together = torch.zeros(0, dtype=torch.int64)
-        self.tokens = 0
 
-    def update(self, batch: EvalBatch) -> None:
+    def add(self, code: SparseCode) -> None:
+        """Add the flat code of more tokens."""
         keys, counts = [self.pairs], [self.together]
-        slices = pair_slices(batch.code, self.threshold) if len(self.family_layer) else ()
+        slices = pair_slices(code, self.threshold) if len(self.family_layer) else ()
         for on, ids in slices:
-            family = torch.where(on, self.family_of[ids], -1)
+            family = torch.where(on, self._family_of[ids], -1)
             siblings = (family[:, :, None] == family[:, None, :]) & (family >= 0)[:, :, None]
             token, a, b = siblings.triu(diagonal=1).nonzero(as_tuple=True)
             first, second = ids[token, a], ids[token, b]
@@ -61,7 +65,37 @@ class Cooccurrence(Measure):
             counts.append(count.cpu())
         self.pairs, place = torch.cat(keys).unique(return_inverse=True)
         self.together = torch.zeros_like(self.pairs).index_add_(0, place, torch.cat(counts))
-        self.fired += batch.code.fired(self.forest.d_sae, self.threshold).cpu()
+        self.fired += code.fired(self.forest.d_sae, self.threshold).cpu()
+
+    def iou(self) -> tuple[Int[Tensor, "pairs"], Int[Tensor, "pairs"], Float64[Tensor, "pairs"]]:
+        """The two siblings of each pair, and their IoU. That of all other pairs is 0, or 0/0."""
+        first, second = self.pairs // self.forest.d_sae, self.pairs % self.forest.d_sae
+        union = self.fired[first] + self.fired[second] - self.together
+        return first, second, self.together.double() / union.double()
+
+    def mean_overlap(self) -> Float64[Tensor, "d_sae"]:
+        """The mean IoU of each feature with those of its siblings that fire; NaN if none of them or it does not."""
+        total = torch.zeros(self.forest.d_sae, dtype=torch.float64)
+        first, second, iou = self.iou()
+        total.index_add_(0, first, iou).index_add_(0, second, iou)
+        alive = (self.family >= 0) & (self.fired > 0)
+        size = torch.bincount(self.family[alive], minlength=max(len(self.family_layer), 1))
+        others = torch.where(alive, size[self.family.clamp(min=0)] - 1, 0)
+        return total / torch.where(others > 0, others.double(), torch.nan)
+
+
+class Cooccurrence(Measure):
+    """Mean IoU of siblings, over all layers and for each."""
+
+    def __init__(self, sae: SAE, forest: Forest) -> None:
+        self.sae, self.forest = sae, forest
+        self.siblings = SiblingPairs(forest, sae.config.activation_threshold, sae.device)
+        self.family = self.siblings.family.numpy()
+        self.family_layer, self.family_parent = self.siblings.family_layer, self.siblings.family_parent
+        self.tokens = 0
+
+    def update(self, batch: EvalBatch) -> None:
+        self.siblings.add(batch.code)
         self.tokens += len(batch)
 
     def record(self, settings: Mapping[str, Any]) -> Record:
@@ -70,7 +104,7 @@ class Cooccurrence(Measure):
         iou = self._iou_by_family()
         member = self.family >= 0
         size = np.bincount(self.family[member], minlength=n_families)
-        alive = np.bincount(self.family[member & (self.fired.numpy() > 0)], minlength=n_families)
+        alive = np.bincount(self.family[member & (self.siblings.fired.numpy() > 0)], minlength=n_families)
         whole = size - alive < 2  # otherwise the family has a pair with IoU 0/0
         columns = {"iou": (iou * whole, size * (size - 1) * whole), "iou_alive": (iou, alive * (alive - 1))}
         # Which families belong to each layer, 1 and up.
@@ -113,10 +147,8 @@ class Cooccurrence(Measure):
 
     def _iou_by_family(self) -> FloatArray:
         """Sum of IoU over the ordered pairs of each family; a pair that never fired together adds 0."""
-        first, second = self.pairs // self.forest.d_sae, self.pairs % self.forest.d_sae
-        union = self.fired[first] + self.fired[second] - self.together
-        iou = 2 * (self.together.double() / union.double()).numpy()
-        total = np.bincount(self.family[first.numpy()], iou, minlength=len(self.family_layer))
+        first, _, iou = self.siblings.iou()
+        total = np.bincount(self.family[first.numpy()], 2 * iou.numpy(), minlength=len(self.family_layer))
         return total.astype(np.float64)  # bincount of no pairs is int64
 
 

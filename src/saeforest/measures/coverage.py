@@ -30,7 +30,7 @@ from torch import Tensor
 from ..errors import InputError, require
 from .bootstrap import FloatArray, estimate, interval_method, units_of_sae
 from .columns import EDGES, Column
-from .own_detectors import levels, own_detectors, own_detectors_memory
+from .own_detectors import levels, own_detectors, own_detectors_memory, without_gate
 from .record import EdgeScores, Record, undefined
 from .spec import Study
 from .subject import Subject
@@ -61,7 +61,7 @@ def coverage(subject: Subject, config: CoverageConfig) -> Record:
     fired = pairs.marginals.n
     edges = forest.edges
     parent, child = edges[:, fired[edges[1]] > 0]
-    covered = (_together(subject, parent, child).double() / fired[child].double()).numpy()
+    covered = (pairs.together(parent, child).double() / fired[child].double()).numpy()
     require(bool(((covered >= 0) & (covered <= 1)).all()), "coverage", "0 <= S_cov <= 1")
     if subject.sae.gated and torch.equal(subject.sae.forest.parent, forest.parent):
         require(bool((covered == 1).all()), "coverage", "S_cov = 1 on every edge of a Tree SAE")
@@ -118,17 +118,6 @@ def coverage(subject: Subject, config: CoverageConfig) -> Record:
     )
 
 
-def _together(subject: Subject, parent: Int[Tensor, "e"], child: Int[Tensor, "e"]) -> Int[Tensor, "e"]:
-    """Number of tokens on which parent and child of each edge fire together."""
-    both = torch.zeros(len(child), dtype=torch.int64)
-    for e, (p, c) in enumerate(zip(parent.tolist(), child.tolist(), strict=True)):
-        above, own = subject.pairs.firings(p)[0], subject.pairs.firings(c)[0]
-        if len(above):
-            place = torch.searchsorted(above, own).clamp(max=len(above) - 1)
-            both[e] = (above[place] == own).sum()
-    return both
-
-
 def _without_gate(
     subject: Subject, parent: Int[Tensor, "e"], child: Int[Tensor, "e"], config: CoverageConfig
 ) -> dict[str, Float64[Tensor, "e"]]:
@@ -140,11 +129,8 @@ def _without_gate(
         return columns
     parent, child = parent[frequent], child[frequent]
     on, with_parent, active = own_detectors(subject.sae, subject.x, parent, child, level[frequent])
-    ungated = with_parent.double() / on.double()  # NaN if never on
     base = active[parent].double() / len(subject.x)
-    lift = ((with_parent + base) / (on + 1) / base).log2()
-    # A parent that is nowhere active in its own right is found as often as is to be expected.
-    lift = torch.where(base > 0, lift, 0)
+    ungated, lift = without_gate(on, with_parent, base)
     found = (ungated, lift, ungated > 0.5, ungated > 0.9)
     for name, column in zip(_UNGATED, found, strict=True):
         columns[name][frequent] = torch.where(on > 0, column.double(), torch.nan)

@@ -272,14 +272,19 @@ def principal_plane(u: Float64[Tensor, "n d"]) -> Plane | None:
     """
     n, d = u.shape
     centered = (u - u.mean(0)).numpy()
-    covariance = centered.T @ centered / n
-    total = np.trace(covariance)
-    if d < 2 or total <= _NO_VARIANCE * float(u.square().sum() / n):
+    total = float(np.square(centered).sum() / n)
+    if min(d, n) < 2 or total <= _NO_VARIANCE * float(u.square().sum() / n):
         return None
-    variance, axes = eigh(covariance, subset_by_index=[d - 2, d - 1])
+    # Few points have as many products, with the same eigenvalues as the covariance.
+    few = n < d
+    products = centered @ centered.T if few else centered.T @ centered
+    variance, axes = eigh(products / n, subset_by_index=[min(d, n) - 2, min(d, n) - 1])
     explained, axes = variance[::-1] / total, axes.T[::-1]
     if explained[1] <= _NO_VARIANCE:
         return None
+    if few:
+        axes = axes @ centered
+        axes /= np.linalg.norm(axes, axis=1, keepdims=True)
     largest = np.take_along_axis(axes, np.abs(axes).argmax(1)[:, None], 1)
     return Plane(torch.from_numpy(axes * np.sign(largest)), torch.from_numpy(explained.copy()))
 

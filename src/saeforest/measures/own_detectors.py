@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 from ..progress import progress
@@ -78,6 +78,18 @@ def own_detectors(
             active += alone.fired(sae.d_sae, threshold).cpu()
             advance(len(batch))
     return OwnDetectors(on, with_parent, active)
+
+
+def without_gate(
+    on: Int[Tensor, "e"], with_parent: Int[Tensor, "e"], base: Float64[Tensor, "e"]
+) -> tuple[Float64[Tensor, "e"], Float64[Tensor, "e"]]:
+    """`ungated` and `lift` of edges (docs/spec/hierarchy.md#ungated); `ungated` is NaN where a detector is never on.
+
+    on, with_parent: as in `OwnDetectors`. base: share of all tokens on which the parent is active in its own right.
+    """
+    lift = ((with_parent + base) / (on + 1) / base).log2()
+    # A parent that is nowhere active in its own right is found as often as is to be expected.
+    return with_parent.double() / on.double(), torch.where(base > 0, lift, 0)
 
 
 def own_detectors_memory(d_sae: int, n: int) -> int:

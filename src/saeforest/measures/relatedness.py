@@ -155,9 +155,9 @@ def _scores(
     nouns = None if net is None else nouns_of(subject.tokens, subject.tokenizer, net)
     for triple, rows in edges:
         rng = np.random.default_rng([config.seed, triple.parent, triple.child])
-        columns["tokens"].append(_alike(ids, rows.parent, rows.null, rows.child, rng))
-        columns["tokens_gated"].append(_alike(ids, rows.gated_parent, rows.gated_null, rows.gated_child, rng))
-        columns["tokens_all"].append(_alike(ids, rows.all_parent, rows.all_null, rows.gated_child, rng))
+        columns["tokens"].append(alike(ids, rows.parent, rows.null, rows.child, rng))
+        columns["tokens_gated"].append(alike(ids, rows.gated_parent, rows.gated_null, rows.gated_child, rng))
+        columns["tokens_all"].append(alike(ids, rows.all_parent, rows.all_null, rows.gated_child, rng))
         words = None if net is None or nouns is None else _compare_nouns(net, nouns, rows, config.nouns)
         columns["hypernymy"].append(_NONE if words is None else words[0])
         columns["kinship"].append(_NONE if words is None else words[1])
@@ -199,7 +199,7 @@ def _entropy(p: FloatArray) -> float:
     return float(-(p * np.log2(p)).sum())
 
 
-def _alike(
+def alike(
     ids: Int[Array, "n_tokens"],
     parent: Int64[Array, "p"],
     null: Int64[Array, "q"],

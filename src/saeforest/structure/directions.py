@@ -12,6 +12,7 @@ two classes, and mu rather than the mean of the other tokens, changes only the l
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -111,20 +112,32 @@ def nearness(
     ridge: float = RIDGE,
 ) -> Nearness:
     """The cosines and ranks of all features that have a direction (see `Directions`)."""
+    return nearness_to([parent], moments, n_fired, decoder, min_count, ridge)[0]
+
+
+def nearness_to(
+    parents: Sequence[Int[Tensor, "d_sae"]],
+    moments: Moments,
+    n_fired: Int[Tensor, "d_sae"],
+    decoder: Float[Tensor, "d_sae d_in"],
+    min_count: int,
+    ridge: float = RIDGE,
+) -> list[Nearness]:
+    """`nearness` for each of several forests on the same features, at the cost of one."""
     d_sae = len(decoder)
     rows = F.normalize(decoder.float())
     directions = Directions(moments, n_fired, min_count, ridge)
-    cosines = torch.full((2, d_sae), torch.nan, device=decoder.device)
-    ranks = torch.zeros(2, d_sae, dtype=torch.int64, device=decoder.device)
+    cosines = torch.full((1 + len(parents), d_sae), torch.nan, device=decoder.device)
+    ranks = torch.zeros(1 + len(parents), d_sae, dtype=torch.int64, device=decoder.device)
     found = directions.features
     with progress("directions", len(found), "features") as advance:
         for features in found.split(max(_BLOCK_ENTRIES // d_sae, 1)):
             cosine = directions.of(features) @ rows.T
-            for i, other in enumerate((features, parent[features])):
+            for i, other in enumerate((features, *(parent[features] for parent in parents))):
                 exists = other != ROOT
                 own = cosine.gather(1, other.clamp(min=0)[:, None])
                 rank = 1 + (cosine > own).sum(1)
                 cosines[i, features[exists]] = own[exists, 0]
                 ranks[i, features[exists]] = rank[exists]
             advance(len(features))
-    return Nearness(cosines[0], cosines[1], ranks[0], ranks[1])
+    return [Nearness(cosines[0], cosines[i], ranks[0], ranks[i]) for i in range(1, 1 + len(parents))]

@@ -190,6 +190,23 @@ class PairStatistics:
                 found[kind] = torch.where(pair.n > 0, score, 0)
             yield block, found
 
+    def counts_of(
+        self, features: Int[Tensor, "f"]
+    ) -> Iterator[tuple[Int[Tensor, "b"], Int[Tensor, "b d_sae"]]]:
+        """Yield blocks of `features`, in order, with the numbers of tokens on which each fires with every feature."""
+        for block in features.split(max(_BLOCK_ENTRIES // max(self.d_sae, 1), 1)):
+            yield block, self._sorted.pairs(block, "child", values=False).n
+
+    def together(self, one: Int[Tensor, "e"], other: Int[Tensor, "e"]) -> Int[Tensor, "e"]:
+        """Number of tokens on which the two features of each pair fire together."""
+        both = torch.zeros(len(one), dtype=torch.int64)
+        for e, (a, b) in enumerate(zip(one.tolist(), other.tolist(), strict=True)):
+            first, second = self.firings(a)[0], self.firings(b)[0]
+            if len(first):
+                place = torch.searchsorted(first, second).clamp(max=len(first) - 1)
+                both[e] = (first[place] == second).sum()
+        return both
+
     def sums_of(
         self, features: Int[Tensor, "f"], role: Literal["child", "parent"] = "child"
     ) -> Iterator[tuple[Int[Tensor, "b"], PairSums]]:
