@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
@@ -9,6 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from saeforest.activations import ActivationBatch
 from saeforest.explore import Index, build_index, telling_families
+from saeforest.explore.counts import Counts
 from saeforest.explore.form import unused
 from saeforest.explore.index import About
 from saeforest.saes import TreeConfig, TreeSAE
@@ -92,7 +95,7 @@ class World:
         self.fires = self.f > 1e-3
         self.index = self.build()
 
-    def build(self) -> Index:
+    def build(self, begin: Callable[[Counts], None] = lambda counts: None) -> Index:
         batches = map(ActivationBatch, self.x.split(self.sizes), self.rows.split(self.sizes))
         return build_index(
             self.sae,
@@ -102,6 +105,7 @@ class World:
             total=len(self.rows),
             n_contexts=N_CONTEXTS,
             min_count=MIN_COUNT,
+            begin=begin,
         )
 
 

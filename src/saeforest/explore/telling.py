@@ -14,6 +14,9 @@ from ..structure.forest import ROOT, Forest
 from ..structure.pairs import PairStatistics
 from .form import TELLING
 
+# A lift below this is rounding: the token is as frequent as anywhere.
+_ROUNDING = 1e-9
+
 
 class Telling(NamedTuple):
     """The most telling tokens of each feature, best first: -1 and NaN in places that are not used."""
@@ -68,5 +71,5 @@ def _telling(
     p = (n + q) / (len(firings) + 1)
     lift = np.log2(p / q)
     order = np.lexsort((ids, -p * lift))
-    order = order[lift[order] > 0][:TELLING]
+    order = order[lift[order] > _ROUNDING][:TELLING]
     return ids[order], lift[order]
