@@ -45,7 +45,7 @@ COLUMNS = {
 
 def _variants() -> dict[str, SystemConfig]:
     """The paper's tree, some options by themselves, and what is best together with others."""
-    paper, best = PRESETS["demo"].sae, PRESETS["demo-tree-earned"].sae
+    paper, best = PRESETS["demo-tree-paper"].sae, PRESETS["demo"].sae
     assert isinstance(paper, TreeConfig)
     assert isinstance(best, TreeConfig)
 
@@ -75,8 +75,8 @@ def _variants() -> dict[str, SystemConfig]:
         "all, weights 0.1, random start": random_start(replace(best, layer_weights=0.1)),
         "all, weights 0.1": replace(best, layer_weights=0.1),
         "all, random start": random_start(best),
-        "all (demo-tree-earned)": best,
-        "all, earned 0.25": data(best, 0.25),
+        "all (the demo)": best,
+        "all, earned 0.3": data(best, 0.3),
         "all, earned 0.2": data(best, 0.2),
         "all, earned 0.2, the dead keep their weights": keep,
         "all, earned 0.2, the dead to parents by capacity": data(best, 0.2, dead="capacity"),
