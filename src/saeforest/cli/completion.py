@@ -43,6 +43,7 @@ def options_of_all() -> dict[str, list[Option]]:
     from .compare import CompareArguments
     from .demo import DemoArguments
     from .eval_arguments import eval_arguments
+    from .explore import ExploreArguments
     from .harvest import NOT_READ, HarvestArguments
     from .index import IndexArguments
     from .infer import InferArguments
@@ -63,6 +64,7 @@ def options_of_all() -> dict[str, list[Option]]:
         "compare": options(CompareArguments),
         "index": options(IndexArguments),
         "show": options(ShowArguments),
+        "explore": options(ExploreArguments),
         "infer": options(InferArguments),
         "harvest": options(HarvestArguments, HarvestArguments(TrainConfig()), NOT_READ),
         "verify": options(VerifyArguments),
