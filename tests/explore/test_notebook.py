@@ -15,7 +15,10 @@ from saeforest.explore import Explorer
 from saeforest.explore.cards import Card
 from saeforest.structure.forest import Forest
 
-HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(1)>\"'&amp; </style> \x1b[31m \u202edlrow\u2066 \x00\x85\u2028"
+HOSTILE = (
+    "<script>alert(1)</script><img src=x onerror=alert(1)>\"'&amp; </style> "
+    "\x1b[31m \u202edlrow\u2066 \x00\x85\u2028"
+)
 TAGS = {
     "div", "style", "h4", "p", "b", "ul", "li", "table", "thead", "tbody", "tr", "th", "td", "span", "mark", "details",
     "summary",

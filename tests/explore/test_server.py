@@ -211,7 +211,7 @@ def test_injected_text_comes_back_as_data(evil: str, client: TestClient) -> None
     body = json.dumps({"label": evil, "note": evil}).encode()
     answer = client.put("/api/v1/annotations/3", content=body, headers={"Content-Type": "application/json"})
     assert answer.status_code == 200, answer.text
-    for path in ("annotations", "labels", "feature/3", "annotations", f"search?q=x"):
+    for path in ("annotations", "labels", "feature/3", "annotations", "search?q=x"):
         answer = client.get(f"/api/v1/{path}")
         assert answer.content.isascii()
         assert not set(b"<>&") & set(answer.content)
