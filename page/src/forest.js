@@ -33,6 +33,8 @@ export class Forest {
     this.places = new Map(
       this.about.map(({ name }) => [name, spread(json.places?.[name], NaN, Float32Array) ?? new Float32Array(n).fill(NaN)]),
     );
+    // A place is the share of null pairs that the edge beats, whichever way the column counts.
+    for (const { name, higher_is_more: more } of this.about) if (more === false) this.places.set(name, this.places.get(name).map((place) => 1 - place));
     this.link();
   }
 

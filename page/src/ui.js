@@ -43,7 +43,7 @@ export function Answer({ answer, what, children }) {
 /** Place of an edge among null pairs, as words. */
 export function placeWords(place) {
   if (Number.isNaN(place) || place === null || place === undefined) return "no place among null pairs";
-  return `above ${percent(place)} of null pairs`;
+  return `beats ${percent(place)} of null pairs`;
 }
 
 /** A mark on a line from 0 to 100% of the null pairs; the tick in the middle is chance, the shaded end the top 5%. */

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from urllib.parse import urlsplit
 
 import pytest
@@ -20,8 +21,8 @@ NAMES = ("chromium", "chromium-browser", "google-chrome")
 class Watched:
     """A page, with what it asked for and what it complained about."""
 
-    def __init__(self, page: Page, url: str, made: MadeForest) -> None:
-        self.page, self.url, self.made = page, url, made
+    def __init__(self, page: Page, url: str) -> None:
+        self.page, self.url = page, url
         self.asked: list[str] = []
         self.complaints: list[str] = []
         page.on("request", lambda request: self.asked.append(request.url))
@@ -69,11 +70,21 @@ def browser() -> Iterator[Browser]:
         launched.close()
 
 
+@contextmanager
+def watching(browser: Browser, url: str) -> Iterator[Watched]:
+    """A page that a laptop shows."""
+    context = browser.new_context(viewport={"width": 1366, "height": 768})
+    context.set_default_timeout(PATIENCE)
+    yield Watched(context.new_page(), url)
+    context.close()
+
+
 @pytest.fixture(scope="module")
-def watched(browser: Browser) -> Iterator[Watched]:
-    made = MadeForest()
-    with serving(made) as url:
-        context = browser.new_context(viewport={"width": 1366, "height": 768})
-        context.set_default_timeout(PATIENCE)
-        yield Watched(context.new_page(), url, made)
-        context.close()
+def made() -> MadeForest:
+    return MadeForest()
+
+
+@pytest.fixture(scope="module")
+def watched(browser: Browser, made: MadeForest) -> Iterator[Watched]:
+    with serving(made) as url, watching(browser, url) as page:
+        yield page

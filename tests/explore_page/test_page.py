@@ -14,6 +14,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from explore_page.conftest import Watched
+from explore_page.made_api import MadeForest
 from explore_page.made_forest import HOSTILE
 
 VIEWS = {
@@ -95,13 +96,12 @@ def test_search_finds_a_feature(watched: Watched) -> None:
     expect(page.locator("h1")).to_contain_text("nice · lovely")
 
 
-def test_filters_keep_the_way_to_what_they_find(watched: Watched) -> None:
+def test_filters_keep_the_way_to_what_they_find(watched: Watched, made: MadeForest) -> None:
     page = watched.open("#/tree")
     page.get_by_role("combobox", name="Depth", exact=True).select_option("1")
-    page.get_by_role("combobox", name="Exceeds of null pairs").select_option("0.95")
+    page.get_by_role("combobox", name="Beats null pairs").select_option("0.95")
     assert "depth=1" in page.url
     assert "pmin=0.95" in page.url
-    made = watched.made
     found = [f for f in range(48, 268) if made.places["ungated"][f] >= 0.95 and made.parent[f] < 48]
     expect(page.locator(".tally")).to_contain_text(f"{len(found)} features of 868")
     page.go_back()
@@ -170,7 +170,7 @@ def test_what_a_person_writes_stays(watched: Watched) -> None:
     expect(page.locator("[role=treeitem]:not(.way)")).to_contain_text(["worth a look"])
 
 
-def test_the_blind_audit_tells_only_afterwards(watched: Watched) -> None:
+def test_the_blind_audit_tells_only_afterwards(watched: Watched, made: MadeForest) -> None:
     page = watched.open("#/audit")
     for _ in range(2):
         expect(page.get_by_role("region", name="Parent")).to_be_visible()
@@ -179,7 +179,7 @@ def test_the_blind_audit_tells_only_afterwards(watched: Watched) -> None:
         expect(page.locator(".verdict")).to_contain_text(re.compile("edge of the tree|null pair"))
         page.keyboard.press("x")
         expect(page.locator(".verdict")).to_be_empty()
-    assert [sum(row.values()) for row in watched.made.tally.values()] == [1, 1]
+    assert [sum(row.values()) for row in made.tally.values()] == [1, 1]
 
 
 def test_an_edge_is_chosen_in_the_table_and_by_a_rectangle(watched: Watched) -> None:
@@ -200,8 +200,8 @@ def test_an_edge_is_chosen_in_the_table_and_by_a_rectangle(watched: Watched) -> 
     expect(page.get_by_role("navigation", name="Views of this feature")).to_be_visible()
 
 
-def test_text_of_a_model_is_inert(watched: Watched) -> None:
-    page = watched.open(f"#/feature/{watched.made.n - 1}")
+def test_text_of_a_model_is_inert(watched: Watched, made: MadeForest) -> None:
+    page = watched.open(f"#/feature/{made.n - 1}")
     shown = page.locator("main").inner_text()
     assert "<script>alert(1)</script>⟨U+202E⟩gnp.exe⟨U+0007⟩" in shown
     assert HOSTILE not in shown
@@ -221,8 +221,7 @@ def test_what_is_missing_says_what_to_do(watched: Watched) -> None:
     page.unroute("**/api/v1/family/2")
 
 
-def test_a_file_holds_the_same_page(watched: Watched, browser: Browser, tmp_path: Path) -> None:
-    made = watched.made
+def test_a_file_holds_the_same_page(made: MadeForest, browser: Browser, tmp_path: Path) -> None:
     bundle = files("saeforest.explore") / "page"
     pressed = lambda value: base64.b64encode(gzip.compress(json.dumps(value).encode())).decode()  # noqa: E731
     block = {path: made.get(path) for path in ("overview", "forest", "labels", "feature/1")}

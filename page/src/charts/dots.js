@@ -2,14 +2,15 @@
 import { html } from "../html.js";
 import { measure } from "../text.js";
 
-const NAMES = { shuffled: "parents shuffled", untrained: "untrained", random: "random pairs" };
+const NAMES = { shuffled: "parents shuffled", untrained: "untrained" };
 const W = 260;
-const titleOf = (name) => NAMES[name] ?? name.replaceAll("_", " ");
 const at = (x) => (x === null || x === undefined ? null : typeof x === "number" ? { value: x, interval: null } : x);
 
 function Row({ value }) {
   const own = { value: value.value, interval: value.interval };
-  const nulls = Object.entries(value.null).map(([name, x]) => [name, at(x)]).filter(([, x]) => x && x.value !== null);
+  const nulls = Object.keys(NAMES).map((name) => [name, at(value.null[name])]).filter(([, x]) => x && x.value !== null);
+  const over = at(value.null.over_shuffled) ?? at(value.null.over_untrained);
+  const against = value.null.over_shuffled ? "shuffled" : "untrained";
   const all = [own, ...nulls.map(([, x]) => x)].flatMap((x) => [x.value, ...(x.interval ?? [])]).filter(Number.isFinite);
   const [low, high] = [Math.min(0, ...all), Math.max(1, ...all)];
   const x = (v) => 6 + ((v - low) / (high - low)) * (W - 12);
@@ -22,7 +23,8 @@ function Row({ value }) {
     <td class="num own-number">${words(own)}</td>
     <td><svg class="dots" width=${W} height=${16 + 10 * nulls.length} aria-hidden="true"><line class="axis" x1="6" x2=${W - 6} y1="8" y2="8" />
       ${nulls.map(([, v], place) => mark(v, 18 + 10 * place, "null"))}${mark(own, 8, "own")}</svg></td>
-    <td class="num null-number">${nulls.length ? nulls.map(([name, v]) => html`<div key=${name}>${titleOf(name)} ${words(v)}</div>`) : "no null measured"}</td>
+    <td class="num null-number">${nulls.length ? nulls.map(([name, v]) => html`<div key=${name}>${NAMES[name]} ${words(v)}</div>`) : "no null measured"}
+      ${over && over.value !== null && html`<div>over ${against}: ${over.value > 0 ? "+" : ""}${words(over)}</div>`}</td>
   </tr>`;
 }
 

@@ -3,7 +3,7 @@ import { html, useMemo, useState } from "../html.js";
 import { go, query, route, to } from "../route.js";
 import { forest, useAsk } from "../store.js";
 import { isStatic } from "../transport.js";
-import { number, percent, plural, visible } from "../text.js";
+import { measure, number, percent, plural, visible } from "../text.js";
 import { Answer, Empty, FeatureLink } from "../ui.js";
 import { Table } from "../table.js";
 
@@ -18,9 +18,9 @@ function Result({ value }) {
     ...(value.pairs.some((pair) => pair.parents_match !== undefined) ? [{ key: "parents", title: "Parents match", sort: (pair) => Number(pair.parents_match), render: (pair) => (pair.parents_match === null ? "–" : pair.parents_match ? "yes" : "no") }] : []),
   ], [value]);
   const facts = Object.entries(value).filter(([key, fact]) => typeof fact === "number" && key !== "api");
-  const words = { matched_share: "Features with a match", parents_share: "Whose parents match too", threshold: "Cosine of a match" };
-  return html`<dl class="facts">${facts.map(([key, fact]) => html`<div class="fact" key=${key}><dt>${words[key] ?? key.replaceAll("_", " ")}</dt><dd class="num">${key.endsWith("share") ? percent(fact) : number(fact)}</dd></div>`)}
-      ${value.null && Object.entries(value.null).map(([key, fact]) => html`<div class="fact" key=${key}><dt>${key.replaceAll("_", " ")} by chance</dt><dd class="num">${key.endsWith("share") ? percent(fact) : number(fact)}</dd></div>`)}</dl>
+  const words = { matched_share: "Features with a match", parents_share: "Pairs whose parents match too", threshold: "Cosine of a match", mean_cos: "Mean cosine" };
+  const shown = (key, fact) => (key.endsWith("share") ? percent(fact) : measure(fact));
+  return html`<dl class="facts">${facts.map(([key, fact]) => html`<div class="fact" key=${key}><dt>${words[key] ?? key.replaceAll("_", " ")}</dt><dd class="num">${shown(key, fact)}${typeof value.null?.[key] === "number" && html`<small>by chance ${shown(key, value.null[key])}</small>`}</dd></div>`)}</dl>
     <p class="tally">${plural(value.pairs.length, "pair")}</p>
     <${Table} rows=${value.pairs} columns=${columns} sort=${sort} onSort=${setSort} keyOf=${({ id }) => id} onOpen=${({ id }) => go(to("feature", id))} label="Matched features" height=${560} />`;
 }
@@ -31,7 +31,7 @@ export function CompareView() {
   const answer = useAsk(other ? `compare?${new URLSearchParams({ other })}` : null);
   const offered = useAsk(isStatic || other ? null : "compare");
   const runs = offered.value?.runs ?? [];
-  return html`<div class="wide"><div class="head"><h1>Compare</h1><p class="hint">Which features another SAE of the same activations has too. Matched by the cosine of their decoder rows.</p></div>
+  return html`<div class="wide"><div class="head"><h1>Compare</h1><p class="hint">Which features another SAE of the same activations has too. Matched by the cosine of their decoder rows; by chance: against random directions and shuffled parents.</p></div>
     ${isStatic ? html`<${Empty}>An export holds one SAE. <code>saeforest explore RUN</code> compares.</${Empty}>`
     : html`<form class="tools" onSubmit=${(event) => {
         event.preventDefault();

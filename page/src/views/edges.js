@@ -15,7 +15,7 @@ function Axis({ column }) {
 }
 
 function csv(tree, ids) {
-  const head = ["parent", "child", ...tree.about.flatMap(({ name }) => [name, `${name}_place`])];
+  const head = ["parent", "child", ...tree.about.flatMap(({ name }) => [name, `${name}_beats_null`])];
   const quote = (text) => `"${String(text ?? "").replaceAll('"', '""')}"`;
   const rows = ids.map((id) => [tree.parent[id], id, ...tree.about.flatMap(({ name }) => [tree.value(name, id), tree.place(name, id)])].map((value) => (Number.isNaN(value) ? "" : value)));
   return [[...head, "parent_label", "child_label"].join(","), ...rows.map((row, place) => [...row, quote(nameOf(tree.parent[ids[place]])), quote(nameOf(ids[place]))].join(","))].join("\n");
@@ -48,7 +48,7 @@ export function EdgesView() {
     { key: "child", title: "Child", sort: (id) => id, render: (id) => html`<${FeatureLink} id=${id} />` },
     ...[["x", X], ["y", Y]].filter(([axis]) => axis === "x" || X !== Y).flatMap(([axis, column]) => [
       { key: axis, title: column.title, numeric: true, help: column.description, sort: (id) => tree.value(column.name, id), render: (id) => html`<span class="num">${cell(column, tree.value(column.name, id))}</span>` },
-      { key: `${axis}-place`, title: "Among null pairs", help: `Place of “${column.title}” among null pairs`, numeric: true, sort: (id) => tree.place(column.name, id), render: (id) => html`<${Gauge} place=${tree.place(column.name, id)} mechanical=${column.mechanical} />` },
+      { key: `${axis}-place`, title: "Beats null pairs", help: `Share of null pairs that the edge beats by “${column.title}”`, numeric: true, sort: (id) => tree.place(column.name, id), render: (id) => html`<${Gauge} place=${tree.place(column.name, id)} mechanical=${column.mechanical} />` },
     ]),
     { key: "density", title: "Density", numeric: true, help: "Of the child", sort: (id) => tree.density[id], render: (id) => html`<span class="num">${percent(tree.density[id])}</span>` },
     ...(ratings.value.size ? [{ key: "rating", title: "Rated", sort: (id) => ratings.value.get(id)?.rating ?? null, render: (id) => ratings.value.get(id)?.rating ?? "" }] : []),

@@ -31,7 +31,7 @@ function EdgeEvidence({ id }) {
   const rating = ratings.value.get(id)?.rating;
   return html`<section aria-labelledby="edge"><h2 id="edge">The edge from its parent</h2>
     <p class="hint">Under <${FeatureLink} id=${parent} view="family" />. The mark: its place among null pairs, parents shuffled within the layer among features that fire as often. Middle: chance.</p>
-    <table class="plain evidence"><thead><tr><th scope="col">Property</th><th scope="col" class="numeric">Value</th><th scope="col">Among null pairs</th></tr></thead>
+    <table class="plain evidence"><thead><tr><th scope="col">Property</th><th scope="col" class="numeric">Value</th><th scope="col">Beats null pairs</th></tr></thead>
       <tbody>${tree.about.map((column) => html`<tr key=${column.name} class=${column.mechanical ? "forced" : ""}>
         <th scope="row" title=${column.description}>${column.title}${column.mechanical ? html` <span class="tag warn" title="The gate of this SAE forces the value; it says nothing about the pair">by the gate</span>` : null}</th>
         <td class="numeric num">${cell(column, tree.value(column.name, id))}</td><td><${Gauge} place=${tree.place(column.name, id)} mechanical=${column.mechanical} /></td></tr>`)}</tbody></table>

@@ -15,7 +15,7 @@ export function HelpView() {
   const tree = forest.value;
   return html`<div class="help"><h1>Help</h1>
     <section aria-labelledby="read"><h2 id="read">How to read a number here</h2>
-      <p>A tree that learned nothing scores high on many measures of hierarchy, because the gate makes a child active only where its parent is. So every number about an edge stands beside its <em>place among null pairs</em>: the share of pairs that this edge exceeds when parents are shuffled within the layer among features that fire about as often.</p>
+      <p>A tree that learned nothing scores high on many measures of hierarchy, because the gate makes a child active only where its parent is. So every number about an edge stands beside its <em>place among null pairs</em>: the share of null pairs that it beats. Null pairs are made by shuffling parents within the layer, among features that fire about as often.</p>
       <ul class="gauges"><li><${Gauge} place=${0.99} /> far above chance</li><li><${Gauge} place=${0.5} /> chance: the tree says nothing here</li><li><${Gauge} place=${0.12} /> below chance</li><li><${Gauge} place=${0.97} mechanical=${true} /> forced by the gate: says nothing, whatever it is</li></ul></section>
     <section aria-labelledby="keys"><h2 id="keys">Keys</h2><div class="key-groups">${KEYS.map(([title, rows]) => html`<div key=${title}><h3>${title}</h3><dl class="keys">${rows.map(([key, text]) => html`<div key=${key}><dt>${key.split(/ {2}/).map((part) => html`<kbd key=${part}>${part}</kbd> `)}</dt><dd>${text}</dd></div>`)}</dl></div>`)}</div></section>
     <section aria-labelledby="words"><h2 id="words">Words</h2><dl class="words">

@@ -23,7 +23,7 @@ function Values({ values }) {
 }
 
 function Beats({ beats }) {
-  if (!beats?.length) return html`<p class="hint">The edges have no null yet. <code>saeforest index RUN</code> makes it with the index.</p>`;
+  if (!beats?.length) return html`<p class="hint">${visible(overview.value.has?.missing?.nulls ?? "") || html`The edges have no null yet. <code>saeforest index RUN</code> makes it with the index.`}</p>`;
   return html`<table class="plain beats">
     <caption>Of all edges, how many exceed 95% of null pairs: parents shuffled within their layer, among features that fire as often. By chance: 5%.</caption>
     <thead><tr><th scope="col">Edge column</th><th scope="col">Edges above the null’s top 5%</th><th scope="col" class="numeric" title="Probability that an edge of the tree exceeds a null pair; 0.5 is chance">AUC</th></tr></thead>
@@ -63,7 +63,7 @@ export function Overview() {
       <p class="intro">${visible(about.system ?? "An SAE")} with ${plural(about.n_features, "feature")} in ${plural(layers.length, "layer")} (${layers.map(count).join(", ")}), on <code>${visible(about.site)}</code> of <strong>${visible(about.model)}</strong>. ${origin}</p>
       <dl class="facts">
         <${Fact} term="Alive" note=${`of ${count(about.n_features)} features`}><span class="num">${count(about.n_alive)}</span></${Fact}>
-        <${Fact} term="Edges" note="parent and child"><span class="num">${count(about.n_edges)}</span></${Fact}>
+        <${Fact} term="Edges" note=${about.n_judged === undefined ? "parent and child" : `${count(about.n_judged)} fired often enough to judge`}><span class="num">${count(about.n_edges)}</span></${Fact}>
         <${Fact} term="Roots"><span class="num">${count(about.n_roots)}</span></${Fact}>
         <${Fact} term="Indexed tokens"><span class="num">${count(about.n_tokens)}</span></${Fact}>
       </dl>

@@ -1,12 +1,12 @@
 // A text of one's own: which paths of the forest are active on each token, what each layer adds, what the model predicts.
 import { html, useEffect, useState } from "../html.js";
 import { query, route } from "../route.js";
-import { useAsk } from "../store.js";
+import { overview, useAsk } from "../store.js";
 import { isStatic, transport } from "../transport.js";
 import { number, percent, plural, visible, visibleToken } from "../text.js";
 import { Bar, Empty, Failure, FeatureLink, Loading } from "../ui.js";
 
-const per = (result) => result.per_token ?? result["per token"] ?? result.positions ?? [];
+const per = (result) => result.per_token ?? [];
 
 function Predictions({ clean, spliced }) {
   const rows = Math.max(clean?.length ?? 0, spliced?.length ?? 0);
@@ -16,14 +16,15 @@ function Predictions({ clean, spliced }) {
   return html`<section aria-labelledby="next"><h2 id="next">What the model predicts next</h2><div class="two">${list("As it is", clean)}${list("With the SAE in its place", spliced)}</div></section>`;
 }
 
-function Position({ entry, token }) {
-  const errors = entry.errors ?? entry.errors_by_layer ?? [];
+function Position({ entry, token, layers }) {
+  const errors = entry.errors ?? [];
+  const first = errors.length > layers ? 1 : 0; // the first may be what no layer has reconstructed
   return html`<div class="columns-even">
     <section aria-labelledby="paths"><h2 id="paths">Active paths on <code class="token">${visibleToken(token)}</code></h2>
       ${entry.paths?.length ? html`<ul class="paths">${entry.paths.map((path, place) => html`<li key=${place}>${path.map((step, depth) => html`<div key=${step.id} class=${`path-step i${depth}`}><${FeatureLink} id=${step.id} label=${step.label} /> <span class="num muted">${number(step.value)}</span></div>`)}</li>`)}</ul>` : html`<p class="state empty">No feature is active here.</p>`}</section>
     <div><section aria-labelledby="adds"><h2 id="adds">What each layer adds</h2>
-      <p class="hint">Part of the activation not yet reconstructed, after each layer of the forest.</p>
-      <ol class="waterfall">${errors.map((error, layer) => html`<li key=${layer}><span>${layer === 0 && errors.length > (entry.layers ?? Infinity) ? "nothing" : `to layer ${layer}`}</span><${Bar} value=${error} most=${Math.max(1, ...errors)} text=${percent(error)} label=${`unexplained after layer ${layer}: ${percent(error)}`} /></li>`)}</ol></section>
+      <p class="hint">The part of the activation that is not reconstructed yet: the shorter the bar, the more has been explained.</p>
+      <ol class="waterfall">${errors.map((error, layer) => html`<li key=${layer}><span>${layer < first ? "by none" : layer === first ? "by layer 0" : `by layers 0 to ${layer - first}`}</span><${Bar} value=${error} most=${Math.max(1, ...errors)} text=${percent(error)} /></li>`)}</ol></section>
       <${Predictions} clean=${entry.clean} spliced=${entry.spliced} /></div></div>`;
 }
 
@@ -45,7 +46,7 @@ function Result({ result }) {
   return html`<div class="token-strip" role="group" aria-label=${`${plural(entries.length, "token")}; arrow keys move`} onKeyDown=${keys}>
       ${result.tokens.map((token, place) => html`<button type="button" key=${place} aria-pressed=${place === at} tabindex=${place === at ? 0 : -1} class=${`d${Math.ceil(((entries[place]?.paths?.length ?? 0) / most) * 4)}`} onClick=${() => pick(place)}>${visible(token)}<sub class="num">${entries[place]?.paths?.length ?? 0}</sub></button>`)}
     </div><p class="hint">Below each token: how many paths are active. The underline says the same.</p>
-    <${Position} entry=${entries[at]} token=${result.tokens[at]} />`;
+    <${Position} entry=${entries[at]} token=${result.tokens[at]} layers=${result.layers ?? Infinity} />`;
 }
 
 export function PromptView() {
@@ -53,10 +54,11 @@ export function PromptView() {
   const asked = state.get("text") ?? "";
   const [text, setText] = useState(asked);
   const [answer, setAnswer] = useState({ state: "none" });
+  const missing = isStatic || overview.value.has?.prompt !== false ? null : (overview.value.has.missing?.prompt ?? "The language model of this run cannot be loaded here.");
   const stored = useAsk(isStatic ? "prompts" : null);
   useEffect(() => setText(asked), [asked]);
   useEffect(() => {
-    if (!asked) return setAnswer({ state: "none" });
+    if (!asked || missing) return setAnswer({ state: "none" });
     if (isStatic) {
       const found = stored.value?.prompts.find((prompt) => prompt.text === asked);
       return setAnswer(found ? { state: "ready", value: found.result } : { state: "none" });
@@ -70,7 +72,7 @@ export function PromptView() {
     return () => (current = false);
   }, [asked, stored.value]);
   return html`<div class="wide prompt-view"><div class="head"><h1>Prompt</h1><p class="hint">Runs the language model and the SAE on a text of yours.</p></div>
-    ${isStatic
+    ${missing ? html`<${Empty}>${visible(missing)}</${Empty}>` : isStatic
       ? stored.value ? html`<p>Prompts in this export: ${stored.value.prompts.map((prompt) => html`<button type="button" key=${prompt.text} aria-pressed=${prompt.text === asked} onClick=${() => query({ text: prompt.text, token: null })}><bdi>${visible(prompt.text)}</bdi></button> `)}</p>` : html`<${Empty}>An export runs no model. <code>saeforest explore RUN</code> does.</${Empty}>`
       : html`<form class="prompt-form" onSubmit=${(event) => {
           event.preventDefault();

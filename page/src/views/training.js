@@ -8,6 +8,16 @@ import { count } from "../text.js";
 
 const words = (name) => ({ fve: "Fraction of variance explained", l0: "Active features per token (L0)", loss: "Loss" })[name] ?? name.replaceAll("_", " ").replace(/^./, (letter) => letter.toUpperCase());
 
+/** Series named "NAME, layer N" are lines of one chart. */
+function grouped(series) {
+  const groups = new Map();
+  for (const [name, values] of Object.entries(series)) {
+    const [, title, layer] = name.match(/^(.*?)(?:, (layer \d+))?$/);
+    groups.set(title, [...(groups.get(title) ?? []), { name: layer ?? name, values }]);
+  }
+  return groups;
+}
+
 export function TrainingView() {
   const answer = useAsk("training");
   const [sort, setSort] = useState({ key: "step", down: true });
@@ -16,10 +26,13 @@ export function TrainingView() {
       const dead = layers.dead_share?.length ? layers.dead_share : null;
       // By step or by layer: whichever way it comes, a line is a layer.
       const byLayer = dead && (dead.length === steps.length ? dead[0].map((_, layer) => dead.map((row) => row[layer])) : dead);
+      const l0 = layers.l0?.length && layers.l0[0]?.length > 1 ? layers.l0[0].map((_, layer) => layers.l0.map((row) => row[layer])) : null;
+      const groups = grouped(series);
       const keys = moves.length ? Object.keys(moves[0]).filter((key) => typeof moves[0][key] !== "object") : [];
       if (!steps.length) return html`<${Empty}>This run has no training log.</${Empty}>`;
       return html`<div class="charts">
-        ${Object.entries(series).map(([name, values]) => html`<${Lines} key=${name} title=${words(name)} steps=${steps} series=${[{ name, values }]} />`)}
+        ${[...groups].map(([name, lines]) => html`<${Lines} key=${name} title=${words(name)} steps=${steps} series=${lines} />`)}
+        ${l0 && html`<${Lines} title="Active features per token by layer" steps=${steps} series=${l0.map((values, layer) => ({ name: `layer ${layer}`, values }))} />`}
         ${byLayer && html`<${Lines} title="Dead features by layer" unit="share" steps=${steps} series=${byLayer.map((values, layer) => ({ name: `layer ${layer}`, values }))} />`}
       </div>
       <section aria-labelledby="moves"><h2 id="moves">Reallocations</h2>

@@ -36,7 +36,7 @@ function useSearch({ q, regex, where }) {
     let current = true;
     const path = `search?${new URLSearchParams({ q, regex: regex ? 1 : 0, in: where, n: 500 })}`;
     const timer = setTimeout(() => ask(path).then(
-      (value) => current && setAnswer({ q: path, state: "ready", found: new Map(value.results.map((hit) => [hit.id, hit.context])), truncated: value.truncated }),
+      (value) => current && setAnswer({ q: path, state: "ready", found: new Map(value.results.map((hit) => [hit.id, hit.context])), truncated: value.truncated, note: value.note }),
       (error) => current && setAnswer({ q: path, state: "error", error, found: new Map() }),
     ), 120);
     setAnswer((old) => ({ ...old, state: "loading" }));
@@ -63,7 +63,7 @@ function Filters({ filter, tree, n, search, onOpenAll, onCloseAll }) {
       <h1>Tree</h1>
       <${Choice} label="Search in" value=${filter.where} options=${[["label,token,text", "Everything"], ["label", "Labels"], ["token", "Tokens"], ["text", "Contexts"]]} onChoose=${(where) => set({ in: where === "label,token,text" ? null : where })} />
       <label class="check"><input type="checkbox" checked=${filter.regex} onChange=${(event) => set({ re: event.currentTarget.checked })} /> Regular expression</label>
-      <span class="tally" role="status">${filter.q ? html`“<bdi>${visible(filter.q)}</bdi>”: ` : ""}${isFiltered(filter) ? `${plural(n, "feature")} of ${count(tree.ids.length)}` : plural(n, "feature")}${search.state === "loading" ? ", searching …" : ""}${search.truncated ? ", the first 500 matches" : ""} ${search.note ?? ""}</span>
+      <span class="tally" role="status">${filter.q ? html`“<bdi>${visible(filter.q)}</bdi>”: ` : ""}${isFiltered(filter) ? `${plural(n, "feature")} of ${count(tree.ids.length)}` : plural(n, "feature")}${search.state === "loading" ? ", searching …" : ""}${search.truncated ? ", there may be more" : ""} ${search.note ?? ""}</span>
       <span class="grow"></span>
       ${isFiltered(filter) && html`<a class="button" href=${to("tree")}>Show all</a>`}
       <button type="button" onClick=${onOpenAll}>Open all</button>
@@ -77,7 +77,7 @@ function Filters({ filter, tree, n, search, onOpenAll, onCloseAll }) {
       <${Select} label="Children" value=${filter.kids} options=${[["", "any"], ["some", "with children"], ["many", "5 or more"], ["none", "without"]]} onChoose=${(kids) => set({ kids })} />
       <${Select} label="Only" value=${filter.only} options=${[["", "all"], ["alive", "alive"], ["dead", "dead"], ["bookmarked", "bookmarked"], ["noted", "with a note"], ["rated", "rated edges"]]} onChoose=${(only) => set({ only })} />
       <${Select} label="Edge column" value=${filter.col ?? tree.telling?.name ?? ""} options=${tree.about.map(({ name, title }) => [name, title])} onChoose=${(col) => set({ col })} />
-      <${Select} label="Exceeds of null pairs" value=${filter.pmin === null ? "" : String(filter.pmin)} options=${[["", "any"], ["0.5", "50%"], ["0.8", "80%"], ["0.95", "95%"], ["0.99", "99%"]]} onChoose=${(pmin) => set({ pmin, col: filter.col ?? tree.telling?.name })} />
+      <${Select} label="Beats null pairs" value=${filter.pmin === null ? "" : String(filter.pmin)} options=${[["", "any"], ["0.5", "50%"], ["0.8", "80%"], ["0.95", "95%"], ["0.99", "99%"]]} onChoose=${(pmin) => set({ pmin, col: filter.col ?? tree.telling?.name })} />
       ${number("vmin", "Value from", { step: "any" })}
       <${Select} label="Sort" value=${filter.sort} options=${[["density", "Density"], ["size", "Features below"], ["id", "Number"], ...tree.about.map(({ name, title }) => [`place:${name}`, `Place: ${title}`])]} onChoose=${(sort) => query({ sort: sort === "density" ? null : sort })} />
     </div>

@@ -1,0 +1,94 @@
+"""The page on the explorer's own server: both keep the same contract."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import Thread
+
+import pytest
+import uvicorn
+from playwright.sync_api import Browser, expect
+
+from explore_cases import World, byte_tokenizer
+from explore_page.conftest import Watched, watching
+from saeforest.explore import Explorer
+from saeforest.explore.annotations import Annotations
+from saeforest.explore.api import Api
+from saeforest.explore.server import make_app
+from saeforest.saes import TreeSAE
+
+VIEWS = [
+    "",
+    "map",
+    "tree",
+    "feature/3",
+    "family/2",
+    "edges",
+    "data/2",
+    "geometry/2",
+    "prompt",
+    "training",
+    "compare",
+]
+
+
+@contextmanager
+def running(api: Api) -> Iterator[str]:
+    server = uvicorn.Server(uvicorn.Config(make_app(api), host="127.0.0.1", port=0, log_level="error"))
+    thread = Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        thread.join(0.01)
+        assert thread.is_alive()
+    try:
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/"
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+@pytest.fixture(scope="module")
+def real(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
+    small = World(TreeSAE, documents=7)
+    annotations = Annotations(tmp_path_factory.mktemp("run") / "annotations.sqlite")
+    api = Api(Explorer(small.index, small.sae.forest, byte_tokenizer()), annotations, sae=small.sae)
+    with running(api) as url, watching(browser, url) as watched:
+        yield watched
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_a_view_shows_what_the_server_answers(real: Watched, view: str) -> None:
+    real.complaints.clear()
+    page = real.open(f"#/{view}")
+    expect(page.locator("h1")).to_be_visible()
+    lacking = page.locator("main .state.failed").all_inner_texts()
+    # What this little run lacks is said in a line; nothing else fails.
+    assert all("could not be shown" in text and "saeforest" in text for text in lacking), lacking
+    if lacking:
+        assert view in ("geometry/2", "training")
+    else:
+        assert not real.complaints
+    assert not real.outside()
+
+
+def test_a_label_is_kept_by_the_server(real: Watched) -> None:
+    page = real.open("#/feature/3")
+    label = page.get_by_role("textbox", name="Label", exact=True)
+    label.fill("mine")
+    label.press("Enter")
+    expect(page.get_by_text("Saved feature 3.")).to_be_visible()
+    page = real.open("#/feature/3")
+    expect(page.locator("h1")).to_contain_text("mine")
+    expect(page.locator("h1")).to_contain_text("by hand")
+    page.get_by_role("textbox", name="Label", exact=True).fill("")
+    page.get_by_role("textbox", name="Label", exact=True).blur()
+    expect(page.get_by_text("Saved feature 3.")).to_be_visible()
+    expect(page.locator("h1")).not_to_contain_text("mine")
+
+
+def test_a_pair_is_rated_blindly(real: Watched) -> None:
+    page = real.open("#/audit")
+    expect(page.get_by_role("region", name="Child")).to_be_visible()
+    page.keyboard.press("n")
+    expect(page.locator(".verdict")).to_contain_text("It was")
