@@ -36,6 +36,13 @@ export async function start() {
 
 export const canWrite = () => transport.writes && overview.value?.static !== true && overview.value?.writes !== false;
 
+/** What to do about a part that this explorer lacks ("training", "geometry", "prompt", "nulls", "logits"); null if it is there. */
+export function lacking(part) {
+  const has = overview.value?.has;
+  if (!has || has[part] !== false) return null;
+  return has.missing?.[part] ?? "It is not in this index; `saeforest index RUN` makes it.";
+}
+
 const cache = new Map();
 
 /** Ask for a path once; later questions get the same answer. Failures are asked again. */

@@ -15,12 +15,21 @@ export function Loading({ what = "Loading" }) {
 }
 
 export function Failure({ error, what }) {
-  const [line, command] = split(error?.message ?? String(error));
+  if (error?.status === 409 || error?.status === 503) return html`<${Lacking} text=${error.message} />`;
   return html`<div class="state failed" role="alert">
     <p><strong>${what ?? "This could not be shown."}</strong></p>
-    <p>${visible(line)}</p>
-    ${command && html`<p><code>${command}</code></p>`}
+    <${Advice} text=${error?.message ?? String(error)} />
   </div>`;
+}
+
+/** What is not there, and what to do about it: no failure. */
+export function Lacking({ text }) {
+  return html`<div class="state lacking" role="status"><${Advice} text=${text} /></div>`;
+}
+
+function Advice({ text }) {
+  const [line, command] = split(visible(text));
+  return html`<p>${line}</p>${command && html`<p><code>${command}</code></p>`}`;
 }
 
 /** A line that ends in "run: COMMAND" or holds it in “…” is shown with the command by itself. */
@@ -73,7 +82,7 @@ export function EdgeNumber({ column, id }) {
 
 /** A feature's number and label, as a link. */
 export function FeatureLink({ id, label, view = "feature", plain = false }) {
-  const text = label ?? nameOf(id);
+  const text = nameOf(id) ?? label;
   const known = forest.value?.has(id) ?? true;
   const inside = html`<span class="id num">${id}</span>${text ? html` <bdi class="label">${visible(text)}</bdi>` : html` <span class="label muted">${unnamed(id)}</span>`}`;
   if (plain || !known) return html`<span class="feature-link" title=${known ? null : "not in this export"}>${inside}</span>`;

@@ -62,13 +62,11 @@ def test_a_view_shows_what_the_server_answers(real: Watched, view: str) -> None:
     real.complaints.clear()
     page = real.open(f"#/{view}")
     expect(page.locator("h1")).to_be_visible()
-    lacking = page.locator("main .state.failed").all_inner_texts()
-    # What this little run lacks is said in a line; nothing else fails.
-    assert all("could not be shown" in text and "saeforest" in text for text in lacking), lacking
-    if lacking:
-        assert view in ("geometry/2", "training")
-    else:
-        assert not real.complaints
+    assert page.locator("main .state.failed").count() == 0
+    # What this little run lacks is said in a line, without being asked for.
+    if page.locator("main .state.lacking").count():
+        assert view in ("", "feature/3", "geometry/2", "prompt", "training")
+    assert not real.complaints
     assert not real.outside()
 
 
@@ -87,8 +85,6 @@ def test_a_label_is_kept_by_the_server(real: Watched) -> None:
     expect(page.locator("h1")).not_to_contain_text("mine")
 
 
-def test_a_pair_is_rated_blindly(real: Watched) -> None:
+def test_without_null_pairs_there_is_nothing_to_audit(real: Watched) -> None:
     page = real.open("#/audit")
-    expect(page.get_by_role("region", name="Child")).to_be_visible()
-    page.keyboard.press("n")
-    expect(page.locator(".verdict")).to_contain_text("It was")
+    expect(page.locator("main")).to_contain_text("no null pairs")

@@ -1,5 +1,5 @@
 // Edges as points on canvas over the null's cloud; a dragged rectangle chooses.
-import { html, useEffect, useLayoutEffect, useRef, useState } from "../html.js";
+import { html, useEffect, useLayoutEffect, useMemo, useRef, useState } from "../html.js";
 import { canvasOf, css, limits, theme } from "../colors.js";
 import { labels } from "../store.js";
 import { cell, visible } from "../text.js";
@@ -36,10 +36,11 @@ export function Scatter({ ids, x, y, nullX, nullY, columnX, columnY, brush, onBr
     return () => watch.disconnect();
   }, []);
 
+  const axes = useMemo(() => [axis(ids.map((id) => x[id]), nullX, columnX), axis(ids.map((id) => y[id]), nullY, columnY)], [ids, x, y, nullX, nullY]);
   useEffect(() => {
     if (!width) return;
     const context = canvasOf(canvas.current, width, height);
-    const [X, Y] = [axis(ids.map((id) => x[id]), nullX, columnX), axis(ids.map((id) => y[id]), nullY, columnY)];
+    const [X, Y] = axes;
     const px = (value) => LEFT + ((value - X.low) / (X.high - X.low)) * (width - LEFT - EDGE);
     const py = (value) => EDGE + (1 - (value - Y.low) / (Y.high - Y.low)) * (height - BOTTOM - EDGE);
     geometry.current = { X, Y, px, py };

@@ -1,10 +1,10 @@
 // Blind audit: rate pairs without knowing which are edges of the tree and which are null pairs. The tally says whether the
 // difference can be seen.
 import { html, useEffect, useRef, useState } from "../html.js";
-import { canWrite } from "../store.js";
+import { canWrite, lacking } from "../store.js";
 import { transport } from "../transport.js";
 import { percent, visible, visibleToken } from "../text.js";
-import { Empty, Failure, FeatureLink, Loading } from "../ui.js";
+import { Empty, Failure, FeatureLink, Lacking, Loading } from "../ui.js";
 import { Contexts, useContextSwitches } from "../contexts.js";
 
 const RATINGS = [["yes", "Yes", "y"], ["no", "No", "n"], ["unsure", "Unsure", "u"]];
@@ -38,7 +38,7 @@ export function AuditView() {
   };
   const count = () => transport.get("blind/tally").then(setTally, () => {});
   useEffect(() => {
-    if (!canWrite()) return;
+    if (!canWrite() || lacking("nulls")) return;
     next();
     count();
   }, []);
@@ -62,6 +62,7 @@ export function AuditView() {
     return () => document.removeEventListener("keydown", keys);
   });
   if (!canWrite()) return html`<div class="wide"><h1>Blind audit</h1><${Empty}>An export cannot be rated. <code>saeforest explore RUN</code> keeps ratings in the run.</${Empty}></div>`;
+  if (lacking("nulls")) return html`<div class="wide"><h1>Blind audit</h1><${Lacking} text=${lacking("nulls")} /></div>`;
   return html`<div class="wide audit-view" ref=${root}>
     <div class="head"><h1>Blind audit</h1><p class="hint">Is the right one a special case of the left? Half of the pairs are edges of the tree, half are null pairs: parents shuffled within the layer among features that fire as often. You are told which after rating.</p>${switches}</div>
     ${pair.state === "loading" && html`<${Loading} what="Choosing a pair" />`}

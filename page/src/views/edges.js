@@ -1,7 +1,7 @@
 // The audit of all edges: any two of their properties against each other, with the null's cloud, and a table.
 import { html, useMemo } from "../html.js";
 import { go, query, route, to } from "../route.js";
-import { forest, overview, ratings, useAsk } from "../store.js";
+import { forest, lacking, overview, ratings, useAsk } from "../store.js";
 import { array } from "../transport.js";
 import { cell, count, percent, plural, visible } from "../text.js";
 import { Empty, FeatureLink, Gauge, Select, download, nameOf } from "../ui.js";
@@ -27,7 +27,7 @@ export function EdgesView() {
   const telling = tree.about.filter((column) => !column.mechanical);
   const X = tree.column(state.get("x")) ?? telling[0] ?? tree.about[0];
   const Y = tree.column(state.get("y")) ?? telling.find((column) => column !== X && column.name !== state.get("x")) ?? tree.about[1] ?? X;
-  const nulls = useAsk("nulls");
+  const nulls = useAsk(lacking("nulls") ? null : "nulls");
   const brushText = state.get("brush");
   const brush = useMemo(() => (brushText ? brushText.split("_").map(Number) : null), [brushText]);
   const at = state.has("at") && tree.has(Number(state.get("at"))) ? Number(state.get("at")) : null;
@@ -70,7 +70,7 @@ export function EdgesView() {
       <div>
         <${Scatter} ids=${ids} x=${tree.columns.get(X.name)} y=${tree.columns.get(Y.name)} nullX=${cloud[0]} nullY=${cloud[1]} columnX=${X} columnY=${Y}
           brush=${brush} onBrush=${(area) => query({ brush: area ? area.map((value) => Number(value.toPrecision(4))).join("_") : null })} at=${at} onAt=${(id) => query({ at: id })} height=${440} />
-        <p class="hint">Drag a rectangle to choose edges. ${nulls.state === "error" ? html`<span class="warn-text">The null’s cloud could not be loaded: ${visible(nulls.error.message)}</span>` : null}</p>
+        <p class="hint">Drag a rectangle to choose edges. ${nulls.state === "error" ? html`<span class="warn-text">The null’s cloud could not be loaded: ${visible(nulls.error.message)}</span>` : lacking("nulls") ? html`<span class="warn-text">No null’s cloud: ${visible(lacking("nulls"))}</span>` : null}</p>
         <${Axis} column=${X} />${X !== Y && html`<${Axis} column=${Y} />`}
       </div>
       <div>

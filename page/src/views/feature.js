@@ -1,9 +1,9 @@
 // One feature: label, contexts, histogram, logits, the way to the root, siblings, children, neighbors, and its edge's evidence.
 import { html, useState } from "../html.js";
 import { query, route, to } from "../route.js";
-import { annotate, canWrite, forest, notes, rate, ratings, useAsk } from "../store.js";
+import { annotate, canWrite, forest, lacking, notes, rate, ratings, useAsk } from "../store.js";
 import { cell, count, number, percent, plural, visible, visibleToken } from "../text.js";
-import { Answer, Bar, Choice, Editable, EdgeNumber, FeatureLink, Gauge, SourceTag, nameOf } from "../ui.js";
+import { Answer, Bar, Choice, Editable, EdgeNumber, FeatureLink, Gauge, Lacking, SourceTag, nameOf } from "../ui.js";
 import { Contexts, useContextSwitches } from "../contexts.js";
 import { Histogram } from "../charts/lines.js";
 
@@ -55,7 +55,7 @@ function Kin({ feature, id }) {
 }
 
 function Logits({ logits }) {
-  if (!logits) return html`<p class="hint">No logit effects in this index: it was made without the language model. <code>saeforest index RUN</code> with the model adds them.</p>`;
+  if (!logits) return html`<${Lacking} text=${lacking("logits") ?? "This feature has no logit effects in the index."} />`;
   const most = Math.max(...[...logits.up, ...logits.down].map(({ value }) => Math.abs(value)), 1e-9);
   const list = (title, rows) => html`<div><h3>${title}</h3><ol class="logits">${rows.map((row, place) => html`<li key=${place}><code class="token">${visibleToken(row.token)}</code><${Bar} value=${Math.abs(row.value)} most=${most} text=${number(row.value)} /></li>`)}</ol></div>`;
   return html`<div class="two">${list("Makes likelier", logits.up)}${list("Makes unlikelier", logits.down)}</div>`;

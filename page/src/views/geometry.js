@@ -1,9 +1,9 @@
 // Geometry of a family (figure 9 of the Tree SAE paper): activations under the parent in their plane, linked to contexts.
 import { html, useMemo } from "../html.js";
 import { query, route, to } from "../route.js";
-import { forest, useAsk } from "../store.js";
+import { forest, lacking, useAsk } from "../store.js";
 import { number, percent, plural, visible, visibleToken } from "../text.js";
-import { Answer, FeatureLink } from "../ui.js";
+import { Answer, FeatureLink, Lacking } from "../ui.js";
 import { childMarks } from "../contexts.js";
 import { Plane, Shape } from "../charts/plane.js";
 import { FeatureHead } from "./feature.js";
@@ -33,8 +33,9 @@ function Geometry({ value, id }) {
 export function GeometryView({ id }) {
   const tree = forest.value;
   const enough = tree.kids(id).filter((kid) => !tree.dead[kid]).length >= 2;
-  const answer = useAsk(enough ? `geometry/${id}` : null);
+  const lacks = lacking("geometry");
+  const answer = useAsk(enough && !lacks ? `geometry/${id}` : null);
   return html`<div class="wide"><${FeatureHead} id=${id} view="geometry" />
-    ${enough ? html`<${Answer} answer=${answer} what="The geometry">${(value) => html`<${Geometry} value=${value} id=${id} />`}</${Answer}>`
+    ${lacks ? html`<${Lacking} text=${lacks} />` : enough ? html`<${Answer} answer=${answer} what="The geometry">${(value) => html`<${Geometry} value=${value} id=${id} />`}</${Answer}>`
       : html`<p class="state empty">A plane needs two children that fire; this feature has ${tree.kids(id).filter((kid) => !tree.dead[kid]).length}. ${tree.parent[id] >= 0 && html`Its parent’s: <${FeatureLink} id=${tree.parent[id]} view="geometry" />`}</p>`}</div>`;
 }

@@ -1,9 +1,9 @@
 // What this SAE is, how much of its hierarchy beats chance, the whole in one picture, and where to go.
 import { html } from "../html.js";
 import { to } from "../route.js";
-import { forest, overview } from "../store.js";
+import { forest, lacking, overview } from "../store.js";
 import { count, measure, percent, plural, visible } from "../text.js";
-import { FeatureLink, Gauge } from "../ui.js";
+import { FeatureLink, Gauge, Lacking } from "../ui.js";
 import { Icicle } from "../charts/icicle.js";
 import { NullDots } from "../charts/dots.js";
 
@@ -23,7 +23,7 @@ function Values({ values }) {
 }
 
 function Beats({ beats }) {
-  if (!beats?.length) return html`<p class="hint">${visible(overview.value.has?.missing?.nulls ?? "") || html`The edges have no null yet. <code>saeforest index RUN</code> makes it with the index.`}</p>`;
+  if (!beats?.length) return html`<${Lacking} text=${lacking("nulls") ?? "The edges have no null yet; `saeforest index RUN` makes it with the index."} />`;
   return html`<table class="plain beats">
     <caption>Of all edges, how many exceed 95% of null pairs: parents shuffled within their layer, among features that fire as often. By chance: 5%.</caption>
     <thead><tr><th scope="col">Edge column</th><th scope="col">Edges above the null’s top 5%</th><th scope="col" class="numeric" title="Probability that an edge of the tree exceeds a null pair; 0.5 is chance">AUC</th></tr></thead>

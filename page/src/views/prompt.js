@@ -1,10 +1,10 @@
 // A text of one's own: which paths of the forest are active on each token, what each layer adds, what the model predicts.
 import { html, useEffect, useState } from "../html.js";
 import { query, route } from "../route.js";
-import { overview, useAsk } from "../store.js";
+import { lacking, useAsk } from "../store.js";
 import { isStatic, transport } from "../transport.js";
 import { number, percent, plural, visible, visibleToken } from "../text.js";
-import { Bar, Empty, Failure, FeatureLink, Loading } from "../ui.js";
+import { Bar, Empty, Failure, FeatureLink, Lacking, Loading } from "../ui.js";
 
 const per = (result) => result.per_token ?? [];
 
@@ -54,7 +54,7 @@ export function PromptView() {
   const asked = state.get("text") ?? "";
   const [text, setText] = useState(asked);
   const [answer, setAnswer] = useState({ state: "none" });
-  const missing = isStatic || overview.value.has?.prompt !== false ? null : (overview.value.has.missing?.prompt ?? "The language model of this run cannot be loaded here.");
+  const missing = isStatic ? null : lacking("prompt");
   const stored = useAsk(isStatic ? "prompts" : null);
   useEffect(() => setText(asked), [asked]);
   useEffect(() => {
@@ -72,7 +72,7 @@ export function PromptView() {
     return () => (current = false);
   }, [asked, stored.value]);
   return html`<div class="wide prompt-view"><div class="head"><h1>Prompt</h1><p class="hint">Runs the language model and the SAE on a text of yours.</p></div>
-    ${missing ? html`<${Empty}>${visible(missing)}</${Empty}>` : isStatic
+    ${missing ? html`<${Lacking} text=${missing} />` : isStatic
       ? stored.value ? html`<p>Prompts in this export: ${stored.value.prompts.map((prompt) => html`<button type="button" key=${prompt.text} aria-pressed=${prompt.text === asked} onClick=${() => query({ text: prompt.text, token: null })}><bdi>${visible(prompt.text)}</bdi></button> `)}</p>` : html`<${Empty}>An export runs no model. <code>saeforest explore RUN</code> does.</${Empty}>`
       : html`<form class="prompt-form" onSubmit=${(event) => {
           event.preventDefault();
