@@ -167,7 +167,7 @@ def test_telling_tokens(world: World) -> None:
         for token in set(own):
             q = base.count(token) / len(base)
             p = (own.count(token) + q) / (len(own) + 1)
-            if p > q:
+            if p > q * (1 + 1e-9):
                 worth[token] = (p * np.log2(p / q), np.log2(p / q))
         expected = sorted(worth, key=lambda token: (-round(worth[token][0], 12), token))[:TELLING]
         found = [token for token in world.index.child_tokens[f].tolist() if token >= 0]
