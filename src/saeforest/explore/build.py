@@ -71,8 +71,8 @@ def build_index(
             for x, rows in zip(batch.x.split(_SLICE), batch.rows.split(_SLICE), strict=True):
                 seen.add(x.to(sae.device), rows.to(sae.device))
             advance(len(batch))
-            # All memory for counts was allocated at the start.
-            forecast.tell(0, seen.afterwards_memory(seen.moments.n / max(total, 1)))
+            # All memory for counts was allocated at the start; what is kept goes to files.
+            forecast.tell(0, seen.afterwards_memory(total))
     if seen.moments.n == 0:
         raise InputError("no activations to index: all positions of the text are excluded; give more text")
     return _finished(seen, lm, min_count)
@@ -197,7 +197,7 @@ def _contexts(seen: Counts, again: _Again, measured: dict[str, Tensor]) -> Geome
     order = by_value(windows.value[:, top:])
     all_ = torch.cat([torch.arange(top).expand(len(order), top), order + top], dim=1)
     across = all_[:, :, None].expand(windows.relative.shape)
-    below = across[windows.parents]
+    below = all_[windows.parents][:, :, None].expand(windows.child.shape)
     measured |= {
         "sample_row": drawn.gather(1, order),
         "sample_value": windows.value[:, top:].gather(1, order),

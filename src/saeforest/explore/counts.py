@@ -13,7 +13,7 @@ from ..saes import SAE
 from ..structure.directions import Moments, nearness_memory
 from ..structure.forest import Forest
 from ..text import Tokens
-from .firings import Firings, Part, lowest
+from .firings import SHARD_FIRINGS, Firings, Part, lowest
 from .form import CONTEXTS, SAMPLES, WINDOW
 from .planes import points_each
 from .strongest import Strongest, passages
@@ -24,8 +24,10 @@ DETECTED = 1 << 16
 PAIR_FIRINGS = 1 << 25
 # Entries of blocks of scores, and bytes that an entry takes with what is computed from it.
 _BLOCK_ENTRIES, _PER_ENTRY = 1 << 21, 64
-# Bytes of a firing that is kept, sorted by feature, and looked up.
-_PER_FIRING = 100
+# Activations beyond this do not fit into 16 bits.
+_LARGEST = 65_504.0
+# Bytes of a firing of which pairs are counted, and of one in a shard that is looked up.
+_PER_PAIR, _PER_FIRING = 16, 100
 
 
 class Counts:
@@ -89,7 +91,7 @@ class Counts:
             u_feature=feature[first].cpu(),
             u_row=rows[place[first]].cpu(),
             u_place=u_place.cpu(),
-            u=u[shown].half().cpu(),
+            u=u[shown].clamp(-_LARGEST, _LARGEST).half().cpu(),
         )
 
     def _first(self, feature: Int64[Tensor, "m"]) -> Int64[Tensor, "g"]:
@@ -110,18 +112,22 @@ class Counts:
             "top_row": self.strongest.row.cpu(),
         }
 
-    def afterwards_memory(self, share: float) -> int:
+    def afterwards_memory(self, total: int) -> int:
         """Estimate of the memory, in bytes, that the index takes after the pass, if twice as many features fire.
 
-        share: the share of the activations that was counted.
+        total: number of activations that will have been counted.
         """
         d_sae, d_in = self.sae.d_sae, self.sae.d_in
         n_features = min(2 * int((self.n_fired > 0).sum()), d_sae)
         directions = nearness_memory(n_features, d_sae, d_in) if self.sae.device.type == "cpu" else 0
         parents = int((self.forest.n_children > 0).sum())
-        arrays = (d_sae + 2 * parents) * (self.strongest.row.shape[1] + SAMPLES) * WINDOW
-        firings = min(round(int(self.n_fired.sum()) / max(share, 1e-9)), PAIR_FIRINGS)
-        return max(directions, arrays + _PER_FIRING * firings + _PER_ENTRY * min(_BLOCK_ENTRIES, d_sae**2))
+        firings = round(int(self.n_fired.sum()) * total / max(self.moments.n, 1))
+        sample = min(total, DETECTED)
+        held = 2 * (d_sae + 2 * parents) * (self.strongest.row.shape[1] + SAMPLES) * WINDOW
+        held += _PER_PAIR * min(firings, PAIR_FIRINGS) + sample * (4 * d_in + 12 * firings // max(total, 1))
+        return held + max(
+            directions, _PER_ENTRY * min(_BLOCK_ENTRIES, d_sae**2), _PER_FIRING * min(firings, SHARD_FIRINGS)
+        )
 
     def tensors(self) -> dict[str, Tensor]:
         """The tensors from which `restore` restores the counts; not the firings."""
