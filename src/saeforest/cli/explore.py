@@ -63,7 +63,10 @@ def explore(argv: Sequence[str]) -> None:
         from ..explore.server import listen, serve
     from ..explore.api import Api
 
-    listener = listen(args.port, any_port=args.any_port)
+    try:
+        listener = listen(args.port, any_port=args.any_port)
+    except InputError as error:
+        raise InputError(f"{error}; give --port N, or --any-port for the next free one") from None
     with listener:
         folder = run.index(name)
         run.load(name, args.device)  # says what is wrong with the run before anything about its index

@@ -29,7 +29,7 @@ def plain(answer: Any) -> Any:
     if isinstance(answer, Mapping):
         return {str(key): plain(value) for key, value in answer.items()}
     if isinstance(answer, list | tuple):
-        # Of long lists of numbers or strings only the first is looked at.
+        # In lists of numbers or strings, which may be long, only the first is looked at.
         return (
             list(map(plain, answer))
             if answer and not isinstance(answer[0], str | int | float)

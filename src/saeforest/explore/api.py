@@ -95,6 +95,16 @@ class EmptyBody(_Body):
     """Nothing."""
 
 
+#: The bodies of requests by method and path.
+BODIES: dict[str, type[BaseModel]] = {
+    "PUT annotations/ID": NoteBody,
+    "PUT rating/CHILD": RatingBody,
+    "POST blind/next": EmptyBody,
+    "POST blind/rate": BlindBody,
+    "POST prompt": PromptBody,
+}
+
+
 class Api:
     """Answers questions about an SAE and its forest; may be used from several threads.
 

@@ -262,12 +262,8 @@ def listen(port: int = PORT, *, any_port: bool = False) -> socket.socket:
             if error.errno not in (errno.EADDRINUSE, errno.EACCES):
                 break
     if why.errno == errno.EADDRINUSE:
-        what = "ports from there on are" if any_port else "it is"
-        raise InputError(
-            f"port {port}: {what} in use, perhaps by another explorer; give --port N, or --any-port for the next free "
-            "one"
-        )
-    raise InputError(f"port {port}: cannot be used ({why.strerror}); give --port with one from 1024 to 65535")
+        raise InputError(f"port {port}: in use, perhaps by another explorer")
+    raise InputError(f"port {port}: cannot be used ({why.strerror}); expected one from 1024 to 65535")
 
 
 class _Server(uvicorn.Server):

@@ -12,6 +12,7 @@ from ..activations.writer import JOURNAL, PENDING, Journal, read_journal
 from ..config import is_signed, load_config
 from ..errors import InputError, command
 from ..explore import index as indexes
+from ..explore.annotations import Annotations
 from ..files import (
     CHECKSUM,
     CHECKSUMS,
@@ -332,6 +333,8 @@ def _logs(folder: Path) -> Iterator[Finding]:
 
 def other_file(path: Path, known: set[Path]) -> Iterator[Finding]:
     """Check a file that does not determine the kind of its folder: a record, a report, a manifest with checksums."""
+    if path.suffix == ".sqlite" and not path.is_symlink():
+        yield from _annotations(path)
     if path.suffix != ".json" or path.is_symlink():
         return
     run, folder = _run_of(path.parent), path.parent.resolve()
@@ -350,6 +353,22 @@ def other_file(path: Path, known: set[Path]) -> Iterator[Finding]:
             if is_plain(name) and file not in known and isinstance(expected, str):
                 remedy = "delete its folder, and run the command that made it again"
                 yield tried(file, lambda f=file, e=expected: check_file(f, e), remedy, has_checksum=True)[0]
+
+
+def _annotations(path: Path) -> Iterator[Finding]:
+    run, folder = _run_of(path.parent), path.parent.resolve()
+    if run is None or folder not in (run.path.resolve(), run.path.resolve() / "annotations"):
+        return
+
+    def read() -> None:
+        annotations = Annotations(path)
+        try:
+            annotations.to_dict()
+        finally:
+            annotations.close()
+
+    remedy = "restore it from a copy, or move it away: labels, notes and ratings by hand are lost"
+    yield tried(path, read, remedy)[0]
 
 
 def _torn(path: Path) -> bool:
