@@ -45,10 +45,10 @@ def fits(answer: Any, kind: str) -> None:
     )
 
 
-@pytest.mark.parametrize(
-    "path",
-    ["overview", "forest", "labels", "nulls", "feature/3", "feature/12", "edge/12", "family/2", "tree-data/2", "annotations"],
-)
+OVERALL = ["overview", "forest", "labels", "nulls", "annotations", "blind/tally"]
+
+
+@pytest.mark.parametrize("path", [*OVERALL, "feature/3", "feature/12", "edge/12", "family/2", "tree-data/2"])
 def test_answers_fit_the_schema(path: str, api: Api) -> None:
     name, _, feature = path.partition("/")
     kind = f"GET {path}"

@@ -8,19 +8,21 @@ import threading
 import webbrowser
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from ..errors import InputError, command
+from ..judges.config import NO_JUDGE, JudgeConfig
 from ..output import note, say, say_json
 from .arguments import parse
 from .common import named
 from .shared import Device, Json, OneSAE, Run
 
 if TYPE_CHECKING:
+    from ..explore.api import Api
     from ..explore.compare_answers import Other
     from ..run_folder import RunFolder
     from ..saes import SAE
@@ -45,6 +47,9 @@ class ExploreArguments:
     """Write labels, notes, ratings and bookmarks to this JSON file, and stop."""
     import_annotations: Path | None = None
     """Add labels, notes, ratings and bookmarks from this JSON file, and stop. What is newer stays."""
+    label: int = 0
+    """Number of features for the judge to label before the page opens: families worth seeing first. They are kept."""
+    judge: JudgeConfig = field(default_factory=JudgeConfig)
     device: Device = None
     json: Json = False
 
@@ -56,6 +61,10 @@ def explore(argv: Sequence[str]) -> None:
 
     run = RunFolder(args.run)
     name = named(run, args.sae)
+    if args.label < 0:
+        raise InputError(f"--label {args.label}: expected 0 or more")
+    if args.label and not args.judge.model:
+        raise InputError(f"--label: {NO_JUDGE}")
     if args.export_annotations is not None or args.import_annotations is not None:
         _exchange(args, run, name)
         return
@@ -74,12 +83,29 @@ def explore(argv: Sequence[str]) -> None:
             again = command("index", run, *(("--sae", name) if run.several else ()))
             raise InputError(f"{run}: no index yet; make it with `{again}`, or give --index to make it now")
         api = Api.of_run(run, name, args.device, others=_others(args, name), make_index=args.index)
+        if args.label:
+            _label(args, run, name, api)
         address = f"http://127.0.0.1:{listener.getsockname()[1]}/"
         api.prepare()
         if args.json:
             say_json({"url": address, "api": f"{address}api/v1/", "run": str(run), "sae": name})
         serve(api, listener, lambda: _say(args, run, address))
     note("\nstopped")
+
+
+def _label(args: ExploreArguments, run: RunFolder, name: str, api: Api) -> None:
+    """Has the judge label features. Its answers are kept with those about the run's measures."""
+    from ..explore.judge_labels import features_to_label, judge_labels
+    from ..judges import open_judge
+    from ..session import open_reader
+
+    config, _ = run.load(name, args.device)
+    with open_judge(args.judge, open_reader(config).lm, run.eval(name)) as judge:
+        assert judge is not None
+        features = features_to_label(api.explorer, args.label, api.annotations)
+        found = judge_labels(api.explorer, api.features.contexts, judge, features, api.annotations)
+    unusable = f"; {found.unusable:,} replies could not be used" if found.unusable else ""
+    note(f"{found.labeled:,} features were labeled by {judge.name}{unusable}")
 
 
 def _say(args: ExploreArguments, run: RunFolder, address: str) -> None:
