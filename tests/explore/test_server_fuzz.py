@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -37,11 +38,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def client(folder: Path, tokenizer: PreTrainedTokenizerFast) -> TestClient:
+def client(folder: Path, tokenizer: PreTrainedTokenizerFast) -> Iterator[TestClient]:
     world = World(TreeSAE, documents=7)
     annotations = Annotations(folder / "run" / "annotations.sqlite")
     api = Api(Explorer(world.index, world.sae.forest, tokenizer), annotations, sae=world.sae)
-    return TestClient(make_app(api), base_url=f"http://{HOST}", raise_server_exceptions=True)
+    # Entered, it keeps one event loop for all requests.
+    with TestClient(make_app(api), base_url=f"http://{HOST}", raise_server_exceptions=True) as client:
+        yield client
 
 
 text = st.text(max_size=20)

@@ -424,10 +424,20 @@ class Ungated:
 
 
 @dataclass(frozen=True)
+class UngatedAnswer:
+    """`ungated/ID`: for each child of a feature, contexts in which the child's own detector is on and the feature is
+    silent; the detector is on above the median of the child's activations. n_tokens: number of tokens looked at."""
+
+    n_tokens: int
+    ungated: tuple[Ungated, ...]
+
+
+@dataclass(frozen=True)
 class FamilyAnswer:
     """`family/ID`: a feature with its children.
 
-    residue: contexts on whose token no child fires. overlap: None if the index has none.
+    residue: contexts on whose token no child fires. overlap: None if the index has none. ungated: empty until
+    `ungated/ID` was asked for, which runs the model.
     """
 
     parent: Summary
@@ -694,6 +704,7 @@ ANSWERS: dict[str, type] = {
     "GET feature/ID": FeatureAnswer,
     "GET edge/CHILD": EdgeAnswer,
     "GET family/ID": FamilyAnswer,
+    "GET ungated/ID": UngatedAnswer,
     "GET tree-data/ID": TreeDataAnswer,
     "GET geometry/ID": GeometryAnswer,
     "GET search": SearchAnswer,

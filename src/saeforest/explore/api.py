@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from threading import Lock
@@ -31,6 +32,7 @@ from .annotations import MOST_LABEL, MOST_NOTE, Annotations, Rated, Rating
 from .answers import (
     API_VERSION,
     AnnotationsAnswer,
+    FamilyAnswer,
     Found,
     Has,
     LabelsAnswer,
@@ -52,6 +54,7 @@ from .overview_answers import beats, families, forest_answer, measured_values, n
 from .prompting import Prompting
 from .queries import Explorer
 from .search import PLACES, TimeIsUp, expression, words
+from .ungated import DetectorContexts
 
 Query = Mapping[str, str]
 _MOST_RESULTS, _MOST_QUERY, _MOST_DIGITS = 1000, 1000, 12
@@ -208,7 +211,8 @@ class Api:
             "nulls": {"GET": lambda query, body: self._nulls},
             "feature/ID": {"GET": lambda feature, body: features.feature(feature)},
             "edge/ID": {"GET": lambda feature, body: features.edge(feature)},
-            "family/ID": {"GET": lambda feature, body: features.family(feature)},
+            "family/ID": {"GET": lambda feature, body: self._family(feature)},
+            "ungated/ID": {"GET": lambda feature, body: self._ungated(feature)},
             "tree-data/ID": {"GET": lambda feature, body: features.tree_data(feature)},
             "geometry/ID": {"GET": lambda feature, body: features.geometry(feature)},
             "search": {"GET": lambda query, body: self._search(query)},
@@ -355,6 +359,24 @@ class Api:
     def _comparing(self) -> Comparing:
         assert self._sae is not None
         return Comparing(self._sae, self.explorer.forest, self._others)
+
+    def _family(self, feature: int) -> FamilyAnswer:
+        answer = self.features.family(feature)
+        known = self._detectors.known(feature) if self._no_prompt() is None else None
+        return answer if known is None else replace(answer, ungated=known.ungated)
+
+    def _ungated(self, feature: int) -> Any:
+        self.features.check(feature)
+        if (why := self._no_prompt()) is not None:
+            raise Unavailable(f"ungated: {why}")
+        return self._detectors.answer(feature, self.features.live_children(feature)[0])
+
+    @cached_property
+    def _detectors(self) -> DetectorContexts:
+        assert self._sae is not None
+        return DetectorContexts(
+            self._sae, self.explorer.index, self.features.contexts, lambda: self._prompting.reader
+        )
 
     def _no_prompt(self) -> str | None:
         """Why no prompt can be run; None if one can."""

@@ -109,6 +109,11 @@ class Contexts:
         rows, values = self._index.sample_row[feature], self._index.sample_value[feature]
         return self._contexts(feature, rows.tolist(), values.tolist(), self._n_top, children)
 
+    def made(self, row: int, value: float, window: NDArray[np.floating]) -> Context:
+        """A context with other values than those in the index. window: `[64]`; place `REACH` is the row itself."""
+        document = int(self._index.tokens.document_of(torch.tensor([row])))
+        return self._context(row, value, document, window.round(_DIGITS), None, -1)
+
     def around(self, row: int, reach: int = REACH) -> tuple[str, str, str]:
         """The text before the token at a row, of the token, and after it."""
         document = int(self._index.tokens.document_of(torch.tensor([row])))

@@ -67,7 +67,7 @@ class FeatureAnswers:
         index, forest = self._index, self._forest
         n_fired = int(index.n_fired[feature])
         parent = int(forest.parent[feature])
-        live, n_silent = self._live_children(feature)
+        live, n_silent = self.live_children(feature)
         note = self._annotations.note(feature)
         edge = None if parent == ROOT else self.edge(feature)
         top = self.contexts.top(feature)
@@ -132,7 +132,7 @@ class FeatureAnswers:
     def family(self, feature: int) -> FamilyAnswer:
         """`family/ID`."""
         self.check(feature)
-        live, n_silent = self._live_children(feature)
+        live, n_silent = self.live_children(feature)
         top, samples = self.contexts.top(feature), self.contexts.samples(feature)
         residue = [c for c in (*top, *samples) if c.child is not None and c.child[c.at] == -1]
         return FamilyAnswer(
@@ -161,7 +161,7 @@ class FeatureAnswers:
         base = float(self._index.density[feature])
         agreed: list[Related] = []
         tree_only: list[Related] = []
-        for child in self._live_children(feature)[0]:
+        for child in self.live_children(feature)[0]:
             p = self._column("ungated", child)
             related = Related(child, self._labels.of(child), p, base, in_tree=True)
             (agreed if p is not None and p >= LEAST else tree_only).append(related)
@@ -216,7 +216,7 @@ class FeatureAnswers:
     def _named(self, feature: int) -> Named:
         return Named(feature, self._labels.of(feature))
 
-    def _live_children(self, feature: int) -> tuple[list[int], int]:
+    def live_children(self, feature: int) -> tuple[list[int], int]:
         """The children that fired, the most frequent first, and the number of those that did not."""
         children = self._forest.children(feature)
         fired = self._n_fired
@@ -226,7 +226,7 @@ class FeatureAnswers:
     def _siblings(self, feature: int, parent: int) -> list[int]:
         if parent == ROOT:
             return []
-        return [s for s in self._live_children(parent)[0] if s != feature][:_SIBLINGS]
+        return [s for s in self.live_children(parent)[0] if s != feature][:_SIBLINGS]
 
     @cached_property
     def _n_fired(self) -> list[int]:
@@ -306,7 +306,7 @@ class FeatureAnswers:
 
     def _directions(self, feature: int) -> list[Direction]:
         found = []
-        for child in self._live_children(feature)[0]:
+        for child in self.live_children(feature)[0]:
             x, y = self._index.geometry.direction[child].tolist()
             if math.isfinite(x + y):
                 found.append(Direction(child, round(x, 4), round(y, 4)))

@@ -46,7 +46,8 @@ class Prompting:
         self._lock = Lock()
 
     @cached_property
-    def _reader(self) -> ActivationReader:
+    def reader(self) -> ActivationReader:
+        """The language model at the SAE's site. Loads it, at the first use."""
         reader = self._open()
         check_site(self._sae, reader)
         return reader
@@ -62,7 +63,7 @@ class Prompting:
             return self._answer(text)
 
     def _answer(self, text: str) -> PromptAnswer:
-        reader, lm = self._reader, self._reader.lm
+        reader, lm = self.reader, self.reader.lm
         encoded = lm.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         own: list[int] = [int(i) for i in encoded]  # pyright: ignore[reportArgumentType, reportGeneralTypeIssues]
         bos = [] if reader.bos_id is None else [reader.bos_id]
@@ -95,11 +96,11 @@ class Prompting:
     def _kept(self, ids: Tensor, n_bos: int) -> Tensor:
         keep = torch.ones(ids.shape, dtype=torch.bool)
         keep[:, :n_bos] = False
-        return keep.to(self._reader.lm.device)
+        return keep.to(self.reader.lm.device)
 
     def _activations(self, ids: Tensor, n_bos: int) -> tuple[Tensor, Tensor]:
         """The activations of the prompt's tokens at the SAE's site, and those that it reconstructs."""
-        reader = self._reader
+        reader = self.reader
         sites = [reader.site, *reader.others]
         found = reader.lm.activations(ids, sites)
         x, *others = (found[site.name][0, n_bos:].float().to(self._sae.device) for site in sites)

@@ -68,7 +68,7 @@ _HEADERS = {
 }
 # Answers that take long enough to keep others waiting are made in a thread.
 _SLOW = {"overview", "forest", "labels", "nulls", "search", "compare", "prompt", "training", "annotations"}
-_SLOW |= {"rating", "blind"}
+_SLOW |= {"rating", "blind", "ungated"}
 # Answers that change only with the annotations, and are large.
 _LASTING = {"forest", "nulls", "labels", "training"}
 
