@@ -164,7 +164,8 @@ def test_wrong_methods_bodies_and_questions(client: TestClient) -> None:
         (put("rating/12", json={"rating": "yes", "blind": True}), 400, "blind/rate"),
         (put("rating/0", json={"rating": "yes"}), 404, "a root"),
         (client.post("/api/v1/prompt", json={"text": "a"}), 409, "not known"),
-        (client.post("/api/v1/blind/next", json={}), 409, "no null pairs"),
+        (client.post("/api/v1/blind/next", json={"x": 1}), 400, "x"),
+        (client.get("/api/v1/ungated/3"), 409, "not known"),
         (client.post("/api/v1/blind/rate", json={"id": "x", "rating": "yes"}), 404, "rated already"),
         (client.get("/api/v1/search?q="), 400, "expected some text"),
         (client.get("/api/v1/search?q=%5B&regex=1"), 400, "unterminated"),
@@ -194,6 +195,30 @@ def test_labels_notes_and_ratings_are_kept(client: TestClient, api: Api) -> None
         "annotations": {"3": {"label": None, "note": "a\nb", "bookmark": True}},
         "ratings": {str(child): {"rating": "no", "blind": False}},
     }
+
+
+def test_a_blind_audit(client: TestClient, api: Api) -> None:
+    parent = api.explorer.forest.parent.tolist()
+    pairs = set(
+        zip(api.explorer.index.null_parent.tolist(), api.explorer.index.null_child.tolist(), strict=True)
+    )
+    seen = {"edge": 0, "null": 0}
+    for _ in range(20):
+        pair = client.post("/api/v1/blind/next", json={}).json()
+        assert set(pair) == {"id", "parent", "child"}
+        assert set(pair["parent"]) == {"label", "tokens", "contexts"}
+        assert all(context["child"] is None for context in pair["parent"]["contexts"])
+        found = client.post("/api/v1/blind/rate", json={"id": pair["id"], "rating": "no"}).json()
+        assert ((found["parent"], found["child"]) in pairs) == (found["was"] == "null")
+        assert (parent[found["child"]] == found["parent"]) == (found["was"] == "edge")
+        seen[found["was"]] += 1
+        again = client.post("/api/v1/blind/rate", json={"id": pair["id"], "rating": "yes"})
+        assert again.status_code == 404
+    assert min(seen.values()) > 0
+    tally = client.get("/api/v1/blind/tally").json()
+    assert tally["edge"]["yes"] == tally["null"]["yes"] == 0
+    assert 0 < tally["edge"]["no"] <= seen["edge"]
+    assert client.get("/api/v1/annotations").json()["ratings"] == {}
 
 
 @pytest.mark.parametrize(

@@ -78,8 +78,8 @@ def explore(argv: Sequence[str]) -> None:
         raise InputError(f"{error}; give --port N, or --any-port for the next free one") from None
     with listener:
         folder = run.index(name)
-        run.load(name, args.device)  # says what is wrong with the run before anything about its index
         if not folder.exists() and not args.index:
+            run.load(name, args.device)  # says first what is wrong with the run
             again = command("index", run, *(("--sae", name) if run.several else ()))
             raise InputError(f"{run}: no index yet; make it with `{again}`, or give --index to make it now")
         api = Api.of_run(run, name, args.device, others=_others(args, name), make_index=args.index)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, is_dataclass
 from typing import Any, Literal
 
 import torch
@@ -25,7 +25,7 @@ Source = Literal["hand", "judge", "auto"]
 def plain(answer: Any) -> Any:
     """An answer as nested dicts, lists, strings and numbers, ready for `json.dumps`."""
     if is_dataclass(answer):
-        return {field.name: plain(getattr(answer, field.name)) for field in fields(answer)}
+        return {name: plain(value) for name, value in vars(answer).items()}
     if isinstance(answer, Mapping):
         return {str(key): plain(value) for key, value in answer.items()}
     if isinstance(answer, list | tuple):
@@ -426,9 +426,11 @@ class Ungated:
 @dataclass(frozen=True)
 class UngatedAnswer:
     """`ungated/ID`: for each child of a feature, contexts in which the child's own detector is on and the feature is
-    silent; the detector is on above the median of the child's activations. n_tokens: number of tokens looked at."""
+    silent; the detector is on above the median of the child's activations. overlap: of the children, on the same
+    `n_tokens` tokens."""
 
     n_tokens: int
+    overlap: Overlap
     ungated: tuple[Ungated, ...]
 
 
@@ -436,8 +438,8 @@ class UngatedAnswer:
 class FamilyAnswer:
     """`family/ID`: a feature with its children.
 
-    residue: contexts on whose token no child fires. overlap: None if the index has none. ungated: empty until
-    `ungated/ID` was asked for, which runs the model.
+    residue: contexts on whose token no child fires. overlap, ungated: None and empty until `ungated/ID` was asked for,
+    which runs the model.
     """
 
     parent: Summary

@@ -25,7 +25,6 @@ from .answers import (
     LogitEffects,
     Named,
     Near,
-    Overlap,
     Point,
     Quantile,
     Related,
@@ -151,7 +150,7 @@ class FeatureAnswers:
             n_silent=n_silent,
             contexts=tuple(_distinct((*top, *samples))),
             residue=tuple(_distinct(residue)[:_RESIDUE]),
-            overlap=self._overlap(live),
+            overlap=None,
             ungated=(),
         )
 
@@ -311,9 +310,6 @@ class FeatureAnswers:
             if math.isfinite(x + y):
                 found.append(Direction(child, round(x, 4), round(y, 4)))
         return found
-
-    def _overlap(self, children: Sequence[int]) -> Overlap | None:
-        return None
 
 
 def number(values: Tensor, feature: int) -> float | None:

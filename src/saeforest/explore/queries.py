@@ -45,6 +45,7 @@ class Explorer:
             )
         self.index, self.forest, self.tokenizer = index, forest, tokenizer
         self.labels, self.origin = dict(labels or {}), origin
+        self._telling: dict[int, ChosenFamilies] = {}
 
     def _repr_html_(self) -> str:
         """What a notebook displays."""
@@ -148,8 +149,10 @@ class Explorer:
         ]
 
     def telling(self, n: int = 10) -> ChosenFamilies:
-        """The same families by their numbers, without cards."""
-        return telling_families(self.index, self.forest, n)
+        """The same families by their numbers, without cards. Chosen once."""
+        if n not in self._telling:
+            self._telling[n] = telling_families(self.index, self.forest, n)
+        return self._telling[n]
 
     def search(self, text: str, n: int = 20) -> list[SearchResult]:
         """Up to `n` features with `text` in their label, in a token they fire on, or in the text around one.

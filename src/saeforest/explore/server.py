@@ -12,7 +12,6 @@ import errno
 import gzip
 import signal
 import socket
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from http import HTTPStatus
@@ -43,7 +42,6 @@ _NAMES = ("127.0.0.1", "localhost", "[::1]")
 _PORTS_TRIED = 50
 # Larger answers are compressed, which costs more than it saves for smaller ones on one machine.
 _WORTH_GZIP = 1 << 14
-_KEPT_ANSWERS = 64
 _PAGE = {
     "index.html": "text/html; charset=utf-8",
     "page.js": "text/javascript; charset=utf-8",
@@ -69,7 +67,7 @@ _HEADERS = {
 # Answers that take long enough to keep others waiting are made in a thread.
 _SLOW = {"overview", "forest", "labels", "nulls", "search", "compare", "prompt", "training", "annotations"}
 _SLOW |= {"rating", "blind", "ungated"}
-# Answers that change only with the annotations, and are large.
+# Large answers that are kept: only labels change, with the annotations.
 _LASTING = {"forest", "nulls", "labels", "training"}
 
 
@@ -81,7 +79,7 @@ def make_app(api: Api) -> Starlette:
 class _App:
     def __init__(self, api: Api) -> None:
         self._api = api
-        self._kept: OrderedDict[tuple[str, int, bool], tuple[bytes, str]] = OrderedDict()
+        self._kept: dict[tuple[str, bool], tuple[int, bytes, str]] = {}
         self._lock = Lock()
         self._page = _page_files()
         self.app = Starlette(routes=[Route("/{path:path}", self._answer, methods=None)])
@@ -137,21 +135,19 @@ class _App:
         self, method: str, path: str, query: dict[str, str], body: Any, zipped: bool
     ) -> tuple[bytes, str]:
         """The answer as bytes, compressed if that pays, and its tag."""
-        key = (path, self._api.annotations.version, zipped)
         lasting = method == "GET" and path in _LASTING
-        if lasting:
-            with self._lock:
-                if key in self._kept:
-                    return self._kept[key]
+        version = self._api.annotations.version if path == "labels" else 0
+        with self._lock:
+            kept = self._kept.get((path, zipped)) if lasting else None
+        if kept is not None and kept[0] == version:
+            return kept[1:]
         data = to_json(plain(self._api.ask(method, path, query, body)))
         tag = checksum_of_bytes(data).removeprefix("xxh3:")[:16]
         if zipped and len(data) >= _WORTH_GZIP:
             data, tag = gzip.compress(data, 6 if lasting else 1, mtime=0), f"{tag}-gzip"
         if lasting:
             with self._lock:
-                self._kept[key] = data, tag
-                while len(self._kept) > _KEPT_ANSWERS:
-                    self._kept.popitem(last=False)
+                self._kept[path, zipped] = version, data, tag
         return data, tag
 
     # -- the page
@@ -298,6 +294,7 @@ def serve(api: Api, listener: socket.socket, started: Callable[[], None] = lambd
         loop = asyncio.get_running_loop()
 
         def stop() -> None:
+            server.force_exit = server.should_exit  # at once, at the second signal
             server.should_exit = True
 
         for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):

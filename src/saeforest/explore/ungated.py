@@ -9,14 +9,14 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..activations import ActivationReader
 from ..saes import SAE
 from ..session import check_site
 from ..sparse_code import SparseCode, concat_rows
-from .answers import Context, Ungated, UngatedAnswer
+from .answers import Array, Context, Overlap, Ungated, UngatedAnswer
 from .contexts import Contexts
 from .form import REACH, WINDOW
 from .index import Index
@@ -77,7 +77,9 @@ class DetectorContexts:
             values = on[:, place]
             where = (values > self._level(child)) & silent
             found.append(Ungated(child, tuple(self._best(values, where))))
-        return UngatedAnswer(len(sample.rows), tuple(found))
+        fires = [((sample.code.ids == child) & active).any(1).cpu() for child in children]
+        overlap = Overlap(tuple(children), Array.of(jaccard(fires)))
+        return UngatedAnswer(len(sample.rows), overlap, tuple(found))
 
     def _best(self, values: Float[Tensor, "n"], where: Tensor) -> list[Context]:
         """The strongest of the chosen activations, from different windows of the model."""
@@ -118,3 +120,15 @@ class DetectorContexts:
         order = rows.argsort()
         x = x.to(self._sae.device)[order.to(self._sae.device)]
         return _Sample(x, rows[order], concat_rows([self._sae.encode(part) for part in x.split(_SLICE)]))
+
+
+def jaccard(fires: list[Bool[Tensor, "n"]]) -> Float[Tensor, "m m"]:
+    """For each pair of features, the tokens on which both fire, as a share of those on which either does; 0 if none do.
+
+    fires: where each feature fires.
+    """
+    if not fires:
+        return torch.zeros(0, 0)
+    each = torch.stack(fires).float()
+    both, n = each @ each.T, each.sum(1)
+    return both / (n[:, None] + n[None] - both).clamp(min=1)
