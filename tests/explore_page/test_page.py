@@ -148,6 +148,7 @@ def test_the_keyboard_alone_walks_the_tree(watched: Watched) -> None:
         page.keyboard.press(key)
         expect(page.locator("h1")).to_contain_text(expected)
     assert "#/family/0" in page.url
+    expect(page.locator(".context").first).to_be_visible()
     page.keyboard.press("j")
     page.keyboard.press("j")
     assert page.evaluate("document.activeElement.matches('[data-context]')")

@@ -29,7 +29,6 @@ export function AuditView() {
   const [result, setResult] = useState(null);
   const [tally, setTally] = useState(null);
   const { full, figures, switches } = useContextSwitches();
-  const root = useRef(null);
   const fail = (error) => setPair({ state: "error", error });
   const next = () => {
     setResult(null);
@@ -50,20 +49,21 @@ export function AuditView() {
       count();
     }, fail);
   };
+  const now = useRef(null);
+  now.current = { rate, next, told: Boolean(result?.was) }; // a key pressed at once meets what is shown
   useEffect(() => {
     const keys = (event) => {
       if (event.ctrlKey || event.metaKey || event.altKey || event.target.closest("input:not([type=checkbox]), textarea, select")) return;
       const found = RATINGS.find(([, , key]) => key === event.key);
-      if (found) rate(found[0]);
-      else if (event.key === "Enter" && result?.was && !event.target.closest("a, button")) next();
-      else if (event.key === "x" && result?.was) next();
+      if (found) now.current.rate(found[0]);
+      else if (event.key === "x" && now.current.told) now.current.next();
     };
     document.addEventListener("keydown", keys);
     return () => document.removeEventListener("keydown", keys);
-  });
+  }, []);
   if (!canWrite()) return html`<div class="wide"><h1>Blind audit</h1><${Empty}>An export cannot be rated. <code>saeforest explore RUN</code> keeps ratings in the run.</${Empty}></div>`;
   if (lacking("nulls")) return html`<div class="wide"><h1>Blind audit</h1><${Lacking} text=${lacking("nulls")} /></div>`;
-  return html`<div class="wide audit-view" ref=${root}>
+  return html`<div class="wide audit-view">
     <div class="head"><h1>Blind audit</h1><p class="hint">Is the right one a special case of the left? Half of the pairs are edges of the tree, half are null pairs: parents shuffled within the layer among features that fire as often. You are told which after rating.</p>${switches}</div>
     ${pair.state === "loading" && html`<${Loading} what="Choosing a pair" />`}
     ${pair.state === "error" && html`<${Failure} error=${pair.error} what="No pair to rate." /><button type="button" onClick=${next}>Try again</button>`}

@@ -4,7 +4,7 @@ import { to } from "../route.js";
 import { forest, lacking, overview } from "../store.js";
 import { count, measure, percent, plural, visible } from "../text.js";
 import { FeatureLink, Gauge, Lacking } from "../ui.js";
-import { Icicle } from "../charts/icicle.js";
+import { Icicle, Legend } from "../charts/icicle.js";
 import { NullDots } from "../charts/dots.js";
 
 const intervalOf = (interval) => (interval ? `${measure(interval[0])} to ${measure(interval[1])}` : null);
@@ -55,10 +55,11 @@ export function Overview() {
   const tree = forest.value;
   const layers = about.layer_sizes ?? [];
   const column = tree.telling;
+  const color = column ? `place:${column.name}` : "density";
   const hierarchy = (about.values ?? []).filter((value) => value.null);
   const origin = about.forest === "learned" ? "The forest was learned in training." : about.forest === "none" ? "It has no forest." : `The forest: ${visible(about.forest)}.`;
   return html`<div class="overview">
-    <section class="lead" aria-labelledby="title">
+    <div class="lead"><section aria-labelledby="title">
       <h1 id="title"><bdi>${visible(about.title)}</bdi></h1>
       <p class="intro">${visible(about.system ?? "An SAE")} with ${plural(about.n_features, "feature")} in ${plural(layers.length, "layer")} (${layers.map(count).join(", ")}), on <code>${visible(about.site)}</code> of <strong>${visible(about.model)}</strong>. ${origin}</p>
       <dl class="facts">
@@ -69,16 +70,17 @@ export function Overview() {
       </dl>
       <${Values} values=${about.values ?? []} />
     </section>
+    <section aria-labelledby="whole">
+      <div class="head"><h2 id="whole">The whole forest</h2><a href=${to("map")}>Open the map</a></div>
+      <a class="thumb" href=${to("map")} aria-label="Open the forest map"><${Icicle} root=${-1} color=${color} height=${250} still=${true} /></a>
+      <${Legend} color=${color} />
+      <p class="hint">Each bar is a feature, its children to its right.${column ? " A root has no edge and no color." : ""}</p>
+    </section></div>
     <section aria-labelledby="real">
       <h2 id="real">Is the hierarchy real?</h2>
       <p class="hint">A number about a hierarchy says nothing by itself: an untrained tree scores high on many. Each stands beside what chance gives.</p>
       <${Beats} beats=${about.beats} />
       ${hierarchy.length > 0 && html`<${NullDots} values=${hierarchy} />`}
-    </section>
-    <section aria-labelledby="whole">
-      <h2 id="whole">The whole forest</h2>
-      <p class="hint">Each bar is a feature, its children to its right. ${column ? `Color: place of the edge among null pairs by “${column.title}”; gray is chance, blue above, amber below.` : "Color: density."} <a href=${to("map")}>Open the map</a></p>
-      <a class="thumb" href=${to("map")} aria-label="Open the forest map"><${Icicle} root=${-1} color=${column ? `place:${column.name}` : "density"} height=${260} still=${true} /></a>
     </section>
     <section aria-labelledby="families">
       <h2 id="families">Families worth seeing</h2>
