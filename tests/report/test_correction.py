@@ -14,9 +14,9 @@ from scipy.stats import ttest_1samp
 from report_cases import MATRYOSHKA, TOPK, TREE, make_run, record, sparsity
 from saeforest.measures import Record, Replicates
 from saeforest.report import compare
-from saeforest.report.correction import holm, p_of
+from saeforest.report.correction import LEVEL, holm, p_of
 from saeforest.report.load import Value
-from saeforest.report.verdict import difference
+from saeforest.report.verdict import Verdict, difference, judge
 
 
 def drawn(values: list[float], text: str = "t", units: str = "documents a") -> Value:
@@ -46,6 +46,38 @@ def test_replicates_are_counted() -> None:
     assert paired is not None
     assert apart is not None
     assert paired < 1e-10 < 0.5 < apart
+
+
+@pytest.mark.parametrize("paired", [True, False], ids=["one text", "two texts"])
+def test_what_is_decided_has_a_small_p_value(paired: bool) -> None:
+    """Each side is below its own interval on 2 % of its replicates, but the difference has the wrong sign on 4 %."""
+    a = drawn([1.0] * 980 + [-10.0] * 20)._replace(value=1.0, interval=(1.0, 1.0))
+    b = drawn([10.0] * 20 + [0.0] * 980)._replace(value=0.0, interval=(0.0, 0.0))
+    b = b if paired else b._replace(text="u")
+    d = difference(a, b)
+    p = p_of(a, b, d[1:])
+    assert p is not None
+    assert p > LEVEL
+    assert judge(d, ">") is Verdict.UNDECIDED
+    # A number that the claim names: by the same replicates too.
+    far = p_of(a, Value(0.0), difference(a, Value(0.0))[1:])
+    assert far is not None
+    assert far <= LEVEL
+    assert judge(difference(a, Value(0.0)), ">") is Verdict.HOLDS
+
+
+def test_intervals_and_p_values_agree_on_random_replicates() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(60):
+        shape = rng.uniform(0.3, 3)
+        a = drawn(list(rng.uniform(0, 0.8) + 0.2 * rng.gamma(shape, size=1000)))
+        b = drawn(list(0.2 * rng.gamma(shape, size=1000)), text="u")
+        a, b = (v._replace(interval=tuple(np.percentile(v.replicates.drawn, (2.5, 97.5)))) for v in (a, b))
+        d = difference(a, b)
+        p = p_of(a, b, d[1:])
+        assert p is not None
+        # A percentile of 1000 replicates lies between two of them, so one of them may be on either side.
+        assert p <= LEVEL + 2 / 1001 if judge(d, ">") is not Verdict.UNDECIDED else p >= LEVEL - 2 / 1001
 
 
 def test_where_no_replicate_is_beyond_zero_their_spread_decides() -> None:

@@ -1,9 +1,9 @@
 """p-values of claims, and their correction for the number of claims by Holm's method.
 
-A difference has a p-value from its bootstrap replicates (`bootstrap.p_value`). These cannot tell how small it is where
-no replicate lies beyond the null, so there it is the smaller of theirs and the normal approximation by their spread.
-The mean over several seeds has no replicates; its p-value is that of Student's t, by the interval of the difference and
-the side with fewer seeds. Anything else has none (docs/spec/records.md#correction).
+A difference has a p-value from the replicates that give its interval (`difference`, `bootstrap.p_value`). These cannot
+tell how small it is where no replicate lies beyond the null, so there it is the smaller of theirs and the normal
+approximation by their spread. The mean over several seeds has no replicates; its p-value is that of Student's t, by the
+interval of the difference and the side with fewer seeds. Anything else has none (docs/spec/records.md#correction).
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.stats import t as student
 
-from ..measures.bootstrap import Contrast, p_value, paired_difference
+from ..measures.bootstrap import Contrast, p_value
 from ..measures.record import Replicates
+from .difference import resampled
 from .load import Value
 
 #: A claim is decided if its p-value is at most this.
@@ -51,30 +52,15 @@ def _p_against(null: float, a: Value, b: Value, bounds: tuple[float, float]) -> 
         if half <= 0:
             return None
         return float(2 * student.sf(student.ppf(0.975, df) * abs(d) / half, df))
-    drawn = _replicates(a, b)
-    if drawn is None:
+    found = resampled(a, b)
+    if found is None:
         return None
-    shifted = Replicates("", drawn - null)
-    found = p_value(Contrast(d, None, shifted, False))
+    shifted = Replicates("", found.drawn - null)
+    p = p_value(Contrast(d, None, shifted, False))
     spread, n = float(np.nanstd(shifted.drawn)), int(np.isfinite(shifted.drawn).sum())
-    if found is not None and found <= 2 / (n + 1) and spread > 0:
-        return min(found, math.erfc(abs(d) / spread / math.sqrt(2)))
-    return found
-
-
-def _replicates(a: Value, b: Value) -> np.ndarray | None:
-    """Replicates of a - b; None if a side that is not a number of its own has none."""
-    assert a.value is not None
-    assert b.value is not None
-    if a.replicates is not None and b.replicates is not None:
-        same_text = bool(a.text) and a.text == b.text
-        found = paired_difference(
-            a.value, b.value, a.replicates, b.replicates, same_text=same_text
-        ).replicates
-        return None if found is None else found.drawn
-    if a.replicates is not None and b.interval is None and not b.tokens:  # a number that the claim names
-        return a.replicates.drawn - b.value
-    return None
+    if p is not None and p <= 2 / (n + 1) and spread > 0:
+        return min(p, math.erfc(abs(d) / spread / math.sqrt(2)))
+    return p
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:

@@ -1,14 +1,8 @@
 """Checking claims: each compares two values, and the interval of their difference decides.
 
-The interval of a difference a - b combines those of a and b (Zou & Donner's square-and-add):
-
-    lower = (a - b) - sqrt((a - a_lo)^2 + (b_hi - b)^2),    upper = (a - b) + sqrt((a_hi - a)^2 + (b - b_lo)^2)
-
-It assumes that a and b are independent. If both were measured on the same units of the same text, their
-replicates are subtracted instead, resample by resample, and the interval is that of these differences. A claim
-holds if the whole interval has the claimed sign, does not hold if the whole interval has the opposite sign, and is
-undecided otherwise; "about equal" holds if the whole interval lies within the margin. A count from a single seed has no
-interval; a difference of less than 0.01 then decides nothing.
+A claim holds if the whole interval of the difference (`difference`) has the claimed sign, does not hold if the whole
+interval has the opposite sign, and is undecided otherwise; "about equal" holds if the whole interval lies within the
+margin. A count from a single seed has no interval; a difference of less than 0.01 then decides nothing.
 
 Some claims would hold even for an SAE that learned nothing. They have a `Null`, which says what else explains the
 difference and which control must be measured. If the intervals alone would say "holds", the null's verdict replaces it,
@@ -18,15 +12,14 @@ shuffled parents and the untrained SAE, and holds if it holds on both.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from operator import attrgetter
 from typing import Literal, NamedTuple
 
-from ..measures.bootstrap import paired_difference
 from .correction import p_of
+from .difference import Difference, difference
 from .load import Value
 from .papers import Paper
 from .seed_groups import SeedGroup, differently
@@ -123,14 +116,6 @@ class Claim:
         return f"{self.paper.name}, {self.where}" if self.paper else "not in the papers"
 
 
-class Difference(NamedTuple):
-    """The difference of two values, with its interval."""
-
-    value: float
-    lower: float
-    upper: float
-
-
 @dataclass(frozen=True, eq=False)
 class Finding:
     """The result for one pair of SAEs, or one SAE.
@@ -174,27 +159,6 @@ class Result:
 def _largest(p_values: Sequence[float | None]) -> float | None:
     known = [p for p in p_values if p is not None]
     return max(known) if known and len(known) == len(p_values) else None
-
-
-def difference(a: Value, b: Value) -> Difference:
-    """a - b with its interval; a value without an interval is taken as exact.
-
-    Two SAEs on the same units of the same text are compared resample by resample (`paired_difference`).
-    """
-    if a.value is None or b.value is None:
-        raise ValueError("a difference of undefined values")
-    if a.replicates is not None and b.replicates is not None and a.text and a.text == b.text:
-        found = paired_difference(a.value, b.value, a.replicates, b.replicates)
-        if found.paired and found.interval is not None:
-            return Difference(found.value, *found.interval)
-    a_lo, a_hi = a.interval or (a.value, a.value)
-    b_lo, b_hi = b.interval or (b.value, b.value)
-    d = a.value - b.value
-    return Difference(
-        d,
-        d - math.hypot(max(a.value - a_lo, 0), max(b_hi - b.value, 0)),
-        d + math.hypot(max(a_hi - a.value, 0), max(b.value - b_lo, 0)),
-    )
 
 
 def judge(d: Difference, relation: Relation, margin: float = 0.0) -> Verdict:
