@@ -39,6 +39,7 @@ def test_replicates_are_counted() -> None:
     assert p_of(a, b, difference(a, b)[1:]) == pytest.approx(0.16)
     # Against a number that the claim names.
     assert p_of(a, Value(0.0), (-1, 1)) == pytest.approx(0.16)
+    assert p_of(Value(0.0), a, (-1, 1)) == pytest.approx(0.16)
     # Paired: what the text does to both cancels.
     shared = np.random.default_rng(0).normal(size=999)
     x, y = drawn(list(shared + 0.1 + 0.01 * np.sin(np.arange(999)))), drawn(list(shared))

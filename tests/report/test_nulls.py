@@ -23,6 +23,7 @@ from report_cases import (
     sparsity,
 )
 from saeforest.config import save_config
+from saeforest.evaluation.null_values import FOREST_FREE
 from saeforest.measures import Record, Replicates
 from saeforest.presets import PRESETS
 from saeforest.report import claims, compare
@@ -31,7 +32,7 @@ from saeforest.report.deviations import deviations
 from saeforest.report.load import Value, load_runs
 from saeforest.report.page import build_page
 from saeforest.report.seed_groups import SeedGroup, seed_groups
-from saeforest.report.verdict import Null, Result, Side, Verdict, check, difference, partners
+from saeforest.report.verdict import Claim, Null, Result, Side, Verdict, check, difference, partners
 from saeforest.saes import AllocationConfig, BatchTopKConfig
 
 TREE_4 = replace(TREE, layer_sizes=(2, 2, 4, 8), k_per_layer=(1, 1, 1, 1))
@@ -316,6 +317,63 @@ def test_a_measured_null_decides_what_a_gate_alone_gives(
         {
             "tree": (TREE_4, 0, [sparsity(4.0), with_over(hierarchy(0.9, 0.9), "tree", over)]),
             "topk": (TOPK, 0, [sparsity(4.0), with_over(hierarchy(None, 0.1), "mcs", (0.1, 0.1))]),
+        },
+    )
+    (finding,) = (
+        finding
+        for result in found_in(groups, "tree", "mcs")
+        for finding in result.findings
+        if finding.right is not None and finding.right.system.kind == "topk"
+    )
+    assert finding.verdict is expected
+    assert finding.note == "by what each side has over its nulls"
+
+
+@pytest.mark.parametrize(
+    ("over", "margin", "expected"),
+    [
+        ((0.30, 0.30), 0.1, Verdict.HOLDS),
+        ((0.45, 0.30), 0.1, Verdict.FAILS),
+        ((0.34, 0.30), 0.05, Verdict.UNDECIDED),
+    ],
+)
+def test_about_equal_keeps_its_margin_over_nulls(
+    tmp_path: Path, over: tuple[float, float], margin: float, expected: Verdict
+) -> None:
+    def made(by: float) -> Record:
+        given = {f"iou{suffix}": by for suffix in ("_over_shuffled", "_over_untrained")}
+        return record("cooccurrence", {"iou": (0.5, 0.01)} | {name: (x, 0.01) for name, x in given.items()})
+
+    groups = groups_in(
+        tmp_path / "run",
+        {
+            "tree": (TREE_4, 0, [sparsity(4.0), made(over[0])]),
+            "topk": (TOPK, 0, [sparsity(4.0), made(over[1])]),
+        },
+    )
+    sides = (Side(kind, "cooccurrence", "iou") for kind in ("tree", "topk"))
+    equal = Claim("t", "as much", None, "", next(sides), "=", next(sides), margin=margin, null=Null("gate"))
+    (finding,) = check(equal, groups).findings
+    assert finding.verdict is expected
+    assert finding.note == "by what each side has over its nulls"
+
+
+@pytest.mark.parametrize(("over", "expected"), [((0.3, 0.3), Verdict.HOLDS), ((0.0, 0.3), Verdict.UNDECIDED)])
+def test_what_ignores_the_forest_exceeds_shuffled_parents_by_nothing(
+    tmp_path: Path, over: tuple[float, float], expected: Verdict
+) -> None:
+    """The hits by MCS of a flat SAE, with which the paper compares the edges of a tree."""
+    of_tree = {
+        "tree": (0.9, 0.05),
+        "tree_over_shuffled": (over[0], 0.05),
+        "tree_over_untrained": (over[1], 0.05),
+    }
+    of_flat = {"mcs": (0.1, 0.05), "mcs_over_shuffled": FOREST_FREE, "mcs_over_untrained": (0.05, 0.05)}
+    groups = groups_in(
+        tmp_path / "run",
+        {
+            "tree": (TREE_4, 0, [sparsity(4.0), record("hierarchy", of_tree)]),
+            "topk": (TOPK, 0, [sparsity(4.0), record("hierarchy", of_flat)]),
         },
     )
     (finding,) = (

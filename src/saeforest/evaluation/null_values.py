@@ -27,6 +27,8 @@ from ..structure.forest import Forest
 SHUFFLED, UNTRAINED, OVER_SHUFFLED, OVER_UNTRAINED, AUC = (
     "_shuffled", "_untrained", "_over_shuffled", "_over_untrained", "_auc",
 )  # fmt: skip
+#: Why there is no shuffled null of a value that is the same whatever the forest.
+FOREST_FREE = "the value does not depend on the forest, so shuffled parents are no control"
 SUFFIXES = (SHUFFLED, UNTRAINED, OVER_SHUFFLED, OVER_UNTRAINED, AUC)
 
 
@@ -54,7 +56,7 @@ def with_nulls(
             (UNTRAINED, OVER_UNTRAINED, untrained),
         ):
             if suffix == SHUFFLED and name in forest_free:
-                null = "the value does not depend on the forest, so shuffled parents are no control"
+                null = FOREST_FREE
             found.add_null(name, name + suffix, null, unit)
             found.add_difference(name, name + suffix, name + over, unit)
         if name in record.edge_scores:

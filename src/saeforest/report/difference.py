@@ -38,18 +38,26 @@ class Resampled(NamedTuple):
 
 def resampled(a: Value, b: Value) -> Resampled | None:
     """The difference a - b by replicates; None if a side has none and is not a number that the claim names."""
-    if a.value is None or b.value is None or a.replicates is None:
+    if a.value is None or b.value is None:
         return None
-    if b.replicates is not None:
+    if a.replicates is not None and b.replicates is not None:
         same_text = bool(a.text) and a.text == b.text
         found = paired_difference(a.value, b.value, a.replicates, b.replicates, same_text=same_text)
         if found.replicates is None or found.interval is None:
             return None
         return Resampled(*found.interval, found.replicates.drawn)
-    if a.interval is not None and b.interval is None and not b.tokens:
+    if a.replicates is not None and a.interval is not None and _is_a_number(b):
         low, high = a.interval
         return Resampled(low - b.value, high - b.value, a.replicates.drawn - b.value)
+    if b.replicates is not None and b.interval is not None and _is_a_number(a):
+        low, high = b.interval
+        return Resampled(a.value - high, a.value - low, a.value - b.replicates.drawn)
     return None
+
+
+def _is_a_number(value: Value) -> bool:
+    """Whether a value is a number that the claim names, which was not measured."""
+    return value.interval is None and not value.tokens
 
 
 def difference(a: Value, b: Value) -> Difference:

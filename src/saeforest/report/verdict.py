@@ -7,17 +7,18 @@ margin. A count from a single seed has no interval; a difference of less than 0.
 Some claims would hold even for an SAE that learned nothing. They have a `Null`, which says what else explains the
 difference and which control must be measured. If the intervals alone would say "holds", the null's verdict replaces it,
 unless the control was measured: then the same claim is judged on how far each side exceeds its own null, that with
-shuffled parents and the untrained SAE, and holds if it holds on both.
+shuffled parents and the untrained SAE, and holds if it holds on both ("about equal" by the same margin).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
 from operator import attrgetter
 from typing import Literal, NamedTuple
 
+from ..evaluation.null_values import FOREST_FREE
 from .correction import p_of
 from .difference import Difference, difference
 from .load import Value
@@ -32,6 +33,8 @@ _EXACT = ("dead", "dead_training")
 # Minimum difference between two such counts, which are fractions.
 _LEAST_OF_COUNTS = 0.01
 _NOT_COMPARABLE = "not comparable"
+# By how much a value exceeds its null if shuffled parents do not change it.
+_SAME = Value(0.0)
 
 
 Relation = Literal[">", "<", "="]
@@ -259,7 +262,11 @@ def _judged(claim: Claim, a: Value, b: Value, d: Difference) -> tuple[Verdict, s
 def _over_nulls(
     claim: Claim, left: SeedGroup, right: SeedGroup | None
 ) -> tuple[Verdict, str, float | None] | None:
-    """The verdict on how far both sides exceed their nulls; None if that was not measured, or cannot decide."""
+    """The verdict on how far both sides exceed their nulls; None if that was not measured, or cannot decide.
+
+    A value that does not depend on the forest exceeds that of shuffled parents by 0. If this is so on both sides, only
+    the untrained SAE counts.
+    """
     if claim.null is None or claim.null.always:
         return None
     sides = [(claim.left, left)]
@@ -273,13 +280,17 @@ def _over_nulls(
             name = side.value + over
             if not all(name in e.records[side.measure].value for e in group.measured(side.measure)):
                 return None
-            found.append(group.value(side.measure, name))
+            value = group.value(side.measure, name)
+            found.append(_SAME if value.why == FOREST_FREE else value)
+        if all(value is _SAME for value in found):
+            continue
         a, b = found if len(found) == 2 else (found[0], Value(0.0))
         if a.value is None or b.value is None:
             return None
         d = difference(a, b)
-        verdicts.append(_judged(replace(claim, margin=0.0), a, b, d)[0])
-        p_values.append(_p(replace(claim, margin=0.0), a, b, d))
+        known = all(value.interval is not None or value is _SAME for value in found)
+        verdicts.append(judge(d, claim.relation, claim.margin) if known else Verdict.UNDECIDED)
+        p_values.append(_p(claim, a, b, d) if known else None)
     return together(verdicts), "by what each side has over its nulls", _largest(p_values)
 
 
