@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,9 +15,10 @@ from scipy.stats import ttest_1samp
 from report_cases import MATRYOSHKA, TOPK, TREE, make_run, record, sparsity
 from saeforest.measures import Record, Replicates
 from saeforest.report import compare
+from saeforest.report.claim_text import claim_row, corrected_verdict
 from saeforest.report.correction import LEVEL, holm, p_of
 from saeforest.report.load import Value
-from saeforest.report.verdict import Verdict, difference, judge
+from saeforest.report.verdict import Claim, Result, Side, Verdict, difference, judge
 
 
 def drawn(values: list[float], text: str = "t", units: str = "documents a") -> Value:
@@ -125,4 +127,20 @@ def test_the_report_says_how_many_hold_before_and_after(tmp_path: Path) -> None:
     assert [c["p_corrected"] for c in corrected] == pytest.approx(holm([c["p"] for c in corrected]))
     text = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
     assert f"the number of claims with a p-value, {len(corrected)}, by Holm" in text.replace("&#39;", "'")
-    assert "corrected for the number of claims:" in text
+    shown = re.findall(r"\*\*(.+?)\*\*<br>corrected for the number of claims: (.+?) \(p = ([^)]+)\)", text)
+    assert len(shown) == len(corrected)
+    for (before, after, p), claim in zip(shown, corrected, strict=True):
+        assert (before, after) == (claim["verdict"], claim["verdict_corrected"])
+        assert after == (before if float(p) <= LEVEL else "undecided")
+    html = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert html.count("<small>corrected for the number of claims:") == len(corrected)
+
+
+def test_a_verdict_that_the_number_of_claims_undoes_is_said_to_be_undecided() -> None:
+    claim = Claim("t", "more", None, "", Side("tree", "m", "x"), ">", 0.0)
+    holds = Result(claim, [], Verdict.HOLDS, "", "")
+    assert corrected_verdict(holds, 0.2) is Verdict.UNDECIDED
+    assert corrected_verdict(holds, 0.04) is Verdict.HOLDS
+    assert corrected_verdict(holds, None) is None
+    assert claim_row(holds, None).corrected == "not corrected for the number of claims: it has no p-value"
+    assert claim_row(holds, 0.2).corrected == "corrected for the number of claims: undecided (p = 0.2)"

@@ -18,13 +18,15 @@ _ONE_SIDED = 0.025
 class ClaimRow(NamedTuple):
     """A row of the table of claims.
 
-    here: the comparisons made here, a line each. paper: the paper's numbers; model: the model they are of.
+    here: the comparisons made here, a line each. corrected: the verdict after the correction for the number of claims.
+    paper: the paper's numbers; model: the model they are of.
     """
 
     text: str
     source: str
     here: list[str]
     verdict: str
+    corrected: str
     paper: str
     model: str
 
@@ -65,16 +67,15 @@ def _corrected(results: Sequence[Result]) -> str:
     n = sum(p is not None for p in corrected)
     if n == 0:
         return "None of them has a p-value, so they could not be corrected for their number."
-    decided = {verdict: [p for r, p in zip(results, corrected, strict=True) if r.verdict is verdict]
-               for verdict in (Verdict.HOLDS, Verdict.FAILS)}  # fmt: skip
-    before = {verdict: len(found) for verdict, found in decided.items()}
-    after = {verdict: sum(p is not None and p <= LEVEL for p in found) for verdict, found in decided.items()}
-    without = sum(p is None for found in decided.values() for p in found)
     hold, fail = Verdict.HOLDS, Verdict.FAILS
+    made = list(zip(results, corrected, strict=True))
+    before = {verdict: sum(result.verdict is verdict for result in results) for verdict in (hold, fail)}
+    after = {verdict: sum(corrected_verdict(*one) is verdict for one in made) for verdict in (hold, fail)}
+    without = sum(result.verdict in (hold, fail) and p is None for result, p in made)
     text = (
         f"{before[hold]} hold and {before[fail]} do not. Corrected for the number of claims with a p-value, {n}, by "
         f"Holm's method at {LEVEL:.0%}: {after[hold]} hold and {after[fail]} do not. "
-        "The verdicts below are those before the correction, with the corrected p-value beside them."
+        "The verdicts below are those before the correction, each with the corrected one beside it."
     )
     if without:
         text += f" {without} of the decided claims have no p-value: counts, or values without replicates."
@@ -87,7 +88,7 @@ def claim_row(result: Result, corrected: float | None = None) -> ClaimRow:
     several = len(result.findings) > 1
     here = [finding_text(finding, several) for finding in result.findings]
     if result.p is not None and corrected is not None:
-        here.append(f"p = {result.p:.2g}; corrected for the number of claims: {corrected:.2g}")
+        here.append(f"p = {result.p:.2g}.")
     null = result.claim.null
     if null is not None and any(finding.verdict is null.verdict for finding in result.findings):
         here.append(null.why)
@@ -96,9 +97,27 @@ def claim_row(result: Result, corrected: float | None = None) -> ClaimRow:
         result.claim.source,
         here,
         result.verdict.value,
+        _after_correction(result, corrected),
         result.paper,
         model,
     )
+
+
+def _after_correction(result: Result, corrected: float | None) -> str:
+    """The verdict after the correction for the number of claims; empty where intervals decide nothing anyway."""
+    decided = corrected_verdict(result, corrected)
+    if decided is not None:
+        return f"corrected for the number of claims: {decided.value} (p = {corrected:.2g})"
+    if result.verdict in (Verdict.HOLDS, Verdict.FAILS, Verdict.MIXED):
+        return "not corrected for the number of claims: it has no p-value"
+    return ""
+
+
+def corrected_verdict(result: Result, corrected: float | None) -> Verdict | None:
+    """The verdict on a claim after the correction; None if it has no p-value. corrected: that p-value."""
+    if corrected is None:
+        return None
+    return result.verdict if corrected <= LEVEL else Verdict.UNDECIDED
 
 
 def finding_text(finding: Finding, several: bool = False) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from .. import __version__
+from .claim_text import corrected_verdict
 from .correction import holm
 from .load import Entry
 from .verdict import Result
@@ -44,6 +45,7 @@ def to_json(entries: Sequence[Entry], results: Sequence[Result], files: Sequence
                 "verdict": result.verdict.value,
                 "p": result.p,
                 "p_corrected": corrected,
+                "verdict_corrected": after.value if (after := corrected_verdict(result, corrected)) else None,
                 "null": result.claim.null.why if result.claim.null else "",
                 "why": result.why,
                 "paper": result.paper,
