@@ -16,7 +16,7 @@ import saeforest
 from saeforest.config import TrainConfig
 from saeforest.evaluation import MeasureOptions, measure_run
 from saeforest.evaluation import run as run_module
-from saeforest.evaluation.null_values import SUFFIXES, auc, with_nulls
+from saeforest.evaluation.null_values import FOREST_FREE, SUFFIXES, auc, with_nulls
 from saeforest.evaluation.nulls import (
     BLOCK,
     NullSAE,
@@ -291,6 +291,15 @@ def test_a_record_holds_values_nulls_differences_and_auc() -> None:
     assert found.settings == {"a": 1, "nulls": {"seed": 0}}
 
 
+def test_details_of_nulls_are_kept() -> None:
+    forest = Forest(torch.tensor([ROOT, ROOT, 0, 1]), (2, 2))
+    own, other = (replace(record(0.5, x), detail={"null": {}, "curve": [x]}) for x in (0.5, 0.25))
+    found = with_nulls(own, ("x",), other, "no seed", forest, {}, detail=("curve",))
+    assert found.detail["of_nulls"] == {"shuffled": {"curve": [0.25]}, "untrained": {}}
+    assert found.detail["curve"] == [0.5]
+    assert "of_nulls" not in with_nulls(own, ("x",), other, "no seed", forest, {}).detail
+
+
 def test_a_null_that_is_not_there_says_why() -> None:
     forest = Forest(torch.tensor([ROOT, ROOT, 0, 1]), (2, 2))
     found = with_nulls(record(0.75, 0.5), ("x",), "no edges", record(None, 0.0), forest, {})
@@ -416,6 +425,31 @@ def test_what_ignores_the_forest_has_no_shuffled_null(sae: str, shuffled: set[st
         measures={"hierarchy": HierarchyConfig(min_count=10, parents=6)}, probes=ProbeConfig(epochs=1)
     )
     (record,) = saeforest.measure(trained, x, ["hierarchy"], forest=forest, options=options).values()
-    for name in ("mcs", "mcs_unconditional", "tree"):
-        why = record.null.get(f"{name}_shuffled", "")
-        assert ("does not depend on the forest" in why) == (name not in shuffled), (name, why)
+    of_mcs = ("error_rate", "mcs_stratified", "mean_over_parents_mcs", "variant_mcs_correlation")
+    same_as = {"mcs": of_mcs, "mcs_unconditional": ("lda_mcs_unconditional",), "tree": ("lda_tree",)}
+    for name, others in same_as.items():
+        for one in (name, *others):
+            why = record.null.get(f"{one}_shuffled", "")
+            free = name not in shuffled and not (one == "error_rate" and sae != "topk")
+            assert (why == FOREST_FREE) == free, (one, why)
+
+
+def test_no_score_of_hierarchy_and_no_curve_is_without_its_nulls() -> None:
+    x = activations(1500)
+    sae = saeforest.train(x, "tree", layer_sizes=(6, 18), k_per_layer=(2, 2), steps=20).sae
+    config = HierarchyConfig(min_count=10, parents=6, rank_curve=0)
+    options = MeasureOptions(measures={"hierarchy": config}, probes=ProbeConfig(epochs=1))
+    record = saeforest.measure(sae, x, ["hierarchy"], options=options)["hierarchy"]
+    plain = saeforest.measure(sae, x, ["hierarchy"], options=replace(options, nulls="no"))["hierarchy"]
+    own = set(plain.value)
+    assert {"error_rate", "mcs_stratified", "variant_mcs_binary"} < own
+    assert {name for name in own if f"{name}_shuffled" not in record.value} == {"tree_parents_share"}
+    assert "of_nulls" not in plain.detail
+    assert record.detail["of_nulls"].keys() == {"shuffled", "untrained"}
+
+    # By hand: the SAE with other parents.
+    other = with_parents(sae, shuffled_parents(sae.forest, fired(sae, x[:16_384])))
+    alone = saeforest.measure(other, x, ["hierarchy"], options=replace(options, nulls="no"))["hierarchy"]
+    assert record.detail["of_nulls"]["shuffled"] == {"curve": alone.detail["curve"]}
+    for name in own - {"tree_parents_share"}:
+        assert record.value[f"{name}_shuffled"] == alone.value[name]

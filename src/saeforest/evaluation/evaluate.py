@@ -91,7 +91,19 @@ def evaluate_all(
             shuffled, untrained = (of_nulls[which] for which in _both(nulls))
             same = not isinstance(nulls.shuffled, str) and nulls.shuffled.sae is task.sae
             free = spec.forest_free(task.sae) if same else ()
-            yield task, with_nulls(own, spec.nulls, shuffled, untrained, task.forest, nulls.settings, free)
+            yield (
+                task,
+                with_nulls(
+                    own,
+                    spec.nulls,
+                    shuffled,
+                    untrained,
+                    task.forest,
+                    nulls.settings,
+                    free,
+                    spec.detail_of_nulls,
+                ),
+            )
 
 
 class _Part(NamedTuple):

@@ -40,11 +40,13 @@ def with_nulls(
     forest: Forest,
     settings: Mapping[str, Any],
     forest_free: tuple[str, ...] = (),
+    detail: tuple[str, ...] = (),
 ) -> Record:
     """The record of an SAE together with those of its nulls, or the reasons why there is none.
 
     names: the values that have nulls. forest: the forest that was measured. settings: how the nulls were made.
     forest_free: the values that are the same whatever the forest, so that shuffled parents are no control for them.
+    detail: entries of the nulls' detail to keep, by null, as `detail["of_nulls"]`.
     """
     found = _Values(record)
     for name in names:
@@ -62,7 +64,14 @@ def with_nulls(
         if name in record.edge_scores:
             of_null = shuffled if isinstance(shuffled, str) else shuffled.edge_scores[name]
             found.add_auc(name + AUC, record.edge_scores[name], of_null, forest.parent)
-    return found.record({"nulls": dict(settings)})
+    made = found.record({"nulls": dict(settings)})
+    if not detail:
+        return made
+    of_nulls = {
+        which: {} if isinstance(null, str) else {name: null.detail[name] for name in detail}
+        for which, null in (("shuffled", shuffled), ("untrained", untrained))
+    }
+    return replace(made, detail={**made.detail, "of_nulls": of_nulls})
 
 
 class _Values:

@@ -34,6 +34,8 @@ Scores rise with how often the children fire. `..._stratified` does not depend o
 is the mean of the scores within strata (docs/spec/hierarchy.md#strata), which each count alike, and undefined if one
 of them has no pair.
 
+`variant_...` (Figure 16) are `mcs` by each of the four variants of MCS, on the first seed's parents.
+
 `lda_...`, `mean_tree` and `mean_mcs_unconditional` are scores by directions that need no training: LDA, and the mean
 difference. On known trees the latter is the one by which children that have children pass too
 (docs/results/directions.md).
@@ -75,18 +77,27 @@ from .hierarchy_scores import (
     strata_of,
     variants_of,
 )
+from .mcs import VARIANTS
 from .probes import probes_memory
 from .record import Record, undefined
 from .spec import Size, Study
 from .subject import Subject
 
-#: Values that need children in the forest.
+# Values that need children in the forest.
 _OF_FOREST = (
-    "tree", "tree_unconditional", "tree_parents_share", "mean_over_parents_tree", "s_res_tree",
+    "tree", "tree_unconditional", "mean_over_parents_tree", "s_res_tree",
     "lda_tree", "mean_tree", "tree_stratified", "lda_tree_stratified",
 )  # fmt: skip
-# Values that need them too if the SAE learned the forest.
-_OF_OWN_TREE = ("mcs", "mean_over_parents_mcs", "error_rate", "mcs_stratified")
+# Values that need them too if the SAE learned the forest, which then decides how many children count.
+_OF_OWN_TREE = (
+    "mcs", "mean_over_parents_mcs", "error_rate", "mcs_stratified", *(f"variant_{name}" for name in VARIANTS)
+)  # fmt: skip
+# Values that count every parent, whatever the forest.
+_OF_ANY_PARENT = (
+    "mcs_unconditional", "mean_over_parents_mcs_unconditional", "s_res_mcs_unconditional",
+    "lda_mcs_unconditional", "mean_mcs_unconditional", "mcs_unconditional_stratified",
+    "lda_mcs_unconditional_stratified",
+)  # fmt: skip
 
 
 def hierarchy(subject: Subject, config: HierarchyConfig) -> Record:
@@ -108,6 +119,8 @@ def hierarchy(subject: Subject, config: HierarchyConfig) -> Record:
     units = units_of_sae("parents", subject.sae, sample.parents)
     formula = formula_of(sample, judged, ratios, error_rate_of, config.min_count)
     found = estimate(formula, len(sample.parents), units)
+    drawn_first = units_of_sae("parents", subject.sae, sample.parents[sample.first])
+    found = found.joined(variants_of(sample, config, table, drawn_first))
     for name, score in found.value.items():
         least = -1 if name.startswith("s_res") else 0
         require(score is None or least <= score <= 1 + 1e-6, "hierarchy", f"{least} <= {name} <= 1")
@@ -138,12 +151,14 @@ def hierarchy(subject: Subject, config: HierarchyConfig) -> Record:
             },
             "by_seed": {name: by_seed(sample, ratio) for name, ratio in ratios.items()},
             "strata": strata_of(sample, judged),
-            "counts": {name: counts_of(sample, of) for name, of in procedures.items()},
+            "counts": {
+                **{name: counts_of(sample, of) for name, of in procedures.items()},
+                **{f"variant_{name}": counts_of(sample, table[name], seeds=1) for name in config.variants},
+            },
             "curve": {
                 "tree": precision_curve(judged, "tree_unconditional"),
                 "mcs": precision_curve(judged, "mcs_unconditional"),
             },
-            "variants": variants_of(sample, config, table),
             "rank_curve": rank_curve_of(judged, config),
             "pairs": pair_list(sample, judged),
         },
@@ -162,7 +177,7 @@ def _why(subject: Subject, config: HierarchyConfig, value: Mapping[str, float | 
     )
     if not has_edges(subject):
         no_tree = "the forest has no edges"
-    of_forest = _OF_FOREST + (_OF_OWN_TREE if own_tree(subject) else ())
+    of_forest = ("tree_parents_share", *_OF_FOREST, *(_OF_OWN_TREE if own_tree(subject) else ()))
     why = dict.fromkeys(value, no_mcs) | dict.fromkeys(of_forest, no_tree)
     for name in (name for name in value if name.endswith("_stratified")):
         if value[name.removesuffix("_stratified")] is not None:
@@ -185,24 +200,15 @@ SPEC = Study(
     config=HierarchyConfig,
     readings={"ref_tree_sae": HierarchyConfig.reference()},
     run=hierarchy,
-    nulls=(
-        "tree",
-        "tree_unconditional",
-        "tree_stratified",
-        "mcs",
-        "mcs_unconditional",
-        "lda_tree",
-        "mean_tree",
-        "s_res_tree",
-    ),
-    # `mcs` counts as many children as a learned forest has.
-    forest_free=lambda sae: ("mcs_unconditional",) if sae.has_forest else ("mcs", "mcs_unconditional"),
-    of_nulls=lambda config: replace(config, rank_curve=0, variants=()),
+    nulls=(*_OF_FOREST, *_OF_OWN_TREE, *_OF_ANY_PARENT),
+    forest_free=lambda sae: _OF_ANY_PARENT if sae.has_forest else _OF_OWN_TREE + _OF_ANY_PARENT,
+    of_nulls=lambda config: replace(config, rank_curve=0),
+    detail_of_nulls=("curve",),
     columns=(
         Column(HIERARCHY, "tree", "by its forest", "↑"),
         Column(HIERARCHY, "mcs", "by MCS, as in the paper", "↑"),
         Column(HIERARCHY, "mcs_unconditional", "by MCS, any parents", "↑"),
     ),
     memory=_memory,
-    version=2,
+    version=3,
 )

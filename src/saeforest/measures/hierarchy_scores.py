@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .bootstrap import FloatArray, Formula, estimate
+from .bootstrap import Estimate, FloatArray, Formula, estimate
 from .hierarchy_pairs import PROCEDURES, HierarchyConfig, Judged, Procedure, Sample
 
 #: Lower limits of the strata by how often a child fires; each ends where the next begins.
@@ -150,30 +150,30 @@ def precision_curve(judged: Judged, procedure: Procedure) -> list[list[float]]:
     return [[n, float(hits[n - 1] / n)] for n in sorted(points) if 0 < n <= len(hits)]
 
 
-def counts_of(sample: Sample, of: ByParent) -> dict[str, list[int]]:
-    """Numbers of pairs, and of parents with pairs, for each seed."""
-    times = sample.times.numpy()
+def counts_of(sample: Sample, of: ByParent, seeds: int | None = None) -> dict[str, list[int]]:
+    """Numbers of pairs, and of parents with pairs, for each seed, or for the first `seeds` of them."""
+    times = sample.times[:seeds].numpy()
     return {
         "pairs": (times @ of.pairs).astype(int).tolist(),
         "parents": (times @ of.has).astype(int).tolist(),
     }
 
 
-def variants_of(sample: Sample, config: HierarchyConfig, table: Mapping[str, ByParent]) -> dict[str, Any]:
-    """The paper's Figure 16: the score by each MCS variant, on the first seed's parents."""
+def variants_of(
+    sample: Sample, config: HierarchyConfig, table: Mapping[str, ByParent], units: str
+) -> Estimate:
+    """The paper's Figure 16: the score by each MCS variant, on the first seed's parents.
+
+    units: name of these parents as resampled units.
+    """
     first = sample.first
     once = Sample(sample.parents[first], sample.times[:1, first], sample.candidates)
     ratios = {name: Ratio(table[name].hits[first], table[name].pairs[first]) for name in config.variants}
 
     def score(weights: FloatArray) -> dict[str, FloatArray]:
-        return {name: _of_seeds(once, ratio, weights)[:, 0] for name, ratio in ratios.items()}
+        return {f"variant_{name}": _of_seeds(once, ratio, weights)[:, 0] for name, ratio in ratios.items()}
 
-    found = estimate(score, len(first))
-    pairs = {name: int(ratio.by @ once.times[0].double().numpy()) for name, ratio in ratios.items()}
-    return {
-        name: {"value": found.value[name], "interval": found.interval[name], "pairs": pairs[name]}
-        for name in config.variants
-    }
+    return estimate(score, len(first), units)
 
 
 def rank_curve_of(judged: Judged, config: HierarchyConfig) -> dict[str, Any]:

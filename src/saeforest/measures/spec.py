@@ -60,6 +60,7 @@ class MeasureSpec:
               one is no control for them.
     nulls:    the values that say something about a hierarchy, which are therefore measured again on its nulls.
     of_nulls: its settings for the nulls, given its settings: without what takes time and is not among these values.
+    detail_of_nulls: entries of a record's detail that it holds of its nulls too, as `detail["of_nulls"]`.
     version:  increased when the meaning of the measure changes, so that older records are replaced.
 
     Raises TypeError if the declaration contradicts itself.
@@ -76,6 +77,7 @@ class MeasureSpec:
     nulls: tuple[str, ...] = ()
     forest_free: Callable[[SAE], tuple[str, ...]] = lambda _: ()
     of_nulls: Callable[[Any], Any] = lambda config: config
+    detail_of_nulls: tuple[str, ...] = ()
     version: int = 1
 
     def __post_init__(self) -> None:
