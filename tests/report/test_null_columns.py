@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+
 from report_cases import TOPK, TREE, groups_in, make_run, record, sparsity
 from saeforest.measures import Record
-from saeforest.report import compare, figures
+from saeforest.report import compare, curves, figures
 from saeforest.report.load import load_runs
 from saeforest.report.nulls import KINDS, in_order, without_nulls
 from saeforest.report.page import build_page
@@ -41,8 +43,9 @@ def test_a_value_has_its_nulls_below_it(tmp_path: Path) -> None:
     assert [null.text for null in ungated.nulls] == ["shuffled 0.1250", "untrained –"]
     assert ungated.nulls[0].note is None
     assert page.footnotes[(ungated.nulls[1].note or 0) - 1] == "no seed is known"
-    assert [null.text for null in lift.nulls] == ["shuffled –", "untrained –"]
-    assert page.footnotes[(lift.nulls[0].note or 0) - 1] == "coverage was measured without its nulls"
+    assert [null.text for null in lift.nulls] == ["null not measured"]
+    note = page.footnotes[(lift.nulls[0].note or 0) - 1]
+    assert note == "null not measured: coverage was measured without its nulls"
     (reconstruction,) = (table for table in page.summary if table.title.startswith("Reconstruction"))
     assert not any(cell.nulls for cell in reconstruction.rows[0])  # they say nothing about a hierarchy
     (details,) = (table for table in page.details[0].tables if table.title == "coverage")
@@ -94,7 +97,43 @@ def test_figures_mark_the_nulls(tmp_path: Path) -> None:
     }
     assert marks == {"x": ([0.625, 0.0], NULL_GRAY), "+": ([0.875, 0.0], NULL_GRAY)}
     assert "Gray marks: the same value × with parents shuffled, + of the untrained SAE." in panel.caption
-    assert "Without one of its nulls or both: tree (mcs), topk (mcs)." in panel.caption  # those of mcs
+    assert "Null not measured: tree (mcs), topk (mcs)." in panel.caption
+
+
+def test_variants_of_mcs_and_curves_of_precision_are_drawn_with_their_nulls(tmp_path: Path) -> None:
+    values = {
+        "variant_mcs_binary": (0.75, 0.05), "variant_mcs_binary_shuffled": (0.5, 0.05),
+        "variant_mcs_binary_untrained": (0.625, 0.05), "variant_mcs_correlation": (0.25, 0.05),
+        "variant_mcs_correlation_shuffled": (0.125, 0.05), "variant_mcs_correlation_untrained": "no seed is known",
+    }  # fmt: skip
+    curve = {"tree": [[1, 1.0], [8, 0.75]], "mcs": [[1, 1.0], [8, 0.5]]}
+    shuffled = {"tree": [[1, 0.0], [8, 0.25]], "mcs": curve["mcs"]}
+    of_nulls = {"shuffled": {"curve": shuffled}, "untrained": {}}
+    groups = groups_in(
+        tmp_path / "run",
+        {
+            "tree": (TREE, 0, [sparsity(4.0), record("hierarchy", values, curve=curve, of_nulls=of_nulls)]),
+            "topk": (TOPK, 0, [sparsity(4.0), record("hierarchy", {"mcs": (0.1, 0.05)}, curve=curve)]),
+        },
+    )
+    with styled():
+        variants, precision = curves.variants(groups), curves.precision(groups)
+    assert not isinstance(variants, str)
+    assert not isinstance(precision, str)
+    marks = [
+        (str(line.get_marker()), line.get_xdata()[0])  # pyright: ignore
+        for axes in variants.figure.axes
+        for line in axes.lines
+        if line.get_color() == NULL_GRAY
+    ]
+    assert marks == [("x", 0.5), ("+", 0.625), ("x", 0.125)]
+    assert "Gray marks: the same value × with parents shuffled, + of the untrained SAE." in variants.caption
+    assert "Without one of its nulls or both: tree (variant_mcs_correlation)." in variants.caption
+    (axes, *_) = precision.figure.axes
+    thin = [line for line in axes.lines if line.get_linewidth() < 1]
+    assert [np.asarray(line.get_xydata()).tolist() for line in thin] == [shuffled["tree"]]
+    assert "Thin lines: the same × with parents shuffled." in precision.caption
+    assert "Null not measured: topk (by MCS)." in precision.caption
 
 
 def test_names_in_order() -> None:

@@ -16,7 +16,7 @@ from matplotlib.ticker import PercentFormatter
 from .figures import bars, dots, having, measured, paper_dots, paper_title, rows_of, short
 from .load import VARIANTS, Entry, Value
 from .load import rank_curve as rank_curve_of
-from .nulls import mark_nulls, nulls_caption
+from .nulls import KINDS, NullKind, mark_nulls, nulls_caption
 from .panel import NULLS, Panel
 from .papers import reported
 from .seed_groups import SeedGroup
@@ -124,35 +124,47 @@ def variants(groups: Sequence[SeedGroup]) -> Panel | str:
         ours.set_title(f"{name.capitalize()} MCS", fontsize=9.5)
         if rows:
             dots(ours, rows)
+            mark_nulls(ours, rows_of(rows), "hierarchy", f"variant_{key}")
         else:
             note(ours, "not measured")
         papers_own = reported("hierarchy", f"variant_{key}")
         paper_title(theirs, papers_own, "24,576 features")
         paper_dots(theirs, papers_own)
     values = [v for _, row in found for v in row if v.value is not None]
+    nulls = nulls_caption(
+        ("hierarchy", f"variant_{key}", [s for s, row in found if row[i].value is not None])
+        for i, (key, _) in enumerate(VARIANTS)
+    )
     caption = (
         "The paper's Figure 16 shows the hierarchy score of Tree SAEs with four variants of MCS: binary is best, "
         f"scaled correlation worst. Left: measured here, {measured(values)}. {bars(values)}. Right, in gray: the "
         "paper's numbers for another model (one mark for each L0 of 32, 48, 64 and 80), on a separate axis. "
-        f"{NULLS}"
+        f"{f'{nulls} ' if nulls else ''}{NULLS}"
     )
     return Panel("figure-16", "Variants of MCS (Figure 16)", caption, figure)
 
 
 def precision(groups: Sequence[SeedGroup]) -> Panel | str:
     """Not in the paper: the fraction of hierarchical pairs among the n best pairs of each SAE."""
-    found = [(s, way, curve) for s in groups for way, curve in _curves(s)]
+    found = [(s, *one) for s in groups for one in _curves(s)]
     if not found:
         return "not measured in any run"
     figure = new_figure(3.6)
     axes = figure.subplots()
-    for group, way, curve in found:
+    for group, way, curve, nulls in found:
         name = short(f"{_name(group, groups)}, {'by its tree' if way == 'tree' else 'by MCS'}", 70)
         axes.plot(
             curve[:, 0], curve[:, 1], color=group.system.color, ls="-" if way == "tree" else "--",
             marker=group.system.marker, markevery=max(len(curve) // 6, 1), ms=4.5, label=name,
         )  # fmt: skip
-    if max(curve[-1, 0] for *_, curve in found) > 20 * min(curve[0, 0] for *_, curve in found):
+        for kind, null in nulls.items():
+            if np.array_equal(null, curve):  # shuffled parents change nothing
+                continue
+            axes.plot(
+                null[:, 0], null[:, 1], color=group.system.color, ls="-" if way == "tree" else "--", lw=0.7,
+                alpha=0.6, marker=kind.marker, markevery=max(len(null) // 6, 1), ms=4.5, zorder=1.5,
+            )  # fmt: skip
+    if max(curve[-1, 0] for *_, curve, _ in found) > 20 * min(curve[0, 0] for *_, curve, _ in found):
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter("{x:,.0f}")
         axes.xaxis.set_minor_formatter("")
@@ -166,21 +178,40 @@ def precision(groups: Sequence[SeedGroup]) -> Panel | str:
         "Not in the paper, which counts as many pairs of each SAE as its tree has children, or 5 per parent. Here "
         "the same number of pairs is counted for every SAE, the best first: solid lines by its own tree, dashed lines "
         f"by MCS. A higher line means more hierarchical pairs among the same number{on}. No intervals. For a Tree "
-        f"SAE, both count nearly the same pairs. {NULLS}"
+        f"SAE, both count nearly the same pairs. {_nulls_of_curves(found)} {NULLS}"
     )
     return Panel("precision", "Precision against the number of pairs (not in the paper)", caption, figure)
 
 
-def _curves(group: SeedGroup) -> Iterator[tuple[str, np.ndarray]]:
-    """For "tree" and "mcs", the curve of the first seed that has one: `[n, 2]` number of pairs, precision."""
+def _curves(group: SeedGroup) -> Iterator[tuple[str, np.ndarray, dict[NullKind, np.ndarray]]]:
+    """For "tree" and "mcs", the curve of the first seed that has one, `[n, 2]` number of pairs and precision; and its
+    nulls."""
     for way in ("tree", "mcs") if group.system.learns_forest else ("mcs",):
         for entry in _measured(group):
             with entry.showing("hierarchy"):
-                curve = (entry.records["hierarchy"].detail.get("curve") or {}).get(way) or []
-                curve = np.array(curve, dtype=float).reshape(len(curve), 2)
+                detail = entry.records["hierarchy"].detail
+                curve = _curve(detail, way)
+                of_nulls = detail.get("of_nulls") or {}
+                found = {k: _curve(of_nulls.get(k.suffix.removeprefix("_")) or {}, way) for k in KINDS}
             if len(curve):
-                yield way, curve
+                yield way, curve, {kind: null for kind, null in found.items() if len(null)}
                 break
+
+
+def _curve(detail: dict[str, Any], way: str) -> np.ndarray:
+    curve = (detail.get("curve") or {}).get(way) or []
+    return np.array(curve, dtype=float).reshape(len(curve), 2)
+
+
+def _nulls_of_curves(found: Sequence[tuple[SeedGroup, str, np.ndarray, dict[NullKind, np.ndarray]]]) -> str:
+    """What the thin lines are, and whose are missing."""
+    kinds = [kind.legend for kind in KINDS if any(kind in nulls for *_, nulls in found)]
+    without = [
+        f"{s.label} ({'by its tree' if way == 'tree' else 'by MCS'})" for s, way, _, n in found if not n
+    ]
+    told = [f"Thin lines: the same {', '.join(kinds)}."] if kinds else []
+    told += [f"Null not measured: {', '.join(without)}."] if without else []
+    return " ".join(told)
 
 
 def unconditional(groups: Sequence[SeedGroup]) -> Panel | str:

@@ -23,6 +23,8 @@ class NullKind(NamedTuple):
     marker: str
 
 
+#: Said instead of a null that the records do not have, such as those of older versions.
+NOT_MEASURED = "null not measured"
 KINDS = (
     NullKind(SHUFFLED, "shuffled", "× with parents shuffled", "x"),
     NullKind(UNTRAINED, "untrained", "+ of the untrained SAE", "+"),
@@ -43,9 +45,15 @@ def null_values(of: Entry | SeedGroup, measure: str, name: str) -> list[tuple[Nu
     for kind in KINDS:
         value = of.value(measure, name + kind.suffix)
         if not any(name + kind.suffix in e.records[measure].value for e in entries if measure in e.records):
-            value = Value(None, why=f"{measure} was measured without its nulls")
+            value = Value(None, why=f"{NOT_MEASURED}: {measure} was measured without its nulls")
         found.append((kind, value))
     return found
+
+
+def not_measured(nulls: Sequence[tuple[NullKind, Value]]) -> str:
+    """Why none of these nulls is there, if the records do not have them; empty otherwise."""
+    why = {value.why for _, value in nulls}
+    return next(iter(why)) if len(why) == 1 and all(w.startswith(NOT_MEASURED) for w in why) else ""
 
 
 def in_order(measure: str, names: Iterable[str]) -> list[str]:
@@ -96,14 +104,16 @@ def nulls_caption(shown: Iterable[tuple[str, str, Sequence[SeedGroup]]], color: 
     shown: measure, name of the value, and the SAEs that are drawn.
     """
     found = [
-        (f"{group.label} ({name})", kind, value.value is not None)
+        (f"{group.label} ({name})", kind, value)
         for measure, name, groups in shown
         for group in groups
         for kind, value in null_values(group, measure, name)
     ]
-    kinds = [kind.legend for kind in KINDS if any(there and k is kind for _, k, there in found)]
-    missing = list(dict.fromkeys(label for label, _, there in found if not there))
+    kinds = [kind.legend for kind in KINDS if any(v.value is not None and k is kind for _, k, v in found)]
+    unknown = [label for label, _, v in found if v.value is None and v.why.startswith(NOT_MEASURED)]
+    undefined = [label for label, _, v in found if v.value is None and label not in unknown]
     text = f"{color} marks: the same value {', '.join(kinds)}." if kinds else ""
-    if missing:
-        text += f" Without one of its nulls or both: {', '.join(missing)}."
+    for said, labels in (("Null not measured", unknown), ("Without one of its nulls or both", undefined)):
+        if labels:
+            text += f" {said}: {', '.join(dict.fromkeys(labels))}."
     return text.strip()

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from .claim_text import fewer
 from .load import Entry
-from .nulls import null_values
+from .nulls import NOT_MEASURED, not_measured, null_values
 from .numbers import DASH, interval, number
 from .seed_groups import SeedGroup
 
@@ -61,13 +61,16 @@ def cell(of: Entry | SeedGroup, measure: str, name: str, notes: Footnotes) -> Ce
     value = of.value(measure, name)
     if value.value is None:
         return Cell(DASH, note=notes.number(value.why or "undefined"))
-    nulls = tuple(
+    nulls = null_values(of, measure, name)
+    if why := not_measured(nulls):
+        return Cell(number(value.value), interval(value), nulls=(Null(NOT_MEASURED, notes.number(why)),))
+    shown = tuple(
         Null(f"{kind.title} {DASH}", notes.number(null.why or "undefined"))
         if null.value is None
         else Null(f"{kind.title} {number(null.value)}")
-        for kind, null in null_values(of, measure, name)
+        for kind, null in nulls
     )
-    return Cell(number(value.value), interval(value), nulls=nulls)
+    return Cell(number(value.value), interval(value), nulls=shown)
 
 
 def mean_cell(group: SeedGroup, measure: str, name: str, notes: Footnotes) -> Cell:
