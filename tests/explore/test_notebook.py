@@ -120,7 +120,7 @@ def test_hostile_text_is_shown_and_not_obeyed(tokenizer: PreTrainedTokenizerFast
     explorer = Explorer(index, FOREST, tokenizer, labels={3: HOSTILE}, origin=HOSTILE)
     feature = explorer.feature(3)
     for shown in (explorer, feature, feature.contexts[0], explorer.overview(), explorer.search("script")[0]):
-        html = shown._repr_html_()
+        html = str(shown._repr_html_())
         text = "".join(read(shown).text)
         assert "<script>" in text
         for c in "\x1b\u202e\u2066\x00\x85\u2028":

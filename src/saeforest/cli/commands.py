@@ -106,6 +106,29 @@ COMMANDS: dict[str, Command] = {
         ("saeforest explore runs/demo", "saeforest explore runs/demo --port 9000 --no-browser"),
         _names("run sae port any_port no_browser index json"),
     ),
+    "figure": Command(
+        "figure:figure",
+        "RUN FEATURE",
+        "Draw a parent with its children, for a paper or a talk",
+        "Writes an SVG, PNG or PDF: the tree of concepts under a feature, each edge beside what chance gives, or its "
+        "activations in a plane, colored by child.",
+        (
+            "saeforest figure runs/demo 384 -o family.pdf",
+            "saeforest figure runs/demo 384 --kind geometry -o geometry.png",
+        ),
+        _names("run feature kind out children depth force sae device json"),
+    ),
+    "export": Command(
+        "export:export",
+        "html RUN",
+        "Write the explorer's page as files that need no server",
+        "With --root, one HTML file of a subtree, to be sent; otherwise a folder with everything.",
+        (
+            "saeforest export html runs/demo --root 384 -o family.html",
+            "saeforest export html runs/demo -o pages",
+        ),
+        _names("format run out root force sae device json"),
+    ),
     "infer": Command(
         "infer:infer",
         "RUN|SAE",

@@ -16,6 +16,11 @@ Device = Annotated[
     str | None,
     tyro.conf.arg(help="Device of the models: cpu, cuda, or cuda:N. Default: that of the training run."),
 ]
+Force = Annotated[
+    bool,
+    tyro.conf.FlagCreatePairsOff,
+    tyro.conf.arg(help="Replace what an earlier export left at the same place."),
+]
 Json = Annotated[
     bool,
     tyro.conf.FlagCreatePairsOff,

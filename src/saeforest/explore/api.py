@@ -149,11 +149,14 @@ class Api:
         static: bool = False,
         others: Mapping[str, Other] | None = None,
         make_index: bool = False,
+        feature: str | None = None,
     ) -> Api:
         """The API of an SAE of a run, which must have an index unless `make_index`.
 
+        feature: number of a feature that is going to be asked for, so that an unknown one is found out at once.
+
         Raises InputError if the folder is not a run with a trained SAE, the index is missing, damaged or of another
-        SAE, or the annotations are.
+        SAE, the annotations are, or there is no such feature.
         """
         folder = run if isinstance(run, RunFolder) else RunFolder(Path(run))
         config, trained = folder.load(sae, device)
@@ -162,7 +165,7 @@ class Api:
             again = command("index", folder, *(("--sae", name) if folder.several else ()))
             raise InputError(f"{folder}: no index yet; make it with `{again}`")
         return cls(
-            open_explorer(folder, sae, device),
+            open_explorer(folder, sae, device, feature=feature),
             Annotations(folder.annotations(name)),
             run=folder,
             name=name,

@@ -38,6 +38,13 @@ _RC: Any = {
     "savefig.dpi": 160,
 }
 
+# What matplotlib would write of the day and of itself.
+_UNDATED: Any = {
+    "png": {"Software": None},
+    "svg": {"Date": None},
+    "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
+}
+
 
 @contextmanager
 def styled() -> Iterator[None]:
@@ -62,8 +69,8 @@ def note(axes: Axes, text: str) -> None:
 
 
 def render(figure: Figure, kind: str) -> bytes:
-    """The figure as png or svg; the same figure always gives the same bytes."""
+    """The figure as png, svg or pdf; the same figure always gives the same bytes."""
     out = io.BytesIO()
     with styled():
-        figure.savefig(out, format=kind, metadata={"Date": None} if kind == "svg" else {"Software": None})
+        figure.savefig(out, format=kind, metadata=_UNDATED[kind])
     return out.getvalue()
