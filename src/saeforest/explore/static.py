@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -32,6 +32,7 @@ _DTYPES = {"float32": "<f4", "int32": "<i4", "uint8": "u1"}
 _ABSENT = "this file holds one subtree: `saeforest explore RUN` shows it"
 
 
+@runtime_checkable
 class Answers(Protocol):
     """What an export asks: `Api`."""
 
