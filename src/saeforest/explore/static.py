@@ -115,7 +115,7 @@ def export_everything(answers: Answers, out: Path, *, force: bool = False) -> Ex
     n, parents = len(parent), set(parent)
     tokens: dict[str, list[str]] = {}
     n_files = size = 0
-    with atomic_folder(out) as folder, progress("export", n) as advance:
+    with atomic_folder(out) as folder, progress("export", n, "features") as advance:
         (folder / DATA).mkdir()
         for first in range(0, n, SHARD):
             features = range(first, min(first + SHARD, n))
