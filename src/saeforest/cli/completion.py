@@ -44,6 +44,8 @@ def options_of_all() -> dict[str, list[Option]]:
     from .demo import DemoArguments
     from .eval_arguments import eval_arguments
     from .explore import ExploreArguments
+    from .export import ExportArguments
+    from .figure import FigureArguments
     from .harvest import NOT_READ, HarvestArguments
     from .index import IndexArguments
     from .infer import InferArguments
@@ -65,6 +67,8 @@ def options_of_all() -> dict[str, list[Option]]:
         "index": options(IndexArguments),
         "show": options(ShowArguments),
         "explore": options(ExploreArguments),
+        "figure": options(FigureArguments),
+        "export": options(ExportArguments),
         "infer": options(InferArguments),
         "harvest": options(HarvestArguments, HarvestArguments(TrainConfig()), NOT_READ),
         "verify": options(VerifyArguments),

@@ -1,0 +1,64 @@
+"""`saeforest figure` and `saeforest export`, end to end on a tiny run, and the lines for what cannot be done."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from saeforest.run_folder import RunFolder
+
+from .said import Call
+
+
+def test_figures_and_exports_of_a_run(a_run: Path, call: Call) -> None:
+    said = call("export", "html", a_run, "--root", 0, "-o", "family.html", "--json")
+    assert said.status == 0, said.err
+    assert "has no index yet; making it, once" in said.err
+    file = json.loads(said.out)
+    assert (file["file"], file["files"]) == ("family.html", 1)
+    assert file["bytes"] == Path("family.html").stat().st_size < 1_000_000
+    forest = RunFolder(a_run).load()[1].forest
+    assert file["features"] == len(list(forest.subtree(0)))
+    assert call("export", "html", a_run, "--root", 0, "-o", "family.html").status == 2
+    again = call("export", "html", a_run, "--root", 0, "-o", "family.html", "--force")
+    assert again.status == 0
+    assert "open family.html in a browser" in again.out
+
+    said = call("export", "html", a_run, "-o", "pages", "--json")
+    assert said.status == 0, said.err
+    folder = json.loads(said.out)
+    assert (folder["folder"], folder["features"]) == ("pages", forest.d_sae)
+    assert folder["files"] == len([p for p in Path("pages").rglob("*") if p.is_file()])
+
+    drawn = call("figure", a_run, 0, "--json")
+    assert drawn.status == 0, drawn.err
+    image = json.loads(drawn.out)
+    assert (image["file"], image["kind"], image["feature"]) == ("0-family.svg", "family", 0)
+    before = Path("0-family.svg").read_bytes()
+    assert image["bytes"] == len(before)
+    assert call("figure", a_run, 0).status == 2
+    assert call("figure", a_run, 0, "--force").status == 0
+    assert Path("0-family.svg").read_bytes() == before
+    for args, begins in ((("-o", "f.pdf"), b"%PDF"), (("--kind", "geometry", "-o", "g.png"), b"\x89PNG")):
+        said = call("figure", a_run, 0, *args)
+        assert (said.status, said.out) == (0, f"Figure: {args[-1]}\n"), said.err
+        assert Path(args[-1]).read_bytes().startswith(begins)
+
+
+def test_what_cannot_be_exported_or_drawn(finished_run: Path, fails: Callable[..., str]) -> None:
+    assert "expected one of html" in fails("export", "pdf", finished_run, "-o", "x")
+    assert "give --root FEATURE" in fails("export", "html", finished_run, "-o", "x.html")
+    assert "feature 112: expected 0 to 111" in fails(
+        "export", "html", finished_run, "--root", 112, "-o", "x.html"
+    )
+    assert "inside the run" in fails("export", "html", finished_run, "-o", finished_run / "pages")
+    assert "a folder; expected the name of a file" in fails(
+        "export", "html", finished_run, "--root", 1, "-o", "."
+    )
+    assert "no config.yaml" in fails("export", "html", "nowhere", "-o", "x")
+    assert "feature x: expected 0 to 111" in fails("figure", finished_run, "x", "-o", "y.svg")
+    assert "ends with one of .svg, .png, .pdf" in fails("figure", finished_run, 1, "-o", "x.jpg")
+    assert "--depth 0: expected 1 or more" in fails("figure", finished_run, 1, "--depth", 0)
+    assert "family, geometry" in fails("figure", finished_run, 1, "--kind", "tree")
+    assert not (finished_run / "index").exists()
