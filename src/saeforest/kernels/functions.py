@@ -79,25 +79,30 @@ class _LayerErrors(torch.autograd.Function):
         mean: Tensor,
         std: Tensor,
         starts: tuple[int, ...],
+        padded: bool,
     ) -> tuple[Tensor, ...]:
         errors, squared = backend(decoder).layer_errors(values, ids, starts, decoder, bias, x, mean, std)
         ctx.save_for_backward(values, ids, decoder, std, errors)
-        ctx.starts = starts
+        ctx.starts, ctx.padded = starts, padded
         ctx.set_materialize_grads(False)
         return squared, *errors.unbind()
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Grad, None, Grad, Grad, None, None, None, None]:
+    def backward(
+        ctx: Any, *grads: Tensor | None
+    ) -> tuple[Grad, None, Grad, Grad, None, None, None, None, None]:
         values, ids, decoder, std, errors = ctx.saved_tensors
         to_squared, *extra = grads
         factors = errors.new_zeros(len(errors)) if to_squared is None else 2 * to_squared
         kernels = backend(decoder)
-        sums, to_values = kernels.layer_gradients(errors, factors, extra, std, ids, ctx.starts, decoder)
+        sums, to_values = kernels.layer_gradients(
+            errors, factors, extra, std, values, ids, ctx.starts, decoder, padded=ctx.padded
+        )
         rows = layer_rows(ids, ctx.starts)
         to_decoder = kernels.scatter_outer(
             values.flatten(), rows, ids.flatten(), sums.flatten(0, 1), len(decoder)
         )
-        return to_values, None, to_decoder, sums[0].sum(0), None, None, None, None
+        return to_values, None, to_decoder, sums[0].sum(0), None, None, None, None, None
 
 
 def jagged_decode(
@@ -168,15 +173,19 @@ def layer_errors(
     mean: Float[Tensor, "n 1"],
     std: Float[Tensor, "n 1"],
     starts: tuple[int, ...],
+    *,
+    padded: bool = False,
 ) -> tuple[Float[Tensor, "L"], list[Float[Tensor, "n d"]]]:
     """For every layer l, the errors of the reconstruction from layers 0 to l, and the sums of their squares.
 
     The reconstruction is `std (sum values decoder[ids] + bias) + mean`, an error is reconstruction minus `x`, and
     layer l consists of the features `starts[l]` to `starts[l + 1] - 1`. Returns (sums of squares, errors). Gradients
     for `values`, `decoder` and `bias`.
+
+    padded: slots of value 0 are unused, and their gradient may be anything.
     """
     _check(ids, len(decoder))
-    squared, *errors = _LayerErrors.apply(values, ids, decoder, bias, x, mean, std, starts)  # pyright: ignore[reportGeneralTypeIssues]
+    squared, *errors = _LayerErrors.apply(values, ids, decoder, bias, x, mean, std, starts, padded)  # pyright: ignore[reportGeneralTypeIssues]
     return squared, errors
 
 
@@ -194,6 +203,20 @@ def top_positive(h: Float[Tensor, "n m"], k: int) -> tuple[Float[Tensor, "n k"],
     """The `k` largest positive entries of every row, in any order; unused slots come last, with value and id 0."""
     # Pre-activations may have any data type; the backend is chosen by their device.
     return backend(h.new_empty(0, dtype=torch.float32)).top_positive(h, k)
+
+
+@torch.no_grad()
+def kth_largest(values: Float[Tensor, "*n"], k: int) -> float:
+    """The `k`-th largest of values that are not negative, or 0 if there are fewer. They may have any data type."""
+    return backend(values.new_empty(0, dtype=torch.float32)).kth_largest(values, k)
+
+
+@torch.no_grad()
+def kept_slots(
+    values: Float[Tensor, "n c"], ids: Int[Tensor, "n c"], kept: Bool[Tensor, "n c"]
+) -> tuple[Float[Tensor, "n k"], Int[Tensor, "n k"]]:
+    """See `plain.kept_slots`."""
+    return backend(values).kept_slots(values, ids, kept)
 
 
 @torch.no_grad()

@@ -114,6 +114,22 @@ def best_children(
     return top_children(u, encoder, active, first, children, k, encoder.dtype)
 
 
+def kth_largest(values: Float[Tensor, "*n"], k: int) -> float:
+    """The `k`-th largest of values that are not negative, or 0 if there are fewer."""
+    n = values.numel()
+    return float(values.flatten().double().kthvalue(n - k + 1).values) if k <= n else 0.0
+
+
+def kept_slots(
+    values: Float[Tensor, "n c"], ids: Int[Tensor, "n c"], kept: Bool[Tensor, "n c"]
+) -> tuple[Float[Tensor, "n k"], Int[Tensor, "n k"]]:
+    """The slots that are kept, in their order, with as many places as the fullest row needs, and at least one."""
+    widest = max(int(kept.sum(1).max()), 1) if len(kept) else 1
+    slots = kept.int().argsort(dim=1, descending=True, stable=True)[:, :widest]
+    on = kept.gather(1, slots)
+    return torch.where(on, values.gather(1, slots), 0), torch.where(on, ids.gather(1, slots), 0)
+
+
 def closed_best(
     scores: Float[Tensor, "n c"],
     values: Float[Tensor, "n c"],
@@ -208,14 +224,18 @@ def layer_gradients(
     factors: Float[Tensor, "L"],
     extra: list[Float[Tensor, "n d"] | None],
     std: Float[Tensor, "n 1"],
+    values: Float[Tensor, "n k"],
     ids: Int[Tensor, "n k"],
     starts: tuple[int, ...],
     decoder: Float[Tensor, "F d"],
+    *,
+    padded: bool,
 ) -> tuple[Float[Tensor, "L n d"], Float[Tensor, "n k"]]:
     """The backward pass of `layer_errors`.
 
     The gradient of `errors[l]` is `factors[l] errors[l]`, plus `extra[l]` if that is not None. Returns the gradient of
-    every layer's sum of decoder rows, and the gradient of `values`.
+    every layer's sum of decoder rows, and the gradient of `values`. If the code is padded, slots of value 0 are unused,
+    and their gradient may be anything.
     """
     grads = torch.empty_like(errors)
     total = torch.zeros_like(errors[0])

@@ -19,12 +19,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ..kernels import best_children, closed_best, closed_scores
-from ..sparse_code import SparseCode, concat_slots, from_entries
+from ..kernels import best_children, closed_best, closed_scores, kept_slots, kth_largest
+from ..sparse_code import SparseCode, concat_slots
 from ..structure.forest import ROOT, ByParent
 from .by_layers import Encoded
 from .encode import PreActivations
-from .select import kth_largest, largest, top_k
+from .select import largest, top_k
 
 
 class Scored(NamedTuple):
@@ -95,12 +95,12 @@ class ClosedSelection:
     ) -> tuple[Bool[Tensor, "n c"], Float[Tensor, "1"]]:
         """Which slots hold the `k * n` largest positive scores of the batch. Equal ones: by row, and then as in
         `plain.closed_best`, so that parents come before their children. And the smallest score among them."""
-        positive, budget = scores[scores > 0], self.k * len(scores)
-        if len(positive) <= budget:
-            least = positive.min() if len(positive) else scores.new_tensor(torch.inf)
-            return scores > 0, least.reshape(1)
-        bound = kth_largest(positive, budget)
-        kept, equal = scores > bound, scores == bound
+        budget = self.k * len(scores)
+        bound = kth_largest(scores, budget)
+        kept = scores > bound
+        if bound == 0:  # fewer than that are positive
+            return kept, torch.where(kept, scores, torch.inf).min().reshape(1)
+        equal = scores == bound
         rows = equal.any(1).nonzero().flatten()  # few
         of_rows = torch.where(equal[rows], scores[rows], 0)
         slots, used = closed_best(of_rows, code.values[rows], code.ids[rows], self.starts, scores.shape[1])
@@ -139,5 +139,4 @@ def _best_of_layer(
 
 def _only(code: SparseCode, kept: Bool[Tensor, "n c"]) -> SparseCode:
     """The entries that are kept, in as many slots as the fullest row needs."""
-    rows, slots = kept.nonzero(as_tuple=True)
-    return from_entries(rows, code.ids[rows, slots], code.values[rows, slots], len(kept))
+    return SparseCode(*kept_slots(code.values, code.ids, kept))

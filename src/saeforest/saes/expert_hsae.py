@@ -182,7 +182,7 @@ class ExpertHSAETraining(Training):
         places = F.embedding((children.ids - n).clamp(min=0), experts.unit_places())
         spanned = SparseCode((children.values[:, :, None] * places).flatten(1), slots)
         layers, rows = Prefixes((0, n, len(experts.decoder))), concat_slots([parents, spanned])
-        (top, whole), errors = layers.losses(rows, experts.decoder, sae.b_dec, target, stats)
+        (top, whole), errors = layers.losses(rows, experts.decoder, sae.b_dec, target, stats, padded=False)
         l1 = (parents.values.sum() + children.values.sum()) / u.numel()
         crossing = cross_products(experts.encoder[:n], experts.decoder[:n])
         loss = whole + config.top_level * top + config.l1 * l1 + config.orthogonality * crossing

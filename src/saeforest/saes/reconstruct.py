@@ -55,12 +55,18 @@ class Prefixes(Reconstruction):
         b_dec: Float[Tensor, "d_out"],
         target: Float[Tensor, "n d_out"],
         stats: TokenStats,
+        *,
+        padded: bool = True,
     ) -> tuple[Float[Tensor, "L"], list[Float[Tensor, "n d_out"]]]:
         """The squared error of each layer's reconstruction, as a fraction of the batch's variance (Eq. 7).
 
         Also returns the errors themselves, reconstruction minus target.
+
+        padded: slots of value 0 are unused, so their gradient may be anything.
         """
-        squared, errors = layer_errors(code.values, code.ids, decoder, b_dec, target, *stats, self.starts)
+        squared, errors = layer_errors(
+            code.values, code.ids, decoder, b_dec, target, *stats, self.starts, padded=padded
+        )
         return squared / (target.numel() * (target.var() + 1e-8)), errors
 
 

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ..kernels import top_positive
+from ..kernels import kth_largest, top_positive
 from ..sparse_code import SparseCode, concat_rows, concat_slots
 from .encode import PreActivations
 
@@ -63,11 +63,6 @@ def with_rows(code: SparseCode, which: Bool[Tensor, "n"], rows: SparseCode) -> S
     whole = concat_rows([SparseCode(code.values[~which], code.ids[~which]), rows])
     order = torch.cat([(~which).nonzero(), which.nonzero()]).flatten().argsort()
     return SparseCode(whole.values[order], whole.ids[order])
-
-
-def kth_largest(values: Float[Tensor, "*n"], k: int) -> float:
-    """The `k`-th largest of at least `k` values."""
-    return float(values.flatten().double().kthvalue(values.numel() - k + 1).values)
 
 
 def exceeding(h: Float[Tensor, "n F"], bound: float) -> SparseCode:

@@ -94,7 +94,8 @@ def top_children(
         over_rows(loops.top_children, len(u), *places, scores, begin, active_, first_, children_)
     else:
         bits = scores.view(np.int32 if scores.itemsize == 4 else np.int64)
-        over_rows(select.best_children, len(u), *places, scores, bits, begin, active_, first_, children_)
+        padded = np.append(children_, children_[:1].repeat(3))
+        over_rows(select.best_children, len(u), *places, scores, bits, begin, active_, first_, padded)
     return values, ids
 
 
@@ -102,6 +103,20 @@ def best_children(
     u: Tensor, encoder: Tensor, active: Tensor, first: Tensor, children: Tensor, k: int
 ) -> tuple[Tensor, Tensor]:
     return top_children(u, encoder, active, first, children, k, encoder.dtype, in_order=False)
+
+
+def kth_largest(values: Tensor, k: int) -> float:
+    bits = as_bits(values).ravel()
+    bound = torch.from_numpy(np.array([select.kth_largest(bits, len(bits), k)], bits.dtype))
+    return float(bound.view(values.dtype))
+
+
+def kept_slots(values: Tensor, ids: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
+    used = kept.sum(1)
+    k = max(int(used.max()), 1) if len(used) else 1
+    places = values.new_empty(len(values), k), ids.new_empty(len(ids), k)
+    over_rows(select.kept_slots, len(values), *arrays(*places, values, ids, kept))
+    return places
 
 
 def closed_best(
@@ -144,9 +159,12 @@ def layer_gradients(
     factors: Tensor,
     extra: list[Tensor | None],
     std: Tensor,
+    values: Tensor,
     ids: Tensor,
     starts: tuple[int, ...],
     decoder: Tensor,
+    *,
+    padded: bool,
 ) -> tuple[Tensor, Tensor]:
     grads, to_values = torch.empty_like(errors), torch.zeros_like(ids, dtype=errors.dtype)
     given = [e for e in extra if e is not None]
@@ -156,7 +174,7 @@ def layer_gradients(
     )
     stacked = given[0][None] if len(given) == 1 else torch.stack(given) if given else errors[:0]
     grads_, to_values_, errors_, factors_, stacked_ = arrays(grads, to_values, errors, factors, stacked)
-    std_, ids_, decoder_ = arrays(std, ids, decoder)
+    std_, values_, ids_, decoder_ = arrays(std, values, ids, decoder)
     over_rows(
         loops.layer_gradients,
         len(ids),
@@ -167,6 +185,8 @@ def layer_gradients(
         stacked_,
         which,
         std_,
+        values_,
+        padded,
         ids_,
         np.array(starts),
         decoder_,

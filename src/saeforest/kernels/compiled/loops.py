@@ -112,19 +112,19 @@ def take(values, rows, order):
 
 @jit
 def active_pairs(active, first):
-    """The slots of active features with children, as (token, feature), and where the scores of each begin."""
+    """The slots of active features with children, as (feature, token), and where the scores of each begin."""
     n, slots = active.shape
     begin = np.empty((n, slots + 1), np.int64)
-    features, tokens, offsets = np.empty((3, n * slots), np.int64)
+    features, tokens, offsets = np.empty((3, n * slots + 1), np.int64)
     n_pairs = total = 0
     for t in range(n):
-        for j in range(slots):
+        for j in range(slots):  # kept if there are children, otherwise overwritten by the next one
             begin[t, j] = total
-            p = active[t, j]
-            if p >= 0 and first[p + 1] > first[p]:
-                features[n_pairs], tokens[n_pairs], offsets[n_pairs] = p, t, total
-                n_pairs += 1
-                total += first[p + 1] - first[p]
+            p = max(active[t, j], 0)
+            size = (first[p + 1] - first[p]) * (active[t, j] >= 0)
+            features[n_pairs], tokens[n_pairs], offsets[n_pairs] = p, t, total
+            n_pairs += size > 0
+            total += size
         begin[t, slots] = total
     return features[:n_pairs], tokens[:n_pairs], offsets[:n_pairs], begin, total
 
@@ -244,6 +244,16 @@ def _of_layer(ids, values, begin, end, its_slots, its_ids, its_values):
 
 
 @jit
+def _without_tail(values, n):
+    """How many of the first n entries are left without zeros at the end. These are left out in fours, as they would be
+    added, so that the others are rounded as before."""
+    used = n
+    while used > 0 and values[used - 1] == 0:
+        used -= 1
+    return min(n, (used + 3) // 4 * 4)
+
+
+@jit
 def layer_errors(errors, squared, values, ids, starts, decoder, bias, x, mean, std, low, high):
     k = ids.shape[1]
     slots, mine, amounts = np.empty(k, np.int64), np.empty(k, np.int64), np.empty(k, values.dtype)
@@ -253,7 +263,7 @@ def layer_errors(errors, squared, values, ids, starts, decoder, bias, x, mean, s
         row = x[t]
         for layer in range(len(errors)):
             n = _of_layer(ids[t], values[t], starts[layer], starts[layer + 1], slots, mine, amounts)
-            add_rows(z, decoder, mine, amounts, n)
+            add_rows(z, decoder, mine, amounts, _without_tail(amounts, n))
             error, m, s = errors[layer, t], mean[t, 0], std[t, 0]
             total = x.dtype.type(0)
             for i in range(len(z)):
@@ -264,7 +274,9 @@ def layer_errors(errors, squared, values, ids, starts, decoder, bias, x, mean, s
 
 
 @jit
-def layer_gradients(grads, to_values, errors, factors, extra, which, std, ids, starts, decoder, low, high):
+def layer_gradients(
+    grads, to_values, errors, factors, extra, which, std, values, padded, ids, starts, decoder, low, high
+):
     k = ids.shape[1]
     slots, mine = np.empty(k, np.int64), np.empty(k, np.int64)
     dots = np.empty(k, errors.dtype)
@@ -282,7 +294,8 @@ def layer_gradients(grads, to_values, errors, factors, extra, which, std, ids, s
                 for i in range(len(total)):
                     total[i] += factor * error[i]
                     grad[i] = s * total[i]
-            n = _of_layer(ids[t], to_values[t], starts[layer], starts[layer + 1], slots, mine, dots)
+            n = _of_layer(ids[t], values[t], starts[layer], starts[layer + 1], slots, mine, dots)
+            n = _without_tail(dots, n) if padded else n
             dot_rows(dots, grad, decoder, mine, n)
             for j in range(n):
                 to_values[t, slots[j]] = dots[j]

@@ -19,7 +19,7 @@ from .threads import jit
 
 
 @jit
-def _kth_largest(entries, n, k):
+def kth_largest(entries, n, k):
     """The k-th largest of the first n entries, none of which is negative; 0 if there are fewer than k."""
     low, high = np.int64(0), np.int64(0)
     for i in range(n):
@@ -62,14 +62,14 @@ def top_positive(ids, used, h, k, block, infinity, low, high):
                 entry = part[i] if part[i] <= infinity else h.dtype.type(0)
                 largest = entry if entry > largest else largest
             maxima[b] = largest
-        bound = h.dtype.type(max(_kth_largest(maxima, n_blocks, k), 1))
+        bound = h.dtype.type(max(kth_largest(maxima, n_blocks, k), 1))
         n = 0
         for b in range(n_blocks):
             if maxima[b] >= bound:
                 n = _reaching(row, b * block, min((b + 1) * block, width), bound, infinity, found, n)
         for i in range(n):
             entries[i] = row[found[i]]
-        least = h.dtype.type(max(_kth_largest(entries, n, k), 1))
+        least = h.dtype.type(max(kth_largest(entries, n, k), 1))
         room = k  # the number of entries equal to the bound that may be selected
         for i in range(n):
             room -= entries[i] > least
@@ -88,33 +88,52 @@ def top_positive(ids, used, h, k, block, infinity, low, high):
 
 @jit
 def best_children(values, ids, scores, bits, begin, active, first, children, low, high):
-    """The same as `top_children`, in the order in which children are found: faster if k is large."""
+    """The same as `top_children`, in the order in which children are found: faster if k is large.
+
+    `children` ends with three more entries than there are children, because four are copied at a time.
+    """
     k, widest = values.shape[1], 0
     for t in range(low, high):
         widest = max(widest, begin[t, -1] - begin[t, 0])
     found = np.empty(widest + 1, bits.dtype)
-    at, which = np.empty(widest + 1, np.int64), np.empty(widest + 1, np.int64)
+    at, which = np.empty(widest + 1, np.int64), np.empty(widest + 4, np.int64)
     for t in range(low, high):
-        n = 0
+        start, end = begin[t, 0], begin[t, -1]
         for j in range(active.shape[1]):
-            start, end = begin[t, j], begin[t, j + 1]
-            if start == end:
-                continue
-            shift = first[active[t, j]] - start
-            for i in range(start, end):  # kept if positive, otherwise overwritten by the next one
-                found[n], at[n], which[n] = bits[i], i, children[i + shift]
-                n += scores[i] > 0
-        least = found.dtype.type(_kth_largest(found, n, k)) if n > k else found.dtype.type(0)
+            to, child = begin[t, j] - start, first[max(active[t, j], 0)]
+            for c in range(0, max(begin[t, j + 1] - begin[t, j], 1), 4):  # most parents have few children
+                for i in range(c, c + 4):
+                    which[to + i] = children[child + i]
+        n = 0
+        for i in range(start, end):  # kept if positive, otherwise overwritten by the next one
+            found[n], at[n] = bits[i], i
+            n += scores[i] > 0
+        least = found.dtype.type(kth_largest(found, n, k)) if n > k else found.dtype.type(0)
         room, size = k, 0
         for i in range(n):
             room -= found[i] > least
         for i in range(n):
             if found[i] > least or (found[i] == least and room > 0):
                 room -= found[i] == least
-                values[t, size], ids[t, size] = scores[at[i]], which[i]
+                values[t, size], ids[t, size] = scores[at[i]], which[at[i] - start]
                 size += 1
         values[t, size:] = 0
         ids[t, size:] = 0
+
+
+@jit
+def kept_slots(values, ids, all_values, all_ids, kept, low, high):
+    k, width = ids.shape[1], kept.shape[1]
+    at = np.empty(width + 1, np.int64)
+    for t in range(low, high):
+        n = 0
+        for j in range(width):
+            at[n] = j
+            n += kept[t, j]
+        for i in range(n):
+            values[t, i], ids[t, i] = all_values[t, at[i]], all_ids[t, at[i]]
+        values[t, n:k] = 0
+        ids[t, n:k] = 0
 
 
 @jit
@@ -162,7 +181,7 @@ def closed_best(slots, used, scores, values, ids, starts, low, high):
         for j in range(width):
             found[n], at[n] = scores[t, j], j
             n += scores[t, j] > 0
-        least = found.dtype.type(_kth_largest(found, n, k)) if n > k else found.dtype.type(0)
+        least = found.dtype.type(kth_largest(found, n, k)) if n > k else found.dtype.type(0)
         size = equal = 0
         for i in range(n):  # those that reach the bound exactly move to the front of the list
             if found[i] > least:

@@ -15,7 +15,15 @@ Without a GPU, `TRITON_INTERPRET=1` (set before the import) runs all of it in Tr
 CPU: that is how `tests/kernels/test_triton.py` checks it.
 """
 
-from ..plain import choose_atoms, closed_best, closed_scores, put_back_atoms, take_atoms  # fast enough
+from ..plain import (  # fast enough
+    choose_atoms,
+    closed_best,
+    closed_scores,
+    kept_slots,
+    kth_largest,
+    put_back_atoms,
+    take_atoms,
+)
 from .adam import adam
 from .errors import layer_errors, layer_gradients
 from .select import best_children, top_children, top_positive
@@ -28,6 +36,8 @@ __all__ = [
     "closed_best",
     "closed_scores",
     "gather_dot",
+    "kept_slots",
+    "kth_largest",
     "layer_errors",
     "layer_gradients",
     "put_back_atoms",

@@ -105,9 +105,12 @@ def layer_gradients(
     factors: Float[Tensor, "L"],
     extra: list[Float[Tensor, "n d"] | None],
     std: Float[Tensor, "n 1"],
+    values: Float[Tensor, "n k"],
     ids: Int[Tensor, "n k"],
     starts: tuple[int, ...],
     decoder: Float[Tensor, "F d"],
+    *,
+    padded: bool,
 ) -> tuple[Float[Tensor, "L n d"], Float[Tensor, "n k"]]:
     """One program for each row and block of columns. It processes the layers from the last to the first."""
     n_layers, n, d = errors.shape
