@@ -221,6 +221,30 @@ def test_the_best_of_a_closed_selection(dtype: torch.dtype, k: int) -> None:
             assert sorted(chosen[t, : used[t]].tolist()) == sorted(slots[:k])
 
 
+@pytest.mark.parametrize("kernels", BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_the_kth_largest(kernels: ModuleType, dtype: torch.dtype) -> None:
+    values = rand(N, 40, dtype=dtype).relu()
+    ordered = sorted(values.flatten().tolist(), reverse=True)
+    for k in (1, 7, 300, N * 40, N * 40 + 1):
+        assert kernels.kth_largest(values, k) == [*ordered, 0.0][k - 1]
+
+
+@pytest.mark.parametrize("kernels", BACKENDS)
+def test_kept_slots_keep_their_order(kernels: ModuleType) -> None:
+    values, ids = code()
+    for least in (0.4, 2.0):  # the second keeps none
+        kept = values > least
+        found_values, found_ids = kernels.kept_slots(values, ids, kept)
+        assert found_ids.shape == found_values.shape == (N, max(int(kept.sum(1).max()), 1))
+        for t in range(N):
+            n = int(kept[t].sum())
+            assert found_values[t, :n].tolist() == values[t, kept[t]].tolist()
+            assert found_ids[t, :n].tolist() == ids[t, kept[t]].tolist()
+            assert not found_values[t, n:].any()
+            assert not found_ids[t, n:].any()
+
+
 def test_children_of_nobody() -> None:
     first, below = torch.zeros(4, dtype=torch.int64), torch.zeros(0, dtype=torch.int64)
     for kernels in BACKENDS:
@@ -247,9 +271,9 @@ def dense_errors(
 
 
 @pytest.mark.parametrize("name", ["plain", "auto"])
-@pytest.mark.parametrize("pulled", [(), (1,), (0, 2)])
+@pytest.mark.parametrize(("pulled", "padded"), [((), False), ((1,), True), ((0, 2), False), ((0, 2), True)])
 def test_layer_errors_equal_the_dense_formula(
-    name: str, pulled: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+    name: str, pulled: tuple[int, ...], padded: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With gradients through the squares alone, and through some of the errors too."""
     monkeypatch.setenv(VARIABLE, name)
@@ -266,7 +290,7 @@ def test_layer_errors_equal_the_dense_formula(
     errors = dense_errors(values, ids, decoder, bias, x, mean, std)
     squared = torch.stack([e.square().sum() for e in errors])
     expected = torch.autograd.grad(loss(squared, errors), leaves)
-    got_squared, got = layer_errors(values, ids, decoder, bias, x, mean, std, STARTS)
+    got_squared, got = layer_errors(values, ids, decoder, bias, x, mean, std, STARTS, padded=padded)
     torch.testing.assert_close(got_squared, squared)
     torch.testing.assert_close(torch.stack(got), torch.stack(errors))
     gradients = torch.autograd.grad(loss(got_squared, got), leaves)

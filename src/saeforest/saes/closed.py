@@ -81,12 +81,12 @@ class ClosedSelection:
         width = math.ceil(self.beam * self.k)
         active = torch.empty(len(u), 0, dtype=torch.int64, device=u.device)
         codes = []
-        for features in self.groups:
+        for layer, features in enumerate(self.groups, 1):
             code = _best_of_layer(h, u, active, features, width)
             on = code.active(self.floor)
-            code = SparseCode(torch.where(on, code.values, 0), torch.where(on, code.ids, 0))
-            active = torch.cat([active, torch.where(on, code.ids, ROOT)], dim=1)
-            codes.append(code)
+            codes.append(code.replace(values=torch.where(on, code.values, 0)))
+            if layer < len(self.groups):
+                active = torch.cat([active, torch.where(on, code.ids, ROOT)], dim=1)
         code = concat_slots(codes)
         return Scored(code, closed_scores(code.values, code.ids, self.parent, len(codes) - 1, pull=pull))
 
@@ -122,7 +122,7 @@ def _best_of_layer(
 ) -> SparseCode:
     """The `width` features of a layer with the largest exact pre-activations among those under active parents."""
     roots, below, first = features.roots, features.children, features.first
-    codes = [SparseCode(u.new_zeros(len(u), 0), roots.new_zeros(len(u), 0))]
+    codes = []
     if active.shape[1] and 0 < len(roots) <= width:
         # A few roots are cheapest as children of one more feature, which is active everywhere.
         active = torch.cat([active, active.new_full((len(u), 1), len(first) - 1)], dim=1)
@@ -133,8 +133,11 @@ def _best_of_layer(
     if len(below) and active.shape[1]:
         k = min(width, len(below))
         codes.append(SparseCode(*best_children(u, h.encoder, active, first, below, k)))
-    every = concat_slots(codes)
-    return largest([every], width) if every.values.shape[1] > width else every
+    if sum(code.values.shape[1] for code in codes) > width:
+        return largest(codes, width)
+    if len(codes) == 1:
+        return codes[0]
+    return concat_slots([SparseCode(u.new_zeros(len(u), 0), roots.new_zeros(len(u), 0)), *codes])
 
 
 def _only(code: SparseCode, kept: Bool[Tensor, "n c"]) -> SparseCode:

@@ -165,8 +165,22 @@ def _four_by_four(u, encoder, tokens, children, scores, offsets):
 
 
 @jit
+def _four_by_one(u, encoder, tokens, t, child, scores, offsets, c):
+    """`dot_rows` of a child and four tokens; most parents have few children, and slices take long."""
+    a = b = d = e = u.dtype.type(0)
+    x, p, q, r, s = encoder[child], u[tokens[t]], u[tokens[t + 1]], u[tokens[t + 2]], u[tokens[t + 3]]
+    for j in range(len(x)):
+        y = x[j]
+        a += y * p[j]
+        b += y * q[j]
+        d += y * r[j]
+        e += y * s[j]
+    scores[offsets[t] + c], scores[offsets[t + 1] + c] = a, b
+    scores[offsets[t + 2] + c], scores[offsets[t + 3] + c] = d, e
+
+
+@jit
 def child_scores(scores, u, encoder, tokens, offsets, group, first, children, low, high):
-    column = np.empty(4, scores.dtype)
     for p in range(low, high):
         mine = children[first[p] : first[p + 1]]
         whole = len(mine) - len(mine) % 4
@@ -177,9 +191,7 @@ def child_scores(scores, u, encoder, tokens, offsets, group, first, children, lo
             for c in range(0, whole, 4):
                 _four_by_four(u, encoder, tokens[t : t + 4], mine[c:], scores, offsets[t : t + 4] + c)
             for c in range(whole, len(mine)):
-                dot_rows(column, encoder[mine[c]], u, tokens[t : t + 4], 4)
-                for i in range(4):
-                    scores[offsets[t + i] + c] = column[i]
+                _four_by_one(u, encoder, tokens, t, mine[c], scores, offsets, c)
             t += 4
         while t < last:
             dot_rows(scores[offsets[t] :], u[tokens[t]], encoder, mine, len(mine))
