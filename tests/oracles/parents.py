@@ -25,11 +25,18 @@ def new_parent(
     earned: float,
     hysteresis: float,
     min_count: int,
+    shuffles: int = 0,
 ) -> int:
     """The parent that the tokens support, the present one, or -1 for the root."""
     on = [active for own, active in tokens if child in own]
     if len(on) < min_count:
         return parent
+    n, chance = len(tokens), 0.0
+    for i in range(1, shuffles + 1):
+        shift = int(i / (shuffles + 1) * n)
+        shifted = [(own, tokens[(t - shift) % n][1]) for t, (own, _) in enumerate(tokens)]
+        chance = max(chance, *(excess_of(shifted, child, p) for p in candidates))
+    earned += chance
 
     def excess(p: int) -> float:
         rate = sum(p in active for _, active in tokens) / len(tokens)

@@ -174,15 +174,16 @@ class Allocator(nn.Module):
         self._collect(step)
         if self.evidence is not None and seen is not None:
             self.evidence.add(seen, number)
+        moved = Moved([], silence[:0])
         if number == self.root_reset:
-            return self._reset_dead_to_root(number, parent, dead)
+            moved = _moved(self._reset_dead_to_root(number, parent, dead), parent.device)
+        elif number in self.reallocations:
+            events = self._reallocate_all(number, parent, silence, dead, self._config.count)
+            moved = _moved(events, parent.device)
         if self.evidence is not None and number in self.updates:
-            return self._update(self.evidence, number, parent, silence, dead)
-        if number not in self.reallocations:
-            return Moved([], silence[:0])
-        events = self._reallocate_all(number, parent, silence, dead, self._config.count)
-        moved = torch.tensor([f for event in events for f, _, _ in event.moves], dtype=torch.int64)
-        return Moved(events, moved.to(parent.device))
+            update = self._update(self.evidence, number, parent, silence, dead)
+            moved = Moved(moved.events + update.events, torch.cat([moved.dead, update.dead]).unique())
+        return moved
 
     def _reallocate_all(
         self,
@@ -283,13 +284,13 @@ class Allocator(nn.Module):
 
     def _reset_dead_to_root(
         self, number: int, parent: Int[Tensor, "d_sae"], dead: Bool[Tensor, "d_sae"]
-    ) -> Moved:
+    ) -> list[Event]:
         events = []
         for layer in range(1, len(self._sizes)):
             own = slice(self._starts[layer], self._starts[layer + 1])
             moved = torch.where(dead[own], ROOT, parent[own]).cpu()
             events.append(self._move(number, layer, parent, moved, int(dead[own].sum()), "root_reset"))
-        return Moved(events, dead.nonzero().flatten())
+        return events
 
     def _move(
         self,
@@ -318,3 +319,9 @@ class Allocator(nn.Module):
             "receivers": len({n for _, _, n in moves}),
         }
         return Event(log, [(f, o, n) for f, o, n in moves])
+
+
+def _moved(events: list[Event], device: torch.device) -> Moved:
+    """Events, and the features that they moved, all of them dead."""
+    features = torch.tensor([f for event in events for f, _, _ in event.moves], dtype=torch.int64)
+    return Moved(events, features.to(device))

@@ -40,6 +40,10 @@ class FromDataConfig:
     log_lift: the base-2 logarithm of the ratio of the two, which prefers rare, specific candidates."""
     earned: float = 0.0
     """Excess that an edge must have. A feature whose best candidate has no more than this hangs from the root."""
+    shuffles: int = 0
+    """Number of null comparisons from which each child has a threshold of its own, beyond `earned`: the largest excess
+    that any candidate has with it when activations are shifted against detectors by a fraction of the window. 0: none.
+    Each makes an update of the parents take as long once more."""
     hysteresis: float = 0.05
     """Smallest gain in the score for which a child changes its parent, or leaves the root for one."""
     every: int | None = None
@@ -68,7 +72,7 @@ class FromDataConfig:
                 raise InputError(
                     f"sae.allocation.from_data.{name} = {value}: expected a fraction from 0 to 1"
                 )
-        least = {"hysteresis": 0, "every": 1, "sample": 1, "window": 1, "min_count": 1}
+        least = {"shuffles": 0, "hysteresis": 0, "every": 1, "sample": 1, "window": 1, "min_count": 1}
         for name, bound in least.items():
             if (value := getattr(self, name)) is not None and value < bound:
                 raise InputError(f"sae.allocation.from_data.{name} = {value}: expected {bound} or more")
@@ -154,14 +158,21 @@ class Evidence(nn.Module):
             ids = ids.gather(1, kept)
         return torch.where(values > 0, ids, self._d_sae).int()
 
-    def pairs(self, children: range, candidates: range) -> Iterator[_Counts]:
-        """How often candidates are active where children's own detectors are on, for parts of the children."""
+    def pairs(self, children: range, candidates: range, shift: float = 0.0) -> Iterator[_Counts]:
+        """How often candidates are active where children's own detectors are on, for parts of the children.
+
+        shift: the fraction of the tokens by which activations are shifted against detectors.
+        """
         own, width = self.own_ids.flatten(0, 1), len(candidates)
         token, slot = ((own >= children.start) & (own < children.stop)).nonzero(as_tuple=True)
         child, order = own[token, slot].sort(stable=True)
         token = token[order]
         # The active candidates of each token first, and no more slots than the fullest token needs.
         active = self.active_ids.flatten(0, 1) - candidates.start
+        if shift:
+            sample = torch.arange(self.sample, device=active.device)
+            filled = (sample < self.rows[:, None]).flatten().nonzero().flatten()
+            active[filled] = active[filled.roll(int(shift * len(filled)))]
         active = torch.where((active >= 0) & (active < width), active, width).sort(1).values
         active = active[:, : max(int((active < width).sum(1).max()), 1)]
         n = self.rows.sum()
@@ -193,6 +204,9 @@ class _Counts(NamedTuple):
     rate: Float[Tensor, "m"]
     """The fraction of all tokens on which each candidate is active."""
 
+    def excess(self) -> Float[Tensor, "c m"]:
+        return self.shared / self.on.clamp(min=1)[:, None] - self.rate
+
 
 def judge(
     config: FromDataConfig,
@@ -206,11 +220,15 @@ def judge(
 
     layers: the layer of every candidate.
     """
-    parts = []
-    for counts in evidence.pairs(children, candidates):
+    parts, n_null = [], config.shuffles
+    shifted = [evidence.pairs(children, candidates, i / (n_null + 1)) for i in range(1, n_null + 1)]
+    for counts, *nulls in zip(evidence.pairs(children, candidates), *shifted, strict=True):
         old = parent[counts.children.start : counts.children.stop]
         local = torch.where(old >= candidates.start, old - candidates.start, ROOT)
-        judged = choose(config, counts.on, counts.shared, counts.rate, local, layers)
+        chance = torch.zeros_like(counts.on, dtype=counts.rate.dtype)
+        for null in nulls:
+            chance = torch.maximum(chance, null.excess().max(1).values)
+        judged = choose(config, counts.on, counts.shared, counts.rate, local, layers, chance)
         new = torch.where(judged.parent == ROOT, ROOT, judged.parent + candidates.start)
         parts.append(judged._replace(parent=torch.where(judged.known, new, old)))
     return Judged(*(torch.cat(column) for column in zip(*parts, strict=True)))
@@ -223,22 +241,29 @@ def choose(
     rate: Float[Tensor, "m"],
     parent: Int[Tensor, "c"],
     layers: Int[Tensor, "m"],
+    chance: Float[Tensor, "c"] | None = None,
 ) -> Judged:
     """The best of `m` candidates for each child, or its present parent, or the root (-1).
 
     on: number of tokens on which the child's own detector is on; shared: on how many of them a candidate is active;
     rate: the fraction of all tokens on which a candidate is active; parent: the present one, as a candidate, or -1.
+    chance: the largest excess that each child has by chance, which an edge must exceed by `earned`. None: 0.
     """
+    earned = torch.full_like(on, config.earned, dtype=rate.dtype)
+    earned = earned if chance is None else earned + chance
     coverage = shared / on.clamp(min=1)[:, None]
     excess = coverage - rate
     if config.score == "excess":
-        score, least = excess, config.earned
+        score, least = excess, earned
     else:
-        worthy = (shared >= config.min_count) & (excess > config.earned)
-        score, least = torch.where(worthy, (coverage / rate.clamp(min=1e-12)).log2(), -torch.inf), 0.0
+        worthy = (shared >= config.min_count) & (excess > earned[:, None])
+        score, least = (
+            torch.where(worthy, (coverage / rate.clamp(min=1e-12)).log2(), -torch.inf),
+            torch.zeros_like(earned),
+        )
     best_score, best = score.max(1)
     own = parent.clamp(min=0)[:, None]
-    stays = (parent != ROOT) & (excess.gather(1, own)[:, 0] > config.earned)
+    stays = (parent != ROOT) & (excess.gather(1, own)[:, 0] > earned)
     reference = torch.where(stays, score.gather(1, own)[:, 0], least)
     new = torch.where(best_score > reference + config.hysteresis, best, torch.where(stays, parent, ROOT))
     known = on >= config.min_count
