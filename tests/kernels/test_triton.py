@@ -92,7 +92,9 @@ def compile_all() -> None:
     code, ids, starts = torch.rand(n, 7), torch.randint(0, 12, (n, 7)), (0, 3, 5, 12)
     column = torch.ones(n, 1)
     errors, _ = triton_gpu.layer_errors(code, ids, starts, w, w[0], x, column, column)
-    triton_gpu.layer_gradients(errors, torch.ones(3), [None, x, None], column, ids, starts, w)
+    triton_gpu.layer_gradients(
+        errors, torch.ones(3), [None, x, None], column, code, ids, starts, w, padded=False
+    )
     assert len(kernels) == 9, kernels
 
 
