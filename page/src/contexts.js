@@ -6,7 +6,7 @@ import { FeatureLink } from "./ui.js";
 const LEVELS = 5;
 
 /** Level 1 to 5 of an activation relative to the feature's maximum; 0 where it is silent. */
-const level = (value, max) => (value > 0 ? Math.max(1, Math.ceil((value / (max || value)) * LEVELS - 1e-6)) : 0);
+const level = (value, max) => (value > 0 ? Math.min(LEVELS, Math.max(1, Math.ceil((value / (max || value)) * LEVELS - 1e-6))) : 0);
 
 function Token({ token, value, max, peak, kid, figures }) {
   const strength = level(value, max);

@@ -40,7 +40,7 @@ class Watched:
 
     def settled(self) -> Page:
         self.page.wait_for_selector("main h1, main .state.failed")
-        self.page.wait_for_function("!document.querySelector('.spinner')")
+        expect(self.page.locator(".spinner")).to_have_count(0)
         return self.page
 
     def outside(self) -> list[str]:

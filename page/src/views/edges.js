@@ -26,7 +26,7 @@ export function EdgesView() {
   const { query: state } = route.value;
   const telling = tree.about.filter((column) => !column.mechanical);
   const X = tree.column(state.get("x")) ?? telling[0] ?? tree.about[0];
-  const Y = tree.column(state.get("y")) ?? telling.find((column) => column !== X && column.name !== state.get("x")) ?? tree.about[1] ?? X;
+  const Y = tree.column(state.get("y")) ?? telling.find((column) => column !== X && column.name !== "lift") ?? telling.find((column) => column !== X) ?? tree.about[1] ?? X;
   const nulls = useAsk(lacking("nulls") ? null : "nulls");
   const brushText = state.get("brush");
   const brush = useMemo(() => (brushText ? brushText.split("_").map(Number) : null), [brushText]);
