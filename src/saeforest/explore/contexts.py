@@ -31,6 +31,8 @@ class TokenTexts:
         self._anchor = [int(found[-1])] if len(found) else []  # pyright: ignore[reportArgumentType, reportIndexIssue]
         self._before = self._decode(self._anchor)
         self._texts: dict[int, str] = {}
+        # The same as they are shown, but only of tokens that are whole characters.
+        self._whole: dict[int, str] = {}
 
     def of(self, token: int) -> str:
         """The text of a token; of part of a character, a sign that stands for it."""
@@ -47,7 +49,17 @@ class TokenTexts:
                 clean_up_tokenization_spaces=False,
             )
             for token, text in zip(part, texts, strict=True):
-                self._texts[token] = str(text).removeprefix(self._before)
+                self._texts[token] = found = str(text).removeprefix(self._before)
+                if UNKNOWN not in found:
+                    self._whole[token] = printable(found)
+
+    def whole(self, ids: Sequence[int]) -> list[str] | None:
+        """The text of each token, if all are whole characters; else None."""
+        try:
+            return [self._whole[token] for token in ids]
+        except KeyError:
+            self.learn(ids)
+        return [self._whole[token] for token in ids] if self._whole.keys() >= set(ids) else None
 
     def pieces(self, ids: Sequence[int]) -> list[tuple[str, int, int]]:
         """The text of `ids` in pieces of whole characters: the text, and the first and last+1 token of each piece.
@@ -155,14 +167,26 @@ class Contexts:
         tokens = self._index.tokens
         start, stop, _, _ = span(tokens, row, document, REACH, REACH)
         first = start - row + REACH
-        pieces = self._texts.pieces(self._ids[start:stop].tolist())
+        ids = self._ids[start:stop].tolist()
         each = window[first : first + stop - start].tolist()
         each[row - start] = round(value, _DIGITS)
+        names = self._forest.children(feature) if kids is not None else []
+        of_token = [] if kids is None else kids[first : first + stop - start].tolist()
+        if (texts := self._texts.whole(ids)) is not None:
+            child = tuple(names[k] if 0 <= k < len(names) else -1 for k in of_token)
+            return Context(
+                document=printable(tokens.names[document]),
+                row=row,
+                value=round(value, _DIGITS),
+                tokens=tuple(texts),
+                values=tuple(each),
+                at=row - start,
+                child=None if kids is None else child,
+            )
+        pieces = self._texts.pieces(ids)
         at = next(i for i, (_, a, b) in enumerate(pieces) if a <= row - start < b)
         child = None
         if kids is not None:
-            names = self._forest.children(feature)
-            of_token = kids[first : first + stop - start].tolist()
             child = tuple(
                 next((names[k] for k in of_token[a:b] if 0 <= k < len(names)), -1) for _, a, b in pieces
             )

@@ -21,11 +21,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import uvicorn
-from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
-from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ..errors import InputError
 from ..files import checksum_of_bytes, parse_json
@@ -71,9 +70,9 @@ _SLOW |= {"rating", "blind", "ungated"}
 _LASTING = {"forest", "nulls", "labels", "training"}
 
 
-def make_app(api: Api) -> Starlette:
+def make_app(api: Api) -> ASGIApp:
     """The application: answers requests with what `api` answers."""
-    return _App(api).app
+    return _App(api)
 
 
 class _App:
@@ -82,17 +81,19 @@ class _App:
         self._kept: dict[tuple[str, bool], tuple[int, bytes, str]] = {}
         self._lock = Lock()
         self._page = _page_files()
-        self.app = Starlette(routes=[Route("/{path:path}", self._answer, methods=None)])
-        # Starlette's routes refuse methods before we can say so in JSON.
-        self.app.router.routes[0].methods = None  # pyright: ignore[reportAttributeAccessIssue]
-        self.app.router.redirect_slashes = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        # Starlette's routes would answer some addresses by themselves, such as one with a line break, and not in JSON.
+        if scope["type"] == "http":
+            response = await self._answer(Request(scope, receive))
+            await response(scope, receive, send)
 
     async def _answer(self, request: Request) -> Response:
         try:
             if (why := refused(request)) is not None:
                 return _error(HTTPStatus.FORBIDDEN, why)
-            path = request.url.path
-            if len(request.scope.get("raw_path", b"")) + len(request.url.query) > MOST_ADDRESS:
+            path: str = request.scope["path"]
+            if len(path) + len(request.scope["query_string"]) > MOST_ADDRESS:
                 return _error(
                     HTTPStatus.REQUEST_URI_TOO_LONG, f"address: expected at most {MOST_ADDRESS:,} bytes"
                 )
@@ -173,9 +174,8 @@ def refused(request: Request) -> str | None:
     if origin is not None and origin != f"http://{host}":
         return "the request comes from another origin"
     site = request.headers.get("sec-fetch-site", "none")
-    opens_page = request.headers.get("sec-fetch-mode") == "navigate" and not request.url.path.startswith(
-        "/api/"
-    )
+    in_api = request.scope["path"].startswith("/api/")
+    opens_page = request.headers.get("sec-fetch-mode") == "navigate" and not in_api
     if site not in ("same-origin", "none") and not opens_page:
         return "the request comes from another site"
     return None
