@@ -56,7 +56,7 @@ def exploring(*args: Any) -> Iterator[tuple[subprocess.Popen[str], dict[str, str
 def got(url: str, body: Any = None, method: str = "GET") -> Any:
     request = urllib.request.Request(url, method=method, headers={"Content-Type": "application/json"})
     data = None if body is None else json.dumps(body).encode()
-    with urllib.request.urlopen(request, data, timeout=60) as answer:
+    with urllib.request.urlopen(request, data, timeout=600) as answer:
         return json.load(answer)
 
 
@@ -64,7 +64,7 @@ def test_from_the_command_to_the_page_and_back(indexed: Path) -> None:
     with exploring(indexed, "--port", 0) as (process, about):
         assert about["url"].startswith("http://127.0.0.1:")
         port = int(about["url"].rstrip("/").rpartition(":")[2])
-        with urllib.request.urlopen(about["url"], timeout=60) as page:
+        with urllib.request.urlopen(about["url"], timeout=600) as page:
             assert page.headers["content-type"].startswith("text/html")
         assert got(about["api"] + "overview")["n_features"] == 112
         assert got(about["api"] + "training")["steps"][0] == 1
@@ -87,7 +87,7 @@ def test_from_the_command_to_the_page_and_back(indexed: Path) -> None:
             f"saeforest: error: port {port}: in use, perhaps by another explorer; give --port"
         )
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=600)
         assert process.returncode == 0, err
         assert f"ssh -L {port}:127.0.0.1:{port} " in err
         assert "Traceback" not in err

@@ -184,18 +184,21 @@ class Contexts:
                 child=None if kids is None else child,
             )
         pieces = self._texts.pieces(ids)
-        at = next(i for i, (_, a, b) in enumerate(pieces) if a <= row - start < b)
+        here = row - start
+        at = next(i for i, (_, a, b) in enumerate(pieces) if a <= here < b)
+        # The piece that the row is part of says what happens on the row itself.
+        spans = [(here, here + 1) if i == at else (a, b) for i, (_, a, b) in enumerate(pieces)]
         child = None
         if kids is not None:
             child = tuple(
-                next((names[k] for k in of_token[a:b] if 0 <= k < len(names)), -1) for _, a, b in pieces
+                next((names[k] for k in of_token[a:b] if 0 <= k < len(names)), -1) for a, b in spans
             )
         return Context(
             document=printable(tokens.names[document]),
             row=row,
             value=round(value, _DIGITS),
             tokens=tuple(text for text, _, _ in pieces),
-            values=tuple(each[a] if b == a + 1 else max(each[a:b]) for _, a, b in pieces),
+            values=tuple(max(each[a:b]) for a, b in spans),
             at=at,
             child=child,
         )
