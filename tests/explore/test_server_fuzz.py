@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from saeforest.saes import TreeSAE
 
 SECRET = "the secret of a file beside the run"
 HOST = "127.0.0.1:8421"
+CASES = int(os.environ.get("SAEFOREST_HTTP_CASES", "2000"))
 # Statuses that say what is wrong.
 EXPECTED = {200, 304, 400, 403, 404, 405, 409, 414}
 
@@ -107,7 +109,7 @@ method = st.sampled_from(
 )
 
 
-@settings(max_examples=2000, suppress_health_check=list(HealthCheck))
+@settings(max_examples=CASES, suppress_health_check=list(HealthCheck))
 @given(method=method, path=path, query=query, body=body, headers=headers)
 def test_any_request_is_answered(
     method: str,

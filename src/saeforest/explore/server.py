@@ -84,7 +84,11 @@ class _App:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         # Starlette's routes would answer some addresses by themselves, such as one with a line break, and not in JSON.
-        if scope["type"] == "http":
+        if scope["type"] == "lifespan":
+            for part in ("startup", "shutdown"):
+                await receive()
+                await send({"type": f"lifespan.{part}.complete"})
+        elif scope["type"] == "http":
             response = await self._answer(Request(scope, receive))
             await response(scope, receive, send)
 
