@@ -65,7 +65,7 @@ api_path = st.one_of(
 )
 path = st.one_of(
     api_path.map(lambda rest: f"/api/v1/{quote(rest, safe='/', errors='replace')}"),
-    api_path.map(lambda rest: f"/api/v1/{rest}".encode("ascii", "ignore").decode()),
+    api_path.map(lambda rest: "/api/v1/" + quote(rest, safe="/%.", errors="replace")),
     st.lists(word, max_size=4).map(lambda parts: "/" + quote("/".join(parts), safe="/.%", errors="replace")),
     st.binary(max_size=30).map(lambda raw: "/" + quote(raw)),
 )
