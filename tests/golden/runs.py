@@ -70,6 +70,16 @@ SAES: dict[str, dict[str, Any]] = {
             "eligible_within_tokens": 1280, "count": "living", "parents": "previous", "min_root_share": 0.1,
         },
     },
+    # What the paper does not have: one set closed under parents, parents from data, dead features that start anew.
+    "tree_earned": {
+        **_TREE,
+        "selection": "closed", "budget": "batch", "layer_weights": 0.1, "threshold": {"start": 10, "momentum": 0.9},
+        "aux": {"layers": None, "k": 8, "detach": True, "bias": False, "rescale": True},
+        "allocation": {
+            **_DEAD, "rule": "data", "start": "root", "reinitialize": True, "root_reset_at": 0.5,
+            "from_data": {"earned": 0.1, "shuffles": 1, "every": 10, "sample": 32, "window": 256, "min_count": 4},
+        },
+    },
     # Few parents of many children: with more than eight active siblings, HSAE forms their sum another way.
     "hsae": {
         "architecture": "hsae", **_DEAD, "layer_sizes": [3, 60, 200], "k_per_layer": [2, 24, 8],
@@ -95,7 +105,7 @@ SAES: dict[str, dict[str, Any]] = {
 #: Which SAEs are trained in one run. A process takes as long to import as some of them to train.
 RUNS: dict[str, list[str]] = {
     "tree": ["tree"],
-    "forests": ["tree_text", "hsae", "hsae_conditional"],
+    "forests": ["tree_text", "tree_earned", "hsae", "hsae_conditional"],
     "experts": ["expert_hsae"],
     "flat": ["topk", "batchtopk", "matryoshka", "matryoshka_batch", "jumprelu", "matching_pursuit"],
 }
