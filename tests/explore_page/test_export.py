@@ -1,0 +1,93 @@
+"""Exports open from file:// with the network blocked, ask for nothing but their own files, and complain of nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page
+
+from figure_cases import words_explorer
+from saeforest.explore.annotations import Annotations
+from saeforest.explore.api import Api
+from saeforest.explore.static import export_everything, export_subtree
+
+HOSTILE = "<script>document.title='obeyed'</script>\u202e"
+
+
+class Opened:
+    """A page in a browser without a network, with what it asked for and what it complained about."""
+
+    def __init__(self, page: Page) -> None:
+        self.page = page
+        self.asked: list[str] = []
+        self.complaints: list[str] = []
+        page.on("request", lambda request: self.asked.append(request.url))
+        page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        page.on(
+            "console",
+            lambda said: self.complaints.append(said.text) if said.type in ("error", "warning") else None,
+        )
+
+    def text(self, path: Path, address: str = "") -> str:
+        """What the page shows at an address of a view."""
+        self.page.goto("about:blank")
+        self.asked.clear()
+        self.page.goto(path.as_uri() + address)
+        self.page.wait_for_selector("main h1, main .state.failed")
+        self.page.wait_for_function("!document.querySelector('.spinner')")
+        return self.page.inner_text("main")
+
+
+@pytest.fixture
+def opened(browser: Browser) -> Iterator[Opened]:
+    context = browser.new_context(viewport={"width": 1366, "height": 768}, offline=True)
+    context.set_default_timeout(60_000)
+    yield Opened(context.new_page())
+    context.close()
+
+
+@pytest.fixture(scope="module")
+def answers() -> Api:
+    noted = Annotations(None)
+    Api(words_explorer(), noted).put("annotations/2", {"label": HOSTILE})
+    return Api(words_explorer(), noted, name="words", static=True)
+
+
+def test_a_file_opens_without_a_network(answers: Api, opened: Opened, tmp_path: Path) -> None:
+    file = tmp_path / "a family.html"
+    export_subtree(answers, 0, file)
+    assert "Monday" in opened.text(file)
+    assert opened.page.url == file.as_uri() + "#/family/0"
+    views = {
+        "#/feature/4": "Saturday",
+        "#/family/2": "June",
+        "#/geometry/0": "64",
+        "#/tree": "7 features",
+    }
+    for address, said in views.items():
+        assert said in opened.text(file, address), address
+        assert opened.asked == [file.as_uri()]
+    assert "<script>" in opened.text(file, "#/feature/2")
+    assert opened.page.title() != "obeyed"
+    assert opened.complaints == []
+
+
+def test_a_part_says_what_it_does_not_hold(answers: Api, opened: Opened, tmp_path: Path) -> None:
+    file = tmp_path / "part.html"
+    export_subtree(answers, 1, file)
+    assert "Saturday" in opened.text(file)
+    assert "export holds only" in opened.text(file, "#/feature/5")
+    assert "January" not in opened.text(file, "#/tree")
+    assert opened.complaints == []
+
+
+def test_a_folder_loads_its_shards(answers: Api, opened: Opened, tmp_path: Path) -> None:
+    index = export_everything(answers, tmp_path / "pages").path / "index.html"
+    assert "words" in opened.text(index)
+    assert "Saturday" in opened.text(index, "#/feature/4")
+    shard = (index.parent / "data" / "feature-0.js").as_uri()
+    assert opened.asked == [index.as_uri(), shard]
+    assert "June" in opened.text(index, "#/family/2")
+    assert opened.complaints == []
