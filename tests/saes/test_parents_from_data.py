@@ -79,7 +79,7 @@ def test_parents_equal_the_oracle(
     """9 children under 10 candidates; of 5 steps of 40 tokens the window holds the last 3."""
     monkeypatch.setattr(module, "_PART_ENTRIES", part_entries)
     candidates, children, layers = range(first, 10), range(10, 19), torch.tensor([0] * 4 + [1] * 6)[first:]
-    evidence = Evidence(replace(config, sample=40, window=120), 19, 4, CPU)
+    evidence = Evidence(replace(config, sample=40, window=120), 19, 2, CPU)
     tokens: list[tuple[set[int], set[int]]] = []
     for number in range(1, 6):
         n = 40 if number < 5 else 17  # a step may have fewer tokens
@@ -171,8 +171,9 @@ def test_features_that_are_active_as_often() -> None:
     assert as_often(rates, torch.tensor([0, 0, 0, 1, 2, 2])).tolist() == [2, 2, 0, 3, 5, 4]
 
 
-def test_evidence_keeps_the_largest_values() -> None:
-    evidence = Evidence(FromDataConfig(sample=2, window=2), 9, 2, CPU)
+def test_evidence_keeps_the_largest_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_SPARE", 1)
+    evidence = Evidence(FromDataConfig(sample=2, window=2), 9, 1, CPU)
     code = SparseCode(
         torch.tensor([[0.1, 0.3, 0.0, 0.2], [0.0, 0.0, 0.0, 0.5]]), torch.tensor([[4, 5, 0, 6]] * 2)
     )

@@ -16,6 +16,7 @@ from ..errors import InputError
 from ..structure.forest import ROOT
 from .allocation import Count, Growth, ReallocationSteps, greedy_allocation, reassign_dead
 from .parents_from_data import Evidence, FromDataConfig, Seen, judge
+from .promote import places, rearranged
 from .training import PAPER_STEPS, Event, RunLength, Step
 
 # The paper's schedule, as fractions of its run of 97,657 steps.
@@ -113,6 +114,7 @@ class Allocator(nn.Module):
     capacity: Tensor
     rate: Tensor
     rate_weight: Tensor
+    energy: Tensor | None
 
     def __init__(
         self,
@@ -121,9 +123,9 @@ class Allocator(nn.Module):
         run: RunLength,
         device: torch.device,
         *,
-        slots: int = 1,
+        k: int = 1,
     ) -> None:
-        """slots: the largest number of features of a token that evidence for parents is kept of."""
+        """k: the number of active features of a token, in all layers."""
         super().__init__()
         self._config, self._sizes = config, sizes
         self._starts = (0, *accumulate(sizes))
@@ -145,7 +147,12 @@ class Allocator(nn.Module):
         # The fraction of tokens on which each feature fires: a moving average, and the total weight in it so far.
         self.register_buffer("rate", torch.zeros(d_sae, **zeros))
         self.register_buffer("rate_weight", torch.zeros((), **zeros))
-        self.evidence = Evidence(config.from_data, d_sae, slots, device) if from_data else None
+        self.evidence = None
+        if from_data:
+            self.evidence = Evidence(config.from_data, d_sae, k, device, batch=run.batch_size)
+        # The sum of the squared activations of each feature since the last update.
+        promotes = from_data and config.from_data.promote > 0
+        self.register_buffer("energy", torch.zeros(d_sae, **zeros) if promotes else None)
 
     def looks(self, number: int) -> int:
         """On how many tokens of step `number` evidence for parents is wanted."""
@@ -184,6 +191,31 @@ class Allocator(nn.Module):
             update = self._update(self.evidence, number, parent, silence, dead)
             moved = Moved(moved.events + update.events, torch.cat([moved.dead, update.dead]).unique())
         return moved
+
+    def promote(self, number: int, parent: Int[Tensor, "d_sae"]) -> tuple[Int[Tensor, "d_sae"], Event] | None:
+        """Which feature is to be at each place from now on, after the update of step `number`; None if all stay.
+
+        parent: the parent of every feature, modified in place.
+        """
+        energy, times = self.energy, self._config.from_data.promote
+        if energy is None or self.evidence is None or number not in self.updates:
+            return None
+        at = places(energy, self._starts, times)
+        energy.zero_()
+        # Another update has to follow, for children that lose their parent.
+        if number + self.updates.step > self.last_move:
+            return None
+        moved = at != torch.arange(len(at), device=at.device)
+        if not bool(moved.any()):
+            return None
+        self.evidence.rearrange(at)
+        self.rate.copy_(self.rate[at])
+        new = rearranged(parent, at, self._starts, previous=self._config.parents == "previous")
+        changed = (new != parent).nonzero().flatten()
+        moves = torch.stack([changed, parent[changed], new[changed]], dim=1).tolist()
+        parent.copy_(new)
+        log = {"event": "promoted", "step": number, "features": int(moved.sum()), "moved": len(moves)}
+        return at, Event(log, [(f, old, new) for f, old, new in moves])
 
     def _reallocate_all(
         self,
@@ -232,7 +264,10 @@ class Allocator(nn.Module):
         return Moved(events, lost.nonzero().flatten())
 
     def count(self, step: Step) -> None:
-        """Update the rates at which features fire, if eligibility depends on them."""
+        """Update the rates at which features fire, if eligibility depends on them, and their energy."""
+        if self.energy is not None:
+            squares = step.code.values.detach().to(self.energy.dtype).square()
+            self.energy.index_add_(0, step.code.ids.flatten(), squares.flatten())
         if self._config.eligibility == "rate":
             horizon = _RATE_WINDOWS * self._config.eligible_within_tokens
             kept = math.exp(-step.n_tokens / horizon)

@@ -27,8 +27,10 @@ from .training import RunLength
 _PART_ENTRIES = 1 << 21
 # Updates of the parents, if `every` is not set, are this fraction of the run apart.
 _EVERY = 0.03
-# The window, if it is not set, has this many tokens for each feature.
-_WINDOW = 4
+# The window, if it is not set, is so long that the detector of each feature is on at this many tokens on average.
+_WINDOW = 128
+# A token may have this many more active features than an average one, where that has few.
+_SPARE = 16
 
 
 @dataclass(frozen=True)
@@ -55,11 +57,18 @@ class FromDataConfig:
     until they live; capacity: they go to the parents that have collected the most loss (Eq. 10); stay: nothing."""
     dead_until: float = 0.8
     """Fraction of the run after which dead children stay where they are."""
+    promote: float = 0.0
+    """At an update, features of later layers change places with those of a layer if the sum of their squared
+    activations since the last update is more than this many times as large. 0: every feature stays in its layer."""
+    detectors: Literal["token", "batch"] = "token"
+    """Which detectors are on. token: the largest pre-activations of every token; batch: as many, the largest of all
+    these tokens, as a budget of the batch selects."""
     sample: int = 512
     """Number of tokens of a batch on which all detectors are computed."""
     window: int | None = None
-    """Number of such tokens, the latest, from which parents are chosen. None: four times the number of features, so
-    that every child's detector is on equally often on average, whatever the size of the SAE."""
+    """Number of such tokens, the latest, from which parents are chosen. None: 128 times the number of features over the
+    sum of all k, so that every child's detector is on equally often on average, whatever the size and k of the SAE: at
+    L0 32 four tokens for each feature."""
     min_count: int = 10
     """A child whose own detector is on at fewer of these tokens keeps its parent. log_lift ranks only candidates that
     are active with the child on at least this many."""
@@ -72,6 +81,10 @@ class FromDataConfig:
                 raise InputError(
                     f"sae.allocation.from_data.{name} = {value}: expected a fraction from 0 to 1"
                 )
+        if self.promote and not self.promote >= 1:
+            raise InputError(
+                f"sae.allocation.from_data.promote = {self.promote}: expected 0, or 1 or more (times as often)"
+            )
         least = {"shuffles": 0, "hysteresis": 0, "every": 1, "sample": 1, "window": 1, "min_count": 1}
         for name, bound in least.items():
             if (value := getattr(self, name)) is not None and value < bound:
@@ -127,15 +140,23 @@ class Evidence(nn.Module):
     active_ids: Tensor
     rows: Tensor
 
-    def __init__(self, config: FromDataConfig, d_sae: int, slots: int, device: torch.device) -> None:
-        """slots: the largest number of features to keep for a token, of each of the two kinds."""
+    def __init__(
+        self, config: FromDataConfig, d_sae: int, k: int, device: torch.device, *, batch: int | None = None
+    ) -> None:
+        """batch: the number of tokens of a step, if it may be below `config.sample`. k: the sum of all k.
+
+        Twice as many features as `k` are kept for a token, of each of the two kinds, and no fewer than `k + 16`.
+        """
         super().__init__()
         self._d_sae = d_sae
-        window = _WINDOW * d_sae if config.window is None else config.window
-        self.sample = min(config.sample, window)
+        window = max(_WINDOW * d_sae // k, 1) if config.window is None else config.window
+        self.sample = min(config.sample, window, config.sample if batch is None else batch)
         self.n_steps = window // self.sample
         """The number of steps in the window."""
-        shape, of = (self.n_steps, self.sample, slots), {"dtype": torch.int32, "device": device}
+        shape, of = (
+            (self.n_steps, self.sample, max(2 * k, k + _SPARE)),
+            {"dtype": torch.int32, "device": device},
+        )
         # An id of d_sae is an empty slot.
         self.register_buffer("own_ids", torch.full(shape, d_sae, **of))
         self.register_buffer("active_ids", torch.full(shape, d_sae, **of))
@@ -148,6 +169,12 @@ class Evidence(nn.Module):
             ids[place] = self._d_sae
             ids[place, : len(code), : code.values.shape[1]] = self._kept(code)
         self.rows[place] = len(seen.own)
+
+    def rearrange(self, at: Int[Tensor, "d_sae"]) -> None:
+        """Follow features that change places: the one at place `i` is from now on the one that was at `at[i]`."""
+        to = torch.cat([at.argsort(), at.new_tensor([self._d_sae])])
+        for ids in (self.own_ids, self.active_ids):
+            ids.copy_(to[ids.long()])
 
     def _kept(self, code: SparseCode) -> Int32[Tensor, "m slots"]:
         """The ids of a code; of a code with too many slots, those of the largest values."""

@@ -22,7 +22,7 @@ from .by_layers import Encoded, LayerSelection, encode_by_layers
 from .closed import ClosedSelection
 from .encode import PreActivations
 from .gate import Gate, ParentGate
-from .select import top_k
+from .select import kth_largest, top_k
 from .tree_config import TreeConfig
 
 # Rows are independent. Handling this many at a time bounds the memory for the children of their active features.
@@ -185,8 +185,9 @@ class TreeSAE(SAE):
     def own_detectors(self, h: PreActivations, inputs: Sequence[Float[Tensor, "n d_in"]]) -> list[SparseCode]:
         """The children whose own detector is on, whatever their parents do (docs/spec/tree-sae.md#parents-from-data).
 
-        In a layer these are the `2 k` features of largest pre-activation. If the tree has one budget, they are those
-        among the sum of all `k` largest of the whole tree.
+        In a layer these are the `2 k` features of largest pre-activation of a token, or as many on average where
+        detectors share the batch (`from_data.detectors`). If the tree has one budget, they are those among the sum of
+        all `k` largest of the whole tree.
 
         inputs: what each layer reads.
 
@@ -195,14 +196,28 @@ class TreeSAE(SAE):
         every, codes = torch.arange(self.d_sae, device=self.device), []
         layers = every.split(list(self.config.layer_sizes))
         if self.config.selection == "closed":
-            found = h.choose(inputs[0], lambda dense: top_k(dense, sum(self.config.k_per_layer)))
+            found = self._strongest(h, inputs[0], sum(self.config.k_per_layer))
             for start, end in zip(self.starts[1:-1], self.starts[2:], strict=True):
                 inside = (found.ids >= start) & (found.ids < end)
                 codes.append(found.replace(values=torch.where(inside, found.values, 0)))
         else:
             for u, features, k in zip(inputs[1:], layers[1:], self.config.k_per_layer[1:], strict=True):
-                codes.append(h.choose(u, lambda dense, k=k: top_k(dense, 2 * k), features))
+                codes.append(self._strongest(h, u, 2 * k, features))
         return [self.above_threshold(code) for code in codes]
+
+    def _strongest(
+        self, h: PreActivations, u: Float[Tensor, "n d_in"], k: int, features: Int[Tensor, "m"] | None = None
+    ) -> SparseCode:
+        """The `k` largest pre-activations of every row, or the `k * n` largest of all rows."""
+        if self.config.allocation.from_data.detectors == "token":
+            return h.choose(u, lambda dense: top_k(dense, k), features)
+        # Few rows have more than this many of the largest.
+        found = h.choose(u, lambda dense: top_k(dense, 4 * k + 16), features)
+        n = k * len(u)
+        if found.values.numel() <= n:
+            return found
+        bound = kth_largest(found.values, n)
+        return found.replace(values=torch.where(found.values >= bound, found.values, 0))
 
     @torch.no_grad()
     def in_own_right(

@@ -58,7 +58,8 @@ class TreeConfig:
     layer_sizes: tuple[int, ...] = (1536, 3072, 9216, 10752)
     """Number of features in each layer (the paper's privilege layers)."""
     k_per_layer: tuple[int, ...] = (21, 5, 4, 2)
-    """Largest number of active features in each layer, on a token."""
+    """Largest number of active features in each layer, on a token. With selection=closed only their sum counts, and may
+    be given as one number for the whole tree."""
     normalize_activations: Normalization = "layer_norm"
     """How activations are normalized. layer_norm: each to mean 0 and standard deviation 1; constant_norm_rescale: each
     to norm sqrt(d_in); dataset_scale: all by one factor that makes their mean norm sqrt(d_in); none; or that factor as
@@ -102,7 +103,11 @@ class TreeConfig:
         return False
 
     def __post_init__(self) -> None:
-        check_sizes(self.layer_sizes, self.k_per_layer)
+        if self.selection == "closed" and len(self.k_per_layer) == 1:
+            check_sizes((sum(self.layer_sizes),), self.k_per_layer, "the whole tree")
+            check_sizes(self.layer_sizes, (1,) * len(self.layer_sizes))
+        else:
+            check_sizes(self.layer_sizes, self.k_per_layer)
         self.aux.weights(len(self.layer_sizes))
         weights = self.weights_of_layers()
         if len(weights) != len(self.layer_sizes) or min(weights) < 0 or not any(weights):

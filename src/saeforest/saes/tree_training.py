@@ -17,6 +17,7 @@ from .batch_topk import FollowedThreshold
 from .encode import PreActivations
 from .normalizer import TokenStats
 from .parents_from_data import Seen
+from .promote import rearrange
 from .reconstruct import Prefixes
 from .silence import silence_loss
 from .start_anew import Residuals, start_anew
@@ -41,8 +42,8 @@ class TreeTraining(Training):
         allocation = sae.config.allocation
         super().__init__(sae, setup, dead_after_tokens=allocation.dead_after_tokens)
         self._seed = setup.seed
-        slots = 2 * sum(sae.config.k_per_layer)
-        self.allocator = Allocator(allocation, sae.config.layer_sizes, setup.run, sae.device, slots=slots)
+        k = sum(sae.config.k_per_layer)
+        self.allocator = Allocator(allocation, sae.config.layer_sizes, setup.run, sae.device, k=k)
         self._thresholds = [FollowedThreshold(t, sae.config.threshold, setup.run) for t in sae.thresholds()]
 
     def forward(self, x: Float[Tensor, "n d_in"], target: Float[Tensor, "n d_out"]) -> Step:
@@ -116,6 +117,11 @@ class TreeTraining(Training):
             generator = seeded(self._seed, "start anew", number)
             begun = start_anew(sae, self.optimizer, moved.dead, self.dead, residuals, generator)
             moved.events.append(Event({"event": "started_anew", "step": number, "features": len(begun)}))
+        if (promoted := self.allocator.promote(number, sae.parent)) is not None:
+            at, event = promoted
+            rearrange(sae, self.optimizer, at)
+            self.steps_since_fired = self.steps_since_fired[at]
+            moved.events.append(event)
         return moved.events
 
     def _follow_thresholds(self, step: Step, number: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import accumulate
@@ -13,6 +14,7 @@ from ..saes import (
     AuxConfig,
     BatchTopKConfig,
     ExpertHSAEConfig,
+    FromDataConfig,
     HSAEConfig,
     JumpReLUConfig,
     MatchingPursuitConfig,
@@ -69,10 +71,33 @@ class _Shape:
         """Mean number of active features, for systems that control the mean."""
         return (max(round(sum(self.mean)), 1),)
 
+    @property
+    def no_less(self) -> tuple[int]:
+        """The same rounded up, for systems that merge a child with its parent where there is no room for both."""
+        return (max(math.ceil(sum(self.mean) - 1e-6), 1),)
+
 
 def _tree(shape: _Shape) -> TreeConfig:
     aux = TreeAuxConfig(layers=None, **_AUX)
     return TreeConfig(shape.sizes, shape.most, **_PLAIN, aux=aux, allocation=_ALLOCATION)
+
+
+def _earned_tree(shape: _Shape) -> TreeConfig:
+    # One budget for the whole tree, the mean number of active features; no parents until the data support them. The
+    # lift prefers a parent to a grandparent that covers as much.
+    data = FromDataConfig(score="log_lift", earned=0.3, detectors="batch", promote=1.5, sample=1024)
+    return TreeConfig(
+        shape.sizes,
+        shape.no_less,
+        **_PLAIN,
+        selection="closed",
+        budget="batch",
+        beam=4.0,
+        aux=TreeAuxConfig(layers=None, **_AUX),
+        allocation=replace(
+            _ALLOCATION, rule="data", start="root", reinitialize=True, root_reset_at=0.0, from_data=data
+        ),
+    )
 
 
 def _hsae(shape: _Shape) -> HSAEConfig:
@@ -89,16 +114,20 @@ def _expert_hsae(shape: _Shape) -> ExpertHSAEConfig:
 
 
 #: In `tree`, a feature's parent is in the layer before its own; in `tree-any-parent`, in any earlier layer, as in the
-#: paper.
+#: paper; in `tree-earned`, in any earlier layer, wherever the data support it (docs/results/synthetic.md).
 _PRESETS: dict[str, Callable[[_Shape], SystemConfig]] = {
     "tree": lambda s: replace(_tree(s), allocation=replace(_ALLOCATION, parents="previous")),
     "tree-any-parent": _tree,
+    "tree-earned": _earned_tree,
     "hsae": _hsae,
     "hsae-baseline": lambda s: replace(_hsae(s), **_UNLINKED),
     "expert_hsae": _expert_hsae,
     "topk": lambda s: TopKConfig(s.flat, s.total, aux=AuxConfig(**_AUX), **_COMMON),
     "batchtopk": lambda s: BatchTopKConfig(s.flat, s.average, aux=AuxConfig(**_AUX), **_COMMON),
     "matryoshka": lambda s: MatryoshkaConfig(s.sizes, s.total, aux=AuxConfig(**_AUX), **_COMMON),
+    "matryoshka-batch": lambda s: MatryoshkaConfig(
+        s.sizes, s.no_less, selection="batch", aux=AuxConfig(**_AUX), **_COMMON
+    ),
     "jumprelu": lambda s: JumpReLUConfig(s.flat, s.average, bandwidth=0.05, **_COMMON),
     "matching_pursuit": lambda s: MatchingPursuitConfig(s.flat, s.total, **_COMMON),
 }
