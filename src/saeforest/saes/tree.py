@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..errors import InputError
+from ..kernels import kth_largest
 from ..sparse_code import SparseCode, concat_rows
 from ..structure.forest import ROOT, ByParent, group_by_parent
 from .base import SAE
@@ -22,7 +23,7 @@ from .by_layers import Encoded, LayerSelection, encode_by_layers
 from .closed import ClosedSelection
 from .encode import PreActivations
 from .gate import Gate, ParentGate
-from .select import kth_largest, top_k
+from .select import top_k
 from .tree_config import TreeConfig
 
 # Rows are independent. Handling this many at a time bounds the memory for the children of their active features.
