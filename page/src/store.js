@@ -55,6 +55,11 @@ export function ask(path) {
   return cache.get(path);
 }
 
+/** The next question for a path is asked anew. */
+export function forget(path) {
+  cache.delete(path);
+}
+
 /** {state: "loading" | "ready" | "error", value, error} for a path; null asks for nothing. */
 export function useAsk(path) {
   const [answer, setAnswer] = useState({ state: path ? "loading" : "none", path });

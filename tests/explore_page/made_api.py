@@ -191,8 +191,6 @@ class MadeForest(MadeArrays):
 
     def family(self, f: int) -> dict[str, Any]:
         kids = [c for c in self.children.get(f, []) if not self.dead[c]]
-        rng = np.random.default_rng(f)
-        matrix = rng.beta(1, 14, (len(kids), len(kids))).astype(np.float32)
         return {
             "parent": self.summary(f),
             "children": [
@@ -205,11 +203,25 @@ class MadeForest(MadeArrays):
             ],
             "contexts": [self.context(f, place, children=True) for place in range(14)],
             "residue": [self.context(f, 30 + place) for place in range(6)],
+            **({"overlap": None, "ungated": []} if f in self.unread else self._read(f, kids)),
+        }
+
+    def _read(self, f: int, kids: list[int]) -> dict[str, Any]:
+        rng = np.random.default_rng(f)
+        matrix = rng.beta(1, 14, (len(kids), len(kids))).astype(np.float32)
+        return {
             "overlap": {"ids": kids, "matrix": packed((matrix + matrix.T) / 2, "float32")},
             "ungated": [
                 {"child": c, "contexts": [self.context(c, 40 + place) for place in range(3)]}
                 for c in kids[:6]
             ],
+        }
+
+    def ungated(self, f: int) -> dict[str, Any]:
+        self.unread.discard(f)
+        return {
+            "n_tokens": 8192,
+            **self._read(f, [c for c in self.children.get(f, []) if not self.dead[c]]),
         }
 
     def tree_data(self, f: int) -> dict[str, Any]:
@@ -361,6 +373,7 @@ class MadeForest(MadeArrays):
         one = {
             "feature": self.feature,
             "family": self.family,
+            "ungated": self.ungated,
             "edge": self.edge,
             "tree-data": self.tree_data,
             "geometry": self.geometry,

@@ -160,6 +160,7 @@ class MadeArrays:
         self.written: dict[str, dict[str, Any]] = {"annotations": {}, "ratings": {}}
         self.tally = {kind: {"yes": 0, "no": 0, "unsure": 0} for kind in ("edge", "null")}
         self.pairs: dict[str, tuple[str, int, int]] = {}
+        self.unread = {3}  # families of which the model was not asked yet
 
     def _words(self) -> list[list[str]]:
         rng = random.Random(3)

@@ -11,7 +11,7 @@ from importlib.resources import files
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Page, Route, expect
 
 from explore_page.conftest import Watched
 from explore_page.made_api import MadeForest
@@ -78,6 +78,37 @@ def test_a_view_opens_from_its_address(watched: Watched, name: str, shots: Path)
     assert not watched.complaints
     assert not watched.outside()
     assert page.locator("main .state.failed").count() == 0
+
+
+def test_a_family_is_read_by_the_model_when_asked(watched: Watched, made: MadeForest) -> None:
+    made.unread.add(3)
+    page = watched.open("#/family/3")
+    without = page.get_by_role("region", name="Without the gate")
+    overlap = page.get_by_role("region", name="Sibling overlap")
+    expect(overlap).to_contain_text("Not measured yet")
+    page.route("**/ungated/3", lambda route: route.fulfill(status=500, json={"error": "out of memory"}))
+    without.get_by_role("button", name="Run the model to see where").click()
+    expect(without.get_by_role("alert")).to_contain_text("out of memory")
+    waiting: list[Route] = []
+    page.unroute("**/ungated/3")
+    page.route("**/ungated/3", lambda route: waiting.append(route))
+    without.get_by_role("button", name="Run the model again").click()
+    expect(without.get_by_role("status")).to_contain_text("The model reads")
+    expect(without.get_by_role("button")).to_have_count(0)
+    while not waiting:
+        page.wait_for_timeout(10)
+    waiting[0].continue_()
+    expect(without.get_by_role("heading", level=3)).not_to_have_count(0)
+    expect(without).to_contain_text("8,192 tokens")
+    expect(without.get_by_role("heading", level=2)).to_be_focused()
+    expect(overlap.get_by_role("table")).to_be_visible()
+    assert serious(page) == []
+    page.unroute("**/ungated/3")
+    # Away and back: the answer is still there.
+    page.goto(watched.url + "#/help")
+    page.goto(watched.url + "#/family/3")
+    expect(without.get_by_role("heading", level=3)).not_to_have_count(0)
+    expect(without.get_by_role("button")).to_have_count(0)
 
 
 def test_search_finds_a_feature(watched: Watched) -> None:

@@ -70,6 +70,12 @@ def test_a_view_shows_what_the_server_answers(real: Watched, view: str) -> None:
     assert not real.outside()
 
 
+def test_without_a_model_none_is_offered(real: Watched) -> None:
+    without = real.open("#/family/2").get_by_role("region", name="Without the gate")
+    expect(without).to_contain_text("language model is not known")
+    expect(without.get_by_role("button")).to_have_count(0)
+
+
 def test_a_label_is_kept_by_the_server(real: Watched) -> None:
     page = real.open("#/feature/3")
     label = page.get_by_role("textbox", name="Label", exact=True)

@@ -1,11 +1,11 @@
 // A parent with its children: its contexts colored by which child fires, what is left to the parent alone, and how the
 // children divide it.
-import { html, useMemo } from "../html.js";
+import { html, useEffect, useMemo, useRef, useState } from "../html.js";
 import { query, route, to } from "../route.js";
-import { forest, useAsk } from "../store.js";
-import { array } from "../transport.js";
-import { number, percent, plural, visibleToken } from "../text.js";
-import { Answer, Bar, EdgeNumber, FeatureLink } from "../ui.js";
+import { ask, forest, forget, lacking, overview, said, useAsk } from "../store.js";
+import { array, isStatic } from "../transport.js";
+import { count, percent, plural, visible, visibleToken } from "../text.js";
+import { Answer, Bar, EdgeNumber, FeatureLink, Failure, Loading } from "../ui.js";
 import { ChildKey, Contexts, childMarks, useContextSwitches } from "../contexts.js";
 import { FeatureHead } from "./feature.js";
 
@@ -20,9 +20,13 @@ function Children({ kids, marks, chosen }) {
       ${column && html`<td><${EdgeNumber} column=${column} id=${kid.id} /></td>`}</tr>`)}</tbody></table>`;
 }
 
-function Overlap({ overlap, marks }) {
+function Overlap({ overlap, marks, asking }) {
   const values = array(overlap?.matrix);
   const ids = overlap?.ids ?? [];
+  if (!values && asking.offered) {
+    return html`<section aria-labelledby="overlap"><h2 id="overlap">Sibling overlap</h2>
+      <p class="state empty">${asking.state === "loading" ? "Being measured, below." : "Not measured yet: “Run the model to see where”, below, measures it too."}</p></section>`;
+  }
   if (!values || ids.length < 2) return null;
   const n = ids.length;
   const shown = ids.slice(0, 16);
@@ -31,6 +35,48 @@ function Overlap({ overlap, marks }) {
     <div class="scroll-x" tabindex="0" role="region" aria-label="Overlap of siblings"><table class="matrix"><thead><tr><td></td>${shown.map((id) => html`<th scope="col" key=${id}><span class=${`swatch k${marks.get(id)?.color ?? 0}`}>${marks.get(id)?.mark ?? id}</span></th>`)}</tr></thead>
       <tbody>${shown.map((id, i) => html`<tr key=${id}><th scope="row"><span class=${`swatch k${marks.get(id)?.color ?? 0}`}>${marks.get(id)?.mark ?? id}</span></th>
         ${shown.map((other, j) => html`<td key=${other} class=${`num heat h${i === j ? 0 : Math.min(5, Math.ceil(values[i * n + j] * 10))}`}>${i === j ? "" : values[i * n + j] < 0.005 ? "0" : values[i * n + j].toFixed(2).slice(1)}</td>`)}</tr>`)}</tbody></table></div></section>`;
+}
+
+/** What only the model can say about a family: asked for by the reader, since it takes seconds. */
+function useModel(family, id) {
+  const [answer, setAnswer] = useState({ state: "none" });
+  const empty = !family.overlap && !family.ungated?.length;
+  const live = !isStatic && overview.value?.static !== true && overview.value?.has?.prompt === true;
+  const run = () => {
+    setAnswer({ state: "loading" });
+    ask(`ungated/${id}`).then(
+      (value) => {
+        forget(`family/${id}`); // the server's family holds the answer from now on
+        said.value = `The model has run: where the children of ${id} would fire without the gate, and their overlap.`;
+        setAnswer({ state: "ready", value });
+      },
+      (error) => setAnswer({ state: "error", error }),
+    );
+  };
+  return { ...answer, run, empty, offered: empty && live && answer.state !== "ready" };
+}
+
+function RunModel({ asking }) {
+  if (asking.state === "loading") return html`<${Loading} what="The model reads a part of the indexed text (the first time it is loaded, which takes up to half a minute)" />`;
+  return html`${asking.state === "error" && html`<${Failure} error=${asking.error} what="The model was not run." />`}
+    <p><button type="button" class="primary" onClick=${asking.run}>${asking.state === "error" ? "Run the model again" : "Run the model to see where"}</button></p>`;
+}
+
+function Ungated({ entries, asking, marks, chosen, switches: { full, figures } }) {
+  const tree = forest.value;
+  const heading = useRef(null);
+  // The button that had the focus is gone: what it brought is next.
+  useEffect(() => {
+    if (asking.state === "ready" && [document.body, null].includes(document.activeElement)) heading.current.focus({ preventScroll: true });
+  }, [asking.state]);
+  const shown = entries.filter((entry) => chosen === null || entry.child === chosen);
+  const why = isStatic || overview.value?.static === true ? "Not in this export." : lacking("prompt");
+  const nothing = asking.state === "ready" || entries.length ? "This child was not looked for: a large family is asked for its most frequent children." : why ? visible(why) : "Not in this index, or this forest has no gate.";
+  return html`<section aria-labelledby="ungated"><h2 id="ungated" ref=${heading} tabindex="-1">Without the gate</h2>
+    <p class="hint">Where each child’s own detector would fire with its parent silent. A child that belongs to its parent has few such places; the column “ungated” counts them against the null.${asking.value?.n_tokens ? ` Looked for in ${count(asking.value.n_tokens)} tokens of the indexed text.` : ""}</p>
+    ${shown.map((entry) => html`<div key=${entry.child}><h3><${ChildKey} kid=${marks.get(entry.child) ?? { id: entry.child, color: 0, mark: "" }} />${tree.column("ungated") && html` <${EdgeNumber} column=${tree.column("ungated")} id=${entry.child} />`}</h3>
+      ${entry.contexts?.length ? html`<${Contexts} contexts=${entry.contexts.slice(0, 4)} max=${tree.max[entry.child]} full=${full} figures=${figures} label=${`Where child ${entry.child} would fire`} />` : html`<p class="hint">Nowhere in the sample.</p>`}</div>`)}
+    ${asking.offered ? html`<${RunModel} asking=${asking} />` : !shown.length && html`<p class="state empty">${nothing}</p>`}</section>`;
 }
 
 function Family({ family, id }) {
@@ -42,7 +88,7 @@ function Family({ family, id }) {
   const chosen = marks.has(given) ? given : null;
   const all = family.contexts ?? [];
   const contexts = chosen === null ? all : all.filter((context) => context.child?.includes(chosen));
-  const outside = (family.ungated ?? []).filter((entry) => chosen === null || entry.child === chosen);
+  const asking = useModel(family, id);
   const max = tree.max[id];
   if (!kids.length) return html`<p class="state empty">This feature has no children that fired. <a href=${to("feature", id)}>Its own page</a> shows its contexts.</p>`;
   return html`
@@ -56,17 +102,13 @@ function Family({ family, id }) {
       <section aria-labelledby="residue"><h2 id="residue">Residue: only the parent fires</h2>
         <p class="hint">What the children leave over. A family that divides its parent well leaves little.</p>
         ${family.residue?.length ? html`<${Contexts} contexts=${family.residue} max=${max} full=${true} figures=${figures} label="Contexts where only the parent fires" />` : html`<p class="state empty">Some child fires in every stored context.</p>`}</section>
-      <${Overlap} overlap=${family.overlap} marks=${marks} />
+      <${Overlap} overlap=${family.overlap ?? asking.value?.overlap} marks=${marks} asking=${asking} />
     </div>
-    <section aria-labelledby="ungated"><h2 id="ungated">Without the gate</h2>
-      <p class="hint">Where each child’s own detector would fire with its parent silent. A child that belongs to its parent has few such places; the column “ungated” counts them against the null.</p>
-      ${outside.length ? outside.map((entry) => html`<div key=${entry.child}><h3><${ChildKey} kid=${marks.get(entry.child) ?? { id: entry.child, color: 0, mark: "" }} />${tree.column("ungated") && html` <${EdgeNumber} column=${tree.column("ungated")} id=${entry.child} />`}</h3>
-        ${entry.contexts?.length ? html`<${Contexts} contexts=${entry.contexts.slice(0, 4)} max=${tree.max[entry.child]} full=${full} figures=${figures} label=${`Where child ${entry.child} would fire`} />` : html`<p class="hint">Nowhere in the sample.</p>`}</div>`)
-        : html`<p class="state empty">Not in this index, or this forest has no gate.</p>`}</section>`;
+    <${Ungated} entries=${asking.value?.ungated ?? family.ungated ?? []} asking=${asking} marks=${marks} chosen=${chosen} switches=${{ full, figures }} />`;
 }
 
 export function FamilyView({ id }) {
   const answer = useAsk(`family/${id}`);
   return html`<div class="wide family-view"><${FeatureHead} id=${id} view="family" />
-    <${Answer} answer=${answer} what="The family">${(family) => html`<${Family} family=${family} id=${id} />`}</${Answer}></div>`;
+    <${Answer} answer=${answer} what="The family">${(family) => html`<${Family} key=${id} family=${family} id=${id} />`}</${Answer}></div>`;
 }
