@@ -109,7 +109,8 @@ class Oracle:
         m, rng = min(map(len, apart)), np.random.default_rng([0, p, c])
         # Of the two parents, the one with more tokens is thinned.
         found = [a if len(a) == m else rng.choice(a, m, replace=False) for a in apart]
-        return tuple(1 - divergence(self.token[a], self.token[on]) for a in found)
+        first, second = (1 - divergence(self.token[a], self.token[on]) for a in found)
+        return first, second
 
 
 def divergence(a: np.ndarray, b: np.ndarray) -> float:
@@ -131,7 +132,7 @@ def expected(world: World, oracle: Oracle, name: str, null: bool) -> np.ndarray:
     own, other = world.sae.forest.parent.numpy(), null_parents(world)
     parent = other if null else own
     found = np.full(len(parent), np.nan)
-    for c in np.flatnonzero(own != ROOT):
+    for c in np.flatnonzero(own != ROOT).tolist():
         if name == "tokens_alike":
             found[c] = oracle.tokens_alike(own[c], other[c], c)[int(null)]
         elif name == "sibling_overlap":

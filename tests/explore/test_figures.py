@@ -10,6 +10,7 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
+from matplotlib.text import Annotation
 
 from explore_cases import made_index
 from figure_cases import UNGATED, words_explorer
@@ -56,7 +57,9 @@ def test_the_concepts_under_a_feature(explorer: Explorer) -> None:
 
 def test_telling_tokens_come_before_those_of_contexts(explorer: Explorer) -> None:
     told = torch.full((7, 5), -1, dtype=torch.int32)
-    told[1, 0] = explorer.tokenizer.convert_tokens_to_ids("lamps")
+    lamps = explorer.tokenizer.convert_tokens_to_ids("lamps")
+    assert isinstance(lamps, int)
+    told[1, 0] = lamps
     index = replace(explorer.index, child_tokens=told)
     again = Explorer(index, explorer.forest, explorer.tokenizer)
     assert concept_tree(again, 1).words == ("lamps", "Monday", "Tuesday", "Friday")
@@ -132,7 +135,7 @@ def test_the_geometry_has_the_points_and_directions_of_the_index(explorer: Explo
     assert [len(dots) for dots in drawn] == [16, 16, 16, 16]
     for child, dots in zip((-1, 0, 1, 2), drawn, strict=True):
         assert np.allclose(dots, geometry.points[0][geometry.child[0] == child].numpy())
-    arrows = [np.array(text.xy) for text in plot.texts][::2]
+    arrows = [np.array(text.xy) for text in plot.texts if isinstance(text, Annotation)][::2]
     scale = geometry.direction[1:4].numpy()
     ratio = np.array(arrows) / scale
     assert np.allclose(ratio, ratio[0, 0])

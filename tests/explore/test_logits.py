@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -22,7 +24,7 @@ from saeforest.lm import LanguageModel
 from saeforest.saes import TopKConfig, TopKSAE
 
 WIDTH, VOCAB = 16, 50
-SMALL = {
+SMALL: dict[str, Any] = {
     "vocab_size": VOCAB,
     "hidden_size": WIDTH,
     "intermediate_size": 8,
@@ -56,7 +58,7 @@ def test_the_final_norm_is_found_by_what_it_does(kind: str) -> None:
     assert found is not None
     scale, centers = found
     assert centers == (kind == "gpt2")
-    norm = made.transformer.ln_f if kind == "gpt2" else made.model.norm
+    norm = made.get_submodule("transformer.ln_f" if kind == "gpt2" else "model.norm")
     x = torch.randn(WIDTH)
     x = (x - x.mean()) / x.std(unbiased=False)  # of mean 0 and variance 1: both kinds leave it as it is
     with torch.no_grad():
@@ -73,7 +75,8 @@ def test_logits_of_decoder_rows(kind: str) -> None:
     norm = final_norm(made, WIDTH)
     assert norm is not None
     scale = norm[0].double().numpy()
-    unembedding = made.get_output_embeddings().weight.detach().double().numpy()
+    head: Any = made.get_output_embeddings()
+    unembedding = head.weight.detach().double().numpy()
     for f, row in enumerate(sae.W_dec.detach().double().numpy()):
         unit = row / np.linalg.norm(row)
         logits = unembedding @ (scale * (unit - unit.mean() if norm[1] else unit))

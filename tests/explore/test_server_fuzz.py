@@ -109,7 +109,7 @@ method = st.sampled_from(
 )
 
 
-@settings(max_examples=CASES, suppress_health_check=list(HealthCheck))
+@settings(max_examples=CASES, suppress_health_check=list(HealthCheck))  # pyright: ignore[reportArgumentType]
 @given(method=method, path=path, query=query, body=body, headers=headers)
 def test_any_request_is_answered(
     method: str,

@@ -4,7 +4,7 @@
     api.get("feature/17")            # the same object as GET /api/v1/feature/17
     api.get("search", {"q": "Monday"})
 
-The server, the static export and scripts use it alike. docs/explorer-api.md describes the paths, `answers.py` the
+The server, the static export and scripts use it alike. docs/explorer-api.md describes the paths, `answers` the
 answers. Raises NotFound for what does not exist, Unavailable for what the run lacks, and InputError for bad questions.
 """
 
@@ -190,7 +190,7 @@ class Api:
         return plain(self.ask("POST", path, {}, body))
 
     def ask(self, method: str, path: str, query: Query, body: Any) -> Any:
-        """The answer to a request, as an instance of its class in `answers.py`."""
+        """The answer to a request, as an instance of its class in `answers`."""
         name, _, rest = path.partition("/")
         methods = self._routes.get(path) or (self._routes.get(f"{name}/ID") if rest else None)
         if methods is None:

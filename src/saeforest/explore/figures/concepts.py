@@ -79,12 +79,18 @@ def _concept(
     )
 
 
+def _decode(explorer: Explorer, token: int) -> str:
+    text = explorer.tokenizer.decode([token])
+    assert isinstance(text, str)
+    return text
+
+
 def _words(explorer: Explorer, card: FeatureCard, parent: FeatureCard | None) -> tuple[str, ...]:
     """The label of a feature, or the tokens that tell it from its parent; each once however it is capitalized."""
     if card.label:
         return (printable(card.label),)
     ids = [i for i in explorer.index.child_tokens[card.id].tolist() if i >= 0]
-    telling = [printable(explorer.tokenizer.decode([i])).strip() for i in ids]
+    telling = [printable(_decode(explorer, i)).strip() for i in ids]
     own: dict[str, str] = {}
     for token in (*telling, *card.tokens):
         if token:

@@ -108,8 +108,17 @@ def _plane(
     axes.scatter(others[:, 0], others[:, 1], s=16, color=_NONE, alpha=0.55, linewidths=0, zorder=2)
     for place, i in enumerate(shown):
         own = points[child == i]
-        look = {"color": _COLORS[place], "marker": _MARKERS[place], "edgecolors": PAPER}
-        axes.scatter(own[:, 0], own[:, 1], s=30, alpha=0.6, linewidths=0.4, zorder=3, **look)
+        axes.scatter(
+            own[:, 0],
+            own[:, 1],
+            s=30,
+            color=_COLORS[place],
+            marker=_MARKERS[place],
+            edgecolors=PAPER,
+            alpha=0.6,
+            linewidths=0.4,
+            zorder=3,
+        )
     longest = max((float(np.hypot(*d)) for d in directions.values() if np.isfinite(d).all()), default=0.0)
     for place, i in enumerate(shown):
         if longest == 0 or not np.isfinite(directions[i]).all():

@@ -1,0 +1,294 @@
+"""Answers about features and families, with the edges between them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from ..annotations import Rating
+from .parts import Array, Source
+
+# -- features
+
+
+@dataclass(frozen=True)
+class Context:
+    """An activation with the text around it.
+
+    value: the activation. row: row of its token in the indexed text.
+    tokens: the text, in pieces of whole characters. values: the feature's activation on each of them.
+    at: which of them the activation is on. child: the child that fires most strongly on each of them, -1 if none does;
+    None if that was not asked for.
+    """
+
+    document: str
+    row: int
+    value: float
+    tokens: tuple[str, ...]
+    values: tuple[float, ...]
+    at: int
+    child: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Named:
+    """A feature by number and label."""
+
+    id: int
+    label: str | None
+
+
+@dataclass(frozen=True)
+class EdgeColumn:
+    """A column of one edge. place: the share of matched null pairs that it exceeds, ties half; 0.5 is chance."""
+
+    name: str
+    title: str
+    unit: str
+    description: str
+    higher_is_more: bool
+    mechanical: bool
+    format: Literal["share", "cosine", "log2", "rank", "number"]
+    value: float | None
+    place: float | None
+
+
+@dataclass(frozen=True)
+class EdgeAnswer:
+    """`edge/CHILD`: the edge from its parent. rating: by a person who was not blind to what it is."""
+
+    parent: int
+    child: int
+    labels: dict[str, str]
+    columns: tuple[EdgeColumn, ...]
+    rating: Rating | None
+
+
+@dataclass(frozen=True)
+class Child:
+    """A child of a feature. p_child: P(child | parent). ungated: P(parent | child) without the gate; place: its place
+    among null pairs."""
+
+    id: int
+    label: str | None
+    n_fired: int
+    p_child: float | None
+    ungated: float | None
+    place: float | None
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """The number of activations between neighboring `edges`."""
+
+    edges: tuple[float, ...]
+    counts: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Quantile:
+    """Activations drawn from one part of the feature's range. bin: 0 is the lowest."""
+
+    bin: int
+    lo: float
+    hi: float
+    contexts: tuple[Context, ...]
+
+
+@dataclass(frozen=True)
+class TokenLogit:
+    """A token and the feature's direct effect on its logit."""
+
+    token: str
+    value: float
+
+
+@dataclass(frozen=True)
+class LogitEffects:
+    """The tokens that a feature makes most and least likely, directly: later layers may change that."""
+
+    up: tuple[TokenLogit, ...]
+    down: tuple[TokenLogit, ...]
+
+
+@dataclass(frozen=True)
+class Near:
+    """A feature with a similar decoder row."""
+
+    id: int
+    label: str | None
+    cos: float
+
+
+@dataclass(frozen=True)
+class Related:
+    """A feature that fires where another one does.
+
+    p: how often the general one of the two is active where the special one is. base: how often it is active anywhere,
+    which is the null of p. in_tree: whether the two are parent and child.
+    """
+
+    id: int
+    label: str | None
+    p: float | None
+    base: float
+    in_tree: bool
+
+
+@dataclass(frozen=True)
+class FeatureAnswer:
+    """`feature/ID`: one feature.
+
+    depth: number of ancestors; path: from the topmost ancestor to the feature; siblings: at most 50 that fired.
+    children: those that fired, the most frequent first; n_silent: number of those that did not.
+    tokens: tokens that tell it from its parent (a root: from all text). over, under: candidate parents and children by
+    the data. logits: None if the index was made without the language model.
+    """
+
+    id: int
+    label: str | None
+    source: Source | None
+    layer: int
+    depth: int
+    path: tuple[Named, ...]
+    parent: int | None
+    siblings: tuple[Named, ...]
+    children: tuple[Child, ...]
+    n_silent: int
+    alive: bool
+    n_fired: int
+    density: float
+    max: float | None
+    mean: float | None
+    tokens: tuple[str, ...]
+    histogram: Histogram | None
+    top: tuple[Context, ...]
+    quantiles: tuple[Quantile, ...]
+    logits: LogitEffects | None
+    near: tuple[Near, ...]
+    over: tuple[Related, ...]
+    under: tuple[Related, ...]
+    edge: EdgeAnswer | None
+    note: str | None
+    rating: Rating | None
+    bookmark: bool
+
+
+# -- families
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A feature in brief."""
+
+    id: int
+    label: str | None
+    tokens: tuple[str, ...]
+    density: float
+    max: float | None
+
+
+@dataclass(frozen=True)
+class FamilyChild:
+    """A child in its family. distinguishes: the tokens that tell it from its parent."""
+
+    id: int
+    label: str | None
+    tokens: tuple[str, ...]
+    p_child: float | None
+    distinguishes: tuple[str, ...]
+    edge: EdgeAnswer
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """Overlap of siblings: the tokens on which both fire, as a share of those on which either does."""
+
+    ids: tuple[int, ...]
+    matrix: Array
+
+
+@dataclass(frozen=True)
+class Ungated:
+    """Where a child's own detector would fire if its parent did not have to."""
+
+    child: int
+    contexts: tuple[Context, ...]
+
+
+@dataclass(frozen=True)
+class UngatedAnswer:
+    """`ungated/ID`: for each child of a feature, contexts in which the child's own detector is on and the feature is
+    silent; the detector is on above the median of the child's activations. overlap: of the children, on the same
+    `n_tokens` tokens."""
+
+    n_tokens: int
+    overlap: Overlap
+    ungated: tuple[Ungated, ...]
+
+
+@dataclass(frozen=True)
+class FamilyAnswer:
+    """`family/ID`: a feature with its children.
+
+    residue: contexts on whose token no child fires. overlap, ungated: None and empty until `ungated/ID` was asked for,
+    which runs the model.
+    """
+
+    parent: Summary
+    children: tuple[FamilyChild, ...]
+    n_silent: int
+    contexts: tuple[Context, ...]
+    residue: tuple[Context, ...]
+    overlap: Overlap | None
+    ungated: tuple[Ungated, ...]
+
+
+@dataclass(frozen=True)
+class TreeDataAnswer:
+    """`tree-data/ID`: the children of a feature in the forest, and by the data.
+
+    The data agree with a child if the feature is active on at least `least` of the tokens on which the child's own
+    detector is on, without the gate. data_only: features outside its subtree of which the same is true of firings.
+    """
+
+    least: float
+    agreed: tuple[Related, ...]
+    tree_only: tuple[Related, ...]
+    data_only: tuple[Related, ...]
+    other_parents: tuple[Related, ...]
+
+
+@dataclass(frozen=True)
+class Point:
+    """An activation in the plane of its family. child: the child that fires most strongly, -1 if none does."""
+
+    x: float
+    y: float
+    child: int
+    row: int
+    token: str
+    before: str
+    after: str
+
+
+@dataclass(frozen=True)
+class Direction:
+    """The encoder direction of a child in the plane of its family."""
+
+    child: int
+    x: float
+    y: float
+
+
+@dataclass(frozen=True)
+class GeometryAnswer:
+    """`geometry/ID`: activations under a parent in their first two principal components.
+
+    explained: fraction of the variance along each. null: the same in an untrained tree, None if not measured.
+    """
+
+    points: tuple[Point, ...]
+    directions: tuple[Direction, ...]
+    explained: tuple[float, float]
+    null: tuple[float, float] | None = None

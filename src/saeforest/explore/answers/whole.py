@@ -1,0 +1,221 @@
+"""Answers about a whole SAE: its overview, forest, labels and null pairs, its training, and other SAEs beside it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from .parts import Array, Source
+
+# -- overview
+
+
+@dataclass(frozen=True)
+class NullValue:
+    """A value on a null, or the difference to it."""
+
+    value: float | None
+    interval: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class MeasuredValue:
+    """A value of a measure. null: for a value about the hierarchy, the same value on its nulls (`shuffled`,
+    `untrained`), its differences to them (`over_shuffled`, `over_untrained`), and `auc`; otherwise None."""
+
+    name: str
+    title: str
+    description: str
+    value: float | None
+    interval: tuple[float, float] | None
+    unit: str
+    group: Literal["size", "fit", "hierarchy"]
+    null: dict[str, NullValue] | None = None
+
+
+@dataclass(frozen=True)
+class Beats:
+    """How the edges compare with null pairs by one of the edge columns.
+
+    share: fraction of the edges beyond the 95th percentile of the null pairs; by chance it is `chance`.
+    auc: chance that an edge is beyond a matched null pair, ties half; 0.5 means that edges are no better.
+    n: number of edges with a value.
+    """
+
+    column: str
+    title: str
+    share: float
+    chance: float
+    auc: float | None
+    n: int
+
+
+@dataclass(frozen=True)
+class FamilySummary:
+    """A family worth seeing. why: one line that says what its children stand for."""
+
+    parent: int
+    label: str | None
+    tokens: tuple[str, ...]
+    n_children: int
+    why: str
+
+
+@dataclass(frozen=True)
+class Has:
+    """What this explorer can answer. missing: for what it cannot, what to do, by the same names."""
+
+    logits: bool
+    prompt: bool
+    training: bool
+    geometry: bool
+    nulls: bool
+    judge: bool
+    missing: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class OverviewAnswer:
+    """`overview`: what the SAE is, and how much of its hierarchy beats chance.
+
+    forest: "learned", "none", or how it was inferred. system: name of the kind of SAE.
+    writes: whether labels, notes and ratings can be written. static: whether this is an export.
+    """
+
+    api: int
+    title: str
+    model: str
+    site: str
+    forest: str
+    system: str
+    n_features: int
+    n_alive: int
+    n_tokens: int
+    layer_sizes: tuple[int, ...]
+    n_edges: int
+    n_judged: int
+    n_roots: int
+    values: tuple[MeasuredValue, ...]
+    beats: tuple[Beats, ...]
+    families: tuple[FamilySummary, ...]
+    has: Has
+    writes: bool
+    static: bool
+
+
+# -- the whole
+
+
+@dataclass(frozen=True)
+class AboutColumn:
+    """An edge column. mechanical: whether the SAE's gate brings high values about, whatever the parent is."""
+
+    name: str
+    title: str
+    unit: str
+    description: str
+    higher_is_more: bool
+    mechanical: bool
+    format: Literal["share", "cosine", "log2", "rank", "number"]
+
+
+@dataclass(frozen=True)
+class FeatureArrays:
+    """Numbers of all features. max: largest activation; dead: whether it never fired."""
+
+    density: Array
+    n_fired: Array
+    max: Array
+    dead: Array
+
+
+@dataclass(frozen=True)
+class ForestAnswer:
+    """`forest`: the parent (-1: none) and the layer of every feature, and the columns of the edges, by child.
+
+    places: for each column, the share of matched null pairs that the edge exceeds, ties half; 0.5 is chance.
+    """
+
+    parent: Array
+    layer: Array
+    depth: Array
+    features: FeatureArrays
+    columns: dict[str, Array]
+    places: dict[str, Array]
+    about: tuple[AboutColumn, ...]
+
+
+@dataclass(frozen=True)
+class LabelsAnswer:
+    """`labels`: the label of every feature that has one, and where it comes from, by the feature's number."""
+
+    labels: dict[str, str]
+    sources: dict[str, Source]
+
+
+@dataclass(frozen=True)
+class NullsAnswer:
+    """`nulls`: the columns of `n` null pairs: parents shuffled within their layer, among features of like density."""
+
+    columns: dict[str, Array]
+    n: int
+
+
+# -- training, other SAEs
+
+
+@dataclass(frozen=True)
+class LayerSeries:
+    """Values by step and layer. dead_share: fraction of the layer's features that are dead."""
+
+    dead_share: tuple[tuple[float, ...], ...]
+    l0: tuple[tuple[float, ...], ...]
+
+
+@dataclass(frozen=True)
+class TrainingAnswer:
+    """`training`: the run's log. series: by name, a value for each step. moves: the events of the log."""
+
+    steps: tuple[int, ...]
+    series: dict[str, tuple[float | None, ...]]
+    layers: LayerSeries
+    moves: tuple[dict[str, Any], ...]
+
+
+@dataclass(frozen=True)
+class RunsAnswer:
+    """`compare` without `other`: names of the SAEs that it takes."""
+
+    runs: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A feature and the one of another SAE with the nearest decoder row.
+
+    parents_match: whether their parents are such a pair too; None if one of the two is a root.
+    """
+
+    id: int
+    other_id: int
+    other_label: str | None
+    cos: float
+    parents_match: bool | None
+
+
+@dataclass(frozen=True)
+class CompareAnswer:
+    """`compare?other=NAME`: features matched with those of another SAE that have the nearest decoder rows.
+
+    matched_share: fraction of the features with a cosine of at least `threshold`. parents_share: of those whose two
+    parents exist, the fraction whose parents are a pair too. null: the same where the other SAE's decoder rows are
+    random directions, and its parents shuffled.
+    """
+
+    other: str
+    threshold: float
+    matched_share: float
+    mean_cos: float
+    parents_share: float | None
+    pairs: tuple[Pair, ...]
+    null: dict[str, float | None]
