@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +20,7 @@ from saeforest.evaluation.evaluate import evaluate_all
 from saeforest.evaluation.key import record_key
 from saeforest.evaluation.options import PositionOptions
 from saeforest.evaluation.task import ReadText, Task
-from saeforest.judges import JudgeConfig
+from saeforest.judges import CachedJudge, JudgeConfig
 from saeforest.measures import EvalBatch, Measure, Record, Streaming, Study, Subject
 from saeforest.measures.first_letters import FirstLetterConfig, FirstLetters
 from saeforest.measures.needs import NEEDS, Need
@@ -115,6 +118,43 @@ def test_a_study_is_given_what_it_declares(
     ((_, record),) = evaluate_all([task_of(run, tmp_path)], options)
     assert seen == list(GIVES[need])
     assert record.settings["site"] == run[1].site.name
+
+
+def test_an_sae_and_its_nulls_share_a_judge_who_is_asked_once(
+    run: tuple[SAE, ActivationReader, Tokens],
+    register: Callable[[Streaming | Study], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[str] = []
+    events: list[str] = []
+
+    class Says:
+        name, workers = "says", 1
+
+        def ask(self, system: str, user: str, *, max_tokens: int) -> str:
+            asked.append(user)
+            return "yes"
+
+    @contextmanager
+    def opened(*_: object) -> Iterator[CachedJudge]:
+        events.append("open")
+        yield CachedJudge(Says(), None)
+        events.append("close")
+
+    def study(subject: Subject, config: ToyConfig) -> Record:
+        assert subject.judge is not None
+        assert subject.judge.ask("", "Are dogs animals?", max_tokens=1) == "yes"
+        events.append("measure")
+        return Record("toy", {"x": 1.0}, {"x": None}, "none", 0, dict(subject.settings))
+
+    monkeypatch.setattr("saeforest.evaluation.supplies.open_judge", opened)
+    register(Study(name="toy", needs=frozenset({"judge"}), config=ToyConfig, run=study, nulls=("x",)))
+    sae, reader, tokens = run
+    source = Source("text", "held_out", 0, "sae")
+    record = evaluate(sae, reader, tokens, ["toy"], source, MeasureOptions())["toy"]
+    assert (record.value["x_shuffled"], record.value["x_untrained"]) == (1, 1)
+    assert asked == ["Are dogs animals?"]
+    assert events == ["open", *["measure"] * 3, "close"]
 
 
 @pytest.mark.parametrize("losses", [False, True])
@@ -230,3 +270,10 @@ def test_declarations_that_contradict_themselves() -> None:
         Study(name="toy", needs=frozenset({"losses"}), run=run)
     with pytest.raises(TypeError, match="a Streaming measure must need 'text'"):
         Streaming(name="toy", needs=frozenset({"forest"}), make=lambda *_: None)  # pyright: ignore
+
+
+def test_the_registry_brings_no_package_that_only_one_measure_uses() -> None:
+    """`saeforest eval --help` reads the settings of all measures."""
+    asked = "import sys, saeforest.evaluation.registry; print({'sklearn', 'scipy.stats', 'umap'} & sys.modules.keys())"
+    done = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"

@@ -15,6 +15,7 @@ import torch
 import saeforest
 from saeforest.config import TrainConfig
 from saeforest.evaluation import MeasureOptions, measure_run
+from saeforest.evaluation import nulls as nulls_module
 from saeforest.evaluation import run as run_module
 from saeforest.evaluation.null_values import FOREST_FREE, SUFFIXES, auc, with_nulls
 from saeforest.evaluation.nulls import (
@@ -36,6 +37,7 @@ from saeforest.measures.hierarchy import HierarchyConfig
 from saeforest.measures.probes import ProbeConfig
 from saeforest.run_folder import RunFolder
 from saeforest.saes import (
+    AllocationConfig,
     BatchTopKConfig,
     ExpertHSAEConfig,
     HSAEConfig,
@@ -168,8 +170,10 @@ def test_the_untrained_sae_has_the_first_weights_bit_for_bit(config: Any) -> Non
     for part in x.split(100):
         training.step(part)
     sae = training.finish()
-    found = untrained(Start(settled, 7), sae, Sample(x, x))
-    assert not isinstance(found, str)
+    null = untrained(Start(settled, 7), sae, Sample(x, x))
+    assert not isinstance(null, str)
+    found = null.sae
+    assert torch.equal(null.forest.parent, found.parent)
     fresh = build(settled, D, seed=7)
     assert torch.equal(found.encoder, fresh.encoder)
     assert torch.equal(found.decoder, fresh.decoder)
@@ -184,13 +188,46 @@ def test_the_untrained_sae_has_the_first_weights_bit_for_bit(config: Any) -> Non
     assert 0.5 < float(fired(found, x).sum()) / len(x) / sum(config.k_per_layer) < 1.5
 
 
+@pytest.mark.parametrize("selection", ["layer", "closed"])
+def test_a_tree_that_starts_without_edges_is_untrained_under_the_parents_it_learned(selection: Any) -> None:
+    rule = AllocationConfig(start="root", rule="data")
+    config = TreeConfig((6, 12), (2, 2), "none", selection=selection, budget="batch", allocation=rule)
+    x = activations(800)
+    sae = build(config, D, seed=8).eval()  # as if it were trained: other weights, and parents
+    sae.parent[6:16] = torch.arange(10) % 6
+    sae.metadata["seed"] = 7
+    null = untrained(Start(config, 7), sae, Sample(x, x))
+    assert not isinstance(null, str)
+    fresh = build(config, D, seed=7)
+    assert torch.equal(null.sae.encoder, fresh.encoder)
+    assert torch.equal(null.sae.decoder, fresh.decoder)
+    assert torch.equal(null.forest.parent, sae.parent)
+    assert not (fresh.parent != ROOT).any()
+    # It is gated, and its threshold is that of a first batch under this gate.
+    fires = null.sae.encode(x).dense(18) > 1e-3
+    for child in range(18):
+        if (p := int(sae.parent[child])) != ROOT:
+            assert not (fires[:, child] & ~fires[:, p]).any()
+    fresh.parent.copy_(sae.parent)
+    expected = training_of(fresh, Setup(RunLength(1, len(x)))).untrained(x, x)
+    assert torch.equal(null.sae.encode(x).values, expected.encode(x).values)
+
+    record = saeforest.measure(sae, x, ["coverage"])["coverage"]
+    assert record.value["mean_untrained"] == 1
+    assert (
+        record.settings["nulls"]["untrained"]
+        == "as training starts it, but with the parents that were learned"
+    )
+    assert record.settings["nulls"]["untrained_seed"] == 7
+
+
 def test_a_scale_of_the_data_is_folded_in() -> None:
     x = 3 * activations(64)
     config = TreeConfig(layer_sizes=(4, 8), k_per_layer=(2, 1), normalize_activations="dataset_scale")
     sae = build(replace(config, normalize_activations="none"), D)
     found = untrained(Start(config, 0), sae, Sample(x, x))
     assert not isinstance(found, str)
-    assert found.config.normalize_activations == "none"
+    assert found.sae.config.normalize_activations == "none"
 
 
 def test_an_unknown_start_is_a_reason() -> None:
@@ -343,7 +380,7 @@ def test_eval_shows_every_value_with_its_nulls(
     other = with_parents(sae, shuffled_parents(sae.forest, fired(sae, sample.x)))
     before = untrained(Start(config.sae, config.seed), sae, sample)
     assert not isinstance(before, str)
-    for null, suffix in ((other, "_shuffled"), (before, "_untrained")):
+    for null, suffix in ((other, "_shuffled"), (before.sae, "_untrained")):
         monkeypatch.setattr(RunFolder, "load", lambda *_, null=null: (config, null))
         alone = {
             r.measure: r for r in measure_run(run, NAMES, replace(OPTIONS, nulls="no"), again=True)["tree"]
@@ -375,7 +412,11 @@ def test_the_forest_of_an_untrained_flat_sae_is_inferred_once(
     config: TrainConfig = replace(tiny_config(), sae=TopKConfig((48,), (5,), dead_after_tokens=512))
     run_training(config, tmp_path / "run")
     run = RunFolder(tmp_path / "run")
+    built: list[object] = []
+    start = nulls_module.start_training
+    monkeypatch.setattr(nulls_module, "start_training", lambda *a, **b: built.append(a) or start(*a, **b))
     (first,) = measure_run(run, ["coverage"], OPTIONS)["topk"]
+    assert len(built) == 1
     assert (run.untrained_forest("topk") / "forest.json").is_file()
     assert first.value["edges_measured"]
     assert first.value["mean_untrained"] is not None or "no edges" in first.null["mean_untrained"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -130,23 +130,17 @@ def _parts(task: Task) -> Iterator[_Part]:
             yield _Part(part, task, which)
 
 
-def nulled(task: Task, sample: Sample, forest: Forest | None = None) -> Task:
+def nulled(task: Task, sample: Sample, before: NullSAE | str | None = None) -> Task:
     """A task with its nulls, which are made with the help of a sample of the activations to be measured.
 
-    forest: what `infer` makes of the untrained SAE, if the SAE learns no forest.
+    before: the untrained SAE with its forest, or why there is none; None to make it here.
     """
     start = task.start
-    before = start if isinstance(start, str) else untrained(start, task.sae, sample)
-    if not isinstance(before, str):
-        before = _with_forest(task, before, forest)
+    if before is None:
+        before = start if isinstance(start, str) else untrained(start, task.sae, sample)
+        if not isinstance(before, str) and not torch.equal(task.forest.parent, task.sae.forest.parent):
+            before = FOREST_GIVEN
     return replace(task, nulls=make_nulls(task.sae, task.forest, sample, start, before))
-
-
-def _with_forest(task: Task, before: SAE, forest: Forest | None) -> NullSAE | str:
-    if forest is not None:
-        return NullSAE(before, forest)
-    own = torch.equal(task.forest.parent, task.sae.forest.parent)
-    return NullSAE(before, before.forest) if own else FOREST_GIVEN
 
 
 def _records(
@@ -157,33 +151,31 @@ def _records(
     for task in tasks:
         twin = supplies[-1] if supplies and supplies[-1].task.sae is task.sae else None
         supplies.append(Supplies(task, shared, options.probes, twin))
-    with ExitStack() as stack:
-        passes = [Pass(one.task, _measures(one, options, stack), one.counted) for one in supplies]
+    with closing(shared):
+        passes = [Pass(one.task, _measures(one, options), one.counted) for one in supplies]
         reading = [one for one in passes if one.measures or one.task.needs("firings", "activations")]
         shown = read(reading, options.ce_tokens) if reading else None
         for one in passes:
             for name, measure in one.measures.items():
                 yield one.task, MEASURES[name], measure.record(_settings(one.task, options))
-    passes.clear()
-    reading.clear()
-    # The firings of an SAE take more memory than the SAE itself, so they are freed when its measures are done.
-    while supplies:
-        of_sae = supplies.pop(0)
-        of_sae.read = shown
-        for spec in of_sae.task.studies:
-            config = _config(of_sae, spec, options)
-            with ExitStack() as stack:
-                subject = of_sae.subject(spec, config, _settings(of_sae.task, options), stack)
-                record = spec.run(subject, config)
-            yield of_sae.task, spec, record
+        passes.clear()
+        reading.clear()
+        # The firings of an SAE take more memory than the SAE itself, so they are freed when its measures are done.
+        while supplies:
+            of_sae = supplies.pop(0)
+            of_sae.read = shown
+            for spec in of_sae.task.studies:
+                config = _config(of_sae, spec, options)
+                subject = of_sae.subject(spec, config, _settings(of_sae.task, options))
+                yield of_sae.task, spec, spec.run(subject, config)
 
 
-def _measures(one: Supplies, options: MeasureOptions, stack: ExitStack) -> dict[str, Measure]:
+def _measures(one: Supplies, options: MeasureOptions) -> dict[str, Measure]:
     """The measures of an SAE that are fed batch by batch."""
     made: dict[str, Measure] = {}
     for spec in one.task.streaming:
         config = _config(one, spec, options)
-        made[spec.name] = spec.make(one.subject(spec, config, _settings(one.task, options), stack), config)
+        made[spec.name] = spec.make(one.subject(spec, config, _settings(one.task, options)), config)
     return made
 
 

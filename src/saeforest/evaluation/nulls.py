@@ -3,7 +3,8 @@
 - Parents shuffled: the parents of edges change places with each other, between edges whose children lie in one layer
   and whose parents lie in one layer and fire about equally often. Every parent keeps its number of children in each
   layer. A gated SAE with these parents fires differently, so it is a copy that is measured anew.
-- Untrained: the SAE as training starts it, with its first weights and parents, bit for bit.
+- Untrained: the SAE as training starts it, with its first weights and parents, bit for bit. An SAE whose training
+  starts without parents has its first weights under the parents that were learned.
 """
 
 from __future__ import annotations
@@ -64,10 +65,11 @@ class Sample(NamedTuple):
 
 
 class NullSAE(NamedTuple):
-    """An SAE and its forest that hold no learned hierarchy."""
+    """An SAE and its forest that hold no learned hierarchy. how: what the SAE is, if it is the untrained one."""
 
     sae: SAE
     forest: Forest
+    how: str = "as training starts it"
 
 
 class Nulls(NamedTuple):
@@ -108,10 +110,16 @@ def first_rows(x: Float[Tensor, "n d_in"], target: Float[Tensor, "n d_out"]) -> 
     return Sample(x[:_SAMPLE], target[:_SAMPLE])
 
 
-def untrained(start: Start, sae: SAE, sample: Sample) -> SAE | str:
-    """The SAE from which the training of `sae` started, ready to be measured; or why there is none.
+def starts_without_edges(start: Start | str) -> bool:
+    """Whether training started with a gate, but without parents (a Tree SAE's with `allocation.start: root`)."""
+    return isinstance(start, Start) and getattr(start.config, "starts_without_edges", False)
+
+
+def untrained(start: Start, sae: SAE, sample: Sample) -> NullSAE | str:
+    """The SAE from which the training of `sae` started, with its forest, ready to be measured; or why there is none.
 
     Its `b_dec`, and for some systems a threshold or a forest, come from the sample as from a first batch of training.
+    If training starts without parents, it has those of `sae`, and is gated by them from its first batch on.
     """
     if not len(sample.x):
         return "no token was measured"
@@ -124,7 +132,12 @@ def untrained(start: Start, sae: SAE, sample: Sample) -> SAE | str:
     d_out = sae.d_out if sae.is_transcoder else None
     run = RunLength(1, len(first.x))
     training = start_training(config, sae.d_in, run, d_out=d_out, seed=start.seed, device=sae.device)
-    return training.untrained(*first)
+    if not starts_without_edges(start):
+        before = training.untrained(*first)
+        return NullSAE(before, before.forest)
+    training.sae.parent.copy_(sae.parent)
+    before = training.untrained(*first)
+    return NullSAE(before, before.forest, "as training starts it, but with the parents that were learned")
 
 
 def make_nulls(
@@ -139,7 +152,7 @@ def make_nulls(
         "shuffled": f"parents permuted among edges of one layer of children and one of parents, in blocks of {BLOCK} "
         f"parents that fire about equally often, seed {SEED}",
         "sample": len(sample.x),
-        "untrained": untrained if isinstance(untrained, str) else "as training starts it",
+        "untrained": untrained if isinstance(untrained, str) else untrained.how,
     }
     if isinstance(start, Start):
         settings["untrained_seed"] = start.seed

@@ -16,13 +16,12 @@ from ..output import note
 from ..run_folder import RunFolder
 from ..saes import SAE
 from ..session import check_site, open_reader, read_tokens, text_source
-from ..structure.forest import Forest
 from ..training.log import has_log
 from ..training.unfinished import tidy
 from .evaluate import evaluate_all, nulled
 from .forests import forests_of
 from .key import record_key
-from .nulls import Start, read_sample, untrained
+from .nulls import NullSAE, Start, read_sample, untrained
 from .options import MeasureOptions
 from .registry import MEASURES
 from .task import Source, Task, make_task
@@ -145,20 +144,20 @@ def _nulled(
         return {}
     first = next(iter(tasks.values()))
     sample = read_sample(first.reader, first.tokens)
-    # The untrained SAEs that learn no forest, by the way in which one is inferred.
+    # The untrained SAEs that learn no forest, and how one is inferred for them. Each is built once.
+    before: dict[str, NullSAE | str] = {}
     flat: dict[tuple[InferConfig, int], dict[str, tuple[TrainConfig, SAE]]] = {}
     for name, task in tasks.items():
         if isinstance(task.start, Start) and task.start.infer is not None:
-            found = untrained(task.start, task.sae, sample)
+            before[name] = found = untrained(task.start, task.sae, sample)
             if not isinstance(found, str):
                 way = task.start.infer, task.start.infer_tokens
-                flat.setdefault(way, {})[name] = saes[name][0], found
-    forests: dict[str, Forest] = {}
+                flat.setdefault(way, {})[name] = saes[name][0], found.sae
     for (infer, tokens), of_way in flat.items():
         same = replace(options, infer=infer, infer_tokens=tokens)
         inferred = forests_of(of_way, reader, same, run, place=run.untrained_forest)
-        forests |= {name: forest for name, (forest, _) in inferred.items()}
-    return {name: nulled(task, sample, forests.get(name)) for name, task in tasks.items()}
+        before |= {name: NullSAE(of_way[name][1], forest) for name, (forest, _) in inferred.items()}
+    return {name: nulled(task, sample, before.get(name)) for name, task in tasks.items()}
 
 
 def _there(record: Path, key: str) -> bool:

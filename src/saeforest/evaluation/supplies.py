@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any, TypeVar
 
 from jaxtyping import Float
@@ -32,9 +33,10 @@ T = TypeVar("T")
 
 
 class Shared:
-    """Inputs shared by all SAEs of an evaluation: activations on words and on labeled texts.
+    """Inputs shared by all SAEs of an evaluation: activations on words and on labeled texts, and the judge.
 
-    Labeled texts are large, so only the most recent ones are kept.
+    Labeled texts and judges are large, so only the most recent ones are kept. An SAE and its nulls, which come one
+    after the other, have the same judge, so that it is opened once and answers a question once. `close` closes it.
     """
 
     def __init__(self, reader: Callable[[], ActivationReader]) -> None:
@@ -42,6 +44,24 @@ class Shared:
         self._reader = reader
         self._texts: tuple[LabeledTextConfig, ReadTexts] | None = None
         self._words: dict[FirstLetterConfig, FirstLetters] = {}
+        self._judge: tuple[JudgeConfig, Path | None, Judge | None] | None = None
+        self._open = ExitStack()
+
+    def judge(self, config: JudgeConfig, folder: Path | None) -> Judge | None:
+        """The judge, which keeps its answers in `folder`; None if none is configured."""
+        if self._judge is None or self._judge[:2] != (config, folder):
+            self.close()
+            self._judge = (
+                config,
+                folder,
+                self._open.enter_context(open_judge(config, self._reader().lm, folder)),
+            )
+        return self._judge[2]
+
+    def close(self) -> None:
+        """Close the judge."""
+        self._judge = None
+        self._open.close()
 
     def texts(self, config: LabeledTextConfig) -> ReadTexts:
         """Labeled texts and their activations."""
@@ -80,10 +100,8 @@ class Supplies:
         """`pairs`, unless they are those of the twin, which are updated already."""
         return None if self.twin is not None and self.pairs is self.twin.pairs else self.pairs
 
-    def subject(
-        self, spec: MeasureSpec, config: Any, settings: Mapping[str, Any], stack: ExitStack
-    ) -> Subject:
-        """The `Subject` of a measure, with what the measure declared it needs. `stack` closes what must be closed."""
+    def subject(self, spec: MeasureSpec, config: Any, settings: Mapping[str, Any]) -> Subject:
+        """The `Subject` of a measure, with what the measure declared it needs."""
         task = self.task
         # With this reduction, probes depend on which others are trained with them, so every measure trains its own.
         alone = self._probe_config.reduction == "mean_all"
@@ -95,7 +113,7 @@ class Supplies:
             "labeled_texts": lambda: self._labeled(config.texts),
             "first_letters": lambda: self._shared.words(config),
             "embedding": lambda: task.reader.lm.embed,
-            "judge": _once(lambda: self._open_judge(config.judge, stack)),
+            "judge": lambda: self._shared.judge(config.judge, task.folder),
             "training_log": lambda: task.log,
             "forest": lambda: task.forest,
         }
@@ -127,9 +145,6 @@ class Supplies:
         if self._code is None or self._code[0] is not texts:
             self._code = texts, pooled_code(self.task.sae, texts)
         return LabeledCodes(*self._code)
-
-    def _open_judge(self, config: JudgeConfig, stack: ExitStack) -> Judge | None:
-        return stack.enter_context(open_judge(config, self.task.reader.lm, self.task.folder))
 
 
 def _once(make: Callable[[], T]) -> Callable[[], T]:

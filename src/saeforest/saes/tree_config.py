@@ -102,6 +102,11 @@ class TreeConfig:
         """Always False: a Tree SAE has no encoder bias."""
         return False
 
+    @property
+    def starts_without_edges(self) -> bool:
+        """Whether training begins without parents, and finds them later."""
+        return self.gate == "parent" and self.allocation.start == "root"
+
     def __post_init__(self) -> None:
         if self.selection == "closed" and len(self.k_per_layer) == 1:
             check_sizes((sum(self.layer_sizes),), self.k_per_layer, "the whole tree")
