@@ -19,7 +19,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Float64
-from scipy.stats import beta
 from torch import Tensor
 
 from ..errors import require
@@ -58,6 +57,8 @@ def max_cosines(rows: Float[Tensor, "n d"]) -> Float64[Tensor, "n"]:
 
 def random_floor(n: int, d: int) -> float:
     """Expected largest cosine of one of `n` independent random directions in `d >= 2` dimensions with the others."""
+    from scipy.stats import beta  # slow to import: not for `saeforest eval --help`
+
     t = np.linspace(-1, 1, _FLOOR_POINTS)
     below = beta.cdf((1 + t) / 2, (d - 1) / 2, (d - 1) / 2)
     return float(1 - np.trapezoid(below ** (n - 1), t))

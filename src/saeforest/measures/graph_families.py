@@ -32,7 +32,6 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from numpy.typing import NDArray
-from scipy.stats import rankdata
 from torch import Tensor
 
 from ..progress import progress
@@ -182,6 +181,8 @@ def _pearson(x: FloatArray, y: FloatArray) -> float:
 
 
 def _spearman(x: FloatArray, y: FloatArray) -> float:
+    from scipy.stats import rankdata  # slow to import: not for `saeforest eval --help`
+
     return _pearson(rankdata(x), rankdata(y)) if len(x) >= FEW else np.nan
 
 

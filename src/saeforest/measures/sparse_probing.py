@@ -19,8 +19,6 @@ from typing import Any
 
 import numpy as np
 from scipy.sparse import csr_array
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
 
 from ..errors import InputError
 from ..progress import progress
@@ -161,6 +159,10 @@ def _standardized(
 
 def _probe(x: FloatArray, own: BoolArray, x_test: FloatArray, strength: float = 1.0) -> BoolArray:
     """Whether a logistic regression trained on `x` assigns each test text to the class."""
+    # Slow to import, and the settings of all measures are read for `saeforest eval --help`.
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+
     with warnings.catch_warnings():
         # After 1000 iterations a probe is used as it is, as in SAEBench.
         warnings.simplefilter("ignore", ConvergenceWarning)
