@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -185,6 +186,30 @@ def test_levels_that_reconstruct_alone() -> None:
     hsae: SAE = HSAE(HSAEConfig((2, 4), (1, 1), normalize_activations="none"), D)
     assert hsae.in_reconstruction.tolist() == [False, False, True, True, True, True]
     assert bool(TreeSAE(TreeConfig(layer_sizes=(2, 4), k_per_layer=(1, 1)), D).in_reconstruction.all())
+
+
+def test_each_level_ablates_its_own_features() -> None:
+    """Levels of an HSAE are disjoint, prefixes of a tree are nested; the last is the whole reconstruction."""
+    texts = planted_texts(n=60)
+    config = TPPConfig(n=(1, 3), lr=0.02, levels=True)
+    tree = TreeSAE(TreeConfig(layer_sizes=(4, 8), k_per_layer=(4, 8), normalize_activations="none"), D)
+    planted = planted_sae()
+    tree.encoder.data, tree.decoder.data = planted.encoder.data, planted.decoder.data
+    tree.parent.fill_(-1)
+    record = tpp(subject_of(tree, texts), config)
+    whole = tpp(subject_of(tree, texts), replace(config, levels=False))
+    assert whole.value.items() <= record.value.items()
+    assert record.detail["classes"] == whole.detail["classes"]
+    for n in (1, 3):
+        assert record.value[f"tpp_{n}_level_1"] == record.value[f"tpp_{n}"]
+        assert record.interval[f"tpp_{n}_level_1"] == record.interval[f"tpp_{n}"]
+    # Of the planted features 3, 4 and 5, the first layer holds only 3.
+    drop = np.array(record.detail["drop"]["1_level_0"])
+    assert drop[0, 0] >= 0.4
+    assert np.abs(drop[1:]).max() < drop[0, 0]
+    rare = tpp(subject_of(tree, texts), replace(config, n=(5,)))
+    assert rare.value["tpp_5_level_0"] is None
+    assert rare.null == {"tpp_5_level_0": "only 4 features take part in the reconstruction"}
 
 
 @pytest.mark.parametrize(

@@ -26,9 +26,11 @@ import torch.nn.functional as F
 
 from ..errors import InputError
 from ..progress import progress
+from ..saes import SAE
 from .bootstrap import FloatArray, estimate, interval_method, same_units
 from .columns import INTERPRETABILITY, Column
 from .pooled import (
+    BoolArray,
     IntArray,
     LabeledTextConfig,
     apart,
@@ -66,6 +68,9 @@ class TPPConfig:
     """Learning rate of AdamW."""
     l1: float = 1e-3
     """Weight of the L1 penalty on a probe's weights."""
+    levels: bool = False
+    """Measure each reconstruction of an SAE with several layers too: of a tree with the features of layers 0 to l, of
+    an HSAE with those of level l alone."""
 
     def __post_init__(self) -> None:
         if not self.n or min(self.n) < 1 or len(set(self.n)) < len(self.n):
@@ -151,6 +156,17 @@ def asked(logits: FloatArray, rows: IntArray) -> FloatArray:
     return np.take_along_axis(logits.T, rows, axis=1)
 
 
+def _candidates(sae: SAE, config: TPPConfig) -> dict[str, BoolArray]:
+    """Which features can be ablated, by what follows the number of features in the name of a value."""
+    found = {"": sae.in_reconstruction.cpu().numpy()}
+    layers = sae.reconstruction
+    for level in range(layers.last + 1) if config.levels else ():
+        mine = np.zeros(sae.d_sae, dtype=bool)
+        mine[slice(*layers.features(level))] = True
+        found[f"_level_{level}"] = mine
+    return found
+
+
 def tpp(subject: Subject, config: TPPConfig) -> Record:
     """The record "tpp".
 
@@ -158,6 +174,7 @@ def tpp(subject: Subject, config: TPPConfig) -> Record:
     `detail["classes"]` has an entry for each class: its `label`, the `accuracy` of its probe, the `features` with the
     largest effects (at most 20), their `effects`, and `helpful`, the number of features with an effect above 0.
     `detail["drop"]["<n>"]` is the C x C table of drop(c, c'), with one row for each ablated class c.
+    With `config.levels`, `tpp_<n>_level_<l>` is the same with only the features of one reconstruction.
 
     If each layer of the SAE reconstructs alone (HSAE), only features of the last layer can be ablated, because only
     they form the reconstruction. Raises InputError if the texts cannot be used (see `read_texts`).
@@ -171,51 +188,59 @@ def tpp(subject: Subject, config: TPPConfig) -> Record:
     probes = train_probes(texts.pooled, train, check, config, seed)
     train_rows, train_own = one_vs_rest(texts.train, seed)
     test_rows, test_own = one_vs_rest(texts.test, seed)
-    candidates = subject.sae.in_reconstruction.cpu().numpy()
-    along = subject.sae.W_dec.detach().double().cpu().numpy() @ probes.weight.T
-    along[~candidates] = 0
+    every = subject.sae.W_dec.detach().double().cpu().numpy() @ probes.weight.T
     logits = probes.logits(texts.pooled)
     right = (asked(logits, test_rows) > 0) == test_own
-    ns = [n for n in config.n if n <= candidates.sum()]
-    kept = np.zeros((len(ns), len(right), *right.shape), dtype=bool)
-    classes: list[dict[str, Any]] = []
-    for c, label in enumerate(texts.classes):
-        effect = effects(mean_difference(effective[train_rows[c]], train_own), along[:, c])
-        ranked = ablated(effect, len(effect))
-        for i, n in enumerate(ns):
-            lost = effective[:, ranked[:n]] @ along[ranked[:n]]
-            kept[i, c] = (asked(logits - lost, test_rows) > 0) == test_own
-        classes.append(
-            {
-                "label": label,
-                "accuracy": float(right[c].mean()),
-                "features": ranked[:_SHOWN].tolist(),
-                "effects": effect[ranked[:_SHOWN]].tolist(),
-                "helpful": len(ranked),
-            }
-        )
     n_classes, n_texts = len(right), texts.test.size
-    lost = by_text(test_rows, right.astype(np.float64) - kept, texts.test)
     weight_of = by_text(test_rows, np.ones(right.shape), texts.test)
+    values: dict[str, FloatArray] = {}  # by name: what each text contributes to each drop
+    why: dict[str, str] = {}
+    classes: list[dict[str, Any]] = []
+    for level, candidates in _candidates(subject.sae, config).items():
+        along = np.where(candidates[:, None], every, 0)
+        names = {n: f"tpp_{n}{level}" for n in config.n}
+        few = f"only {int(candidates.sum())} features take part in the reconstruction"
+        why |= {name: few for n, name in names.items() if n > candidates.sum()}
+        kept = {
+            name: np.zeros((n_classes, *right.shape), dtype=bool)
+            for name in names.values()
+            if name not in why
+        }
+        for c, label in enumerate(texts.classes):
+            effect = effects(mean_difference(effective[train_rows[c]], train_own), along[:, c])
+            ranked = ablated(effect, len(effect))
+            for n, name in names.items():
+                if name in kept:
+                    lost = effective[:, ranked[:n]] @ along[ranked[:n]]
+                    kept[name][c] = (asked(logits - lost, test_rows) > 0) == test_own
+            if not level:
+                classes.append(
+                    {
+                        "label": label,
+                        "accuracy": float(right[c].mean()),
+                        "features": ranked[:_SHOWN].tolist(),
+                        "effects": effect[ranked[:_SHOWN]].tolist(),
+                        "helpful": len(ranked),
+                    }
+                )
+        for name, still in kept.items():
+            values[name] = by_text(test_rows, right.astype(np.float64) - still, texts.test)
 
-    def drops(weights: FloatArray) -> FloatArray:
-        """drop(c, c') for each resample and each n: `[b, n, C, C]`."""
-        total = (weights @ lost.reshape(-1, n_texts).T).reshape(len(weights), len(ns), n_classes, n_classes)
-        return total / (weights @ weight_of.T)[:, None, None, :]
+    def drops(weights: FloatArray, name: str) -> FloatArray:
+        """drop(c, c') for each resample: `[b, C, C]`."""
+        total = (weights @ values[name].reshape(-1, n_texts).T).reshape(len(weights), n_classes, n_classes)
+        return total / (weights @ weight_of.T)[:, None, :]
 
     def scores(weights: FloatArray) -> dict[str, FloatArray]:
-        score = tpp_score(drops(weights))
-        return {f"tpp_{n}": score[:, i] for i, n in enumerate(ns)}
+        return {name: tpp_score(drops(weights, name)) for name in values}
 
     found = estimate(scores, n_texts, same_units("test texts", weight_of))
-    names = [f"tpp_{n}" for n in config.n]
-    value = {name: found.value.get(name) for name in names}
-    why = dict.fromkeys(names, f"only {int(candidates.sum())} features take part in the reconstruction")
-    measured = drops(np.ones((1, n_texts)))[0]
+    value = {name: found.value.get(name) for name in [*values, *why]}
+    once = np.ones((1, n_texts))
     return Record(
         "tpp",
         value,
-        {name: found.interval.get(name) for name in names},
+        {name: found.interval.get(name) for name in value},
         unit="accuracy",
         tokens=int(texts.count.sum()),
         settings={
@@ -229,7 +254,7 @@ def tpp(subject: Subject, config: TPPConfig) -> Record:
         detail={
             "null": undefined(value, why, len(texts.x)),
             "classes": classes,
-            "drop": {str(n): table.tolist() for n, table in zip(ns, measured, strict=True)},
+            "drop": {name.removeprefix("tpp_"): drops(once, name)[0].tolist() for name in values},
         },
         replicates=found.replicates,
     )
