@@ -134,6 +134,11 @@ def test_every_value_equals_the_oracle(seed: int, reading: str, kind: str) -> No
         assert curve[-1][0] == len(best)
         for n, precision in curve:
             assert precision == pytest.approx(oracle.mean([float(pair.hit) for pair in best[:n]]))
+    for name, procedure in (("tree", "tree"), ("lda_mcs_unconditional", "mcs_unconditional")):
+        pairs = [pair for draw in draws for p in draw for pair in chosen[procedure][p]]
+        rare = sum(pair.n < STRATA[0] for pair in pairs)
+        assert record.detail["strata_left_out"][name] == rare
+        assert sum(stratum["pairs"] for stratum in record.detail["strata"][name]) == len(pairs) - rare
     assert record.detail["tree_conditional"] == (kind == "tree")
     assert record.detail["error_rate_of"] == ("tree" if kind == "tree" else "mcs")
 

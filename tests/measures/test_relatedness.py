@@ -25,6 +25,7 @@ from saeforest.measures.contexts import Contexts, static_similarity
 from saeforest.measures.record import Record
 from saeforest.measures.related_edges import where_on
 from saeforest.measures.relatedness import RelatednessConfig, relatedness, token_similarity
+from saeforest.measures.resources import resource
 from saeforest.measures.sentences import SentenceModel
 from saeforest.measures.subject import Firings, MeasuredText, Subject
 from saeforest.saes import SAE, TreeConfig, TreeSAE
@@ -321,6 +322,30 @@ def test_without_the_packages_the_record_says_what_to_install(seen: Subject) -> 
 def test_configurations_out_of_range(name: str) -> None:
     with pytest.raises(InputError, match=rf"^relatedness.{name} = -1: expected"):
         replace(CONFIG, **{name: -1})
+
+
+def test_settings_say_which_wordnet_and_which_sentence_model_were_used(
+    seen: Subject, net: str, bert: Path, tmp_path: Path
+) -> None:
+    given = replace(CONFIG, wordnet=net, sentence_model=str(bert), sentence_edges=3)
+    settings = relatedness(seen, given).settings
+    assert settings["wordnet"]["source"] == "toy"
+    assert settings["sentence_model"] == resource(bert, sentences.PACKAGE)
+    other = tmp_path / "toy"
+    shutil.copytree(net, other)
+    assert resource(other, wordnet.PACKAGE) == settings["wordnet"]  # wherever it is
+    (other / "noun.exc").write_text("oxen ox\n")
+    assert resource(other, wordnet.PACKAGE) != settings["wordnet"]
+    assert relatedness(seen, CONFIG).settings["wordnet"] is None
+
+
+def test_a_package_is_named_with_its_version(tmp_path: Path) -> None:
+    folder = tmp_path / "site-packages" / "numpy" / "data"
+    folder.mkdir(parents=True)
+    (folder / "index.noun").write_text("")
+    found = resource(folder, "numpy==0.0.1")
+    assert found is not None
+    assert found["source"] == f"numpy {np.__version__}"  # what is installed, not what is asked for
 
 
 def test_a_run_is_measured(finished_run: Path, net: str, tmp_path: Path) -> None:

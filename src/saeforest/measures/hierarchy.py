@@ -61,15 +61,16 @@ from .hierarchy_pairs import (
     choose_children,
     draw_parents,
     has_edges,
-    judge_pairs,
     own_tree,
     possible_children,
+    score_pairs,
 )
 from .hierarchy_scores import (
     ByParent,
     by_seed,
     counts_of,
     formula_of,
+    left_out_of,
     pair_list,
     precision_curve,
     rank_curve_of,
@@ -107,17 +108,17 @@ def hierarchy(subject: Subject, config: HierarchyConfig) -> Record:
     """
     sample = draw_parents(subject, config)
     chosen = choose_children(subject, config, sample)
-    judged = judge_pairs(subject, config, sample, chosen)
-    table = {name: ByParent(judged, rows, len(sample.parents)) for name, rows in judged.rows.items()}
+    scored = score_pairs(subject, config, sample, chosen)
+    table = {name: ByParent(scored, rows, len(sample.parents)) for name, rows in scored.rows.items()}
     gated = subject.sae.gated and torch.equal(subject.sae.forest.parent, subject.forest.parent)
-    covered = bool((judged.coverage[judged.rows["tree_unconditional"]] == 1).all())
+    covered = bool((scored.coverage[scored.rows["tree_unconditional"]] == 1).all())
     require(covered or not gated, "hierarchy", "coverage 1 of every pair of a Tree SAE")
 
     learned = own_tree(subject)
     ratios = ratios_of(table, has_edges(subject) and bool(possible_children(subject, config).any()))
     error_rate_of: Procedure = "tree" if learned else "mcs"
     units = units_of_sae("parents", subject.sae, sample.parents)
-    formula = formula_of(sample, judged, ratios, error_rate_of, config.min_count)
+    formula = formula_of(sample, scored, ratios, error_rate_of, config.min_count)
     found = estimate(formula, len(sample.parents), units)
     drawn_first = units_of_sae("parents", subject.sae, sample.parents[sample.first])
     found = found.joined(variants_of(sample, config, table, drawn_first))
@@ -150,17 +151,18 @@ def hierarchy(subject: Subject, config: HierarchyConfig) -> Record:
                 "by_seed": [sample.parents.repeat_interleave(times).tolist() for times in sample.times],
             },
             "by_seed": {name: by_seed(sample, ratio) for name, ratio in ratios.items()},
-            "strata": strata_of(sample, judged),
+            "strata": strata_of(sample, scored),
+            "strata_left_out": left_out_of(sample, scored),
             "counts": {
                 **{name: counts_of(sample, of) for name, of in procedures.items()},
                 **{f"variant_{name}": counts_of(sample, table[name], seeds=1) for name in config.variants},
             },
             "curve": {
-                "tree": precision_curve(judged, "tree_unconditional"),
-                "mcs": precision_curve(judged, "mcs_unconditional"),
+                "tree": precision_curve(scored, "tree_unconditional"),
+                "mcs": precision_curve(scored, "mcs_unconditional"),
             },
-            "rank_curve": rank_curve_of(judged, config),
-            "pairs": pair_list(sample, judged),
+            "rank_curve": rank_curve_of(scored, config),
+            "pairs": pair_list(sample, scored),
         },
         replicates=found.replicates,
     )

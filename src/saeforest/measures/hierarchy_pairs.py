@@ -198,7 +198,7 @@ def _by_mcs(
     return [[c for c in children if c != -1 and may[c]][:top] for children in found.ids.tolist()]
 
 
-class Judged(NamedTuple):
+class ScoredPairs(NamedTuple):
     """All distinct pairs of a parent and a child, and how each was scored: `[m]` each.
 
     rows:         for each procedure, the indices of its pairs, in the order they were chosen.
@@ -221,7 +221,7 @@ class Judged(NamedTuple):
     mean_hit: FloatArray
 
 
-def judge_pairs(subject: Subject, config: HierarchyConfig, sample: Sample, chosen: Chosen) -> Judged:
+def score_pairs(subject: Subject, config: HierarchyConfig, sample: Sample, chosen: Chosen) -> ScoredPairs:
     """Score every distinct pair of all procedures once."""
     d_sae = subject.sae.d_sae
     keys = {
@@ -242,7 +242,7 @@ def judge_pairs(subject: Subject, config: HierarchyConfig, sample: Sample, chose
         probes = Probes(subject.x, subject.pairs, of_method, subject.probes.device)
         return hits(_nearness(subject, probes, sample.parents[place], child))
 
-    return Judged(
+    return ScoredPairs(
         rows={name: np.searchsorted(key, of) for name, of in keys.items()},
         parent=place.numpy(),
         child=child.numpy(),

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .bootstrap import Estimate, FloatArray, Formula, estimate
-from .hierarchy_pairs import PROCEDURES, HierarchyConfig, Judged, Procedure, Sample
+from .hierarchy_pairs import PROCEDURES, HierarchyConfig, Procedure, Sample, ScoredPairs
 
 #: Lower limits of the strata by how often a child fires; each ends where the next begins.
 STRATA = (20, 50, 100, 300, 1000)
@@ -28,13 +28,13 @@ _CURVE_POINTS = 6
 class ByParent:
     """Sums over a procedure's pairs for each sampled parent: `[u]` each."""
 
-    def __init__(self, judged: Judged, rows: NDArray[np.int64], n_parents: int) -> None:
+    def __init__(self, scored: ScoredPairs, rows: NDArray[np.int64], n_parents: int) -> None:
         def total(values: NDArray[Any]) -> FloatArray:
-            return np.bincount(judged.parent[rows], values[rows], n_parents).astype(np.float64)
+            return np.bincount(scored.parent[rows], values[rows], n_parents).astype(np.float64)
 
-        self.pairs = total(np.ones_like(judged.hit))
-        self.hits, self.lda_hits, self.mean_hits = map(total, (judged.hit, judged.lda_hit, judged.mean_hit))
-        self.s_res = total(judged.near.score.numpy())
+        self.pairs = total(np.ones_like(scored.hit))
+        self.hits, self.lda_hits, self.mean_hits = map(total, (scored.hit, scored.lda_hit, scored.mean_hit))
+        self.s_res = total(scored.near.score.numpy())
         self.has = (self.pairs > 0).astype(np.float64)
         self.share = self.hits / np.maximum(self.pairs, 1)
 
@@ -81,29 +81,29 @@ def by_seed(sample: Sample, ratio: Ratio) -> list[float | None]:
     return [float(score) if np.isfinite(score) else None for score in found]
 
 
-def _by_stratum(sample: Sample, judged: Judged, name: str) -> Ratio:
+def _by_stratum(sample: Sample, scored: ScoredPairs, name: str) -> Ratio:
     """Hits and pairs of each sampled parent in each stratum, `[u, strata]`, over all seeds."""
     procedure, by_lda = _STRATIFIED[name]
-    rows = judged.rows[procedure]
-    stratum = np.searchsorted(STRATA, judged.n[rows], side="right") - 1
+    rows = scored.rows[procedure]
+    stratum = np.searchsorted(STRATA, scored.n[rows], side="right") - 1
     rows, stratum = rows[stratum >= 0], stratum[stratum >= 0]
     shape = (len(sample.parents), len(STRATA))
-    cell = judged.parent[rows] * len(STRATA) + stratum
+    cell = scored.parent[rows] * len(STRATA) + stratum
     times = sample.times.sum(0).double().numpy()[:, None]
 
     def total(of: FloatArray) -> FloatArray:
         summed = np.bincount(cell, of[rows], minlength=shape[0] * shape[1]).astype(np.float64)
         return times * summed.reshape(shape)
 
-    return Ratio(total(judged.lda_hit if by_lda else judged.hit), total(np.ones_like(judged.hit)))
+    return Ratio(total(scored.lda_hit if by_lda else scored.hit), total(np.ones_like(scored.hit)))
 
 
-def strata_of(sample: Sample, judged: Judged) -> dict[str, list[dict[str, Any]]]:
+def strata_of(sample: Sample, scored: ScoredPairs) -> dict[str, list[dict[str, Any]]]:
     """The share of hits by how often the child fires, pooled over seeds, for strata that have pairs."""
     found: dict[str, list[dict[str, Any]]] = {}
     ends = (*STRATA[1:], None)
     for name in _STRATIFIED:
-        hits, pairs = (of.sum(0) for of in _by_stratum(sample, judged, name))
+        hits, pairs = (of.sum(0) for of in _by_stratum(sample, scored, name))
         found[name] = [
             {"from": first, "below": end, "pairs": int(pairs[i]), "score": float(hits[i] / pairs[i])}
             for i, (first, end) in enumerate(zip(STRATA, ends, strict=True))
@@ -112,14 +112,24 @@ def strata_of(sample: Sample, judged: Judged) -> dict[str, list[dict[str, Any]]]
     return found
 
 
+def left_out_of(sample: Sample, scored: ScoredPairs) -> dict[str, int]:
+    """How many pairs are in no stratum, because their child fires too rarely, pooled over seeds as in `strata_of`."""
+    times = sample.times.sum(0).numpy()
+    found: dict[str, int] = {}
+    for name, (procedure, _) in _STRATIFIED.items():
+        rows = scored.rows[procedure]
+        found[name] = int(times[scored.parent[rows][scored.n[rows] < STRATA[0]]].sum())
+    return found
+
+
 def formula_of(
-    sample: Sample, judged: Judged, ratios: Mapping[str, Ratio], error_rate_of: Procedure, min_count: int
+    sample: Sample, scored: ScoredPairs, ratios: Mapping[str, Ratio], error_rate_of: Procedure, min_count: int
 ) -> Formula:
     """All values of the record as a formula of the weights of sampled parents (see `bootstrap`).
 
     min_count: how often a child must fire, which decides the strata that `..._stratified` averages.
     """
-    strata = {name: _by_stratum(sample, judged, name) for name in _STRATIFIED}
+    strata = {name: _by_stratum(sample, scored, name) for name in _STRATIFIED}
     used = [end > min_count for end in (*STRATA[1:], np.inf)]
 
     def formula(weights: FloatArray) -> dict[str, FloatArray]:
@@ -136,15 +146,15 @@ def formula_of(
     return formula
 
 
-def _best_first(judged: Judged, procedure: Procedure) -> NDArray[np.int64]:
-    rows = judged.rows[procedure]
-    keys = (judged.child[rows], judged.parent[rows], -judged.n[rows], -judged.coverage[rows])
+def _best_first(scored: ScoredPairs, procedure: Procedure) -> NDArray[np.int64]:
+    rows = scored.rows[procedure]
+    keys = (scored.child[rows], scored.parent[rows], -scored.n[rows], -scored.coverage[rows])
     return rows[np.lexsort(keys)]
 
 
-def precision_curve(judged: Judged, procedure: Procedure) -> list[list[float]]:
+def precision_curve(scored: ScoredPairs, procedure: Procedure) -> list[list[float]]:
     """Entries [n, precision of the best n pairs], with n up to the number of all pairs."""
-    hits = judged.hit[_best_first(judged, procedure)].cumsum()
+    hits = scored.hit[_best_first(scored, procedure)].cumsum()
     steps = range(int(_CURVE_POINTS * np.log10(max(len(hits), 1))) + 1)
     points = {round(10 ** (step / _CURVE_POINTS)) for step in steps} | {len(hits)}
     return [[n, float(hits[n - 1] / n)] for n in sorted(points) if 0 < n <= len(hits)]
@@ -176,36 +186,36 @@ def variants_of(
     return estimate(score, len(first), units)
 
 
-def rank_curve_of(judged: Judged, config: HierarchyConfig) -> dict[str, Any]:
+def rank_curve_of(scored: ScoredPairs, config: HierarchyConfig) -> dict[str, Any]:
     """The paper's Figure 13: means by a child's rank in MCS, over parents with at least `rank_curve` children."""
-    rows = judged.rows["rank_curve"].reshape(-1, max(config.rank_curve, 1))
+    rows = scored.rows["rank_curve"].reshape(-1, max(config.rank_curve, 1))
     if not len(rows):
         return {"parents": 0, "cos_parent": [], "hit": []}
     return {
         "parents": len(rows),
-        "cos_parent": judged.near.cos_parent.numpy()[rows].mean(0, dtype=np.float64).tolist(),
-        "hit": judged.hit[rows].mean(0).tolist(),
+        "cos_parent": scored.near.cos_parent.numpy()[rows].mean(0, dtype=np.float64).tolist(),
+        "hit": scored.hit[rows].mean(0).tolist(),
     }
 
 
-def pair_list(sample: Sample, judged: Judged) -> list[dict[str, Any]]:
+def pair_list(sample: Sample, scored: ScoredPairs) -> list[dict[str, Any]]:
     """The pairs of the first seed's parents, as entries of the record."""
     first = set(sample.first)
     procedures: Sequence[Procedure] = ("tree", "mcs_unconditional")
     return [
         {
             "procedure": procedure,
-            "parent": int(sample.parents[judged.parent[row]]),
-            "child": int(judged.child[row]),
-            "n": int(judged.n[row]),
-            "coverage": float(judged.coverage[row]),
-            "cos_parent": float(judged.near.cos_parent[row]),
-            "cos_child": float(judged.near.cos_child[row]),
-            "rank_parent": int(judged.near.rank_parent[row]),
-            "rank_child": int(judged.near.rank_child[row]),
-            "s_res": float(judged.near.score[row]),
+            "parent": int(sample.parents[scored.parent[row]]),
+            "child": int(scored.child[row]),
+            "n": int(scored.n[row]),
+            "coverage": float(scored.coverage[row]),
+            "cos_parent": float(scored.near.cos_parent[row]),
+            "cos_child": float(scored.near.cos_child[row]),
+            "rank_parent": int(scored.near.rank_parent[row]),
+            "rank_child": int(scored.near.rank_child[row]),
+            "s_res": float(scored.near.score[row]),
         }
         for procedure in procedures
-        for row in judged.rows[procedure]
-        if int(judged.parent[row]) in first
+        for row in scored.rows[procedure]
+        if int(scored.parent[row]) in first
     ]

@@ -36,6 +36,7 @@ from .nouns import Nouns, nouns_of
 from .own_detectors import own_detectors_memory
 from .record import EdgeScores, Record, undefined
 from .related_edges import RelatedEdges, Rows
+from .resources import resource
 from .spec import Study
 from .subject import Subject
 from .wordnet import WordNet, hypernymy, kinship
@@ -122,6 +123,10 @@ def relatedness(subject: Subject, config: RelatednessConfig) -> Record:
         settings={
             **subject.settings,
             "config": asdict(config),
+            "wordnet": resource(wordnet.find_wordnet(config.wordnet), wordnet.PACKAGE),
+            "sentence_model": resource(
+                sentences.find_sentence_model(config.sentence_model), sentences.PACKAGE
+            ),
             "interval_method": interval_method("parents, each edge with its matched pair") + "; counts: none",
         },
         detail={
