@@ -2,187 +2,47 @@
 
 from __future__ import annotations
 
-import io
-import json
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from rich.console import Console
-from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from measure_cases import (
+    CONTEXT,
+    EOS,
+    LAYER,
+    N_WINDOWS,
+    SIZES,
+    SOURCE,
+    ce,
+    close,
+    code_of,
+    doubles,
+    eval_batch,
+    keep_by_hand,
+    measured,
+    on_flat_forest,
+    random_batches,
+    shuffled,
+)
 from oracles import measures as oracle
 from saeforest.activations import ActivationReader
-from saeforest.config import TextConfig, TrainConfig
 from saeforest.errors import InputError
 from saeforest.evaluation import (
-    MEASURES,
     SETS,
-    MeasureOptions,
-    Source,
     evaluate,
-    measure_names,
-    measure_saes,
     read_windows,
-    table,
 )
 from saeforest.lm import LanguageModel
-from saeforest.measures import EvalBatch, Record, Study, WindowLosses
 from saeforest.measures import measure as measure_module
-from saeforest.measures.cross_entropy import CrossEntropyConfig
-from saeforest.run_folder import RunFolder
-from saeforest.saes import SAE, TreeConfig, TreeSAE
+from saeforest.saes import TreeSAE
 from saeforest.sparse_code import SparseCode
 from saeforest.structure.forest import Forest, flat_forest
-from saeforest.structure.pairs import PairStatistics
 from saeforest.text import Tokens
-from subject_cases import given
-
-VOCAB, D, CONTEXT, N_WINDOWS, EOS, LAYER = 30, 16, 12, 22, 2, 1
-SIZES, K = (6, 12, 16), (4, 3, 3)
-SITE = f"blocks.{LAYER}.hook_resid_post"
-SOURCE = Source("test text", "held_out", 0, "the sae")
-
-
-def ce(n_tokens: int) -> MeasureOptions:
-    """The cross-entropy taken on so many tokens."""
-    return MeasureOptions(ce_tokens=n_tokens, nulls="no")
-
-
-@pytest.fixture(scope="module")
-def lm() -> LanguageModel:
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=VOCAB, hidden_size=D, num_hidden_layers=3, num_attention_heads=2, intermediate_size=24,
-        bos_token_id=1, eos_token_id=EOS, pad_token_id=None,
-    )  # fmt: skip
-    model = LlamaForCausalLM(config).eval()
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
-    words = {"<unk>": 0, "<s>": 1, "</s>": EOS} | {f"w{i}": i for i in range(3, VOCAB)}
-    backend = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
-    backend.pre_tokenizer = pre_tokenizers.Whitespace()  # pyright: ignore[reportAttributeAccessIssue]
-    special = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
-    return LanguageModel("tiny", model, PreTrainedTokenizerFast(tokenizer_object=backend, **special))
-
-
-@pytest.fixture
-def reader(lm: LanguageModel) -> ActivationReader:
-    return ActivationReader(lm, lm.site(SITE), batch_size=5)
-
-
-@pytest.fixture(scope="module")
-def tokens() -> Tokens:
-    ids = torch.randint(3, VOCAB, (N_WINDOWS, CONTEXT), generator=torch.Generator().manual_seed(1))
-    ids[::3, 4] = EOS
-    return Tokens(ids.int(), torch.tensor([0]), ("document",))
-
-
-def tree_sae(d_in: int = D, sizes: tuple[int, ...] = SIZES, k: tuple[int, ...] = K) -> TreeSAE:
-    """Random weights; encoder and decoder differ."""
-    sae = TreeSAE(TreeConfig(layer_sizes=sizes, k_per_layer=k), d_in, seed=3)
-    generator = torch.Generator().manual_seed(7)
-    sae.encoder.data += 0.2 * torch.randn(sae.encoder.shape, generator=generator)
-    sae.b_dec.data += 0.1 * torch.randn(sae.b_dec.shape, generator=generator)
-    return sae
-
-
-@pytest.fixture(scope="module")
-def sae() -> TreeSAE:
-    return tree_sae()
-
-
-def keep_by_hand(tokens: Tokens) -> Tensor:
-    keep = tokens.ids > EOS
-    keep[:, 0] = False
-    return keep
-
-
-def shuffled(forest: Forest) -> Forest:
-    """Another forest of the same layers."""
-    generator = torch.Generator().manual_seed(4)
-    parent = forest.parent.clone()
-    for start, size in zip(forest.layer_starts[1:], forest.layer_sizes[1:], strict=True):
-        parent[start : start + size] = torch.randint(-1, start, (size,), generator=generator)
-    return Forest(parent, forest.layer_sizes)
-
-
-def code_of(rows: list[list[int]], value: float = 1.0) -> SparseCode:
-    """The features active on each token."""
-    k = max(map(len, rows))
-    ids = torch.tensor([row + [0] * (k - len(row)) for row in rows])
-    used = torch.tensor([[1.0] * len(row) + [0.0] * (k - len(row)) for row in rows])
-    return SparseCode(value * used, ids)
-
-
-def eval_batch(
-    x: Tensor | None, x_hat: Tensor | None, code: SparseCode | None, n_windows: int = 1, first: int = 0
-) -> EvalBatch:
-    """Rows dealt in order to windows of equal length, from window `first` on."""
-    n = len(next(part for part in (x, code and code.values) if part is not None))
-    x = torch.ones(n, 2) if x is None else x
-    window = first + torch.arange(n) * n_windows // n
-    return EvalBatch(
-        x=x,
-        rows=torch.arange(n),
-        window=window,
-        windows=torch.arange(first, first + n_windows),
-        code=code_of([[]] * (n - 1) + [[0]]) if code is None else code,
-        x_hat=x if x_hat is None else x_hat,
-    )
-
-
-def measured(name: str, sae: SAE, batches: list[EvalBatch], forest: Forest | None = None) -> Record:
-    spec = MEASURES[name]
-    if isinstance(spec, Study):
-        pairs = PairStatistics(sae.d_sae, sae.config.activation_threshold)
-        for batch in batches:
-            pairs.add(batch.code)
-        x = torch.cat([batch.x for batch in batches])
-        supplied = given(sae, firings=pairs, activations=x, forest=forest or sae.forest)
-        return spec.run(supplied, MeasureOptions().config_of(name))
-    measure = spec.make(given(sae, forest=forest or sae.forest), MeasureOptions().config_of(name))
-    for batch in batches:
-        measure.update(batch)
-    return measure.record({})
-
-
-def on_flat_forest(layer_sizes: tuple[int, ...]) -> TreeSAE:
-    """An SAE of these layers whose own forest has no edges, so that another can be measured on it."""
-    sae = tree_sae(2, layer_sizes, tuple(1 for _ in layer_sizes))
-    sae.parent.fill_(-1)
-    return sae
-
-
-def random_batches(
-    n_batches: int, n_windows: int, per_window: int = 6, d: int = 5, seed: int = 0
-) -> list[EvalBatch]:
-    """Data with a mean far from zero, as activations have, and a reconstruction that misses some of it."""
-    generator = torch.Generator().manual_seed(seed)
-    mean = 2 * torch.randn(d, generator=torch.Generator().manual_seed(99))
-    batches = []
-    for i in range(n_batches):
-        x = mean + torch.randn(n_windows * per_window, d, generator=generator)
-        x_hat = x + 0.3 * torch.randn(x.shape, generator=generator)
-        batches.append(eval_batch(x, x_hat, None, n_windows, first=i * n_windows))
-    return batches
-
-
-def doubles(batches: list[EvalBatch]) -> list[tuple[oracle.FloatArray, oracle.FloatArray]]:
-    return [(b.x.double().numpy(), b.x_hat.double().numpy()) for b in batches]
-
-
-def close(value: float | None, expected: float, tolerance: float = 1e-10) -> bool:
-    return value is not None and math.isclose(value, expected, rel_tol=tolerance, abs_tol=tolerance)
-
 
 # -- reconstruction
 
@@ -396,139 +256,6 @@ def test_cooccurrence_without_siblings_is_null() -> None:
         assert "two children" in found.null["iou"]
 
 
-# -- cross-entropy
-
-
-@contextmanager
-def replaced(lm: LanguageModel, change: Any) -> Iterator[None]:
-    """A hook of the test's own on the block's output."""
-
-    def hook(_module: Any, _args: Any, output: Any) -> Any:
-        return (change(output[0]), *output[1:]) if isinstance(output, tuple) else change(output)
-
-    handle = lm.model.get_submodule(f"model.layers.{LAYER}").register_forward_hook(hook)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-def means(lm: LanguageModel, tokens: Tokens, change: Any) -> tuple[float, float]:
-    """Of loss and divergence, over the kept positions that have a next token."""
-    keep, ids = keep_by_hand(tokens).numpy(), tokens.ids.long()
-    with torch.no_grad(), replaced(lm, change):
-        changed = lm.model(input_ids=ids).logits.double().numpy()
-    with torch.no_grad():
-        clean = lm.model(input_ids=ids).logits.double().numpy()
-    rows = list(zip(clean, changed, ids.numpy(), keep, strict=True))
-    losses = [oracle.next_token_losses(new, i)[k[:-1]] for _, new, i, k in rows]
-    divergences = [oracle.divergences(old, new)[k] for old, new, _, k in rows]
-    return float(np.concatenate(losses).mean()), float(np.concatenate(divergences).mean())
-
-
-def test_cross_entropy_equals_the_oracle(
-    sae: TreeSAE, lm: LanguageModel, reader: ActivationReader, tokens: Tokens
-) -> None:
-    keep = keep_by_hand(tokens)[..., None]
-    found = evaluate(sae, reader, tokens, ["cross_entropy"], SOURCE, ce(10**6))["cross_entropy"]
-    clean, _ = means(lm, tokens, lambda x: x)
-    spliced, kl_spliced = means(lm, tokens, lambda x: torch.where(keep, sae(x), x))
-    ablated, kl_ablated = means(lm, tokens, torch.zeros_like)
-    assert len({round(loss, 3) for loss in (clean, spliced, ablated)}) == 3
-    assert found.tokens == int(keep[:, :-1].sum())
-    assert close(found.value["clean"], clean, 1e-5)
-    assert close(found.value["spliced"], spliced, 1e-5)
-    assert close(found.value["ablated"], ablated, 1e-5)
-    assert close(found.value["kl_spliced"], kl_spliced, 1e-5)
-    assert close(found.value["kl_ablated"], kl_ablated, 1e-5)
-    assert close(found.value["kl_div_score"], 1 - kl_spliced / kl_ablated, 1e-3)
-    assert close(found.value["ce_loss_score"], oracle.ce_loss_score(clean, spliced, ablated), 1e-3)
-
-
-def test_cross_entropy_of_each_level_equals_the_oracle(
-    sae: TreeSAE, lm: LanguageModel, reader: ActivationReader, tokens: Tokens
-) -> None:
-    keep = keep_by_hand(tokens)[..., None]
-    options = MeasureOptions(ce_tokens=10**6, measures={"cross_entropy": CrossEntropyConfig(levels=True)})
-    found = evaluate(sae, reader, tokens, ["cross_entropy"], SOURCE, options)["cross_entropy"]
-    for level in range(3):
-
-        def decoded(x: Tensor, level: int = level) -> Tensor:
-            return torch.where(keep, sae.decode(*sae.encode_with_stats(x), level), x)
-
-        spliced, kl_spliced = means(lm, tokens, decoded)
-        assert close(found.value[f"spliced_level_{level}"], spliced, 1e-5)
-        assert close(found.value[f"kl_spliced_level_{level}"], kl_spliced, 1e-5)
-        clean, ablated = found.value["clean"] or 0, found.value["ablated"] or 0
-        score = oracle.ce_loss_score(clean, spliced, ablated)
-        assert close(found.value[f"ce_loss_score_level_{level}"], score, 1e-3)
-    for name in ("spliced", "ce_loss_score", "kl_div_score"):
-        assert close(found.value[f"{name}_level_2"], found.value[name] or 0, 1e-6)
-    assert found.value["spliced_level_0"] != found.value["spliced_level_1"]
-
-
-def losses(
-    clean: float, spliced: float, ablated: float, kl: tuple[float, float] = (0.1, 1.0), n_windows: int = 3
-) -> EvalBatch:
-    def four(mean: float) -> Tensor:
-        return torch.full((n_windows,), 4 * mean, dtype=torch.float64)
-
-    n = torch.full((n_windows,), 4)
-    found = WindowLosses(n, four(clean), four(spliced), four(ablated), n, four(kl[0]), four(kl[1]))
-    return replace(eval_batch(torch.ones(n_windows, 2), None, None, n_windows), losses=found)
-
-
-def test_ce_loss_score_vector(sae: TreeSAE) -> None:
-    """Vector 10."""
-    found = measured("cross_entropy", sae, [losses(3.0, 3.2, 10.0)])
-    assert close(found.value["ce_loss_score"], 6.8 / 7)
-    assert close(found.value["kl_div_score"], 0.9)
-    assert found.tokens == 12
-
-
-def test_ce_loss_score_is_null_where_ablation_costs_nothing(sae: TreeSAE) -> None:
-    found = measured("cross_entropy", sae, [losses(3.0, 3.2, 3.0, kl=(0.0, 0.0))])
-    assert found.value["kl_div_score"] is None
-    assert found.value["ce_loss_score"] is None
-    assert "ablated equals clean" in found.null["ce_loss_score"]
-    assert close(found.value["spliced"], 3.2)
-
-
-def test_losses_are_taken_on_whole_windows_of_the_first_tokens_only(
-    sae: TreeSAE, reader: ActivationReader, tokens: Tokens
-) -> None:
-    """And the batches they end in, and where they end, change nothing."""
-    keep = keep_by_hand(tokens)[:7, :-1]
-    n = 6 * CONTEXT + 1
-    records = []
-    for reader.batch_size in (4, 5, 7):
-        records.append(evaluate(sae, reader, tokens, SETS["fast"], SOURCE, ce(n)))
-        assert records[-1]["cross_entropy"].tokens == int(keep.sum())
-        assert records[-1]["reconstruction"].tokens == int(keep_by_hand(tokens).sum())
-    first = replace(tokens, ids=tokens.ids[:7])
-    expected = evaluate(sae, reader, first, ["cross_entropy"], SOURCE, ce(n))["cross_entropy"].value
-    for record in records:
-        for name, value in record["cross_entropy"].value.items():
-            assert close(value, expected[name] or 0, 1e-4)
-    none = evaluate(sae, reader, tokens, ["cross_entropy"], SOURCE, ce(0))["cross_entropy"]
-    assert none.tokens == 0
-    assert set(none.null.values()) == {"no token was measured"}
-
-
-def test_clean_windows_cost_no_pass_of_their_own(
-    sae: TreeSAE, lm: LanguageModel, reader: ActivationReader, tokens: Tokens
-) -> None:
-    calls = 0
-
-    def count(*_: Any) -> None:
-        nonlocal calls
-        calls += 1
-
-    with lm.model.get_submodule("model.layers.0").register_forward_hook(count):
-        evaluate(sae, reader, tokens, SETS["fast"], SOURCE, ce(5 * CONTEXT))
-    assert calls == math.ceil(N_WINDOWS / 5) + 2  # spliced and ablated, of the one batch with losses
-
-
 # -- the pass
 
 
@@ -690,92 +417,3 @@ def test_one_window_has_no_interval(sae: TreeSAE, reader: ActivationReader, toke
     for name in ("reconstruction", "cross_entropy", "sparsity", "dead"):
         assert set(records[name].interval.values()) == {None}
         assert None not in records[name].value.values()
-
-
-# -- records
-
-
-def test_records_say_what_was_measured_and_come_back_from_their_files(
-    sae: TreeSAE, reader: ActivationReader, tokens: Tokens, tmp_path: Path
-) -> None:
-    records = evaluate(sae, reader, tokens, SETS["fast"], SOURCE, ce(9 * CONTEXT))
-    assert list(records) == list(SETS["fast"])
-    for name, record in records.items():
-        path = tmp_path / "eval" / f"{name}.json"
-        record.write(path)
-        assert Record.read(path) == record
-        data = json.loads(path.read_text())
-        assert data["measure"] == name
-        expected = {
-            "model": "tiny", "site": SITE, "lm_dtype": "float32", "data": "test text", "split": "held_out",
-            "normalize_activations": "layer_norm", "activation_threshold": 1e-3, "reading": "recommended",
-            "positions": {"exclude_first": True, "exclude_special": True, "max_norm": 0.0}, "seed": 0, "sae": "the sae",
-            "batch": "5 windows", "context": CONTEXT,
-        }  # fmt: skip
-        assert expected.items() <= data["settings"].items()
-        assert {"version", "interval_method"} <= data["settings"].keys()
-
-
-def test_measure_run_writes_a_file_for_each_measure_of_held_out_text(
-    sae: TreeSAE, reader: ActivationReader, tmp_path: Path
-) -> None:
-    generator = np.random.default_rng(0)
-    documents = [" ".join(f"w{i}" for i in generator.integers(3, VOCAB, size=20)) for _ in range(60)]
-    text = tmp_path / "text.jsonl"
-    text.write_text("".join(json.dumps({"text": document}) + "\n" for document in documents))
-    config = TrainConfig(data=str(text), site=SITE, text=TextConfig(context=CONTEXT, held_out=0.5), seed=5)
-    folder = tmp_path / "run"
-    run = RunFolder(folder)
-    run.save_config(config)
-    names = ["dead", "cross_entropy"]
-    options = MeasureOptions(tokens=240, ce_tokens=24)
-    records = measure_saes({"tree": (config, sae)}, reader, names, options, run)["tree"]
-    assert [record.measure for record in records] == names
-    assert sorted(path.name for path in (folder / "eval").iterdir()) == ["cross_entropy.json", "dead.json"]
-    for record in records:
-        assert Record.read(folder / "eval" / f"{record.measure}.json") == record
-        assert record.settings["split"] == "held_out"
-        assert record.settings["data"] == str(text)
-        assert record.settings["seed"] == 5
-        assert record.settings["sae"] == str(folder / "sae")
-        assert record.settings["tokens_read"] == 240
-
-
-def test_damaged_record_is_the_users_error(tmp_path: Path) -> None:
-    for text in ("[]", "{}", '{"interval": {"a": 3}}', "no json"):
-        (tmp_path / "a.json").write_text(text)
-        with pytest.raises(InputError, match=r"a\.json"):
-            Record.read(tmp_path / "a.json")
-
-
-@pytest.mark.parametrize("value", [math.nan, math.inf, None])
-def test_record_refuses_what_is_no_number(value: float | None) -> None:
-    with pytest.raises(ValueError, match="m: a"):
-        Record("m", {"a": value}, {"a": None}, "nats", 1, {})
-
-
-def test_measure_names() -> None:
-    assert measure_names("fast") == list(SETS["fast"])
-    assert measure_names("dead, sparsity,dead") == ["dead", "sparsity"]
-    assert measure_names("dead,fast")[0] == "dead"
-    for text in ("fats", "dead,", ""):
-        with pytest.raises(
-            InputError,
-            match="no such measure; expected fast, paper, saebench, truth, or any of reconstruction, ",
-        ) as e:
-            measure_names(text)
-        assert "\n" not in str(e.value)
-
-
-def test_table_fits_a_terminal(sae: TreeSAE, reader: ActivationReader, tokens: Tokens) -> None:
-    records = list(evaluate(sae, reader, tokens, SETS["fast"], SOURCE, ce(9 * CONTEXT)).values())
-    records.append(measured("cross_entropy", sae, [losses(3.0, 3.2, 3.0)]))
-    console = Console(file=io.StringIO(), width=100)
-    console.print(table(records))
-    assert isinstance(console.file, io.StringIO)
-    lines = console.file.getvalue().splitlines()
-    assert all(len(line) <= 100 for line in lines)
-    for name in [*records[0].value, "ce_loss_score", "l0_layer_2", "dead_share_layer_1", "edges_unmeasured"]:
-        assert any(line.split()[:1] == [name] for line in lines)
-    assert any(line.split()[:2] == ["ce_loss_score", "–"] for line in lines)
-    print("\n".join(lines))
