@@ -15,7 +15,7 @@ from saeforest import Forest, SparseCode
 from saeforest.errors import InputError
 from saeforest.measures import Record
 from saeforest.measures.coverage import CoverageConfig, coverage
-from saeforest.measures.own_detectors import levels, own_detectors
+from saeforest.measures.own_detectors import detector_thresholds, own_detectors
 from saeforest.saes import (
     SAE,
     BatchTopKConfig,
@@ -126,8 +126,8 @@ def test_the_level_leaves_exactly_half_above() -> None:
     pairs = PairStatistics(3, 0.0)
     pairs.add(SparseCode(torch.tensor([[5.0, 1], [1, 2], [4, 3], [2, 4]]), torch.tensor([[0, 1]] * 4)))
     pairs.add(SparseCode(torch.tensor([[3.0]]), torch.tensor([[0]])))
-    assert levels(pairs, torch.arange(3), 2).tolist() == [3.5, 2.5, torch.inf]
-    assert levels(pairs, torch.arange(2), 5).tolist() == [3.5, torch.inf]
+    assert detector_thresholds(pairs, torch.arange(3), 2).tolist() == [3.5, 2.5, torch.inf]
+    assert detector_thresholds(pairs, torch.arange(2), 5).tolist() == [3.5, torch.inf]
     assert oracle.level([5, 1, 4, 2, 3]) == 3.5
     assert oracle.level([1, 2, 3, 4]) == 2.5
 

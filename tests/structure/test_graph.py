@@ -12,7 +12,7 @@ from saeforest.sparse_code import SparseCode
 from saeforest.structure import pairs as pairs_module
 from saeforest.structure.forest import Forest
 from saeforest.structure.graph import (
-    Evidence,
+    EdgeEvidence,
     FeatureGraph,
     GraphRules,
     Shape,
@@ -70,7 +70,7 @@ def random_dag(seed: int, d_sae: int = 12, share: float = 0.25) -> FeatureGraph:
 )
 @pytest.mark.parametrize("seed", [0, 1])
 def test_inference_equals_the_oracle(
-    seed: int, kind: Evidence, above: float, below: float, shape: Shape
+    seed: int, kind: EdgeEvidence, above: float, below: float, shape: Shape
 ) -> None:
     values = nested_values(seed)
     a = values.double().numpy()

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..evaluation.nulls import shuffled_parents
 from ..measures.cooccurrence import SiblingPairs
-from ..measures.own_detectors import levels, without_gate
+from ..measures.own_detectors import detector_thresholds, without_gate
 from ..measures.related_edges import where_on
 from ..measures.relatedness import alike
 from ..progress import progress
@@ -177,15 +177,15 @@ def _own_detectors(
     d_sae, least = parents.shape[1], max(min_count, 2)
     found = torch.full((3, 2, d_sae), torch.nan, dtype=torch.float64)
     children = (parents[0] != ROOT).nonzero().flatten()
-    level = levels(pairs, children, least)
-    children, level = children[level.isfinite()], level[level.isfinite()]
+    above = detector_thresholds(pairs, children, least)
+    children, above = children[above.isfinite()], above[above.isfinite()]
     n = len(sample.x)
     if not n:
         return found
     active = sample.alone.marginals.n
     token = sample.token.numpy()
     with progress("detectors without the gate", len(children), "features") as advance:
-        for block, of_block in zip(children.split(_BLOCK), level.split(_BLOCK), strict=True):
+        for block, of_block in zip(children.split(_BLOCK), above.split(_BLOCK), strict=True):
             for child, own in zip(block.tolist(), where_on(sae, sample.x, block, of_block), strict=True):
                 pair = parents[:, child]
                 both = [_both(own, _firings(sample.alone, p)) for p in pair.tolist()]

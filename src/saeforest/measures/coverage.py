@@ -30,7 +30,7 @@ from torch import Tensor
 from ..errors import InputError, require
 from .bootstrap import FloatArray, estimate, interval_method, units_of_sae
 from .columns import EDGES, Column
-from .own_detectors import levels, own_detectors, own_detectors_memory, without_gate
+from .own_detectors import detector_thresholds, own_detectors, own_detectors_memory, without_gate
 from .record import EdgeScores, Record, undefined
 from .spec import Study
 from .subject import Subject
@@ -47,8 +47,8 @@ class CoverageConfig:
     """
 
     min_count: int = 20
-    """Minimum number of tokens that a child must fire on to be measured without the gate. The level of its detector is
-    the median of its values there."""
+    """Minimum number of tokens that a child must fire on to be measured without the gate. The threshold of its
+    detector is the median of its values there."""
 
     def __post_init__(self) -> None:
         if self.min_count < 2:
@@ -123,12 +123,12 @@ def _without_gate(
 ) -> dict[str, Float64[Tensor, "e"]]:
     """The values of each edge without the gate; NaN if its child fires too rarely, or its detector is never on."""
     columns = {name: torch.full((len(child),), torch.nan, dtype=torch.float64) for name in _UNGATED}
-    level = levels(subject.pairs, child, config.min_count)
-    frequent = level.isfinite().nonzero().flatten()
+    above = detector_thresholds(subject.pairs, child, config.min_count)
+    frequent = above.isfinite().nonzero().flatten()
     if not len(frequent):
         return columns
     parent, child = parent[frequent], child[frequent]
-    on, with_parent, active = own_detectors(subject.sae, subject.x, parent, child, level[frequent])
+    on, with_parent, active = own_detectors(subject.sae, subject.x, parent, child, above[frequent])
     base = active[parent].double() / len(subject.x)
     ungated, lift = without_gate(on, with_parent, base)
     found = (ungated, lift, ungated > 0.5, ungated > 0.9)

@@ -1,8 +1,8 @@
 """Where children would fire by themselves: their own detectors, without the gate and without selection.
 
-The detector of a feature is its encoder row. It is on where the feature's pre-activation exceeds a level: the median of
-the values that the feature has where it is active. For a gated child this is the level at which it is chosen under its
-parent, but the detector does not know where the parent fires (docs/spec/hierarchy.md#ungated).
+The detector of a feature is its encoder row. It is on where the feature's pre-activation exceeds a threshold: the
+median of the values that the feature has where it is active. For a gated child this is the value at which it is chosen
+under its parent, but the detector does not know where the parent fires (docs/spec/hierarchy.md#ungated).
 """
 
 from __future__ import annotations
@@ -32,18 +32,20 @@ class OwnDetectors(NamedTuple):
     active: Int[Tensor, "d_sae"]
 
 
-def levels(pairs: PairStatistics, features: Int[Tensor, "m"], min_count: int) -> Float[Tensor, "m"]:
-    """The level above which each feature's detector is on; infinite for those active on fewer than `min_count` tokens.
+def detector_thresholds(
+    pairs: PairStatistics, features: Int[Tensor, "m"], min_count: int
+) -> Float[Tensor, "m"]:
+    """The value above which each feature's detector is on; infinite for those active on fewer than `min_count` tokens.
 
     It lies halfway between the median value and the next larger one, so that rounding decides about no token. Exactly
     half of the feature's values exceed it, rounded down. `min_count` must be 2 or more.
     """
-    level = torch.full((len(features),), torch.inf)
+    found = torch.full((len(features),), torch.inf)
     frequent = (pairs.marginals.n[features] >= min_count).nonzero().flatten().tolist()
     for i in frequent:
         values = pairs.firings(int(features[i]))[1].sort().values
-        level[i] = values[(len(values) - 1) // 2 :][:2].mean()
-    return level
+        found[i] = values[(len(values) - 1) // 2 :][:2].mean()
+    return found
 
 
 @torch.no_grad()
@@ -52,17 +54,17 @@ def own_detectors(
     x: Float[Tensor, "n d_in"],
     parent: Int[Tensor, "e"],
     child: Int[Tensor, "e"],
-    level: Float[Tensor, "e"],
+    above: Float[Tensor, "e"],
 ) -> OwnDetectors:
     """Count where the detectors of children are on. Each edge is counted by itself: no pairs of features are kept.
 
     x:     the activations that the SAE reads, on any device and in any dtype.
-    level: above which the detector of each child is on.
+    above: the threshold of each child's detector (`detector_thresholds`).
     """
     on, with_parent = torch.zeros(2, len(child), dtype=torch.int64)
     active = torch.zeros(sae.d_sae, dtype=torch.int64)
     threshold = sae.config.activation_threshold
-    parent, child, level = (edge.to(sae.device) for edge in (parent, child, level))
+    parent, child, above = (edge.to(sae.device) for edge in (parent, child, above))
     rows = max(DENSE_ENTRIES // max(len(child), sae.d_sae), 1)
     with progress("coverage without the gate", len(x), "activations") as advance:
         for part in x.split(rows):
@@ -71,7 +73,7 @@ def own_detectors(
             # The last column takes the unused slots.
             fires = torch.zeros(len(batch), sae.d_sae + 1, dtype=torch.bool, device=sae.device)
             fires.scatter_(1, torch.where(alone.active(threshold), alone.ids, sae.d_sae), True)
-            row, edge = (sae.detect(batch, child) > level).nonzero(as_tuple=True)
+            row, edge = (sae.detect(batch, child) > above).nonzero(as_tuple=True)
             both = edge[fires[row, parent[edge]]]
             on += torch.bincount(edge, minlength=len(child)).cpu()
             with_parent += torch.bincount(both, minlength=len(child)).cpu()

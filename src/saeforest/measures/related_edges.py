@@ -14,7 +14,7 @@ from torch import Tensor
 from ..saes import SAE
 from ..saes.encode import DENSE_ENTRIES
 from .matched import NullParents, Triple
-from .own_detectors import levels
+from .own_detectors import detector_thresholds
 from .subject import Subject
 
 # Number of children whose detectors are run at once: where they are on takes 8 bytes a token at most.
@@ -65,8 +65,8 @@ class RelatedEdges:
         for first in range(0, len(self._candidates), _BLOCK):
             edges = self._candidates[first : first + _BLOCK]
             children = torch.from_numpy(self._child[edges])
-            level = levels(self._subject.pairs, children, self._least)
-            on = where_on(self._subject.sae, self._subject.x, children, level)
+            above = detector_thresholds(self._subject.pairs, children, self._least)
+            on = where_on(self._subject.sae, self._subject.x, children, above)
             for e, own in zip(edges.tolist(), on, strict=True):
                 if drawn == self._n:
                     return
@@ -102,14 +102,14 @@ class RelatedEdges:
 
 @torch.no_grad()
 def where_on(
-    sae: SAE, x: Float[Tensor, "n d_in"], features: Int[Tensor, "m"], level: Float[Tensor, "m"]
+    sae: SAE, x: Float[Tensor, "n d_in"], features: Int[Tensor, "m"], above: Float[Tensor, "m"]
 ) -> list[Int64[Array, "u"]]:
-    """The activations on which the detector of each feature exceeds its level, ascending (see `own_detectors`)."""
-    features, level = features.to(sae.device), level.to(sae.device)
+    """The activations on which the detector of each feature exceeds its threshold, ascending (see `own_detectors`)."""
+    features, above = features.to(sae.device), above.to(sae.device)
     parts: list[Int[Tensor, "2 some"]] = []
     first = 0
     for part in x.split(max(DENSE_ENTRIES // max(len(features), 1), 1)):
-        row, feature = (sae.detect(part.to(sae.device).float(), features) > level).nonzero(as_tuple=True)
+        row, feature = (sae.detect(part.to(sae.device).float(), features) > above).nonzero(as_tuple=True)
         parts.append(torch.stack([row.cpu() + first, feature.cpu()]))
         first += len(part)
     row, feature = torch.cat(parts, dim=1).numpy()

@@ -120,7 +120,7 @@ class FlatTraining(Training):
             terms["auxiliary"] = scalars([auxiliary])
         return Step(loss, terms, code.detach(), target + error.detach(), fired, len(x))
 
-    def without_steps(self, x: Float[Tensor, "n d_in"], target: Float[Tensor, "n d_out"]) -> None:
+    def take_from_first_batch(self, x: Float[Tensor, "n d_in"], target: Float[Tensor, "n d_out"]) -> None:
         self.follow(self(x, target), self.run.n_steps)
 
     def follow(self, step: Step, number: int) -> list[Event]:

@@ -315,7 +315,7 @@ class LevelsTraining(Training):
         error = (out - residual).square().sum(1)
         return (error * (norm.squeeze(1).square() / (error + _GHOST_EPS)).detach()).mean()
 
-    def without_steps(self, x: Float[Tensor, "n d_in"], target: Float[Tensor, "n d_out"]) -> None:
+    def take_from_first_batch(self, x: Float[Tensor, "n d_in"], target: Float[Tensor, "n d_out"]) -> None:
         first = self.links.first_update or 1
         self.links.follow(self.sae, self(x, target), first)
         self.links.conclude(self.sae, first)

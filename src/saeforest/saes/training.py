@@ -246,11 +246,11 @@ class Training(nn.Module, ABC):
     def untrained(self, x: Float[Tensor, "n d_in"], target: Float[Tensor, "n d_out"]) -> SAE:
         """The SAE before its first step, ready to be used. x, target: its first batch."""
         self.initialize(x, target)
-        self.without_steps(x, target)
+        self.take_from_first_batch(x, target)
         self.sae.fold_scale()
         return self.sae.eval()
 
-    def without_steps(self, x: Float[Tensor, "n d_in"], target: Float[Tensor, "n d_out"]) -> None:
+    def take_from_first_batch(self, x: Float[Tensor, "n d_in"], target: Float[Tensor, "n d_out"]) -> None:
         """Take from a first batch what the SAE cannot be used without, and otherwise gets from training steps."""
 
     # -- dead features

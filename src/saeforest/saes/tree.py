@@ -221,7 +221,7 @@ class TreeSAE(SAE):
         return found.replace(values=torch.where(found.values >= bound, found.values, 0))
 
     @torch.no_grad()
-    def in_own_right(
+    def encode_batch_alone(
         self, h: PreActivations, u: Float[Tensor, "n d_in"], code: SparseCode, least: Tensor | None
     ) -> SparseCode:
         """The features of a training batch that are active without being chosen for a child's sake.

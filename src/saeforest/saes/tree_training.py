@@ -77,7 +77,9 @@ class TreeTraining(Training):
         step = TreeStep(loss, terms, active, target + errors[-1].detach(), fired, len(x), least=least)
         if looks and own:
             # The silence loss may look at more tokens than the evidence keeps.
-            step.seen = Seen(concat_slots(own)[:looks], sae.in_own_right(h, u[:looks], active[:looks], least))
+            step.seen = Seen(
+                concat_slots(own)[:looks], sae.encode_batch_alone(h, u[:looks], active[:looks], least)
+            )
         if sae.config.allocation.reinitialize:
             step.residuals = Residuals(u.detach(), -errors[-1].detach() / stats.std, sae.active(active))
         return step
@@ -130,7 +132,7 @@ class TreeTraining(Training):
                 threshold.update(least, number)
 
     @torch.no_grad()
-    def without_steps(self, x: Float[Tensor, "n d_in"], target: Float[Tensor, "n d_out"]) -> None:
+    def take_from_first_batch(self, x: Float[Tensor, "n d_in"], target: Float[Tensor, "n d_out"]) -> None:
         if self._thresholds:
             self._follow_thresholds(self(x, target), self.run.n_steps)
 

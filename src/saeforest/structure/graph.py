@@ -31,10 +31,10 @@ from ..errors import InputError
 from .forest import Forest
 from .pairs import PairStatistics
 
-Evidence = Literal["weighted", "conditional", "mcs"]
+EdgeEvidence = Literal["weighted", "conditional", "mcs"]
 Shape = Literal["dag", "tree"]
 #: Thresholds of the published code.
-THRESHOLD: dict[Evidence, float] = {"weighted": 0.9, "conditional": 0.9, "mcs": 0.8}
+THRESHOLD: dict[EdgeEvidence, float] = {"weighted": 0.9, "conditional": 0.9, "mcs": 0.8}
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class GraphRules:
     Raises InputError for a value out of its range.
     """
 
-    evidence: Evidence = "weighted"
+    evidence: EdgeEvidence = "weighted"
     """What makes a feature the parent of another. weighted: the share of the child's activation that falls on tokens
     where the parent fires too; conditional: the share of the child's tokens; mcs: masked cosine similarity."""
     shape: Shape = "dag"
@@ -241,7 +241,7 @@ def _implications(
 
 
 def evidence(
-    pairs: PairStatistics, kind: Evidence, children: Int[Tensor, "f"]
+    pairs: PairStatistics, kind: EdgeEvidence, children: Int[Tensor, "f"]
 ) -> Iterator[tuple[Int[Tensor, "b"], Float64[Tensor, "b d_sae"]]]:
     """Yield blocks of `children`, in order, with the evidence for each feature as their parent.
 
