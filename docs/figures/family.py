@@ -5,7 +5,7 @@
 RUN is a finished run of `saeforest train`; its index is made if it has none. `saeforest show RUN` lists families to
 choose from. The figure of the README:
 
-    saeforest train demo --tokens 250000 --out runs/figure
+    saeforest train demo-tree-paper --tokens 250000 --out runs/figure
     saeforest index runs/figure --tokens 80000
     python docs/figures/family.py runs/figure 636 3087 5232 2807 2662
 """

@@ -51,7 +51,7 @@ _DEMO_TREE = replace(
     budget="batch",
     layer_weights=0.02,
     allocation=replace(
-        _DEMO_ALLOCATION, rule="data", start="root", reinitialize=True, from_data=FromDataConfig(earned=0.25)
+        _DEMO_ALLOCATION, rule="data", start="root", reinitialize=True, from_data=FromDataConfig(earned=0.28)
     ),
 )
 # Small batches have few pre-activations near a threshold, so the kernel must be wider than the paper's.
