@@ -15,7 +15,7 @@ ROOT = Path(saeforest.__file__).parent
 FILES = sorted(path for path in ROOT.rglob("*.py") if path.parent != ROOT / "cli")
 # A command to type is the command line's own: in backquotes, or from its name on.
 COMMANDS = re.compile(r"`[^`]*`|(saeforest|pip) .*")
-OPTION = re.compile(r"(?<![\w-])--[a-z]")
+OPTION = re.compile(r"(?<![\w!-])--[a-z]")  # an HTML comment is none
 
 
 def texts(tree: ast.AST) -> Iterator[tuple[int, str]]:

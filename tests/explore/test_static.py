@@ -221,7 +221,7 @@ def test_everything_is_a_folder(answers: Api, bundle: Bundle, tmp_path: Path, mo
 def test_what_is_never_replaced(answers: Api, bundle: Bundle, tmp_path: Path) -> None:
     file, folder = tmp_path / "x.html", tmp_path / "folder"
     file.write_text("mine")
-    with pytest.raises(InputError, match=r"x\.html: exists; choose another name, or give --force"):
+    with pytest.raises(InputError, match=r"x\.html: exists; choose another name, or replace it with `force`"):
         check_file(file, force=False)
     check_file(file, force=True)
     with pytest.raises(InputError, match="a folder; expected the name of a file"):

@@ -150,7 +150,7 @@ def check_file(out: Path, force: bool) -> None:
             f"{out}: a folder; expected the name of a file for one subtree, such as {out / 'family.html'}"
         )
     if out.exists() and not force:
-        raise InputError(f"{out}: exists; choose another name, or give --force to replace it")
+        raise InputError(f"{out}: exists; choose another name, or replace it with `force`")
 
 
 def check_folder(out: Path, force: bool) -> None:
@@ -166,7 +166,7 @@ def check_folder(out: Path, force: bool) -> None:
         raise InputError(f"{out}: exists and is not empty; choose another folder")
     if not force:
         raise InputError(
-            f"{out}: holds an export already; choose another folder, or give --force to replace it"
+            f"{out}: holds an export already; choose another folder, or replace it with `force`"
         )
 
 
