@@ -85,7 +85,7 @@ COMMANDS: dict[str, Command] = {
     "index": Command(
         "index:index",
         "RUN",
-        "Record where each feature fires most, for `show`",
+        "Measure each feature and edge once, for `show` and `explore`",
         "Writes RUN/index/. An interrupted index continues where it stopped.",
         ("saeforest index runs/demo --tokens 2000000",),
         _names("run tokens sae device json"),

@@ -31,7 +31,7 @@ def _usage() -> str:
     wide = max(map(len, _OPTIONS))
     return "\n".join(
         [
-            "usage: saeforest COMMAND [OPTIONS]",
+            "usage: saeforest COMMAND [OPTIONS]; to start with: saeforest demo",
             "",
             f"saeforest {__version__}: hierarchical sparse autoencoders on language models",
             "",
@@ -39,7 +39,6 @@ def _usage() -> str:
             "",
             *(f"  {option:{wide}}  {what}" for option, what in _OPTIONS.items()),
             "",
-            "Start with: saeforest demo",
             "Exit codes: 0 done; 1 damage found or output lost; 2 error; 128+N signal N",
         ]
     )
