@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from saeforest.evaluation import (
     MeasureOptions,
     Source,
 )
-from saeforest.measures import EvalBatch, Record, Study
+from saeforest.measures import EvalBatch, Record, Study, WindowLosses
 from saeforest.saes import SAE, TreeConfig, TreeSAE
 from saeforest.sparse_code import SparseCode
 from saeforest.structure.forest import Forest
@@ -123,3 +124,16 @@ def doubles(batches: list[EvalBatch]) -> list[tuple[oracle.FloatArray, oracle.Fl
 
 def close(value: float | None, expected: float, tolerance: float = 1e-10) -> bool:
     return value is not None and math.isclose(value, expected, rel_tol=tolerance, abs_tol=tolerance)
+
+
+def losses(
+    clean: float, spliced: float, ablated: float, kl: tuple[float, float] = (0.1, 1.0), n_windows: int = 3
+) -> EvalBatch:
+    """Windows of four predictions each, with these mean losses and divergences."""
+
+    def four(mean: float) -> Tensor:
+        return torch.full((n_windows,), 4 * mean, dtype=torch.float64)
+
+    n = torch.full((n_windows,), 4)
+    found = WindowLosses(n, four(clean), four(spliced), four(ablated), n, four(kl[0]), four(kl[1]))
+    return replace(eval_batch(torch.ones(n_windows, 2), None, None, n_windows), losses=found)

@@ -19,8 +19,8 @@ from measure_cases import (
     SOURCE,
     ce,
     close,
-    eval_batch,
     keep_by_hand,
+    losses,
     measured,
 )
 from oracles import measures as oracle
@@ -31,7 +31,6 @@ from saeforest.evaluation import (
     evaluate,
 )
 from saeforest.lm import LanguageModel
-from saeforest.measures import EvalBatch, WindowLosses
 from saeforest.measures.cross_entropy import CrossEntropyConfig
 from saeforest.saes import TreeSAE
 from saeforest.text import Tokens
@@ -105,17 +104,6 @@ def test_cross_entropy_of_each_level_equals_the_oracle(
     for name in ("spliced", "ce_loss_score", "kl_div_score"):
         assert close(found.value[f"{name}_level_2"], found.value[name] or 0, 1e-6)
     assert found.value["spliced_level_0"] != found.value["spliced_level_1"]
-
-
-def losses(
-    clean: float, spliced: float, ablated: float, kl: tuple[float, float] = (0.1, 1.0), n_windows: int = 3
-) -> EvalBatch:
-    def four(mean: float) -> Tensor:
-        return torch.full((n_windows,), 4 * mean, dtype=torch.float64)
-
-    n = torch.full((n_windows,), 4)
-    found = WindowLosses(n, four(clean), four(spliced), four(ablated), n, four(kl[0]), four(kl[1]))
-    return replace(eval_batch(torch.ones(n_windows, 2), None, None, n_windows), losses=found)
 
 
 def test_ce_loss_score_vector(sae: TreeSAE) -> None:

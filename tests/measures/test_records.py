@@ -17,6 +17,7 @@ from measure_cases import (
     SOURCE,
     VOCAB,
     ce,
+    losses,
     measured,
 )
 from saeforest.activations import ActivationReader

@@ -165,9 +165,7 @@ def check_folder(out: Path, force: bool) -> None:
     if not _is_export(out):
         raise InputError(f"{out}: exists and is not empty; choose another folder")
     if not force:
-        raise InputError(
-            f"{out}: holds an export already; choose another folder, or replace it with `force`"
-        )
+        raise InputError(f"{out}: holds an export already; choose another folder, or replace it with `force`")
 
 
 def _is_export(folder: Path) -> bool:

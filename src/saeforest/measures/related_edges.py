@@ -105,6 +105,8 @@ def where_on(
     sae: SAE, x: Float[Tensor, "n d_in"], features: Int[Tensor, "m"], above: Float[Tensor, "m"]
 ) -> list[Int64[Array, "u"]]:
     """The activations on which the detector of each feature exceeds its threshold, ascending (see `own_detectors`)."""
+    if not len(features):
+        return []
     features, above = features.to(sae.device), above.to(sae.device)
     parts: list[Int[Tensor, "2 some"]] = []
     first = 0
