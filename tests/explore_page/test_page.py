@@ -119,6 +119,7 @@ def test_search_finds_a_feature(watched: Watched) -> None:
     row = page.get_by_role("treeitem").filter(has_text="nice · lovely · pleasant")
     expect(row).to_be_visible()
     assert "q=lovely" in page.url
+    expect(page.get_by_role("status").filter(has_text="of 868")).to_be_visible()
     row.click()
     expect(page.get_by_role("complementary", name="Chosen feature")).to_contain_text("nice · lovely")
     page.goto(watched.url + "#/tree?q=%5ERhine.*Nile%24&re=1")

@@ -91,6 +91,7 @@ def test_a_label_is_kept_by_the_server(real: Watched) -> None:
     expect(page.locator("h1")).not_to_contain_text("mine")
 
 
-def test_without_null_pairs_there_is_nothing_to_audit(real: Watched) -> None:
+def test_a_pair_is_rated_blind_by_the_server(real: Watched) -> None:
     page = real.open("#/audit")
-    expect(page.locator("main")).to_contain_text("no null pairs")
+    page.get_by_role("group", name="Rating").get_by_role("button", name="Unsure").click()
+    expect(page.get_by_role("region", name="Your tally")).not_to_contain_text("Nothing rated yet")
