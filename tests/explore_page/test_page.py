@@ -111,6 +111,22 @@ def test_a_family_is_read_by_the_model_when_asked(watched: Watched, made: MadeFo
     expect(without.get_by_role("button")).to_have_count(0)
 
 
+def test_a_press_of_the_pointer_does_not_move_the_rows_away(watched: Watched) -> None:
+    page = watched.open("#/tree")
+    rows = page.get_by_role("tree", name="Features")
+    expect(page.get_by_role("treeitem").first).to_be_visible()
+    rows.evaluate("(rows) => { rows.scrollTop = 2000 }")
+    row = page.get_by_role("treeitem").nth(20)
+    expect(row).to_be_in_viewport()
+    name = row.locator(".id").inner_text()
+    row.hover()
+    page.mouse.down()
+    expect(rows).to_be_focused()
+    page.wait_for_timeout(200)
+    page.mouse.up()
+    expect(page).to_have_url(re.compile(rf"at={name}\b"))
+
+
 def test_search_finds_a_feature(watched: Watched) -> None:
     page = watched.open("#/")
     page.keyboard.press("/")

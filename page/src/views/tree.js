@@ -150,6 +150,8 @@ export function TreeView() {
     const list = [...set].slice(-400); // an address has its limits
     query({ open: `${all ? "all" : ""}${list.map((other) => `.${other}`).join("")}` || null, at: id }, { replace: true });
   };
+  // With the pointer, the row under it is the choice: another one chosen first would move the rows away from under it.
+  const focused = (event) => event.currentTarget.matches(":focus-visible") && place < 0 && rows.length && wanted === null && pick(rows[0].id);
   const keys = (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey) return;
     const row = rows[place];
@@ -176,7 +178,7 @@ export function TreeView() {
     <div class="split">
       <div class="tree-pane">
         <div class="rows" ref=${box} role="tree" tabindex="0" aria-label="Features" aria-activedescendant=${place >= first && place < last && place >= 0 ? `row-${at}` : null}
-          onScroll=${(event) => setTop(event.currentTarget.scrollTop)} onKeyDown=${keys} onFocus=${() => place < 0 && rows.length && wanted === null && pick(rows[0].id)}>
+          onScroll=${(event) => setTop(event.currentTarget.scrollTop)} onKeyDown=${keys} onFocus=${focused}>
           <div class="row row-head" aria-hidden="true"><span class="name">Feature</span><span class="kids">children</span><span class="density">density</span><span class="place-cell" title=${column?.title}>${column ? column.title : ""}</span></div>
           <div class="rows-all" role="presentation" style=${{ height: `${rows.length * ROW}px` }}><div class="rows-shown" role="presentation" style=${{ transform: `translateY(${first * ROW}px)` }}>
             ${rows.slice(first, last).map((row) => html`<${Row} key=${row.id} row=${row} at=${at} column=${column} tree=${tree} onToggle=${toggle} onPick=${pick} />`)}
