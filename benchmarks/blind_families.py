@@ -25,7 +25,7 @@ import torch
 
 from saeforest.evaluation.nulls import shuffled_parents
 from saeforest.explore import Explorer, Index
-from saeforest.explore.cards import FeatureCard
+from saeforest.explore.queries.cards import FeatureCard
 from saeforest.kept_forest import forest_of
 from saeforest.lm import load_tokenizer
 from saeforest.run_folder import RunFolder

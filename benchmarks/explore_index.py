@@ -22,7 +22,7 @@ import torch
 
 from saeforest.activations import ActivationBatch
 from saeforest.explore import Index, build_index
-from saeforest.explore.counts import Counts
+from saeforest.explore.measuring.counts import Counts
 from saeforest.memory import peak
 from saeforest.saes import TreeConfig, TreeSAE
 from saeforest.text import Tokens

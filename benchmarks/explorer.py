@@ -24,10 +24,10 @@ import torch
 
 from saeforest.explore import Explorer, Index
 from saeforest.explore.api import Api
-from saeforest.explore.columns import COLUMNS
-from saeforest.explore.form import CONTEXTS, SAMPLES, WINDOW, unused
 from saeforest.explore.index import About
-from saeforest.explore.server import listen, serve
+from saeforest.explore.index.form import CONTEXTS, SAMPLES, WINDOW, unused
+from saeforest.explore.measuring.columns import COLUMNS
+from saeforest.explore.serving.server import listen, serve
 from saeforest.lm import load_tokenizer
 from saeforest.structure.forest import Forest
 from saeforest.text import Tokens

@@ -1,4 +1,4 @@
-// Builds the page into src/saeforest/explore/page, with a hash of the sources by which a test finds a stale bundle.
+// Builds the page into src/saeforest/explore/serving/page, with a hash of the sources by which a test finds a stale bundle.
 import { createHash } from "node:crypto";
 import { cpSync, mkdirSync, readFileSync, readdirSync, writeFileSync } from "node:fs";
 import { dirname, join } from "node:path";
@@ -6,7 +6,7 @@ import { fileURLToPath } from "node:url";
 import { build } from "esbuild";
 
 const here = dirname(fileURLToPath(import.meta.url));
-const out = join(here, "../src/saeforest/explore/page");
+const out = join(here, "../src/saeforest/explore/serving/page");
 mkdirSync(out, { recursive: true });
 
 await build({

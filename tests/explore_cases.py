@@ -11,9 +11,9 @@ from transformers import PreTrainedTokenizerFast
 
 from saeforest.activations import ActivationBatch
 from saeforest.explore import Index, build_index, telling_families
-from saeforest.explore.counts import Counts
-from saeforest.explore.form import unused
 from saeforest.explore.index import About
+from saeforest.explore.index.form import unused
+from saeforest.explore.measuring.counts import Counts
 from saeforest.saes import TreeConfig, TreeSAE
 from saeforest.sparse_code import SparseCode
 from saeforest.structure.directions import RIDGE

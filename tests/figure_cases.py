@@ -11,9 +11,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from saeforest.explore import Explorer
-from saeforest.explore.columns import COLUMNS
-from saeforest.explore.form import unused
 from saeforest.explore.index import About, Index
+from saeforest.explore.index.form import unused
+from saeforest.explore.measuring.columns import COLUMNS
 from saeforest.structure.directions import RIDGE
 from saeforest.structure.forest import Forest
 from saeforest.text import Tokens

@@ -63,7 +63,7 @@ def raised_in(module: str) -> BaseException:
         ("saeforest.activations.sources", "activations.store"),
         ("saeforest.saes.tree", "sae.layer_sizes or optim.batch_size"),
         ("saeforest.optim.adam", "sae.layer_sizes or optim.batch_size"),
-        ("saeforest.explore.build", "lm.batch_size, or index a smaller SAE"),
+        ("saeforest.explore.measuring.build", "lm.batch_size, or index a smaller SAE"),
         ("saeforest.measures.mcs", "the tokens measured"),
         ("saeforest.worlds.world", "size, batch_size or held_out"),
         ("saeforest.lmx", "sae.layer_sizes, optim.batch_size, lm.batch_size or tokens"),

@@ -16,11 +16,9 @@ import argparse
 from html import escape
 from pathlib import Path
 
-from saeforest.explore import Explorer, Index, index_run
-from saeforest.explore.cards import ContextCard, FeatureCard
-from saeforest.explore.show import percent
-from saeforest.lm import load_tokenizer
-from saeforest.run_folder import RunFolder
+from saeforest.explore import open_explorer
+from saeforest.explore.queries.cards import ContextCard, FeatureCard
+from saeforest.explore.views.percent import percent
 
 WIDTH, LEFT, RIGHT = 1000, 330, 590
 PARENT_HEIGHT, CHILD_HEIGHT, GAP, MARGIN = 154, 66, 12, 16
@@ -135,11 +133,7 @@ def main() -> None:
     parser.add_argument("children", type=int, nargs="+")
     parser.add_argument("--out", type=Path, default=Path("docs/figures/family.svg"))
     args = parser.parse_args()
-    run = RunFolder(args.run)
-    config, sae = run.load(None, "cpu")
-    folder = run.index(run.names()[0])
-    index = Index.load(folder, sae) if folder.exists() else index_run(run)
-    explorer = Explorer(index, sae.forest, load_tokenizer(config.model))
+    explorer = open_explorer(args.run)
     svg = draw(explorer.feature(args.parent), [explorer.feature(child) for child in args.children])
     args.out.write_text(svg, encoding="utf-8")
 

@@ -9,7 +9,7 @@ from .config import TrainConfig
 from .errors import InputError
 from .evaluation import SETS, MeasureOptions, measure_run, table
 from .explore import Explorer, build_index, show_families
-from .explore.nulls import nulls_line
+from .explore.views.nulls import nulls_line
 from .files import read_json, write_json
 from .output import note, results
 from .run_folder import RunFolder

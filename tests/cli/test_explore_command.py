@@ -100,7 +100,7 @@ def test_from_the_command_to_the_page_and_back(indexed: Path) -> None:
 
 
 def test_annotations_are_exchanged(indexed: Path, a_run: Path, call: Call) -> None:
-    from saeforest.explore.annotations import Annotations
+    from saeforest.explore.labels.annotations import Annotations
 
     Annotations(indexed / "annotations.sqlite").set_note(5, label="five")
     assert call("explore", indexed, "--export-annotations", "notes.json").status == 0

@@ -11,7 +11,7 @@ from typing import Any
 from saeforest import presets
 from saeforest.activations import sources, writer
 from saeforest.config import MemberConfig, TrainConfig, save_config
-from saeforest.explore import run as index_run
+from saeforest.explore.measuring import run as index_run
 from saeforest.saes import TopKConfig
 from saeforest.training import loop
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from saeforest.errors import InputError
-from saeforest.explore.annotations import MOST_LABEL, Annotations, Judged, Note, Rated
+from saeforest.explore.labels.annotations import MOST_LABEL, Annotations, Judged, Note, Rated
 
 
 def test_what_is_written_is_there_again(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from explore_cases import World
 from saeforest.explore import Explorer
 from saeforest.explore.answers import ANSWERS
 from saeforest.explore.api import BODIES, Api
-from saeforest.explore.api_schema import schema, text
+from saeforest.explore.api.schema import schema, text
 from saeforest.saes import TreeSAE
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -22,7 +22,7 @@ DOCS = Path(__file__).parents[2] / "docs"
 
 def test_the_schema_is_up_to_date() -> None:
     kept = (DOCS / "explorer-api.schema.json").read_text(encoding="utf-8")
-    assert kept == text(), "run `python -m saeforest.explore.api_schema docs/explorer-api.schema.json`"
+    assert kept == text(), "run `python -m saeforest.explore.api.schema docs/explorer-api.schema.json`"
     Draft202012Validator.check_schema(schema())
 
 

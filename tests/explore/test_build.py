@@ -18,7 +18,7 @@ from explore_cases import (
 from saeforest.activations import ActivationBatch
 from saeforest.errors import InputError
 from saeforest.explore import build_index
-from saeforest.explore.strongest import Strongest, passages
+from saeforest.explore.measuring.strongest import Strongest, passages
 from saeforest.saes import TreeSAE
 from saeforest.structure import directions as directions_module
 from saeforest.structure.directions import RIDGE
@@ -108,7 +108,7 @@ def test_the_overall_covariance_gives_the_direction_of_the_one_within_classes(wo
 
 def test_small_blocks_and_slices_change_nothing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(directions_module, "_BLOCK_ENTRIES", 2 * world.sae.d_sae)
-    monkeypatch.setattr("saeforest.explore.build._SLICE", 7)
+    monkeypatch.setattr("saeforest.explore.measuring.build._SLICE", 7)
     index = world.build()
     assert torch.equal(index.top_row, world.index.top_row)
     assert torch.equal(index.rank_parent, world.index.rank_parent)

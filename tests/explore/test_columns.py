@@ -10,8 +10,8 @@ import torch
 
 from explore_cases import MIN_COUNT, D, World
 from saeforest.evaluation.nulls import shuffled_parents
-from saeforest.explore.columns import COLUMNS
-from saeforest.explore.edges import places_among
+from saeforest.explore.measuring.columns import COLUMNS
+from saeforest.explore.measuring.edges import places_among
 from saeforest.structure.directions import RIDGE
 from saeforest.structure.forest import ROOT
 

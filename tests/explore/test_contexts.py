@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 from explore_cases import EOS, World, byte_tokenizer
 from saeforest.explore import Explorer
 from saeforest.explore.api import Api
-from saeforest.explore.contexts import TokenTexts
+from saeforest.explore.queries.contexts import TokenTexts
 from saeforest.output import UNKNOWN, printable
 
 TEXTS = TokenTexts(byte_tokenizer())

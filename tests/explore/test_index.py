@@ -17,7 +17,7 @@ from explore_cases import (
 )
 from saeforest.errors import InputError
 from saeforest.explore import Index
-from saeforest.explore.form import FORMS
+from saeforest.explore.index.form import FORMS
 from saeforest.saes import TreeSAE
 
 

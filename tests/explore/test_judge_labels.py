@@ -8,16 +8,16 @@ from transformers import PreTrainedTokenizerFast
 from explore_cases import World
 from saeforest.errors import InputError
 from saeforest.explore import Explorer
-from saeforest.explore.annotations import Annotations
-from saeforest.explore.answers import Context
 from saeforest.explore.api import Api
-from saeforest.explore.judge_labels import (
+from saeforest.explore.labels.annotations import Annotations
+from saeforest.explore.labels.judge_labels import (
     features_to_label,
     judge_labels,
     label_question,
     marked,
     parse_label,
 )
+from saeforest.explore.queries.contexts import Context
 from saeforest.judges.related import obvious_trials, related_question
 from saeforest.saes import TreeSAE
 

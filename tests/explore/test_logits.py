@@ -18,8 +18,8 @@ from transformers import (
 )
 
 from explore_cases import byte_tokenizer
-from saeforest.explore.form import LOGITS
-from saeforest.explore.logits import direct_logits, final_norm
+from saeforest.explore.index.form import LOGITS
+from saeforest.explore.measuring.logits import direct_logits, final_norm
 from saeforest.lm import LanguageModel
 from saeforest.saes import TopKConfig, TopKSAE
 

@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from explore_cases import CONTEXT, MIN_COUNT, N_CONTEXTS, World
-from saeforest.explore import counts as counts_module
-from saeforest.explore import firings as firings_module
-from saeforest.explore.counts import Counts
-from saeforest.explore.firings import hashes, lowest
-from saeforest.explore.form import BINS, EACH, INTERVALS, NEIGHBORS, REACH, TELLING, WINDOW
-from saeforest.explore.strongest import passages
+from saeforest.explore.index.form import BINS, EACH, INTERVALS, NEIGHBORS, REACH, TELLING, WINDOW
+from saeforest.explore.measuring import counts as counts_module
+from saeforest.explore.measuring import firings as firings_module
+from saeforest.explore.measuring.counts import Counts
+from saeforest.explore.measuring.firings import hashes, lowest
+from saeforest.explore.measuring.strongest import passages
 from saeforest.structure.forest import ROOT
 
 
@@ -208,7 +208,7 @@ def test_shards_and_their_sizes_change_nothing(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(firings_module, "SHARD_FIRINGS", 50)
-    monkeypatch.setattr("saeforest.explore.build._SLICE", 37)
+    monkeypatch.setattr("saeforest.explore.measuring.build._SLICE", 37)
 
     def begin(counts: Counts) -> None:
         counts.firings.folder = tmp_path
@@ -224,7 +224,7 @@ def test_shards_and_their_sizes_change_nothing(
 def test_where_pairs_would_take_too_much_some_activations_are_counted(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("saeforest.explore.build.PAIR_FIRINGS", int(world.index.n_fired.sum()) // 2)
+    monkeypatch.setattr("saeforest.explore.measuring.build.PAIR_FIRINGS", int(world.index.n_fired.sum()) // 2)
     monkeypatch.setattr(counts_module, "DETECTED", 100)
     index = world.build()
     assert 0 < index.about.n_pairs < index.about.n_tokens == world.index.about.n_tokens

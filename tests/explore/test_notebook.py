@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from explore_cases import FOREST, hand_index, made_index, text_tokens
 from saeforest.explore import Explorer
-from saeforest.explore.cards import Card
+from saeforest.explore.queries.cards import Card
 from saeforest.structure.forest import Forest
 
 HOSTILE = (

@@ -13,9 +13,9 @@ from transformers import PreTrainedTokenizerFast
 
 from explore_cases import World
 from saeforest.explore import Explorer
-from saeforest.explore.annotations import Annotations
 from saeforest.explore.api import Api
-from saeforest.explore.server import MOST_BODY, make_app
+from saeforest.explore.labels.annotations import Annotations
+from saeforest.explore.serving.server import MOST_BODY, make_app
 from saeforest.saes import TreeSAE
 
 PATHS = [

@@ -17,10 +17,10 @@ from transformers import PreTrainedTokenizerFast
 
 from explore_cases import World
 from saeforest.explore import Explorer
-from saeforest.explore.annotations import Annotations
 from saeforest.explore.answers import ANSWERS
 from saeforest.explore.api import Api
-from saeforest.explore.server import make_app
+from saeforest.explore.labels.annotations import Annotations
+from saeforest.explore.serving.server import make_app
 from saeforest.saes import TreeSAE
 
 SECRET = "the secret of a file beside the run"

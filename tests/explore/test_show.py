@@ -25,8 +25,8 @@ from explore_cases import (
 from report_cases import ALONE, TREE, make_run, record
 from saeforest.errors import InputError
 from saeforest.explore import Explorer, Index, show_families, show_feature
-from saeforest.explore.nulls import nulls_line
-from saeforest.explore.show import percent
+from saeforest.explore.views.nulls import nulls_line
+from saeforest.explore.views.terminal import percent
 from saeforest.measures import Record
 from saeforest.run_folder import RunFolder
 from saeforest.structure.forest import Forest

@@ -17,11 +17,11 @@ import pytest
 
 from figure_cases import PARENTS, UNGATED, words_explorer
 from saeforest.errors import InputError
-from saeforest.explore import packing
-from saeforest.explore.annotations import Annotations
 from saeforest.explore.api import Api
-from saeforest.explore.packing import Bundle, block, packed, page, shard_script
-from saeforest.explore.static import check_file, check_folder, export_everything, export_subtree
+from saeforest.explore.labels.annotations import Annotations
+from saeforest.explore.serving import packing
+from saeforest.explore.serving.packing import Bundle, block, packed, page, shard_script
+from saeforest.explore.serving.static import check_file, check_folder, export_everything, export_subtree
 
 HOSTILE = "<script>alert(1)</script><!--<script>\u2028\u202e\x07</style>"
 TEMPLATE = """<!doctype html>
@@ -183,7 +183,7 @@ def test_a_leaf_opens_at_its_feature(answers: Api, bundle: Bundle, tmp_path: Pat
 
 
 def test_everything_is_a_folder(answers: Api, bundle: Bundle, tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr("saeforest.explore.static.SHARD", 3)
+    monkeypatch.setattr("saeforest.explore.serving.static.SHARD", 3)
     done = export_everything(answers, tmp_path / "pages")
     assert done.n_features == len(PARENTS)
     files = {p.relative_to(done.path).as_posix() for p in done.path.rglob("*") if p.is_file()}

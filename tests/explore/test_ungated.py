@@ -11,7 +11,7 @@ from explore_cases import World
 from saeforest.activations import ActivationBatch
 from saeforest.explore import Explorer
 from saeforest.explore.api import Api
-from saeforest.explore.ungated import DetectorContexts, jaccard
+from saeforest.explore.api.ungated import DetectorContexts, jaccard
 from saeforest.saes import TreeSAE
 
 
@@ -28,7 +28,7 @@ class Reader:
 def test_contexts_where_the_detector_is_on_and_the_parent_silent(
     tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("saeforest.explore.ungated.check_site", lambda sae, reader: None)
+    monkeypatch.setattr("saeforest.explore.api.ungated.check_site", lambda sae, reader: None)
     world = World(TreeSAE, documents=7)
     api = Api(Explorer(world.index, world.sae.forest, tokenizer), sae=world.sae)
     detectors = DetectorContexts(world.sae, world.index, api.features.contexts, lambda: Reader(world))  # pyright: ignore[reportArgumentType]

@@ -22,7 +22,7 @@ POLICY = (
 @contextmanager
 def serving(made: MadeForest) -> Iterator[str]:
     """Serve `made` on loopback; gives the page's address."""
-    bundle = files("saeforest.explore") / "page"
+    bundle = files("saeforest.explore.serving") / "page"
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"

@@ -8,8 +8,8 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-SOURCES, BUNDLE = ROOT / "page", ROOT / "src/saeforest/explore/page"
-REBUILD = "the bundle is stale: `make page` (needs node) and commit src/saeforest/explore/page"
+SOURCES, BUNDLE = ROOT / "page", ROOT / "src/saeforest/explore/serving/page"
+REBUILD = "the bundle is stale: `make page` (needs node) and commit src/saeforest/explore/serving/page"
 
 
 def test_the_bundle_is_built_from_its_sources() -> None:

@@ -9,9 +9,9 @@ import pytest
 from playwright.sync_api import Browser, Page
 
 from figure_cases import words_explorer
-from saeforest.explore.annotations import Annotations
 from saeforest.explore.api import Api
-from saeforest.explore.static import export_everything, export_subtree
+from saeforest.explore.labels.annotations import Annotations
+from saeforest.explore.serving.static import export_everything, export_subtree
 
 HOSTILE = "<script>document.title='obeyed'</script>\u202e"
 

@@ -274,7 +274,7 @@ def test_what_is_missing_says_what_to_do(watched: Watched) -> None:
 
 
 def test_a_file_holds_the_same_page(made: MadeForest, browser: Browser, tmp_path: Path) -> None:
-    bundle = files("saeforest.explore") / "page"
+    bundle = files("saeforest.explore.serving") / "page"
     pressed = lambda value: base64.b64encode(gzip.compress(json.dumps(value).encode())).decode()  # noqa: E731
     block = {path: made.get(path) for path in ("overview", "forest", "labels", "feature/1")}
     block["overview"] = block["overview"] | {"static": True}

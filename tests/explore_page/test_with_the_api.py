@@ -13,9 +13,9 @@ from playwright.sync_api import Browser, expect
 from explore_cases import World, byte_tokenizer
 from explore_page.conftest import Watched, watching
 from saeforest.explore import Explorer
-from saeforest.explore.annotations import Annotations
 from saeforest.explore.api import Api
-from saeforest.explore.server import make_app
+from saeforest.explore.labels.annotations import Annotations
+from saeforest.explore.serving.server import make_app
 from saeforest.saes import TreeSAE
 
 VIEWS = [

@@ -26,10 +26,10 @@ from saeforest.activations.sources import MemoryActivations, open_store
 from saeforest.activations.writer import read_journal
 from saeforest.config import load_config
 from saeforest.explore import Index
-from saeforest.explore.counts import Counts
-from saeforest.explore.run import _STATE as INDEX_STATE
-from saeforest.explore.run import _TENSORS as COUNTS
-from saeforest.explore.run import _Unfinished
+from saeforest.explore.measuring.counts import Counts
+from saeforest.explore.measuring.run import _STATE as INDEX_STATE
+from saeforest.explore.measuring.run import _TENSORS as COUNTS
+from saeforest.explore.measuring.run import _Unfinished
 from saeforest.files import CHECKSUM, CHECKSUMS, read_json
 from saeforest.interop import load_folder
 from saeforest.interop.tree_sae import load_tree_sae

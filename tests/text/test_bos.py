@@ -21,8 +21,8 @@ from saeforest.config import TrainConfig, load_config, save_config
 from saeforest.errors import InputError
 from saeforest.evaluation import measure_saes
 from saeforest.evaluation.options import MeasureOptions
-from saeforest.explore.build import build_index
 from saeforest.explore.index import Index
+from saeforest.explore.measuring.build import build_index
 from saeforest.lm import LanguageModel
 from saeforest.measures.absorption import AbsorptionConfig
 from saeforest.measures.examples import FeatureWindows

@@ -23,7 +23,7 @@ from .shared import Device, Json, OneSAE, Run
 
 if TYPE_CHECKING:
     from ..explore.api import Api
-    from ..explore.compare_answers import Other
+    from ..explore.api.compare import Other
     from ..run_folder import RunFolder
     from ..saes import SAE
     from ..structure.forest import Forest
@@ -69,7 +69,7 @@ def explore(argv: Sequence[str]) -> None:
         _exchange(args, run, name)
         return
     with needs("explore", "the explorer"):
-        from ..explore.server import listen, serve
+        from ..explore.serving.server import listen, serve
     from ..explore.api import Api
 
     try:
@@ -95,7 +95,7 @@ def explore(argv: Sequence[str]) -> None:
 
 def _label(args: ExploreArguments, run: RunFolder, name: str, api: Api) -> None:
     """Has the judge label features. Its answers are kept with those about the run's measures."""
-    from ..explore.judge_labels import features_to_label, judge_labels
+    from ..explore.labels.judge_labels import features_to_label, judge_labels
     from ..judges import open_judge
     from ..session import open_reader
 
@@ -178,7 +178,7 @@ def _others(args: ExploreArguments, name: str) -> Mapping[str, Other]:
 
 def _exchange(args: ExploreArguments, run: RunFolder, name: str) -> None:
     """Exports or imports annotations."""
-    from ..explore.annotations import Annotations
+    from ..explore.labels.annotations import Annotations
 
     _, sae = run.load(name, "cpu")
     annotations = Annotations(run.annotations(name))

@@ -37,7 +37,7 @@ class ExportArguments:
 def export(argv: Sequence[str]) -> None:
     args = parse(ExportArguments, argv, "export")
     from ..explore.api import Api
-    from ..explore.static import check_file, check_folder, export_everything, export_subtree
+    from ..explore.serving.static import check_file, check_folder, export_everything, export_subtree
     from ..run_folder import RunFolder
 
     if args.root is None:

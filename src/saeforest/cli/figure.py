@@ -40,7 +40,7 @@ def figure(argv: Sequence[str]) -> None:
     positive(args, "children", "depth")
     from ..explore.api import Api
     from ..explore.figures import SUFFIXES, draw
-    from ..explore.nulls import nulls_line
+    from ..explore.views.nulls import nulls_line
     from ..files import atomic_file
     from ..run_folder import RunFolder
 

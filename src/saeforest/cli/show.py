@@ -30,7 +30,7 @@ def show(argv: Sequence[str]) -> None:
     args = parse(ShowArguments, argv, "show")
     positive(args, "families")
     from ..explore import open_explorer, show_families, show_feature
-    from ..explore.nulls import nulls_line
+    from ..explore.views.nulls import nulls_line
     from ..run_folder import RunFolder
 
     run = RunFolder(args.run)

@@ -1,13 +1,13 @@
 """Exploring a forest: the index of a run, queries on it, and the view in the terminal."""
 
-from .build import build_index
-from .cards import ContextCard, EdgeCard, FamilyCard, FeatureCard, OverviewCard, SearchResult
-from .families import ChosenFamilies, Family, telling_families
 from .index import Index
+from .measuring.build import build_index
+from .measuring.run import index_run
 from .opening import open_explorer
-from .queries import Explorer
-from .run import index_run
-from .show import show_families, show_feature
+from .queries.cards import ContextCard, EdgeCard, FamilyCard, FeatureCard, OverviewCard, SearchResult
+from .queries.explorer import Explorer
+from .queries.families import ChosenFamilies, Family, telling_families
+from .views.terminal import show_families, show_feature
 
 __all__ = [
     "ChosenFamilies",

@@ -10,8 +10,8 @@ from ..lm import load_tokenizer
 from ..output import note
 from ..run_folder import RunFolder
 from .index import Index
-from .queries import Explorer
-from .run import index_run
+from .measuring.run import index_run
+from .queries.explorer import Explorer
 
 _MOST_DIGITS = 20
 

@@ -11,8 +11,8 @@ from ..activations.sources import HARVEST, MANIFEST, TOKENS, open_store
 from ..activations.writer import JOURNAL, PENDING, Journal, read_journal
 from ..config import is_signed, load_config
 from ..errors import InputError, command
-from ..explore import index as indexes
-from ..explore.annotations import Annotations
+from ..explore.index import index as indexes
+from ..explore.labels.annotations import Annotations
 from ..files import (
     CHECKSUM,
     CHECKSUMS,

@@ -3,31 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
-from ..annotations import Rating
-from .parts import Array, Source
+from ..labels.annotations import Rating
+from ..labels.labels import Source
+from ..queries.contexts import Context
+from .parts import AboutColumn, Array
 
 # -- features
-
-
-@dataclass(frozen=True)
-class Context:
-    """An activation with the text around it.
-
-    value: the activation. row: row of its token in the indexed text.
-    tokens: the text, in pieces of whole characters. values: the feature's activation on each of them.
-    at: which of them the activation is on. child: the child that fires most strongly on each of them, -1 if none does;
-    None if that was not asked for.
-    """
-
-    document: str
-    row: int
-    value: float
-    tokens: tuple[str, ...]
-    values: tuple[float, ...]
-    at: int
-    child: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -39,16 +21,9 @@ class Named:
 
 
 @dataclass(frozen=True)
-class EdgeColumn:
+class EdgeColumn(AboutColumn):
     """A column of one edge. place: the share of matched null pairs that it exceeds, ties half; 0.5 is chance."""
 
-    name: str
-    title: str
-    unit: str
-    description: str
-    higher_is_more: bool
-    mechanical: bool
-    format: Literal["share", "cosine", "log2", "rank", "number"]
     value: float | None
     place: float | None
 

@@ -12,8 +12,8 @@ from torch import Tensor
 
 #: Version of the API: the first part of its address, and a field of `overview`.
 API_VERSION = 1
-Source = Literal["hand", "judge", "auto"]
-"""Where a label comes from: a person, a judge, or the tokens by which the feature stands out."""
+Format = Literal["share", "cosine", "log2", "rank", "number"]
+"""How the numbers of a column are written."""
 
 
 def plain(answer: Any) -> Any:
@@ -53,6 +53,19 @@ class Array:
         numbers = tensor.detach().cpu().to(getattr(torch, dtype)).contiguous().numpy()
         data = base64.b64encode(numbers.astype(numbers.dtype.newbyteorder("<")).tobytes()).decode()
         return cls(dtype, tuple(tensor.shape), data)
+
+
+@dataclass(frozen=True)
+class AboutColumn:
+    """An edge column. mechanical: whether the SAE's gate brings high values about, whatever the parent is."""
+
+    name: str
+    title: str
+    unit: str
+    description: str
+    higher_is_more: bool
+    mechanical: bool
+    format: Format
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from ..annotations import Kind, Rating
-from .features import Context
+from ..labels.annotations import Kind, Rating
+from ..queries.contexts import Context
 
 # -- search
 

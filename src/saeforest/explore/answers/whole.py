@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from .parts import Array, Source
+from ..labels.labels import Source
+from .parts import AboutColumn, Array
 
 # -- overview
 
@@ -104,19 +105,6 @@ class OverviewAnswer:
 
 
 # -- the whole
-
-
-@dataclass(frozen=True)
-class AboutColumn:
-    """An edge column. mechanical: whether the SAE's gate brings high values about, whatever the parent is."""
-
-    name: str
-    title: str
-    unit: str
-    description: str
-    higher_is_more: bool
-    mechanical: bool
-    format: Literal["share", "cosine", "log2", "rank", "number"]
 
 
 @dataclass(frozen=True)

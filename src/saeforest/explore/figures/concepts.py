@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ...output import printable
-from ..cards import ContextCard, EdgeCard, FeatureCard
-from ..queries import Explorer
+from ..queries.cards import ContextCard, EdgeCard, FeatureCard
+from ..queries.explorer import Explorer
 from .numbers import EdgeScale, edge_value
 
 _TITLE_TOKENS = 5

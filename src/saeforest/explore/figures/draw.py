@@ -6,7 +6,7 @@ from typing import Literal, get_args
 
 from ...errors import InputError
 from ...extras import needs
-from ..queries import Explorer
+from ..queries.explorer import Explorer
 
 Kind = Literal["family", "geometry"]
 KINDS: tuple[Kind, ...] = get_args(Kind)

@@ -12,9 +12,9 @@ from rich.cells import cell_len
 
 from ...errors import InputError
 from ...text.passages import fit
-from ..cards import ContextCard
-from ..queries import Explorer
-from ..show import percent
+from ..queries.cards import ContextCard
+from ..queries.explorer import Explorer
+from ..views.percent import percent
 from .concepts import Concept, concept_tree
 from .lettering import LINE, NULL, PAPER, QUIET, RULE, SIGNAL, SOFT, Lettering
 from .numbers import EdgeScale, edge_scale

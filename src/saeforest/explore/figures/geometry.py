@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from ...errors import InputError, command
 from ...text.passages import fit, read_passage
-from ..queries import Explorer
+from ..queries.explorer import Explorer
 from .concepts import concept_tree
 from .lettering import INK, PAPER, QUIET, Lettering
 

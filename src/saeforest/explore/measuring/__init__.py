@@ -1,0 +1,1 @@
+"""The measuring pass: from activations to an index."""

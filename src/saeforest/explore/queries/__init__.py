@@ -1,0 +1,1 @@
+"""Questions to an index, answered by cards: plain data that the terminal, notebooks and figures show."""

@@ -1,0 +1,1 @@
+"""Cards in the terminal and in notebooks."""
