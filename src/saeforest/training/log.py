@@ -9,7 +9,7 @@ import sys
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -30,6 +30,7 @@ from ..output import note
 from ..run_folder import RunFolder
 from ..saes import Event, Step, Training
 from ..saes.files import CFG, WEIGHTS
+from ..structure.forest import ROOT
 
 LOG, ALLOCATIONS = "log.jsonl", "allocations.jsonl"
 FINISHED = "finished"
@@ -94,7 +95,8 @@ class RunLog:
     def event(self, event: Event) -> None:
         self._log.append(event.log)
         if event.moves:
-            about = {key: event.log[key] for key in ("step", "layer", "event")}
+            # A promotion moves features of several layers.
+            about = {key: event.log[key] for key in ("step", "layer", "event") if key in event.log}
             self._allocations.append({**about, "moves": event.moves})
 
     def sync(self) -> None:
@@ -202,6 +204,51 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
     if damaged:
         raise InputError(f"{path}: {len(damaged)} lines are damaged; restore it from a copy")
     return lines
+
+
+class Moves(NamedTuple):
+    """A line of allocations.jsonl: features that got another parent after a step, each with the old and the new one."""
+
+    step: int
+    event: str
+    moves: list[tuple[int, int, int]]
+
+
+def read_moves(folder: Path, d_sae: int) -> list[Moves]:
+    """All lines of the allocations.jsonl in a folder, in order; none if there is no such file.
+
+    Raises InputError if one is damaged, or names features that an SAE with `d_sae` features doesn't have.
+    """
+    path = folder / ALLOCATIONS
+    if not path.is_file():
+        return []
+    lines, damaged = read_lines(path)
+    found = []
+    for line in lines:
+        event, moves = line.get("event"), line.get("moves")
+        if (
+            not isinstance(event, str)
+            or not isinstance(moves, list)
+            or not all(_is_move(m, d_sae) for m in moves)
+        ):
+            damaged.append(b"")
+            continue
+        found.append(Moves(line["step"], event, [(feature, old, new) for feature, old, new in moves]))
+    if damaged:
+        raise InputError(
+            f"{path}: {len(damaged)} lines are damaged or of an SAE with other features than 0 to {d_sae - 1}; "
+            "restore it from a copy"
+        )
+    return found
+
+
+def _is_move(move: object, d_sae: int) -> bool:
+    return (
+        isinstance(move, list)
+        and len(move) == 3
+        and all(type(x) is int and ROOT <= x < d_sae for x in move)
+        and move[0] != ROOT
+    )
 
 
 def check_log(path: Path) -> None:

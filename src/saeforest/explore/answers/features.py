@@ -177,10 +177,17 @@ class FamilyChild:
 
 @dataclass(frozen=True)
 class Overlap:
-    """Overlap of siblings: the tokens on which both fire, as a share of those on which either does."""
+    """Overlap of siblings: the tokens on which both fire, as a share of those on which either does.
+
+    expected: the mean of the same where chance chooses on which of the parent's tokens each child fires as often as it
+    does (of those without the parent likewise). place: how likely chance gives a smaller overlap, ties half: 0.5 is
+    chance, near 0 is less overlap than by chance. Both are NaN on the diagonal, and where a child does not fire.
+    """
 
     ids: tuple[int, ...]
     matrix: Array
+    expected: Array
+    place: Array
 
 
 @dataclass(frozen=True)

@@ -161,13 +161,63 @@ class LayerSeries:
 
 
 @dataclass(frozen=True)
+class LayerHistory:
+    """Allocation of the features of one layer. Every series has one number for each of the history's steps.
+
+    moved: features that got another parent after the step. from_root, to_root: those of them that had none before, or
+    have none after. dead: features that were dead then. with_parent: fraction of the layer's features with a parent,
+    after the step. families: number of features with a child in the layer; largest: children in the layer of the one
+    with the most. None where the log does not have it.
+    """
+
+    layer: int
+    moved: tuple[int, ...]
+    from_root: tuple[int | None, ...]
+    to_root: tuple[int | None, ...]
+    dead: tuple[int | None, ...]
+    with_parent: tuple[float | None, ...]
+    families: tuple[int | None, ...]
+    largest: tuple[int | None, ...]
+
+
+@dataclass(frozen=True)
+class ParentHistory:
+    """A parent whose number of children changed much. children: their number after each of the history's steps.
+    gained, lost: how many features became its children, and how many stopped being so, over the whole training."""
+
+    id: int
+    label: str | None
+    children: tuple[int, ...]
+    gained: int
+    lost: int
+
+
+@dataclass(frozen=True)
+class AllocationHistory:
+    """Which features hung from which parents in the course of training.
+
+    steps: 0, the start, and each step after which parents were chosen anew. kinds: what happened after it, such as
+    `reallocation`, `root_reset`, `parents` (from data), `hierarchy` (HSAE) or `promoted`; several are joined by " + ";
+    "start" at 0. layers: those below the first. parents: those with the most children gained and lost, at most
+    24; empty where the log holds no single moves.
+    """
+
+    steps: tuple[int, ...]
+    kinds: tuple[str, ...]
+    layers: tuple[LayerHistory, ...]
+    parents: tuple[ParentHistory, ...]
+
+
+@dataclass(frozen=True)
 class TrainingAnswer:
-    """`training`: the run's log. series: by name, a value for each step. moves: the events of the log."""
+    """`training`: the run's log. series: by name, a value for each step. moves: the log's reallocations, an entry for
+    each step and layer. allocation: how the forest came about; None if the log says nothing of it."""
 
     steps: tuple[int, ...]
     series: dict[str, tuple[float | None, ...]]
     layers: LayerSeries
     moves: tuple[dict[str, Any], ...]
+    allocation: AllocationHistory | None = None
 
 
 @dataclass(frozen=True)

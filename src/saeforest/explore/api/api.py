@@ -258,7 +258,7 @@ class Api:
     def _training(self) -> Any:
         if self.run is None:
             raise Unavailable("this SAE belongs to no run, so there is no training log")
-        return training_answer(self.run, self.name, self.explorer.forest.layer_sizes)
+        return training_answer(self.run, self.name, self.explorer.forest, self.labels)
 
     def _search(self, query: Query) -> SearchAnswer:
         text = query.get("q", "")

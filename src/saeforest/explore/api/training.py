@@ -7,14 +7,17 @@ from typing import Any
 
 from ...output import printable
 from ...run_folder import RunFolder
-from ...training.log import has_log, read_log
+from ...structure.forest import Forest
+from ...training.log import has_log, read_log, read_moves
 from ..answers.whole import LayerSeries, TrainingAnswer
 from ..errors import Unavailable
+from ..labels.labels import Labels
+from .allocation import allocation_history
 
 _NOT_SERIES = {"step", "tokens", "l0", "dead", "seconds", "tokens_per_s", "peak_memory_mb", "event", "lr"}
 
 
-def training_answer(run: RunFolder, name: str, layer_sizes: tuple[int, ...]) -> TrainingAnswer:
+def training_answer(run: RunFolder, name: str, forest: Forest, labels: Labels) -> TrainingAnswer:
     """`training`. Raises Unavailable if the run has no log, InputError if it is damaged."""
     folder = run.logs(name)
     if not has_log(folder):
@@ -30,12 +33,13 @@ def training_answer(run: RunFolder, name: str, layer_sizes: tuple[int, ...]) -> 
         series={key: tuple(values) for key, values in series.items()},
         layers=LayerSeries(
             dead_share=tuple(
-                tuple(n / size for n, size in zip(_numbers(line, "dead"), layer_sizes, strict=False))
+                tuple(n / size for n, size in zip(_numbers(line, "dead"), forest.layer_sizes, strict=False))
                 for line in steps
             ),
             l0=tuple(tuple(_numbers(line, "l0")) for line in steps),
         ),
         moves=tuple(_event(line) for line in lines if line.get("event") == "reallocation"),
+        allocation=allocation_history(lines, read_moves(folder, forest.d_sae), forest, labels),
     )
 
 

@@ -9,18 +9,18 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from ...activations import ActivationReader
 from ...saes import SAE
 from ...session import check_site
 from ...sparse_code import SparseCode, concat_rows
-from ..answers.features import Overlap, Ungated, UngatedAnswer
-from ..answers.parts import Array
+from ..answers.features import Ungated, UngatedAnswer
 from ..index import Index
 from ..index.form import REACH, WINDOW
 from ..queries.contexts import Context, Contexts
+from .overlap import overlap
 
 #: Tokens of the indexed text that are read, in windows spread over it.
 SAMPLE = 8192
@@ -79,8 +79,7 @@ class DetectorContexts:
             where = (values > self._level(child)) & silent
             found.append(Ungated(child, tuple(self._best(values, where))))
         fires = [((sample.code.ids == child) & active).any(1).cpu() for child in children]
-        overlap = Overlap(tuple(children), Array.of(jaccard(fires)))
-        return UngatedAnswer(len(sample.rows), overlap, tuple(found))
+        return UngatedAnswer(len(sample.rows), overlap(children, fires, ~silent), tuple(found))
 
     def _best(self, values: Float[Tensor, "n"], where: Tensor) -> list[Context]:
         """The strongest of the chosen activations, from different windows of the model."""
@@ -121,15 +120,3 @@ class DetectorContexts:
         order = rows.argsort()
         x = x.to(self._sae.device)[order.to(self._sae.device)]
         return _Sample(x, rows[order], concat_rows([self._sae.encode(part) for part in x.split(_SLICE)]))
-
-
-def jaccard(fires: list[Bool[Tensor, "n"]]) -> Float[Tensor, "m m"]:
-    """For each pair of features, the tokens on which both fire, as a share of those on which either does; 0 if none do.
-
-    fires: where each feature fires.
-    """
-    if not fires:
-        return torch.zeros(0, 0)
-    each = torch.stack(fires).float()
-    both, n = each @ each.T, each.sum(1)
-    return both / (n[:, None] + n[None] - both).clamp(min=1)
