@@ -2,6 +2,8 @@
 
 PYTHON ?= python3
 OUT ?= runs/demo
+INTEROP_OUT ?= runs/interop
+TOOLS ?=
 WORKERS ?= 2
 FUZZ_CASES ?= 10000
 STEP ?= 5
@@ -72,9 +74,10 @@ page/node_modules/.stamp: page/package.json page/package-lock.json
 clean:
 	rm -rf .venv
 
-# Whether SAELens, in an environment of its own, reads our folders as we do, and we read those that it writes. Needs the
-# network; not part of `make test`.
+# What other tools, each in an environment of its own, make of our files, and we of theirs: all, or TOOLS="NAME NAME". Needs
+# the network; not part of `make test`.
 interop: .venv/dev.stamp
+	$(BIN)/python -m benchmarks.interop $(TOOLS) --out $(INTEROP_OUT)
 	test -x .venv-saelens/bin/python || $(PYTHON) -m venv .venv-saelens
 	.venv-saelens/bin/pip install -q torch==2.13.0 sae-lens==6.54.12
 	rm -rf .venv-saelens/folders .venv-saelens/saelens

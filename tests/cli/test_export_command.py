@@ -31,6 +31,16 @@ def test_figures_and_exports_of_a_run(a_run: Path, call: Call) -> None:
     assert (folder["folder"], folder["features"]) == ("pages", forest.d_sae)
     assert folder["files"] == len([p for p in Path("pages").rglob("*") if p.is_file()])
 
+    said = call("export", "delphi", a_run, "-o", "latents", "--tokens", 320, "--delphi.splits", 2, "--json")
+    assert said.status == 0, said.err
+    cache = json.loads(said.out)
+    assert (cache["folder"], cache["hookpoint"], cache["splits"]) == ("latents", "layers.1", 2)
+    assert cache["bytes"] == sum(p.stat().st_size for p in Path("latents").rglob("*") if p.is_file())
+    assert call("export", "delphi", a_run, "-o", "latents").status == 2
+    said = call("export", "delphi", a_run, "-o", "latents", "--tokens", 320, "--force")
+    assert said.status == 0
+    assert "LatentDataset(raw_dir='latents/latents'" in said.out
+
     drawn = call("figure", a_run, 0, "--json")
     assert drawn.status == 0, drawn.err
     image = json.loads(drawn.out)
@@ -47,7 +57,19 @@ def test_figures_and_exports_of_a_run(a_run: Path, call: Call) -> None:
 
 
 def test_what_cannot_be_exported_or_drawn(finished_run: Path, fails: Callable[..., str]) -> None:
-    assert "expected one of html" in fails("export", "pdf", finished_run, "-o", "x")
+    assert "expected one of html, delphi" in fails("export", "pdf", finished_run, "-o", "x")
+    assert "--root: an option of html, not of delphi" in fails(
+        "export", "delphi", finished_run, "-o", "x", "--root", 1
+    )
+    assert "--delphi: an option of delphi, not of html" in fails(
+        "export", "html", finished_run, "-o", "x", "--delphi.splits", 3
+    )
+    assert "--tokens 0: expected 1 or more" in fails(
+        "export", "delphi", finished_run, "-o", "x", "--tokens", 0
+    )
+    assert "splits = 0: expected 1 to 112" in fails(
+        "export", "delphi", finished_run, "-o", "x", "--delphi.splits", 0
+    )
     assert "give --root FEATURE" in fails("export", "html", finished_run, "-o", "x.html")
     assert "feature 112: expected 0 to 111" in fails(
         "export", "html", finished_run, "--root", 112, "-o", "x.html"

@@ -120,14 +120,15 @@ COMMANDS: dict[str, Command] = {
     ),
     "export": Command(
         "export:export",
-        "html RUN",
-        "Write the explorer's page as files that need no server",
-        "With --root, one HTML file of a subtree, to be sent; otherwise a folder with everything.",
+        "FORMAT RUN",
+        "Write the explorer's page, or files of another tool",
+        "With html, the page as files that need no server; docs/interop.md has what other tools make of the others.",
         (
             "saeforest export html runs/demo --root 384 -o family.html",
             "saeforest export html runs/demo -o pages",
+            "saeforest export delphi runs/demo -o latents --tokens 2000000",
         ),
-        _names("format run out root force sae device json"),
+        _names("format run out root tokens force sae device json"),
     ),
     "infer": Command(
         "infer:infer",

@@ -2,43 +2,74 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from ..errors import InputError
 from ..output import note, say, say_json
 from .arguments import parse
-from .common import named
+from .common import named, positive
 from .shared import Device, Force, Json, OneSAE, Run
+
+if TYPE_CHECKING:
+    from ..interop.exports import Exported
+    from ..run_folder import RunFolder
 
 # A page of more bytes is slow to open and to send.
 _LARGE = 10_000_000
 
 
 @dataclass(frozen=True)
+class DelphiArguments:
+    """Options of delphi alone."""
+
+    splits: int = 5
+    """Number of files that the features are divided among."""
+
+
+@dataclass(frozen=True)
 class ExportArguments:
-    format: Annotated[Literal["html"], tyro.conf.Positional]
-    """Format to export to: html, the page that `saeforest explore` shows."""
+    format: Annotated[Literal["html", "delphi"], tyro.conf.Positional]
+    """Format to export to. html: the page that `saeforest explore` shows; delphi: a latents cache that delphi explains
+    and scores features from."""
     run: Run
     out: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
-    """File for one subtree (--root), or else folder for everything, new or empty."""
+    """Folder to write, new or empty; with --root, a file."""
     root: Annotated[str | None, tyro.conf.arg(metavar="FEATURE")] = None
-    """Number of a feature: export it with all features below it and its ancestors as one file."""
+    """html: number of a feature, to export it with all features below it and its ancestors as one file."""
+    tokens: int | None = None
+    """delphi: number of training tokens to read. Default: as many as in training, up to 600,000."""
     force: Force = False
     sae: OneSAE = None
     device: Device = None
     json: Json = False
+    delphi: DelphiArguments = field(default_factory=DelphiArguments)
+
+
+#: The options that only some formats have.
+_ONLY = {"root": ("html",), "tokens": ("delphi",), "delphi": ("delphi",)}
 
 
 def export(argv: Sequence[str]) -> None:
     args = parse(ExportArguments, argv, "export")
+    default = ExportArguments(args.format, args.run, args.out)
+    for name, formats in _ONLY.items():
+        if args.format not in formats and getattr(args, name) != getattr(default, name):
+            raise InputError(
+                f"--{name}: an option of {', '.join(formats)}, not of {args.format}; leave it out"
+            )
+    if args.tokens is not None:
+        positive(args, "tokens")
+    _FORMATS[args.format](args)
+
+
+def _html(args: ExportArguments) -> None:
     from ..explore.api import Api
     from ..explore.serving.static import check_file, check_folder, export_everything, export_subtree
-    from ..run_folder import RunFolder
 
     if args.root is None:
         if args.out.suffix.lower() in (".html", ".htm"):
@@ -49,8 +80,7 @@ def export(argv: Sequence[str]) -> None:
         check_folder(args.out, args.force)
     else:
         check_file(args.out, args.force)
-    run = RunFolder(args.run)
-    name = named(run, args.sae)
+    run, name = _run(args)
     api = Api.of_run(run, name, args.device, static=True, make_index=True, feature=args.root)
     if args.root is None:
         done = export_everything(api, args.out, force=args.force)
@@ -64,3 +94,41 @@ def export(argv: Sequence[str]) -> None:
         return
     opened = done.path if args.root is not None else done.path / "index.html"
     say(f"{done.n_features:,} features, {done.size / 1e6:,.1f} MB: open {opened} in a browser")
+
+
+def _delphi(args: ExportArguments) -> None:
+    from ..interop.delphi import LATENTS, TOKENIZER, export_delphi
+
+    run, name = _run(args)
+    done = export_delphi(
+        run,
+        args.out,
+        tokens=args.tokens,
+        splits=args.delphi.splits,
+        sae=name,
+        device=args.device,
+        force=args.force,
+    )
+    _say(
+        args,
+        done,
+        f"{done.about['activations']:,} activations. In delphi: LatentDataset(raw_dir={str(args.out / LATENTS)!r}, "
+        f"tokenizer=AutoTokenizer.from_pretrained({str(args.out / TOKENIZER)!r}), ...)",
+    )
+
+
+def _run(args: ExportArguments) -> tuple[RunFolder, str]:
+    from ..run_folder import RunFolder
+
+    run = RunFolder(args.run)
+    return run, named(run, args.sae)
+
+
+def _say(args: ExportArguments, done: Exported, text: str) -> None:
+    if args.json:
+        say_json({"folder": str(done.path), "bytes": done.size, **done.about})
+    else:
+        say(f"{done.path}: {done.size / 1e6:,.1f} MB, {text}")
+
+
+_FORMATS: dict[str, Callable[[ExportArguments], None]] = {"html": _html, "delphi": _delphi}

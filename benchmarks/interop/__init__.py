@@ -1,0 +1,1 @@
+"""What other tools make of saeforest's files, and saeforest of theirs: `python -m benchmarks.interop --help`."""
