@@ -24,6 +24,7 @@ from .errors import InputError
 if TYPE_CHECKING:
     from .api.measure import measure
     from .api.others import compare, infer_forest, save, synthetic
+    from .api.steer import steer
     from .api.train import TrainedRun, train
     from .interop import load
     from .lm import load_lm
@@ -48,6 +49,7 @@ __all__ = [
     "load_lm",
     "measure",
     "save",
+    "steer",
     "synthetic",
     "train",
 ]
@@ -65,6 +67,7 @@ _MODULES = {
     "load_lm": ".lm",
     "measure": ".api.measure",
     "save": ".api.others",
+    "steer": ".api.steer",
     "synthetic": ".api.others",
     "train": ".api.train",
 }

@@ -32,6 +32,7 @@ def test_dir_is_what_is_public() -> None:
             "load_lm",
             "measure",
             "save",
+            "steer",
             "synthetic",
             "train",
         ]

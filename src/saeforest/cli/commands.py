@@ -118,6 +118,19 @@ COMMANDS: dict[str, Command] = {
         ),
         _names("run feature kind out children depth force sae device json"),
     ),
+    "steer": Command(
+        "steer:steer",
+        "RUN",
+        "Continue a prompt with features changed, beside the text as it would be",
+        "Prints both texts and how the probabilities of the next token change. Only --export writes a file.",
+        (
+            'saeforest steer runs/demo --feature 384 --subtree --scale 4 --prompt "The"',
+            'saeforest steer runs/demo --feature 384 --set 8 --prompt "I think that"',
+        ),
+        _names(
+            "run feature subtree siblings layer scale set add clamp ablate prompt tokens at no_error sae device json"
+        ),
+    ),
     "export": Command(
         "export:export",
         "FORMAT RUN",

@@ -50,6 +50,7 @@ def options_of_all() -> dict[str, list[Option]]:
     from .index import IndexArguments
     from .infer import InferArguments
     from .show import ShowArguments
+    from .steer import SteerArguments
     from .synthetic import SyntheticArguments
     from .train import TrainArguments
     from .verify import VerifyArguments
@@ -66,6 +67,7 @@ def options_of_all() -> dict[str, list[Option]]:
         "compare": options(CompareArguments),
         "index": options(IndexArguments),
         "show": options(ShowArguments),
+        "steer": options(SteerArguments),
         "explore": options(ExploreArguments),
         "figure": options(FigureArguments),
         "export": options(ExportArguments),

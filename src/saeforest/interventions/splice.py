@@ -10,50 +10,98 @@ so that with the error term, only the effect of the edit changes. s_t is the sca
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
 
-import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from ..errors import InputError
 from ..saes import SAE
+from ..saes.normalizer import TokenStats
 from ..sparse_code import SparseCode
+from .edits import CodeEdit
 
-Edit = Callable[[SparseCode], SparseCode]
-"""A function from the code of some activations to the code that is decoded."""
+Keep = Bool[Tensor, "batch ctx"] | Callable[[Tensor], Tensor] | None
+"""Positions to replace: a mask, a function that gives it for the activations of a forward pass, or None for all."""
 
 
-def splice(
-    sae: SAE, edit: Edit | None = None, *, error: bool = False, keep: Bool[Tensor, "batch ctx"] | None = None
-) -> Callable[[Tensor], Tensor]:
-    """A hook for `LanguageModel.hooked` that replaces activations by `sae`'s reconstruction from their edited code.
+class _Codes(NamedTuple):
+    """What was read in a forward pass."""
 
-    edit:  edit of the code; None to decode it unchanged.
-    error: whether to add the reconstruction error of the unedited code.
-    keep:  positions to replace; None for all.
+    keep: Tensor | None
+    old: SparseCode
+    new: SparseCode
+    stats: TokenStats
+
+
+@dataclass(eq=False)
+class Splice:
+    """The hooks of a splice: `read` at the site that the SAE reads and `write` at the one that it reconstructs.
+
+    For an SAE that reconstructs its input these are one site, where the object itself is the hook. See `splice`.
     """
 
-    def replace(x: Float[Tensor, "*n d"]) -> Float[Tensor, "*n d"]:
-        chosen = (x if keep is None else x[keep]).to(sae.device)
+    sae: SAE
+    edit: CodeEdit | None = None
+    error: bool = False
+    keep: Keep = None
+    _codes: _Codes | None = None
+
+    def __call__(self, x: Float[Tensor, "*n d"]) -> Float[Tensor, "*n d"]:
+        self.read(x)
+        return self.write(x)
+
+    def read(self, x: Float[Tensor, "*n d_in"]) -> None:
+        """Encode the activations of a forward pass, and edit their code."""
+        keep = self.keep(x) if callable(self.keep) else self.keep
+        chosen = (x if keep is None else x[keep]).to(self.sae.device)
         if not len(chosen):
-            return x
-        code, stats = sae.encode_with_stats(chosen)
-        new = sae.decode(code if edit is None else edit(code), stats)
-        if error:
-            new = chosen + (new - sae.decode(code, stats))
-        return new if keep is None else put(x, new, keep)
+            self._codes = None
+            return
+        old, stats = self.sae.encode_with_stats(chosen)
+        self._codes = _Codes(keep, old, old if self.edit is None else self.edit(old), stats)
 
-    return replace
+    def write(self, y: Float[Tensor, "*n d_out"]) -> Float[Tensor, "*n d_out"]:
+        """Replace the activations of the same pass."""
+        codes, self._codes = self._codes, None
+        if codes is None:
+            return y
+        keep, old, new, stats = codes
+        if self.error:
+            chosen = (y if keep is None else y[keep]).to(self.sae.device)
+            rows = chosen + self.sae.decode_change(change(old, new), stats)
+        else:
+            rows = self.sae.decode(new, stats)
+        return rows if keep is None else put(y, rows, keep)
 
 
-def ablate(features: Sequence[int]) -> Edit:
-    """An edit that sets the given features to zero."""
+def splice(sae: SAE, edit: CodeEdit | None = None, *, error: bool = False, keep: Keep = None) -> Splice:
+    """A hook for `LanguageModel.hooked` that replaces activations by `sae`'s reconstruction from their edited code.
 
-    def edit(code: SparseCode) -> SparseCode:
-        gone = torch.isin(code.ids, torch.tensor(features, device=code.ids.device))
-        return SparseCode(code.values.masked_fill(gone, 0), code.ids)
+    edit:  an `Edit`, or any function from code to code; None to decode the code unchanged.
+    error: whether to add the reconstruction error of the unedited code. An edit that changes nothing then changes no
+        activation at all.
+    keep:  positions to replace; None for all.
 
-    return edit
+    For a transcoder, which writes to another site than it reads, use the methods `read` and `write` of the result.
+    """
+    return Splice(sae, edit, error, keep)
+
+
+def change(old: SparseCode, new: SparseCode) -> SparseCode:
+    """The difference of an edited code and the code before.
+
+    Raises InputError if the edit moved features to other slots.
+    """
+    k = old.ids.shape[-1]
+    if not bool((new.ids[..., :k] == old.ids).all()):
+        raise InputError(
+            "an edit gave a slot another feature; expected it to append slots for further features"
+        )
+    return new.replace(values=new.values - F.pad(old.values, (0, new.values.shape[-1] - k)))
 
 
 def put(

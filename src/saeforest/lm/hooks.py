@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,19 +19,39 @@ Hook = Callable[[Tensor], Tensor | None]
 Hooks = Mapping[Site, Hook] | Mapping[str, Hook] | Mapping[Site | str, Hook]
 
 
+@dataclass(eq=False)
+class Prompt:
+    """The prompt of a text that is being generated. tokens: its length."""
+
+    tokens: int
+
+
+_PROMPT: ContextVar[Prompt | None] = ContextVar("prompt", default=None)
+
+
 @contextmanager
-def hooked(model: nn.Module, hooks: Iterable[tuple[Site, Hook]]) -> Iterator[None]:
+def generating(prompt: Prompt) -> Iterator[None]:
+    """Context in which forward passes generate text: each adds a token to those of the prompt."""
+    token = _PROMPT.set(prompt)
+    try:
+        yield
+    finally:
+        _PROMPT.reset(token)
+
+
+@contextmanager
+def hooked(model: nn.Module, hooks: Iterable[tuple[Site, Hook]]) -> Iterator[ForwardPass]:
     """Context in which every forward pass of the model calls each hook with the activation at its site.
 
     See `LanguageModel.hooked`. The hooks are removed on leaving, also after an exception.
     """
-    now = _Pass()
+    now = ForwardPass()
     placed = [_Placed(site, hook, now) for site, hook in hooks]
     with ExitStack() as handles:
         handles.enter_context(model.register_forward_pre_hook(now.begin, with_kwargs=True))
         for one in placed:
             one.register(model, handles)
-        yield
+        yield now
     for one in placed:
         if now.begun and not one.reached:
             raise InputError(
@@ -39,18 +60,41 @@ def hooked(model: nn.Module, hooks: Iterable[tuple[Site, Hook]]) -> Iterator[Non
 
 
 @dataclass
-class _Pass:
-    """The current forward pass."""
+class ForwardPass:
+    """The current forward pass: which tokens of the texts it reads. Without a key-value cache, all of them."""
 
+    ids: Tensor | None = None
+    """The ids `[batch, ctx]` of these tokens; None if the model is given embeddings."""
     shape: torch.Size = field(default_factory=torch.Size)
-    """`[batch, ctx]`. With a key-value cache, ctx counts the new tokens only."""
+    """`[batch, ctx]`."""
+    start: int = 0
+    """Position in its text of the first of these tokens."""
+    prompt: int = 0
+    """Number of tokens of the prompt that `LanguageModel.generate` continues; outside it, all tokens are the prompt."""
     begun: bool = False
+    _of: Prompt | None = None
+    _passes: int = 0
 
     def begin(self, _model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        tokens = args[0] if args else kwargs.get("input_ids")
-        if tokens is None:
-            tokens = kwargs["inputs_embeds"]
+        """Called at the start of a pass with the model's arguments."""
+        self.ids = args[0] if args else kwargs.get("input_ids")
+        tokens = kwargs["inputs_embeds"] if self.ids is None else self.ids
         self.shape, self.begun = tokens.shape[:2], True
+        prompt, ctx = _PROMPT.get(), self.shape[1]
+        if prompt is None:
+            self.start = _cached(kwargs)
+            self.prompt = self.start + ctx
+            return
+        # Counted, because caches differ: the pass number i of a generation ends with token prompt + i.
+        self._passes = self._passes + 1 if prompt is self._of else 0
+        self._of, self.prompt = prompt, prompt.tokens
+        self.start = prompt.tokens + self._passes - ctx
+
+
+def _cached(kwargs: dict[str, Any]) -> int:
+    """Number of tokens in the key-value cache."""
+    length = getattr(kwargs.get("past_key_values"), "get_seq_length", None)
+    return 0 if length is None else int(length())
 
 
 @dataclass(eq=False)
@@ -59,7 +103,7 @@ class _Placed:
 
     site: Site
     hook: Hook
-    now: _Pass
+    now: ForwardPass
     reached: bool = False
     around: Tensor | None = None
     """The change made at the site, kept until it is also added to the output of `site.around`."""

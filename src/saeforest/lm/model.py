@@ -15,7 +15,7 @@ from torch import Tensor
 
 from saeforest.errors import InputError
 from saeforest.hf_types import PreTrainedModel, PreTrainedTokenizerBase
-from saeforest.lm.hooks import Hooks, hooked
+from saeforest.lm.hooks import ForwardPass, Hooks, Prompt, generating, hooked
 from saeforest.lm.identity import ModelIdentity
 from saeforest.lm.limits import embedding_rows, longest_text
 from saeforest.lm.sites import Site, resolve
@@ -133,7 +133,7 @@ class LanguageModel:
         return self.activations(_SHORT, site).shape[-1]
 
     @contextmanager
-    def hooked(self, hooks: Hooks) -> Iterator[None]:
+    def hooked(self, hooks: Hooks) -> Iterator[ForwardPass]:
         """Context in which every forward pass calls each hook with the activation x: [batch, ctx, d] at its site.
 
         What a hook returns replaces x, cast to x's dtype and device; if it returns None, x stays. In `generate`, ctx is
@@ -143,11 +143,13 @@ class LanguageModel:
             with lm.hooked({"blocks.3.hook_resid_post": lambda x: x + direction}):
                 logits = lm.logits(ids)
 
+        The context gives a `ForwardPass`, which tells hooks the positions of the tokens that are being read.
+
         Raises InputError if there is no such site, if it has no activation of shape [batch, ctx, d], or, on leaving, if
         no forward pass reached it; InputError if a hook changes the shape.
         """
-        with hooked(self.model, [(self._site(site), hook) for site, hook in hooks.items()]):
-            yield
+        with hooked(self.model, [(self._site(site), hook) for site, hook in hooks.items()]) as now:
+            yield now
 
     @overload
     def activations(
@@ -260,7 +262,8 @@ class LanguageModel:
             **drawn,
         )
         devices = [self.device] if self.device.type == "cuda" else []
-        with quiet_transformers(), torch.random.fork_rng(devices):
+        prompt_read = generating(Prompt(ids.shape[1]))
+        with quiet_transformers(), torch.random.fork_rng(devices), prompt_read:
             torch.manual_seed(seed)
             out = self.model.generate(  # pyright: ignore[reportCallIssue]
                 ids, attention_mask=torch.ones_like(ids), generation_config=settings

@@ -317,6 +317,19 @@ class SAE(nn.Module, ABC):
         z = sparse_decode(values, flat.ids, self.decoder) + bias
         return normalizer.undo(z.reshape(*code.values.shape[:-1], self.d_out), stats)
 
+    def decode_change(self, change: SparseCode, stats: TokenStats) -> Float[Tensor, "*n d_out"]:
+        """What a change of the code, `change`, changes in a reconstruction: `std sum_i change_i d_i`, without bias.
+
+        It counts every feature, also those of levels that `decode` leaves out by default (`in_reconstruction`). Where
+        no value changes it is exactly 0.
+
+        stats: as `encode_with_stats` returns them.
+        """
+        flat = change.reshape(-1)
+        z = sparse_decode(flat.values, flat.ids, self.decoder).reshape(*change.values.shape[:-1], self.d_out)
+        normalizer = self.target_normalizer or self.normalizer
+        return normalizer.undo(z, TokenStats(torch.zeros_like(stats.mean), stats.std))
+
     def forward(self, x: Float[Tensor, "*n d_in"]) -> Float[Tensor, "*n d_out"]:
         """The reconstruction of `x`, or for a transcoder the prediction of its target, in the data type of `x`."""
         return self.decode(*self.encode_with_stats(x)).to(x.dtype)

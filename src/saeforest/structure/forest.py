@@ -183,6 +183,18 @@ class Forest:
             yield node
             stack.extend(reversed(self.children(node)))
 
+    def siblings(self, feature: int) -> list[int]:
+        """The other children of a feature's parent, in ascending order; for a root, the other roots."""
+        self._check(feature)
+        return [f for f in self.children(int(self.parent[feature])) if f != feature]
+
+    def in_layer(self, layer: int) -> range:
+        """The features of a layer. Raises InputError if there is no such layer."""
+        if not 0 <= layer < len(self.layer_sizes):
+            raise InputError(f"layer {layer}: expected 0 to {len(self.layer_sizes) - 1}")
+        start = self.layer_starts[layer]
+        return range(start, start + self.layer_sizes[layer])
+
     def _check(self, feature: int, least: int = 0) -> None:
         if not least <= feature < self.d_sae:
             raise InputError(f"feature {feature}: expected {least} to {self.d_sae - 1}")
