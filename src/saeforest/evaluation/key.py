@@ -24,10 +24,13 @@ from .task import Task
 
 # Groups of needs, by what they make a measure depend on: the model, the excluded positions, the measured text.
 _LANGUAGE_MODEL: frozenset[Need] = frozenset(
-    {"text", "losses", "firings", "activations", "probes", "labeled_texts", "first_letters", "embedding"}
-)
+    {
+        "text", "losses", "firings", "activations", "probes", "labeled_texts", "first_letters", "language_model",
+        "embedding",
+    }
+)  # fmt: skip
 _POSITIONS = _LANGUAGE_MODEL - {"first_letters", "embedding"}
-_MEASURED_TEXT = _POSITIONS - {"labeled_texts"}
+_MEASURED_TEXT = _POSITIONS - {"labeled_texts", "language_model"}
 
 
 def record_key(spec: MeasureSpec, task: Task, options: MeasureOptions) -> str:

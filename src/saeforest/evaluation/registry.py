@@ -26,6 +26,7 @@ _FILES = (
     "graph",
     "autointerp",
     "relatedness",
+    "steering",
     "pair_judge",
     "sparse_probing",
     "tpp",

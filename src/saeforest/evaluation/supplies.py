@@ -112,6 +112,7 @@ class Supplies:
             "probes": _once(self._new_probes) if alone else self._probes,
             "labeled_texts": lambda: self._labeled(config.texts),
             "first_letters": lambda: self._shared.words(config),
+            "language_model": lambda: task.reader,
             "embedding": lambda: task.reader.lm.embed,
             "judge": lambda: self._shared.judge(config.judge, task.folder),
             "training_log": lambda: task.log,

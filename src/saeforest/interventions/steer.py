@@ -108,12 +108,13 @@ def steer(
         return where.keep(passes[0], x, lm.special_ids)
 
     one = Splice(sae, _counting(edited(edits, parent), done), error, keep)
-    with lm.hooked(_hooks(one, reader)) as now:
+    with lm.hooked(hooks_of(one, reader)) as now:
         passes.append(now)
         yield done
 
 
-def _hooks(one: Splice, reader: ActivationReader) -> dict[str, Hook]:
+def hooks_of(one: Splice, reader: ActivationReader) -> dict[str, Hook]:
+    """The hooks of a splice at the sites of a reader."""
     if not reader.others:
         return {reader.site.name: one}
     return {reader.site.name: one.read, reader.written.name: one.write}

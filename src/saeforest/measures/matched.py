@@ -49,12 +49,13 @@ class NullParents:
     """Draws null parents for the edges of a forest.
 
     fired: how often each feature fires. Features that never do are no candidates.
+    childless: whether features without children are candidates too, as controls of any feature.
     """
 
-    def __init__(self, forest: Forest, fired: Int64[Array, "d_sae"]) -> None:
+    def __init__(self, forest: Forest, fired: Int64[Array, "d_sae"], *, childless: bool = False) -> None:
         self._top, self._level = tops(forest), forest.level.numpy()
         self._log_fired = np.log(np.maximum(fired, 1))
-        parents = np.flatnonzero((forest.n_children.numpy() > 0) & (fired > 0))
+        parents = np.flatnonzero(((forest.n_children.numpy() > 0) | childless) & (fired > 0))
         at = self._level[parents]
         self._parents = {level: parents[at == level] for level in np.unique(at).tolist()}
 

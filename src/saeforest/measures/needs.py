@@ -13,6 +13,7 @@ from typing import Literal, get_args
 #:     probes          directions of the features' concepts, trained on activations and firings
 #:     labeled_texts   texts with labels, and their codes; the measure's settings say which (`config.texts`)
 #:     first_letters   words read in prompts that ask for their first letter (settings: a `FirstLetterConfig`)
+#:     language_model  the language model at the SAE's site, to run it again on some of the measured text
 #:     embedding       the vector with which the language model begins for each token, whatever its context
 #:     judge           a language model that answers questions; the measure's settings may name it (`config.judge`)
 #:     training_log    the log of the SAE's training
@@ -25,6 +26,7 @@ Need = Literal[
     "probes",
     "labeled_texts",
     "first_letters",
+    "language_model",
     "embedding",
     "judge",
     "training_log",

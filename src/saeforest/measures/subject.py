@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ..activations import ActivationReader
 from ..hf_types import PreTrainedTokenizerBase
 from ..judges import Judge
 from ..saes import SAE
@@ -101,6 +102,11 @@ class Subject:
     def first_letters(self) -> FirstLetters:
         """Words and their first letters (first_letters). Raises TooFewWords if the tokenizer has too few."""
         return self._supplied("first_letters")
+
+    @property
+    def reader(self) -> ActivationReader:
+        """The language model at the SAE's site, with the positions that are left out (language_model)."""
+        return self._supplied("language_model")
 
     @property
     def embed(self) -> Embed:
