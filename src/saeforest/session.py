@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Literal
 
 from . import __version__
 from .activations import ActivationReader
 from .activations.data import GivenData, data_of
-from .config import TrainConfig, resolve_device
+from .config import TextConfig, TrainConfig, resolve_device
 from .errors import InputError
 from .lm import ModelIdentity, load_lm, same_model
 from .lm.parity import parity
@@ -48,6 +49,38 @@ def open_reader(config: TrainConfig) -> ActivationReader:
         batch_size=config.lm.batch_size,
         bos=config.text.bos,
     )
+
+
+def reading_config(
+    sae: SAE,
+    source: str,
+    tokens: int,
+    model: str = "",
+    site: str = "",
+    data: str = "",
+    device: str | None = None,
+) -> TrainConfig:
+    """What an SAE without a run reads: as given, else as in its metadata; by default the packaged text.
+
+    source: what the SAE was loaded from, for messages. tokens: number of tokens that are going to be read.
+
+    Raises InputError if model or site are neither given nor in the metadata.
+    """
+    about = sae.metadata
+    model, site = model or about.get("model_name", ""), site or about.get("hook_name", "")
+    for name, value in (("model", model), ("site", site)):
+        if not value:
+            raise InputError(f"{source}: its metadata do not say which {name} it was trained on; give {name}")
+    context = about.get("context_size", TextConfig.context)
+    prepend = about.get("prepend_bos")
+    bos = ("yes" if prepend else "no") if isinstance(prepend, bool) else "auto"
+    if not isinstance(context, int) or context < 1:
+        raise InputError(f"{source}: context_size = {context!r} in its metadata: expected a number of tokens")
+    text = TextConfig(context=context, bos=bos)
+    train = TrainConfig(model=model, site=site, tokens=max(tokens, context), text=text)
+    if sae.is_transcoder:
+        train = replace(train, sae=sae.config, target=about.get("hook_name_out"))
+    return replace(train, data=data or train.data, device=device or train.device)
 
 
 def text_source(config: TrainConfig) -> str:

@@ -24,6 +24,16 @@ class Stop:
     """Calling it tells whether a signal has asked to stop."""
 
     signum: int | None = None
+    message: str | None = None
+
+    def at_once(self, message: str) -> None:
+        """All is saved: from now on a signal raises Interrupted at once, as one does now that came before.
+
+        message: says what was kept and how to go on.
+        """
+        self.message = message
+        if self():
+            raise self.interrupted(message)
 
     def __call__(self) -> bool:
         return self.signum is not None
@@ -39,7 +49,8 @@ NEVER = Stop()
 
 @contextmanager
 def stopping(what: str) -> Iterator[Stop]:
-    """Inside the `with` block, a signal only sets the `Stop` that this yields; a second one raises Interrupted at once.
+    """Inside the `with` block, a signal only sets the `Stop` that this yields; a second one raises Interrupted at once,
+    as any does after `Stop.at_once`.
 
     what: what is saved before stopping, for the message.
 
@@ -48,8 +59,8 @@ def stopping(what: str) -> Iterator[Stop]:
     stop = Stop()
 
     def handle(signum: int, frame: FrameType | None) -> None:
-        if stop():
-            raise Interrupted("stopped at once", signum)
+        if stop() or stop.message is not None:
+            raise Interrupted(stop.message or "stopped at once", signum)
         stop.signum = signum
         with suppress(OSError):  # not print, because the signal may arrive in the middle of one
             os.write(2, f"\nfinishing this step and saving {what}; again to stop at once\n".encode())

@@ -151,7 +151,7 @@ def test_the_forest_that_was_inferred_is_indexed_and_shown(
     found = infer(run, COVERAGE, tokens=1500)
     capsys.readouterr()
     assert cli.run(["show", str(run)]) == 2
-    assert f"to another SAE or forest than the run's; run `saeforest index {run}` again" in shown(capsys)
+    assert f"to another SAE or forest; run `saeforest index {run}` again" in shown(capsys)
     index = index_run(folder, 1500)
     forest, origin = forest_of(sae, folder.forest("topk"))
     assert torch.equal(forest.parent, found.forest.parent)

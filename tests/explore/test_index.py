@@ -36,7 +36,7 @@ def test_round_trip(world: World, tmp_path: Path) -> None:
 
 def one_line(error: pytest.ExceptionInfo[InputError], path: Path) -> None:
     assert "\n" not in str(error.value)
-    assert f"run `saeforest index {path}`" in str(error.value)
+    assert f"run `saeforest index SAE --out {path}`" in str(error.value)
 
 
 @pytest.fixture

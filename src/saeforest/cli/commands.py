@@ -84,11 +84,14 @@ COMMANDS: dict[str, Command] = {
     ),
     "index": Command(
         "index:index",
-        "RUN",
+        "RUN|SAE",
         "Measure each feature and edge once, for `show` and `explore`",
-        "Writes RUN/index/. An interrupted index continues where it stopped.",
-        ("saeforest index runs/demo --tokens 2000000",),
-        _names("run tokens sae device json"),
+        "Writes RUN/index/; for an SAE without a run, writes --out. An interrupted index continues where it stopped.",
+        (
+            "saeforest index runs/demo --tokens 2000000",
+            "saeforest index path/to/sae --out explored --model gpt2",
+        ),
+        _names("source tokens sae out reads reads.model reads.site reads.data device json"),
     ),
     "show": Command(
         "show:show",
@@ -100,11 +103,15 @@ COMMANDS: dict[str, Command] = {
     ),
     "explore": Command(
         "explore:explore",
-        "RUN",
+        "RUN|SAE",
         "Explore a forest in the browser",
-        "Serves a page on this machine alone. Writes labels, notes and ratings to RUN/annotations.sqlite.",
-        ("saeforest explore runs/demo", "saeforest explore runs/demo --port 9000 --no-browser"),
-        _names("run sae port any_port no_browser index json"),
+        "Serves a page on this machine alone. Writes labels, notes and ratings to RUN/annotations.sqlite. For an SAE "
+        "without a run, makes its index in --out first, and infers a forest if the SAE is flat.",
+        (
+            "saeforest explore runs/demo --port 9000 --no-browser",
+            "saeforest explore path/to/sae --out explored --model gpt2 --data text.txt",
+        ),
+        _names("source sae port any_port no_browser index out reads reads.model reads.site reads.data json"),
     ),
     "figure": Command(
         "figure:figure",
@@ -150,7 +157,8 @@ COMMANDS: dict[str, Command] = {
         "Writes RUN/forest/, which `eval` then measures; for an SAE without a run, writes --out.",
         ("saeforest infer runs/topk", "saeforest infer path/to/sae --out forest --model gpt2"),
         _names(
-            "source tokens sae out model site data device json settings settings.method settings.min_score"
+            "source tokens sae out reads reads.model reads.site reads.data device json settings settings.method "
+            "settings.min_score"
         ),
     ),
     "harvest": Command(

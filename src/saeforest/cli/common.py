@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any
 from ..errors import InputError
 from ..output import say
 from ..stopping import Interrupted
+from .shared import Reads
 
 if TYPE_CHECKING:
+    from ..explore.subject import Subject
     from ..run_folder import RunFolder
 
 
@@ -39,6 +41,29 @@ def named(run: RunFolder, sae: str | None) -> str:
     if sae is not None and sae not in names:
         raise InputError(f"{run}: holds one SAE, {names[0]}, and none named '{sae}'; leave out --sae")
     return sae or names[0]
+
+
+def subject_of(source: str, sae: str | None, out: Path | None, reads: Reads, device: str | None) -> Subject:
+    """The SAE that is explored: of a run, or, with --out, alone."""
+    from ..explore.subject import Subject
+    from ..run_folder import RunFolder
+
+    run, alone = RunFolder(Path(source)), reads != Reads() or out is not None
+    if run.config_file.is_file():
+        if alone:
+            raise InputError(
+                f"{run}: a run has its own model, site and data, and its index goes to RUN/index; leave out --model, "
+                "--site, --data and --out"
+            )
+        return Subject.of_run(run, named(run, sae), device)
+    if out is None:
+        raise InputError(
+            f"{source}: no config.yaml, so this is no run; for an SAE without a run, give --out too: the folder for "
+            "its index and its notes"
+        )
+    if sae is not None:
+        raise InputError(f"{source}: not a run, so it has no SAE named '{sae}'; give the SAE's own folder")
+    return Subject.alone(source, out, model=reads.model, site=reads.site, data=reads.data, device=device)
 
 
 def quoted(path: Path) -> str:

@@ -18,12 +18,13 @@ from ..errors import InputError, command
 from ..judges.config import NO_JUDGE, JudgeConfig
 from ..output import note, say, say_json
 from .arguments import parse
-from .common import named
-from .shared import Device, Json, OneSAE, Run
+from .common import subject_of
+from .shared import Device, Json, OneSAE, Reads, ReadsOptions, RunOrSAE
 
 if TYPE_CHECKING:
     from ..explore.api import Api
     from ..explore.api.compare import Other
+    from ..explore.subject import Subject
     from ..run_folder import RunFolder
     from ..saes import SAE
     from ..structure.forest import Forest
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ExploreArguments:
-    run: Run
+    source: RunOrSAE
     sae: OneSAE = None
     port: int = 8421
     """Port on this machine for the page; 0 for any free one."""
@@ -40,7 +41,10 @@ class ExploreArguments:
     no_browser: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Only print the address, and open no browser."""
     index: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Make the index first if there is none."""
+    """Make the index of a run first if there is none; that of an SAE without a run is made anyway."""
+    out: Path | None = None
+    """Folder for index, forest and notes, for an SAE without a run; required there, and only then."""
+    reads: ReadsOptions = field(default_factory=Reads)
     compare: tuple[Path, ...] = ()
     """Folders of other runs whose SAEs the page may compare this one with."""
     export_annotations: Path | None = None
@@ -57,16 +61,13 @@ class ExploreArguments:
 def explore(argv: Sequence[str]) -> None:
     args = parse(ExploreArguments, argv, "explore")
     from ..extras import needs
-    from ..run_folder import RunFolder
 
-    run = RunFolder(args.run)
-    name = named(run, args.sae)
     if args.label < 0:
         raise InputError(f"--label {args.label}: expected 0 or more")
     if args.label and not args.judge.model:
         raise InputError(f"--label: {NO_JUDGE}")
     if args.export_annotations is not None or args.import_annotations is not None:
-        _exchange(args, run, name)
+        _exchange(args, subject_of(args.source, args.sae, args.out, args.reads, "cpu"))
         return
     with needs("explore", "the explorer"):
         from ..explore.serving.server import listen, serve
@@ -77,30 +78,30 @@ def explore(argv: Sequence[str]) -> None:
     except InputError as error:
         raise InputError(f"{error}; give --port N, or --any-port for the next free one") from None
     with listener:
-        folder = run.index(name)
-        if not folder.exists() and not args.index:
-            run.load(name, args.device)  # says first what is wrong with the run
-            again = command("index", run, *(("--sae", name) if run.several else ()))
+        subject = subject_of(args.source, args.sae, args.out, args.reads, args.device)
+        shown = subject.run or subject.name
+        if (run := subject.run) is not None and not subject.place.index.exists() and not args.index:
+            again = command("index", run, *(("--sae", subject.name) if run.several else ()))
             raise InputError(f"{run}: no index yet; make it with `{again}`, or give --index to make it now")
-        api = Api.of_run(run, name, args.device, others=_others(args, name), make_index=args.index)
+        api = Api.of_subject(subject, others=_others(args, subject), make_index=True)
+        if api.explorer.origin == "none":
+            note(f"{shown} has no forest; `{command('infer', shown)}` finds parents for its features")
         if args.label:
-            _label(args, run, name, api)
+            _label(args, subject, api)
         address = f"http://127.0.0.1:{listener.getsockname()[1]}/"
         api.prepare()
         if args.json:
-            say_json({"url": address, "api": f"{address}api/v1/", "run": str(run), "sae": name})
-        serve(api, listener, lambda: _say(args, run, address))
+            say_json({"url": address, "api": f"{address}api/v1/", "run": str(shown), "sae": subject.name})
+        serve(api, listener, lambda: _say(args, subject, address))
     note("\nstopped")
 
 
-def _label(args: ExploreArguments, run: RunFolder, name: str, api: Api) -> None:
+def _label(args: ExploreArguments, subject: Subject, api: Api) -> None:
     """Has the judge label features. Its answers are kept with those about the run's measures."""
     from ..explore.labels.judge_labels import features_to_label, judge_labels
     from ..judges import open_judge
-    from ..session import open_reader
 
-    config, _ = run.load(name, args.device)
-    with open_judge(args.judge, open_reader(config).lm, run.eval(name)) as judge:
+    with open_judge(args.judge, subject.reader.lm, subject.place.judge) as judge:
         assert judge is not None
         features = features_to_label(api.explorer, args.label, api.annotations)
         found = judge_labels(api.explorer, api.features.contexts, judge, features, api.annotations)
@@ -108,11 +109,11 @@ def _label(args: ExploreArguments, run: RunFolder, name: str, api: Api) -> None:
     note(f"{found.labeled:,} features were labeled by {judge.name}{unusable}")
 
 
-def _say(args: ExploreArguments, run: RunFolder, address: str) -> None:
+def _say(args: ExploreArguments, subject: Subject, address: str) -> None:
     """Says where the page is, and opens it."""
     if not args.json:
-        say(f"{run} is shown at {address}")
-        say("Ctrl-C stops it. Labels and notes are kept in the run.")
+        say(f"{subject.run or subject.name} is shown at {address}")
+        say(f"Ctrl-C stops it. Labels and notes are kept in {subject.place.annotations}.")
     if args.no_browser:
         return
     if not _has_screen():
@@ -152,7 +153,7 @@ def _host() -> str:
     return f"{user}{socket.gethostname()}"
 
 
-def _others(args: ExploreArguments, name: str) -> Mapping[str, Other]:
+def _others(args: ExploreArguments, subject: Subject) -> Mapping[str, Other]:
     """The SAEs to compare with, by name: those of the same run, and those of the runs that are given."""
     from ..kept_forest import forest_of
     from ..run_folder import RunFolder
@@ -165,10 +166,10 @@ def _others(args: ExploreArguments, name: str) -> Mapping[str, Other]:
         return load
 
     found: dict[str, Other] = {}
-    run = RunFolder(args.run)
-    for sae in run.names():
-        if sae != name:
-            found[sae] = opened(run, sae)
+    if subject.run is not None:
+        for sae in subject.run.names():
+            if sae != subject.name:
+                found[sae] = opened(subject.run, sae)
     for folder in args.compare:
         other = RunFolder(folder)
         for sae in other.names():
@@ -176,14 +177,13 @@ def _others(args: ExploreArguments, name: str) -> Mapping[str, Other]:
     return found
 
 
-def _exchange(args: ExploreArguments, run: RunFolder, name: str) -> None:
+def _exchange(args: ExploreArguments, subject: Subject) -> None:
     """Exports or imports annotations."""
     from ..explore.labels.annotations import Annotations
 
-    _, sae = run.load(name, "cpu")
-    annotations = Annotations(run.annotations(name))
+    annotations = Annotations(subject.place.annotations)
     if args.import_annotations is not None:
-        n = annotations.load(args.import_annotations, sae.d_sae)
+        n = annotations.load(args.import_annotations, subject.sae.d_sae)
         say(f"read {n:,} annotations from {args.import_annotations}")
     if args.export_annotations is not None:
         annotations.save(args.export_annotations)

@@ -14,25 +14,19 @@ from ..output import say, say_json
 from ..stopping import Interrupted
 from .arguments import parse
 from .common import positive
-from .shared import Device, Json, OneSAE
+from .shared import Device, Json, OneSAE, Reads, ReadsOptions, RunOrSAE
 
 
 @dataclass(frozen=True)
 class InferArguments:
-    source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN|SAE")]
-    """Folder of a run, or of an SAE without a run."""
+    source: RunOrSAE
     settings: Annotated[InferConfig, tyro.conf.arg(name="")] = field(default_factory=InferConfig)
     tokens: int = 200_000
     """Number of training tokens to infer the forest from."""
     sae: OneSAE = None
     out: Path | None = None
     """Folder for the forest, new or empty; required for an SAE without a run, and only then."""
-    model: str = ""
-    """Language model of an SAE without a run. Default: the one in its metadata."""
-    site: str = ""
-    """Site of an SAE without a run. Default: the one in its metadata."""
-    data: str = ""
-    """Text for an SAE without a run. Default: the packaged text."""
+    reads: ReadsOptions = field(default_factory=Reads)
     device: Device = None
     json: Json = False
 
@@ -51,15 +45,15 @@ def infer(argv: Sequence[str]) -> None:
             sae=args.sae,
             device=args.device,
             out=args.out,
-            model=args.model,
-            site=args.site,
-            data=args.data,
+            model=args.reads.model,
+            site=args.reads.site,
+            data=args.reads.data,
         )
     except Interrupted as stop:
         raise Interrupted("stopped; nothing was written: the same command starts over", stop.signum) from None
     edges, d_sae = found.forest.edges.shape[1], found.forest.d_sae
     if args.json:
-        run = RunFolder(args.source)
+        run = RunFolder(Path(args.source))
         folder = args.out or run.forest(args.sae or run.names()[0])
         about = {"features": d_sae, "edges": edges, "activations": found.n_tokens}
         say_json({"folder": str(folder), **about, "settings": asdict(found.config)})

@@ -6,7 +6,6 @@ An inferred forest is kept in RUN/forest/, so that all measurements of a run use
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 
 from jaxtyping import Float
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from ..activations import ActivationReader
 from ..activations.data import GivenData, StoredData, TextData, data_of
-from ..config import TextConfig, TrainConfig
+from ..config import TrainConfig
 from ..errors import InputError
 from ..infer import ForestInference, InferConfig, InferredForest
 from ..interop import load
@@ -23,12 +22,9 @@ from ..memory import Forecast
 from ..progress import progress
 from ..run_folder import RunFolder
 from ..saes import SAE
-from ..session import check_site, open_reader, read_tokens
+from ..session import check_site, open_reader, read_tokens, reading_config
 from ..structure.forest import Forest
 from .options import MeasureOptions
-
-# Keys of an SAE's metadata.
-_MODEL, _SITE = "model_name", "hook_name"
 
 
 def forests_of(
@@ -75,7 +71,7 @@ def forests_of(
 
 
 def infer(
-    source: RunFolder | Path,
+    source: RunFolder | Path | str,
     config: InferConfig | None = None,
     *,
     tokens: int = MeasureOptions.infer_tokens,
@@ -88,14 +84,14 @@ def infer(
 ) -> InferredForest:
     """Infer a forest for a flat SAE from text, and save it.
 
-    source: a run, whose forest is written to RUN/forest and used by all later measurements; or the folder of an SAE
-        that `saeforest.load` can read.
+    source: a run, whose forest is written to RUN/forest and used by all later measurements; or an SAE that
+        `saeforest.load` can read, by its folder or its name on the Hub.
     config: how parents are inferred; None for the defaults.
     tokens: number of tokens of the training text to use.
     sae:    which SAE of a run that trained several.
-    device: device for language model and SAE; None for the run's or, for an SAE's folder, the best available.
+    device: device for language model and SAE; None for the run's or, for an SAE alone, the best available.
 
-    For the folder of an SAE only:
+    For an SAE alone only:
     out:    folder for the forest, new or empty.
     model, site, data: language model, site and text that the SAE reads. By default as in its metadata, and the packaged
         text.
@@ -105,7 +101,7 @@ def infer(
     config = config or InferConfig()
     if tokens < 1:
         raise InputError(f"tokens = {tokens}: expected 1 or more")
-    run = source if isinstance(source, RunFolder) else RunFolder(source)
+    run = source if isinstance(source, RunFolder) else RunFolder(Path(source))
     if run.config_file.is_file():
         if out is not None or model or site or data:
             raise InputError(
@@ -115,7 +111,7 @@ def infer(
         train, found = run.load(sae, device)
         place = run.forest(sae or run.names()[0])
         with run.claimed(place):
-            return _infer_into(place, found, train, config, tokens)
+            return infer_into(place, found, train, open_reader(train), config, tokens)
     if sae is not None:
         raise InputError(f"{run}: not a run, so it has no SAE named '{sae}'; give the SAE's own folder")
     if out is None:
@@ -124,38 +120,22 @@ def infer(
         )
     if out.exists() and any(out.iterdir()):
         raise InputError(f"{out}: exists and is not empty; choose another folder")
-    found = load(run.path)
-    train = _train_config(found, run.path, tokens, model, site, data, device)
-    return _infer_into(out, found, train, config, tokens)
+    found = load(run.path if isinstance(source, RunFolder) else source)
+    train = reading_config(found, str(source), tokens, model, site, data, device)
+    return infer_into(out, found, train, open_reader(train), config, tokens)
 
 
-def _train_config(
-    sae: SAE, folder: Path, tokens: int, model: str, site: str, data: str, device: str | None
-) -> TrainConfig:
-    """What the SAE reads: as given, else as in its metadata."""
-    about = sae.metadata
-    model, site = model or about.get(_MODEL, ""), site or about.get(_SITE, "")
-    for name, value in (("model", model), ("site", site)):
-        if not value:
-            raise InputError(f"{folder}: its metadata do not say which {name} it was trained on; give {name}")
-    context = about.get("context_size", TextConfig.context)
-    prepend = about.get("prepend_bos")
-    bos = ("yes" if prepend else "no") if isinstance(prepend, bool) else "auto"
-    if not isinstance(context, int) or context < 1:
-        raise InputError(f"{folder}: context_size = {context!r} in its metadata: expected a number of tokens")
-    text = TextConfig(context=context, bos=bos)
-    train = TrainConfig(model=model, site=site, tokens=max(tokens, context), text=text)
-    return replace(train, data=data or train.data, device=device or train.device)
-
-
-def _infer_into(
-    place: Path, sae: SAE, train: TrainConfig, config: InferConfig, tokens: int
+def infer_into(
+    place: Path, sae: SAE, train: TrainConfig, reader: ActivationReader, config: InferConfig, tokens: int
 ) -> InferredForest:
+    """Infer a forest from about the first `tokens` tokens of the text of `train`, and save it to the folder `place`.
+
+    Raises InputError if the SAE learned a forest of its own, or does not fit the reader's model and site.
+    """
     if sae.has_forest:
         raise InputError(
             f"the SAE ({sae.config.architecture}) learned a forest of its own; expected an SAE without one"
         )
-    reader = open_reader(train)
     check_site(sae, reader)
     missing = {"": ForestInference(sae.to(reader.lm.device), config)}
     inferred = _inferred(missing, train, reader, tokens)[""]

@@ -1,17 +1,17 @@
-"""Opening what the explorer shows of a run: its SAE's forest, its index, and the tokenizer of its text."""
+"""Opening what the explorer shows: an SAE's forest, its index, and the tokenizer of its text."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from ..errors import InputError
-from ..kept_forest import forest_of
 from ..lm import load_tokenizer
 from ..output import note
 from ..run_folder import RunFolder
 from .index import Index
-from .measuring.run import index_run
+from .measuring.run import make_index
 from .queries.explorer import Explorer
+from .subject import Subject
 
 _MOST_DIGITS = 20
 
@@ -36,23 +36,26 @@ def open_explorer(
         >>> explorer = open_explorer("runs/demo")  # doctest: +SKIP
         >>> explorer.feature(17)  # in a notebook, displays itself  # doctest: +SKIP
     """
-    run = run if isinstance(run, RunFolder) else RunFolder(Path(run))
-    config, trained = run.load(sae, device)
-    name = sae or run.names()[0]
+    return explorer_of(Subject.of_run(run, sae, device), feature=feature)
+
+
+def explorer_of(subject: Subject, *, feature: int | str | None = None) -> Explorer:
+    """The same for an SAE that is loaded, of a run or alone."""
+    whose = subject.run or subject.name
     if feature is not None:
-        _check(str(feature), trained.d_sae, run)
-    forest, origin = forest_of(trained, run.forest(name))
-    folder = run.index(name)
-    if folder.exists():
-        found = Index.load(folder, trained, forest)
+        _check(str(feature), subject.sae.d_sae, str(whose))
+    if subject.place.index.exists():
+        forest, origin = subject.forest
+        found = Index.load(subject.place.index, subject.sae, forest)
     else:
-        note(f"{run} has no index yet; making it, once")
-        found = index_run(run, sae=name, device=device)
-    return Explorer(found, forest, load_tokenizer(config.model), origin=origin)
+        note(f"{whose} has no index yet; making it, once")
+        found = make_index(subject)
+        forest, origin = subject.forest
+    return Explorer(found, forest, load_tokenizer(subject.config.model), origin=origin)
 
 
-def _check(feature: str, d_sae: int, run: RunFolder) -> None:
+def _check(feature: str, d_sae: int, whose: str) -> None:
     if not (feature.isdecimal() and len(feature) <= _MOST_DIGITS and int(feature) < d_sae):
         raise InputError(
-            f"feature {feature[:_MOST_DIGITS]}: expected 0 to {d_sae - 1}, the features of {run}"
+            f"feature {feature[:_MOST_DIGITS]}: expected 0 to {d_sae - 1}, the features of {whose}"
         )

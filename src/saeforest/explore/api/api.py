@@ -19,25 +19,25 @@ from threading import Lock
 from typing import Any
 
 from ...activations.data import GivenData, data_of
-from ...config import TrainConfig
-from ...errors import InputError, command
+from ...errors import InputError
 from ...output import printable
 from ...run_folder import RunFolder
 from ...saes import SAE
 from ...schema import checked, shown
-from ...session import open_reader
 from ..answers.features import FamilyAnswer
 from ..answers.parts import API_VERSION, plain
 from ..answers.requests import AnnotationsAnswer, Found, NoteAnswer, RatingAnswer, SearchAnswer
 from ..answers.whole import Has, LabelsAnswer, OverviewAnswer
 from ..errors import NotFound, Unavailable, Unsupported
+from ..index.index import index_command
 from ..labels.annotations import Annotations, Rated
 from ..labels.labels import Labels
-from ..opening import open_explorer
+from ..opening import explorer_of
 from ..queries.cards import Matched
 from ..queries.contexts import TokenTexts
 from ..queries.explorer import Explorer
 from ..queries.search import PLACES, TimeIsUp, expression, words
+from ..subject import Subject
 from .blind import Blind
 from .bodies import BlindBody, EmptyBody, NoteBody, PromptBody, RatingBody
 from .compare import Comparing, Other
@@ -56,10 +56,11 @@ class Api:
     """Answers questions about an SAE and its forest; may be used from several threads.
 
     annotations: what a person noted; None to keep it in memory.
-    run, name:   the run that the SAE belongs to, and its name there; None if it belongs to none.
-    sae, config: the SAE and the configuration it was trained with, for prompts; None without.
-    others:      SAEs to compare with, by name.
-    static:      whether the answers are for an export, which cannot be written to.
+    subject: the SAE with its run and its language model, for what needs these; None without.
+    sae:     the SAE alone, in place of the subject's.
+    name:    what the SAE is called; None for its name in the subject.
+    others:  SAEs to compare with, by name.
+    static:  whether the answers are for an export, which cannot be written to.
     """
 
     def __init__(
@@ -67,16 +68,17 @@ class Api:
         explorer: Explorer,
         annotations: Annotations | None = None,
         *,
-        run: RunFolder | None = None,
-        name: str = "",
+        subject: Subject | None = None,
         sae: SAE | None = None,
-        config: TrainConfig | None = None,
+        name: str | None = None,
         others: Mapping[str, Other] | None = None,
         static: bool = False,
     ) -> None:
         self.explorer, self.annotations = explorer, annotations or Annotations(None)
-        self.run, self.name, self.static = run, name, static
-        self._sae, self._config, self._others = sae, config, dict(others or {})
+        self.static, self._subject, self._others = static, subject, dict(others or {})
+        self.run = None if subject is None else subject.run
+        self.name = name or ("" if subject is None else subject.name)
+        self._sae = sae if sae is not None or subject is None else subject.sae
         self._lock = Lock()
         self.texts = TokenTexts(explorer.tokenizer)
         self.labels = Labels(explorer.index, self.texts, self.annotations)
@@ -85,36 +87,43 @@ class Api:
 
     @classmethod
     def of_run(
+        cls, run: RunFolder | Path | str, sae: str | None = None, device: str | None = None, **options: Any
+    ) -> Api:
+        """The API of an SAE of a run, which must have an index unless `make_index`.
+
+        sae: its name; None for the only one. device: of SAE and language model; None for that of the training.
+        options: see `of_subject`.
+
+        Raises InputError if the folder is not a run with a trained SAE, the index is missing, damaged or of another
+        SAE, the annotations are, or there is no such feature.
+        """
+        return cls.of_subject(Subject.of_run(run, sae, device), **options)
+
+    @classmethod
+    def of_subject(
         cls,
-        run: RunFolder | Path | str,
-        sae: str | None = None,
-        device: str | None = None,
+        subject: Subject,
         *,
         static: bool = False,
         others: Mapping[str, Other] | None = None,
         make_index: bool = False,
         feature: str | None = None,
     ) -> Api:
-        """The API of an SAE of a run, which must have an index unless `make_index`.
+        """The API of an SAE, of a run or alone.
 
+        make_index: whether to make the index first if there is none.
         feature: number of a feature that is going to be asked for, so that an unknown one is found out at once.
 
-        Raises InputError if the folder is not a run with a trained SAE, the index is missing, damaged or of another
-        SAE, the annotations are, or there is no such feature.
+        Raises InputError as `of_run` does.
         """
-        folder = run if isinstance(run, RunFolder) else RunFolder(Path(run))
-        config, trained = folder.load(sae, device)
-        name = sae or folder.names()[0]
-        if not folder.index(name).exists() and not make_index:
-            again = command("index", folder, *(("--sae", name) if folder.several else ()))
-            raise InputError(f"{folder}: no index yet; make it with `{again}`")
+        if not subject.place.index.exists() and not make_index:
+            raise InputError(
+                f"{subject.place.folder}: no index yet; make it with `{index_command(subject.place.index)}`"
+            )
         return cls(
-            open_explorer(folder, sae, device, feature=feature),
-            Annotations(folder.annotations(name)),
-            run=folder,
-            name=name,
-            sae=trained,
-            config=config,
+            explorer_of(subject, feature=feature),
+            Annotations(subject.place.annotations),
+            subject=subject,
             others=others,
             static=static,
         )
@@ -329,9 +338,9 @@ class Api:
         """Why no prompt can be run; None if one can."""
         if self.static:
             return "an export runs no model: `saeforest explore RUN` does"
-        if self._sae is None or self._config is None or not self._config.model:
+        if self._subject is None or not self._subject.config.model:
             return "the SAE's language model is not known"
-        if isinstance(data_of(self._config.data), GivenData):
+        if isinstance(data_of(self._subject.config.data), GivenData):
             return "this run was trained on a tensor in Python, so its language model is unknown"
         return None
 
@@ -342,10 +351,9 @@ class Api:
 
     @cached_property
     def _prompting(self) -> Prompting:
-        sae, config = self._sae, self._config
-        assert sae is not None
-        assert config is not None
-        return Prompting(sae, self.explorer.forest, self.texts, self.labels, lambda: open_reader(config))
+        subject = self._subject
+        assert subject is not None
+        return Prompting(subject.sae, self.explorer.forest, self.texts, self.labels, lambda: subject.reader)
 
     # -- annotations
 

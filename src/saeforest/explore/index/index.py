@@ -283,9 +283,7 @@ class Index:
         except InputError as error:
             raise InputError(f"{folder}: this index can't be read ({error}); {again} again") from None
         if about.sae != fingerprint(sae, forest):
-            raise InputError(
-                f"{folder}: this index belongs to another SAE or forest than the run's; {again} again"
-            )
+            raise InputError(f"{folder}: this index belongs to another SAE or forest; {again} again")
         columns = [column.name for column in about.columns]
         if wrong := flaw(tensors, columns, sae.d_sae, tokens.n_tokens, about.n_tokens):
             raise InputError(f"{folder / TENSORS}: damaged ({wrong}); {again} again")
@@ -301,10 +299,13 @@ def fingerprint(sae: SAE, forest: Forest) -> str:
 
 
 def index_command(folder: Path) -> str:
-    """The command that makes the index in `folder`: RUN/index, or RUN/index/NAME for one of several SAEs."""
+    """The command that makes the index in `folder`: RUN/index, RUN/index/NAME for one of several SAEs, or DIR/index for
+    an SAE without a run."""
     run = RunFolder.around(folder)
-    name = None if run is None else run.name_of(folder)
-    return command("index", run or folder.parent, *(("--sae", name) if name else ()))
+    if run is None:
+        return command("index", "SAE", "--out", folder.parent)
+    name = run.name_of(folder)
+    return command("index", run, *(("--sae", name) if name else ()))
 
 
 def read_about(folder: Path) -> tuple[About, dict[str, Any]]:

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 
 from ...activations import ActivationBatch, ActivationReader
-from ...config import TrainConfig
 from ...errors import InputError
+from ...evaluation import MeasureOptions
+from ...evaluation.forests import infer_into
 from ...files import (
     CHECKSUMS,
     listed_checksum,
@@ -23,23 +24,21 @@ from ...files import (
     write_json,
     write_tensors,
 )
-from ...kept_forest import forest_of
 from ...output import note
 from ...run_folder import RunFolder
 from ...saes import SAE
 from ...schema import without
-from ...session import check_site, open_reader, read_tokens
+from ...session import read_tokens
 from ...stopping import Stop, stopping
 from ...structure.forest import Forest
 from ...text import Tokens
 from ...training.unfinished import tidy
 from ..index import Index, fingerprint
+from ..subject import INDEX_TOKENS, Subject
 from .build import build_index
 from .counts import Counts
 from .firings import remove_shards
 
-#: Default number of tokens of the training text that an index is made from.
-INDEX_TOKENS = 600_000
 _STATE, _TENSORS = "state.json", "counts.safetensors"
 _KEEP_EVERY_S = 60.0
 
@@ -47,7 +46,7 @@ _KEEP_EVERY_S = 60.0
 def index_run(
     run: RunFolder | Path, tokens: int | None = None, sae: str | None = None, device: str | None = None
 ) -> Index:
-    """Make the index of an SAE of a run (see `index_sae`).
+    """Make the index of an SAE of a run (see `make_index`).
 
     tokens: number of tokens of the training text; None for as many as the run's, but at most `INDEX_TOKENS`.
     sae:    which SAE of a run that trained several.
@@ -55,49 +54,66 @@ def index_run(
 
     Raises InputError if the folder is not a run with a trained SAE, or the SAE does not fit the run's model and site.
     """
-    run = RunFolder(run) if isinstance(run, Path) else run
-    tidy(run)
-    config, trained = run.load(sae, device)
-    reader = open_reader(config)
-    check_site(trained, reader)
-    n_tokens = tokens or min(INDEX_TOKENS, config.tokens)
-    return index_sae(run, sae or run.names()[0], config, trained, reader, n_tokens)
+    return make_index(Subject.of_run(run, sae, device), tokens)
 
 
-def index_sae(
-    run: RunFolder, name: str, config: TrainConfig, sae: SAE, reader: ActivationReader, n_tokens: int
-) -> Index:
-    """Make the index of one of a run's SAEs by running the language model on `n_tokens` tokens of its training text.
+def make_index(subject: Subject, tokens: int | None = None) -> Index:
+    """Make the index of an SAE by running its language model on the first `tokens` tokens of its training text.
 
-    The edges are those of the SAE's own forest or of the one that was inferred for it (see `forest_of`).
+    The edges are those of the SAE's own forest or of the one that was inferred for it. For a flat SAE without a run,
+    one is inferred first, unless there is one in its place.
 
-    Counts are saved every minute in RUN/index.unfinished; the same call continues from there, with identical results.
-    Raises InputError if another process is making this index, Interrupted if a signal stops it.
+    Counts are saved every minute in a folder beside the index; the same call continues from there, with identical
+    results. Raises InputError if another process is making this index, Interrupted if a signal stops it.
     """
-    tokens = read_tokens(config, reader, "train", n_tokens)
-    forest, _ = forest_of(sae, run.forest(name))
-    folder = run.unfinished_index(name)
-    with run.claimed(run.index(name)), stopping("what was counted") as stop:
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            remove_leftovers(folder)
-            unfinished = _Unfinished(folder, _key(sae, forest, reader, tokens), tokens, stop)
-            index = build_index(
-                sae,
-                forest,
-                unfinished.batches(reader),
-                tokens,
-                total=tokens.n_tokens,
-                lm=reader.lm,
-                begin=unfinished.begin,
-            )
-            index.save(run.index(name))
-            unfinished.remove()
-        finally:
-            for empty in (folder, folder.parent) if run.several else (folder,):
-                with suppress(OSError):
-                    empty.rmdir()
+    if subject.run is not None:
+        tidy(subject.run)
+    sae, config, place, reader = subject.sae, subject.config, subject.place, subject.reader
+    with place.claimed():
+        if subject.run is None and not sae.has_forest:
+            _infer(subject)
+        text = read_tokens(config, reader, "train", tokens or min(INDEX_TOKENS, config.tokens))
+        forest, _ = subject.forest
+        with stopping("what was counted") as stop:
+            place.unfinished.mkdir(parents=True, exist_ok=True)
+            try:
+                remove_leftovers(place.unfinished)
+                unfinished = _Unfinished(place.unfinished, _key(sae, forest, reader, text), text, stop)
+                index = build_index(
+                    sae,
+                    forest,
+                    unfinished.batches(reader),
+                    text,
+                    total=text.n_tokens,
+                    lm=reader.lm,
+                    begin=unfinished.begin,
+                )
+                index.save(place.index)
+                unfinished.remove()
+            finally:
+                several = subject.run is not None and subject.run.several
+                for empty in (place.unfinished, place.unfinished.parent) if several else (place.unfinished,):
+                    with suppress(OSError):
+                        empty.rmdir()
     return index
+
+
+def _infer(subject: Subject) -> None:
+    """Infer the forest of a flat SAE, unless it has one."""
+    if subject.has_inferred:
+        if subject.forest[1] == "none":
+            raise InputError(f"{subject.place.forest}: the forest of another SAE; choose another folder")
+        return
+    note(f"{subject.name} has learned no forest; inferring one, once")
+    defaults = MeasureOptions()
+    infer_into(
+        subject.place.forest,
+        subject.sae,
+        subject.config,
+        subject.reader,
+        defaults.infer,
+        defaults.infer_tokens,
+    )
 
 
 def _key(sae: SAE, forest: Forest, reader: ActivationReader, tokens: Tokens) -> dict[str, Any]:
@@ -155,7 +171,9 @@ class _Unfinished:
                     f"stopped after {done:,} of {self._tokens.n_tokens:,} tokens; give the same command to go on"
                 )
         if self._windows > self._kept:
-            self._keep()  # what comes next takes a while
+            self._keep()
+        # What comes next takes a while, and looks at no signals.
+        self._stop.at_once("stopped after reading; give the same command to go on")
 
     def _keep(self) -> None:
         assert self._counts is not None
