@@ -24,6 +24,7 @@ import typecheck  # noqa: F401  # before saeforest
 
 # isort: split
 from everything_cases import MakeOnce, make_everything
+from hub_cases import Hub, point_client, serving
 from llama_cases import MakeConfig, save_llama
 from saeforest.activations import sources, writer
 from saeforest.config import ActivationConfig, LMConfig, OptimConfig, TextConfig, TrainConfig
@@ -201,6 +202,14 @@ def finished_run(tiny_config: MakeConfig, tmp_path_factory: pytest.TempPathFacto
 def everything(make_once: MakeOnce, tiny_config: MakeConfig) -> Path:
     """One of each file that saeforest writes (see `make_everything`). Shared: copy it before changing it."""
     return make_once("everything", lambda folder: make_everything(folder, tiny_config()))
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A Hub on loopback with nothing on it, which the Hub's client talks to, logged in as somebody who may write."""
+    with serving() as hub:
+        point_client(monkeypatch, hub.url, tmp_path / "client")
+        yield hub
 
 
 @pytest.fixture

@@ -1,26 +1,23 @@
-"""Where an SAE is: folders of every layout, and a Hub that stands in for the one that tests cannot reach."""
+"""Where an SAE is: folders of every layout, and the Hub."""
 
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from huggingface_hub.errors import LocalEntryNotFoundError
 from saelens_folders import D, F, write_saelens
 from safetensors.torch import save_file
 from test_tree_sae import write_released
 
 import saeforest
+from hub_cases import READER, Hub, point_client
 from lm_cases import one_line
 from saeforest import InputError
-from saeforest.interop import hub as hub_module
 from saeforest.interop.gemma_scope import load_gemma_scope
 from saeforest.saes import BatchTopKSAE, JumpReLUSAE, TopKConfig, TopKSAE, TreeSAE, build, save_sae
 
@@ -168,111 +165,110 @@ def test_ours_beside_theirs(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("source", [HUB, f"{HUB}:gpt2/tree", f"{HUB}@main:a", "runs/misspelled"])
 def test_the_hub_cannot_be_reached(source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(InputError) as info:
-        saeforest.load(source)
     repo = source.partition(":")[0].partition("@")[0]
-    one_line(info, f"{repo}: no such folder, and the Hub", "org/repo:folder")
+    point_client(monkeypatch, "http://127.0.0.1:1", tmp_path)
+    for offline in (False, True):
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", offline)
+        with pytest.raises(InputError) as info:
+            saeforest.load(source)
+        one_line(info, f"{repo}: no such folder, and the Hub cannot be reached", "org/repo:folder")
+
+
+def test_downloads_the_one_that_is_asked_for(hub: Hub, tmp_path: Path) -> None:
+    x = torch.randn(5, D)
+    first, second = "blocks.8.hook_resid_pre", "layer_1/a+b=1,2"
+    for seed, name in enumerate((first, second)):
+        write_saelens(tmp_path / "saes" / name, "jumprelu", seed)
+        (tmp_path / "saes" / name / "sparsity.safetensors").write_text("not read")
+    hub.add_folder(HUB, tmp_path / "saes")
+    sae = saeforest.load(f"{HUB}:{first}")
+    assert downloaded(tmp_path) == ["cfg.json", "sae_weights.safetensors"], "and nothing else"
+    assert torch.equal(sae(x), saeforest.load(tmp_path / "saes" / first)(x))
+    # The first is there, the second is not, and is fetched.
+    assert torch.equal(
+        saeforest.load(f"{HUB}@main:{second}")(x), saeforest.load(tmp_path / "saes" / second)(x)
+    )
+
+
+def downloaded(tmp_path: Path) -> list[str]:
+    return sorted(path.name for path in (tmp_path / "client").glob("hub/*/snapshots/**/*") if path.is_file())
 
 
 @pytest.mark.parametrize("source", [f"{HUB}:gpt2/tree", f"{HUB}:gpt2/tree/", f"{HUB}@main:gpt2/tree"])
-def test_what_was_downloaded_before_is_used(
-    source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The Hub's client finds it in its cache; nobody asks the Hub."""
-    repo = tmp_path / "models--org--saes"
-    write_released(repo / "snapshots" / ("a" * 40) / "gpt2" / "tree", "tree")
-    (repo / "refs").mkdir()
-    (repo / "refs" / "main").write_text("a" * 40)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr(hub_module, "HfApi", None)
+def test_what_was_downloaded_before_is_used(source: str, hub: Hub, tmp_path: Path) -> None:
+    write_released(tmp_path / "saes" / "gpt2" / "tree", "tree")
+    hub.add_folder(HUB, tmp_path / "saes")
     assert isinstance(saeforest.load(source), TreeSAE)
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A Hub that has what is in the folder returned; nothing is downloaded yet."""
-    there, here = tmp_path / "hub", tmp_path / "cache"
-    there.mkdir()
-    here.mkdir()
-
-    def model_info(repo: str, *, revision: str | None, timeout: float) -> SimpleNamespace:
-        assert repo == HUB
-        assert revision in (None, "v2")
-        files = [str(path.relative_to(there)) for path in there.rglob("*") if path.is_file()]
-        return SimpleNamespace(siblings=[SimpleNamespace(rfilename=name) for name in files], sha="c0ffee")
-
-    def snapshot_download(
-        repo: str, *, revision: str | None, allow_patterns: list[str], local_files_only: bool = False
-    ) -> str:
-        assert repo == HUB
-        if local_files_only:
-            if not any(here.iterdir()):
-                raise LocalEntryNotFoundError("nothing here")
-            return str(here)
-        assert revision == "c0ffee", "what is downloaded is what was asked about"
-        for name in allow_patterns:
-            if (there / name).exists():
-                (here / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(there / name, here / name)
-        return str(here)
-
-    monkeypatch.setattr(hub_module, "HfApi", lambda: SimpleNamespace(model_info=model_info))
-    monkeypatch.setattr(hub_module, "snapshot_download", snapshot_download)
-    return there
-
-
-def test_downloads_the_one_that_is_asked_for(hub: Path, tmp_path: Path) -> None:
-    x = torch.randn(5, D)
-    for seed, name in enumerate(("blocks.8.hook_resid_pre", "layer_1/a+b=1,2")):
-        write_saelens(hub / name, "jumprelu", seed)
-        (hub / name / "sparsity.safetensors").write_text("not read")
-    first = saeforest.load(f"{HUB}:blocks.8.hook_resid_pre")
-    files = sorted(path.name for path in (tmp_path / "cache").rglob("*") if path.is_file())
-    assert files == ["cfg.json", "sae_weights.safetensors"], "and nothing else"
-    assert torch.equal(first(x), saeforest.load(hub / "blocks.8.hook_resid_pre")(x))
-    # The first is there, the second is not, and is fetched.
-    second = saeforest.load(f"{HUB}@v2:layer_1/a+b=1,2")
-    assert torch.equal(second(x), saeforest.load(hub / "layer_1/a+b=1,2")(x))
+    hub.requests.clear()
+    assert isinstance(saeforest.load(source), TreeSAE)
+    assert not hub.requests, "nobody asks the Hub"
 
 
 @pytest.mark.parametrize("layout", ["ours", "saelens", "gemma scope", "tree-sae"])
-def test_downloads_a_repository_of_one(layout: str, hub: Path) -> None:
-    hub.rmdir()
+def test_downloads_a_repository_of_one(layout: str, hub: Hub, tmp_path: Path) -> None:
+    folder = tmp_path / "sae"
     match layout:
         case "ours":
-            save_sae(build(TopKConfig((8,), (2,), "none"), 4), hub)
+            save_sae(build(TopKConfig((8,), (2,), "none"), 4), folder)
         case "saelens":
-            write_saelens(hub, "topk", normalize_activations="expected_average_only_in")
-            (hub / "activation_scaler.json").write_text('{"scaling_factor": 0.25}')
+            write_saelens(folder, "topk", normalize_activations="expected_average_only_in")
+            (folder / "activation_scaler.json").write_text('{"scaling_factor": 0.25}')
         case "gemma scope":
-            write_gemma(hub)
+            write_gemma(folder)
         case _:
-            write_released(hub, "relu")
-    expected = saeforest.load(hub)
+            write_released(folder, "relu")
+    hub.add_folder(HUB, folder)
+    expected = saeforest.load(folder)
     x = torch.randn(5, expected.d_in)
     assert torch.equal(saeforest.load(HUB)(x), expected(x))
 
 
-def test_the_hub_has_others(hub: Path) -> None:
-    write_saelens(hub / "layer_1", "topk")
-    write_gemma(hub / "layer_2" / "width_16k")
-    (hub / "docs").mkdir()
-    (hub / "docs" / "cfg.json").write_text("{}")
+def test_a_revision(hub: Hub, tmp_path: Path) -> None:
+    """The commit of a moment is that of the moment, by either spelling; a folder has none."""
+    folders = [write_saelens(tmp_path / str(seed), "topk", seed) for seed in range(2)]
+    repo = hub.add_folder(HUB, folders[0])
+    repo.commit({path.name: path.read_bytes() for path in folders[1].iterdir()})
+    x = torch.randn(5, D)
+    old = repo.commits[0][0]
+    for sae in (saeforest.load(HUB, revision=old), saeforest.load(f"{HUB}@{old}")):
+        assert torch.equal(sae(x), saeforest.load(folders[0])(x))
+    assert torch.equal(saeforest.load(HUB)(x), saeforest.load(folders[1])(x))
+    for source, revision, words in (
+        (HUB, "v9", "no revision v9 on the Hub"),
+        (f"{HUB}@main", old, "has a revision already"),
+        (folders[0], "main", "is a folder, which has no revisions"),
+    ):
+        with pytest.raises(InputError) as info:
+            saeforest.load(source, revision=revision)
+        one_line(info, words)
+
+
+def test_the_hub_has_others(hub: Hub, tmp_path: Path) -> None:
+    write_saelens(tmp_path / "saes" / "layer_1", "topk")
+    write_gemma(tmp_path / "saes" / "layer_2" / "width_16k")
+    (tmp_path / "saes" / "docs").mkdir()
+    (tmp_path / "saes" / "docs" / "cfg.json").write_text("{}")
+    hub.add_folder(HUB, tmp_path / "saes")
     for source, where in ((HUB, "its root"), (f"{HUB}:layer_2", "the folder layer_2")):
         with pytest.raises(InputError) as info:
             saeforest.load(source)
         one_line(info, f"{HUB}: no SAE in {where}", f"it holds {HUB}:layer_1, {HUB}:layer_2/width_16k")
 
 
-def test_a_download_that_fails(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_saelens(hub / "one", "topk")
-
-    def broken(*_: Any, **__: Any) -> str:
-        raise OSError("no space left\non the device")
-
-    monkeypatch.setattr(hub_module, "snapshot_download", broken)
+def test_what_the_hub_does_not_show(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A private repository, without a token and with one."""
+    hub.add_folder(HUB, write_saelens(tmp_path / "sae", "topk")).private = True
+    monkeypatch.delenv("HF_TOKEN")
     with pytest.raises(InputError) as info:
-        saeforest.load(f"{HUB}:one")
-    one_line(info, HUB, "download from the Hub failed (no space left)")
+        saeforest.load(HUB)
+    one_line(info, HUB, "a private one that needs a token", "hf auth login")
+    monkeypatch.setenv("HF_TOKEN", READER)
+    assert saeforest.load(HUB).d_sae == F
+
+
+def test_a_download_that_fails(hub: Hub, tmp_path: Path) -> None:
+    hub.add_folder(HUB, write_saelens(tmp_path / "sae", "topk"))
+    (tmp_path / "client").write_text("a file where the cache should be")
+    with pytest.raises(InputError) as info:
+        saeforest.load(HUB)
+    one_line(info, HUB, "download from the Hub failed")

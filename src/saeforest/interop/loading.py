@@ -17,13 +17,15 @@ _EXPECTED = (
 )
 
 
-def load(source: str | Path, *, activation_scale: float | None = None) -> SAE:
+def load(source: str | Path, *, revision: str | None = None, activation_scale: float | None = None) -> SAE:
     """A trained SAE, on the CPU in float32 and ready to encode.
 
-    source: a folder, or a name on the Hugging Face Hub: `org/repo`, `org/repo:folder` for one of several SAEs there,
-        `org/repo@revision:folder` for a branch or commit. What was downloaded before is used without asking the Hub.
-        The folder is a run (which trained one SAE), an SAE that this library saved, one that SAELens saved, one of
-        Gemma Scope, or one that the Tree SAE's authors released.
+    source: a folder, or a name on the Hugging Face Hub: `org/repo`, or `org/repo:name` for one of several SAEs there
+        (its name in a run that `saeforest push` uploaded, or its folder). What was downloaded before is used without
+        asking the Hub. The folder is a run (which trained one SAE), an SAE that this library saved, one that SAELens
+        saved, one of Gemma Scope, or one that the Tree SAE's authors released.
+    revision: a branch, tag or commit of the repository on the Hub; `org/repo@revision:name` means the same. Default:
+        its newest state.
     activation_scale: factor on activations for a SAELens SAE that was trained with `expected_average_only_in` and does
         not hold it. Otherwise leave it out.
 
@@ -47,7 +49,7 @@ def load(source: str | Path, *, activation_scale: float | None = None) -> SAE:
 
     A name on the Hub is, for instance, `jbloom/GPT2-Small-SAEs-Reformatted:blocks.8.hook_resid_pre`.
     """
-    return load_folder(_local(source), activation_scale=activation_scale)
+    return load_folder(_local(source, revision), activation_scale=activation_scale)
 
 
 def load_folder(folder: Path, *, activation_scale: float | None = None) -> SAE:
@@ -70,17 +72,21 @@ def load_folder(folder: Path, *, activation_scale: float | None = None) -> SAE:
     raise InputError(f"{folder}: holds no SAE; {_EXPECTED}")
 
 
-def _local(source: str | Path) -> Path:
+def _local(source: str | Path, revision: str | None) -> Path:
     """The folder that `source` is, or stands for on the Hub."""
     path = Path(source)
     if path.is_dir():
+        if revision is not None:
+            raise InputError(
+                f"revision = {revision}: {source} is a folder, which has no revisions; leave it out"
+            )
         return path
     if path.exists():
         raise InputError(f"{source}: not a folder; give the folder of the SAE")
     if isinstance(source, str):
         from .hub import fetch, hub_sae  # the Hub's client takes longer to import than an SAE to load
 
-        if (name := hub_sae(source)) is not None:
+        if (name := hub_sae(source, revision)) is not None:
             return fetch(name)
     raise InputError(f"{source}: no such folder; {_EXPECTED}; or a name on the Hub such as org/repo:folder")
 
