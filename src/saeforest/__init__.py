@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from .interop import load
     from .lm import load_lm
     from .measures.record import Record
+    from .release import push
     from .run_folder import RunFolder
     from .saes import SAE
     from .sparse_code import SparseCode
@@ -48,6 +49,7 @@ __all__ = [
     "load",
     "load_lm",
     "measure",
+    "push",
     "save",
     "steer",
     "synthetic",
@@ -66,6 +68,7 @@ _MODULES = {
     "load": ".interop",
     "load_lm": ".lm",
     "measure": ".api.measure",
+    "push": ".release",
     "save": ".api.others",
     "steer": ".api.steer",
     "synthetic": ".api.others",

@@ -115,14 +115,16 @@ def read_tokens(
 
 
 def about_model(reader: ActivationReader) -> dict[str, Any]:
-    """The description of a run's language model: its identity, and its results on a short text.
+    """The description of a run's language model: its identity, its sites as transformers names them, and its results
+    on a short text.
 
     Notes tell of anything unusual in these results.
     """
     found = parity(reader.lm, bos=reader.bos_id is not None)
     for warning in found["warnings"]:
         note(warning)
-    return {**reader.lm.identity.to_dict(), **found}
+    sites = {site.name: site.place for site in (reader.site, *reader.others)}
+    return {**reader.lm.identity.to_dict(), "sites": sites, **found}
 
 
 def about_text(config: TrainConfig, tokens_read: int) -> dict[str, Any]:

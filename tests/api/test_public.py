@@ -31,6 +31,7 @@ def test_dir_is_what_is_public() -> None:
             "load",
             "load_lm",
             "measure",
+            "push",
             "save",
             "steer",
             "synthetic",

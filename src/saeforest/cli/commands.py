@@ -150,6 +150,17 @@ COMMANDS: dict[str, Command] = {
         ),
         _names("format run out root tokens force sae device json"),
     ),
+    "push": Command(
+        "push:push",
+        "RUN ORG/NAME",
+        "Share a run on the Hugging Face Hub",
+        "Uploads SAEs, forest, records, log and index with a model card, in one commit; an upload that broke goes on.",
+        (
+            "saeforest push runs/demo my-org/demo --dry-run",
+            "saeforest push runs/demo my-org/demo --license mit",
+        ),
+        _names("run repo public license dry_run force json"),
+    ),
     "infer": Command(
         "infer:infer",
         "RUN|SAE",

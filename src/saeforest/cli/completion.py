@@ -49,6 +49,7 @@ def options_of_all() -> dict[str, list[Option]]:
     from .harvest import NOT_READ, HarvestArguments
     from .index import IndexArguments
     from .infer import InferArguments
+    from .push import PushArguments
     from .show import ShowArguments
     from .steer import SteerArguments
     from .synthetic import SyntheticArguments
@@ -71,6 +72,7 @@ def options_of_all() -> dict[str, list[Option]]:
         "explore": options(ExploreArguments),
         "figure": options(FigureArguments),
         "export": options(ExportArguments),
+        "push": options(PushArguments),
         "infer": options(InferArguments),
         "harvest": options(HarvestArguments, HarvestArguments(TrainConfig()), NOT_READ),
         "verify": options(VerifyArguments),

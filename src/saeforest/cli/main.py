@@ -32,13 +32,11 @@ def _usage() -> str:
     return "\n".join(
         [
             "usage: saeforest COMMAND [OPTIONS]; to start with: saeforest demo",
-            "",
             f"saeforest {__version__}: hierarchical sparse autoencoders on language models",
             "",
             *(f"  {name:{width}}  {command.summary}" for name, command in COMMANDS.items()),
             "",
             *(f"  {option:{wide}}  {what}" for option, what in _OPTIONS.items()),
-            "",
             "Exit codes: 0 done; 1 damage found or output lost; 2 error; 128+N signal N",
         ]
     )

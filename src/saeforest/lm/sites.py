@@ -82,6 +82,12 @@ class Site:
     """The module, if any, whose skip connection adds the same activation to its output; a replacement is then added
     there too."""
 
+    @property
+    def place(self) -> str:
+        """The module's path as transformers names it, with `:input` behind it where its input is meant: the site's
+        name without TransformerLens."""
+        return f"{self.module_path}{_INPUT if self.kind == 'input' else ''}"
+
 
 Read = Callable[[Site], Tensor]
 """A function that returns the activation at a site on a short text. Raises InputError if there is none."""

@@ -20,9 +20,15 @@ def nulls_note(measuring: str = "saeforest eval RUN --measures truth") -> str:
 
 
 def nulls_line(run: RunFolder, name: str) -> str:
+    """The same as `measured_nulls` or, if none was measured, the command that measures them."""
+    again = command("eval", run, "--measures", "truth", *(("--sae", name) if run.several else ()))
+    return measured_nulls(run, name) or nulls_note(again)
+
+
+def measured_nulls(run: RunFolder, name: str) -> str | None:
     """A value about the hierarchy of an SAE of a run, with the parents shuffled, and of the untrained SAE.
 
-    If none was measured, the command that measures them. A record that cannot be read counts as not measured.
+    None if none was measured. A record that cannot be read counts as not measured.
     """
     for measure, value, title in _SHOWN:
         path = run.record(name, measure)
@@ -44,4 +50,4 @@ def nulls_line(run: RunFolder, name: str) -> str:
         clear = bool(known) and all(low > 0 for low, _ in known)
         verdict = "It exceeds them by more than chance." if clear else "It does not clearly exceed them."
         return f"{title}: {own:.2f}; {nulls}. {verdict}"
-    return nulls_note(command("eval", run, "--measures", "truth", *(("--sae", name) if run.several else ())))
+    return None
