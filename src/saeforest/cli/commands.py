@@ -128,7 +128,7 @@ COMMANDS: dict[str, Command] = {
     "steer": Command(
         "steer:steer",
         "RUN",
-        "Continue a prompt with features changed, beside the text as it would be",
+        "Continue a prompt with features changed, beside the unchanged text",
         "Prints both texts and how the probabilities of the next token change. Only --export writes a file.",
         (
             'saeforest steer runs/demo --feature 384 --subtree --scale 4 --prompt "The"',

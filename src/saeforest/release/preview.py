@@ -7,12 +7,12 @@ from pathlib import Path
 
 from ..errors import InputError
 from ..explore.api import Api
-from ..explore.families import telling_families
 from ..explore.figures import draw
-from ..explore.nulls import measured_nulls
 from ..explore.opening import open_explorer
-from ..explore.queries import Explorer
-from ..explore.static import export_subtree
+from ..explore.queries.explorer import Explorer
+from ..explore.queries.families import telling_families
+from ..explore.serving.static import export_subtree
+from ..explore.views.nulls import measured_nulls
 from ..output import note
 from ..run_folder import RunFolder
 from .contents import PREVIEW, Release
