@@ -6,6 +6,7 @@ INTEROP_OUT ?= runs/interop
 TOOLS ?=
 WORKERS ?= 2
 FUZZ_CASES ?= 10000
+HTTP_CASES ?= 2000
 STEP ?= 5
 
 BIN := .venv/bin
@@ -26,9 +27,10 @@ pytest fuzz: export PYTHONDONTWRITEBYTECODE =
 pytest: .venv/dev.stamp
 	$(BIN)/pytest --numprocesses $(WORKERS) --dist worksteal
 
-# Damaged files by the thousand, more than `make test` tries.
+# Damaged files and odd requests by the thousand, more than `make test` tries.
 fuzz: .venv/dev.stamp
-	SAEFOREST_FUZZ_CASES=$(FUZZ_CASES) $(BIN)/pytest --numprocesses $(WORKERS) --dist worksteal tests/fuzz
+	SAEFOREST_FUZZ_CASES=$(FUZZ_CASES) SAEFOREST_HTTP_CASES=$(HTTP_CASES) $(BIN)/pytest \
+		--numprocesses $(WORKERS) --dist worksteal tests/fuzz tests/explore/test_server_fuzz.py
 
 # Every architecture whose sites are known, with random weights; `make test` has ten of them.
 test-models: .venv/dev.stamp
