@@ -20,8 +20,9 @@ from benchmarks.peers.environments import EnvironmentFailure
 
 from .check import Row, Tool, runner, table
 from .delphi import DELPHI
+from .neuronpedia import NEURONPEDIA
 
-TOOLS = {tool.name: tool for tool in (DELPHI,)}
+TOOLS = {tool.name: tool for tool in (DELPHI, NEURONPEDIA)}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

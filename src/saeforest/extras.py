@@ -9,7 +9,7 @@ from typing import Literal
 from .errors import InputError
 
 #: The extras that pyproject.toml declares for users.
-Extra = Literal["report", "judges", "data", "umap", "explore"]
+Extra = Literal["report", "judges", "data", "umap", "explore", "upload"]
 
 
 @contextmanager

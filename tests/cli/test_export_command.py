@@ -6,12 +6,39 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
+from neuronpedia_cases import KEY, Site
 from saeforest.run_folder import RunFolder
 
 from .said import Call
 
 
-def test_figures_and_exports_of_a_run(a_run: Path, call: Call) -> None:
+def _to_neuronpedia(a_run: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The files, a dry run, and the upload, which is not repeated."""
+    names = ("--neuronpedia.set", "tree", "--neuronpedia.features", *range(9))
+    command = ("export", "neuronpedia", a_run, "-o", "np", "--json", *names)
+    said = call(*command)
+    assert said.status == 0, said.err
+    written = json.loads(said.out)
+    assert (written["model"], written["source"]) == ("llama", "1-tree")
+    assert written["features"] == 9
+    monkeypatch.delenv("NEURONPEDIA_API_KEY", raising=False)
+    assert "set NEURONPEDIA_API_KEY" in call(*command, "--neuronpedia.upload").err
+    monkeypatch.setenv("NEURONPEDIA_API_KEY", KEY)
+    with Site() as site:
+        there = ("--neuronpedia.api", site.url, "--neuronpedia.new-model", 2)
+        plan = json.loads(call(*command, *there, "--neuronpedia.dry-run").out)["plan"]
+        assert plan["features"] + plan["without"] == 9
+        assert site.requests == []
+        sent = json.loads(call(*command, *there, "--neuronpedia.upload").out)
+        assert sent["sent"] == plan["features"] == len(site.features["llama", "1-tree"])
+        again = call("export", "neuronpedia", a_run, "-o", "np", *names, *there, "--neuronpedia.upload")
+        assert f"uploaded {plan['features']} features, {plan['features']} of them before" in again.out
+    assert "was uploaded" in call(*command, "--force").err
+
+
+def test_figures_and_exports_of_a_run(a_run: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     said = call("export", "html", a_run, "--root", 0, "-o", "family.html", "--json")
     assert said.status == 0, said.err
     assert "has no index yet; making it, once" in said.err
@@ -41,6 +68,7 @@ def test_figures_and_exports_of_a_run(a_run: Path, call: Call) -> None:
     assert said.status == 0
     assert "LatentDataset(raw_dir='latents/latents'" in said.out
 
+    _to_neuronpedia(a_run, call, monkeypatch)
     drawn = call("figure", a_run, 0, "--json")
     assert drawn.status == 0, drawn.err
     image = json.loads(drawn.out)
@@ -57,7 +85,7 @@ def test_figures_and_exports_of_a_run(a_run: Path, call: Call) -> None:
 
 
 def test_what_cannot_be_exported_or_drawn(finished_run: Path, fails: Callable[..., str]) -> None:
-    assert "expected one of html, delphi" in fails("export", "pdf", finished_run, "-o", "x")
+    assert "expected one of html, delphi, neuronpedia" in fails("export", "pdf", finished_run, "-o", "x")
     assert "--root: an option of html, not of delphi" in fails(
         "export", "delphi", finished_run, "-o", "x", "--root", 1
     )

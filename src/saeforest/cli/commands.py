@@ -147,6 +147,7 @@ COMMANDS: dict[str, Command] = {
             "saeforest export html runs/demo --root 384 -o family.html",
             "saeforest export html runs/demo -o pages",
             "saeforest export delphi runs/demo -o latents --tokens 2000000",
+            "saeforest export neuronpedia runs/demo -o neuronpedia",
         ),
         _names("format run out root tokens force sae device json"),
     ),

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from ..errors import InputError
+from ..interop.neuronpedia.config import NeuronpediaConfig
 from ..output import note, say, say_json
 from .arguments import parse
 from .common import named, positive
@@ -32,10 +34,24 @@ class DelphiArguments:
 
 
 @dataclass(frozen=True)
+class NeuronpediaArguments(NeuronpediaConfig):
+    """Options of neuronpedia alone."""
+
+    upload: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Upload what is written, with the API key in NEURONPEDIA_API_KEY. An upload that was stopped goes on."""
+    dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Say what an upload would send, checked against the site's limits, and send nothing."""
+    new_model: int | None = None
+    """Number of layers of the language model, to create it on Neuronpedia, unlisted. Default: it must be there."""
+    api: str = "https://neuronpedia.org/api"
+    """Address of the API to upload to."""
+
+
+@dataclass(frozen=True)
 class ExportArguments:
-    format: Annotated[Literal["html", "delphi"], tyro.conf.Positional]
+    format: Annotated[Literal["html", "delphi", "neuronpedia"], tyro.conf.Positional]
     """Format to export to. html: the page that `saeforest explore` shows; delphi: a latents cache that delphi explains
-    and scores features from."""
+    and scores features from; neuronpedia: files for its import, which can be uploaded too."""
     run: Run
     out: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
     """Folder to write, new or empty; with --root, a file."""
@@ -48,10 +64,11 @@ class ExportArguments:
     device: Device = None
     json: Json = False
     delphi: DelphiArguments = field(default_factory=DelphiArguments)
+    neuronpedia: NeuronpediaArguments = field(default_factory=NeuronpediaArguments)
 
 
 #: The options that only some formats have.
-_ONLY = {"root": ("html",), "tokens": ("delphi",), "delphi": ("delphi",)}
+_ONLY = {"root": ("html",), "tokens": ("delphi",), "delphi": ("delphi",), "neuronpedia": ("neuronpedia",)}
 
 
 def export(argv: Sequence[str]) -> None:
@@ -117,6 +134,40 @@ def _delphi(args: ExportArguments) -> None:
     )
 
 
+def _neuronpedia(args: ExportArguments) -> None:
+    from ..interop.neuronpedia.files import export_neuronpedia, is_written
+    from ..interop.neuronpedia.upload import KEY, UploadConfig, check_upload, upload
+
+    given = args.neuronpedia
+    config = NeuronpediaConfig(**{f.name: getattr(given, f.name) for f in fields(NeuronpediaConfig)})
+    there = UploadConfig(given.api, given.new_model)
+    if given.upload and not given.dry_run and not os.environ.get(KEY):
+        raise InputError(f"--neuronpedia.upload: set {KEY} to the API key of your Neuronpedia account")
+    run, name = _run(args)
+    if (given.upload or given.dry_run) and is_written(args.out, run, config, name):
+        about = {"folder": str(args.out)}
+    else:
+        done = export_neuronpedia(run, args.out, config, sae=name, device=args.device, force=args.force)
+        about = {"folder": str(done.path), "bytes": done.size, **done.about}
+        if not args.json:
+            say(f"{done.path}: {done.size / 1e6:,.1f} MB, {done.about['features']:,} features that fire")
+    if given.upload or given.dry_run:
+        plan = check_upload(args.out, there)
+        about |= {"plan": plan._asdict()}
+        if not args.json:
+            size = f"{plan.n_bytes / 1e6:,.1f} MB"
+            skipped = f"; {plan.without:,} have no context, and are left out" if plan.without else ""
+            say(f"upload: {plan.features:,} features in {plan.batches:,} requests, {size}{skipped}")
+    if given.upload and not given.dry_run:
+        sent = upload(args.out, os.environ[KEY], there)
+        about |= {"url": sent.url, "sent": sent.sent, "sent_before": sent.before}
+        if not args.json:
+            before = f", {sent.before:,} of them before" if sent.before else ""
+            say(f"uploaded {sent.sent + sent.before:,} features{before}: {sent.url}")
+    if args.json:
+        say_json(about)
+
+
 def _run(args: ExportArguments) -> tuple[RunFolder, str]:
     from ..run_folder import RunFolder
 
@@ -131,4 +182,8 @@ def _say(args: ExportArguments, done: Exported, text: str) -> None:
         say(f"{done.path}: {done.size / 1e6:,.1f} MB, {text}")
 
 
-_FORMATS: dict[str, Callable[[ExportArguments], None]] = {"html": _html, "delphi": _delphi}
+_FORMATS: dict[str, Callable[[ExportArguments], None]] = {
+    "html": _html,
+    "delphi": _delphi,
+    "neuronpedia": _neuronpedia,
+}
