@@ -73,7 +73,9 @@ def quoted(path: Path) -> str:
 
 def program() -> str:
     """What to type to run this program: `make demo` uses one that may not be on the PATH."""
-    return "saeforest" if which("saeforest") else sys.argv[0]
+    if which("saeforest"):
+        return "saeforest"
+    return "python -m saeforest" if Path(sys.argv[0]).name == "__main__.py" else sys.argv[0]
 
 
 def say_next(run: RunFolder, name: str, *, families: bool = True) -> None:
