@@ -102,7 +102,8 @@ def test_values_by_hand() -> None:
     own, after = columns_of(effects, "own"), columns_of(effects, "next")
     assert {name: float(column[0]) for name, column in own.items()} == {
         "own_parent_general": 1.5, "own_parent_special": 0.5, "own_child_general": 0.75, "own_child_special": 3.5,
-        "own_specialization": 4.0, "own_path_gain": 0.5, "own_holds": 1.0,
+        "own_specialization": 4.0, "own_holds": 1.0, "own_path_gain": 0.5, "own_path_specialization": -3.5,
+        "own_path_holds": 0.0,
     }  # fmt: skip
     assert float(after["next_holds"][0]) == 0.0  # the null parent does more for the general tokens
     assert float(after["next_specialization"][0]) == pytest.approx(0.2)

@@ -13,10 +13,11 @@ and a random feature r, from other trees and as frequent as p and c, are set lik
     parent_general   D_p(general) - D_q(general)    parent_special   D_p(special) - D_q(special)
     child_general    D_c(general) - D_r(general)    child_special    D_c(special) - D_r(special)
     specialization   (D_c(special) - D_c(general)) - (D_p(special) - D_p(general))
-    path_gain        D_pc(special) - D_c(special)   pc: parent and child together, as long a change
     holds            share of edges on which p beats q on both sets, p beats c on general, and c beats p on special
 
-Any two unrelated features specialize, so only `parent_special` beside its nulls speaks of a hierarchy.
+`path_specialization` and `path_holds` are the last two with the path, parent and child together, as long a change, in
+place of the child; `path_gain` is D_pc(special) - D_c(special). Any two unrelated features specialize, so only
+`parent_special` beside its nulls speaks of a hierarchy.
 """
 
 from __future__ import annotations
@@ -47,7 +48,8 @@ from .subject import Subject
 Kind = Literal["own", "next"]
 KINDS: tuple[Kind, ...] = ("own", "next")
 VALUES = (
-    "parent_general", "parent_special", "child_general", "child_special", "specialization", "path_gain", "holds",
+    "parent_general", "parent_special", "child_general", "child_special", "specialization", "holds",
+    "path_gain", "path_specialization", "path_holds",
 )  # fmt: skip
 _WHO = ("parent", "null", "child", "random", "path")
 # Number of edges that are tried for each that is measured.
@@ -206,15 +208,24 @@ def columns_of(effects: list[dict[str, Effect]], kind: Kind) -> dict[str, FloatA
     )
     parent, null, child, other, path = _WHO
     beats_null = (general[parent] > general[null]) & (special[parent] > special[null])
-    own_part = (general[parent] > general[child]) & (special[child] > special[parent])
+
+    def specialization(who: str) -> FloatArray:
+        return (special[who] - general[who]) - (special[parent] - general[parent])
+
+    def holds(who: str) -> FloatArray:
+        own_part = (general[parent] > general[who]) & (special[who] > special[parent])
+        return (beats_null & own_part).astype(np.float64)
+
     columns = (
         general[parent] - general[null],
         special[parent] - special[null],
         general[child] - general[other],
         special[child] - special[other],
-        (special[child] - general[child]) - (special[parent] - general[parent]),
+        specialization(child),
+        holds(child),
         special[path] - special[child],
-        (beats_null & own_part).astype(np.float64),
+        specialization(path),
+        holds(path),
     )
     return {f"{kind}_{name}": column for name, column in zip(VALUES, columns, strict=True)}
 
@@ -256,7 +267,10 @@ def _record(
         },
         detail={
             "null": undefined(values, why, len(subject.rows)),
-            "units": {**dict.fromkeys(counts, "edges"), **{f"{kind}_holds": "fraction" for kind in KINDS}},
+            "units": {
+                **dict.fromkeys(counts, "edges"),
+                **{f"{kind}{path}_holds": "fraction" for kind in KINDS for path in ("", "_path")},
+            },
             "edges": [_listed(subject, f, e) for f, e in zip(families, effects, strict=True)],
         },
         replicates=found.replicates,
