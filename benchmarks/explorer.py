@@ -32,22 +32,27 @@ from saeforest.lm import load_tokenizer
 from saeforest.structure.forest import Forest
 from saeforest.text import Tokens
 
-LAYERS = (2048, 4096, 6144, 12288)
 CONTEXT = 128
 
 
-def synthetic(n_tokens: int, vocabulary: int) -> tuple[Index, Forest]:
-    """An index of 24,576 features in 4 layers over random tokens, and its forest."""
+def layers_of(features: int) -> tuple[int, ...]:
+    """The sizes of the 4 layers: 2,048, 4,096, 6,144 and 12,288 of 24,576 features."""
+    first = (features // 12, features // 6, features // 4)
+    return (*first, features - sum(first))
+
+
+def synthetic(layers: tuple[int, ...], n_tokens: int, vocabulary: int) -> tuple[Index, Forest]:
+    """An index of features in 4 layers over random tokens, and its forest."""
     generator = torch.Generator().manual_seed(0)
-    d_sae, n_rows = sum(LAYERS), n_tokens // CONTEXT * CONTEXT
-    starts = torch.tensor([0, *LAYERS]).cumsum(0)
+    d_sae, n_rows = sum(layers), n_tokens // CONTEXT * CONTEXT
+    starts = torch.tensor([0, *layers]).cumsum(0)
     parent = torch.full((d_sae,), -1)
-    for layer in range(1, len(LAYERS)):
+    for layer in range(1, len(layers)):
         first, end = int(starts[layer]), int(starts[layer + 1])
         parent[first:end] = torch.randint(
             int(starts[layer - 1]), int(starts[layer]), (end - first,), generator=generator
         )
-    forest = Forest(parent, LAYERS)
+    forest = Forest(parent, layers)
     # Frequent tokens are frequent, as in text.
     ids = (torch.rand(n_rows // CONTEXT, CONTEXT, generator=generator) ** 3 * vocabulary).int()
     document_starts = torch.arange(0, n_rows, 4 * CONTEXT)
@@ -96,10 +101,10 @@ def synthetic(n_tokens: int, vocabulary: int) -> tuple[Index, Forest]:
     return Index.of_tensors(about, tokens, tensors), forest
 
 
-def run_server(n_tokens: int, ready: Any) -> None:
+def run_server(layers: tuple[int, ...], n_tokens: int, ready: Any) -> None:
     torch.set_num_threads(1)
     tokenizer = load_tokenizer("smollm2-135m")
-    index, forest = synthetic(n_tokens, len(tokenizer))
+    index, forest = synthetic(layers, n_tokens, len(tokenizer))
     began = time.monotonic()
     api = Api(Explorer(index, forest, tokenizer))
     api.prepare()
@@ -154,8 +159,8 @@ async def many(port: int, clients: int, requests: int, pause: float, d_sae: int)
     return summary(found)
 
 
-async def measure(port: int, clients: int, requests: int) -> dict[str, Any]:
-    client, d_sae = Client(port), sum(LAYERS)
+async def measure(port: int, layers: tuple[int, ...], clients: int, requests: int) -> dict[str, Any]:
+    client, d_sae = Client(port), sum(layers)
     await client.open()
     first = {path: (await client.get(path))[0] for path in ("overview", "forest", "labels", "nulls")}
     found: dict[str, Any] = {"first_view_ms": {path: round(ms, 1) for path, ms in first.items()}}
@@ -163,7 +168,7 @@ async def measure(port: int, clients: int, requests: int) -> dict[str, Any]:
     found["again"] = summary(again)
     rng = random.Random(0)
     for kind in ("feature", "family", "edge"):
-        ids = [rng.randrange(LAYERS[0], d_sae - LAYERS[-1]) for _ in range(requests)]
+        ids = [rng.randrange(layers[0], d_sae - layers[-1]) for _ in range(requests)]
         found[kind] = summary([await client.get(f"{kind}/{i}") for i in ids])
     words = ["the", "day", "river", "xyzzy", "in", "qu", "ing", "1"]
     for name, query in (("search", "search?n=50&q="), ("search_regex", "search?n=50&regex=1&q=%5Ba-c%5D")):
@@ -175,21 +180,31 @@ async def measure(port: int, clients: int, requests: int) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--features", type=int, default=24_576)
     parser.add_argument("--tokens", type=int, default=1_000_000)
     parser.add_argument("--clients", type=int, default=20)
     parser.add_argument("--requests", type=int, default=50)
     args = parser.parse_args()
     ours, theirs = multiprocessing.Pipe()
-    server = multiprocessing.get_context("spawn").Process(target=run_server, args=(args.tokens, theirs))
+    layers = layers_of(args.features)
+    server = multiprocessing.get_context("spawn").Process(
+        target=run_server, args=(layers, args.tokens, theirs)
+    )
     server.start()
+    theirs.close()  # so that a server that fails is noticed
     about = ours.recv()
-    found = asyncio.run(measure(about["port"], args.clients, args.requests))
+    found = asyncio.run(measure(about["port"], layers, args.clients, args.requests))
     assert server.pid is not None
     os.kill(server.pid, 15)
     memory = ours.recv()
     server.join()
     machine = {"cpus": os.cpu_count(), "load": os.getloadavg()[0], "machine": platform.machine()}
-    print(json.dumps({**about, **found, "peak_memory_mb": round(memory), **machine}, indent=2))
+    print(
+        json.dumps(
+            {"features": args.features, **about, **found, "peak_memory_mb": round(memory), **machine},
+            indent=2,
+        )
+    )
 
 
 if __name__ == "__main__":

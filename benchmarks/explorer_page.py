@@ -19,8 +19,6 @@ from playwright.sync_api import Page, sync_playwright
 from explore_page.made_api import MadeForest
 from explore_page.page_server import serving
 
-SIZES = (2048, 6144, 16_384)
-
 SCROLL = """async () => {
   const box = document.querySelector('[role=tree]');
   const frames = [];
@@ -59,8 +57,10 @@ def main() -> None:
     parser.add_argument(
         "--rounds", type=int, default=5, help="how often each view is opened; medians are printed"
     )
+    parser.add_argument("--features", type=int, default=24_576)
     settings = parser.parse_args()
-    made = MadeForest(SIZES)
+    first = (settings.features // 12, settings.features // 4)
+    made = MadeForest((*first, settings.features - sum(first)))
     with serving(made) as url, sync_playwright() as playwright:
         browser = playwright.chromium.launch(
             executable_path=settings.chromium, args=["--no-sandbox", "--disable-gpu"]
@@ -86,7 +86,7 @@ def main() -> None:
         browser.close()
     frame = {"p50": frames[len(frames) // 2], "p95": frames[int(0.95 * len(frames))]}
     result = {
-        "features": sum(SIZES),
+        "features": settings.features,
         "first_view_s": seconds,
         "scroll_frame_ms": frame,
         "search_ms": statistics.median(searches),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from explore_cases import World
 from saeforest.explore import Explorer
 from saeforest.explore.api import Api
 from saeforest.explore.labels.annotations import Annotations
-from saeforest.explore.serving.server import MOST_BODY, make_app
+from saeforest.explore.serving.server import MOST_BODY, listen, make_app
 from saeforest.saes import TreeSAE
 
 PATHS = [
@@ -116,6 +117,16 @@ def test_other_sites_are_refused(headers: dict[str, str], client: TestClient, ap
         assert "another" in error(answer)
         assert "access-control-allow-origin" not in answer.headers
     assert api.annotations.notes() == {}
+
+
+def test_answers_are_not_held_back() -> None:
+    """asyncio sets TCP_NODELAY where a socket names its protocol; else the end of an answer waits for 40 ms."""
+    with (
+        listen(0) as listener,
+        socket.create_connection(listener.getsockname()),
+        listener.accept()[0] as accepted,
+    ):
+        assert accepted.proto == socket.IPPROTO_TCP
 
 
 def test_a_link_on_another_site_may_open_the_page(client: TestClient) -> None:

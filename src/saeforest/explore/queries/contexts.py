@@ -59,7 +59,8 @@ class TokenTexts:
 
     def learn(self, tokens: Sequence[int]) -> None:
         """Decode many tokens at once, which is faster."""
-        new = sorted(set(tokens) - self._texts.keys())
+        # Not the difference with the keys, which goes through all of the texts that are known.
+        new = sorted(token for token in set(tokens) if token not in self._texts)
         for first in range(0, len(new), _BATCH):
             part = new[first : first + _BATCH]
             texts = self._tokenizer.batch_decode(
