@@ -36,10 +36,10 @@ from saeforest.measures.reconstruction_score import pair_nearness
 from saeforest.seeds import seeded
 from saeforest.structure.directions import Directions, Moments
 from saeforest.structure.pairs import PairStatistics
+from saeforest.structure.shuffled import shuffled_within_levels
 from saeforest.worlds import World
 from saeforest.worlds.directions import mean_directions
 from saeforest.worlds.generators import tree
-from saeforest.worlds.nulls import shuffled_parents
 
 _ROWS = 8192
 
@@ -135,7 +135,7 @@ def agreement(case: Case, directions: Float[Tensor, "e d"], seed: int = 0) -> Ag
     world, children = case.world, case.children
     rows = F.normalize(world.vectors)
     near = pair_nearness(directions, rows, case.parents, children)
-    other = shuffled_parents(world.forest, seeded(seed, "directions", "shuffle"))[children]
+    other = shuffled_within_levels(world.forest, seeded(seed, "directions", "shuffle"))[children]
     shuffled = pair_nearness(directions, rows, other, children)
     inner = world.forest.n_children[children] >= 4
 

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from saeforest.errors import InputError
 from saeforest.structure.forest import Forest, flat_forest
+from saeforest.structure.shuffled import shuffled_within_levels
 from saeforest.worlds import TreeSpec, World
 from saeforest.worlds.directions import mean_directions
 from saeforest.worlds.generators import GENERATORS, hedging_four, mp, tree
-from saeforest.worlds.nulls import shuffled_parents
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # the benchmarks are run from the repository
 
@@ -85,7 +85,7 @@ def test_worlds_without_exact_mean_directions_are_refused() -> None:
 
 def test_shuffled_parents_keep_the_shape_of_the_forest() -> None:
     forest = tree(roots=3, branching=3).forest
-    found = Forest(shuffled_parents(forest, torch.Generator().manual_seed(0)), forest.layer_sizes)
+    found = Forest(shuffled_within_levels(forest, torch.Generator().manual_seed(0)), forest.layer_sizes)
     assert torch.equal(found.n_children, forest.n_children)
     assert torch.equal(found.depth, forest.depth)
     assert not torch.equal(found.parent, forest.parent)
@@ -93,7 +93,7 @@ def test_shuffled_parents_keep_the_shape_of_the_forest() -> None:
     loose = Forest(torch.tensor([3, 0, 0, -1, 3, 4, 4, -1]), (8,), layered=False)
     seen = set()
     for seed in range(20):
-        parent = shuffled_parents(loose, torch.Generator().manual_seed(seed))
+        parent = shuffled_within_levels(loose, torch.Generator().manual_seed(seed))
         again = Forest(parent, (8,), layered=False)
         assert torch.equal(again.depth, loose.depth)
         assert torch.equal(again.n_children, loose.n_children)

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-import torch
-from jaxtyping import Int
-from torch import Tensor
-
 from ..seeds import seeded
-from ..structure.forest import ROOT, Forest
+from ..structure.forest import Forest
+from ..structure.shuffled import shuffled_within_levels
 
 #: Number of shuffles that a null is the mean of.
 SHUFFLES = 20
@@ -33,25 +30,10 @@ NULLED = (
 )
 
 
-def shuffled_parents(forest: Forest, generator: torch.Generator) -> Int[Tensor, "d_sae"]:
-    """The parents after shuffling them among the features of a layer, or of a depth if the forest is not layered.
-
-    Features under the root stay there, and every parent keeps its number of children in each layer (at each depth), so
-    the result is a forest of the same shape.
-    """
-    level = forest.level
-    parent = forest.parent.clone()
-    for group in range(int(level.max()) + 1):
-        children = ((level == group) & (parent != ROOT)).nonzero().flatten()
-        order = torch.randperm(len(children), generator=generator)
-        parent[children] = forest.parent[children[order]]
-    return parent
-
-
 def shuffles(forest: Forest, seed: int) -> Iterator[Forest]:
     """The forest with its parents shuffled, `SHUFFLES` times."""
     for i in range(SHUFFLES):
-        parent = shuffled_parents(forest, seeded(seed, "shuffled parents", i))
+        parent = shuffled_within_levels(forest, seeded(seed, "shuffled parents", i))
         yield Forest(parent, forest.layer_sizes, layered=forest.layered)
 
 
