@@ -64,7 +64,9 @@ def training(tmp_path: Path) -> Training:
                 if step != 21 and new != parent[feature] and rng.random() < 0.5:
                     moves.append((feature, parent[feature], new))
                     parent[feature] = new
-            about = {"event": kind, "step": step, "moved": len(moves)}
+            about: dict[str, object] = {"event": kind, "step": step, "moved": len(moves)}
+            if kind == "parents":
+                about |= {"excess": 0.3 + step / 100, "excess_null": 0.01}
             log.event(Event(about if len(layers) > 1 else about | {"layer": layers[0], "dead": step}, moves))
         found[step] = list(parent)
     return Training(tmp_path, found)
@@ -100,6 +102,8 @@ def test_the_history_is_that_of_the_parents_at_each_step(training: Training) -> 
         assert entry.from_root == tuple(sum(old == ROOT for _, old, _ in found) for found in lines)
         assert entry.to_root == tuple(sum(new == ROOT for _, _, new in found) for found in lines)
         assert entry.dead == (None, 5, 9, 12, None, 21)
+        assert entry.excess == pytest.approx((None, 0.35, 0.39, None, None, 0.51))
+        assert entry.excess_null == (None, 0.01, 0.01, None, None, 0.01)
         assert sum(entry.moved) > 0
     assert {parent.id for parent in history.parents} <= set(range(4 + 8))
     for parent in history.parents:

@@ -14,6 +14,7 @@ from explore_cases import World
 from saeforest.explore import Explorer
 from saeforest.explore.answers import ANSWERS
 from saeforest.explore.api import BODIES, Api
+from saeforest.explore.api.compare import Opened
 from saeforest.explore.api.schema import schema, text
 from saeforest.saes import TreeSAE
 
@@ -35,7 +36,9 @@ def test_the_page_names_every_path() -> None:
 @pytest.fixture(scope="module")
 def api(tokenizer: PreTrainedTokenizerFast) -> Api:
     world = World(TreeSAE, documents=7)
-    return Api(Explorer(world.index, world.sae.forest, tokenizer), sae=world.sae)
+    again = Api(Explorer(world.index, world.sae.forest, tokenizer), sae=world.sae)
+    others = {"again": lambda: Opened(world.sae, world.sae.forest, again)}
+    return Api(Explorer(world.index, world.sae.forest, tokenizer), sae=world.sae, others=others)
 
 
 def fits(answer: Any, kind: str) -> None:
@@ -60,6 +63,8 @@ def test_answers_fit_the_schema(path: str, api: Api) -> None:
 def test_answers_to_questions_and_writing_fit_too(api: Api) -> None:
     fits(api.get("search", {"q": "a"}), "GET search")
     fits(api.get("compare"), "GET compare (without other)")
+    fits(api.get("compare", {"other": "again"}), "GET compare")
+    fits(api.get("compare/feature", {"other": "again", "id": "3"}), "GET compare/feature")
     fits(api.put("annotations/3", {"note": "x"}), "PUT annotations/ID")
     child = int(api.explorer.forest.edges[1][0])
     fits(api.put(f"rating/{child}", {"rating": "yes"}), "PUT rating/CHILD")

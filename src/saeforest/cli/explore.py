@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from ..explore.api.compare import Other
     from ..explore.subject import Subject
     from ..run_folder import RunFolder
-    from ..saes import SAE
-    from ..structure.forest import Forest
 
 
 @dataclass(frozen=True)
@@ -155,13 +153,19 @@ def _host() -> str:
 
 def _others(args: ExploreArguments, subject: Subject) -> Mapping[str, Other]:
     """The SAEs to compare with, by name: those of the same run, and those of the runs that are given."""
-    from ..kept_forest import forest_of
+    from ..explore.api import Api
+    from ..explore.api.compare import Opened
+    from ..explore.subject import Subject
     from ..run_folder import RunFolder
 
     def opened(run: RunFolder, sae: str) -> Other:
-        def load() -> tuple[SAE, Forest]:
-            _, trained = run.load(sae, args.device)
-            return trained, forest_of(trained, run.forest(sae))[0]
+        def load() -> Opened:
+            other = Subject.of_run(run, sae, args.device)
+            try:
+                api, missing = Api.of_subject(other), None
+            except InputError as error:  # compared without its texts, which nothing else needs
+                api, missing = None, str(error)
+            return Opened(other.sae, other.forest[0], api, missing)
 
         return load
 

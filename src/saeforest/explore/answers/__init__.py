@@ -4,7 +4,7 @@ An undefined number is None. Text is data: its control characters are replaced b
 which a page must show and not obey. The JSON schema of these classes is docs/explorer-api.schema.json.
 """
 
-from . import features, requests, whole
+from . import compare, features, requests, whole
 
 #: The answers by path. ID and CHILD stand for the number of a feature.
 ANSWERS: dict[str, type] = {
@@ -20,8 +20,9 @@ ANSWERS: dict[str, type] = {
     "GET geometry/ID": features.GeometryAnswer,
     "GET search": requests.SearchAnswer,
     "GET training": whole.TrainingAnswer,
-    "GET compare": whole.CompareAnswer,
-    "GET compare (without other)": whole.RunsAnswer,
+    "GET compare": compare.CompareAnswer,
+    "GET compare (without other)": compare.RunsAnswer,
+    "GET compare/feature": features.FeatureAnswer,
     "POST prompt": requests.PromptAnswer,
     "GET annotations": requests.AnnotationsAnswer,
     "PUT annotations/ID": requests.NoteAnswer,

@@ -1,4 +1,4 @@
-"""Answers about a whole SAE: its overview, forest, labels and null pairs, its training, and other SAEs beside it."""
+"""Answers about a whole SAE: its overview, forest, labels and null pairs, and its training."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ class NullsAnswer:
     n: int
 
 
-# -- training, other SAEs
+# -- training
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,9 @@ class LayerHistory:
     moved: features that got another parent after the step. from_root, to_root: those of them that had none before, or
     have none after. dead: features that were dead then. with_parent: fraction of the layer's features with a parent,
     after the step. families: number of features with a child in the layer; largest: children in the layer of the one
-    with the most. None where the log does not have it.
+    with the most. excess: mean over the layer's edges of how much likelier the parent is to fire where the child's
+    detector is on, as measured when they were chosen from data; excess_null: the same with the parents shuffled. None
+    where the log does not have it.
     """
 
     layer: int
@@ -178,6 +180,8 @@ class LayerHistory:
     with_parent: tuple[float | None, ...]
     families: tuple[int | None, ...]
     largest: tuple[int | None, ...]
+    excess: tuple[float | None, ...]
+    excess_null: tuple[float | None, ...]
 
 
 @dataclass(frozen=True)
@@ -218,42 +222,3 @@ class TrainingAnswer:
     layers: LayerSeries
     moves: tuple[dict[str, Any], ...]
     allocation: AllocationHistory | None = None
-
-
-@dataclass(frozen=True)
-class RunsAnswer:
-    """`compare` without `other`: names of the SAEs that it takes."""
-
-    runs: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Pair:
-    """A feature and the one of another SAE with the nearest decoder row.
-
-    parents_match: whether their parents are such a pair too; None if one of the two is a root.
-    """
-
-    id: int
-    other_id: int
-    other_label: str | None
-    cos: float
-    parents_match: bool | None
-
-
-@dataclass(frozen=True)
-class CompareAnswer:
-    """`compare?other=NAME`: features matched with those of another SAE that have the nearest decoder rows.
-
-    matched_share: fraction of the features with a cosine of at least `threshold`. parents_share: of those whose two
-    parents exist, the fraction whose parents are a pair too. null: the same where the other SAE's decoder rows are
-    random directions, and its parents shuffled.
-    """
-
-    other: str
-    threshold: float
-    matched_share: float
-    mean_cos: float
-    parents_share: float | None
-    pairs: tuple[Pair, ...]
-    null: dict[str, float | None]

@@ -92,9 +92,8 @@ def states(steps: Sequence[int], moves: Sequence[Moves], start: Parents) -> Iter
 def _layer(log: _Log, layer: int, forest: Forest) -> LayerHistory:
     first = sum(forest.layer_sizes[:layer])
     own = range(first, first + forest.layer_sizes[layer])
-    dead = (None, *(_logged(log, step, layer, "dead") for step in log.steps))
     if log.start is None:
-        return _as_counted(log, layer, len(own), dead)
+        return _as_counted(log, layer, len(own))
     moved: dict[int, list[tuple[int, int]]] = {step: [] for step in log.steps}
     for line in log.moves:
         moved[line.step] += [(old, new) for feature, old, new in line.moves if feature in own]
@@ -107,14 +106,23 @@ def _layer(log: _Log, layer: int, forest: Forest) -> LayerHistory:
         moved=(0, *map(len, moved.values())),
         from_root=(0, *(sum(old == ROOT for old, _ in found) for found in moved.values())),
         to_root=(0, *(sum(new == ROOT for _, new in found) for found in moved.values())),
-        dead=dead,
+        **_as_logged(log, layer),
         with_parent=tuple(int(n.sum()) / len(own) for n in children),
         families=tuple(int(np.count_nonzero(n)) for n in children),
         largest=tuple(int(n.max(initial=0)) for n in children),
     )
 
 
-def _as_counted(log: _Log, layer: int, size: int, dead: tuple[int | None, ...]) -> LayerHistory:
+def _as_logged(log: _Log, layer: int) -> dict[str, Any]:
+    """What the events of a layer say and the single moves do not."""
+    return {
+        "dead": (None, *(_logged(log, step, layer, "dead") for step in log.steps)),
+        "excess": (None, *(_share(log, step, layer, "excess") for step in log.steps)),
+        "excess_null": (None, *(_share(log, step, layer, "excess_null") for step in log.steps)),
+    }
+
+
+def _as_counted(log: _Log, layer: int, size: int) -> LayerHistory:
     """What the events of a layer count. In those of an HSAE, `to_root` is the number of features without a parent."""
     rootless = [_logged(log, step, layer, "to_root", "hierarchy") for step in log.steps]
     nothing = (None,) * (1 + len(log.steps))
@@ -123,7 +131,7 @@ def _as_counted(log: _Log, layer: int, size: int, dead: tuple[int | None, ...]) 
         moved=(0, *(sum(_all_logged(log, step, layer, "moved")) for step in log.steps)),
         from_root=nothing,
         to_root=nothing,
-        dead=dead,
+        **_as_logged(log, layer),
         with_parent=(None, *(None if n is None else 1 - n / size for n in rootless)),
         families=(None, *(_logged(log, step, layer, "parents", "hierarchy") for step in log.steps)),
         largest=nothing,
@@ -162,6 +170,12 @@ def _all_logged(log: _Log, step: int, layer: int, key: str, kind: str | None = N
 def _logged(log: _Log, step: int, layer: int, key: str, kind: str | None = None) -> int | None:
     """The last of these numbers."""
     found = _all_logged(log, step, layer, key, kind)
+    return found[-1] if found else None
+
+
+def _share(log: _Log, step: int, layer: int, key: str) -> float | None:
+    """The last number under a key in the events of a step and a layer."""
+    found = [line[key] for line in log.events.get((step, layer), ()) if isinstance(line.get(key), float)]
     return found[-1] if found else None
 
 

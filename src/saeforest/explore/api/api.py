@@ -174,6 +174,7 @@ class Api:
             "search": {"GET": lambda query, body: self._search(query)},
             "training": {"GET": lambda query, body: self._training},
             "compare": {"GET": lambda query, body: self._compare(query)},
+            "compare/feature": {"GET": lambda query, body: self._compare_feature(query)},
             "prompt": {"POST": lambda query, body: self._prompt(body)},
             "annotations": {"GET": lambda query, body: self._annotations()},
             "annotations/ID": {"PUT": self._annotate},
@@ -307,14 +308,16 @@ class Api:
         return SearchAnswer(text, results[:n], len(results) > n or bool(note), note)
 
     def _compare(self, query: Query) -> Any:
-        if self._sae is None:
-            raise Unavailable("compare: the SAE's weights are not loaded")
         return self._comparing.answer(query["other"]) if query.get("other") else self._comparing.runs()
+
+    def _compare_feature(self, query: Query) -> Any:
+        return self._comparing.api(query.get("other", "")).features.feature(_feature(query.get("id", "")))
 
     @cached_property
     def _comparing(self) -> Comparing:
-        assert self._sae is not None
-        return Comparing(self._sae, self.explorer.forest, self._others)
+        if self._sae is None:
+            raise Unavailable("compare: the SAE's weights are not loaded")
+        return Comparing(self._sae, self.explorer.forest, self.explorer.index, self._others)
 
     def _family(self, feature: int) -> FamilyAnswer:
         answer = self.features.family(feature)
