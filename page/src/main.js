@@ -1,10 +1,10 @@
 // The frame of the page: names, ways to the views, search, keys; and the view that the address asks for.
 import "@preact/signals"; // components follow the signals they read
-import { html, render, useEffect, useRef, useState } from "./html.js";
+import { html, render, useLayoutEffect, useRef } from "./html.js";
 import { beginAt, go, query, route, to } from "./route.js";
-import { forest, overview, said, start, trouble } from "./store.js";
+import { complete, forest, overview, said, start, trouble } from "./store.js";
 import { isStatic, transport } from "./transport.js";
-import { Failure, Loading } from "./ui.js";
+import { Failure, Loading, useDraft } from "./ui.js";
 import { visible } from "./text.js";
 import { Overview } from "./views/overview.js";
 import { MapView } from "./views/map.js";
@@ -41,8 +41,7 @@ const OF_A_FEATURE = {
 function SearchBox() {
   const { view, query: now } = route.value;
   const inTree = view === "tree" ? (now.get("q") ?? "") : "";
-  const [text, setText] = useState(inTree);
-  useEffect(() => setText(inTree), [inTree]);
+  const [text, setText] = useDraft(inTree);
   const find = () => (view === "tree" ? query({ q: text, at: null }) : go(to("tree", null, { q: text })));
   return html`<form class="search" role="search" onSubmit=${(event) => {
     event.preventDefault();
@@ -62,7 +61,8 @@ function Shell() {
   const main = useRef(null);
   const before = useRef(null);
 
-  useEffect(() => {
+  // At once: a focus that moves later would be taken from what the reader does next.
+  useLayoutEffect(() => {
     const place = `${view}/${id}`;
     const title = known?.[0] ?? "Not found";
     document.title = `${id === null ? title : `${title} ${id}`} · ${visible(about?.title ?? "saeforest")}`;
@@ -94,7 +94,7 @@ function Shell() {
       )}</nav>
       <${SearchBox} />
     </header>
-    <main id="main" ref=${main} tabindex="-1" class=${`view-${known ? view : "none"}`}>${content}</main>
+    <main id="main" ref=${main} tabindex="-1" aria-busy=${String(!complete.value)} class=${`view-${known ? view : "none"}`}>${content}</main>
     <footer class="bar-bottom">
       <span><bdi>${visible(about?.title ?? "")}</bdi>${about ? html` · <bdi>${visible(about.model)}</bdi> · <bdi>${visible(about.site)}</bdi>` : null}</span>
       <span class="said" role="status" aria-live="polite">${said.value}</span>

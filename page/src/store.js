@@ -1,5 +1,5 @@
 // What all views share: overview, forest, labels and what a person wrote. Everything else is asked for by path.
-import { signal } from "@preact/signals";
+import { batch, signal } from "@preact/signals";
 import { useEffect, useState } from "./html.js";
 import { Forest } from "./forest.js";
 import { transport } from "./transport.js";
@@ -14,24 +14,35 @@ export const trouble = signal(null);
 /** A line for the reader and for screen readers: what was saved, what failed. */
 export const said = signal("");
 
+/** Whether all of this has arrived, or will not. */
+export const complete = signal(false);
+
 export async function start() {
+  const rest = Promise.allSettled([transport.get("labels"), transport.get("annotations")]);
   try {
-    overview.value = await transport.get("overview");
-    forest.value = new Forest(await transport.get("forest"), overview.value.n_features);
+    const [about, whole] = await Promise.all([transport.get("overview"), transport.get("forest")]);
+    batch(() => {
+      overview.value = about;
+      forest.value = new Forest(whole, about.n_features);
+    });
   } catch (error) {
     trouble.value = error;
+    complete.value = true;
     return;
   }
-  const [named, written] = await Promise.allSettled([transport.get("labels"), transport.get("annotations")]);
+  const [named, written] = await rest;
   const byNumber = (object) => new Map(Object.entries(object ?? {}).map(([id, value]) => [Number(id), value]));
-  if (named.status === "fulfilled") {
-    labels.value = byNumber(named.value.labels);
-    sources.value = byNumber(named.value.sources);
-  }
-  if (written.status === "fulfilled") {
-    notes.value = byNumber(written.value.annotations);
-    ratings.value = byNumber(written.value.ratings);
-  }
+  batch(() => {
+    if (named.status === "fulfilled") {
+      labels.value = byNumber(named.value.labels);
+      sources.value = byNumber(named.value.sources);
+    }
+    if (written.status === "fulfilled") {
+      notes.value = byNumber(written.value.annotations);
+      ratings.value = byNumber(written.value.ratings);
+    }
+    complete.value = true;
+  });
 }
 
 export const canWrite = () => transport.writes && overview.value?.static !== true && overview.value?.writes !== false;

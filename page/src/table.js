@@ -1,5 +1,5 @@
 // A sortable table that draws only the rows in sight: twenty thousand edges scroll like twenty.
-import { html, useEffect, useMemo, useRef, useState } from "./html.js";
+import { html, useLayoutEffect, useMemo, useRef, useState } from "./html.js";
 
 const ROW = 30;
 const EXTRA = 12;
@@ -25,7 +25,7 @@ export function Table({ rows, columns, sort, onSort, keyOf, selected = null, onS
   }, [rows, sort?.key, sort?.down, columns]);
 
   const place = selected === null ? -1 : sorted.findIndex((row) => keyOf(row) === selected);
-  useEffect(() => {
+  useLayoutEffect(() => {
     const { current } = box;
     if (!current || place < 0) return;
     const at = place * ROW;

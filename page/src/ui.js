@@ -1,5 +1,5 @@
 // Small parts that many views use.
-import { html, useEffect, useState } from "./html.js";
+import { html, useState } from "./html.js";
 import { cell, number, percent, visible } from "./text.js";
 import { forest, labels, sources } from "./store.js";
 import { to } from "./route.js";
@@ -116,11 +116,23 @@ export function Select({ label, value, options, onChoose }) {
     </select></label>`;
 }
 
+/**
+ * What is being typed into a field that begins with `value`: [text, setText]. Another value replaces it; with `keep`, only
+ * what nobody has changed: a label that arrives late takes nothing away from who is typing.
+ */
+export function useDraft(value, { keep = false } = {}) {
+  const [draft, setDraft] = useState({ of: value, text: value });
+  const current = draft.of === value || (keep && draft.text !== draft.of);
+  return [current ? draft.text : value, (text) => setDraft({ of: value, text })];
+}
+
 /** A field that is saved when left or on Enter; Escape takes the change back. */
 export function Editable({ value, label, onSave, multiline = false, placeholder = "" }) {
-  const [text, setText] = useState(value ?? "");
-  useEffect(() => setText(value ?? ""), [value]);
-  const save = () => text.trim() !== (value ?? "") && onSave(text.trim());
+  const [text, setText] = useDraft(value ?? "", { keep: true });
+  const save = (event) => {
+    const typed = event.currentTarget.value.trim();
+    if (typed !== (value ?? "")) onSave(typed);
+  };
   const keys = (event) => {
     if (event.key === "Enter" && (!multiline || event.ctrlKey || event.metaKey)) event.currentTarget.blur();
     if (event.key === "Escape") {

@@ -15,6 +15,11 @@ from explore_page.made_api import MadeForest
 from explore_page.page_server import serving
 
 PATIENCE = 60_000  # ms: a busy machine is slow, not wrong
+# Our listener comes after the page's own: when it is called, the page knows.
+GO_TO = """(address) => new Promise((arrived) => {
+    addEventListener("hashchange", () => arrived(), {once: true});
+    location.hash = address;
+})"""
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 
 
@@ -32,14 +37,24 @@ class Watched:
             lambda said: self.complaints.append(said.text) if said.type in ("error", "warning") else None,
         )
 
-    def open(self, address: str) -> Page:
+    def load(self, address: str) -> Page:
         """Load the page anew at an address of a view, and wait until it shows what it has."""
-        self.page.goto("about:blank")
-        self.page.goto(self.url + address)
+        if self.page.url == "about:blank":
+            self.page.goto(self.url + address)
+        else:
+            self.page.evaluate("(address) => history.replaceState(null, '', address)", address)
+            self.page.reload()
+        return self.settled()
+
+    def open(self, address: str) -> Page:
+        """Go to an address of a view within the page, and wait until it shows what it has."""
+        if self.page.url in ("about:blank", self.url + address):
+            return self.load(address)
+        self.page.evaluate(GO_TO, address)
         return self.settled()
 
     def settled(self) -> Page:
-        self.page.wait_for_selector("main h1, main .state.failed")
+        self.page.wait_for_selector("main[aria-busy=false] :is(h1, .state.failed)")
         expect(self.page.locator(".spinner")).to_have_count(0)
         return self.page
 
@@ -73,18 +88,18 @@ def browser() -> Iterator[Browser]:
 @contextmanager
 def watching(browser: Browser, url: str) -> Iterator[Watched]:
     """A page that a laptop shows."""
-    context = browser.new_context(viewport={"width": 1366, "height": 768})
+    context = browser.new_context(viewport={"width": 1366, "height": 768}, reduced_motion="reduce")
     context.set_default_timeout(PATIENCE)
     yield Watched(context.new_page(), url)
     context.close()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def made() -> MadeForest:
     return MadeForest()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def watched(browser: Browser, made: MadeForest) -> Iterator[Watched]:
     with serving(made) as url, watching(browser, url) as page:
         yield page

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 import random
 import re
+from functools import cached_property
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
 
+from explore_page.made_compare import BARE, OTHER, MadeOther
 from explore_page.made_forest import MadeArrays, number, packed
 
 
@@ -208,9 +210,11 @@ class MadeForest(MadeArrays):
 
     def _read(self, f: int, kids: list[int]) -> dict[str, Any]:
         rng = np.random.default_rng(f)
-        matrix = rng.beta(1, 14, (len(kids), len(kids))).astype(np.float32)
+        matrix, null, place = (rng.beta(1, b, (len(kids), len(kids))) for b in (8, 14, 1))
+        place[0] = 1.0  # more than by chance
+        both = {"matrix": matrix, "expected": null, "place": place}
         return {
-            "overlap": {"ids": kids, "matrix": packed((matrix + matrix.T) / 2, "float32")},
+            "overlap": {"ids": kids} | {k: packed((v + v.T) / 2, "float32") for k, v in both.items()},
             "ungated": [
                 {"child": c, "contexts": [self.context(c, 40 + place) for place in range(3)]}
                 for c in kids[:6]
@@ -302,8 +306,39 @@ class MadeForest(MadeArrays):
                 "l0": curve(40, 31.7, 900),
             },
             "layers": {"dead_share": dead},
-            "moves": [{"step": s, "moved": 900 - s // 5, "considered": 1000} for s in range(500, 4001, 500)],
+            "moves": [],
+            "allocation": self._allocation(list(range(0, 4001, 500))),
         }
+
+    def _allocation(self, steps: list[int]) -> dict[str, Any]:
+        moved = [0, *(220 - s // 20 for s in steps[1:])]
+        layers = [
+            {
+                "layer": layer,
+                "moved": [n * layer for n in moved],
+                "from_root": [n * layer // 3 for n in moved],
+                "to_root": [n * layer // 6 for n in moved],
+                "dead": [None, *moved[1:]],
+                "with_parent": [0.5 + 0.2 * layer * (1 - math.exp(-s / 900)) for s in steps],
+                "families": [30 * layer + s // 100 for s in steps],
+                "largest": [8 + s // 300 for s in steps],
+                "excess": [None, *(0.3 + 0.1 * layer for _ in steps[1:])],
+                "excess_null": [None, *(0.01 * layer for _ in steps[1:])],
+            }
+            for layer in (1, 2)
+        ]
+        parents = [
+            {
+                "id": f,
+                "label": self.labels.get(f),
+                "children": [f + place * (5 - f) for place in range(len(steps))],
+                "gained": 60 - f,
+                "lost": 20,
+            }
+            for f in range(5)
+        ]
+        kinds = ["start", *("reallocation" for _ in steps[2:]), "reallocation + root_reset"]
+        return {"steps": steps, "kinds": kinds, "layers": layers, "parents": parents}
 
     def prompt(self, text: str) -> dict[str, Any]:
         tokens = [t for t in re.split(r"(?=[ \n])", text) if t]
@@ -331,15 +366,14 @@ class MadeForest(MadeArrays):
 
     def compare(self, other: str) -> dict[str, Any]:
         if not other:
-            return {"runs": ["runs/second"]}
-        if other != "runs/second":
+            return {"runs": [OTHER, BARE]}
+        if other not in (OTHER, BARE):
             raise LookupError(f"{other}: no such run; give the folder of a run")
-        rng = np.random.default_rng(1)
-        pairs = [
-            {"id": f, "other_id": int(rng.integers(self.n)), "cos": float(rng.beta(5, 2))}
-            for f in range(self.n)
-        ]
-        return {"other": other, "pairs": pairs, "matched_share": 0.62, "null": {"matched_share": 0.01}}
+        return self.second.answer(other)
+
+    @cached_property
+    def second(self) -> MadeOther:
+        return MadeOther(self)
 
     # -- the API
 
@@ -363,6 +397,7 @@ class MadeForest(MadeArrays):
                 "n": 1500,
             },
             "compare": lambda: self.compare(query.get("other", "")),
+            "compare/feature": lambda: self.second.feature(int(query["id"])),
             "search": lambda: self.search(
                 query["q"], query.get("regex") == "1", query.get("in", "label,token,text")
             ),

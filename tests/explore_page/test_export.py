@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page
+from playwright.sync_api import Browser, Page, expect
 
+from explore_page.conftest import GO_TO, PATIENCE
 from figure_cases import words_explorer
 from saeforest.explore.api import Api
 from saeforest.explore.labels.annotations import Annotations
@@ -30,20 +31,28 @@ class Opened:
             lambda said: self.complaints.append(said.text) if said.type in ("error", "warning") else None,
         )
 
-    def text(self, path: Path, address: str = "") -> str:
-        """What the page shows at an address of a view."""
-        self.page.goto("about:blank")
+    def load(self, path: Path) -> str:
+        """What the page shows when it is opened."""
         self.asked.clear()
-        self.page.goto(path.as_uri() + address)
-        self.page.wait_for_selector("main h1, main .state.failed")
-        self.page.wait_for_function("!document.querySelector('.spinner')")
+        self.complaints.clear()
+        self.page.goto(path.as_uri())
+        return self._text()
+
+    def text(self, address: str) -> str:
+        """What the open page shows at an address of a view."""
+        self.page.evaluate(GO_TO, address)
+        return self._text()
+
+    def _text(self) -> str:
+        self.page.wait_for_selector("main[aria-busy=false] :is(h1, .state.failed)")
+        expect(self.page.locator(".spinner")).to_have_count(0)
         return self.page.inner_text("main")
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def opened(browser: Browser) -> Iterator[Opened]:
     context = browser.new_context(viewport={"width": 1366, "height": 768}, offline=True)
-    context.set_default_timeout(60_000)
+    context.set_default_timeout(PATIENCE)
     yield Opened(context.new_page())
     context.close()
 
@@ -58,7 +67,7 @@ def answers() -> Api:
 def test_a_file_opens_without_a_network(answers: Api, opened: Opened, tmp_path: Path) -> None:
     file = tmp_path / "a family.html"
     export_subtree(answers, 0, file)
-    assert "Monday" in opened.text(file)
+    assert "Monday" in opened.load(file)
     assert opened.page.url == file.as_uri() + "#/family/0"
     views = {
         "#/feature/4": "Saturday",
@@ -67,9 +76,10 @@ def test_a_file_opens_without_a_network(answers: Api, opened: Opened, tmp_path: 
         "#/tree": "7 features",
     }
     for address, said in views.items():
-        assert said in opened.text(file, address), address
-        assert opened.asked == [file.as_uri()]
-    assert "<script>" in opened.text(file, "#/feature/2")
+        assert said in opened.text(address), address
+    assert opened.asked == [file.as_uri()]
+    assert "<script>" in opened.text("#/feature/2")
+    assert opened.page.get_by_role("textbox", name="Label", exact=True).count() == 0
     assert opened.page.title() != "obeyed"
     assert opened.complaints == []
 
@@ -77,17 +87,17 @@ def test_a_file_opens_without_a_network(answers: Api, opened: Opened, tmp_path: 
 def test_a_part_says_what_it_does_not_hold(answers: Api, opened: Opened, tmp_path: Path) -> None:
     file = tmp_path / "part.html"
     export_subtree(answers, 1, file)
-    assert "Saturday" in opened.text(file)
-    assert "export holds only" in opened.text(file, "#/feature/5")
-    assert "January" not in opened.text(file, "#/tree")
+    assert "Saturday" in opened.load(file)
+    assert "export holds only" in opened.text("#/feature/5")
+    assert "January" not in opened.text("#/tree")
     assert opened.complaints == []
 
 
 def test_a_folder_loads_its_shards(answers: Api, opened: Opened, tmp_path: Path) -> None:
     index = export_everything(answers, tmp_path / "pages").path / "index.html"
-    assert "words" in opened.text(index)
-    assert "Saturday" in opened.text(index, "#/feature/4")
+    assert "words" in opened.load(index)
+    assert "Saturday" in opened.text("#/feature/4")
     shard = (index.parent / "data" / "feature-0.js").as_uri()
     assert opened.asked == [index.as_uri(), shard]
-    assert "June" in opened.text(index, "#/family/2")
+    assert "June" in opened.text("#/family/2")
     assert opened.complaints == []

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import base64
-import gzip
-import json
 import os
 import re
 from importlib.resources import files
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, Route, expect
+from playwright.sync_api import Page, Route, expect
 
 from explore_page.conftest import Watched
 from explore_page.made_api import MadeForest
@@ -31,28 +28,55 @@ VIEWS = {
     "geometry": "#/geometry/1",
     "prompt": "#/prompt?text=Monday+follows+Sunday.",
     "training": "#/training",
-    "compare": "#/compare?other=runs/second",
+    "compare": "#/compare?other=runs/second&at=52",
     "audit": "#/audit",
     "help": "#/help",
 }
 AXE = (files("axe_playwright_python") / "axe.min.js").read_text()
 
 
+# Elements with text of which no two look alike: contrast is a matter of what an element and those around it are.
+DISTINCT = """() => {
+  const states = ["class", "style", "disabled", "aria-selected", "aria-pressed", "aria-current", "aria-sort"];
+  const [seen, found] = [new Set(), []];
+  const walk = (element, above) => {
+    const look = [above, element.tagName, ...states.map((name) => element.getAttribute(name))].join("|");
+    const says = [...element.childNodes].some(({ nodeType, data }) => nodeType === Node.TEXT_NODE && data.trim());
+    if ((says || element.matches("input, textarea, select")) && !seen.has(look)) found.push(element);
+    seen.add(look);
+    for (const child of element.children) walk(child, look);
+  };
+  walk(document.body, "");
+  return found;
+}"""
+
+
 @pytest.fixture(scope="session")
-def shots(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where screenshots go: SAEFOREST_SCREENSHOTS, or a temporary folder."""
-    folder = Path(os.environ.get("SAEFOREST_SCREENSHOTS") or tmp_path_factory.mktemp("screenshots"))
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+def shots() -> Path | None:
+    """Where screenshots go: SAEFOREST_SCREENSHOTS; None if it is not set."""
+    if not (name := os.environ.get("SAEFOREST_SCREENSHOTS")):
+        return None
+    Path(name).mkdir(parents=True, exist_ok=True)
+    return Path(name)
 
 
-def serious(page: Page, rule: str | None = None) -> list[str]:
-    """What axe finds serious or critical, one line each: by all of its rules, or by one."""
+def serious(page: Page) -> list[str]:
+    """What axe finds serious or critical, one line each: by all of its rules but contrast."""
+    return _axe(page, "axe.run({rules: {'color-contrast': {enabled: false}}, resultTypes: ['violations']})")
+
+
+def too_faint(page: Page) -> list[str]:
+    """Where axe finds too little contrast, one line each."""
+    ask = (
+        f"axe.run({{include: ({DISTINCT})()}}, {{runOnly: ['color-contrast'], resultTypes: ['violations']}})"
+    )
+    return _axe(page, ask)
+
+
+def _axe(page: Page, ask: str) -> list[str]:
     if not page.evaluate("typeof axe !== 'undefined'"):
         page.evaluate(AXE)
-    only = {"runOnly": [rule]} if rule else {}
-    ask = "(only) => axe.run({resultTypes: ['violations'], ...only}).then((result) => result.violations)"
-    found = page.evaluate(ask, only)
+    found = page.evaluate(f"() => {ask}.then((result) => result.violations)")
     return [
         f"{v['id']}: {node['html'][:160]} ({node['any'][0]['message'] if node['any'] else ''})"
         for v in found
@@ -62,22 +86,47 @@ def serious(page: Page, rule: str | None = None) -> list[str]:
 
 
 @pytest.mark.parametrize("name", VIEWS)
-def test_a_view_opens_from_its_address(watched: Watched, name: str, shots: Path) -> None:
+def test_a_view_can_be_read_by_all(watched: Watched, name: str, shots: Path | None) -> None:
     watched.complaints.clear()
     page = watched.open(VIEWS[name])
+    assert page.locator("main .state.failed").count() == 0
     assert serious(page) == []
-    page.screenshot(path=shots / f"{name}-light.png")
-    page.emulate_media(color_scheme="dark")
-    assert serious(page, "color-contrast") == []
-    page.screenshot(path=shots / f"{name}-dark.png")
+    for scheme in ("dark", "light"):
+        page.emulate_media(color_scheme=scheme)
+        assert too_faint(page) == []
+        if shots:
+            page.screenshot(path=shots / f"{name}-{scheme}.png")
     # 125 % zoom on a laptop: nothing is cut off at the side.
     page.set_viewport_size({"width": 1093, "height": 614})
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     page.set_viewport_size({"width": 1366, "height": 768})
-    page.emulate_media(color_scheme="light")
     assert not watched.complaints
     assert not watched.outside()
-    assert page.locator("main .state.failed").count() == 0
+
+
+@pytest.mark.parametrize(
+    ("address", "shown"),
+    [
+        ("#/tree?open=.0.1&at=52", "#row-52"),
+        ("#/compare?other=runs/second&at=52", "#here-52"),
+        ("#/family/1?child=52", "tr"),
+    ],
+)
+def test_an_address_says_what_is_chosen(watched: Watched, address: str, shown: str) -> None:
+    page = watched.load(address)
+    chosen = page.locator(f"{shown}:is([aria-selected=true], .selected)")
+    expect(chosen).to_contain_text("incredible · amazing · awesome")
+    expect(chosen).to_be_in_viewport()
+
+
+def test_faint_text_and_nameless_buttons_are_found(watched: Watched) -> None:
+    page = watched.open("#/help")
+    assert too_faint(page) == serious(page) == []
+    page.evaluate("document.documentElement.style.setProperty('--ink', '#bbb')")
+    assert len(too_faint(page)) == 3
+    page.evaluate("document.querySelector('main h1').outerHTML = '<button></button>'")
+    assert "button-name" in serious(page)[0]
+    watched.load("#/help")
 
 
 def test_a_family_is_read_by_the_model_when_asked(watched: Watched, made: MadeForest) -> None:
@@ -102,11 +151,11 @@ def test_a_family_is_read_by_the_model_when_asked(watched: Watched, made: MadeFo
     expect(without).to_contain_text("8,192 tokens")
     expect(without.get_by_role("heading", level=2)).to_be_focused()
     expect(overlap.get_by_role("table")).to_be_visible()
-    assert serious(page) == []
+    assert serious(page) == too_faint(page) == []
     page.unroute("**/ungated/3")
     # Away and back: the answer is still there.
-    page.goto(watched.url + "#/help")
-    page.goto(watched.url + "#/family/3")
+    watched.open("#/help")
+    watched.open("#/family/3")
     expect(without.get_by_role("heading", level=3)).not_to_have_count(0)
     expect(without.get_by_role("button")).to_have_count(0)
 
@@ -138,9 +187,9 @@ def test_search_finds_a_feature(watched: Watched) -> None:
     expect(page.get_by_role("status").filter(has_text="of 868")).to_be_visible()
     row.click()
     expect(page.get_by_role("complementary", name="Chosen feature")).to_contain_text("nice · lovely")
-    page.goto(watched.url + "#/tree?q=%5ERhine.*Nile%24&re=1")
+    watched.open("#/tree?q=%5ERhine.*Nile%24&re=1")
     expect(page.get_by_role("status").filter(has_text="feature")).to_have_text(re.compile("1 feature of 868"))
-    page.goto(watched.url + "#/tree?q=%28&re=1")
+    watched.open("#/tree?q=%28&re=1")
     expect(page.get_by_role("alert")).to_contain_text("not a regular expression")
     page.locator("#search").fill("53")
     page.locator("#search").press("Enter")
@@ -213,7 +262,7 @@ def test_what_a_person_writes_stays(watched: Watched) -> None:
     page.get_by_role("button", name="Bookmark").click()
     page.get_by_role("button", name="Yes", exact=True).click()
     expect(page.get_by_text("Edge to 55 rated")).to_be_visible()
-    page = watched.open("#/feature/55")
+    page = watched.load("#/feature/55")
     expect(page.locator("h1")).to_contain_text("worth a look")
     expect(page.get_by_role("textbox", name="Note", exact=True)).to_have_value("ask someone")
     expect(page.get_by_role("button", name="Bookmark")).to_have_attribute("aria-pressed", "true")
@@ -271,45 +320,3 @@ def test_what_is_missing_says_what_to_do(watched: Watched) -> None:
     page = watched.open("#/family/2")
     expect(page.get_by_role("alert")).to_contain_text("Is “saeforest explore” still running")
     page.unroute("**/api/v1/family/2")
-
-
-def test_a_file_holds_the_same_page(made: MadeForest, browser: Browser, tmp_path: Path) -> None:
-    bundle = files("saeforest.explore.serving") / "page"
-    pressed = lambda value: base64.b64encode(gzip.compress(json.dumps(value).encode())).decode()  # noqa: E731
-    block = {path: made.get(path) for path in ("overview", "forest", "labels", "feature/1")}
-    block["overview"] = block["overview"] | {"static": True}
-    block["tokens"] = {"tokens": {"53": ["lovely"]}}
-    shards = {"folder": "data", "size": 100, "kinds": ["feature", "family"]}
-    config = {
-        "transport": "static",
-        "shards": shards,
-        "note": "It holds two features.",
-        "start": "#/family/1",
-    }
-    html = (bundle / "index.html").read_text()
-    html = html.replace(
-        "<!--saeforest:data-->",
-        f'<script type="application/json" id="saeforest">{json.dumps(config)}</script>'
-        f'<script type="application/json" data-path="*" data-encoding="gzip">{pressed(block)}</script>',
-    )
-    for name in ("page.js", "page.css"):
-        (tmp_path / name).write_bytes((bundle / name).read_bytes())
-    (tmp_path / "index.html").write_text(html)
-    (tmp_path / "data").mkdir()
-    shard = pressed({"family/1": made.get("family/1")})
-    (tmp_path / "data/family-0.js").write_text(f'saeforest.shard("family-0", "{shard}")')
-    context = browser.new_context(offline=True)
-    page = context.new_page()
-    complaints: list[str] = []
-    page.on("pageerror", lambda error: complaints.append(str(error)))
-    page.goto((tmp_path / "index.html").as_uri())
-    expect(page.get_by_role("heading", name="5 children")).to_be_visible()
-    page.goto((tmp_path / "index.html").as_uri() + "#/feature/1")
-    expect(page.get_by_role("heading", name="Contexts")).to_be_visible()
-    assert page.get_by_role("textbox", name="Label", exact=True).count() == 0
-    page.goto((tmp_path / "index.html").as_uri() + "#/tree?q=lovely&in=token")
-    expect(page.get_by_role("treeitem").filter(has_text="nice · lovely · pleasant")).to_be_visible()
-    page.goto((tmp_path / "index.html").as_uri() + "#/feature/2")
-    expect(page.get_by_role("alert")).to_contain_text("does not hold")
-    assert not complaints
-    context.close()

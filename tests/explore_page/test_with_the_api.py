@@ -14,6 +14,7 @@ from explore_cases import World, byte_tokenizer
 from explore_page.conftest import Watched, watching
 from saeforest.explore import Explorer
 from saeforest.explore.api import Api
+from saeforest.explore.api.compare import Opened
 from saeforest.explore.labels.annotations import Annotations
 from saeforest.explore.serving.server import make_app
 from saeforest.saes import TreeSAE
@@ -29,7 +30,7 @@ VIEWS = [
     "geometry/2",
     "prompt",
     "training",
-    "compare",
+    "compare?other=second&at=12",
 ]
 
 
@@ -52,7 +53,9 @@ def running(api: Api) -> Iterator[str]:
 def real(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
     small = World(TreeSAE, documents=7)
     annotations = Annotations(tmp_path_factory.mktemp("run") / "annotations.sqlite")
-    api = Api(Explorer(small.index, small.sae.forest, byte_tokenizer()), annotations, sae=small.sae)
+    explorer = Explorer(small.index, small.sae.forest, byte_tokenizer())
+    others = {"second": lambda: Opened(small.sae, small.sae.forest, Api(explorer, sae=small.sae))}
+    api = Api(explorer, annotations, sae=small.sae, others=others)
     with running(api) as url, watching(browser, url) as watched:
         yield watched
 
@@ -82,7 +85,7 @@ def test_a_label_is_kept_by_the_server(real: Watched) -> None:
     label.fill("mine")
     label.press("Enter")
     expect(page.get_by_text("Saved feature 3.")).to_be_visible()
-    page = real.open("#/feature/3")
+    page = real.load("#/feature/3")
     expect(page.locator("h1")).to_contain_text("mine")
     expect(page.locator("h1")).to_contain_text("by hand")
     page.get_by_role("textbox", name="Label", exact=True).fill("")

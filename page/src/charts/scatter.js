@@ -3,6 +3,7 @@ import { html, useEffect, useLayoutEffect, useMemo, useRef, useState } from "../
 import { canvasOf, css, limits, theme } from "../colors.js";
 import { labels } from "../store.js";
 import { cell, visible } from "../text.js";
+import { ticksBetween } from "./ticks.js";
 
 const [LEFT, BOTTOM, EDGE] = [56, 40, 10];
 
@@ -12,12 +13,7 @@ function axis(values, nulls, column) {
   const known = { share: [0, 1], cosine: [-1, 1] }[column?.format];
   let [low, high] = known ? [Math.max(known[0], a - 0.04 * (b - a)), Math.min(known[1], b + 0.04 * (b - a))] : [a - 0.04 * (b - a), b + 0.04 * (b - a)];
   if (!(high > low)) [low, high] = [low - 0.5, low + 0.5];
-  const raw = (high - low) / 5;
-  const ten = 10 ** Math.floor(Math.log10(raw));
-  const step = [1, 2, 5, 10].map((n) => n * ten).find((n) => n >= raw);
-  const ticks = [];
-  for (let tick = Math.ceil(low / step) * step; tick <= high + 1e-9; tick += step) ticks.push(Math.abs(tick) < step / 1e6 ? 0 : tick);
-  return { low, high, ticks, show: (tick) => (column?.format === "share" ? cell(column, tick) : String(Number(tick.toPrecision(4))).replace("-", "−")) };
+  return { low, high, ticks: ticksBetween(low, high, 5), show: (tick) => (column?.format === "share" ? cell(column, tick) : String(Number(tick.toPrecision(4))).replace("-", "−")) };
 }
 
 /**

@@ -20,8 +20,19 @@ function Children({ kids, marks, chosen }) {
       ${column && html`<td><${EdgeNumber} column=${column} id=${kid.id} /></td>`}</tr>`)}</tbody></table>`;
 }
 
+/** A share below 1 in three characters. */
+const short = (share) => (share < 0.005 ? "0" : share > 0.995 ? "1" : share.toFixed(2).slice(1));
+
+/** The overlap of two children over what chance gives; a triangle where it is beyond the middle 95% of chance. */
+function Cell({ value, expected, place }) {
+  const known = Number.isFinite(place);
+  const sign = !known ? "" : place > 0.975 ? "▴" : place < 0.025 ? "▾" : "";
+  const words = known ? `${value.toFixed(3)}, by chance ${expected.toFixed(3)}: more than ${percent(place)} of what chance gives` : value.toFixed(3);
+  return html`<td class=${`num heat h${Math.min(5, Math.ceil(value * 10))}`} title=${words}>${short(value)}${sign && html`<span class=${`sign ${sign === "▴" ? "more" : "less"}`}>${sign}</span>`}${known && html`<small>${short(expected)}</small>`}</td>`;
+}
+
 function Overlap({ overlap, marks, asking }) {
-  const values = array(overlap?.matrix);
+  const [values, expected, places] = [array(overlap?.matrix), array(overlap?.expected), array(overlap?.place)];
   const ids = overlap?.ids ?? [];
   if (!values && asking.offered) {
     return html`<section aria-labelledby="overlap"><h2 id="overlap">Sibling overlap</h2>
@@ -30,11 +41,12 @@ function Overlap({ overlap, marks, asking }) {
   if (!values || ids.length < 2) return null;
   const n = ids.length;
   const shown = ids.slice(0, 16);
+  const swatch = (id) => html`<span class=${`swatch k${marks.get(id)?.color ?? 0}`}>${marks.get(id)?.mark ?? id}</span>`;
   return html`<section aria-labelledby="overlap"><h2 id="overlap">Sibling overlap</h2>
-    <p class="hint">Of the tokens on which either of two children fires, the share on which both do (Jaccard). Siblings that divide their parent’s meaning rarely fire together.${n > shown.length ? ` The first ${shown.length} of ${n}.` : ""} Each child’s place among null pairs is in the column “sibling overlap”, where measured.</p>
-    <div class="scroll-x" tabindex="0" role="region" aria-label="Overlap of siblings"><table class="matrix"><thead><tr><td></td>${shown.map((id) => html`<th scope="col" key=${id}><span class=${`swatch k${marks.get(id)?.color ?? 0}`}>${marks.get(id)?.mark ?? id}</span></th>`)}</tr></thead>
-      <tbody>${shown.map((id, i) => html`<tr key=${id}><th scope="row"><span class=${`swatch k${marks.get(id)?.color ?? 0}`}>${marks.get(id)?.mark ?? id}</span></th>
-        ${shown.map((other, j) => html`<td key=${other} class=${`num heat h${i === j ? 0 : Math.min(5, Math.ceil(values[i * n + j] * 10))}`}>${i === j ? "" : values[i * n + j] < 0.005 ? "0" : values[i * n + j].toFixed(2).slice(1)}</td>`)}</tr>`)}</tbody></table></div></section>`;
+    <p class="hint">Of the tokens on which either of two children fires, the share on which both do (Jaccard). Below it, small: by chance, if each fired as often as it does on any of the parent’s tokens. <span class="sign less">▾</span> less than 97.5% of chance: the two divide their parent’s meaning. <span class="sign more">▴</span> more: they share it.${n > shown.length ? ` The first ${shown.length} of ${n}.` : ""}</p>
+    <div class="scroll-x" tabindex="0" role="region" aria-label="Overlap of siblings"><table class="matrix"><thead><tr><td></td>${shown.map((id) => html`<th scope="col" key=${id}>${swatch(id)}</th>`)}</tr></thead>
+      <tbody>${shown.map((id, i) => html`<tr key=${id}><th scope="row">${swatch(id)}</th>
+        ${shown.map((other, j) => (i === j ? html`<td key=${other}></td>` : html`<${Cell} key=${other} value=${values[i * n + j]} expected=${expected?.[i * n + j]} place=${places?.[i * n + j]} />`))}</tr>`)}</tbody></table></div></section>`;
 }
 
 /** What only the model can say about a family: asked for by the reader, since it takes seconds. */

@@ -1,10 +1,10 @@
 // A text of one's own: which paths of the forest are active on each token, what each layer adds, what the model predicts.
-import { html, useEffect, useState } from "../html.js";
+import { html, useLayoutEffect, useState } from "../html.js";
 import { query, route } from "../route.js";
 import { lacking, useAsk } from "../store.js";
 import { isStatic, transport } from "../transport.js";
 import { number, percent, plural, visible, visibleToken } from "../text.js";
-import { Bar, Empty, Failure, FeatureLink, Lacking, Loading } from "../ui.js";
+import { Bar, Empty, Failure, FeatureLink, Lacking, Loading, useDraft } from "../ui.js";
 
 const per = (result) => result.per_token ?? [];
 
@@ -52,12 +52,11 @@ function Result({ result }) {
 export function PromptView() {
   const { query: state } = route.value;
   const asked = state.get("text") ?? "";
-  const [text, setText] = useState(asked);
+  const [text, setText] = useDraft(asked);
   const [answer, setAnswer] = useState({ state: "none" });
   const missing = isStatic ? null : lacking("prompt");
   const stored = useAsk(isStatic ? "prompts" : null);
-  useEffect(() => setText(asked), [asked]);
-  useEffect(() => {
+  useLayoutEffect(() => {
     if (!asked || missing) return setAnswer({ state: "none" });
     if (isStatic) {
       const found = stored.value?.prompts.find((prompt) => prompt.text === asked);

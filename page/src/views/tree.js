@@ -1,15 +1,13 @@
 // The list of all features as a tree: keyboard-driven, virtualized, searched and filtered; beside it the chosen feature.
-import { html, useEffect, useMemo, useRef, useState } from "../html.js";
+import { html, useEffect, useLayoutEffect, useMemo, useState } from "../html.js";
 import { go, query, route, to } from "../route.js";
 import { ask, forest, labels, notes, ratings, useAsk } from "../store.js";
 import { count, percent, plural, visible } from "../text.js";
-import { Choice, Failure, FeatureLink, Gauge, Loading, Select, nameOf } from "../ui.js";
+import { Choice, Failure, Gauge, Select, nameOf } from "../ui.js";
 import { isFiltered, matching, readFilter, visibleRows } from "../rows.js";
 import { isStatic } from "../transport.js";
+import { TreeList, openText, readOpen, toggled, withOpen } from "../treelist.js";
 import { Preview } from "./preview.js";
-
-const ROW = 28;
-const HEAD = 24;
 
 /** What a search found: {state, found: Map id -> context|null, n, truncated, error}. Labels are searched here at once. */
 function useSearch({ q, regex, where }) {
@@ -84,22 +82,9 @@ function Filters({ filter, tree, n, search, onOpenAll, onCloseAll }) {
   </form>`;
 }
 
-function Row({ row, at, column, tree, onToggle, onPick }) {
-  const { id } = row;
+function Name({ id, tree }) {
   const label = nameOf(id);
-  return html`<div role="treeitem" id=${`row-${id}`} class=${`row${row.match ? "" : " way"}${tree.dead[id] ? " dead" : ""}`} aria-level=${row.level} aria-posinset=${row.place} aria-setsize=${row.count}
-    aria-expanded=${row.below ? String(row.open) : null} aria-selected=${String(at === id)} onClick=${() => onPick(id)} onDblClick=${() => go(to("feature", id))}>
-    <span class=${`indent i${Math.min(row.level - 1, 12)}`}></span>
-    <span class="twist" aria-hidden="true" onClick=${(event) => {
-      event.stopPropagation();
-      onToggle(id);
-    }}>${row.below ? (row.open ? "▾" : "▸") : ""}</span>
-    <span class="id num">${id}</span>
-    <span class="name">${label ? html`<bdi>${visible(label)}</bdi>` : html`<span class="muted">${tree.dead[id] ? "never fired" : "no label"}</span>`}${notes.value.get(id)?.bookmark ? html`<span class="mark" title="bookmarked">★</span>` : null}${ratings.value.has(id) ? html`<span class="mark" title="edge rated">${{ yes: "✓", no: "✗", unsure: "?" }[ratings.value.get(id).rating]}</span>` : null}</span>
-    <span class="kids num">${row.kids || ""}</span>
-    <span class="density num">${tree.dead[id] ? "" : percent(tree.density[id])}</span>
-    <span class="place-cell">${column && tree.parent[id] >= 0 ? html`<${Gauge} place=${tree.place(column.name, id)} mechanical=${column.mechanical} />` : null}</span>
-  </div>`;
+  return html`${label ? html`<bdi>${visible(label)}</bdi>` : html`<span class="muted">${tree.dead[id] ? "never fired" : "no label"}</span>`}${notes.value.get(id)?.bookmark ? html`<span class="mark" title="bookmarked">★</span>` : null}${ratings.value.has(id) ? html`<span class="mark" title="edge rated">${{ yes: "✓", no: "✗", unsure: "?" }[ratings.value.get(id).rating]}</span>` : null}`;
 }
 
 export function TreeView() {
@@ -107,83 +92,34 @@ export function TreeView() {
   const { query: state } = route.value;
   const filter = readFilter(state);
   const search = useSearch(filter);
-  const openText = state.get("open") ?? "";
-  const all = openText.startsWith("all");
-  const open = useMemo(() => new Set(openText.match(/\d+/g)?.map(Number) ?? []), [openText]);
+  const opened = useMemo(() => readOpen(state.get("open")), [state.get("open")]);
   const marked = (what, id) => (what === "rated" ? ratings.value.has(id) : what === "noted" ? Boolean(notes.value.get(id)?.note) : Boolean(notes.value.get(id)?.bookmark));
   const key = state.toString().replace(/(^|&)(open|at)=[^&]*/g, "");
   const keep = useMemo(() => matching(tree, filter, search.found, marked), [tree, key, search.found, notes.value, ratings.value]);
-  const { rows, n } = useMemo(() => visibleRows(tree, { open, all, keep, sort: filter.sort }), [tree, open, all, keep, filter.sort]);
+  const { rows, n } = useMemo(() => visibleRows(tree, { ...opened, keep, sort: filter.sort }), [tree, opened, keep, filter.sort]);
   const column = tree.column(filter.col) ?? tree.telling;
-
-  const box = useRef(null);
-  const [top, setTop] = useState(0);
-  const [height, setHeight] = useState(600);
-  useEffect(() => {
-    const watch = new ResizeObserver(([entry]) => setHeight(entry.contentRect.height));
-    watch.observe(box.current);
-    return () => watch.disconnect();
-  }, []);
   const wanted = state.has("at") ? Number(state.get("at")) : null;
-  const places = useMemo(() => new Map(rows.map((row, place) => [row.id, place])), [rows]);
-  const place = wanted === null ? -1 : (places.get(wanted) ?? -1);
-  const at = place < 0 ? null : wanted;
+  const at = useMemo(() => (rows.some(({ id }) => id === wanted) ? wanted : null), [rows, wanted]);
   // An address that names a feature opens the way to it.
-  useEffect(() => {
-    if (wanted === null || place >= 0 || !tree.has(wanted) || keep) return;
-    query({ open: openText.replace(/^$/, "") + tree.path(wanted).slice(0, -1).filter((id) => !open.has(id)).map((id) => `.${id}`).join("") }, { replace: true });
-  }, [wanted, place, keep]);
-  useEffect(() => {
-    if (place < 0) return;
-    const { current } = box;
-    const y = place * ROW;
-    const [over, under] = [current.scrollTop - y, y + ROW + HEAD - current.scrollTop - current.clientHeight];
-    if (over > ROW * 3 || under > ROW * 3) current.scrollTop = y - current.clientHeight / 3;
-    else if (over > 0) current.scrollTop = y;
-    else if (under > 0) current.scrollTop += under;
-  }, [place, rows, height]);
+  useLayoutEffect(() => {
+    if (wanted === null || at !== null || !tree.has(wanted) || keep) return;
+    query({ open: openText(withOpen(opened, tree.path(wanted).slice(0, -1))) }, { replace: true });
+  }, [wanted, at, keep]);
 
   const pick = (id) => query({ at: id }, { replace: true });
-  const toggle = (id) => {
-    const set = new Set(open);
-    if (!set.delete(id)) set.add(id);
-    const list = [...set].slice(-400); // an address has its limits
-    query({ open: `${all ? "all" : ""}${list.map((other) => `.${other}`).join("")}` || null, at: id }, { replace: true });
-  };
-  // With the pointer, the row under it is the choice: another one chosen first would move the rows away from under it.
-  const focused = (event) => event.currentTarget.matches(":focus-visible") && place < 0 && rows.length && wanted === null && pick(rows[0].id);
-  const keys = (event) => {
-    if (event.ctrlKey || event.metaKey || event.altKey) return;
-    const row = rows[place];
-    const page = Math.max(1, Math.floor((height - HEAD) / ROW) - 1);
-    const step = (target) => rows.length && pick(rows[Math.max(0, Math.min(rows.length - 1, target))].id);
-    const action = {
-      ArrowDown: () => step(place + 1), ArrowUp: () => step(place < 0 ? 0 : place - 1), Home: () => step(0), End: () => step(rows.length - 1),
-      PageDown: () => step(place + page), PageUp: () => step(place - page),
-      ArrowRight: () => row && (row.below && !row.open ? toggle(row.id) : row.open && step(place + 1)),
-      ArrowLeft: () => row && (row.open ? toggle(row.id) : tree.parent[row.id] >= 0 && pick(tree.parent[row.id])),
-      Enter: () => row && go(to("feature", row.id)),
-      " ": () => row?.below && toggle(row.id),
-    }[event.key];
-    if (!action) return;
-    event.preventDefault();
-    action();
-  };
-  const first = Math.max(0, Math.min(Math.floor(top / ROW) - 15, rows.length - 1));
-  const last = Math.min(rows.length, first + Math.ceil(height / ROW) + 30);
+  const toggle = (id) => query({ open: openText(toggled(opened, id)), at: id }, { replace: true });
+  const cells = ({ id, kids }) => html`<span class="kids num">${kids || ""}</span>
+    <span class="density num">${tree.dead[id] ? "" : percent(tree.density[id])}</span>
+    <span class="place-cell">${column && tree.parent[id] >= 0 ? html`<${Gauge} place=${tree.place(column.name, id)} mechanical=${column.mechanical} />` : null}</span>`;
   return html`<div class="wide tree-view">
     <${Filters} filter=${filter} tree=${tree} n=${n} search=${search} onOpenAll=${() => query({ open: keep ? null : "all" })}
       onCloseAll=${() => query({ open: keep ? rows.filter((row) => row.below && row.level === 1).slice(0, 400).map((row) => `.${row.id}`).join("") : null })} />
     ${search.state === "error" && html`<${Failure} error=${search.error} what="The search failed." />`}
     <div class="split">
       <div class="tree-pane">
-        <div class="rows" ref=${box} role="tree" tabindex="0" aria-label="Features" aria-activedescendant=${place >= first && place < last && place >= 0 ? `row-${at}` : null}
-          onScroll=${(event) => setTop(event.currentTarget.scrollTop)} onKeyDown=${keys} onFocus=${focused}>
-          <div class="row row-head" aria-hidden="true"><span class="name">Feature</span><span class="kids">children</span><span class="density">density</span><span class="place-cell" title=${column?.title}>${column ? column.title : ""}</span></div>
-          <div class="rows-all" role="presentation" style=${{ height: `${rows.length * ROW}px` }}><div class="rows-shown" role="presentation" style=${{ transform: `translateY(${first * ROW}px)` }}>
-            ${rows.slice(first, last).map((row) => html`<${Row} key=${row.id} row=${row} at=${at} column=${column} tree=${tree} onToggle=${toggle} onPick=${pick} />`)}
-          </div></div>
-        </div>
+        <${TreeList} tree=${tree} rows=${rows} at=${at} wanted=${wanted} label="Features" name=${(id) => html`<${Name} id=${id} tree=${tree} />`} cells=${cells}
+          head=${html`<span class="kids">children</span><span class="density">density</span><span class="place-cell" title=${column?.title}>${column ? column.title : ""}</span>`}
+          onPick=${pick} onToggle=${toggle} onOpen=${(id) => go(to("feature", id))} />
         ${!rows.length && search.state !== "loading" && html`<p class="state empty">No feature matches. <a href=${to("tree")}>Show all</a></p>`}
       </div>
       <${Preview} id=${at} found=${at === null ? null : search.found.get(at)} />
