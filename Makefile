@@ -30,7 +30,7 @@ pytest: .venv/dev.stamp
 # Damaged files and odd requests by the thousand, more than `make test` tries.
 fuzz: .venv/dev.stamp
 	SAEFOREST_FUZZ_CASES=$(FUZZ_CASES) SAEFOREST_HTTP_CASES=$(HTTP_CASES) $(BIN)/pytest \
-		--numprocesses $(WORKERS) --dist worksteal tests/fuzz tests/explore/test_server_fuzz.py
+		--numprocesses $(WORKERS) --dist worksteal tests/fuzz tests/explore/serving/test_server_fuzz.py
 
 # Every architecture whose sites are known, with random weights; `make test` has ten of them.
 test-models: .venv/dev.stamp

@@ -16,7 +16,7 @@ RUN/annotations.sqlite  RUN/annotations/NAME.sqlite  labels, notes and ratings b
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -232,3 +232,21 @@ class RunFolder:
                     claimed(self.path, part.relative_to(self.path).as_posix().removeprefix("."))
                 )
             yield
+
+
+def check_export_folder(out: Path, is_export: Callable[[Path], bool], *, force: bool) -> None:
+    """Raise InputError if an export cannot be written to a folder. Nothing but an earlier export is ever replaced.
+
+    is_export: whether a folder holds one. force: whether that is replaced.
+    """
+    for folder in (out.resolve(), *out.resolve().parents):
+        if (run := RunFolder(folder)).config_file.is_file() and run.has_results():
+            raise InputError(f"{out}: is inside the run {folder}; choose a folder outside of it")
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out}: a file; expected a folder, new or empty")
+    if not out.exists() or not any(out.iterdir()):
+        return
+    if not is_export(out):
+        raise InputError(f"{out}: exists and is not empty; choose another folder")
+    if not force:
+        raise InputError(f"{out}: holds an export already; choose another folder, or replace it with `force`")

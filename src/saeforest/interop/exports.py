@@ -13,7 +13,7 @@ from ..config import TrainConfig
 from ..errors import InputError
 from ..files import atomic_folder, read_json, write_json
 from ..kept_forest import digest, forest_of
-from ..run_folder import RunFolder
+from ..run_folder import RunFolder, check_export_folder
 from ..saes import SAE
 from ..structure.forest import Forest
 
@@ -70,17 +70,7 @@ def check_out(out: Path, force: bool) -> None:
 
     force: whether an earlier export is replaced.
     """
-    for folder in (out.resolve(), *out.resolve().parents):
-        if (run := RunFolder(folder)).config_file.is_file() and run.has_results():
-            raise InputError(f"{out}: is inside the run {folder}; choose a folder outside of it")
-    if out.exists() and not out.is_dir():
-        raise InputError(f"{out}: a file; expected a folder, new or empty")
-    if not out.exists() or not any(out.iterdir()):
-        return
-    if not is_export(out):
-        raise InputError(f"{out}: exists and is not empty; choose another folder")
-    if not force:
-        raise InputError(f"{out}: holds an export already; choose another folder, or replace it with `force`")
+    check_export_folder(out, is_export, force=force)
 
 
 def is_export(folder: Path) -> bool:

@@ -18,7 +18,7 @@ import numpy as np
 from ...errors import InputError
 from ...files import atomic_file, atomic_folder
 from ...progress import progress
-from ...run_folder import RunFolder
+from ...run_folder import check_export_folder
 from .packing import Bundle, block, packed_block, page, shard_script
 
 INDEX, DATA = "index.html", "data"
@@ -155,17 +155,7 @@ def check_file(out: Path, force: bool) -> None:
 
 def check_folder(out: Path, force: bool) -> None:
     """Raise InputError if a folder cannot be written to `out`. Nothing but an earlier export is ever replaced."""
-    for folder in (out.resolve(), *out.resolve().parents):
-        if (run := RunFolder(folder)).config_file.is_file() and run.has_results():
-            raise InputError(f"{out}: is inside the run {folder}; choose a folder outside of it")
-    if out.exists() and not out.is_dir():
-        raise InputError(f"{out}: a file; expected a folder, new or empty")
-    if not out.exists() or not any(out.iterdir()):
-        return
-    if not _is_export(out):
-        raise InputError(f"{out}: exists and is not empty; choose another folder")
-    if not force:
-        raise InputError(f"{out}: holds an export already; choose another folder, or replace it with `force`")
+    check_export_folder(out, _is_export, force=force)
 
 
 def _is_export(folder: Path) -> bool:

@@ -18,7 +18,7 @@ from saeforest.explore.api.compare import Opened
 from saeforest.explore.api.schema import schema, text
 from saeforest.saes import TreeSAE
 
-DOCS = Path(__file__).parents[2] / "docs"
+DOCS = Path(__file__).parents[3] / "docs"
 
 
 def test_the_schema_is_up_to_date() -> None:
