@@ -10,7 +10,9 @@ HTTP_CASES ?= 2000
 STEP ?= 5
 
 BIN := .venv/bin
-INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+# Modules are compiled when they are first imported: most of what comes along never is.
+INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt
+export PYTHONDONTWRITEBYTECODE =
 
 .PHONY: demo test docs notebooks page lint pytest fuzz test-models durability clean interop
 
@@ -22,8 +24,6 @@ test: .venv/dev.stamp
 	@$(MAKE) --no-print-directory --jobs 2 --keep-going lint docs pytest
 
 # `worksteal` gives each worker whole files, and divides those that come last so that all end together.
-# Modules are kept compiled, as tests start many processes.
-pytest fuzz: export PYTHONDONTWRITEBYTECODE =
 pytest: .venv/dev.stamp
 	$(BIN)/pytest --numprocesses $(WORKERS) --dist worksteal
 

@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from saeforest.activations import sources, writer
 from saeforest.config import ActivationConfig, LMConfig, OptimConfig, TextConfig, TrainConfig
 from saeforest.lm import LanguageModel, load_lm
 from saeforest.saes import AllocationConfig, TreeAuxConfig, TreeConfig
+from saeforest.text import packaged
 from saeforest.training import run_training
 
 CACHE = "cache"
@@ -101,6 +103,15 @@ def models_cache(request: pytest.FixtureRequest) -> Iterator[None]:
     """A cache for unpacked models of this run of the tests alone, empty at first."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SAEFOREST_CACHE", str(shared_folder(request.config) / CACHE))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def corpus_once() -> Iterator[None]:
+    """Each part of the packaged corpus is parsed once in a worker: a command takes two seconds for it."""
+    with pytest.MonkeyPatch.context() as patch:
+        for part, read in packaged._PARTS.items():
+            patch.setitem(packaged._PARTS, part, cache(lambda read=read: tuple(read())))
         yield
 
 

@@ -16,10 +16,10 @@ NOTEBOOKS = {path.stem: path for path in FOLDER.glob("*.ipynb")}
 #: What stands in a notebook, and what runs in its place.
 SMALL = {
     "a-first-forest": {
-        "tokens=40_000,": "tokens=2_000,",
+        "tokens=40_000,": "tokens=1_500,",
         "epochs=8,": "epochs=2,",
         "batch_size=1024": "batch_size=256",
-        "MeasureOptions(tokens=8_000)": "MeasureOptions(tokens=1_000)",
+        "MeasureOptions(tokens=8_000)": "MeasureOptions(tokens=640)",
     },
     "is-the-hierarchy-real": {
         "steps=600": "steps=40",

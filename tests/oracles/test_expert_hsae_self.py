@@ -30,25 +30,25 @@ def loss(oracle: ExpertOracle, x: np.ndarray) -> float:
 @pytest.mark.parametrize(("aux_bias", "aux_rescale"), [(True, False), (False, True)])
 def test_gradients(normalize: str | float, aux_bias: bool, aux_rescale: bool) -> None:
     compared = 0
-    for seed in range(3):
-        oracle, x = build(
-            seed, normalize=normalize, top_level=0.3, orthogonality=0.05, aux_coef=0.2, k_aux=1,
-            aux_bias=aux_bias, aux_rescale=aux_rescale, aux_detach=False, dead_steps=1,
-        )  # fmt: skip
-        oracle.steps_since_fired[[0, 2, P + 1]] = 1
-        ours = oracle.losses_and_gradients(oracle.forward(x))
-        assert ours["aux"] > 0
-        for name in NAMES:
-            weight, gradient = oracle.w[name].reshape(-1), ours[f"grad_{name}"].reshape(-1)
-            for i in range(len(weight)):
-                before, found = weight[i], []
-                for step in (1e-6, -1e-6):
-                    weight[i] = before + step
-                    found.append(loss(oracle, x))
-                weight[i] = before
-                assert gradient[i] == pytest.approx((found[0] - found[1]) / 2e-6, rel=1e-5, abs=1e-8), name
-                compared += gradient[i] != 0
-    assert compared > 200
+    seed = aux_bias + 2 * (normalize == "token")
+    oracle, x = build(
+        seed, normalize=normalize, top_level=0.3, orthogonality=0.05, aux_coef=0.2, k_aux=1,
+        aux_bias=aux_bias, aux_rescale=aux_rescale, aux_detach=False, dead_steps=1,
+    )  # fmt: skip
+    oracle.steps_since_fired[[0, 2, P + 1]] = 1
+    ours = oracle.losses_and_gradients(oracle.forward(x))
+    assert ours["aux"] > 0
+    for name in NAMES:
+        weight, gradient = oracle.w[name].reshape(-1), ours[f"grad_{name}"].reshape(-1)
+        for i in range(len(weight)):
+            before, found = weight[i], []
+            for step in (1e-6, -1e-6):
+                weight[i] = before + step
+                found.append(loss(oracle, x))
+            weight[i] = before
+            assert gradient[i] == pytest.approx((found[0] - found[1]) / 2e-6, rel=1e-5, abs=1e-8), name
+            compared += gradient[i] != 0
+    assert compared > 100
 
 
 def test_by_hand() -> None:

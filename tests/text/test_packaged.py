@@ -108,6 +108,7 @@ def test_unknown_part(part: str):
 @pytest.mark.parametrize("part", ["wiki", "chat", "recipes"])
 def test_missing_package_is_named_with_its_pinned_version(part: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(packaged_module, "find_spec", lambda _: None)
+    packaged_module._PARTS[part].cache_clear()  # pyright: ignore[reportFunctionMemberAccess]
     message = reading_error(f"packaged:{part}")
     pinned = (Path(__file__).parents[2] / "requirements-embedded.txt").read_text().split()
     requirements = message.split("pip install --no-deps ")[1].rstrip("`").split()

@@ -158,9 +158,9 @@ def test_a_tree_transcoder_of_the_embedded_model(tmp_path: Path, capsys: pytest.
     train = ["train", "--site", "blocks.15.ln2.hook_normalized", "--target", "blocks.15.hook_mlp_out"]
     train += [
         "--tokens",
-        "2000",
+        "1500",
         "--epochs",
-        "8",
+        "6",
         "--sae.layer-sizes",
         "64",
         "192",
@@ -170,7 +170,7 @@ def test_a_tree_transcoder_of_the_embedded_model(tmp_path: Path, capsys: pytest.
     ]
     train += ["--optim.batch-size", "256", "--optim.lr", "2e-3", "--device", "cpu", "--out", str(folder)]
     assert cli.run(train) == 0
-    measure = ["eval", str(folder), "--measures", "reconstruction,cross_entropy", "--tokens", "512"]
+    measure = ["eval", str(folder), "--measures", "reconstruction,cross_entropy", "--tokens", "384"]
     assert cli.run(measure) == 0
     assert cli.run(["index", str(folder), "--tokens", "512"]) == 0
     assert cli.run(["show", str(folder)]) == 0
