@@ -22,12 +22,12 @@ from hub_cases import READER, Hub
 from lm_cases import one_line
 from saeforest import InputError, cli
 from saeforest.explore import Explorer
+from saeforest.explore.subject import Subject
 from saeforest.files import write_json
 from saeforest.measures import Record
 from saeforest.release.card import picture
 from saeforest.release.preview import PAGE, PICTURE, preview_of
 from saeforest.release.push import push
-from saeforest.run_folder import RunFolder
 
 NAME = "org/demo"
 # The Hub's client gives its HTTP library a file in a way that this one would rather not see.
@@ -135,7 +135,8 @@ def test_a_family_in_pictures(finished_run: Path, tmp_path: Path) -> None:
     rarer = words.index.n_fired.clone()
     rarer[0] = 45  # of 1,000 tokens: a feature that is everywhere tells nothing
     explorer = Explorer(replace(words.index, n_fired=rarer), words.forest, words.tokenizer)
-    found = preview_of(explorer, RunFolder(finished_run), "tree", tmp_path)
+    subject = Subject.of_run(finished_run, "tree", "cpu")
+    found = preview_of(explorer, subject, tmp_path)
     assert found is not None
     assert found.feature == 0
     assert set(found.files) == {f"preview/{PICTURE}", f"preview/{PAGE}"}
@@ -144,7 +145,7 @@ def test_a_family_in_pictures(finished_run: Path, tmp_path: Path) -> None:
     assert found.nulls == "", "nothing was measured, and no path of this machine is told"
     card = "\n".join(picture(found))
     assert "![Feature 0 with the features below it](preview/family.png)" in card
-    assert preview_of(words, RunFolder(finished_run), "tree", tmp_path) is None
+    assert preview_of(words, subject, tmp_path) is None
 
 
 def test_public_only_when_all_is_there(hub: Hub, finished_run: Path) -> None:

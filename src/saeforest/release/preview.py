@@ -8,13 +8,13 @@ from pathlib import Path
 from ..errors import InputError
 from ..explore.api import Api
 from ..explore.figures import draw
-from ..explore.opening import open_explorer
+from ..explore.opening import explorer_of
 from ..explore.queries.explorer import Explorer
 from ..explore.queries.families import telling_families
 from ..explore.serving.static import export_subtree
+from ..explore.subject import Subject
 from ..explore.views.nulls import measured_nulls
 from ..output import note
-from ..run_folder import RunFolder
 from .contents import PREVIEW, Release
 
 PICTURE, PAGE = "family.png", "family.html"
@@ -39,8 +39,8 @@ def make_preview(release: Release, folder: Path) -> Preview | None:
         if not member.has_index or not member.forest.edges.shape[1]:
             continue
         try:
-            explorer = open_explorer(release.run, name, "cpu")
-            if (found := preview_of(explorer, release.run, name, folder)) is not None:
+            subject = Subject.of_run(release.run, name, "cpu")
+            if (found := preview_of(explorer_of(subject), subject, folder)) is not None:
                 return found
         except InputError as error:
             note(f"no picture of a family: {error}")
@@ -48,7 +48,7 @@ def make_preview(release: Release, folder: Path) -> Preview | None:
     return None
 
 
-def preview_of(explorer: Explorer, run: RunFolder, name: str, folder: Path) -> Preview | None:
+def preview_of(explorer: Explorer, subject: Subject, folder: Path) -> Preview | None:
     """Draw the most telling family of an SAE of a run into a folder; None if there is none.
 
     What a person noted in the explorer is left out. Raises InputError if a package is missing that draws.
@@ -56,8 +56,11 @@ def preview_of(explorer: Explorer, run: RunFolder, name: str, folder: Path) -> P
     shown = telling_families(explorer.index, explorer.forest, 1).shown
     if not shown:
         return None
-    feature, nulls = shown[0].parent, measured_nulls(run, name) or ""
+    feature = shown[0].parent
+    nulls = "" if subject.run is None else measured_nulls(subject.run, subject.name) or ""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / PICTURE).write_bytes(draw(explorer, feature, "family", "png", nulls=nulls))
-    export_subtree(Api(explorer, run=run, name=name, static=True), feature, folder / PAGE)
-    return Preview(name, feature, nulls, {f"{PREVIEW}/{file}": folder / file for file in (PICTURE, PAGE)})
+    export_subtree(Api(explorer, subject=subject, static=True), feature, folder / PAGE)
+    return Preview(
+        subject.name, feature, nulls, {f"{PREVIEW}/{file}": folder / file for file in (PICTURE, PAGE)}
+    )
