@@ -36,7 +36,8 @@ export function percent(value) {
   if (value === null || value === undefined || Number.isNaN(value)) return UNDEFINED;
   const hundred = value * 100;
   if (hundred === 0) return "0%";
-  if (hundred < 0.001) return hundred < 0 ? `−${percent(-value)}` : "<0.001%";
+  if (Math.abs(hundred) < 0.001) return hundred < 0 ? "0%" : "<0.001%"; // below zero by rounding
+  if (hundred < 0) return `−${percent(-value)}`;
   if (hundred >= 99.5) return hundred === 100 ? "100%" : `${Math.min(99.9, hundred).toFixed(1)}%`;
   return `${hundred >= 9.95 ? hundred.toFixed(0) : hundred.toPrecision(2)}%`;
 }

@@ -68,7 +68,8 @@ function layout(tree, root, width, height) {
   return { nodes, byId, column };
 }
 
-function draw(canvas, { nodes, column }, width, height, color, at) {
+/** least: height from which a bar has its name. */
+function draw(canvas, { nodes, column }, width, height, color, at, least) {
   const context = canvasOf(canvas, width, height);
   const ground = css("--ground");
   context.font = `12px ${css("--sans")}`;
@@ -81,7 +82,7 @@ function draw(canvas, { nodes, column }, width, height, color, at) {
   }
   const names = labels.value;
   for (const box of nodes) {
-    if (box.h < 13 || column < 60) continue;
+    if (box.h < least || column < 60) continue;
     const fill = color.of(box.id);
     context.fillStyle = inkOn(fill);
     const text = `${box.id}  ${visible(names.get(box.id) ?? "")}`;
@@ -132,7 +133,7 @@ export function Icicle({ root, color, height, at = null, onAt, onZoom, still = f
   const laid = useMemo(() => (width ? layout(tree, root, width, height) : null), [tree, root, width, height]);
   const paint = useMemo(() => coloring(color, tree), [color, tree, theme.value]);
   useEffect(() => {
-    if (laid) draw(canvas.current, laid, width, height, paint, at);
+    if (laid) draw(canvas.current, laid, width, height, paint, at, still ? 24 : 13);
   }, [laid, paint, at, theme.value, labels.value]);
 
   const find = (event) => {

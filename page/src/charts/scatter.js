@@ -5,7 +5,7 @@ import { labels } from "../store.js";
 import { cell, visible } from "../text.js";
 import { ticksBetween } from "./ticks.js";
 
-const [LEFT, BOTTOM, EDGE] = [56, 40, 10];
+const [LEFT, BOTTOM, EDGE] = [56, 40, 18];
 
 /** Ends of an axis over edges and null together, and round ticks between. */
 function axis(values, nulls, column) {

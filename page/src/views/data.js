@@ -5,12 +5,23 @@ import { percent, plural } from "../text.js";
 import { Answer, EdgeNumber, FeatureLink } from "../ui.js";
 import { FeatureHead } from "./feature.js";
 
-function Part({ title, hint, rows, edge, kind }) {
-  const tree = forest.value;
+/** What stands beside the name of a feature in a list of this kind: [title, of a row, help]. */
+function cellsOf(kind, tree) {
   const column = tree.telling;
+  const covered = ["Covered", (row) => html`<td class="numeric num">${percent(row.p)}</td>`];
+  if (kind === "agreed" || kind === "tree-only") {
+    const edge = [column?.title, (row) => html`<td><${EdgeNumber} column=${column} id=${row.id} /></td>`, column?.description];
+    return column?.name === "ungated" ? [edge] : column ? [covered, edge] : [covered]; // the column and “covered” are the same there
+  }
+  if (kind === "data-only") return [covered, ["In the tree under", (row) => html`<td>${tree.parent[row.id] < 0 ? "a root" : html`<${FeatureLink} id=${tree.parent[row.id]} view="family" />`}</td>`]];
+  return [covered, ["On any token", (row) => html`<td class="numeric num">${percent(row.base)}</td>`, "The null"]];
+}
+
+function Part({ title, hint, rows, kind }) {
+  const cells = cellsOf(kind, forest.value);
   return html`<section class=${`data-part ${kind}`} aria-label=${title}><h2>${title} <span class="muted num">${rows.length}</span></h2><p class="hint">${hint}</p>
-    ${rows.length ? html`<table class="plain"><thead><tr><th scope="col">Feature</th><th scope="col" class="numeric">Covered</th>${edge && column ? html`<th scope="col" title=${column.description}>${column.title}</th>` : rows.some((row) => row.base !== undefined) ? html`<th scope="col" class="numeric">On any token</th>` : null}</tr></thead>
-      <tbody>${rows.map((row) => html`<tr key=${row.id}><td><${FeatureLink} id=${row.id} label=${row.label} /></td><td class="numeric num">${percent(row.p)}</td>${edge && column ? html`<td><${EdgeNumber} column=${column} id=${row.id} /></td>` : row.base !== undefined ? html`<td class="numeric num">${percent(row.base)}</td>` : null}</tr>`)}</tbody></table>` : html`<p class="state empty">None.</p>`}</section>`;
+    ${rows.length ? html`<table class="plain"><thead><tr><th scope="col">Feature</th>${cells.map(([name, , help]) => html`<th scope="col" key=${name} class=${name === "Covered" || name === "On any token" ? "numeric" : ""} title=${help}>${name}</th>`)}</tr></thead>
+      <tbody>${rows.map((row) => html`<tr key=${row.id}><th scope="row"><${FeatureLink} id=${row.id} label=${row.label} /></th>${cells.map(([, render]) => render(row))}</tr>`)}</tbody></table>` : html`<p class="state empty">None.</p>`}</section>`;
 }
 
 export function DataView({ id }) {
@@ -21,9 +32,9 @@ export function DataView({ id }) {
     <${Answer} answer=${answer} what="The comparison">${(value) => html`
       <p class="intro">Of the tree’s ${plural(agreed(value) + value.tree_only.length, "child", "children")}, the data agree with ${agreed(value)}, and would add ${value.data_only.length}. They agree if this feature is active on at least ${percent(value.least ?? 0.5)} of the tokens where the child’s own detector is on, without the gate (“covered”): with it, it would be 100% of any. The null is how often it is active on any token: <strong class="num">${percent(tree.density[id])}</strong>.</p>
       <div class="columns-3">
-        <${Part} kind="agreed" title="Agreed" hint="Children in the tree and by the data." rows=${value.agreed} edge=${true} />
-        <${Part} kind="tree-only" title="Only the tree" hint="Children that are active mostly elsewhere: look at what the edge’s evidence is." rows=${value.tree_only} edge=${true} />
-        <${Part} kind="data-only" title="Only the data" hint="Active almost only where this feature is, but placed elsewhere." rows=${value.data_only} />
+        <${Part} kind="agreed" title="Agreed" hint="Children in the tree and by the data." rows=${value.agreed} />
+        <${Part} kind="tree-only" title="Only the tree" hint="Children that are active mostly elsewhere: look at what the edge’s evidence is." rows=${value.tree_only} />
+        <${Part} kind="data-only" title="Only the data" hint="Covered by this feature, but placed elsewhere in the tree." rows=${value.data_only} />
       </div>
-      <${Part} kind="parents" title="Other candidate parents" hint=${tree.parent[id] >= 0 ? `The tree’s parent is ${tree.parent[id]}. These are active where this feature is, far above their own rate (the null).` : "A root in the tree. These are active where this feature is, far above their own rate (the null)."} rows=${value.other_parents ?? []} />`}</${Answer}></div>`;
+      <${Part} kind="parents" title="Other candidate parents" hint=${tree.parent[id] >= 0 ? `The tree’s parent is ${tree.parent[id]}. These cover this feature too; the null is how often they are active on any token.` : "A root in the tree. These cover this feature; the null is how often they are active on any token."} rows=${value.other_parents ?? []} />`}</${Answer}></div>`;
 }

@@ -48,7 +48,7 @@ export function EdgesView() {
     { key: "child", title: "Child", sort: (id) => id, render: (id) => html`<${FeatureLink} id=${id} />` },
     ...[["x", X], ["y", Y]].filter(([axis]) => axis === "x" || X !== Y).flatMap(([axis, column]) => [
       { key: axis, title: column.title, numeric: true, help: column.description, sort: (id) => tree.value(column.name, id), render: (id) => html`<span class="num">${cell(column, tree.value(column.name, id))}</span>` },
-      { key: `${axis}-place`, title: "Beats null pairs", help: `Share of null pairs that the edge beats by “${column.title}”`, numeric: true, sort: (id) => tree.place(column.name, id), render: (id) => html`<${Gauge} place=${tree.place(column.name, id)} mechanical=${column.mechanical} />` },
+      { key: `${axis}-place`, title: "Beats null pairs", help: `Share of null pairs that the edge beats by “${column.title}”`, numeric: true, sort: (id) => tree.place(column.name, id) + 1e-9 * tree.value(column.name, id) * (column.higher_is_more === false ? -1 : 1), render: (id) => html`<${Gauge} place=${tree.place(column.name, id)} mechanical=${column.mechanical} />` },
     ]),
     { key: "density", title: "Density", numeric: true, help: "Of the child", sort: (id) => tree.density[id], render: (id) => html`<span class="num">${percent(tree.density[id])}</span>` },
     ...(ratings.value.size ? [{ key: "rating", title: "Rated", sort: (id) => ratings.value.get(id)?.rating ?? null, render: (id) => ratings.value.get(id)?.rating ?? "" }] : []),

@@ -8,13 +8,23 @@ import { childMarks } from "../contexts.js";
 import { Plane, Shape } from "../charts/plane.js";
 import { FeatureHead } from "./feature.js";
 
+const MOST = 12;
+
 function Geometry({ value, id }) {
   const tree = forest.value;
-  const { points = [], directions = [], explained } = value;
-  const marks = useMemo(() => childMarks(directions.map(({ child }) => child)), [value]);
+  const { points = [], explained } = value;
+  // Of a large family, the children that these activations show; more arrows than that cannot be told apart.
+  const { directions, left } = useMemo(() => {
+    const n = new Map();
+    for (const { child } of points) n.set(child, (n.get(child) ?? 0) + 1);
+    const all = value.directions ?? [];
+    const shown = all.length <= MOST ? all : all.filter(({ child }) => n.has(child)).sort((a, b) => n.get(b.child) - n.get(a.child)).slice(0, MOST);
+    return { directions: shown, left: all.length - shown.length };
+  }, [value]);
+  const marks = useMemo(() => childMarks(directions.map(({ child }) => child)), [directions]);
   const text = route.value.query.get("points");
   const chosen = useMemo(() => (text ? new Set(text.split(".").map(Number)) : null), [text]);
-  const shown = points.map((point, index) => ({ ...point, index })).filter(({ index }) => !chosen || chosen.has(index)).sort((a, b) => a.child - b.child || b.x - a.x);
+  const shown = points.map((point, index) => ({ ...point, index })).filter(({ index }) => !chosen || chosen.has(index)).sort((a, b) => (marks.get(a.child)?.mark ?? 1e9) - (marks.get(b.child)?.mark ?? 1e9) || b.x - a.x);
   const untrained = value.null && typeof value.null === "object" ? value.null.explained : value.null;
   return html`<div class="columns-geometry">
     <div><${Plane} points=${points} directions=${directions} marks=${marks} chosen=${chosen} explained=${explained} onChoose=${(list) => query({ points: list?.join(".") })} />
@@ -23,7 +33,8 @@ function Geometry({ value, id }) {
     <div>
       <section aria-labelledby="kinds"><h2 id="kinds">Children</h2>
         <ul class="plane-key">${directions.map(({ child }) => html`<li key=${child}><svg width="16" height="16" aria-hidden="true"><${Shape} kid=${marks.get(child)} /></svg> <span class="num mark-number">${marks.get(child).mark}</span> <${FeatureLink} id=${child} /> <span class="muted num">${points.filter((point) => point.child === child).length}</span></li>`)}
-          <li><svg width="16" height="16" aria-hidden="true"><${Shape} kid=${null} /></svg> <span class="mark-number"></span> <span>only the parent</span> <span class="muted num">${points.filter((point) => !marks.has(point.child)).length}</span></li></ul></section>
+          <li><svg width="16" height="16" aria-hidden="true"><${Shape} kid=${null} /></svg> <span class="mark-number"></span> <span>${left ? "only the parent, or a child not shown" : "only the parent"}</span> <span class="muted num">${points.filter((point) => !marks.has(point.child)).length}</span></li></ul>
+        ${left > 0 && html`<p class="hint">The ${directions.length} children with most of these ${points.length} activations; ${plural(left, "more child", "more children")} ${left === 1 ? "is" : "are"} in the <a href=${to("family", id)}>family</a>.</p>`}</section>
       <section aria-labelledby="points"><div class="head"><h2 id="points">${plural(shown.length, "activation")}</h2>${chosen && html`<a class="button" href=${to("geometry", id)}>Show all</a>`}</div>
         <div class="table-box points-box" tabindex="0" role="region" aria-label="Activations"><table><thead><tr><th scope="col">Child</th><th scope="col">Context</th><th scope="col" class="numeric">x</th><th scope="col" class="numeric">y</th></tr></thead>
           <tbody>${shown.map((point) => html`<tr key=${point.index} data-context tabindex="-1"><td class="num">${marks.get(point.child)?.mark ?? "–"}</td><td class="point-text"><bdi>${visible(point.before ?? "").slice(-36)}<mark>${visible(point.token)}</mark>${visible(point.after ?? "").slice(0, 36)}</bdi></td><td class="numeric num">${number(point.x)}</td><td class="numeric num">${number(point.y)}</td></tr>`)}</tbody></table></div></section>

@@ -7,6 +7,8 @@ const KEYS = [
   ["Everywhere", [["/", "search; a number opens that feature"], ["?", "this page"], ["j  k", "next and previous context"], ["Esc", "leave the search"]]],
   ["On a feature", [["p", "its parent"], ["c", "its first child"], ["[  ]", "previous and next sibling"], ["f", "between feature and family"], ["t", "its place in the tree"]]],
   ["In the tree", [["↑  ↓", "previous and next row"], ["→  ←", "open and close, or go down and up"], ["Space", "open or close"], ["Home  End", "first and last row"], ["Page ↑ ↓", "a screen further"], ["Enter", "the feature’s page"]]],
+  ["In a comparison", [["↑  ↓  →  ←", "as in the tree"], ["m", "over to the match, in the other list"], ["Enter", "the page of a feature of this SAE"]]],
+  ["On a prompt", [["→  ←", "next and previous token"]]],
   ["On the map", [["arrows", "walk from bar to bar"], ["Enter", "zoom in"], ["Backspace", "zoom out"]]],
   ["In the blind audit", [["y  n  u", "yes, no, unsure"], ["x", "next pair"]]],
 ];
@@ -24,6 +26,8 @@ export function HelpView() {
       <div><dt>Quantiles</dt><dd>A sample of activations of every strength, not only the strongest: what a feature looks like on an ordinary day.</dd></div>
       <div><dt>Residue</dt><dd>Contexts in which a parent fires and none of its children does.</dd></div>
       <div><dt>Without the gate</dt><dd>A child’s own detector decides where it would fire, ignoring whether its parent is active.</dd></div>
+      <div><dt>Match</dt><dd>In a comparison: the feature of the other SAE with the nearest decoder row, if the cosine is high enough.</dd></div>
+      <div><dt>Kept, elsewhere</dt><dd>An edge is kept in another SAE if the match of the parent is the parent of the child’s match. It is elsewhere if both have a match, but that one has another parent there, or none.</dd></div>
       <div><dt>Marks in text</dt><dd><span class="tok">↵</span> a line break, <span class="tok">·</span> a space at the start of a token, <span class="tok">⟨U+202E⟩</span> a character that cannot be seen or would turn the text around.</dd></div>
       ${tree.about.map((column) => html`<div key=${column.name}><dt>${column.title}</dt><dd>${column.description}${column.mechanical ? " Forced by the gate." : ""}</dd></div>`)}
     </dl></section></div>`;

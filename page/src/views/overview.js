@@ -18,7 +18,7 @@ function Values({ values }) {
   if (!fit.length) return html`<p class="hint lead-hint">No measures yet. <code>saeforest eval RUN</code> takes them: how well it reconstructs, how sparse it is, and its hierarchy beside the nulls.</p>`;
   return html`<dl class="facts">${fit.map(
     (value) => html`<${Fact} key=${value.name} term=${value.title} note=${value.interval && `95%: ${intervalOf(value.interval)}`}>
-      <span class="num" title=${value.description}>${measure(value.value)}</span></${Fact}>`,
+      <span class="num" title=${value.description}>${value.name === "dead.dead_share" ? percent(value.value) : measure(value.value)}</span></${Fact}>`,
   )}</dl>`;
 }
 

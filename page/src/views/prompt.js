@@ -1,11 +1,12 @@
 // A text of one's own: which paths of the forest are active on each token, what each layer adds, what the model predicts.
-import { html, useLayoutEffect, useState } from "../html.js";
+import { html, useLayoutEffect, useMemo, useState } from "../html.js";
 import { query, route } from "../route.js";
-import { lacking, useAsk } from "../store.js";
+import { forest, lacking, useAsk } from "../store.js";
 import { isStatic, transport } from "../transport.js";
-import { number, percent, plural, visible, visibleToken } from "../text.js";
-import { Bar, Empty, Failure, FeatureLink, Lacking, Loading, useDraft } from "../ui.js";
+import { percent, plural, visible, visibleToken } from "../text.js";
+import { Bar, Empty, Failure, FeatureLink, Gauge, Lacking, Loading, useDraft } from "../ui.js";
 
+const EXAMPLES = ["Monday follows Sunday.", "Preheat the oven to 350 degrees.", "The court in Paris ruled that the contract was void."];
 const per = (result) => result.per_token ?? [];
 
 function Predictions({ clean, spliced }) {
@@ -16,12 +17,43 @@ function Predictions({ clean, spliced }) {
   return html`<section aria-labelledby="next"><h2 id="next">What the model predicts next</h2><div class="two">${list("As it is", clean)}${list("With the SAE in its place", spliced)}</div></section>`;
 }
 
+/** The active paths as a forest: each feature once, siblings and roots by their activation. */
+function merged(paths) {
+  const roots = new Map();
+  for (const path of paths) {
+    let level = roots;
+    for (const step of path) {
+      if (!level.has(step.id)) level.set(step.id, { ...step, below: new Map() });
+      level = level.get(step.id).below;
+    }
+  }
+  const sorted = (level) => [...level.values()].sort((a, b) => b.value - a.value || a.id - b.id).map((node) => ({ ...node, below: sorted(node.below) }));
+  return sorted(roots);
+}
+
+const MOST = 20;
+
+function Active({ paths, all }) {
+  const tree = forest.value;
+  const column = tree.telling;
+  const roots = useMemo(() => merged(paths), [paths]);
+  const most = Math.max(...roots.map(({ value }) => value), 1e-9);
+  const shown = all ? roots : roots.slice(0, MOST);
+  const node = (one, depth) => html`<li key=${one.id}><div class="path-step"><span class=${`path-name d${Math.min(depth, 6)}`}><${FeatureLink} id=${one.id} label=${one.label} /></span><${Bar} value=${one.value} most=${most} text=${one.value.toFixed(2)} />
+      <span class="place-cell">${depth > 0 && column ? html`<${Gauge} place=${tree.place(column.name, one.id)} mechanical=${column.mechanical} />` : null}</span></div>
+    ${one.below.length > 0 && html`<ul>${one.below.map((child) => node(child, depth + 1))}</ul>`}</li>`;
+  return html`<div class="path-step path-head muted"><span class="path-name">Feature</span><span class="path-value">activation</span><span class="place-cell" title=${column?.description}>${column ? "beats null pairs" : ""}</span></div>
+    <ul class="paths">${shown.map((root) => node(root, 0))}</ul>
+    ${shown.length < roots.length && html`<button type="button" onClick=${() => query({ all: true }, { replace: true })}>${plural(roots.length - shown.length, "weaker root")} more</button>`}`;
+}
+
 function Position({ entry, token, layers }) {
   const errors = entry.errors ?? [];
   const first = errors.length > layers ? 1 : 0; // the first may be what no layer has reconstructed
+  const all = route.value.query.get("all") === "1";
   return html`<div class="columns-even">
-    <section aria-labelledby="paths"><h2 id="paths">Active paths on <code class="token">${visibleToken(token)}</code></h2>
-      ${entry.paths?.length ? html`<ul class="paths">${entry.paths.map((path, place) => html`<li key=${place}>${path.map((step, depth) => html`<div key=${step.id} class=${`path-step i${depth}`}><${FeatureLink} id=${step.id} label=${step.label} /> <span class="num muted">${number(step.value)}</span></div>`)}</li>`)}</ul>` : html`<p class="state empty">No feature is active here.</p>`}</section>
+    <section aria-labelledby="paths"><h2 id="paths">Active on <code class="token">${visibleToken(token)}</code></h2>
+      ${entry.paths?.length ? html`<${Active} paths=${entry.paths} all=${all} />` : html`<p class="state empty">No feature is active here.</p>`}</section>
     <div><section aria-labelledby="adds"><h2 id="adds">What each layer adds</h2>
       <p class="hint">The part of the activation that is not reconstructed yet: the shorter the bar, the more has been explained.</p>
       <ol class="waterfall">${errors.map((error, layer) => html`<li key=${layer}><span>${layer < first ? "by none" : layer === first ? "by layer 0" : `by layers 0 to ${layer - first}`}</span><${Bar} value=${error} most=${Math.max(1, ...errors)} text=${percent(error)} /></li>`)}</ol></section>
@@ -45,7 +77,7 @@ function Result({ result }) {
   const most = Math.max(...entries.map((entry) => entry.paths?.length ?? 0), 1);
   return html`<div class="token-strip" role="group" aria-label=${`${plural(entries.length, "token")}; arrow keys move`} onKeyDown=${keys}>
       ${result.tokens.map((token, place) => html`<button type="button" key=${place} aria-pressed=${place === at} tabindex=${place === at ? 0 : -1} class=${`d${Math.ceil(((entries[place]?.paths?.length ?? 0) / most) * 4)}`} onClick=${() => pick(place)}>${visible(token)}<sub class="num">${entries[place]?.paths?.length ?? 0}</sub></button>`)}
-    </div><p class="hint">Below each token: how many paths are active. The underline says the same.</p>
+    </div><p class="hint">The number at a token, and its underline: how many paths of the forest are active there.</p>
     <${Position} entry=${entries[at]} token=${result.tokens[at]} layers=${result.layers ?? Infinity} />`;
 }
 
@@ -79,7 +111,8 @@ export function PromptView() {
         }}><label class="stack"><span>Text</span><textarea rows="3" value=${text} onInput=${(event) => setText(event.currentTarget.value)} onKeyDown=${(event) => {
           if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) event.currentTarget.form.requestSubmit();
         }} placeholder="Monday follows Sunday."></textarea></label>
-        <button type="submit" class="primary" disabled=${!text.trim()}>Run</button> <span class="hint">Ctrl + Enter</span></form>`}
+        <button type="submit" class="primary" disabled=${!text.trim()}>Run</button> <span class="hint">Ctrl + Enter</span></form>
+        ${!asked && html`<p class="examples"><span class="muted">Or try</span> ${EXAMPLES.map((example) => html`<button type="button" key=${example} onClick=${() => query({ text: example, token: null })}>${example}</button> `)}</p>`}`}
     ${answer.state === "loading" && html`<${Loading} what="The model reads the text (the first time it is loaded, which takes some seconds)" />`}
     ${answer.state === "error" && html`<${Failure} error=${answer.error} what="The prompt was not run." />`}
     ${answer.state === "ready" && html`<${Result} result=${answer.value} />`}</div>`;

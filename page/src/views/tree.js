@@ -118,7 +118,7 @@ export function TreeView() {
     <div class="split">
       <div class="tree-pane">
         <${TreeList} tree=${tree} rows=${rows} at=${at} wanted=${wanted} label="Features" name=${(id) => html`<${Name} id=${id} tree=${tree} />`} cells=${cells}
-          head=${html`<span class="kids">children</span><span class="density">density</span><span class="place-cell" title=${column?.title}>${column ? column.title : ""}</span>`}
+          head=${html`<span class="kids">children</span><span class="density">density</span><span class="place-cell" title=${column?.title}>${column ? "beats null pairs" : ""}</span>`}
           onPick=${pick} onToggle=${toggle} onOpen=${(id) => go(to("feature", id))} />
         ${!rows.length && search.state !== "loading" && html`<p class="state empty">No feature matches. <a href=${to("tree")}>Show all</a></p>`}
       </div>
