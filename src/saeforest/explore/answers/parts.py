@@ -57,7 +57,11 @@ class Array:
 
 @dataclass(frozen=True)
 class AboutColumn:
-    """An edge column. mechanical: whether the SAE's gate brings high values about, whatever the parent is."""
+    """An edge column.
+
+    mechanical: whether values are high whatever the parent is, so that they do not speak for an edge. forced_by: why:
+    the SAE's gate, or the choice of the parents of an inferred forest, which looked at them; None if not mechanical.
+    """
 
     name: str
     title: str
@@ -65,6 +69,7 @@ class AboutColumn:
     description: str
     higher_is_more: bool
     mechanical: bool
+    forced_by: Literal["gate", "choice"] | None
     format: Format
 
 

@@ -44,16 +44,22 @@ _EACH = 4
 _FORMATS: dict[str, Format] = {"fraction": "share", "cosine": "cosine", "log2": "log2", "rank": "rank"}
 
 
-def about_column(about: ColumnAbout) -> AboutColumn:
-    """What a column says, and how its numbers are written."""
+def about_column(about: ColumnAbout, explorer: Explorer) -> AboutColumn:
+    """What a column says of an explorer's edges, and how its numbers are written."""
+    forced_by = None
+    if explorer.origin != "learned":
+        forced_by = "choice" if about.chosen else None
+    elif explorer.index.about.gated and about.mechanical:
+        forced_by = "gate"
     return AboutColumn(
-        about.name,
-        about.title,
-        about.unit,
-        about.description,
-        about.higher_is_more,
-        about.mechanical,
-        _FORMATS.get(about.unit, "number"),
+        name=about.name,
+        title=about.title,
+        unit=about.unit,
+        description=about.description,
+        higher_is_more=about.higher_is_more,
+        mechanical=forced_by is not None,
+        forced_by=forced_by,
+        format=_FORMATS.get(about.unit, "number"),
     )
 
 
@@ -63,7 +69,7 @@ class FeatureAnswers:
     def __init__(
         self, explorer: Explorer, texts: TokenTexts, labels: Labels, annotations: Annotations
     ) -> None:
-        self._index, self._forest = explorer.index, explorer.forest
+        self._explorer, self._index, self._forest = explorer, explorer.index, explorer.forest
         self._texts, self._labels, self._annotations = texts, labels, annotations
         self.contexts = Contexts(self._index, self._forest, texts)
 
@@ -120,7 +126,7 @@ class FeatureAnswers:
             labels={str(f): label for f in (parent, child) if (label := self._labels.of(f)) is not None},
             columns=tuple(
                 EdgeColumn(
-                    **vars(about_column(about)),
+                    **vars(about_column(about, self._explorer)),
                     value=number(self._index.columns[about.name], child),
                     place=number(self._index.column_places[about.name], child),
                 )

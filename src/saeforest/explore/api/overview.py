@@ -86,7 +86,7 @@ def forest_answer(explorer: Explorer) -> ForestAnswer:
         ),
         columns={name: Array.of(column) for name, column in index.columns.items()},
         places={name: Array.of(column) for name, column in index.column_places.items()},
-        about=tuple(map(about_column, index.about.columns)),
+        about=tuple(about_column(about, explorer) for about in index.about.columns),
     )
 
 

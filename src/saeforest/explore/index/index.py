@@ -55,6 +55,8 @@ class ColumnAbout:
     """Whether a gate brings high values about whatever the parent is, so that they say nothing of a gated SAE."""
     of_pair: bool = True
     """Whether it depends on the parent. Otherwise null pairs have the same values, and it has no places among them."""
+    chosen: bool = False
+    """Whether the parents of an inferred forest are chosen by it, or by what it follows from."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,8 @@ class About:
     rows: Literal["decoder", "encoder"] = "decoder"
     """Which vectors of features are compared with directions; the encoder for a transcoder, whose decoder writes at
     another site."""
+    gated: bool = True
+    """Whether a child of the SAE can fire only where its parent does."""
     prepend_bos: bool = False
     """Whether the text was read with BOS at the start of every window."""
     n_pairs: Count = 0

@@ -123,6 +123,7 @@ def _finished(seen: Counts, lm: LanguageModel | None, min_count: int) -> Index:
         ridge=RIDGE,
         sae=fingerprint(sae, forest),
         rows="encoder" if sae.is_transcoder else "decoder",
+        gated=sae.gated,
         prepend_bos=tokens.prepend_bos,
         n_pairs=again.pairs.n_tokens,
         n_detected=len(again.x),
