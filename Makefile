@@ -14,7 +14,7 @@ BIN := .venv/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt
 export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: demo test docs notebooks page lint pytest fuzz test-models durability clean interop
+.PHONY: demo test docs notebooks page lint pytest fuzz test-models durability clean interop sinks
 
 demo: .venv/run.stamp
 	$(BIN)/saeforest demo --out $(OUT)
@@ -87,3 +87,8 @@ interop: .venv/dev.stamp
 	.venv-saelens/bin/python tests/interop/saelens_check.py .venv-saelens/folders
 	.venv-saelens/bin/python tests/interop/saelens_make.py .venv-saelens/saelens
 	.venv/bin/python tests/interop/saelens_read.py .venv-saelens/saelens
+
+# The training log in TensorBoard, trackio, Weights & Biases (offline) and MLflow themselves, each in an environment of its
+# own: all, or SINKS="NAME NAME". Needs the network; not part of `make test`.
+sinks: .venv/dev.stamp
+	$(BIN)/python -m benchmarks.sinks $(SINKS)

@@ -9,7 +9,9 @@ from typing import Literal
 from .errors import InputError
 
 #: The extras that pyproject.toml declares for users.
-Extra = Literal["report", "judges", "data", "umap", "explore", "upload"]
+Extra = Literal[
+    "report", "judges", "data", "umap", "explore", "upload", "tensorboard", "trackio", "wandb", "mlflow"
+]
 
 
 @contextmanager

@@ -7,6 +7,7 @@ RUN/checkpoints/      RUN/checkpoints/         while it trains
 RUN/activations/      RUN/activations/         while it trains
 RUN/sae/              RUN/sae/NAME/            trained SAE
 RUN/log.jsonl         RUN/logs/NAME/log.jsonl  training log; allocations.jsonl beside it
+RUN/sinks/            RUN/sinks/               what else shows the log (`train --log`): which remote runs, local files
 RUN/eval/             RUN/eval/NAME/           records of measures
 RUN/forest/           RUN/forest/NAME/         forest inferred for an SAE that learns none
 RUN/forest.untrained/ RUN/forest.untrained/NAME/  the same for that SAE before training, a null
@@ -95,6 +96,16 @@ class RunFolder:
     def activations(self) -> Path:
         """Activations that wait to be trained on."""
         return self.path / "activations"
+
+    @property
+    def sinks(self) -> Path:
+        """Files of the sinks that the training log goes to."""
+        return self.path / "sinks"
+
+    @property
+    def sinks_file(self) -> Path:
+        """Which remote run of a sink belongs to which SAE."""
+        return self.sinks / "state.json"
 
     # What it has for each of its SAEs
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from inspect import signature
 from pathlib import Path
@@ -21,6 +21,7 @@ from ..optim import OptimConfig
 from ..run_folder import RunFolder
 from ..saes import SAE, SYSTEMS, SystemConfig
 from ..schema import shown
+from ..sinks.names import SinkName, check_sinks
 from ..training.data import blocks_fingerprint
 from ..training.log import MemoryLog, read_log
 from ..training.run import FINGERPRINT, Trained, run_training, train_given, train_in_memory
@@ -88,6 +89,7 @@ def train(
     seed: int = 0,
     device: str = "auto",
     log_every: int = 50,
+    log: str | Sequence[str] = (),
     **settings: Any,
 ) -> TrainedRun:
     """Trains an SAE on activations, and returns it with its log.
@@ -110,6 +112,7 @@ def train(
     seed: random seed for the weights, the forest an SAE starts with, and the order of the activations.
     device: cpu, cuda, or auto.
     log_every: steps between logged steps.
+    log: where the log of a run with `out` goes as well: tensorboard, trackio, wandb, mlflow, or several of them.
     settings: of the system, such as `layer_sizes` (features in each layer) and `k_per_layer` (active features in each).
         Defaults are those of the system's paper, which are for a language model: give sizes that suit your data.
 
@@ -129,6 +132,11 @@ def train(
         torch.Size([2000, 16])
     """
     with named_as_arguments():
+        sinks = check_sinks([log] if isinstance(log, str) else log)
+        if sinks and out is None:
+            raise InputError(
+                f"log = {', '.join(sinks)}: a run in memory has no log to show elsewhere; give out"
+            )
         if isinstance(data, TrainConfig):
             _only_out(
                 architecture != "tree" and "architecture",
@@ -140,7 +148,7 @@ def train(
                 log_every != 50 and "log_every",
                 *settings,
             )
-            return _train_config(data, out)
+            return _train_config(data, out, sinks)
         system = _system(architecture, settings)
         for name, value in (("steps", steps), ("epochs", epochs), ("batch_size", batch_size)):
             if value is not None:
@@ -167,7 +175,7 @@ def train(
             optimizer = _optimizer(optim, lr, batch_size, n, system)
             epochs = epochs or max(math.ceil(_LEAST_STEPS * optimizer.batch_size / n), 1)
             config = replace(common, data=str(data), epochs=epochs, optim=optimizer)
-            return _train_config(config, out)
+            return _train_config(config, out, sinks)
         blocks, n = _blocks(data, seed)
         optimizer = _optimizer(optim, lr, batch_size, n, system)
         size = optimizer.batch_size
@@ -186,14 +194,15 @@ def train(
         config = replace(common, model="", site="", data=GIVEN, tokens=steps * size, optim=optimizer)
         if out is not None and is_complete(RunFolder(Path(out)), config):
             return _finished(RunFolder(Path(out)), blocks)
-        return _run_of(train_given(config, blocks, None if out is None else Path(out)), out)
+        place = None if out is None else Path(out)
+        return _run_of(train_given(config, blocks, place, sinks=sinks), out)
 
 
 # Its own arguments, besides data and the settings of the system.
 _OWN = tuple(name for name, p in signature(train).parameters.items() if p.kind is p.KEYWORD_ONLY)
 
 
-def _train_config(config: TrainConfig, out: str | Path | None) -> TrainedRun:
+def _train_config(config: TrainConfig, out: str | Path | None, sinks: Sequence[SinkName]) -> TrainedRun:
     if config.data == GIVEN:
         raise InputError(
             f"data = {GIVEN}: that configuration is of a run on a tensor; give the tensor itself"
@@ -202,7 +211,7 @@ def _train_config(config: TrainConfig, out: str | Path | None) -> TrainedRun:
         return _run_of(train_in_memory(config), None)
     folder = RunFolder(Path(out))
     if not is_complete(folder, config):
-        run_training(config, folder.path)
+        run_training(config, folder.path, sinks=sinks)
     return _finished(folder)
 
 

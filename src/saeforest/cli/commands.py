@@ -56,7 +56,7 @@ COMMANDS: dict[str, Command] = {
             "saeforest train --model gpt2 --site blocks.5.hook_resid_pre --data text.txt",
         ),
         _names(
-            "presets list_presets file architecture out resume dry_run "
+            "presets list_presets file architecture out resume log dry_run "
             "config config.model config.site config.data config.tokens "
             "config.sae config.sae.layer_sizes config.sae.k_per_layer "
             "config.optim config.optim.lr"

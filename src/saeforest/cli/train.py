@@ -15,6 +15,7 @@ from ..output import note, say, say_json, status
 from ..presets import PRESETS, together, with_seeds
 from ..run_folder import CONFIG, RunFolder
 from ..saes import SYSTEMS
+from ..sinks.names import SinkName, check_sinks
 from .arguments import parse, stray, taken
 from .common import near, resumable, say_next
 from .presets import say_presets
@@ -46,6 +47,8 @@ class TrainArguments:
     """Continue the run in --out from its latest checkpoint."""
     dry_run: tyro.conf.FlagCreatePairsOff[bool] = False
     """Estimate sizes, memory and time, and exit."""
+    log: tuple[SinkName, ...] = ()
+    """Show the training log in these tools too, besides log.jsonl. A resumed run goes on in the same remote runs."""
     seeds: tuple[int, ...] = ()
     """Train every SAE once with each of these seeds, such as 0 1 2. Default: only --seed."""
     json: Json = False
@@ -65,8 +68,9 @@ def train(argv: Sequence[str]) -> None:
     out = args.out or Path("runs") / name
     if args.resume and (args.dry_run or args.seeds or args.config != PRESETS["demo"]):
         raise InputError(
-            f"--resume takes only --out; all other settings come from {RunFolder(out).config_file}"
+            f"--resume takes only --out and --log; all other settings come from {RunFolder(out).config_file}"
         )
+    sinks = check_sinks(args.log)
     config = _checked(args.config, base)
     if args.seeds and args.config.seed != base.seed:
         raise InputError(f"--seed {args.config.seed} and --seeds: give one of them")
@@ -82,7 +86,7 @@ def train(argv: Sequence[str]) -> None:
         note(f"{out}: this run is complete; nothing is left to do")
     else:
         with resumable(out, "train --resume"):
-            run_training(config, out, resume=args.resume)
+            run_training(config, out, resume=args.resume, sinks=sinks)
     tidy(run)
     saes = {name: run.load(name)[1] for name in run.names()}
     if args.json:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -22,9 +22,11 @@ from ..progress import progress
 from ..run_folder import RunFolder
 from ..saes import Step, Training, save_sae
 from ..saes.training import NotFinite
+from ..sinks.names import SinkName
 from ..stopping import NEVER, stopping
 from .checkpoint import SINGLE, latest_checkpoint, load_checkpoint, save_checkpoint
 from .log import Log, MemoryLog, RunLog, describe_step, peak_memory_mb
+from .sinks import Sinks
 
 
 @dataclass
@@ -58,6 +60,7 @@ def train(
     fingerprint: str = "",
     about: Mapping[str, Any] | None = None,
     lm_seconds: Callable[[], float] = lambda: 0.0,
+    sinks: Sequence[SinkName] = (),
 ) -> dict[str, Log]:
     """Train SAEs on the same batches to the end of their run, and save each under its name in `run`.
 
@@ -66,6 +69,7 @@ def train(
     run: the run's folder. None: no files are written, logs are kept in memory, and signals are left to the caller.
     fingerprint, about: saved in checkpoints; see `save_checkpoint`.
     lm_seconds: returns the seconds spent in the language model so far, for the log.
+    sinks: where the log goes besides the run's folder. Those of an earlier process of the run go on by themselves.
 
     Returns the log of each SAE. If the disk has no room for a checkpoint, it is skipped and a note says so.
 
@@ -83,12 +87,9 @@ def train(
     start = 0
     if run is not None and (checkpoint := latest_checkpoint(run.checkpoints)):
         start = load_checkpoint(checkpoint, kept, stream, fingerprint)
-    logs: list[Log] = [
-        MemoryLog() if run is None else RunLog(run.logs(t.name), resume_at=start) for t in trainees
-    ]
-    if start == 0 and (harvest := lm_seconds()):
-        for log in logs:
-            log.step({"event": "harvest", "step": 0, "seconds": {"lm": round(harvest, 3)}} | stream.harvest)
+    own: dict[str, Log] = {
+        t.name: MemoryLog() if run is None else RunLog(run.logs(t.name), resume_at=start) for t in trainees
+    }
     clock = _Clock(stream, lm_seconds, trainees)
     saved_at = time.monotonic()
 
@@ -101,9 +102,15 @@ def train(
 
     with (
         closing(stream),
+        Sinks(run, sinks, config, own) as logs,
         nullcontext(NEVER) if run is None else stopping("it") as stopped,
         progress("train", n_steps * batch_size, before=start * batch_size) as advance,
     ):
+        if start == 0 and (harvest := lm_seconds()):
+            for log in logs:
+                log.step(
+                    {"event": "harvest", "step": 0, "seconds": {"lm": round(harvest, 3)}} | stream.harvest
+                )
         for step in range(start + 1, n_steps + 1):
             batch = stream.next()
             x = batch.x.to(device).float()
@@ -148,7 +155,7 @@ def train(
                 save_sae(sae, run.sae(trainee.name))
         if run is not None:
             shutil.rmtree(run.checkpoints, ignore_errors=True)
-    return {trainee.name: log for trainee, log in zip(trainees, logs, strict=True)}
+    return own
 
 
 def fit(training: Training, stream: ActivationStream) -> Iterator[Step]:

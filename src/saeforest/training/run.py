@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from ..memory import give_back
 from ..run_folder import RunFolder
 from ..saes import SAE, RunLength, Training, start_training
 from ..session import about_text
+from ..sinks.names import SinkName
 from ..stopping import NEVER, stopping
 from ..text import Tokens
 from .checkpoint import latest_checkpoint
@@ -97,12 +99,16 @@ def count_steps(config: TrainConfig, n_rows: int) -> int:
     return n_rows * config.epochs // config.batch_size
 
 
-def run_training(config: TrainConfig, out: Path, *, resume: bool = False) -> Run:
+def run_training(
+    config: TrainConfig, out: Path, *, resume: bool = False, sinks: Sequence[SinkName] = ()
+) -> Run:
     """Train the SAE or the SAEs of `config`, and save them in the folder `out`.
 
     If `out` holds an unfinished run of the same configuration, that run is resumed from its last checkpoint, or from
     the activations it has read. The result is bit-identical to that of a run that was never stopped. With `resume`,
     there must be an unfinished run, and its own configuration is used.
+
+    sinks: where the log goes besides the folder, such as wandb; a resumed run goes on in those that it had.
 
     Raises InputError if something is wrong with the configuration, the model, the text, the activations or the folder,
     or if another process works in it; Interrupted if a signal asks to stop. If the run has then saved nothing that took
@@ -110,24 +116,28 @@ def run_training(config: TrainConfig, out: Path, *, resume: bool = False) -> Run
     """
     folder = RunFolder(out)
     with claimed_run(out):
-        run = train_in(folder, config, resume=resume)
+        run = train_in(folder, config, resume=resume, sinks=sinks)
         if isinstance(run.blocks, MemoryActivations):
             run.drop_activations()  # this is only the backup copy, in case the run was killed
         return run
 
 
-def train_in(run: RunFolder, config: TrainConfig, *, resume: bool = False) -> Run:
+def train_in(
+    run: RunFolder, config: TrainConfig, *, resume: bool = False, sinks: Sequence[SinkName] = ()
+) -> Run:
     """The same as `run_training`, in a folder that this process has already claimed."""
     if resume:
         config = resume_config(run)
-    done = _in_folder(run, config)
+    done = _in_folder(run, config, sinks=sinks)
     assert done.data.tokens is not None  # the activations were read from a text
     return Run(
         run, done.config, done.saes, done.reader, done.data.tokens, done.data.blocks, done.seconds_harvest
     )
 
 
-def train_given(config: TrainConfig, blocks: Blocks, out: Path | None) -> Trained:
+def train_given(
+    config: TrainConfig, blocks: Blocks, out: Path | None, *, sinks: Sequence[SinkName] = ()
+) -> Trained:
     """Train on activations that the caller passes in; `config.data` must be `GIVEN`.
 
     out: folder of the run, as in `run_training`; it can only be resumed with the same activations. None: no file is
@@ -138,7 +148,7 @@ def train_given(config: TrainConfig, blocks: Blocks, out: Path | None) -> Traine
     if out is None:
         return _train(None, settle(config), blocks)
     with claimed_run(out):
-        return _in_folder(RunFolder(out), config, blocks)
+        return _in_folder(RunFolder(out), config, blocks, sinks=sinks)
 
 
 def train_in_memory(config: TrainConfig) -> Trained:
@@ -150,15 +160,22 @@ def train_in_memory(config: TrainConfig) -> Trained:
     return _train(None, settle(config))
 
 
-def _in_folder(run: RunFolder, config: TrainConfig, given: Blocks | None = None) -> Trained:
+def _in_folder(
+    run: RunFolder, config: TrainConfig, given: Blocks | None = None, *, sinks: Sequence[SinkName]
+) -> Trained:
     config = going_on(run, settle(config))
     with undone_if_worthless(run):
         if not run.config_file.exists():
             run.save_config(config)
-        return _train(run, config, given)
+        return _train(run, config, given, sinks)
 
 
-def _train(run: RunFolder | None, config: TrainConfig, given: Blocks | None = None) -> Trained:
+def _train(
+    run: RunFolder | None,
+    config: TrainConfig,
+    given: Blocks | None = None,
+    sinks: Sequence[SinkName] = (),
+) -> Trained:
     count_steps(config, config.tokens)
     source = open_source(config) if given is None else GivenSource(config, given)
     if run is not None:
@@ -194,6 +211,7 @@ def _train(run: RunFolder | None, config: TrainConfig, given: Blocks | None = No
         fingerprint=fingerprint,
         about=about,
         lm_seconds=lambda: source.seconds,
+        sinks=sinks,
     )
     saes = {name: training.sae for name, training in trained.items()}
     return Trained(config, saes, logs, data, source.reader, harvested)

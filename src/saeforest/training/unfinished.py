@@ -218,7 +218,8 @@ def _kept(run: RunFolder) -> str:
 
 def _remove_beginnings(run: RunFolder) -> None:
     """Delete the files that a run writes before it trains, and nothing else."""
-    shutil.rmtree(run.activations, ignore_errors=True)
+    for folder in (run.activations, run.sinks):
+        shutil.rmtree(folder, ignore_errors=True)
     folders = [run.logs(name) for name in run.names()] if run.config_file.exists() else []
     for file in (
         run.config_file,
