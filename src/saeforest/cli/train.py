@@ -48,7 +48,7 @@ class TrainArguments:
     dry_run: tyro.conf.FlagCreatePairsOff[bool] = False
     """Estimate sizes, memory and time, and exit."""
     log: tuple[SinkName, ...] = ()
-    """Show the training log in these tools too, besides log.jsonl. A resumed run goes on in the same remote runs."""
+    """Show the training log in other tools too. A resumed run goes on in the same remote runs."""
     seeds: tuple[int, ...] = ()
     """Train every SAE once with each of these seeds, such as 0 1 2. Default: only --seed."""
     json: Json = False
