@@ -14,25 +14,20 @@ export const trouble = signal(null);
 /** A line for the reader and for screen readers: what was saved, what failed. */
 export const said = signal("");
 
-/** Whether all of this has arrived, or will not. */
+/** Whether all of this has arrived, or will not: nothing is shown before, as names that arrive later would move what is seen. */
 export const complete = signal(false);
 
 export async function start() {
-  const rest = Promise.allSettled([transport.get("labels"), transport.get("annotations")]);
-  try {
-    const [about, whole] = await Promise.all([transport.get("overview"), transport.get("forest")]);
-    batch(() => {
-      overview.value = about;
-      forest.value = new Forest(whole, about.n_features);
-    });
-  } catch (error) {
-    trouble.value = error;
-    complete.value = true;
-    return;
-  }
-  const [named, written] = await rest;
+  const [about, whole, named, written] = await Promise.allSettled(["overview", "forest", "labels", "annotations"].map((path) => transport.get(path)));
   const byNumber = (object) => new Map(Object.entries(object ?? {}).map(([id, value]) => [Number(id), value]));
   batch(() => {
+    try {
+      if (about.reason ?? whole.reason) throw about.reason ?? whole.reason;
+      overview.value = about.value;
+      forest.value = new Forest(whole.value, about.value.n_features);
+    } catch (error) {
+      trouble.value = error;
+    }
     if (named.status === "fulfilled") {
       labels.value = byNumber(named.value.labels);
       sources.value = byNumber(named.value.sources);

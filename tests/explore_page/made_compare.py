@@ -80,7 +80,7 @@ class MadeOther:
                 "kept": 0.58,
                 "kept_chance": {"value": 0.02, "interval": [0.012, 0.031]},
             }
-            for least in (0.7, 0.9)
+            for least in (0.5, 0.7, 0.9)
         ]
         return {
             "match": packed(to, "int32"),

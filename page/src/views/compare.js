@@ -14,7 +14,7 @@ import { EdgeState, Pair } from "./pair.js";
 
 /** A share of one SAE that the other has too, beside what chance gives. */
 function Share({ value, chance, n, what }) {
-  if (value === null || value === undefined) return html`<td class="muted">– <small>of 0 ${what}</small></td>`;
+  if (value === null || value === undefined) return html`<td class="muted">– <small>no ${what} to compare</small></td>`;
   const { value: by, interval } = typeof chance === "number" ? { value: chance } : chance;
   return html`<td><${Bar} value=${value} tick=${by} text=${percent(value)} /> <small class="num">of ${plural(n, what)}</small>
     <small class="null-number num">by chance ${percent(by)}${interval ? ` (${percent(interval[0])} to ${percent(interval[1])})` : ""}</small></td>`;
@@ -45,7 +45,7 @@ function Sides({ value, other }) {
   const { query: state } = route.value;
   const { here, there, missing } = useMemo(() => sidesOf(value, overview.value?.title ?? ""), [value]);
   const thresholds = here.measures.map(({ threshold }) => threshold);
-  const least = thresholds.includes(Number(state.get("min"))) ? Number(state.get("min")) : thresholds[0];
+  const least = thresholds.includes(Number(state.get("min"))) ? Number(state.get("min")) : value.threshold;
   const [show, q] = [state.get("show") ?? "", state.get("q") ?? ""];
   const keep = useMemo(() => ({ here: keptBy(here, { show, q, least }), there: keptBy(there, { show, q, least }) }), [here, show, q, least]);
   const opened = { here: useMemo(() => readOpen(state.get("open")), [state.get("open")]), there: useMemo(() => readOpen(state.get("open2")), [state.get("open2")]) };
@@ -91,7 +91,7 @@ function Sides({ value, other }) {
       ${lists[key].rows.length === 0 && html`<p class="state empty">No feature matches these filters.</p>`}</div>`;
   };
   const hidden = id !== null && (keep.here || keep.there) && [here, there].some(({ key }) => !lists[key].places.has(chosen[key]));
-  return html`<${Summary} here=${here} there=${there} missing=${missing} least=${least} onLeast=${(min) => query({ min: min === thresholds[0] ? null : min })} />
+  return html`<${Summary} here=${here} there=${there} missing=${missing} least=${least} onLeast=${(min) => query({ min: min === value.threshold ? null : min })} />
     <div class="tools">
       <${Select} label="Show" value=${show} options=${SHOWN} onChoose=${(show) => query({ show })} />
       <label class="field"><span>Label</span><input type="search" value=${q} onInput=${(event) => query({ q: event.currentTarget.value }, { replace: true })} placeholder="find on both sides" /></label>

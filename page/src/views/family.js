@@ -1,6 +1,6 @@
 // A parent with its children: its contexts colored by which child fires, what is left to the parent alone, and how the
 // children divide it.
-import { html, useEffect, useMemo, useRef, useState } from "../html.js";
+import { html, useLayoutEffect, useMemo, useRef, useState } from "../html.js";
 import { query, route, to } from "../route.js";
 import { ask, forest, forget, lacking, overview, said, useAsk } from "../store.js";
 import { array, isStatic } from "../transport.js";
@@ -78,16 +78,20 @@ function Ungated({ entries, asking, marks, chosen, switches: { full, figures } }
   const tree = forest.value;
   const heading = useRef(null);
   // The button that had the focus is gone: what it brought is next.
-  useEffect(() => {
+  useLayoutEffect(() => {
     if (asking.state === "ready" && [document.body, null].includes(document.activeElement)) heading.current.focus({ preventScroll: true });
   }, [asking.state]);
   const shown = entries.filter((entry) => chosen === null || entry.child === chosen);
+  const [somewhere, nowhere] = [shown.filter(({ contexts }) => contexts?.length), shown.filter(({ contexts }) => !contexts?.length)];
+  const column = tree.column("ungated");
+  const key = ({ child }) => html`<${ChildKey} kid=${marks.get(child) ?? { id: child, color: 0, mark: "" }} /> ${column && html`<${EdgeNumber} column=${column} id=${child} />`}`;
   const why = isStatic || overview.value?.static === true ? "Not in this export." : lacking("prompt");
   const nothing = asking.state === "ready" || entries.length ? "This child was not looked for: a large family is asked for its most frequent children." : why ? visible(why) : "Not in this index, or this forest has no gate.";
   return html`<section aria-labelledby="ungated"><h2 id="ungated" ref=${heading} tabindex="-1">Without the gate</h2>
-    <p class="hint">Where each child’s own detector would fire with its parent silent. A child that belongs to its parent has few such places; the column “ungated” counts them against the null.${asking.value?.n_tokens ? ` Looked for in ${count(asking.value.n_tokens)} tokens of the indexed text.` : ""}</p>
-    ${shown.map((entry) => html`<div key=${entry.child}><h3><${ChildKey} kid=${marks.get(entry.child) ?? { id: entry.child, color: 0, mark: "" }} />${tree.column("ungated") && html` <${EdgeNumber} column=${tree.column("ungated")} id=${entry.child} />`}</h3>
-      ${entry.contexts?.length ? html`<${Contexts} contexts=${entry.contexts.slice(0, 4)} max=${tree.max[entry.child]} full=${full} figures=${figures} label=${`Where child ${entry.child} would fire`} />` : html`<p class="hint">Nowhere in the sample.</p>`}</div>`)}
+    <p class="hint">Where each child’s own detector would fire with its parent silent. A child that belongs to its parent has few such places; “${column?.title ?? "coverage without the gate"}” counts them against the null.${asking.value?.n_tokens ? ` Looked for in ${count(asking.value.n_tokens)} tokens of the indexed text.` : ""}</p>
+    ${somewhere.map((entry) => html`<div key=${entry.child}><h3>${key(entry)}</h3>
+      <${Contexts} contexts=${entry.contexts.slice(0, 4)} max=${tree.max[entry.child]} full=${full} figures=${figures} label=${`Where child ${entry.child} would fire`} /></div>`)}
+    ${nowhere.length > 0 && html`<h3>${somewhere.length ? "The others nowhere" : "Nowhere"} in the sample</h3><ul class="kin columns nowhere">${nowhere.map((entry) => html`<li key=${entry.child}>${key(entry)}</li>`)}</ul>`}
     ${asking.offered ? html`<${RunModel} asking=${asking} />` : !shown.length && html`<p class="state empty">${nothing}</p>`}</section>`;
 }
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from .api import Api
 
 #: Two features match if the cosine of their decoder rows is at least this.
-THRESHOLD = matching.THRESHOLDS[0]
+THRESHOLD = 0.7
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from ..answers.compare import Shared
 from ..answers.whole import NullValue
 
 #: Cosines of decoder rows from which two features match.
-THRESHOLDS = (0.7, 0.9)
+THRESHOLDS = (0.5, 0.7, 0.9)
 SHUFFLES = 200
 # Rows that are compared at once, and those that a null is measured on.
 _ROWS, _SAMPLE = 2048, 4096
