@@ -43,6 +43,8 @@ export function EdgesView() {
     const [x, y] = [tree.columns.get(X.name), tree.columns.get(Y.name)];
     return ids.filter((id) => x[id] >= brush[0] && x[id] <= brush[1] && y[id] >= brush[2] && y[id] <= brush[3]);
   }, [ids, brush]);
+  // Without a choice in the plot all edges are saved, those too that one of its two columns has no value for.
+  const saved = brush ? rows : Array.from(tree.edges);
   const columns = useMemo(() => X && [
     { key: "parent", title: "Parent", sort: (id) => tree.parent[id], render: (id) => html`<${FeatureLink} id=${tree.parent[id]} view="family" />` },
     { key: "child", title: "Child", sort: (id) => id, render: (id) => html`<${FeatureLink} id=${id} />` },
@@ -64,7 +66,7 @@ export function EdgesView() {
       <${Select} label="Up" value=${Y.name} options=${options} onChoose=${(y) => query({ y, brush: null })} />
       <span class="grow"></span>
       ${brush && html`<button type="button" onClick=${() => query({ brush: null })}>Show all edges</button>`}
-      <button type="button" onClick=${() => download("edges.csv", csv(tree, rows))}>Save as CSV</button>
+      <button type="button" onClick=${() => download("edges.csv", csv(tree, saved))}>Save ${plural(saved.length, "edge")} as CSV</button>
     </div>
     <div class="columns-edges">
       <div>

@@ -91,7 +91,7 @@ def explore(argv: Sequence[str]) -> None:
         if args.json:
             say_json({"url": address, "api": f"{address}api/v1/", "run": str(shown), "sae": subject.name})
         serve(api, listener, lambda: _say(args, subject, address))
-    note("\nstopped")
+    note("stopped")
 
 
 def _label(args: ExploreArguments, subject: Subject, api: Api) -> None:
