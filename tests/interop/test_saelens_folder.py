@@ -380,11 +380,6 @@ REFUSED: dict[str, tuple[str, Callable[[Path], object], list[str]]] = {
         lambda folder: (folder / "sae_weights.safetensors").unlink(),
         ["sae_weights.safetensors", "no such file"],
     ),
-    "of sparsify": (
-        "topk",
-        lambda folder: (folder / "sae_weights.safetensors").rename(folder / "sae.safetensors"),
-        ["sparsify", "cannot be loaded"],
-    ),
 }
 
 

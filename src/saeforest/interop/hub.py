@@ -10,12 +10,9 @@ from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
 from ..errors import InputError
-from ..saes.files import CFG, SAE_FOLDER, WEIGHTS
+from ..saes.files import SAE_FOLDER
 from ..schema import listed
-from .gemma_scope import NPZ, SAFETENSORS
-from .saelens_folder import SCALER
-from .tree_sae import CONFIG as TREE_CONFIG
-from .tree_sae import WEIGHTS as TREE_WEIGHTS
+from .readers import LAYOUTS, OPTIONAL
 
 _NAME = re.compile(
     r"(?P<repo>[\w-][\w.-]*/[\w-][\w.-]*)(@(?P<revision>[^:@\s]+))?(:(?P<folder>[\w-][\w.+=,/-]*))?"
@@ -23,10 +20,6 @@ _NAME = re.compile(
 _PATIENCE_S = 10.0
 #: The file at the root of a repository by which the Hub counts its downloads; in a release, it lists what is there.
 COUNTED = "config.json"
-#: The files of an SAE, for each of the layouts that are read.
-_LAYOUTS = ((CFG, WEIGHTS), (NPZ,), (SAFETENSORS,), (TREE_CONFIG, TREE_WEIGHTS))
-#: Read where they are there.
-_OPTIONAL = (SCALER, TREE_CONFIG)
 
 
 class HubSAE(NamedTuple):
@@ -63,7 +56,7 @@ def fetch(sae: HubSAE) -> Path:
 
     Raises InputError where the Hub has no such SAE, or it cannot be had.
     """
-    every = {file for layout in _LAYOUTS for file in layout} | set(_OPTIONAL)
+    every = {file for layout in LAYOUTS for file in layout} | set(OPTIONAL)
     patterns = sorted({_path(place, file) for place in sae.places() for file in every} | {COUNTED})
     try:
         copy = Path(
@@ -132,8 +125,8 @@ def _path(folder: str, file: str) -> str:
 
 def _complete(folder: str, files: set[str]) -> bool:
     """Whether these files of a repository hold an SAE in the folder, in one of the layouts."""
-    return any(all(_path(folder, file) in files for file in layout) for layout in _LAYOUTS)
+    return any(all(_path(folder, file) in files for file in layout) for layout in LAYOUTS)
 
 
 def _expected() -> str:
-    return "expected " + ", or ".join(" and ".join(layout) for layout in _LAYOUTS)
+    return "expected " + ", or ".join(" and ".join(layout) for layout in LAYOUTS)

@@ -5,16 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..errors import InputError
-from ..saes import SAE, load_sae
-from ..saes.files import CFG, SAE_FOLDER, WEIGHTS
+from ..files import read_json
+from ..saes import SAE
+from ..saes.files import CFG
 from ..schema import listed
-from . import gemma_scope, tree_sae
-from .saelens_folder import is_saelens, load_saelens
-
-_EXPECTED = (
-    f"expected a run, {CFG} and {WEIGHTS} (of saeforest or SAELens), {gemma_scope.NPZ} or {gemma_scope.SAFETENSORS} "
-    f"(Gemma Scope), or {tree_sae.CONFIG} and {tree_sae.WEIGHTS} (the Tree SAE's authors)"
-)
+from .readers import SAELENS, below, expected, reader_of
+from .releases import released
+from .saelens_folder import load_saelens
 
 
 def load(source: str | Path, *, revision: str | None = None, activation_scale: float | None = None) -> SAE:
@@ -22,8 +19,9 @@ def load(source: str | Path, *, revision: str | None = None, activation_scale: f
 
     source: a folder, or a name on the Hugging Face Hub: `org/repo`, or `org/repo:name` for one of several SAEs there
         (its name in a run that `saeforest push` uploaded, or its folder). What was downloaded before is used without
-        asking the Hub. The folder is a run (which trained one SAE), an SAE that this library saved, one that SAELens
-        saved, one of Gemma Scope, or one that the Tree SAE's authors released.
+        asking the Hub. The folder is a run (which trained one SAE), an SAE that this library saved, one of
+        SAELens, sparsify, dictionary_learning or Gemma Scope, or one that the Tree SAE's authors released. Or
+        `release:id`, as SAELens names SAEs, if its list of releases is there (docs/load.md).
     revision: a branch, tag or commit of the repository on the Hub; `org/repo@revision:name` means the same. Default:
         its newest state.
     activation_scale: factor on activations for a SAELens SAE that was trained with `expected_average_only_in` and does
@@ -49,27 +47,35 @@ def load(source: str | Path, *, revision: str | None = None, activation_scale: f
 
     A name on the Hub is, for instance, `jbloom/GPT2-Small-SAEs-Reformatted:blocks.8.hook_resid_pre`.
     """
+    if isinstance(source, str) and not Path(source).exists() and (found := released(source)) is not None:
+        source = found.source
+        if activation_scale is None and found.scale is not None:
+            return _scaled(_local(source, revision), found.scale)
     return load_folder(_local(source, revision), activation_scale=activation_scale)
+
+
+def _scaled(folder: Path, scale: float) -> SAE:
+    """The SAE of a release that names a factor: SAELens folds it in only where the file has it still to be done."""
+    cfg = read_json(folder / CFG, constants="text") if (folder / CFG).exists() else {}
+    waits = isinstance(cfg, dict) and cfg.get("normalize_activations") == "expected_average_only_in"
+    return load_folder(folder, activation_scale=scale if waits else None)
 
 
 def load_folder(folder: Path, *, activation_scale: float | None = None) -> SAE:
     """The SAE in a folder, whichever layout it has: see `load`."""
-    if is_saelens(folder):
-        return load_saelens(folder, activation_scale=activation_scale)
+    reader = reader_of(folder)
     if activation_scale is not None:
-        raise InputError(
-            f"activation_scale = {activation_scale}: {folder} is no SAELens folder, and no other lacks it; leave it out"
-        )
-    names = {path.name for path in folder.iterdir()}
-    if CFG in names or SAE_FOLDER in names:
-        return load_sae(folder)
-    if not names.isdisjoint((gemma_scope.NPZ, gemma_scope.SAFETENSORS)):
-        return gemma_scope.load_gemma_scope(folder)
-    if not names.isdisjoint((tree_sae.CONFIG, tree_sae.WEIGHTS)):
-        return tree_sae.load_tree_sae(folder)
-    if several := _below(folder):
+        if reader is None or reader.who != SAELENS:
+            raise InputError(
+                f"activation_scale = {activation_scale}: {folder} is no SAELens folder, and no other lacks it; leave "
+                "it out"
+            )
+        return load_saelens(folder, activation_scale=activation_scale)
+    if reader is not None:
+        return reader.load(folder)
+    if several := below(folder):
         raise InputError(f"{folder}: holds several SAEs; give one of its folders: {listed(several)}")
-    raise InputError(f"{folder}: holds no SAE; {_EXPECTED}")
+    raise InputError(f"{folder}: holds no SAE; {expected()}")
 
 
 def _local(source: str | Path, revision: str | None) -> Path:
@@ -88,10 +94,4 @@ def _local(source: str | Path, revision: str | None) -> Path:
 
         if (name := hub_sae(source, revision)) is not None:
             return fetch(name)
-    raise InputError(f"{source}: no such folder; {_EXPECTED}; or a name on the Hub such as org/repo:folder")
-
-
-def _below(folder: Path) -> set[str]:
-    """The folders in `folder` that hold an SAE."""
-    files = (CFG, gemma_scope.NPZ, gemma_scope.SAFETENSORS, tree_sae.WEIGHTS)
-    return {path.parent.name for file in files for path in folder.glob(f"*/{file}")}
+    raise InputError(f"{source}: no such folder; {expected()}; or a name on the Hub such as org/repo:folder")

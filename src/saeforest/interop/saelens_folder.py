@@ -48,7 +48,6 @@ from ..schema import Name, Schema, checked, listed, shown, without
 SCALER = "activation_scaler.json"
 _VERSION = "sae_lens_version"
 _OTHER = "the file is damaged or not from SAELens"
-_SPARSIFY = "sae.safetensors"
 
 _BIASES = ("b_enc",)
 _THRESHOLD = ("b_enc", "threshold")
@@ -266,10 +265,6 @@ def _on_hub(model: str) -> str:
 
 def _read(folder: Path, cfg: Cfg) -> dict[str, Tensor]:
     path, d_in, d_sae, d_out = folder / WEIGHTS, cfg.d_in, cfg.d_sae, cfg.d_out or cfg.d_in
-    if not path.exists() and (folder / _SPARSIFY).exists():
-        raise InputError(
-            f"{folder}: the folder of an SAE of sparsify, which cannot be loaded; expected {CFG} and {WEIGHTS}"
-        )
     weights = read_tensors(path)
     if "log_threshold" in weights and cfg.architecture == "jumprelu":
         weights["threshold"] = weights.pop("log_threshold").exp()
