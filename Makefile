@@ -80,15 +80,3 @@ clean:
 # the network; not part of `make test`.
 interop: .venv/dev.stamp
 	$(BIN)/python -m benchmarks.interop $(TOOLS) --out $(INTEROP_OUT)
-	test -x .venv-saelens/bin/python || $(PYTHON) -m venv .venv-saelens
-	.venv-saelens/bin/pip install -q torch==2.13.0 sae-lens==6.54.12
-	rm -rf .venv-saelens/folders .venv-saelens/saelens
-	.venv/bin/python tests/interop/make_folders.py .venv-saelens/folders
-	.venv-saelens/bin/python tests/interop/saelens_check.py .venv-saelens/folders
-	.venv-saelens/bin/python tests/interop/saelens_make.py .venv-saelens/saelens
-	.venv/bin/python tests/interop/saelens_read.py .venv-saelens/saelens
-
-# The training log in TensorBoard, trackio, Weights & Biases (offline) and MLflow themselves, each in an environment of its
-# own: all, or SINKS="NAME NAME". Needs the network; not part of `make test`.
-sinks: .venv/dev.stamp
-	$(BIN)/python -m benchmarks.sinks $(SINKS)

@@ -20,9 +20,12 @@ from benchmarks.peers.environments import EnvironmentFailure
 
 from .check import Row, Tool, runner, table
 from .delphi import DELPHI
+from .dictionary_learning import DICTIONARY_LEARNING
 from .neuronpedia import NEURONPEDIA
+from .saelens import SAELENS
+from .sparsify import SPARSIFY
 
-TOOLS = {tool.name: tool for tool in (DELPHI, NEURONPEDIA)}
+TOOLS = {tool.name: tool for tool in (SAELENS, DELPHI, NEURONPEDIA, SPARSIFY, DICTIONARY_LEARNING)}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -84,8 +84,25 @@ def test_figures_and_exports_of_a_run(a_run: Path, call: Call, monkeypatch: pyte
         assert Path(args[-1]).read_bytes().startswith(begins)
 
 
+def test_weights_of_a_run_and_of_an_sae(finished_run: Path, call: Call, fails: Callable[..., str]) -> None:
+    assert "has no counterpart in sparsify" in fails("export", "sparsify", finished_run, "-o", "x")
+    assert "import saeforest.interop.saelens" in fails("export", "saelens", finished_run / "sae", "-o", "x")
+    assert "is no run" in fails("export", "sparsify", finished_run / "sae", "-o", "x", "--sae", "tree")
+    assert "no such folder" in fails("export", "sparsify", "nowhere", "-o", "x")
+    said = call("export", "tree-sae", finished_run, "-o", "theirs", "--json")
+    assert said.status == 0, said.err
+    written = json.loads(said.out)
+    assert (written["folder"], written["type"]) == ("theirs", "tree")
+    again = call("export", "tree-sae", "theirs", "-o", "again")
+    assert again.status == 0
+    assert "112 features" in again.out
+    assert Path("again/sae.safetensors").read_bytes() == Path("theirs/sae.safetensors").read_bytes()
+
+
 def test_what_cannot_be_exported_or_drawn(finished_run: Path, fails: Callable[..., str]) -> None:
-    assert "expected one of html, delphi, neuronpedia" in fails("export", "pdf", finished_run, "-o", "x")
+    assert "expected one of html, delphi, neuronpedia, saelens, sparsify, tree-sae" in fails(
+        "export", "pdf", finished_run, "-o", "x"
+    )
     assert "--root: an option of html, not of delphi" in fails(
         "export", "delphi", finished_run, "-o", "x", "--root", 1
     )

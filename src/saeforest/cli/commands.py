@@ -148,6 +148,7 @@ COMMANDS: dict[str, Command] = {
             "saeforest export html runs/demo -o pages",
             "saeforest export delphi runs/demo -o latents --tokens 2000000",
             "saeforest export neuronpedia runs/demo -o neuronpedia",
+            "saeforest export sparsify runs/topk -o sparsify",
         ),
         _names("format run out root tokens force sae device json"),
     ),

@@ -15,7 +15,7 @@ from ..interop.neuronpedia.config import NeuronpediaConfig
 from ..output import note, say, say_json
 from .arguments import parse
 from .common import named, positive
-from .shared import Device, Force, Json, OneSAE, Run
+from .shared import Device, Force, Json, OneSAE
 
 if TYPE_CHECKING:
     from ..interop.exports import Exported
@@ -49,10 +49,14 @@ class NeuronpediaArguments(NeuronpediaConfig):
 
 @dataclass(frozen=True)
 class ExportArguments:
-    format: Annotated[Literal["html", "delphi", "neuronpedia"], tyro.conf.Positional]
+    format: Annotated[
+        Literal["html", "delphi", "neuronpedia", "saelens", "sparsify", "tree-sae"], tyro.conf.Positional
+    ]
     """Format to export to. html: the page that `saeforest explore` shows; delphi: a latents cache that delphi explains
-    and scores features from; neuronpedia: files for its import, which can be uploaded too."""
-    run: Run
+    and scores features from; neuronpedia: files for its import, which can be uploaded too; saelens, sparsify, tree-sae:
+    the weights as these tools load them."""
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """Folder of the run; of formats that hold the weights, also of any SAE that `saeforest.load` reads."""
     out: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
     """Folder to write, new or empty; with --root, a file."""
     root: Annotated[str | None, tyro.conf.arg(metavar="FEATURE")] = None
@@ -168,6 +172,23 @@ def _neuronpedia(args: ExportArguments) -> None:
         say_json(about)
 
 
+def _weights(args: ExportArguments) -> None:
+    from ..interop.loading import load
+    from ..interop.writers import WRITERS
+    from ..run_folder import RunFolder
+
+    run = RunFolder(args.run)
+    if run.config_file.is_file():
+        _, sae = run.load(named(run, args.sae), "cpu")
+    elif args.sae is not None:
+        raise InputError(f"--sae {args.sae}: {args.run} is no run; give the folder of the SAE")
+    else:
+        sae = load(args.run)
+    done = WRITERS[args.format](sae, args.out, force=args.force)
+    loss = f"; {done.about['loss']}" if "loss" in done.about else ""
+    _say(args, done, f"{sae.d_sae:,} features{loss}")
+
+
 def _run(args: ExportArguments) -> tuple[RunFolder, str]:
     from ..run_folder import RunFolder
 
@@ -186,4 +207,5 @@ _FORMATS: dict[str, Callable[[ExportArguments], None]] = {
     "html": _html,
     "delphi": _delphi,
     "neuronpedia": _neuronpedia,
+    **dict.fromkeys(("saelens", "sparsify", "tree-sae"), _weights),
 }

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .loading import load, load_folder
-    from .saelens import for_saelens
+    from .saelens_flat import for_saelens
 
 __all__ = ["for_saelens", "load", "load_folder"]
 
 # Imported when asked for: the command line needs a format's options alone, and quickly.
-_MODULES = {"for_saelens": ".saelens", "load": ".loading", "load_folder": ".loading"}
+_MODULES = {"for_saelens": ".saelens_flat", "load": ".loading", "load_folder": ".loading"}
 
 
 def __getattr__(name: str) -> Any:

@@ -8,7 +8,9 @@ stored, the decoder slightly off unit norm, so that codes and reconstructions ar
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -17,7 +19,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from ..errors import InputError
-from ..files import read_json, read_tensors
+from ..files import read_json, read_tensors, write_tensors
 from ..saes import (
     SAE,
     JumpReLUConfig,
@@ -32,6 +34,7 @@ from ..saes import (
 from ..saes.checks import MOST_FEATURES
 from ..schema import FLOATS, INTEGERS, listed, shown
 from ..structure.forest import ROOT
+from .exports import Exported, export_folder
 
 CONFIG, WEIGHTS = "config.json", "sae.safetensors"
 _THRESHOLD = 1e-3
@@ -214,3 +217,84 @@ def _parent(tensors: dict[str, Tensor], sizes: tuple[int, ...], path: Path) -> I
             parents.append(torch.where(index == start, ROOT, index))
         start += size
     return torch.cat(parents)
+
+
+# -- writing
+
+
+def write_tree_sae(sae: SAE, out: Path, *, force: bool = False) -> Exported:
+    """Write an SAE in the layout of the Tree SAE's authors: `config.json` and `sae.safetensors`, which `load` reads.
+
+    Their code normalizes each activation by itself, and has no encoder bias. What was trained here without a forest
+    leaves out in decoding the 1e-5 that their code adds to the deviation: `saeforest-export.json` says so then.
+
+    Raises InputError for an SAE that has no counterpart there, and if `out` holds anything else than an earlier export.
+    """
+    name, k = _counterpart(sae)
+    about: dict[str, Any] = {"type": name}
+    if isinstance(sae.normalizer, LayerNorm) and not sae.normalizer.exact_inverse:
+        about["loss"] = (
+            "in decoding, their code adds 1e-5 to an activation's deviation, as in encoding; here it was not"
+        )
+    config = {
+        "type": name,
+        "features_per_layer": list(sae.config.layer_sizes) if _TYPES[name].layers else [sae.d_sae],
+        "k_per_layer": k,
+        **{key: sae.metadata[key] for key in ("model_name", "hook_name") if key in sae.metadata},
+    }
+    tensors = {"decoder.weight": sae.decoder.T}
+    if name != "mp":
+        tensors |= {"encoder.weight": sae.encoder, "b_dec": sae.tensors()["b_dec"]}
+    if name == "tree":
+        for layer, (start, end) in enumerate(pairwise(sae.starts)):
+            parent = sae.parent[start:end]
+            tensors[f"parent_index_{layer}"] = torch.where(parent == ROOT, start, parent)
+    with export_folder(out, "tree-sae", sae, about, force=force) as folder:
+        write_tensors(folder / WEIGHTS, tensors)
+        (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    return Exported(out, about)
+
+
+def _counterpart(sae: SAE) -> tuple[str, list[int]]:
+    """The authors' type of an SAE, and their k_per_layer. Raises InputError if it has none."""
+    config, k = sae.config, [sum(sae.config.k_per_layer)]
+    flaws = {
+        "normalizes activations by " + str(config.normalize_activations): config.normalize_activations
+        != "layer_norm",
+        "has an encoder bias": bool(sae.b_enc.any()),
+        "is a transcoder": sae.is_transcoder,
+    }
+    name = next((n for n, kind in _TYPES.items() if isinstance(config, kind.config)), None)
+    match config:
+        case TreeConfig():
+            options = (config.selection, config.budget, config.reads, config.activation_threshold)
+            flaws["has options that the paper does not have"] = options != (
+                "layer",
+                "token",
+                "input",
+                _THRESHOLD,
+            )
+            k = list(config.k_per_layer)
+        case MatryoshkaConfig():
+            flaws["takes features by batch"] = config.selection != "token"
+        case JumpReLUConfig():
+            flaws["has thresholds"] = bool(sae.tensors()["threshold"].any())
+            k = [sae.d_sae]
+        case MatchingPursuitConfig():
+            theirs = MatchingPursuitConfig().residual_tolerance
+            flaws[f"has a tolerance other than {theirs} or a bias"] = (
+                config.residual_tolerance != theirs or bool(sae.b_dec.any())
+            )
+        case _:
+            pass
+    if name is None:
+        raise InputError(
+            f"an SAE of architecture {config.architecture} has no counterpart in the layout of the Tree SAE's authors; "
+            "expected tree, topk, matryoshka, jumprelu or matching_pursuit"
+        )
+    if why := [flaw for flaw, is_so in flaws.items() if is_so]:
+        raise InputError(
+            f"this SAE of architecture {config.architecture} {' and '.join(why)}, which the code of the Tree SAE's "
+            "authors cannot"
+        )
+    return name, k

@@ -109,7 +109,7 @@ def _cfg(sae: SAE) -> dict[str, Any]:
         # Also saved as a tensor, but SAELens casts tensors to the SAE's dtype, and bfloat16 cannot hold large ids.
         "parent": sae.parent.tolist(),
         "metadata": sae.metadata,
-        **({} if sae.has_forest or sae.is_transcoder else _for_saelens(sae)),
+        **({} if sae.is_transcoder else _for_saelens(sae)),
     }
 
 
@@ -130,13 +130,13 @@ def _settings(sae: SAE) -> dict[str, Any]:
 
 
 def _for_saelens(sae: SAE) -> dict[str, Any]:
-    """The keys that SAELens needs besides ours, to load an SAE without a forest."""
-    return {
-        "sae_lens_version": _SAELENS,
-        "reshape_activations": "none",
-        "exact_inverse": isinstance(sae.normalizer, LayerNorm) and sae.normalizer.exact_inverse,
-        **sae.saelens_keys(),
-    }
+    """The keys that SAELens needs besides ours, to load an SAE; one with a forest needs the plug-in
+    (`interop/saelens.py`)."""
+    named = {"sae_lens_version": _SAELENS, "reshape_activations": "none"}
+    if sae.has_forest:
+        return named
+    exact = isinstance(sae.normalizer, LayerNorm) and sae.normalizer.exact_inverse
+    return {**named, "exact_inverse": exact, **sae.saelens_keys()}
 
 
 def load_sae(folder: str | Path) -> SAE:
@@ -184,7 +184,7 @@ def load_sae(folder: str | Path) -> SAE:
     weights = read_tensors(folder / WEIGHTS, listed_checksum(cfg, WEIGHTS))
     # Check the largest tensors before memory is allocated for an SAE of these sizes.
     check_weights(weights, sae_class.tensor_shapes(frame.d_in, frame.d_sae, frame.d_out), folder / WEIGHTS)
-    config = _with_bias(config, weights, folder / WEIGHTS)
+    config = with_bias(config, weights, folder / WEIGHTS)
     try:
         sae = sae_class(config, frame.d_in, d_out=frame.d_out)
     except InputError as error:  # this system, or this normalization of the target, allows no transcoder
@@ -200,7 +200,7 @@ def load_sae(folder: str | Path) -> SAE:
     return sae.eval()
 
 
-def _with_bias(config: SAEConfig, weights: Mapping[str, Tensor], path: Path) -> SAEConfig:
+def with_bias(config: SAEConfig, weights: Mapping[str, Tensor], path: Path) -> SAEConfig:
     """The configuration with an encoder bias if the file contains one.
 
     Raises InputError if the system has no encoder bias.

@@ -1,10 +1,9 @@
 """Writes SAEs of every architecture with SAELens, and what it makes of some activations, into a folder.
 
-    PYTHON_WITH_SAE_LENS tests/interop/saelens_make.py FOLDER
+    PYTHON_WITH_SAE_LENS -m benchmarks.interop.theirs.make_saelens FOLDER
 
-Run by SAELens' environment, without saeforest; `saelens_read.py` is run by ours. Every SAE is built, and saved, by
-SAELens' own code, with random weights. Activations near a decision (a threshold, the k-th place) are left out:
-rounding may decide them either way.
+Every SAE is built, and saved, by SAELens' own code, with random weights. Activations near a decision (a threshold, the
+k-th place) are left out: rounding may decide them either way.
 """
 
 from __future__ import annotations
@@ -197,7 +196,7 @@ def write_expected(folder: Path, read: Path, x: Tensor) -> None:
     f = sae.encode(x)
     tensors = {"x": x, "f": f, "x_hat": sae.decode(f)}
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / EXPECTED)
-    print(f"{folder.name}: {len(x)} activations, L0 {float((f > 0).sum() / max(len(x), 1)):.1f}")
+    assert len(x) >= 100, f"{folder.name}: {len(x)} activations are sure"
 
 
 def rewrite(path: Path, keys: dict[str, Any]) -> None:
@@ -209,3 +208,4 @@ def rewrite(path: Path, keys: dict[str, Any]) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]))
+    print("[]")
