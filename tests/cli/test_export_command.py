@@ -100,7 +100,7 @@ def test_weights_of_a_run_and_of_an_sae(finished_run: Path, call: Call, fails: C
 
 
 def test_what_cannot_be_exported_or_drawn(finished_run: Path, fails: Callable[..., str]) -> None:
-    assert "expected one of html, delphi, neuronpedia, saelens, sparsify, tree-sae" in fails(
+    assert "expected one of html, delphi, neuronpedia, saebench, saelens, sparsify, tree-sae" in fails(
         "export", "pdf", finished_run, "-o", "x"
     )
     assert "--root: an option of html, not of delphi" in fails(

@@ -50,11 +50,12 @@ class NeuronpediaArguments(NeuronpediaConfig):
 @dataclass(frozen=True)
 class ExportArguments:
     format: Annotated[
-        Literal["html", "delphi", "neuronpedia", "saelens", "sparsify", "tree-sae"], tyro.conf.Positional
+        Literal["html", "delphi", "neuronpedia", "saebench", "saelens", "sparsify", "tree-sae"],
+        tyro.conf.Positional,
     ]
     """Format to export to. html: the page that `saeforest explore` shows; delphi: a latents cache that delphi explains
-    and scores features from; neuronpedia: files for its import, which can be uploaded too; saelens, sparsify, tree-sae:
-    the weights as these tools load them."""
+    and scores features from; neuronpedia: files for its import, which can be uploaded too; saebench, saelens,
+    sparsify, tree-sae: the weights as these tools load them."""
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Folder of the run; of formats that hold the weights, also of any SAE that `saeforest.load` reads."""
     out: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
@@ -207,5 +208,5 @@ _FORMATS: dict[str, Callable[[ExportArguments], None]] = {
     "html": _html,
     "delphi": _delphi,
     "neuronpedia": _neuronpedia,
-    **dict.fromkeys(("saelens", "sparsify", "tree-sae"), _weights),
+    **dict.fromkeys(("saebench", "saelens", "sparsify", "tree-sae"), _weights),
 }

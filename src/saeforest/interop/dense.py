@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..saes import SAE
-from ..saes.normalizer import Scale, TokenStats
+from ..saes.normalizer import Normalizer, Scale, TokenStats
 
 Units = Literal["sae", "activations"]
 """Units of the values of a code: those of the normalized activation, or of the activation itself."""
@@ -83,7 +83,7 @@ class DenseSAE(nn.Module):
         return self.decode(self.encode(x)).to(x.dtype)
 
     @property
-    def _normalizer(self):
+    def _normalizer(self) -> Normalizer:
         return self.sae.target_normalizer or self.sae.normalizer
 
     def _stats_of(self, f: Float[Tensor, "*n d_sae"]) -> TokenStats:

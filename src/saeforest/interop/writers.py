@@ -12,6 +12,7 @@ from typing import Protocol, runtime_checkable
 
 from ..saes import SAE
 from .exports import Exported
+from .saebench import write_saebench
 from .saelens_flat import write_saelens
 from .sparsify import write_sparsify
 from .tree_sae import write_tree_sae
@@ -28,6 +29,7 @@ class Writer(Protocol):
 
 
 WRITERS: Mapping[str, Writer] = {
+    "saebench": write_saebench,
     "saelens": write_saelens,
     "sparsify": write_sparsify,
     "tree-sae": write_tree_sae,
