@@ -22,10 +22,15 @@ from .check import Row, Tool, runner, table
 from .delphi import DELPHI
 from .dictionary_learning import DICTIONARY_LEARNING
 from .neuronpedia import NEURONPEDIA
+from .sae_probes import SAE_PROBES
+from .saebench import SAEBENCH
 from .saelens import SAELENS
 from .sparsify import SPARSIFY
 
-TOOLS = {tool.name: tool for tool in (SAELENS, DELPHI, NEURONPEDIA, SPARSIFY, DICTIONARY_LEARNING)}
+TOOLS = {
+    tool.name: tool
+    for tool in (SAELENS, SAEBENCH, SAE_PROBES, DELPHI, NEURONPEDIA, SPARSIFY, DICTIONARY_LEARNING)
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -43,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         try:
-            rows = TOOLS[name].check(folder, runner(name, print))
+            rows = TOOLS[name].check(folder, runner(TOOLS[name], print))
         except EnvironmentFailure as failure:
             print(f"error: {failure}", file=sys.stderr)
             rows = [Row("", None, None, ok=False, said="did not run")]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.peers.environments import RECIPES, ROOT, EnvironmentFailure, Recipe, python_of
+from benchmarks.peers.environments import FOLDER, RECIPES, ROOT, EnvironmentFailure, Recipe, python_of
 
 
 @dataclass(frozen=True)
@@ -32,27 +32,58 @@ class Row:
 
 @dataclass(frozen=True)
 class Tool:
-    """A tool that files are exchanged with. check: given an empty folder and a function that runs a script of
-    `benchmarks/interop/theirs` in the tool's environment, returns what it found."""
+    """A tool that files are exchanged with.
+
+    check: given an empty folder and a function that runs a script of `benchmarks/interop/theirs` in the tool's
+           environment, returns what it found.
+    environment: package whose environment it runs in.
+    more:  arguments of `pip install` for what that environment lacks.
+    """
 
     name: str
     version: str
     check: Callable[[Path, Run], list[Row]]
+    environment: str
+    more: tuple[tuple[str, ...], ...] = ()
 
 
 Run = Callable[..., Any]
 """Runs a script of theirs with some arguments; returns the JSON that it prints on its last line."""
+#: saeforest itself, as it is here.
+OURS = ("--editable", str(ROOT))
 
 
-def tool(package: str, recipe: Recipe, check: Callable[[Path, Run], list[Row]]) -> Tool:
-    """A tool in an environment of its own, made by the recipe."""
-    RECIPES[package] = recipe
-    return Tool(package, recipe.version, check)
+def tool(
+    package: str,
+    recipe: Recipe,
+    check: Callable[[Path, Run], list[Row]],
+    *more: tuple[str, ...],
+    environment: str = "",
+) -> Tool:
+    """A tool in an environment of its own, made by the recipe, or in another's."""
+    if not environment:
+        RECIPES[package] = recipe
+    return Tool(package, recipe.version, check, environment or package, more)
 
 
-def runner(package: str, say: Callable[[str], None]) -> Run:
-    """What runs scripts of `theirs` in the environment of a package, which is made if it isn't there."""
-    python = python_of(package, "cpu", say)
+def runner(tool: Tool, say: Callable[[str], None]) -> Run:
+    """What runs scripts of `theirs` in the environment of a tool, which is made if it isn't there."""
+    python = python_of(tool.environment, "cpu", say)
+    for arguments in tool.more:
+        constraint = FOLDER / tool.environment / "constraint.txt"
+        install = [
+            str(python),
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--constraint",
+            str(constraint),
+            *arguments,
+        ]
+        done = subprocess.run(install, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise EnvironmentFailure(f"{tool.name}: pip install {' '.join(arguments)}: {done.stderr[-1000:]}")
 
     def run(script: str, *arguments: Any) -> Any:
         # Nothing may wait for a hub that can't be reached.
@@ -60,7 +91,7 @@ def runner(package: str, say: Callable[[str], None]) -> Run:
         command = [str(python), "-m", f"benchmarks.interop.theirs.{script}", *map(str, arguments)]
         done = subprocess.run(command, cwd=ROOT, env=offline, check=False, capture_output=True, text=True)
         if done.returncode:
-            raise EnvironmentFailure(f"{package}: {script} failed:\n{done.stderr[-4000:]}")
+            raise EnvironmentFailure(f"{tool.name}: {script} failed:\n{done.stderr[-4000:]}")
         return json.loads(done.stdout.strip().splitlines()[-1])
 
     return run

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
 from pathlib import Path
 
 import torch
-from benchmarks.peers.environments import FOLDER, RECIPES, ROOT, EnvironmentFailure
+from benchmarks.peers.environments import RECIPES
 from safetensors.torch import load_file
 
 import saeforest
 from saeforest.interop.saelens_flat import write_saelens
 from saeforest.saes import HSAE, SAE, save_sae
 
-from .check import Row, Run, tool
+from .check import OURS, Row, Run, tool
 from .compare import BOUND, share, write_expected
 from .systems import every_system
 
@@ -57,7 +56,6 @@ def _expected(sae: SAE, place: Path) -> None:
 
 def _with(folder: Path, run: Run) -> list[Row]:
     """Folders as they are, by both loaders, from disk and from a repository in the Hub's cache."""
-    _install()
     names: dict[str, list[Path]] = {}
     snapshot = folder / "hub" / f"models--{_REPO.replace('/', '--')}" / "snapshots" / _COMMIT
     for norm in _NORMS:
@@ -100,23 +98,6 @@ def _saved(place: Path) -> SAE:
     return saeforest.load(alone)
 
 
-def _install() -> None:
-    """saeforest itself, beside SAELens."""
-    python = FOLDER / "sae-lens" / "bin" / "python"
-    install = [
-        str(python),
-        "-m",
-        "pip",
-        "install",
-        "--quiet",
-        "--constraint",
-        str(FOLDER / "sae-lens" / "constraint.txt"),
-    ]
-    done = subprocess.run([*install, "--editable", str(ROOT)], capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise EnvironmentFailure(f"saeforest beside sae-lens: {done.stderr[-1000:]}")
-
-
 def _theirs(folder: Path, run: Run) -> list[Row]:
     """What SAELens built and saved, by `theirs/make_saelens.py`."""
     run("make_saelens", folder)
@@ -138,4 +119,4 @@ def _row(where: str, found: list, said: str = "") -> Row:
     return Row(where, codes, reconstructions, max(codes, reconstructions) < BOUND, said)
 
 
-SAELENS = tool("sae-lens", RECIPES["sae-lens"], check)
+SAELENS = tool("sae-lens", RECIPES["sae-lens"], check, OURS)
