@@ -1,7 +1,6 @@
 """Every implementation of the kernels against the slow reference, the dense formula or the plain one."""
 
 import importlib.util
-import math
 import subprocess
 import sys
 from types import ModuleType
@@ -11,7 +10,6 @@ import torch
 
 from saeforest.errors import InputError
 from saeforest.kernels import (
-    AdamStep,
     backend,
     compiled,
     jagged_decode,
@@ -297,107 +295,6 @@ def test_layer_errors_equal_the_dense_formula(
     used = values.detach() > 0
     torch.testing.assert_close(gradients[0][used], expected[0][used])
     torch.testing.assert_close(gradients[1:], expected[1:])
-
-
-# -- Adam
-
-
-def adam_by_hand(
-    weight: torch.Tensor, grads: list[torch.Tensor], lr: float, eps: float, unit: bool
-) -> torch.Tensor:
-    w, m, v = weight.clone(), torch.zeros_like(weight), torch.zeros_like(weight)
-    for t, g in enumerate(grads, 1):
-        if unit:
-            w = w / w.norm(dim=1, keepdim=True)
-            g = g - (g * w).sum(1, keepdim=True) * w
-        m, v = 0.9 * m + 0.1 * g, 0.99 * v + 0.01 * g * g
-        w = w - lr * (m / (1 - 0.9**t)) / ((v / (1 - 0.99**t)).sqrt() + eps)
-    return w
-
-
-@pytest.mark.parametrize("kernels", BACKENDS)
-@pytest.mark.parametrize("unit", [True, False])
-@pytest.mark.parametrize("shape", [(F, D), (D,)])
-def test_adam_equals_its_formula(kernels: ModuleType, unit: bool, shape: tuple[int, ...]) -> None:
-    if unit and len(shape) == 1:
-        return
-    weight = rand(*shape)
-    grads = [rand(*shape, seed=1 + i) for i in range(5)]
-    expected = adam_by_hand(weight, grads, 0.01, 1e-3, unit)
-    m, v = torch.zeros_like(weight), torch.zeros_like(weight)
-    for t, grad in enumerate(grads, 1):
-        kernels.adam(weight, grad, m, v, AdamStep(0.01, 0.9, 0.99, 1e-3, t, unit, unit))
-    torch.testing.assert_close(weight, expected)
-
-
-def test_without_projection_rows_are_only_normalized() -> None:
-    for kernels in BACKENDS:
-        weight, grad = 3 * rand(F, D), rand(F, D, seed=1)
-        expected = adam_by_hand(weight / weight.norm(dim=1, keepdim=True), [grad], 0.01, 1e-3, unit=False)
-        kernels.adam(
-            weight,
-            grad,
-            torch.zeros(F, D).double(),
-            torch.zeros(F, D).double(),
-            AdamStep(0.01, 0.9, 0.99, 1e-3, 1, unit_rows=True, project=False),
-        )
-        torch.testing.assert_close(weight, expected)
-
-
-def test_rounding_is_right_on_average() -> None:
-    """A number between two bfloat16 becomes the nearer one more often, in proportion; others stay as they are."""
-    x = torch.full((40_000,), 1 + 0.25 / 128)
-    halves = plain.rounded(x, seed=1)
-    assert set(halves.float().unique().tolist()) == {1.0, 1 + 1 / 128}
-    share = float((halves > 1).float().mean())
-    assert abs(share - 0.25) < 4 * math.sqrt(0.25 * 0.75 / len(x))
-    assert not torch.equal(halves, plain.rounded(x, seed=2))
-    exact = rand(100).bfloat16()
-    assert torch.equal(plain.rounded(exact.float(), seed=3), exact)
-
-
-def test_half_precision_state_rounds_alike_everywhere() -> None:
-    states = []
-    for kernels in BACKENDS:
-        weight, m, v = (
-            rand(F, D, dtype=torch.float32),
-            *(torch.zeros(F, D, dtype=torch.bfloat16) for _ in "mv"),
-        )
-        for t in range(1, 4):
-            grad = rand(F, D, dtype=torch.float32, seed=t)
-            kernels.adam(weight, grad, m, v, AdamStep(0.01, 0.9, 0.999, 1e-8, t))
-        states.append((weight, m.float(), v.float()))
-    (weight, *averages), (weight2, *averages2) = states
-    torch.testing.assert_close(weight, weight2, rtol=0, atol=1e-3)
-    for a, b in zip(averages, averages2, strict=True):
-        # Arithmetic differs in the last bit of float32, which now and then tips a rounding.
-        assert (a != b).float().mean() < 0.02
-
-
-def test_a_slow_average_moves_in_half_precision() -> None:
-    """By a thousandth of the difference a step: rounded to the nearest, 1 would never come to 0.5."""
-    weight, m, v = torch.zeros(1, 2000), torch.zeros(1, 2000), torch.ones(1, 2000, dtype=torch.bfloat16)
-    m = m.bfloat16()
-    grad = torch.full((1, 2000), math.sqrt(0.5))
-    for t in range(1, 1501):
-        compiled.adam(weight, grad, m, v, AdamStep(0.0, 0.9, 0.999, 1e-8, t))
-    assert float(v.float().mean()) == pytest.approx(0.5 + 0.5 * 0.999**1500, abs=0.01)
-
-
-@pytest.mark.parametrize("kernels", BACKENDS)
-@pytest.mark.parametrize("state", [torch.float64, torch.bfloat16])
-def test_adam_moves_weights_however_they_lie(kernels: ModuleType, state: torch.dtype) -> None:
-    """A transposed matrix is stepped in place, not in a copy."""
-    grad, start = rand(F, D, seed=1), rand(D, F)
-    moved = []
-    for weight in (start.clone().T, start.clone().T.contiguous()):
-        m, v = torch.zeros_like(weight, dtype=state), torch.zeros_like(weight, dtype=state)
-        for t in (1, 2):
-            kernels.adam(weight, grad, m, v, AdamStep(0.01, 0.9, 0.99, 1e-3, t))
-        assert m.any()
-        moved.append(weight)
-    assert not torch.equal(moved[0], start.T)
-    torch.testing.assert_close(moved[0], moved[1], rtol=0, atol=1e-12 if state == torch.float64 else 1e-3)
 
 
 # -- bad input

@@ -36,7 +36,8 @@ _SHOWN = (
     ),
     _Shown(
         "coverage", "lift", "Lift without the gate", "log2", "hierarchy",
-        "How much more often than anywhere the parent is active where the child's own detector is on.",
+        "How much more often than anywhere the parent is active where the child's own detector is on, as a power "
+        "of two: 1 is twice as often, -1 half as often.",
     ),
     _Shown(
         "hierarchy", "tree", "Hierarchy metric", "share", "hierarchy",
@@ -48,7 +49,7 @@ _SHOWN = (
     ),
     _Shown(
         "edges", "copies", "Copies", "share", "hierarchy",
-        "Children that fire as their parent does: a copy has high coverage for free.",
+        "Edges on which parent and child write in nearly the same direction: a copy has high coverage for free.",
     ),
     _Shown(
         "pair_judge", "yes", "Pairs judged related", "share", "hierarchy",

@@ -55,7 +55,8 @@ COLUMNS: tuple[Column, ...] = (
             "lift",
             "Lift without the gate",
             "log2",
-            "How much more often than anywhere the parent is active where the child's own detector is on.",
+            "How much more often than anywhere the parent is active where the child's own detector is on, as a power "
+            "of two: 1 is twice as often, -1 half as often.",
             higher_is_more=True,
             mechanical=False,
             chosen=True,
