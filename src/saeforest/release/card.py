@@ -262,8 +262,8 @@ def _hierarchy(release: Release) -> Iterator[str]:
     )
     yield (
         "A number about a hierarchy says something only beside what it would be without one: the same SAE with the "
-        "parents shuffled among features of like density, and the SAE that training started from. An interval of the "
-        "difference that holds 0 means no clear difference."
+        "parents shuffled among features of like density, and the SAE that training started from, under the learned "
+        "parents if it started without any. An interval of the difference that holds 0 means no clear difference."
     )
 
 
