@@ -57,6 +57,9 @@ def test_the_same_seed_twice_is_one_seed(tmp_path: Path) -> None:
     (group,) = seed_groups(load_runs([*twice, other]))
     assert group.label == "a (2 seeds)"
     assert group.value("hierarchy", "tree").each == (0.8, 0.7)
+    reordered = make_run(tmp_path / "d", {ALONE: (TREE, 0, [hierarchy(0.6, 0.5)])}, data_seed=1)
+    (group,) = seed_groups(load_runs([*twice, reordered]))
+    assert group.value("hierarchy", "tree").each == (0.8, 0.6)
 
 
 def test_a_mean_of_fewer_seeds_says_so(tmp_path: Path) -> None:

@@ -66,6 +66,11 @@ class Entry:
         return System(kind_of(self.config), len(self.config.sae.layer_sizes))
 
     @property
+    def seeds(self) -> tuple[int, int]:
+        """The random seeds of its training: the SAE's own, and that of the order of the data."""
+        return self.config.seed, self.config.data_seed
+
+    @property
     def d_sae(self) -> int:
         """Number of features."""
         return sum(self.config.sae.layer_sizes)

@@ -160,7 +160,7 @@ def _block(
         rows += [
             [Cell(entry.label), *(cell(entry, c.measure, c.value, notes) for c in measured)] for entry in mine
         ]
-        if len({entry.config.seed for entry in mine}) > 1:
+        if len({entry.seeds for entry in mine}) > 1:
             mean = Cell(f"mean of {group.n_seeds} seeds", group.system.title, tone="mean")
             values = [mean_cell(group, c.measure, c.value, notes) for c in measured]
             rows.append([mean, *values])

@@ -52,7 +52,7 @@ class SeedGroup:
     @property
     def n_seeds(self) -> int:
         """Number of different seeds."""
-        return len({entry.config.seed for entry in self.entries})
+        return len({entry.seeds for entry in self.entries})
 
     @property
     def label(self) -> str:
@@ -64,10 +64,10 @@ class SeedGroup:
 
     def measured(self, measure: str) -> list[Entry]:
         """The SAEs with a record of the measure, one for each seed."""
-        of_seed: dict[int, Entry] = {}
+        of_seed: dict[tuple[int, int], Entry] = {}
         for entry in self.entries:
             if measure in entry.records:
-                of_seed.setdefault(entry.config.seed, entry)
+                of_seed.setdefault(entry.seeds, entry)
         return list(of_seed.values())
 
     def differs(self, measure: str) -> str:
@@ -133,4 +133,4 @@ def seed_groups(entries: Iterable[Entry]) -> list[SeedGroup]:
 
 def _but_for_seed(config: TrainConfig) -> str:
     """A text that is the same for two configurations that differ only in the seed and settings that do not matter."""
-    return repr(replace(config, seed=0, device="", log_every=1, checkpoint_minutes=0.0, saes={}))
+    return repr(replace(config, seed=0, data_seed=0, device="", log_every=1, checkpoint_minutes=0.0, saes={}))
