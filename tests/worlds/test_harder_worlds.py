@@ -377,6 +377,22 @@ def test_the_untrained_sae_is_the_one_that_training_starts_from() -> None:
     assert found["hierarchy_untrained"]["values"][1] == expected.hierarchy
 
 
+def test_a_tree_that_starts_without_edges_is_untrained_under_the_parents_it_learned() -> None:
+    config = SyntheticConfig(steps=40, batch_size=64, held_out=500)
+    world = small(seed=1)
+    most, mean = layer_l0(world)
+    system = system_for("tree-earned", world.forest.layer_sizes, most, mean, config)
+    sae, untrained = _trained(system, world, config, 1, "tree-earned")
+    assert (sae.parent != ROOT).any()
+    assert torch.equal(untrained.parent, sae.parent)
+    assert torch.equal(untrained.encoder, start_training(system, 24, RunLength(1, 64), seed=1).sae.encoder)
+    assert not torch.equal(untrained.encoder, sae.encoder)
+    fires = untrained.encode(world.held_out(500).x).dense(world.m) > 0.2
+    children = (sae.parent != ROOT).nonzero().flatten()
+    assert fires[:, children].any()
+    assert not (fires[:, children] & ~fires[:, sae.parent[children]]).any()
+
+
 def test_a_small_copy_of_the_benchmark_keeps_its_shape() -> None:
     world = synth_bench(features=200, d=64, trees=8, branching=4, depth=2, orthogonal_steps=20)
     assert world.forest.layer_sizes == (8 + 32, 32, 128)

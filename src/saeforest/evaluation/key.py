@@ -17,8 +17,9 @@ from ..measures.relatedness import RelatednessConfig
 from ..measures.sentences import find_sentence_model
 from ..measures.spec import MeasureSpec, Streaming
 from ..measures.wordnet import find_wordnet
+from ..saes.training import starts_without_edges
 from ..training.log import LOG
-from .nulls import BLOCK, SEED, VERSION, starts_without_edges
+from .nulls import BLOCK, SEED, VERSION, Start
 from .options import MeasureOptions
 from .task import Task
 
@@ -61,7 +62,9 @@ def record_key(spec: MeasureSpec, task: Task, options: MeasureOptions) -> str:
         asked["resources"] = [None if folder is None else _files(folder) for folder in found]
     if spec.nulls and options.nulls == "yes":
         asked["nulls"] = (VERSION, SEED, BLOCK, repr(task.start))
-        if starts_without_edges(task.start):  # before, its untrained SAE had no edges to measure
+        if isinstance(task.start, Start) and starts_without_edges(
+            task.start.config
+        ):  # before, its untrained SAE had no edges to measure
             asked["nulls"] += ("learned parents",)
     in_keys = {"labeled_texts": "labelled_texts"}  # as in the keys of existing records
     asked |= {f"need {in_keys.get(need, need)}": of_need[need]() for need in spec.needs & of_need.keys()}

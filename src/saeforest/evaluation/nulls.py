@@ -22,7 +22,7 @@ from ..activations import ActivationReader
 from ..infer import InferConfig
 from ..saes import SAE, SAEConfig
 from ..saes.systems import start_training
-from ..saes.training import RunLength
+from ..saes.training import RunLength, starts_without_edges
 from ..seeds import seeded
 from ..structure.forest import ROOT, Forest
 from ..text import Tokens
@@ -110,11 +110,6 @@ def first_rows(x: Float[Tensor, "n d_in"], target: Float[Tensor, "n d_out"]) -> 
     return Sample(x[:_SAMPLE], target[:_SAMPLE])
 
 
-def starts_without_edges(start: Start | str) -> bool:
-    """Whether training started with a gate, but without parents (a Tree SAE's with `allocation.start: root`)."""
-    return isinstance(start, Start) and getattr(start.config, "starts_without_edges", False)
-
-
 def untrained(start: Start, sae: SAE, sample: Sample) -> NullSAE | str:
     """The SAE from which the training of `sae` started, with its forest, ready to be measured; or why there is none.
 
@@ -132,12 +127,11 @@ def untrained(start: Start, sae: SAE, sample: Sample) -> NullSAE | str:
     d_out = sae.d_out if sae.is_transcoder else None
     run = RunLength(1, len(first.x))
     training = start_training(config, sae.d_in, run, d_out=d_out, seed=start.seed, device=sae.device)
-    if not starts_without_edges(start):
-        before = training.untrained(*first)
-        return NullSAE(before, before.forest)
-    training.sae.parent.copy_(sae.parent)
-    before = training.untrained(*first)
-    return NullSAE(before, before.forest, "as training starts it, but with the parents that were learned")
+    before = training.untrained(*first, learned=sae.parent)
+    how = "as training starts it"
+    if starts_without_edges(config):
+        how += ", but with the parents that were learned"
+    return NullSAE(before, before.forest, how)
 
 
 def make_nulls(

@@ -56,6 +56,11 @@ class RunLength(NamedTuple):
         return max(2, self.steps_for(tokens))
 
 
+def starts_without_edges(config: object) -> bool:
+    """Whether training with this configuration starts with a gate, but without parents, and finds them later."""
+    return getattr(config, "starts_without_edges", False)
+
+
 @dataclass(frozen=True)
 class Setup:
     """The settings of a training that do not depend on the system."""
@@ -243,8 +248,20 @@ class Training(nn.Module, ABC):
         """Whatever a system does at the end of training."""
 
     @torch.no_grad()
-    def untrained(self, x: Float[Tensor, "n d_in"], target: Float[Tensor, "n d_out"]) -> SAE:
-        """The SAE before its first step, ready to be used. x, target: its first batch."""
+    def untrained(
+        self,
+        x: Float[Tensor, "n d_in"],
+        target: Float[Tensor, "n d_out"],
+        learned: Int[Tensor, "d_sae"] | None = None,
+    ) -> SAE:
+        """The SAE before its first step, ready to be used.
+
+        x, target: its first batch.
+        learned: the parents at the end of training. If training starts without edges, the SAE has these, and is gated
+            by them from its first batch on; otherwise it has its own.
+        """
+        if learned is not None and starts_without_edges(self.sae.config):
+            self.sae.parent.copy_(learned)
         self.initialize(x, target)
         self.take_from_first_batch(x, target)
         self.sae.fold_scale()

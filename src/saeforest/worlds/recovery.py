@@ -149,6 +149,7 @@ def recover(
             "hierarchy": by_own(learned)[0],
             "hierarchy_mean": by_mean(learned)[0],
             "coverage_mean": _mean(coverage),
+            "coverage_min": _least(coverage),
         }
 
     coverage = _coverage(latent_on, forest)
@@ -172,7 +173,7 @@ def recover(
         hierarchy_mean=by_mean(forest)[0],
         hierarchy_pairs=pairs,
         coverage_mean=_mean(coverage),
-        coverage_min=float(coverage.min()) if len(coverage) else None,
+        coverage_min=_least(coverage),
         coverage_edges=len(coverage),
         shuffled=means([of(learned) for learned in shuffles(forest, world.seed)]),
     )
@@ -216,6 +217,10 @@ def _unit(rows: Float[Tensor, "r d"]) -> Float[Tensor, "r d"]:
 
 def _mean(values: Tensor) -> float | None:
     return float(values.double().mean()) if len(values) else None
+
+
+def _least(values: Tensor) -> float | None:
+    return float(values.min()) if len(values) else None
 
 
 # -- which features are active on which samples, as sparse columns of 0 and 1

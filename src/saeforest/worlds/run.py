@@ -28,7 +28,7 @@ from ..training.unfinished import claim_empty, claimed_run
 from .config import SyntheticConfig
 from .edges import named_scores
 from .generators import GENERATORS
-from .nulls import NULLED
+from .nulls import NULLED, VERSION
 from .presets import system_for
 from .recovery import Recovery, recover
 from .world import Sample, World
@@ -109,7 +109,7 @@ def run_synthetic(
     """
     with claimed_run(out):
         settings = dict(world or {})
-        asked = {"generator": generator, "world": settings, "config": asdict(config)}
+        asked = {"generator": generator, "world": settings, "config": asdict(config), "nulls": VERSION}
         kept = Kept.read(out / SCORES, asked)
         if kept is None:
             claim_empty(out)
@@ -199,7 +199,7 @@ def layer_l0(world: World, l0: float | None = None) -> tuple[tuple[int, ...], tu
 def _trained(
     system: SystemConfig, world: World, config: SyntheticConfig, seed: int, label: str
 ) -> tuple[SAE, SAE]:
-    """The SAE after training, and as it was before the first step."""
+    """The SAE after training, and as it was before the first step: its null (docs/spec/synthetic.md#nulls)."""
     optim = OptimConfig(
         lr=config.lr, batch_size=config.batch_size, warmup=0.02, decay="linear", decay_from=0.6
     )
@@ -214,7 +214,8 @@ def _trained(
         for _ in fit(training, ActivationStream(world, config.batch_size)):
             advance(config.batch_size)
     with torch.no_grad():
-        return training.finish(), start().untrained(first, first)
+        sae = training.finish()
+        return sae, start().untrained(first, first, learned=sae.parent if sae.has_forest else None)
 
 
 @torch.no_grad()
@@ -272,29 +273,40 @@ _COLUMNS = {
 }
 
 
+#: The rows below each system: the scores that have nulls, under each of them.
+_NULLS = {"shuffled": "    parents shuffled", "untrained": "    untrained"}
+
+
 def recovery_table(found: Mapping[str, Mapping[str, Mapping[str, Any]]], generator: str) -> Table:
-    """The main scores as a table for the terminal: medians over the seeds, and the range of edge F1."""
+    """The main scores as a table for the terminal, with their nulls: medians over seeds, and the range of edge F1."""
     table = Table(
         box=box.SIMPLE_HEAD,
         pad_edge=False,
         title=f"Recovery of {generator}",
         title_justify="left",
-        caption="P, R, F1: of edges; null F1: with the parents shuffled, and of the untrained SAE",
+        caption="P, R, F1: of edges; below, the same with parents shuffled, and before training\n"
+        "(under the learned parents, if training starts without)",
         caption_justify="left",
     )
     table.add_column("system", no_wrap=True)
-    for title in _COLUMNS.values():
+    for title in (*_COLUMNS.values(), "F1 range"):
         table.add_column(title, justify="right", no_wrap=True)
-    for title in ("null F1", "F1 range"):
-        table.add_column(title, justify="right", no_wrap=True, style="dim")
     for label, scores in found.items():
-        f1 = [v for v in scores["edge_f1"]["values"] if v is not None]
-        null = ", ".join(_number(scores[f"edge_f1_{kind}"]["median"]) for kind in ("shuffled", "untrained"))
-        spread = f"{min(f1):.2f}–{max(f1):.2f}" if len(f1) > 1 else ""
         # A system's first row is that of the best method to infer its forest; all methods follow.
         shown = f"  by {label.split('+')[1]}" if "+" in label else label
-        table.add_row(shown, *(_number(scores[score]["median"]) for score in _COLUMNS), null, spread)
+        table.add_row(
+            shown, *(_number(scores[score]["median"]) for score in _COLUMNS), _range(scores["edge_f1"])
+        )
+        for null, row in _NULLS.items():
+            of_null = (scores.get(f"{score}_{null}") for score in _COLUMNS)
+            cells = ("" if each is None else _number(each["median"]) for each in of_null)
+            table.add_row(row, *cells, _range(scores[f"edge_f1_{null}"]), style="dim")
     return table
+
+
+def _range(score: Mapping[str, Any]) -> str:
+    known = [value for value in score["values"] if value is not None]
+    return f"{min(known):.2f}–{max(known):.2f}" if len(known) > 1 else ""
 
 
 def _number(value: float | None) -> str:
