@@ -90,6 +90,9 @@ def test_codes_of_other_activations_are_refused_where_they_are_normalized() -> N
             theirs.decode(f[:2])
         with pytest.raises(InputError, match="not those of the latest encode"):
             DenseSAE(made("topk", normalize)).decode(f)
+    wide = build(TopKConfig((48,), (6,), normalize_target="none"), x.shape[-1], d_out=7)
+    with pytest.raises(InputError, match="a transcoder reads other activations"):
+        DenseSAE(wide, "activations")
     plain = DenseSAE(made("topk", "none"))
     assert torch.equal(plain.decode(plain.encode(x)[:2]), plain.decode(plain.encode(x))[:2])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from sae_lens_cases import LOADERS, REGISTRY, SAE, default_loader, import_plugin
 from saeforest.errors import InputError
 from saeforest.saes import HSAE, SYSTEMS, build, save_sae
 from saeforest.saes import SAE as OurSAE
+from saeforest.saes.files import CFG
 
 D = 12
 NAMES = ("tree", "hsae", "expert_hsae", "batchtopk", "matryoshka")
@@ -171,5 +173,12 @@ def test_what_the_plug_in_refuses(plugin: Any, tmp_path: Path) -> None:
     theirs = SAE.load_from_disk(tmp_path / "sae")
     with pytest.raises(InputError, match="encode it before"):
         theirs.decode(torch.zeros(3, theirs.cfg.d_sae))
+    f = theirs.encode(activations()[:1])
+    with pytest.raises(InputError, match=r"decode: codes of \[3\] activations"):
+        theirs.decode(f.expand(3, -1))
+    cfg = json.loads((tmp_path / "sae" / CFG).read_text())
+    (tmp_path / "sae" / CFG).write_text(json.dumps({k: v for k, v in cfg.items() if k != "parent"}))
+    with pytest.raises(InputError, match="no key 'parent', and SAELens has cast the parents"):
+        SAE.load_from_disk(tmp_path / "sae")
     with pytest.raises(InputError, match="in the weights already"):
         theirs.fold_activation_norm_scaling_factor(2.0)

@@ -172,6 +172,12 @@ def test_options_that_the_layouts_have_no_place_for(tmp_path: Path) -> None:
         ("tree-sae", build(TopKConfig((48,), (6,), **wide), D, d_out=7), "is a transcoder"),
         ("tree-sae", build(MatryoshkaConfig((8, 40), (6,), selection="batch"), D), "by batch"),
         ("saelens", build(config("tree"), D), "import saeforest.interop.saelens"),
+        ("saelens", build(TopKConfig((48,), (6,), **wide), D, d_out=D), "take it for an SAE of its input"),
+        (
+            "saelens",
+            build(TopKConfig((48,), (6,), normalize_activations=0.5), D),
+            "by 0.5 has no counterpart",
+        ),
     )
     for layout, sae, words in refused:
         if "encoder bias" in words:

@@ -23,7 +23,8 @@ Units = Literal["sae", "activations"]
 class DenseSAE(nn.Module):
     """An SAE with dense codes `[*n, d_sae]`, and the names that SAEBench, sae-probes and SAELens' users know.
 
-    units: whether codes are multiplied by the deviation of their activation.
+    units: whether codes are multiplied by the deviation of their activation. Raises InputError if so for a transcoder,
+        whose input has another deviation than its target.
 
     Example:
         >>> import torch
@@ -35,6 +36,10 @@ class DenseSAE(nn.Module):
 
     def __init__(self, sae: SAE, units: Units = "sae") -> None:
         super().__init__()
+        if sae.is_transcoder and units == "activations":
+            raise InputError(
+                "units = 'activations': a transcoder reads other activations than it writes; leave it out"
+            )
         self.sae, self.units = sae, units
         self._stats: TokenStats | None = None
 

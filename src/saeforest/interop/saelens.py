@@ -90,6 +90,11 @@ class SaeforestSAE(SAE):
         """Take the parents from cfg.json, as those in the file were cast; make room for what this system has."""
         if self.cfg.parent is not None:
             state_dict["parent"] = torch.tensor(self.cfg.parent, device=state_dict["W_dec"].device)
+        elif "parent" in state_dict and state_dict["parent"].is_floating_point():
+            raise InputError(
+                f"{CFG}: no key 'parent', and SAELens has cast the parents of {WEIGHTS} to "
+                f"{state_dict['parent'].dtype}; load it with converter=saeforest.interop.saelens.converter"
+            )
         elif "parent" not in state_dict:
             state_dict["parent"] = torch.full((self.cfg.d_sae,), -1, device=state_dict["W_dec"].device)
         for name, tensor in state_dict.items():
@@ -144,8 +149,11 @@ class SaeforestSAE(SAE):
         ours = self.ours
         out = reconstruct(ours, feature_acts, self.W_dec, self.b_dec)
         if self.cfg.normalize_activations != "none":
-            if self._stats is None:
-                raise InputError("decode: this SAE normalizes each activation: encode it before")
+            if self._stats is None or self._stats.std.shape[:-1] != feature_acts.shape[:-1]:
+                raise InputError(
+                    f"decode: codes of {list(feature_acts.shape[:-1])} activations; this SAE normalizes each "
+                    "activation: encode it before, and decode as many"
+                )
             out = ours.normalizer.undo(out, self._stats)
         return self.reshape_fn_out(self.hook_sae_recons(out), self.d_head)
 

@@ -23,7 +23,7 @@ from ..saes import (
     TopKSAE,
     save_sae,
 )
-from ..saes.normalizer import LayerNorm
+from ..saes.normalizer import LayerNorm, Scale
 from .exports import Exported, export_folder, write_hierarchy
 
 _DIRECT = ("topk", "jumprelu", "matching_pursuit")
@@ -32,8 +32,19 @@ _DIRECT = ("topk", "jumprelu", "matching_pursuit")
 def for_saelens(sae: SAE) -> SAE:
     """The same features and reconstructions as an SAE whose folder SAELens loads.
 
-    Raises InputError for a Tree SAE or HSAE: what makes them would be lost.
+    Raises InputError for a Tree SAE or HSAE, of which what makes them would be lost, for a transcoder, and for a factor
+    on activations that is not folded into the weights: SAELens would compute something else without a word.
     """
+    if sae.is_transcoder:
+        raise InputError(
+            "a transcoder of saeforest has no counterpart in SAELens, which would take it for an SAE of its input; "
+            "expected an SAE that reconstructs what it reads"
+        )
+    if isinstance(sae.normalizer, Scale) and sae.normalizer.factor != 1:
+        raise InputError(
+            f"an SAE that multiplies activations by {sae.normalizer.factor} has no counterpart in SAELens; fold_scale "
+            "first"
+        )
     if sae.config.architecture in _DIRECT:
         return sae
     if not isinstance(sae, BatchTopKSAE | MatryoshkaSAE):
