@@ -1,6 +1,6 @@
 """How faithful attributions are: against the effect of ablating what they are about.
 
-    python -m benchmarks.attribution RUN [--texts 16] [--length 24] [--features 12] [--seed 0]
+    python -m benchmarks.attribution RUN [--sae NAME] [--texts 16] [--length 24] [--features 12] [--seed 0]
 
 Reads the first tokens of windows of held-out text, a window a text. The metric is the logit of the model's likeliest
 next token less that of the second. For each text, features that are active anywhere in it are attributed and ablated:
@@ -43,12 +43,13 @@ class Compared(NamedTuple):
 def main() -> None:
     parser = argparse.ArgumentParser(description="Attributions against ablation.")
     parser.add_argument("run", type=Path)
+    parser.add_argument("--sae", help="which SAE of the run; default: the only one")
     parser.add_argument("--texts", type=int, default=16)
     parser.add_argument("--length", type=int, default=24)
     parser.add_argument("--features", type=int, default=12)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    config, sae = RunFolder(args.run).load()
+    config, sae = RunFolder(args.run).load(args.sae)
     # In bfloat16 logits are rounded to sixteenths, which is more than most features do.
     config = replace(config, lm=replace(config.lm, dtype="float32"))
     reader = open_reader(config)

@@ -10,7 +10,17 @@ from .errors import InputError
 
 #: The extras that pyproject.toml declares for users.
 Extra = Literal[
-    "report", "judges", "data", "umap", "explore", "upload", "tensorboard", "trackio", "wandb", "mlflow"
+    "report",
+    "judges",
+    "data",
+    "umap",
+    "explore",
+    "mcp",
+    "upload",
+    "tensorboard",
+    "trackio",
+    "wandb",
+    "mlflow",
 ]
 
 

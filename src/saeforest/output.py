@@ -15,7 +15,7 @@ import sys
 import unicodedata
 import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stdout, suppress
 from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderableType
@@ -91,11 +91,37 @@ def say(text: str = "") -> None:
     _print(text, sys.stdout)
 
 
+_documents: list[_Documents] = []
+
+
+class _Documents:
+    """Where JSON documents are printed while nothing else may be, and how many there were."""
+
+    def __init__(self, stream: Any) -> None:
+        self.stream, self.printed = stream, 0
+
+
+@contextmanager
+def only_json() -> Iterator[_Documents]:
+    """Within, the standard output is left to `say_json`: whatever else is printed, also by other libraries, goes to the
+    standard error. Yields what counts the documents."""
+    documents = _Documents(sys.stdout)
+    _documents.append(documents)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield documents
+    finally:
+        _documents.pop()
+
+
 def say_json(result: Any) -> None:
     """Prints a result as one JSON document. Escapes all that is not ASCII, so that it is valid in any encoding."""
-    if sys.stdout is not None:
-        sys.stdout.write(json.dumps(result, indent=2, allow_nan=False) + "\n")
-        sys.stdout.flush()
+    stream = _documents[-1].stream if _documents else sys.stdout
+    if _documents:
+        _documents[-1].printed += 1
+    if stream is not None:
+        stream.write(json.dumps(result, indent=2, allow_nan=False) + "\n")
+        stream.flush()
 
 
 def say_script(text: str) -> None:

@@ -33,6 +33,15 @@ def test_the_demo_on_the_embedded_model(call: Call) -> None:
     assert {p.name for p in Path("demo").iterdir()} - {"allocations.jsonl"} == (
         FINISHED - {"allocations.jsonl"} | {"eval", "index"}
     )
+    again = call("demo", "--out", "demo", "--tokens", "2500", "--eval-tokens", "640", "--json")
+    assert again.status == 0, again.err
+    found = json.loads(again.out)
+    assert (found["run"], found["sae"], found["seconds"]) == ("demo", "tree", None)
+    assert {name: record["value"] for name, record in found["records"].items()} == {
+        name: record["value"] for name, record in records.items()
+    }
+    assert found["overview"]["n_features"] == 6144
+    assert "with the parents shuffled" in found["nulls"]
     shown = call("show", "demo", 400)
     assert shown.status == 0
     assert "400" in shown.out

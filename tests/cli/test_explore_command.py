@@ -104,7 +104,10 @@ def test_annotations_are_exchanged(indexed: Path, a_run: Path, call: Call) -> No
 
     Annotations(indexed / "annotations.sqlite").set_note(5, label="five")
     assert call("explore", indexed, "--export-annotations", "notes.json").status == 0
-    assert call("explore", a_run, "--import-annotations", "notes.json").status == 0
+    said = call("explore", a_run, "--import-annotations", "notes.json", "--json")
+    assert (said.status, said.err) == (0, "read 1 annotations from notes.json\n")
+    own = str(a_run / "annotations.sqlite")
+    assert json.loads(said.out) == {"annotations": own, "imported": "notes.json", "n_imported": 1}
     assert Annotations(a_run / "annotations.sqlite").note(5).label == "five"
     assert call("verify", a_run).status == 0
     (a_run / "annotations.sqlite").write_bytes(b"SQLite format 3\x00" + b"x" * 2000)

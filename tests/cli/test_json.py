@@ -3,18 +3,87 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from saeforest import cli
+from saeforest.cli.commands import COMMANDS, Command
+from saeforest.cli.completion import options_of_all
+from saeforest.output import note, results, say, say_json
 from saeforest.presets import PRESETS
 
 from .said import FAST, Call, Said
+
+PAGE = Path(__file__).parents[2] / "docs/command-line.md"
 
 
 def document(said: Said) -> Any:
     assert said.status == 0, said.err
     assert said.out.isascii()
     return json.loads(said.out)
+
+
+def test_every_command_has_it() -> None:
+    """What it prints then is one document, because `cli.run` sees to it."""
+    options = options_of_all()
+    _, _, keys = PAGE.read_text().partition("## Results as JSON")
+    for command in COMMANDS:
+        flags = {flag for option in options[command] for flag in option.flags}
+        assert "--json" in flags, command
+        assert re.search(rf"^\| `{command}\b", keys, re.MULTILINE), f"{PAGE.name} lists the keys of {command}"
+
+
+def given(function: Callable[[Sequence[str]], int | None], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes a function the command `show`."""
+    monkeypatch.setattr(Command, "load", lambda self: function)
+
+
+def test_all_else_goes_to_the_standard_error(monkeypatch: pytest.MonkeyPatch, call: Call) -> None:
+    def command(argv: Sequence[str]) -> int:
+        say("a line")
+        print("of a library")
+        results().print("a table")
+        note("a note")
+        say_json({"at": "last"})
+        sys.stdout.write("more\n")
+        return 1
+
+    given(command, monkeypatch)
+    assert call("show", "--json") == Said(
+        1, '{\n  "at": "last"\n}\n', "a line\nof a library\na table\na note\nmore\n"
+    )
+    plain = call("show")
+    assert plain.out.splitlines()[:3] == ["a line", "of a library", "a table"]
+
+
+@pytest.mark.parametrize("n", [0, 2])
+def test_a_command_that_prints_none_or_two_is_an_error_of_ours(
+    n: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given(lambda argv: [say_json({}) for _ in range(n)] and None, monkeypatch)
+    with pytest.raises(RuntimeError, match="saeforest show --json: one JSON document"):
+        cli.run(["show", "--json"])
+
+
+def test_help_is_no_document(call: Call) -> None:
+    said = call("show", "--json", "--help")
+    assert (said.status, said.err) == (0, "")
+    assert said.out.startswith("usage: saeforest show")
+
+
+def test_a_document_that_nobody_reads_is_output_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as pipe:
+        monkeypatch.setattr("sys.stdout", pipe)
+        given(lambda argv: say_json({}), monkeypatch)
+        assert cli.run(["show", "--json"]) == 1
 
 
 def test_a_run_from_training_to_its_report(config_file: Path, call: Call) -> None:
@@ -46,6 +115,7 @@ def test_a_run_from_training_to_its_report(config_file: Path, call: Call) -> Non
     families = document(call("show", "run", "--json", "-n", 2))
     assert families["overview"]["n_features"] == 112
     assert len(families["families"]) <= 2
+    assert "with the parents shuffled" in families["nulls"]
     assert document(call("show", "run", 8, "--json"))["feature"]["id"] == 8
 
     checked = document(call("verify", "run", "--json"))

@@ -1,5 +1,6 @@
-"""The code in the README and in the documentation runs: every ```python block and every `saeforest` line of a ```bash
-block, page by page and in order, with a tiny language model, little text and few steps in place of the page's own."""
+"""The code in the README, AGENTS.md and the documentation runs: every ```python block and every `saeforest` line of a
+```bash block, page by page and in order, with a tiny language model, little text and few steps in place of the page's
+own."""
 
 from __future__ import annotations
 
@@ -26,7 +27,7 @@ WRITES_THE_LIBRARY = "docs/add-a-system.md"
 # Specification and results hold no examples: their commands are the long ones that gave the numbers.
 PAGES = sorted(
     page.relative_to(ROOT).as_posix()
-    for page in (ROOT / "README.md", *(ROOT / "docs").rglob("*.md"))
+    for page in (ROOT / "README.md", ROOT / "AGENTS.md", *(ROOT / "docs").rglob("*.md"))
     if not {"spec", "results"} & set(page.relative_to(ROOT).parts)
 )
 #: What stands in a page, and what runs in its place; {model} and {text} are the tiny ones.

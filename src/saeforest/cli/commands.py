@@ -10,6 +10,10 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
+ALL = "--help-all"
+#: Words that ask for help in place of what a command does.
+HELP = ("-h", "--help", ALL)
+
 
 @dataclass(frozen=True)
 class Command:
@@ -44,7 +48,7 @@ COMMANDS: dict[str, Command] = {
         "Train, measure and show a small Tree SAE on the embedded model",
         "Trains a 4-layer tree on SmolLM2-135M in some minutes on a CPU; an interrupted demo continues.",
         ("saeforest demo", "saeforest demo --out runs/short --tokens 50000"),
-        _names("out tokens eval_tokens"),
+        _names("out tokens eval_tokens json"),
     ),
     "train": Command(
         "train:train",
@@ -113,6 +117,15 @@ COMMANDS: dict[str, Command] = {
         ),
         _names("source sae port any_port no_browser index out reads reads.model reads.site reads.data json"),
     ),
+    "mcp": Command(
+        "mcp:mcp",
+        "RUN",
+        "Let a language model read a forest, by the Model Context Protocol",
+        "Serves search, features, families, edges and prompts to an MCP client on the standard streams. The run needs "
+        "an index.",
+        ("saeforest mcp runs/demo --json", "saeforest mcp runs/demo"),
+        _names("run sae device json"),
+    ),
     "figure": Command(
         "figure:figure",
         "RUN FEATURE",
@@ -137,6 +150,18 @@ COMMANDS: dict[str, Command] = {
         _names(
             "run feature subtree siblings layer scale set add clamp ablate prompt tokens at no_error sae device json"
         ),
+    ),
+    "attribute": Command(
+        "attribute:attribute",
+        "RUN",
+        "Find the features and edges that a prediction comes from",
+        "Attributes the next token after a prompt, or the loss of held-out texts, and checks the largest by ablation. "
+        "Writes nothing.",
+        (
+            'saeforest attribute runs/demo --prompt "Paris is in" --target " France"',
+            "saeforest attribute runs/demo --texts 16",
+        ),
+        _names("run prompt target against texts method top sae device json"),
     ),
     "export": Command(
         "export:export",

@@ -12,8 +12,8 @@ from dataclasses import replace
 from ..errors import InputError
 from ..output import say_script
 from .arguments import taken
-from .commands import COMMANDS
-from .help import ALL, Option, options
+from .commands import ALL, COMMANDS
+from .help import Option, options
 
 COMPLETION = "--print-completion"
 
@@ -40,6 +40,7 @@ def options_of_all() -> dict[str, list[Option]]:
     from ..saes import SYSTEMS
     from ..worlds import GENERATORS
     from ..worlds.presets import SYSTEM_NAMES
+    from .attribute import AttributeArguments
     from .compare import CompareArguments
     from .demo import DemoArguments
     from .eval_arguments import eval_arguments
@@ -49,6 +50,7 @@ def options_of_all() -> dict[str, list[Option]]:
     from .harvest import NOT_READ, HarvestArguments
     from .index import IndexArguments
     from .infer import InferArguments
+    from .mcp import McpArguments
     from .push import PushArguments
     from .show import ShowArguments
     from .steer import SteerArguments
@@ -69,7 +71,9 @@ def options_of_all() -> dict[str, list[Option]]:
         "index": options(IndexArguments),
         "show": options(ShowArguments),
         "steer": options(SteerArguments),
+        "attribute": options(AttributeArguments),
         "explore": options(ExploreArguments),
+        "mcp": options(McpArguments),
         "figure": options(FigureArguments),
         "export": options(ExportArguments),
         "push": options(PushArguments),

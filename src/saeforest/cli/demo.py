@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ..output import say_json
 from ..presets import PRESETS
 from .arguments import parse
 from .common import positive, resumable, say_next
+from .shared import Json
 
 DEMO_EVAL_TOKENS = 50_000
 
@@ -21,6 +23,7 @@ class DemoArguments:
     """Number of distinct tokens to train on."""
     eval_tokens: int = DEMO_EVAL_TOKENS
     """Number of held-out tokens to measure on."""
+    json: Json = False
 
 
 def demo(argv: Sequence[str]) -> None:
@@ -30,6 +33,10 @@ def demo(argv: Sequence[str]) -> None:
     from ..run_folder import RunFolder
 
     with resumable(args.out, "the same command"):
-        run_demo(replace(PRESETS["demo"], tokens=args.tokens), args.out, args.eval_tokens)
+        done = run_demo(replace(PRESETS["demo"], tokens=args.tokens), args.out, args.eval_tokens)
     run = RunFolder(args.out)
+    if args.json:
+        say_json(done.to_json())
+        return
+    done.show()
     say_next(run, run.names()[0])

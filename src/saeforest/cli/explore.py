@@ -186,10 +186,15 @@ def _exchange(args: ExploreArguments, subject: Subject) -> None:
     from ..explore.labels.annotations import Annotations
 
     annotations = Annotations(subject.place.annotations)
-    if args.import_annotations is not None:
-        n = annotations.load(args.import_annotations, subject.sae.d_sae)
-        say(f"read {n:,} annotations from {args.import_annotations}")
-    if args.export_annotations is not None:
-        annotations.save(args.export_annotations)
-        say(f"wrote the annotations to {args.export_annotations}")
+    done: dict[str, object] = {"annotations": str(subject.place.annotations)}
+    if (source := args.import_annotations) is not None:
+        n = annotations.load(source, subject.sae.d_sae)
+        say(f"read {n:,} annotations from {source}")
+        done |= {"imported": str(source), "n_imported": n}
+    if (target := args.export_annotations) is not None:
+        annotations.save(target)
+        say(f"wrote the annotations to {target}")
+        done |= {"exported": str(target)}
     annotations.close()
+    if args.json:
+        say_json(done)

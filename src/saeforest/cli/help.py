@@ -27,11 +27,9 @@ from tyro.constructors import (
 )
 
 from ..output import say_script
-from .commands import Command
+from .commands import ALL, HELP, Command
 from .common import say_lines
 
-ALL = "--help-all"
-_ASKED = ("-h", "--help", ALL)
 # Wider names would break tyro's two columns.
 WIDEST_BASIC = 24
 _HEADINGS = {"positional arguments": "Arguments", "options": "Options"}
@@ -44,7 +42,7 @@ _SAYS_DEFAULT = re.compile(r"\b(default|none|empty|unset|without|left out)\b", r
 
 def asked(argv: Sequence[str]) -> bool:
     """Whether help is asked for."""
-    return any(word in _ASKED for word in argv)
+    return any(word in HELP for word in argv)
 
 
 def show_help(

@@ -9,18 +9,18 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from .. import __version__
-from ..errors import InputError
-from ..output import note, say, steady
+from ..errors import InputError, require
+from ..output import note, only_json, say, steady
 from ..stopping import Interrupted, interruptible
-from .commands import COMMANDS
+from .commands import COMMANDS, HELP
 from .common import near, say_lines
 
 _OPTIONS = {
-    "-h, --help": "show this message; after a command, its main options",
-    "--help-all": "after a command, all of its options",
+    "-h, --help, --help-all": "show this; after a command, its main options, or all",
     "--version": "show the version",
     "--print-completion SHELL": "print the completion of bash, zsh, fish or tcsh",
 }
@@ -35,7 +35,6 @@ def _usage() -> str:
             f"saeforest {__version__}: hierarchical sparse autoencoders on language models",
             "",
             *(f"  {name:{width}}  {command.summary}" for name, command in COMMANDS.items()),
-            "",
             *(f"  {option:{wide}}  {what}" for option, what in _OPTIONS.items()),
             "Exit codes: 0 done; 1 damage found or output lost; 2 error; 128+N signal N",
         ]
@@ -70,7 +69,7 @@ def _run(argv: Sequence[str]) -> int:
         if argv[0] not in COMMANDS:
             hint = near(argv[0], COMMANDS)
             raise InputError(f"command '{argv[0]}': expected one of {', '.join(COMMANDS)}{hint}")
-        with interruptible():
+        with interruptible(), _as_asked(argv):
             return COMMANDS[argv[0]].load()(argv[1:]) or 0
     except SystemExit as stop:  # help was shown
         return int(stop.code or 0)
@@ -88,6 +87,18 @@ def _run(argv: Sequence[str]) -> int:
         if (line := _of_memory(error)) is None:
             raise
         return _fail(line)
+
+
+@contextmanager
+def _as_asked(argv: Sequence[str]) -> Iterator[None]:
+    """Within, a command that is given --json has the standard output for one JSON document alone, which it must print:
+    for all commands, so that none can forget it."""
+    if "--json" not in argv or any(word in HELP for word in argv):
+        yield
+        return
+    with only_json() as documents:
+        yield
+    require(documents.printed == 1, f"saeforest {argv[0]} --json", "one JSON document on the standard output")
 
 
 def _of_memory(error: Exception) -> str | None:

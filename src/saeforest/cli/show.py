@@ -38,7 +38,7 @@ def show(argv: Sequence[str]) -> None:
     explorer = open_explorer(run, name, args.device, feature=args.feature)
     feature = None if args.feature is None else int(args.feature)
     if args.json:
-        about = {"overview": explorer.overview().to_dict()}
+        about = {"overview": explorer.overview().to_dict(), "nulls": nulls_line(run, name)}
         if feature is None:
             say_json(about | {"families": [card.to_dict() for card in explorer.families(args.families)]})
         else:

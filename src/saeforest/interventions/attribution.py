@@ -133,6 +133,11 @@ def logit_difference(answer: int, other: int) -> Metric:
     return lambda logits: (logits[:, -1, answer].double() - logits[:, -1, other]).sum()
 
 
+def next_log_probability(token: int) -> Metric:
+    """The log probability, in nats, of a token after the last position, summed over texts."""
+    return lambda logits: logits[:, -1].double().log_softmax(-1)[:, token].sum()
+
+
 def text_loss(ids: Int[Tensor, "batch ctx"]) -> Metric:
     """The cross-entropy of the texts themselves, in nats, summed over all tokens after the first."""
     return lambda logits: next_token_losses(logits, ids).sum()
