@@ -239,3 +239,26 @@ def test_adam_of_a_vector() -> None:
         triton_gpu.adam(weight, grad, m, v, step)
         plain.adam(expected, grad[None], right_m, right_v, step)
     close((weight, m, v), (expected[0], right_m[0], right_v[0]))
+
+
+@pytest.mark.parametrize("state", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("d", "unit_rows"), [(37, True), (1100, False), (1100, True)])
+def test_adam_of_some_rows(d: int, unit_rows: bool, state: torch.dtype) -> None:
+    weight = torch.randn(7, d)
+    m, v, last = torch.zeros(7, d, dtype=state), torch.zeros(7, d, dtype=state), torch.zeros(7).long()
+    expected = weight.clone(), m.clone(), v.clone(), last.clone()
+    for count, rows in enumerate(([0, 3, 6], [3], [0, 1, 3], [6, 2]), 1):
+        for t, right in zip((weight, m, v, last), expected, strict=True):
+            t.copy_(right)
+        grad = torch.randn(len(rows), d)
+        step = AdamStep(0.01, 0.9, 0.99, 1e-8, count, unit_rows=unit_rows, project=unit_rows)
+        triton_gpu.adam_rows(weight, torch.tensor(rows), grad, m, v, last, step)
+        plain.adam_rows(expected[0], torch.tensor(rows), grad, *expected[1:], step)
+        torch.testing.assert_close(weight, expected[0], rtol=1e-5, atol=1e-6)
+        assert torch.equal(last, expected[3])
+        for found, right in ((m, expected[1]), (v, expected[2])):
+            if state == torch.bfloat16:
+                torch.testing.assert_close(found, right, rtol=2**-7, atol=1e-7)
+                assert (found != right).float().mean() < 0.01
+            else:
+                torch.testing.assert_close(found, right, rtol=1e-5, atol=1e-7)

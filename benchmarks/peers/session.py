@@ -36,6 +36,8 @@ class Worker:
 
     def __init__(self, case: Case, python: Path, activations: Path, threads: int) -> None:
         self.case = case
+        self.processor: list[float] = []
+        """Seconds of the latest steps, of all cores together."""
         self._errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
         # Waiting threads sleep, so that the worker whose turn it is has all cores. In a session of its own, so that
         # Ctrl-C reaches the parent alone, which then ends the workers.
@@ -65,6 +67,7 @@ class Worker:
     def steps(self, n: int, limit: float, *, forget: bool = False) -> tuple[list[float], float]:
         """Seconds of `n` steps, and the peak memory so far, in MB; to `forget` begins a new peak."""
         answer = self._ask({"steps": n, "forget": forget}, limit)
+        self.processor = answer["processor"]
         return answer["seconds"], answer["peak_mb"]
 
     def _ask(self, request: dict[str, Any], limit: float) -> dict[str, Any]:

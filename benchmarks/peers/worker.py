@@ -56,9 +56,10 @@ def serve(requests: Iterator[dict[str, Any]], answer: Callable[[dict[str, Any]],
     answer({"version": importlib.metadata.version(case.library)})
     n_done = 0
     for request in requests:
-        seconds = [step(case, work, batch_of(path, n_done + i, case)) for i in range(request["steps"])]
-        n_done += len(seconds)
-        answer({"seconds": seconds, "peak_mb": peak_mb(case.device)})
+        taken = [step(case, work, batch_of(path, n_done + i, case)) for i in range(request["steps"])]
+        n_done += len(taken)
+        seconds, processor = ([each[i] for each in taken] for i in (0, 1))
+        answer({"seconds": seconds, "processor": processor, "peak_mb": peak_mb(case.device)})
         if request["forget"]:
             forget_peak(case.device)
 
@@ -74,12 +75,13 @@ def batch_of(path: Path, index: int, case: Case) -> Tensor:
     return torch.from_numpy(np.array(rows[start : start + case.batch])).to(case.device)
 
 
-def step(case: Case, work: Work, x: Tensor) -> float:
+def step(case: Case, work: Work, x: Tensor) -> tuple[float, float]:
+    """The seconds of one step on the clock, and those of all cores together."""
     synchronize(case.device)
-    start = time.perf_counter()
+    start, used = time.perf_counter(), time.process_time()
     work(x)
     synchronize(case.device)
-    return time.perf_counter() - start
+    return time.perf_counter() - start, time.process_time() - used
 
 
 def synchronize(device: str) -> None:

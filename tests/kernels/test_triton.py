@@ -89,6 +89,8 @@ def compile_all() -> None:
         for unit_rows in (False, True):
             step = AdamStep(0.1, 0.9, 0.999, 1e-8, 1, unit_rows=unit_rows, project=unit_rows)
             triton_gpu.adam(w, w.clone(), torch.zeros_like(w, dtype=dtype), torch.zeros_like(w), step)
+            m, v, last = torch.zeros_like(w, dtype=dtype), torch.zeros_like(w), torch.zeros(12).long()
+            triton_gpu.adam_rows(w, torch.arange(n), w[:n].clone(), m, v, last, step)
     code, ids, starts = torch.rand(n, 7), torch.randint(0, 12, (n, 7)), (0, 3, 5, 12)
     column = torch.ones(n, 1)
     errors, _ = triton_gpu.layer_errors(code, ids, starts, w, w[0], x, column, column)

@@ -84,6 +84,11 @@ def test_adams_state_in_half_precision_resumes_exactly(tiny_config: MakeConfig, 
     stopped_and_resumed(tiny_config(optim={"state": "bfloat16"}), tmp_path)
 
 
+def test_rows_that_rest_resume_exactly(tiny_config: MakeConfig, tmp_path: Path) -> None:
+    """How long each row has rested is in the checkpoint."""
+    stopped_and_resumed(tiny_config(optim={"state": "bfloat16", "rows": "active"}), tmp_path)
+
+
 def test_parents_from_data_resume_exactly(tiny_config: MakeConfig, tmp_path: Path) -> None:
     """Stopped between two updates, so that some of the evidence for the second is from before the stop."""
     data = {"every": 8, "sample": 64, "window": 640, "min_count": 4, "earned": 0.05, "dead_until": 0.9}

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import torch
 from torch import Tensor
 
+from saeforest.optim import OptimConfig
 from saeforest.saes import (
     MatryoshkaConfig,
     RunLength,
@@ -22,11 +24,17 @@ from ..case import Case
 
 # So many that no feature is dead and no child moves in the few steps that are measured, as in the other libraries.
 _STEPS = 100_000
+#: How the optimizer differs, by the name of the system.
+OPTIMS = {
+    "tree": OptimConfig(),
+    "tree, active rows": OptimConfig(rows="active"),
+    "tree, active rows, state in bfloat16": OptimConfig(rows="active", state="bfloat16"),
+}
 
 
 def system(case: Case) -> SystemConfig:
     sizes, k = case.layer_sizes, case.k_per_layer
-    if case.system == "tree":
+    if case.system.startswith("tree"):
         return TreeConfig(layer_sizes=sizes, k_per_layer=k)
     if case.system == "matryoshka":
         # Over the batch, as the peers choose.
@@ -39,5 +47,8 @@ def prepare(case: Case) -> Callable[[Tensor], object]:
     if case.task == "encode":
         sae = build(system(case), case.d).to(case.device).eval()
         return torch.no_grad()(partial(sae.encode, precision=precision))
-    run = RunLength(_STEPS, case.batch)
-    return start_training(system(case), case.d, run, precision=precision, device=case.device).step
+    run, optim = RunLength(_STEPS, case.batch), OPTIMS.get(case.system, OptimConfig())
+    optim = replace(optim, batch_size=case.batch)
+    return start_training(
+        system(case), case.d, run, optim=optim, precision=precision, device=case.device
+    ).step

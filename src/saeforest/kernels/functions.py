@@ -16,6 +16,53 @@ from .plain import layer_rows
 Grad = Tensor | None
 
 
+#: The attribute of a weight whose gradients hold only the rows that have one.
+_BY_ROWS = "gradient_by_rows"
+# A sum over many rows is split into this many, which threads can share.
+_PARTS = 64
+
+
+def gradient_by_rows(weight: Tensor) -> None:
+    """From now on the gradients of `weight [F, d]` from the functions here are sparse tensors, as those of
+    `nn.Embedding(sparse=True)` are: they hold the rows of active features, and none of the others."""
+    setattr(weight, _BY_ROWS, True)
+
+
+def rows_of_gradient(grad: Float[Tensor, "F d"]) -> tuple[Int[Tensor, "a"], Float[Tensor, "a d"]]:
+    """The rows that have a gradient, in ascending order, and their gradients. Of a dense one, those that are not 0."""
+    if grad.is_sparse:
+        grad = grad.coalesce()
+        return grad.indices()[0], grad.values()
+    rows = grad.any(1).nonzero().flatten()
+    return rows, grad[rows]
+
+
+def _to_weight(values: Tensor, rows: Tensor, ids: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    """The gradient of `weight`: `scatter_outer`, as a sparse tensor if that is wanted of this weight."""
+    kernels = backend(weight)
+    if not hasattr(weight, _BY_ROWS):
+        return kernels.scatter_outer(values, rows, ids, x, len(weight))
+    active, place = _touched(values, ids, len(weight))
+    grad = kernels.scatter_outer(values, rows, place, x, len(active))
+    return torch.sparse_coo_tensor(
+        active[None], grad, weight.shape, is_coalesced=True, check_invariants=False
+    )
+
+
+def _touched(values: Tensor, ids: Tensor, n: int) -> tuple[Int[Tensor, "a"], Int[Tensor, "m"]]:
+    """The ids of entries that are not 0, in ascending order, and the place among them of each entry's id (0 for
+    entries that are 0)."""
+    used = values != 0
+    mine = torch.where(used, ids, n)  # the last one gathers all that are unused
+    on = torch.zeros(n + 1, dtype=torch.bool, device=ids.device)
+    on[mine] = True
+    on[n] = False
+    active = on.nonzero().flatten()
+    place = torch.zeros(n + 1, dtype=torch.int64, device=ids.device)
+    place[active] = torch.arange(len(active), device=ids.device)
+    return active, place[mine]
+
+
 class _Decode(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values: Tensor, ids: Tensor, rows: Tensor, first: Tensor, weight: Tensor) -> Tensor:
@@ -28,7 +75,7 @@ class _Decode(torch.autograd.Function):
         grad, kernels = grads[0].contiguous(), backend(weight)
         need_values, *_, need_weight = ctx.needs_input_grad
         to_values = kernels.gather_dot(grad, rows, ids, weight) if need_values else None
-        to_weight = kernels.scatter_outer(values, rows, ids, grad, len(weight)) if need_weight else None
+        to_weight = _to_weight(values, rows, ids, grad, weight) if need_weight else None
         return to_values, None, None, None, to_weight
 
 
@@ -54,17 +101,27 @@ class _Encode(torch.autograd.Function):
         need_x, _, _, _, need_weight, need_center, _ = ctx.needs_input_grad
         to_center = None
         if need_center:  # summed over all rows directly, without a gradient for each row
-            sums = kernels.scatter_outer(grad, torch.zeros_like(ids), ids, grad.new_ones(1, 1), len(weight))
-            to_center = -sums.flatten() @ weight
+            to_center = -_weighted_sum(grad, ids, weight)
         return (
             kernels.weighted_rows(grad, ids, first, weight) if need_x else None,
             None,
             None,
             None,
-            kernels.scatter_outer(grad, rows, ids, x, len(weight)) if need_weight else None,
+            _to_weight(grad, rows, ids, x, weight) if need_weight else None,
             to_center,
             None,
         )
+
+
+def _weighted_sum(values: Tensor, ids: Tensor, weight: Tensor) -> Float[Tensor, "d"]:
+    """The sum of `values[i] weight[ids[i]]` over all entries."""
+    kernels, one = backend(weight), values.new_ones(1, 1)
+    if not hasattr(weight, _BY_ROWS):
+        return kernels.scatter_outer(values, torch.zeros_like(ids), ids, one, len(weight)).flatten() @ weight
+    active, place = _touched(values, ids, len(weight))
+    sums = kernels.scatter_outer(values, torch.zeros_like(place), place, one, len(active)).flatten()
+    first = torch.linspace(0, len(active), _PARTS + 1, device=ids.device).long()
+    return kernels.weighted_rows(sums, active, first, weight).sum(0)
 
 
 class _LayerErrors(torch.autograd.Function):
@@ -99,9 +156,7 @@ class _LayerErrors(torch.autograd.Function):
             errors, factors, extra, std, values, ids, ctx.starts, decoder, padded=ctx.padded
         )
         rows = layer_rows(ids, ctx.starts)
-        to_decoder = kernels.scatter_outer(
-            values.flatten(), rows, ids.flatten(), sums.flatten(0, 1), len(decoder)
-        )
+        to_decoder = _to_weight(values.flatten(), rows, ids.flatten(), sums.flatten(0, 1), decoder)
         return to_values, None, to_decoder, sums[0].sum(0), None, None, None, None, None
 
 

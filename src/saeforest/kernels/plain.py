@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from .types import AdamStep
+from .types import AdamStep, after_rest
 
 _SUM = 0  # embedding bag's code for mode="sum"
 # Rows are independent, so dense tensors are built for slices of rows with about this many entries.
@@ -286,13 +286,46 @@ def adam(
         state.copy_(new if state.dtype == weight.dtype else rounded(new, 2 * step.steps + i))
 
 
-def rounded(x: Float[Tensor, "*shape"], seed: int) -> Float[Tensor, "*shape"]:
+def adam_rows(
+    weight: Float[Tensor, "F d"],
+    rows: Int[Tensor, "a"],
+    grad: Float[Tensor, "a d"],
+    exp_avg: Float[Tensor, "F d"],
+    exp_avg_sq: Float[Tensor, "F d"],
+    last: Int[Tensor, "F"],
+    step: AdamStep,
+) -> None:
+    """One step of Adam on some rows, in place; the others rest (docs/spec/tree-sae.md#active-rows).
+
+    Before the step, a row makes up for the steps in which it rested: it moves as far as its moments would have moved
+    it, and they decay.
+
+    rows: the rows, each at most once. grad: their gradients.
+    last: the step in which each row was last updated, 0 if in none; it is updated too.
+    """
+    keep_m, keep_v, far = after_rest(step, last[rows]).to(weight.dtype)[:, :, None].unbind(1)
+    w, m, v = (t[rows].to(weight.dtype) for t in (weight, exp_avg, exp_avg_sq))
+    w = w - far * m / (v.sqrt() / math.sqrt(1 - step.beta2**step.steps) + step.eps)
+    m, v = keep_m * m, keep_v * v
+    adam(w, grad, m, v, step)
+    weight[rows], last[rows] = w, step.steps
+    for i, (state, new) in enumerate(((exp_avg, m), (exp_avg_sq, v))):
+        state[rows] = new if state.dtype == w.dtype else rounded(new, 2 * step.steps + i, rows)
+
+
+def rounded(
+    x: Float[Tensor, "*shape"], seed: int, rows: Int[Tensor, "a"] | None = None
+) -> Float[Tensor, "*shape"]:
     """`x` in bfloat16 by stochastic rounding, which is unbiased.
 
     With rounding to nearest, a slowly moving average would never change. The random numbers depend only on the position
     and `seed`.
+
+    rows: the rows that `x` has in the matrix in which positions count. None: `x` is the whole.
     """
     place = torch.arange(x.numel(), device=x.device, dtype=torch.int64).view(x.shape)
+    if rows is not None:
+        place = place[0] + rows[:, None] * x.shape[1]
     mask = 0xFFFFFFFF
     # A 32-bit hash (the finalizer of MurmurHash3), computed in 64-bit integers.
     h = (place + seed * 0x9E3779B9) & mask

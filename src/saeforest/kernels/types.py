@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
 
 
 class AdamStep(NamedTuple):
@@ -18,3 +23,15 @@ class AdamStep(NamedTuple):
     """Whether rows are scaled to unit norm before the step."""
     project: bool = False
     """Whether the component of each row's gradient along the row is removed; only with `unit_rows`."""
+
+
+def after_rest(step: AdamStep, last: Int[Tensor, "a"]) -> Float[Tensor, "a 3"]:
+    """What rows make up for before `step` that were last updated in the steps `last`: the factors by which their two
+    moments have decayed, and how far they move, as a multiple of the first moment over the root of the second.
+
+    The move of the n-th step of a rest is `(beta1 / sqrt(beta2))**n` times the one with the moments as they were.
+    """
+    rest, ratio = (step.steps - 1 - last).double(), step.beta1 / math.sqrt(step.beta2)
+    moves = rest if ratio == 1 else ratio * (1 - ratio**rest) / (1 - ratio)
+    far = moves * (step.lr / (1 - step.beta1**step.steps))
+    return torch.stack([step.beta1**rest, step.beta2**rest, far], dim=1)

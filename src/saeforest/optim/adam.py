@@ -6,9 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
-from ..kernels import AdamStep, backend
+from ..kernels import AdamStep, backend, rows_of_gradient
+
+#: The name in the state of a weight for the step in which each of its rows was last updated.
+_LAST = "last"
 
 
 class Adam(torch.optim.Optimizer):
@@ -17,6 +21,9 @@ class Adam(torch.optim.Optimizer):
     A parameter group with `unit_rows` holds matrices whose rows are scaled to unit norm before each step. With
     `project`, the component of each row's gradient along the row is removed first, since it would only change the
     row's norm (docs/spec/tree-sae.md#adam).
+
+    A group with `rows="active"` updates only the rows of its matrices that have a gradient; the others rest
+    (docs/spec/tree-sae.md#active-rows).
 
     With `state=torch.bfloat16` the moving averages take half the memory. They use stochastic rounding: if rounded to
     nearest, an average that changes by a thousandth per step would never change.
@@ -37,6 +44,7 @@ class Adam(torch.optim.Optimizer):
             "eps": eps,
             "unit_rows": False,
             "project": False,
+            "rows": "all",
             "state": state,
         }
         super().__init__(groups, defaults)
@@ -57,8 +65,8 @@ class Adam(torch.optim.Optimizer):
         state = self.state[weight]
         if not state:
             state["step"] = torch.zeros(())
-            for name in ("exp_avg", "exp_avg_sq"):
-                state[name] = torch.zeros_like(weight, dtype=kept_in(weight, group))
+            for name, (shape, dtype) in kept(weight, group).items():
+                state[name] = torch.zeros(shape, dtype=dtype, device=weight.device)
         state["step"] += 1
         step = AdamStep(
             group["lr"],
@@ -69,18 +77,57 @@ class Adam(torch.optim.Optimizer):
             unit_rows=group["unit_rows"],
             project=group["project"],
         )
-        backend(weight).adam(weight, weight.grad, state["exp_avg"], state["exp_avg_sq"], step)
+        moments, kernels = (state["exp_avg"], state["exp_avg_sq"]), backend(weight)
+        if _LAST in state:
+            kernels.adam_rows(weight, *rows_of_gradient(weight.grad), *moments, state[_LAST], step)
+        else:
+            kernels.adam(weight, weight.grad, *moments, step)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)  # this casts the state to the data type of the weights
-        for group in self.param_groups:
-            for weight in group["params"]:
-                for name in ("exp_avg", "exp_avg_sq"):
-                    if name in (state := self.state[weight]):
-                        state[name] = state[name].to(kept_in(weight, group))
+        weights = [(weight, group) for group in self.param_groups for weight in group["params"]]
+        for i, (weight, group) in enumerate(weights):
+            for name, (_, dtype) in kept(weight, group).items():
+                if name in (state := self.state[weight]):
+                    state[name] = state_dict["state"][i][name].to(weight.device, dtype, copy=True)
+
+    # -- rows that begin again, or change places
+
+    @torch.no_grad()
+    def renew(self, weight: Tensor, rows: Int[Tensor, "a"], like: Int[Tensor, "l"]) -> None:
+        """Let the moments of `rows` begin anew. The mean starts at 0 and the mean square at that of the rows `like`:
+        from 0, the first steps would be several times too long."""
+        if not (state := self.state.get(weight)):
+            return
+        state["exp_avg"][rows] = 0
+        square = state["exp_avg_sq"]
+        usual = square[like].float()
+        if _LAST in state:
+            rest = (state["step"].to(square.device) - state[_LAST][like]).double()
+            usual *= (self._group(weight)["betas"][1] ** rest).float()[:, None]
+            state[_LAST][rows] = int(state["step"])
+        square[rows] = usual.mean(0).to(square.dtype)
+
+    @torch.no_grad()
+    def rearrange(self, weight: Tensor, at: Int[Tensor, "F"]) -> None:
+        """Let the state of rows change places: that of row `at[i]` goes to row `i`."""
+        for name, (shape, _) in kept(weight, self._group(weight)).items():
+            if (state := self.state.get(weight)) and len(shape):
+                state[name].copy_(state[name][at])
+
+    def _group(self, weight: Tensor) -> dict[str, Any]:
+        return next(g for g in self.param_groups if any(weight is p for p in g["params"]))
 
 
-def kept_in(weight: Tensor, group: dict[str, Any]) -> torch.dtype:
-    """The data type of a weight's moving averages: that of `group["state"]` for matrices, the weight's own for vectors,
-    whose state is small."""
-    return weight.dtype if group["state"] is None or weight.dim() < 2 else group["state"]
+def kept(weight: Tensor, group: dict[str, Any]) -> dict[str, tuple[torch.Size, torch.dtype]]:
+    """Shape and data type of what Adam keeps of a weight, besides the number of its steps.
+
+    The moving averages of a matrix have the data type of `group["state"]`; those of a vector, which are small, that of
+    the vector. If only active rows are updated, the step in which each row was last updated is kept too.
+    """
+    full = group["state"] is None or weight.dim() < 2
+    moment = (weight.shape, weight.dtype if full else group["state"])
+    found = {"exp_avg": moment, "exp_avg_sq": moment}
+    if group["rows"] == "active" and weight.dim() == 2:
+        found[_LAST] = (weight.shape[:1], torch.int64)
+    return found

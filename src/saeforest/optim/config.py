@@ -38,6 +38,10 @@ class OptimConfig:
     """Remove from the gradient of every decoder row its component along the row, which would only change its norm."""
     state: Literal["float32", "bfloat16"] = "float32"
     """Data type of Adam's moving averages. bfloat16 halves their memory; stochastic rounding keeps them unbiased."""
+    rows: Literal["all", "active"] = "all"
+    """Rows of the encoder and decoder that a step updates. all: every one, as Adam does; active: those that have a
+    gradient, because their feature fired or the auxiliary loss trains it. The others rest, and make up for that when
+    they next have one. Time and memory then grow with active features, not with all."""
 
 
 def learning_rate(config: OptimConfig, step: int, n_steps: int) -> float:

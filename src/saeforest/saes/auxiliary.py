@@ -22,6 +22,8 @@ class ResidualConfig:
 
     k: int = 256
     """Number of dead features that may be active on a token."""
+    stride: int = 1
+    """Train dead features on every n-th activation of a batch only, which costs that much less. 1: on all."""
     detach: bool = False
     """Treat the residual as a fixed target. The authors' code lets gradients flow through it."""
     bias: bool = True
@@ -32,6 +34,13 @@ class ResidualConfig:
     def __post_init__(self) -> None:
         if self.k < 1:
             raise InputError(f"sae.aux.k = {self.k}: expected 1 or more")
+        if self.stride < 1:
+            raise InputError(f"sae.aux.stride = {self.stride}: expected 1 or more")
+
+    @property
+    def rows(self) -> slice:
+        """The activations of a batch on which dead features are trained."""
+        return slice(None, None, self.stride)
 
 
 @dataclass(frozen=True)
@@ -70,9 +79,10 @@ def auxiliary_loss(
 ) -> Float[Tensor, ""]:
     """The squared error of a reconstruction of the residual from dead features, relative to the residual's variance.
 
-    code: the dead features that are active on each activation.
-    residual: target minus reconstruction, `[n, d_in]`.
+    code: the dead features that are active on each of the activations `aux.rows`.
+    residual: target minus reconstruction of all activations, `[n, d_in]`. stats: their statistics.
     """
+    residual, std = residual[aux.rows], stats.std[aux.rows]
     if code.values.shape[1] == 0 and not aux.bias:
         return residual.new_zeros(())
     if aux.detach:
@@ -81,7 +91,7 @@ def auxiliary_loss(
     if aux.bias:
         e_hat = e_hat + b_dec
     if aux.rescale:
-        e_hat = e_hat * stats.std
+        e_hat = e_hat * std
     spread = (residual - residual.mean(-1, keepdim=True)).square().mean()
     # If the residual is constant, the ratio and its gradient are 0 rather than NaN.
     some = spread > 0

@@ -192,6 +192,7 @@ class ExpertHSAETraining(Training):
             "orthogonality": scalars([crossing]),
         }
         if config.aux.coefficient:
+            u = u[config.aux.rows]
             dead = h.exact(u, select_dead(h, u, self.dead_after(fired)[:n], config.aux.k))
             auxiliary = auxiliary_loss(dead, experts.decoder, sae.b_dec, -errors[1], stats, config.aux)
             loss = loss + config.aux.coefficient * auxiliary

@@ -114,6 +114,7 @@ class FlatTraining(Training):
         loss = losses.sum()
         terms = {"reconstruction": scalars(losses)}
         if aux.coefficient:
+            u = u[aux.rows]
             dead = h.exact(u, select_dead(h, u, self.dead_after(fired), aux.k))
             auxiliary = auxiliary_loss(dead, sae.decoder, sae.b_dec, -error, stats, aux)
             loss = loss + aux.coefficient * auxiliary

@@ -61,6 +61,4 @@ def rearrange(sae: SAE, optimizer: Adam, at: Int[Tensor, "d_sae"]) -> None:
     """Let features change places: their weights, and their moments in the optimizer."""
     for weight in (sae.encoder, sae.decoder):
         weight.copy_(weight[at])
-        for name in ("exp_avg", "exp_avg_sq"):
-            if state := optimizer.state.get(weight):
-                state[name].copy_(state[name][at])
+        optimizer.rearrange(weight, at)

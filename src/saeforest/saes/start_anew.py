@@ -78,7 +78,9 @@ def start_anew(
         return features[:0]
     started = torch.cat(begun).sort().values
     for (start, end), rows in zip(pairwise(sae.starts), like, strict=True):
-        _renew(sae, optimizer, started[(started >= start) & (started < end)], rows)
+        mine = started[(started >= start) & (started < end)]
+        for weight in (sae.encoder, sae.decoder) if len(mine) else ():
+            optimizer.renew(weight, mine, rows)
     return started
 
 
@@ -119,13 +121,3 @@ def fitted_norms(
     value = (u @ inputs.T).relu()
     fitted = (value * (residual @ rows.T)).sum(0) / value.square().sum(0).clamp(min=1e-30)
     return fitted / (rows @ rows.T).clamp(min=0).square().sum(1)
-
-
-def _renew(sae: SAE, optimizer: Adam, features: Int[Tensor, "m"], like: Int[Tensor, "l"]) -> None:
-    """Renew the optimizer's moments. The mean starts at 0 and the mean square at that of the features `like`: from 0,
-    Adam's first steps would be several times too long."""
-    for weight in (sae.encoder, sae.decoder):
-        if len(features) and (state := optimizer.state.get(weight)):
-            state["exp_avg"][features] = 0
-            square = state["exp_avg_sq"]
-            square[features] = square[like].float().mean(0).to(square.dtype)

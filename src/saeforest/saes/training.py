@@ -19,6 +19,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from ..errors import InputError
+from ..kernels import gradient_by_rows
 from ..optim import Adam, OptimConfig, learning_rate, resolve_precision
 from ..sparse_code import SparseCode
 from .base import SAE
@@ -303,9 +304,13 @@ def _make_optimizer(
             "lr": rates.get(p, 1.0) * config.lr,
             "unit_rows": p is unit_rows,
             "project": config.project_gradient,
+            "rows": config.rows,
         }
         for p in weights
     ]
+    if config.rows == "active":
+        for matrix in weights:
+            gradient_by_rows(matrix)
     state = torch.bfloat16 if config.state == "bfloat16" else None
     return Adam(groups, lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps, state=state)
 

@@ -101,6 +101,7 @@ class TreeTraining(Training):
     ) -> Float[Tensor, ""]:
         """Eq. 8: the residual is reconstructed from the k largest dead features of a layer whose parents are active."""
         sae, aux = self.sae, self.sae.config.aux
+        u, code = u[aux.rows], code[aux.rows]
         start, end = sae.starts[layer], sae.starts[layer + 1]
         features = group_by_parent(sae.parent, start + dead[start:end].nonzero().flatten())
         chosen = h.exact(u, sae.gate(h, u, sae.active(code), features, aux.k))

@@ -22,7 +22,7 @@ from ..files import (
     write_json,
     write_tensors,
 )
-from ..optim import kept_in
+from ..optim import kept
 from ..saes import Training
 from ..schema import Checksum, Count, Name, Positive, Schema, checked
 from ..structure.forest import Forest
@@ -32,7 +32,6 @@ STATE = "state.json"
 SINGLE = "state"
 _FOLDER = re.compile(r"step-[0-9]{8,}")
 _PARENT = "training.sae.parent"
-_MOMENTS = ("exp_avg", "exp_avg_sq")
 _REMEDY = "delete this checkpoint's folder, and resume from an older one or start again"
 #: In format 1, an SAE and its training were one object.
 FORMAT_VERSION = 2
@@ -208,8 +207,8 @@ def _expected(training: Training) -> Iterator[tuple[str, torch.Size, torch.dtype
     weights = [(weight, group) for group in groups for weight in group["params"]]
     for i, (weight, group) in enumerate(weights):
         yield f"optimizer.{i}.step", torch.Size(), torch.float32
-        for moment in _MOMENTS:
-            yield f"optimizer.{i}.{moment}", weight.shape, kept_in(weight, group)
+        for name, (shape, dtype) in kept(weight, group).items():
+            yield f"optimizer.{i}.{name}", shape, dtype
     rng = torch.get_rng_state()
     yield "torch_rng", rng.shape, rng.dtype
 
@@ -261,6 +260,6 @@ def _damage(name: str, tensor: Tensor, step: int, d_sae: int) -> str:
     counter = not tensor.is_floating_point() or name.endswith(".step")
     if counter and not bool(((tensor >= 0) & (tensor <= step)).all()):
         return f"counts steps, but holds numbers outside 0 to {step:,}"
-    if name.endswith(f".{_MOMENTS[1]}") and bool((tensor < 0).any()):
+    if name.endswith(".exp_avg_sq") and bool((tensor < 0).any()):
         return "holds squares, but some of them are negative"
     return ""

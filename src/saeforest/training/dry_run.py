@@ -223,8 +223,10 @@ def _n_parameters(config: TrainConfig, d_in: int, d_out: int | None) -> int:
 
 
 def _bytes(config: TrainConfig) -> int:
-    """Bytes for each parameter: itself and its gradient in float32, and Adam's two moments."""
-    return 2 * 4 + 2 * (2 if config.optim.state == "bfloat16" else 4)
+    """Bytes for each parameter: itself and its gradient in float32, and Adam's two moments. Gradients of active rows
+    alone do not grow with the dictionary; they are among the working memory."""
+    gradient = 0 if config.optim.rows == "active" else 4
+    return 4 + gradient + 2 * (2 if config.optim.state == "bfloat16" else 4)
 
 
 def _activations(reader: ActivationReader, tokens: Tokens, n_windows: int) -> tuple[ActivationBatch, float]:

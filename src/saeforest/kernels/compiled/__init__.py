@@ -1,16 +1,18 @@
-"""The kernels for CPUs, compiled by Numba. Their loops are in `loops.py` and `select.py`; `plain.py` documents them."""
+"""The kernels for CPUs, compiled by Numba; `plain.py` documents them. Their loops are in the files beside this one."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from .. import plain
-from ..types import AdamStep
-from . import loops, select
+from ..types import AdamStep, after_rest
+from . import loops, moments, select
 from .threads import over_rows, over_work
 
 _BLOCK = 64
@@ -195,29 +197,66 @@ def layer_gradients(
 
 
 def adam(weight: Tensor, grad: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, step: AdamStep) -> None:
-    written = (weight, exp_avg, exp_avg_sq)
-    halved = exp_avg.dtype == torch.bfloat16 and weight.dtype == torch.float32
-    if (
-        weight.dim() not in (1, 2)
-        or not all(t.is_contiguous() for t in written)
-        or not (halved or exp_avg.dtype == weight.dtype)
-    ):
+    if not _in_place(weight, exp_avg, exp_avg_sq) or weight.dim() not in (1, 2):
         plain.adam(weight, grad, exp_avg, exp_avg_sq, step)
         return
     if weight.dim() == 1:
         weight, grad, exp_avg, exp_avg_sq = (t[None] for t in (weight, grad, exp_avg, exp_avg_sq))
     weight_, grad_ = arrays(weight, grad)
     number = weight_.dtype.type
-    size = number(step.lr / (1 - step.beta1**step.steps))
-    root = number(1 / math.sqrt(1 - step.beta2**step.steps))
-    numbers = (number(step.beta1), number(step.beta2), size, root, number(step.eps))
+    numbers = (number(step.beta1), number(step.beta2), *_sizes(step, number))
     flags = (step.unit_rows, step.project)
-    if not halved:
-        over_rows(loops.adam, len(weight), weight_, grad_, *arrays(exp_avg, exp_avg_sq), *flags, *numbers)
+    if exp_avg.dtype == weight.dtype:
+        over_rows(moments.adam, len(weight), weight_, grad_, *arrays(exp_avg, exp_avg_sq), *flags, *numbers)
         return
-    m, v = (as_bits(t).view(np.uint16) for t in (exp_avg, exp_avg_sq))
-    seeds = [np.uint32((2 * step.steps + i) * 0x9E3779B9 & 0xFFFFFFFF) for i in (0, 1)]
-    over_rows(loops.adam_rounded, len(weight), weight_, grad_, m, v, *flags, *numbers, *seeds)
+    m, v = _halves(exp_avg, exp_avg_sq)
+    over_rows(moments.adam_rounded, len(weight), weight_, grad_, m, v, *flags, *numbers, *_seeds(step))
+
+
+def adam_rows(
+    weight: Tensor,
+    rows: Tensor,
+    grad: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    last: Tensor,
+    step: AdamStep,
+) -> None:
+    if not _in_place(weight, exp_avg, exp_avg_sq):
+        plain.adam_rows(weight, rows, grad, exp_avg, exp_avg_sq, last, step)
+        return
+    weight_, rows_, grad_, last_ = arrays(weight, rows, grad, last)
+    number = weight_.dtype.type
+    rests = after_rest(step, last[rows]).to(weight.dtype).numpy()
+    numbers = (number(step.beta1), number(step.beta2), *_sizes(step, number))
+    others = (last_, step.steps, rests, step.unit_rows, step.project, *numbers)
+    if exp_avg.dtype == weight.dtype:
+        m, v = arrays(exp_avg, exp_avg_sq)
+        over_rows(moments.adam_rows, len(rows), weight_, rows_, grad_, m, v, *others)
+        return
+    m, v = _halves(exp_avg, exp_avg_sq)
+    over_rows(moments.adam_rows_rounded, len(rows), weight_, rows_, grad_, m, v, *others, *_seeds(step))
+
+
+def _in_place(weight: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor) -> bool:
+    """Whether the compiled loops can update these: contiguous, with moments of the weight's type or in bfloat16."""
+    halved = exp_avg.dtype == torch.bfloat16 and weight.dtype == torch.float32
+    contiguous = all(t.is_contiguous() for t in (weight, exp_avg, exp_avg_sq))
+    return contiguous and (halved or exp_avg.dtype == weight.dtype)
+
+
+def _sizes(step: AdamStep, number: Callable[[float], Any]) -> tuple[Any, Any, Any]:
+    """The length of the step, what undoes the bias of the root of the second moment, and epsilon."""
+    size = step.lr / (1 - step.beta1**step.steps)
+    return number(size), number(1 / math.sqrt(1 - step.beta2**step.steps)), number(step.eps)
+
+
+def _halves(*moments: Tensor) -> list[np.ndarray]:
+    return [as_bits(t).view(np.uint16) for t in moments]
+
+
+def _seeds(step: AdamStep) -> list[np.uint32]:
+    return [np.uint32((2 * step.steps + i) * 0x9E3779B9 & 0xFFFFFFFF) for i in (0, 1)]
 
 
 def choose_atoms(u: Tensor, atoms: Tensor, gram: Tensor, k: int, tolerance: float) -> tuple[Tensor, Tensor]:

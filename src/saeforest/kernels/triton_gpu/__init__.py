@@ -24,13 +24,14 @@ from ..plain import (  # fast enough
     put_back_atoms,
     take_atoms,
 )
-from .adam import adam
+from .adam import adam, adam_rows
 from .errors import layer_errors, layer_gradients
 from .select import best_children, top_children, top_positive
 from .sparse import gather_dot, scatter_outer, weighted_rows
 
 __all__ = [
     "adam",
+    "adam_rows",
     "best_children",
     "choose_atoms",
     "closed_best",

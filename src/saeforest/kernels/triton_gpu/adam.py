@@ -7,10 +7,10 @@ from typing import no_type_check
 
 import triton
 import triton.language as tl
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..types import AdamStep
+from ..types import AdamStep, after_rest
 from .launch import launch
 
 _BLOCK = 1024
@@ -45,12 +45,26 @@ def _adam(
     eps,
     shift_m,
     shift_v,
+    rows,
+    rests,
     UNIT_ROWS: tl.constexpr,
     PROJECT: tl.constexpr,
+    SOME: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Update one row of length `d`. `size` is the number of elements of all rows, so the last may be shorter."""
-    begin = tl.program_id(0).to(tl.int64) * d
+    """Update one row of length `d`. `size` is the number of elements of all rows, so the last may be shorter.
+
+    With SOME, program i updates row `rows[i]`, whose gradient is row i of `grad`, after it has made up for its rest as
+    row i of `rests` says (`after_rest`).
+    """
+    program = tl.program_id(0).to(tl.int64)
+    begin = program * d
+    far = 0.0
+    if SOME:
+        begin = tl.load(rows + program) * d
+        keep = rests + 3 * program
+        far = tl.load(keep + 2)
+    grad += program * d - begin
     end = tl.minimum(begin + d, size)
     shrink = 1.0
     along = 0.0
@@ -60,6 +74,10 @@ def _adam(
         for start in range(begin, end, BLOCK):
             at = start + tl.arange(0, BLOCK)
             w = tl.load(weight + at, mask=at < end, other=0.0)
+            if SOME:
+                m = tl.load(exp_avg + at, mask=at < end, other=0.0).to(tl.float32)
+                v = tl.load(exp_avg_sq + at, mask=at < end, other=0.0).to(tl.float32)
+                w -= far * m / (tl.sqrt_rn(v) * root + eps)
             squares += w * w
             if PROJECT:
                 products += w * tl.load(grad + at, mask=at < end, other=0.0)
@@ -71,12 +89,16 @@ def _adam(
         mine = at < end
         w = tl.load(weight + at, mask=mine, other=0.0)
         g = tl.load(grad + at, mask=mine, other=0.0)
+        m = tl.load(exp_avg + at, mask=mine, other=0.0).to(tl.float32)
+        v = tl.load(exp_avg_sq + at, mask=mine, other=0.0).to(tl.float32)
+        if SOME:
+            w -= far * m / (tl.sqrt_rn(v) * root + eps)
+            m *= tl.load(keep)
+            v *= tl.load(keep + 1)
         if UNIT_ROWS:
             w *= shrink
         if PROJECT:
             g -= along * w
-        m = tl.load(exp_avg + at, mask=mine, other=0.0).to(tl.float32)
-        v = tl.load(exp_avg_sq + at, mask=mine, other=0.0).to(tl.float32)
         m += take_m * (g - m)
         v = keep_v * v + take_v * g * g
         w -= rate * m / (tl.sqrt_rn(v) * root + eps)
@@ -102,18 +124,48 @@ def adam(
 
     `weight` must be float32, and the tensors that are updated must be contiguous.
     """
+    d = weight.shape[-1] if step.unit_rows else _BLOCK
+    _launch(triton.cdiv(weight.numel(), d), d, weight, grad, exp_avg, exp_avg_sq, step, None, None)
+
+
+def adam_rows(
+    weight: Float[Tensor, "F d"],
+    rows: Int[Tensor, "a"],
+    grad: Float[Tensor, "a d"],
+    exp_avg: Float[Tensor, "F d"],
+    exp_avg_sq: Float[Tensor, "F d"],
+    last: Int[Tensor, "F"],
+    step: AdamStep,
+) -> None:
+    """Run one program for each of `rows`. The same holds for the tensors as in `adam`."""
+    rests = after_rest(step, last[rows]).float()
+    _launch(len(rows), weight.shape[1], weight, grad, exp_avg, exp_avg_sq, step, rows, rests)
+    last[rows] = step.steps
+
+
+def _launch(
+    programs: int,
+    d: int,
+    weight: Tensor,
+    grad: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    step: AdamStep,
+    rows: Tensor | None,
+    rests: Tensor | None,
+) -> None:
     for t in (weight, exp_avg, exp_avg_sq):
         assert t.is_contiguous()
-    d = weight.shape[-1] if step.unit_rows else _BLOCK
     options = {
         "UNIT_ROWS": step.unit_rows,
         "PROJECT": step.unit_rows and step.project,
+        "SOME": rows is not None,
         "BLOCK": min(triton.next_power_of_2(d), _BLOCK),
         "num_warps": 4,
     }
     launch(
         _adam,
-        (triton.cdiv(weight.numel(), d),),
+        (programs,),
         weight,
         grad.contiguous(),
         exp_avg,
@@ -128,6 +180,8 @@ def adam(
         step.eps,
         _shift(2 * step.steps),
         _shift(2 * step.steps + 1),
+        rows,
+        rests,
         **options,
     )
 
