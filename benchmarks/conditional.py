@@ -1,15 +1,18 @@
 """What encoding costs in a tree as its dictionary grows, beside the dense encode of as many features.
 
-    python -m benchmarks.conditional [--widths 24576 98304 393216] [--rounds 5]
+    python -m benchmarks.conditional [--widths 24576 98304 393216] [--rounds 5] [--ways dense uniform "by firing"]
 
 Two forests: `uniform`, as a fresh tree has, and `by firing`, where features have children in proportion to how often
-they fire, which is the most that reallocation could ask of an encoder. Rounds are interleaved; median, and the range
-from the first to the third quartile.
+they fire, which is the most that reallocation could ask of an encoder. `tiles` is `by firing` with the children of all
+parents in small tiles, without the matrix product that those of parents with many children take in bfloat16. Rounds
+are interleaved; median, and the range from the first to the third quartile. Times are those of the clock, and with
+`--processor` of all cores together, which other work on the machine changes less.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import statistics
 import time
 from collections.abc import Callable
@@ -20,7 +23,10 @@ from benchmarks.peers.data import synthetic
 from benchmarks.peers.plan import tree_shape
 from torch import Tensor
 
-from saeforest.saes import TopKConfig, TreeConfig, TreeSAE, build
+from saeforest.kernels import compiled
+from saeforest.saes import SAE, TopKConfig, TreeConfig, TreeSAE, build
+
+_WAYS = ("dense", "uniform", "by firing", "tiles")
 
 
 def by_firing(sae: TreeSAE, x: Tensor) -> None:
@@ -50,29 +56,40 @@ def main() -> None:
     parser.add_argument("--d", type=int, default=576)
     parser.add_argument("--batch", type=int, default=4096)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--ways", nargs="+", choices=_WAYS, default=_WAYS)
+    parser.add_argument("--processor", action="store_true")
     args = parser.parse_args()
     x = synthetic(args.batch, args.d, seed=0)
     print(f"{'encoder':10} {'width':>9} {'met':>9} {'ms':>9} {'quartiles':>15} {'dense/this':>10}")
     for width in args.widths:
         sizes, k = tree_shape(width)
-        dense = build(TopKConfig(layer_sizes=(width,)), args.d)
-        uniform = build(TreeConfig(layer_sizes=sizes, k_per_layer=k), args.d)
-        frequent = build(TreeConfig(layer_sizes=sizes, k_per_layer=k), args.d)
-        assert isinstance(uniform, TreeSAE)
-        assert isinstance(frequent, TreeSAE)
-        by_firing(frequent, x)
+        saes: dict[str, SAE] = {}
+        if "dense" in args.ways:
+            saes["dense"] = build(TopKConfig(layer_sizes=(width,)), args.d)
+        if "uniform" in args.ways:
+            saes["uniform"] = build(TreeConfig(layer_sizes=sizes, k_per_layer=k), args.d)
+        if {"by firing", "tiles"} & set(args.ways):
+            frequent = build(TreeConfig(layer_sizes=sizes, k_per_layer=k), args.d)
+            assert isinstance(frequent, TreeSAE)
+            by_firing(frequent, x)
+            saes |= {way: frequent for way in ("by firing", "tiles") if way in args.ways}
+        met = {
+            name: eligible(sae, x) if isinstance(sae, TreeSAE) else float(width) for name, sae in saes.items()
+        }
         ways: dict[str, Callable[[], object]] = {}
-        met = {"dense": float(width), "uniform": eligible(uniform, x), "by firing": eligible(frequent, x)}
-        for name, sae in (("dense", dense), ("uniform", uniform), ("by firing", frequent)):
+        for name, sae in saes.items():
             ways[name] = torch.no_grad()(partial(sae.encode, x, precision=torch.bfloat16))
         seconds: dict[str, list[float]] = {name: [] for name in ways}
+        clock = time.process_time if args.processor else time.perf_counter
+        wide = compiled._WIDE_SCORES
         for round_ in range(args.rounds + 1):  # the first warms up
             for name, encode in ways.items():
-                start = time.perf_counter()
+                compiled._WIDE_SCORES = 1 << 62 if name == "tiles" else wide
+                start = clock()
                 encode()
                 if round_:
-                    seconds[name].append(time.perf_counter() - start)
-        base = statistics.median(seconds["dense"])
+                    seconds[name].append(clock() - start)
+        base = statistics.median(seconds.get("dense", [math.nan, math.nan]))
         for name, taken in seconds.items():
             low, middle, high = (1e3 * q for q in statistics.quantiles(taken, n=4))
             ratio = 1e3 * base / middle

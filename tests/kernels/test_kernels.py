@@ -343,6 +343,33 @@ def test_crowds_of_children_are_met_in_parts(monkeypatch: pytest.MonkeyPatch) ->
     assert torch.equal(whole[1], parts[1])
 
 
+def test_children_of_a_wide_parent_take_the_matrix_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In bfloat16, with scores as good as that; children of other parents have exact scores as before."""
+    first, below = families(9, 200)
+    u, encoder = rand(N, D, dtype=torch.float32), rand(209, D, dtype=torch.float32, seed=1)
+    active = torch.stack([torch.arange(N) % 9, (torch.arange(N) + 4) % 9], dim=1)
+    args = (u, encoder, active, first, below, 7)
+    exact = compiled.top_children(*args, torch.float32)[0].sort(dim=1).values
+    monkeypatch.setattr(compiled, "_WIDE_TOKENS", 2)
+    monkeypatch.setattr(compiled, "_WIDE_CHILDREN", 25)
+    monkeypatch.setattr(compiled, "_WIDE_SCORES", 60)
+    values, ids = compiled.top_children(*args, torch.bfloat16)
+    own = torch.einsum("nd,nkd->nk", u, encoder[ids])
+    used = values > 0
+    assert used.any()
+    torch.testing.assert_close(values[used], own[used], rtol=2**-6, atol=2**-5)
+    torch.testing.assert_close(values.sort(dim=1).values, exact, rtol=2**-6, atol=2**-5)
+    parent = torch.repeat_interleave(torch.arange(209), first.diff())[
+        (below == ids[..., None]).int().argmax(2)
+    ]
+    many = first.diff()[parent] >= 25
+    inexact = (values - own).abs() > 1e-5
+    assert inexact[used & many].any()
+    assert not inexact[used & ~many].any()
+    best = compiled.best_children(*args)[0].sort(dim=1).values  # whose values are taken as they are
+    torch.testing.assert_close(best, exact, rtol=1e-5, atol=1e-6)
+
+
 def test_a_forked_process_has_threads_of_its_own() -> None:
     script = """
 import os, signal, torch

@@ -38,7 +38,7 @@ def test_dead_features_reconstruct_the_residual_of_every_nth_activation() -> Non
     training, x = training_of(sae, setup()), rand(N, D, seed=0)
     dead = torch.arange(30) % 3 == 0
     sae.encoder.data[dead] *= 0.01  # they are not among the largest
-    training.steps_since_fired[dead] = 1000
+    training.steps_since_fired[dead] = training.dead_steps
     step = training(x, x)
     assert not step.fired[dead].any()
 

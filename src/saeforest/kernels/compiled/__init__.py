@@ -18,8 +18,11 @@ from .threads import over_rows, over_work
 _BLOCK = 64
 # The number of products that are updated and searched together.
 _PRODUCTS = 256
-# The number of tokens and of features for which children's scores are computed at a time.
-_SCORES = 1 << 25
+# The number of scores of children that are computed at a time.
+_SCORES = 1 << 26
+# The children of one parent take a dense product in bfloat16 if there are at least this many tokens, children, and
+# scores. With fewer tokens, it would take longer to gather and convert the children's rows than to multiply them.
+_WIDE_TOKENS, _WIDE_CHILDREN, _WIDE_SCORES = 128, 64, 1 << 16
 
 
 def weighted_rows(values: Tensor, ids: Tensor, first: Tensor, weight: Tensor) -> Tensor:
@@ -62,7 +65,7 @@ def top_children(
     first: Tensor,
     children: Tensor,
     k: int,
-    precision: torch.dtype,  # ignored: lower precision than that of the weights would not be faster
+    precision: torch.dtype,  # in bfloat16 are only the scores of parents with many children and tokens
     *,
     in_order: bool = True,
 ) -> tuple[Tensor, Tensor]:
@@ -76,21 +79,20 @@ def top_children(
         best, which = zip(*found, strict=True)
         return torch.cat(best), torch.cat(which)
     order, group = loops.by_id(features, np.ones(len(features), np.bool_), len(first) - 1)
+    tokens, offsets = tokens[order], offsets[order]
     values, ids = u.new_empty(len(u), k), children.new_empty(len(u), k)
-    scores = np.empty(total, u_.dtype)
-    work = np.concatenate([[0], np.cumsum(np.diff(group) * np.diff(first_) + 1)])
-    over_work(
-        loops.child_scores,
-        work,
-        scores,
-        u_,
-        encoder_,
-        tokens[order],
-        offsets[order],
-        group,
-        first_,
-        children_,
-    )
+    scores, n_tokens, n_children = np.empty(total, u_.dtype), np.diff(group), np.diff(first_)
+    wide = (n_tokens >= _WIDE_TOKENS) & (n_children >= _WIDE_CHILDREN)
+    wide &= n_tokens * n_children >= _WIDE_SCORES
+    wide &= in_order and precision == torch.bfloat16
+    work = np.concatenate([[0], np.cumsum(np.where(wide, 0, n_tokens * n_children) + 1)])
+    over_work(loops.child_scores, work, scores, u_, encoder_, tokens, offsets, group, first_, children_, wide)
+    halved = u.bfloat16() if wide.any() else u
+    for p in np.flatnonzero(wide):
+        mine, own = slice(group[p], group[p + 1]), children[first_[p] : first_[p + 1]]
+        product = halved[torch.from_numpy(tokens[mine])] @ encoder[own].bfloat16().T
+        bits = as_bits(product).view(np.uint16)
+        over_rows(loops.place_rows, len(product), scores, bits, offsets[mine])
     places = arrays(values, ids)
     if in_order:
         over_rows(loops.top_children, len(u), *places, scores, begin, active_, first_, children_)

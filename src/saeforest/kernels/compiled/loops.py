@@ -180,12 +180,13 @@ def _four_by_one(u, encoder, tokens, t, child, scores, offsets, c):
 
 
 @jit
-def child_scores(scores, u, encoder, tokens, offsets, group, first, children, low, high):
+def child_scores(scores, u, encoder, tokens, offsets, group, first, children, wide, low, high):
+    """The scores of all children but those of parents that are `wide`."""
     for p in range(low, high):
         mine = children[first[p] : first[p + 1]]
         whole = len(mine) - len(mine) % 4
         t, last = group[p], group[p + 1]
-        if len(mine) == 0:
+        if len(mine) == 0 or wide[p]:
             continue
         while t + 4 <= last:
             for c in range(0, whole, 4):
@@ -196,6 +197,19 @@ def child_scores(scores, u, encoder, tokens, offsets, group, first, children, lo
         while t < last:
             dot_rows(scores[offsets[t] :], u[tokens[t]], encoder, mine, len(mine))
             t += 1
+
+
+@jit
+def place_rows(scores, rows, offsets, low, high):
+    """Write rows of numbers in bfloat16, given by their bits, to where their scores are expected."""
+    bits = np.empty(rows.shape[1], np.uint32)
+    numbers = bits.view(np.float32)
+    for t in range(low, high):
+        row, at = rows[t], offsets[t]
+        for i in range(len(row)):
+            bits[i] = np.uint32(row[i]) << np.uint32(16)
+        for i in range(len(row)):
+            scores[at + i] = numbers[i]
 
 
 @jit
