@@ -235,6 +235,21 @@ def test_a_dry_run_holds_all_saes_at_once(tiny_config: MakeConfig, monkeypatch: 
     assert found.memory.state == found.bytes_sae == 3 * (16 * (2 * 4096 * 16 + 16) + 4 * 4096)
 
 
+@pytest.mark.parametrize(
+    ("optim", "expected"),
+    [
+        ({}, 16),
+        ({"state": "bfloat16"}, 12),
+        ({"rows": "active"}, 12),
+        ({"rows": "active", "state": "bfloat16"}, 8),
+    ],
+)
+def test_gradients_of_active_rows_are_not_kept_for_all(
+    tiny_config: MakeConfig, optim: dict[str, str], expected: int
+) -> None:
+    assert dry_run._bytes(tiny_config(optim=optim)) == expected
+
+
 def test_what_is_trained_in_place_of_rows_is_counted(tiny_config: MakeConfig) -> None:
     """An H-SAE trains factors of the children's rows: only those have gradients and moments."""
     config = replace(tiny_config(), sae=ExpertHSAEConfig((32, 512), (4, 4), subspace=4))
