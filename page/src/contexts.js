@@ -5,6 +5,9 @@ import { FeatureLink } from "./ui.js";
 
 const LEVELS = 5;
 
+/** A share of the maximum in whole percent; the strongest activation is 100%, whatever its last digit was rounded to. */
+const ofMaximum = (share) => (share > 0 && share < 0.005 ? "<1%" : `${Math.round(100 * share)}%`);
+
 /** Level 1 to 5 of an activation relative to the feature's maximum; 0 where it is silent. */
 const level = (value, max) => (value > 0 ? Math.min(LEVELS, Math.max(1, Math.ceil((value / (max || value)) * LEVELS - 1e-6))) : 0);
 
@@ -13,11 +16,11 @@ function Token({ token, value, max, peak, kid, figures }) {
   const names = ["tok"];
   if (strength) names.push(`l${strength}`);
   if (peak) names.push("peak");
-  if (kid) names.push(`k${kid.color}`);
+  if (kid) names.push(kidClass(kid));
   const text = visible(token);
   if (!strength && !peak) return html`<span class="tok">${text}</span>`;
-  const title = `${visibleToken(token)}: ${number(value)} (${percent(value / max)} of the maximum)${kid ? `, child ${kid.id}` : ""}`;
-  return html`<span class=${names.join(" ")} title=${title}>${text}${kid ? html`<sub>${kid.mark}</sub>` : null}${figures && strength ? html`<sub class="num">${number(value)}</sub>` : null}</span>`;
+  const title = `${visibleToken(token)}: ${number(value)} (${percent(value / max)} of the maximum)${kid ? `, child ${kid.mark}: ${kid.id}` : ""}`;
+  return html`<span class=${names.join(" ")} title=${title}>${text}${kid ? html`<sub class="mark-of">${kid.mark}</sub>` : null}${figures && strength ? html`<sub class="num">${number(value)}</sub>` : null}</span>`;
 }
 
 /** Sides of the peak, each a run of tokens; in a snippet the peak stands in one column. */
@@ -34,16 +37,16 @@ function Line({ context, max, full, figures, kids }) {
 
 /**
  * A list of contexts. j and k move along it.
- * max: the feature's maximum, by which tokens are colored; kids: Map of child id -> {id, color, mark}.
+ * max: the feature's maximum, by which tokens are colored; kids: Map of child id -> a mark of `childMarks`.
  */
 export function Contexts({ contexts, max, full = false, figures = false, kids = null, label = "Contexts", current = null, onPick = null }) {
   const most = max ?? Math.max(0, ...contexts.map((context) => context.value ?? 0));
-  return html`<ol class=${`contexts${full ? " is-full" : ""}`} aria-label=${label}>
+  return html`<div class="contexts-head" aria-hidden="true"><span class="share">of max.</span><span>text</span></div><ol class=${`contexts${full ? " is-full" : ""}`} aria-label=${label}>
     ${contexts.map((context, place) => {
       const share = context.value === undefined || context.value === null ? null : context.value / most;
       return html`<li key=${`${context.row}-${place}`} class="context" tabindex="-1" data-context
         aria-current=${current === place ? "true" : null} onClick=${onPick ? () => onPick(place) : null}>
-        <span class="share num" title=${`activation ${number(context.value)}, ${visible(context.document ?? "")}`}>${share === null ? "" : percent(share)}</span>
+        <span class="share num" title=${`activation ${number(context.value)}, ${visible(context.document ?? "")}`}>${share === null ? "" : ofMaximum(share)}<span class="sr"> of the maximum</span></span>
         <${Line} context=${context} max=${most} full=${full} figures=${figures} kids=${kids} />
       </li>`;
     })}
@@ -79,11 +82,20 @@ function remember(key, value) {
   }
 }
 
-/** Colors and numbers of children: eight colors, then they repeat; the number tells them apart. */
+/** A, B, … Z, AA, AB, … */
+const letters = (place) => (place < 26 ? "" : letters(Math.floor(place / 26) - 1)) + String.fromCharCode(65 + (place % 26));
+
+/** Marks of children: a letter, which no token of digits is mistaken for; and a color, of eight, with a line of another kind each time they repeat. */
 export function childMarks(ids) {
-  return new Map(ids.map((id, place) => [id, { id, color: place % 8, mark: place + 1 }]));
+  return new Map(ids.map((id, place) => [id, { id, color: place % 8, kind: Math.floor(place / 8) % 3, mark: letters(place) }]));
+}
+
+export const kidClass = (kid) => (kid ? `k${kid.color} v${kid.kind}` : "k0");
+
+export function Swatch({ kid, hidden = false }) {
+  return html`<span class=${`swatch ${kidClass(kid)}`} aria-hidden=${hidden ? "true" : null}>${kid?.mark ?? "?"}</span>`;
 }
 
 export function ChildKey({ kid, label }) {
-  return html`<span class="child-key"><span class=${`swatch k${kid.color}`} aria-hidden="true">${kid.mark}</span> <${FeatureLink} id=${kid.id} label=${label} /></span>`;
+  return html`<span class="child-key"><${Swatch} kid=${kid} hidden=${true} /> <${FeatureLink} id=${kid.id} label=${label} /></span>`;
 }

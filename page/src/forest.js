@@ -97,8 +97,21 @@ export class Forest {
     return this.about.find((column) => column.name === name);
   }
 
-  /** The column that says most about an edge here: the first that the gate does not force. */
+  /** The column that says most about an edge here: coverage without the gate, unless something forces it. */
   get telling() {
-    return this.column("ungated") ?? this.about.find((column) => !column.mechanical) ?? this.about[0] ?? null;
+    const free = this.about.filter((column) => !column.mechanical);
+    return free.find(({ name }) => name === "ungated") ?? free[0] ?? this.column("ungated") ?? this.about[0] ?? null;
+  }
+
+  /** Families by a column's places, of parents whose children have some: [{parent, n, beat, middle}]: how many children have a place, how many of them beat 95% of null pairs, and the median place. */
+  families(column) {
+    const places = this.places.get(column.name);
+    const found = [];
+    for (const [parent, kids] of this.children) {
+      const known = kids.map((id) => places[id]).filter(Number.isFinite).sort((a, b) => a - b);
+      const n = known.length;
+      if (n) found.push({ parent, n, beat: known.filter((place) => place > 0.95).length, middle: (known[(n - 1) >> 1] + known[n >> 1]) / 2 });
+    }
+    return found;
   }
 }

@@ -4,4 +4,4 @@ import htm from "htm";
 
 export const html = htm.bind(h);
 export { render, Fragment } from "preact";
-export { useEffect, useLayoutEffect, useMemo, useRef, useState, useCallback } from "preact/hooks";
+export { useCallback, useEffect, useId, useLayoutEffect, useMemo, useRef, useState } from "preact/hooks";

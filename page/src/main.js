@@ -1,15 +1,17 @@
 // The frame of the page: names, ways to the views, search, keys; and the view that the address asks for.
 import "@preact/signals"; // components follow the signals they read
 import { html, render, useLayoutEffect, useRef } from "./html.js";
-import { beginAt, go, query, route, to } from "./route.js";
+import { beginAt, go, route, to } from "./route.js";
 import { complete, forest, overview, said, start, trouble } from "./store.js";
 import { isStatic, transport } from "./transport.js";
-import { Failure, Loading, useDraft } from "./ui.js";
+import { SearchBox } from "./searchbox.js";
+import { Failure, Loading } from "./ui.js";
 import { visible } from "./text.js";
 import { Overview } from "./views/overview.js";
 import { MapView } from "./views/map.js";
 import { TreeView } from "./views/tree.js";
 import { FeatureView } from "./views/feature.js";
+import { FamiliesView } from "./views/families.js";
 import { FamilyView } from "./views/family.js";
 import { EdgesView } from "./views/edges.js";
 import { DataView } from "./views/data.js";
@@ -24,6 +26,7 @@ const VIEWS = {
   overview: ["Overview", Overview],
   map: ["Map", MapView],
   tree: ["Tree", TreeView],
+  families: ["Families", FamiliesView],
   edges: ["Edges", EdgesView],
   prompt: ["Prompt", PromptView],
   training: ["Training", TrainingView],
@@ -38,22 +41,6 @@ const OF_A_FEATURE = {
   geometry: ["Geometry", GeometryView],
 };
 
-function SearchBox() {
-  const { view, query: now } = route.value;
-  const inTree = view === "tree" ? (now.get("q") ?? "") : "";
-  const [text, setText] = useDraft(inTree);
-  const find = () => (view === "tree" ? query({ q: text, at: null }) : go(to("tree", null, { q: text })));
-  return html`<form class="search" role="search" onSubmit=${(event) => {
-    event.preventDefault();
-    const id = /^\d+$/.test(text.trim()) ? Number(text) : null;
-    if (id !== null && forest.value?.has(id)) go(to("feature", id));
-    else find();
-  }}>
-    <input type="search" id="search" value=${text} onInput=${(event) => setText(event.currentTarget.value)} placeholder="Search features  /"
-      aria-label="Search labels, tokens and contexts, or type a feature's number" autocomplete="off" spellcheck=${false} />
-  </form>`;
-}
-
 function Shell() {
   const { view, id } = route.value;
   const known = VIEWS[view] ?? OF_A_FEATURE[view];
@@ -66,8 +53,9 @@ function Shell() {
     const place = `${view}/${id}`;
     const title = known?.[0] ?? "Not found";
     document.title = `${id === null ? title : `${title} ${id}`} · ${visible(about?.title ?? "saeforest")}`;
-    if (before.current !== null && before.current !== place) {
-      main.current?.focus({ preventScroll: true });
+    const taken = main.current !== document.activeElement && main.current.contains(document.activeElement); // by the view itself
+    if (before.current !== null && before.current !== place && !taken) {
+      main.current.focus({ preventScroll: true });
       scrollTo(0, 0);
     }
     before.current = place;

@@ -17,7 +17,7 @@ export function visible(text) {
 }
 
 /** A token by itself: a space before it is shown, as it is part of the token. */
-export const visibleToken = (token) => visible(token).replace(/^ /, "·").replace(/ $/, "·") || "∅";
+export const visibleToken = (token) => visible(token).replace(/^ /, "␣").replace(/ $/, "␣") || "∅";
 
 const UNDEFINED = "–";
 

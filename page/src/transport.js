@@ -17,6 +17,8 @@ export function array(value) {
   return new ARRAYS[value.dtype](bytes.buffer);
 }
 
+const SILENT = "The server does not answer. Is “saeforest explore” still running in its terminal?";
+
 class Http {
   writes = true;
   constructor(base) {
@@ -32,7 +34,7 @@ class Http {
         body: body === undefined ? undefined : JSON.stringify(body),
       });
     } catch {
-      throw new Trouble("The server does not answer. Is “saeforest explore” still running in its terminal?");
+      throw new Trouble(SILENT);
     }
     let value = null;
     try {
@@ -47,6 +49,19 @@ class Http {
 
   get(path) {
     return this.send("GET", path);
+  }
+
+  /** {name, blob} of an answer that is a file. */
+  async file(path) {
+    let answer;
+    try {
+      answer = await fetch(this.base + path);
+    } catch {
+      throw new Trouble(SILENT);
+    }
+    if (!answer.ok) throw new Trouble((await answer.json().catch(() => null))?.error ?? `The server answered ${answer.status}.`, answer.status);
+    const name = answer.headers.get("Content-Disposition")?.match(/filename="([^"]+)"/)?.[1] ?? "saeforest.html";
+    return { name, blob: await answer.blob() };
   }
 }
 

@@ -22,11 +22,11 @@ function Row({ row, tree, chosen, kind, prefix, name, cells, onToggle, onPick, o
 
 /**
  * tree: the Forest; rows: what `visibleRows` found; at: the chosen feature; wanted: the feature that the address asks for,
- * which may have no row; kindOf(id): more classes of a row; name(id), cells(row): its content; head: titles of the cells;
+ * which may have no row; of: what the rows are of, a list of something else begins at its top; kindOf(id): more classes of a row; name(id), cells(row): its content; head: titles of the cells;
  * prefix: of the rows' ids; onPick(id, {byKey}), onToggle(id), onOpen(id), onJump(): another list's key, if there is one;
  * onTop(top, height): where the list is scrolled to.
  */
-export function TreeList({ tree, rows, at, wanted = at, label, prefix = "row", name, cells, head, kindOf, onPick, onToggle, onOpen, onJump, onTop }) {
+export function TreeList({ tree, rows, of = null, at, wanted = at, label, prefix = "row", name, cells, head, kindOf, onPick, onToggle, onOpen, onJump, onTop }) {
   const box = useRef(null);
   const [top, setTop] = useState(0);
   const [height, setHeight] = useState(600);
@@ -49,6 +49,9 @@ export function TreeList({ tree, rows, at, wanted = at, label, prefix = "row", n
     else if (under > 0) current.scrollTop += under;
   }, [place, rows, height]);
 
+  useLayoutEffect(() => {
+    if (place < 0) box.current.scrollTop = 0;
+  }, [of]);
   // With the pointer, the row under it is the choice: another one chosen first would move the rows away from under it.
   const focused = (event) => event.currentTarget.matches(":focus-visible") && wanted === null && rows.length && onPick(rows[0].id, { byKey: true });
   const keys = (event) => {

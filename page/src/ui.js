@@ -3,6 +3,7 @@ import { html, useState } from "./html.js";
 import { cell, number, percent, visible } from "./text.js";
 import { forest, labels, sources } from "./store.js";
 import { to } from "./route.js";
+import { forced } from "./words.js";
 
 export const nameOf = (id) => labels.value.get(id) ?? null;
 
@@ -52,15 +53,16 @@ export function Answer({ answer, what, children }) {
 /** Place of an edge among null pairs, as words. */
 export function placeWords(place) {
   if (Number.isNaN(place) || place === null || place === undefined) return "no place among null pairs";
-  return `beats ${percent(place)} of null pairs`;
+  return `beats ${percent(place)} of null pairs (ties count half)`;
 }
 
 /** A mark on a line from 0 to 100% of the null pairs; the tick in the middle is chance, the shaded end the top 5%. */
-export function Gauge({ place, mechanical }) {
+export function Gauge({ place, column }) {
   if (place === null || place === undefined || Number.isNaN(place)) return html`<span class="gauge none" role="img" aria-label="no place among null pairs">–</span>`;
   const x = 2 + 56 * place;
-  const words = placeWords(place) + (mechanical ? "; the gate forces this value" : "");
-  const kind = mechanical ? "forced" : place >= 0.95 ? "high" : place >= 0.5 ? "mid" : "low";
+  const why = forced(column);
+  const words = placeWords(place) + (why ? `; ${why.words}` : "");
+  const kind = why ? "forced" : place >= 0.95 ? "high" : place >= 0.5 ? "mid" : "low";
   return html`<span class=${`gauge ${kind}`} role="img" aria-label=${words} title=${words}>
     <svg width="60" height="12" aria-hidden="true">
       <rect class="track" x="2" y="4" width="56" height="4" rx="2" />
@@ -73,11 +75,17 @@ export function Gauge({ place, mechanical }) {
   </span>`;
 }
 
+/** That a column's values say nothing about the tree, where that is so. */
+export function ForcedTag({ column }) {
+  const why = forced(column);
+  return why && html` <span class="tag warn" title=${`${why.words[0].toUpperCase()}${why.words.slice(1)}.`}>${why.tag}</span>`;
+}
+
 /** A value of a column on an edge, beside its place among null pairs. */
 export function EdgeNumber({ column, id }) {
   const tree = forest.value;
   return html`<span class="edge-number"><span class="num">${cell(column, tree.value(column.name, id))}</span>
-    <${Gauge} place=${tree.place(column.name, id)} mechanical=${column.mechanical} /></span>`;
+    <${Gauge} place=${tree.place(column.name, id)} column=${column} /></span>`;
 }
 
 /** A feature's number and label, as a link. */
@@ -105,8 +113,8 @@ export function Choice({ label, value, options, onChoose }) {
   </div>`;
 }
 
-export function Select({ label, value, options, onChoose }) {
-  return html`<label class="field"><span>${label}</span>
+export function Select({ label, value, options, onChoose, wide = false }) {
+  return html`<label class=${wide ? "field is-wide" : "field"}><span>${label}</span>
     <select value=${value} onChange=${(event) => onChoose(event.currentTarget.value)}>
       ${options.map((option) =>
         option.group
@@ -156,13 +164,16 @@ export function Bar({ value, most = 1, tick = null, text, label }) {
 export function About({ column }) {
   if (!column) return null;
   return html`<p class="about"><strong>${column.title}</strong>${column.unit ? ` (${column.unit})` : ""}: ${column.description}
-    ${column.mechanical && html`<span class="tag warn">forced by the gate</span>`}</p>`;
+    <${ForcedTag} column=${column} /></p>`;
 }
 
 /** Download text as a file, without a server. */
-export function download(name, text, type = "text/csv") {
+export const download = (name, text, type = "text/csv") => saveBlob(name, new Blob([text], { type }));
+
+/** Hand a file to the browser's downloads. */
+export function saveBlob(name, blob) {
   const link = document.createElement("a");
-  link.href = URL.createObjectURL(new Blob([text], { type }));
+  link.href = URL.createObjectURL(blob);
   link.download = name;
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 1000);

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import pytest
 
@@ -60,8 +61,8 @@ def got(url: str, body: Any = None, method: str = "GET") -> Any:
         return json.load(answer)
 
 
-def test_from_the_command_to_the_page_and_back(indexed: Path) -> None:
-    with exploring(indexed, "--port", 0) as (process, about):
+def test_from_the_command_to_the_page_and_back(indexed: Path, finished_run: Path) -> None:
+    with exploring(indexed, "--port", 0, "--compare", finished_run) as (process, about):
         assert about["url"].startswith("http://127.0.0.1:")
         port = int(about["url"].rstrip("/").rpartition(":")[2])
         with urllib.request.urlopen(about["url"], timeout=600) as page:
@@ -76,6 +77,12 @@ def test_from_the_command_to_the_page_and_back(indexed: Path) -> None:
             assert len(token["errors"]) == prompt["layers"] + 1 == 4
             assert sum(p["p"] for p in token["clean"]) <= 1.0001
             assert all(path[0]["value"] > 0 for path in token["paths"])
+        # The other run has the same SAE, and no index.
+        assert got(about["api"] + "compare")["runs"] == [str(finished_run)]
+        compared = got(f"{about['api']}compare?{urlencode({'other': finished_run})}")
+        assert compared["here"]["measures"][0]["matched"] == 1
+        assert compared["there"]["measures"][0]["kept"] == 1
+        assert f"saeforest index {finished_run}" in compared["forest"]["missing"]
         # The same port is in use now.
         other = subprocess.run(
             [sys.executable, "-m", "saeforest", "explore", str(indexed), "--port", str(port)],
@@ -122,6 +129,7 @@ def test_what_is_wrong_is_said(finished_run: Path, a_run: Path, fails: Callable[
         f"{finished_run}: no index yet; make it with `saeforest index {finished_run}`, or give --index to make it now"
     )
     assert "none named 'x'" in fails("explore", finished_run, "--sae", "x")
+    assert "nowhere" in fails("explore", finished_run, "--index", "--compare", "nowhere", "--port", 0)
     assert "expected 0 to 65535" in fails("explore", finished_run, "--port", 70000)
     (a_run / "index").mkdir()
     (a_run / "index" / "index.json").write_text("{")

@@ -29,6 +29,7 @@ class MadeForest(MadeArrays):
                     "chance": 0.05,
                     "share": float(np.nanmean(places > 0.95)),
                     "auc": float(np.nanmean(places)),
+                    "n": int(np.isfinite(places).sum()),
                 }
             )
         return {

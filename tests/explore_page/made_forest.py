@@ -74,7 +74,7 @@ COLUMNS = (
     ),
     (
         "coverage",
-        "Coverage P(parent | child)",
+        "Coverage",
         "share",
         True,
         "How often the parent is active where the child is.",
@@ -256,6 +256,8 @@ class MadeArrays:
                 "unit": "",
                 "description": d,
                 "mechanical": m,
+                "forced_by": "gate" if m else None,
+                "of_pair": True,
                 "format": f,
                 "higher_is_more": True,
             }

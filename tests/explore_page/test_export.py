@@ -80,6 +80,7 @@ def test_a_file_opens_without_a_network(answers: Api, opened: Opened, tmp_path: 
     assert opened.asked == [file.as_uri()]
     assert "<script>" in opened.text("#/feature/2")
     assert opened.page.get_by_role("textbox", name="Label", exact=True).count() == 0
+    assert opened.page.get_by_role("button", name="Save this").count() == 0
     assert opened.page.title() != "obeyed"
     assert opened.complaints == []
 

@@ -7,6 +7,7 @@ import re
 from importlib.resources import files
 from pathlib import Path
 
+import numpy as np
 import pytest
 from playwright.sync_api import Page, Route, expect
 
@@ -20,8 +21,8 @@ VIEWS = {
     "map-zoomed": "#/map?root=1&color=value%3Acos_decoder&at=52",
     "map-table": "#/map?table=1&color=density",
     "tree": "#/tree?open=.0.1&at=52",
+    "families": "#/families?up=1",
     "feature": "#/feature/52",
-    "quantiles": "#/feature/1?contexts=quantiles",
     "family": "#/family/1",
     "edges": "#/edges?x=ungated&y=cos_decoder&brush=0.5_1_-1_1",
     "data": "#/data/1",
@@ -134,9 +135,10 @@ def test_a_family_is_read_by_the_model_when_asked(watched: Watched, made: MadeFo
     page = watched.open("#/family/3")
     without = page.get_by_role("region", name="Without the gate")
     overlap = page.get_by_role("region", name="Sibling overlap")
-    expect(overlap).to_contain_text("Not measured yet")
+    expect(overlap).to_contain_text("about 8,000 tokens")
+    expect(overlap.get_by_role("button", name="Run the model")).to_be_visible()
     page.route("**/ungated/3", lambda route: route.fulfill(status=500, json={"error": "out of memory"}))
-    without.get_by_role("button", name="Run the model to see where").click()
+    without.get_by_role("button", name="Run the model").click()
     expect(without.get_by_role("alert")).to_contain_text("out of memory")
     waiting: list[Route] = []
     page.unroute("**/ungated/3")
@@ -180,6 +182,7 @@ def test_search_finds_a_feature(watched: Watched) -> None:
     page = watched.open("#/")
     page.keyboard.press("/")
     page.keyboard.type("lovely")
+    expect(page.get_by_role("option").first).to_contain_text("nice · lovely · pleasant")
     page.keyboard.press("Enter")
     row = page.get_by_role("treeitem").filter(has_text="nice · lovely · pleasant")
     expect(row).to_be_visible()
@@ -210,6 +213,76 @@ def test_filters_keep_the_way_to_what_they_find(watched: Watched, made: MadeFore
     expect(page.locator(".tally")).to_have_text(re.compile("^868 features"))
     page.go_forward()
     expect(page.locator(".tally")).to_contain_text("220 features of 868")
+
+
+def test_what_is_typed_is_found_below_the_field(watched: Watched) -> None:
+    page = watched.open("#/help")
+    page.locator("#search").press_sequentially("lovely")
+    found = page.get_by_role("option")
+    expect(found.first).to_contain_text("nice · lovely")
+    assert serious(page) == too_faint(page) == []
+    page.keyboard.press("ArrowDown")
+    expect(page.locator("#search")).to_have_attribute("aria-activedescendant", "found-53")
+    page.keyboard.press("Escape")
+    expect(found).to_have_count(0)
+    expect(page.locator("#search")).to_be_focused()
+    page.keyboard.type(" ")
+    page.keyboard.press("Backspace")
+    expect(found.first).to_be_visible()
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("Enter")
+    expect(page.locator("h1")).to_contain_text("nice · lovely")
+    # In the tree, the list follows: the most relevant first, and going back leads to where the search began.
+    page.locator("#search").fill("left behind")
+    page = watched.open("#/tree?at=52")
+    expect(page.locator("#search")).to_be_empty()
+    page.locator("#search").press_sequentially("lovely")
+    expect(page).to_have_url(re.compile("q=lovely"))
+    expect(page.locator("[role=treeitem]").first).to_contain_text("incredible · nice · weird")
+    page.go_back()
+    expect(page.locator("h1")).to_contain_text("nice · lovely")
+
+
+def test_bounds_and_order_are_in_the_address(watched: Watched, made: MadeForest) -> None:
+    places = made.places["ungated"]
+    under = [f for f in range(48, 268) if places[f] <= 0.5]
+    page = watched.open("#/tree?depth=1&col=ungated&pmax=0.5&sort=place%3Aungated&up=1")
+    expect(page.locator(".tally")).to_contain_text(f"{len(under)} features of 868")
+    page.get_by_role("button", name="Reversed order").click()
+    assert "up=1" not in page.url
+    failing = [f for f in range(48, 868) if places[f] <= 0.05]
+    page = watched.open("#/edges?x=ungated&pmax=0.05&sort=x-place&up=1")
+    expect(page.locator(".tally")).to_contain_text(f"{len(failing)} edges, of")
+    first = page.locator(".table-box tbody tr").first.locator("td").nth(1)
+    expect(first).to_contain_text(str(min(failing, key=lambda f: places[f])))
+
+
+def test_families_that_fail_come_first_when_asked(watched: Watched, made: MadeForest) -> None:
+    kids = {p: [made.places["ungated"][c] for c in of if not made.dead[c]] for p, of in made.children.items()}
+    middles = {p: float(np.median(of)) for p, of in kids.items() if len(of) >= 3}
+    page = watched.open("#/families")
+    first = page.locator(".table-box tbody tr").first
+    expect(first).to_contain_text(str(max(middles, key=lambda p: middles[p])))
+    page.get_by_role("button", name="Worst first").click()
+    assert "up=1" in page.url
+    expect(first).to_contain_text(str(min(middles, key=lambda p: middles[p])))
+    expect(page.locator(".tally")).to_contain_text(
+        f"{len(middles)} families of {sum(map(bool, kids.values()))}"
+    )
+
+
+def test_a_word_explains_itself(watched: Watched) -> None:
+    page = watched.open("#/edges")
+    word = page.get_by_role("link", name="null pairs", exact=True)
+    word.focus()
+    expect(page.get_by_role("tooltip")).to_contain_text("parents have changed places")
+    assert word.evaluate("(link) => document.getElementById(link.getAttribute('aria-describedby')) !== null")
+    assert serious(page) == too_faint(page) == []
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("tooltip")).to_have_count(0)
+    page.keyboard.press("Enter")
+    expect(page.locator("#word-null")).to_be_focused()
+    expect(page.locator("#word-null")).to_be_in_viewport()
 
 
 def test_the_keyboard_alone_walks_the_tree(watched: Watched) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from threading import Thread
 
 import pytest
@@ -23,6 +24,7 @@ VIEWS = [
     "",
     "map",
     "tree",
+    "families",
     "feature/3",
     "family/2",
     "edges",
@@ -77,6 +79,16 @@ def test_without_a_model_none_is_offered(real: Watched) -> None:
     without = real.open("#/family/2").get_by_role("region", name="Without the gate")
     expect(without).to_contain_text("language model is not known")
     expect(without.get_by_role("button")).to_have_count(0)
+
+
+def test_a_family_is_saved_as_a_file(real: Watched, tmp_path: Path) -> None:
+    page = real.open("#/family/2")
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Save this family").click()
+    assert download.value.suggested_filename == "SAE-2.html"
+    download.value.save_as(tmp_path / "family.html")
+    assert '"start":"#/family/2"' in (tmp_path / "family.html").read_text(encoding="utf-8")
+    expect(page.locator("main").get_by_role("status")).to_contain_text("Saved as SAE-2.html")
 
 
 def test_a_label_is_kept_by_the_server(real: Watched) -> None:

@@ -68,6 +68,21 @@ function layout(tree, root, width, height) {
   return { nodes, byId, column };
 }
 
+// A name on a bar that is lower than it stands on a strip in the bar's color; these keep a distance, to leave the bars in sight.
+const [STRIP, APART] = [14, 26];
+
+/** Bars from `least` high and lower than a name, the highest first, of which no two names come close in a column. */
+function cramped(nodes, least, height) {
+  const taken = new Map();
+  return nodes.filter(({ h }) => h >= least && h < STRIP - 1).sort((a, b) => b.h - a.h).flatMap((box) => {
+    const middle = Math.max(STRIP / 2, Math.min(height - STRIP / 2, box.y + box.h / 2));
+    const others = taken.get(box.depth) ?? [];
+    if (others.some((y) => Math.abs(y - middle) < APART)) return [];
+    taken.set(box.depth, [...others, middle]);
+    return [{ box, middle }];
+  });
+}
+
 /** least: height from which a bar has its name. */
 function draw(canvas, { nodes, column }, width, height, color, at, least) {
   const context = canvasOf(canvas, width, height);
@@ -81,11 +96,24 @@ function draw(canvas, { nodes, column }, width, height, color, at, least) {
     context.fillRect(box.x, box.y, box.w - 1, Math.max(box.h - gap, 0.35));
   }
   const names = labels.value;
+  const name = ({ id }) => `${id}  ${visible(names.get(id) ?? "")}`;
+  for (const { box, middle } of column < 60 ? [] : cramped(nodes, least, height)) {
+    const fill = color.of(box.id);
+    const text = fit(context, name(box), box.w - 12);
+    const strip = [box.x + 2, middle - STRIP / 2, context.measureText(text).width + 9, STRIP];
+    context.fillStyle = fill;
+    context.fillRect(...strip);
+    context.strokeStyle = ground;
+    context.lineWidth = 1;
+    context.strokeRect(...strip);
+    context.fillStyle = inkOn(fill);
+    context.fillText(text, box.x + 6, middle);
+  }
   for (const box of nodes) {
-    if (box.h < least || column < 60) continue;
+    if (box.h < Math.max(least, STRIP - 1) || column < 60) continue;
     const fill = color.of(box.id);
     context.fillStyle = inkOn(fill);
-    const text = `${box.id}  ${visible(names.get(box.id) ?? "")}`;
+    const text = name(box);
     const room = box.w - 12;
     context.fillText(fit(context, text, room), box.x + 6, box.y + Math.min(box.h / 2, 12));
     if (box.h > 34 && !box.leaf) {
@@ -133,7 +161,7 @@ export function Icicle({ root, color, height, at = null, onAt, onZoom, still = f
   const laid = useMemo(() => (width ? layout(tree, root, width, height) : null), [tree, root, width, height]);
   const paint = useMemo(() => coloring(color, tree), [color, tree, theme.value]);
   useEffect(() => {
-    if (laid) draw(canvas.current, laid, width, height, paint, at, still ? 24 : 13);
+    if (laid) draw(canvas.current, laid, width, height, paint, at, still ? 24 : 4);
   }, [laid, paint, at, theme.value, labels.value]);
 
   const find = (event) => {

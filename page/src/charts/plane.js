@@ -1,5 +1,6 @@
-// Activations under a parent in their plane, in SVG: numbered and colored by child, with the children's encoder directions.
+// Activations under a parent in their plane, in SVG: with a shape and a color for each child, with the children's encoder directions.
 import { html, useRef, useState } from "../html.js";
+import { kidClass } from "../contexts.js";
 import { visible, visibleToken } from "../text.js";
 
 const SIZE = 520;
@@ -9,7 +10,7 @@ const SHAPES = [
   (x, y) => `M${x} ${y + 5}l5-9h-10z`, (x, y) => `M${x - 4} ${y - 1.5}h3v-3h2v3h3v2h-3v3h-2v-3h-3z`, (x, y) => `M${x - 5} ${y - 2}h10v4h-10z`, (x, y) => `M${x - 2} ${y - 5}h4v10h-4z`,
 ];
 
-export const Shape = ({ kid, x = 8, y = 8 }) => html`<path class=${`point ${kid ? `k${kid.color}` : "alone"}`} d=${SHAPES[kid ? kid.color : 0](x, y)} />`;
+export const Shape = ({ kid, x = 8, y = 8 }) => html`<path class=${`point ${kid ? kidClass(kid) : "alone"}`} d=${SHAPES[kid ? kid.color : 0](x, y)} />`;
 
 export function Plane({ points, directions, marks, chosen, onChoose, explained }) {
   const svg = useRef(null);

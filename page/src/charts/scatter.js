@@ -7,11 +7,10 @@ import { ticksBetween } from "./ticks.js";
 
 const [LEFT, BOTTOM, EDGE] = [56, 40, 18];
 
-/** Ends of an axis over edges and null together, and round ticks between. */
+/** Ends of an axis beyond all edges and null pairs, so that no mark is cut, and round ticks between. */
 function axis(values, nulls, column) {
-  const [a, b] = limits(Float32Array.from([...values, ...(nulls ?? [])]), 0.002, 0.998);
-  const known = { share: [0, 1], cosine: [-1, 1] }[column?.format];
-  let [low, high] = known ? [Math.max(known[0], a - 0.04 * (b - a)), Math.min(known[1], b + 0.04 * (b - a))] : [a - 0.04 * (b - a), b + 0.04 * (b - a)];
+  const [a, b] = limits(Float32Array.from([...values, ...(nulls ?? [])]), 0, 1);
+  let [low, high] = [a - 0.03 * (b - a), b + 0.03 * (b - a)];
   if (!(high > low)) [low, high] = [low - 0.5, low + 0.5];
   return { low, high, ticks: ticksBetween(low, high, 5), show: (tick) => (column?.format === "share" ? cell(column, tick) : String(Number(tick.toPrecision(4))).replace("-", "−")) };
 }

@@ -102,6 +102,12 @@ function Sides({ value, other }) {
       : html`<${Pair} here=${here} there=${there} side=${side} id=${id} least=${least} missing=${missing} onChoose=${choose} />`}`;
 }
 
+/** What to do where there is nothing to compare with. */
+const Second = () => html`<ol class="steps">
+  <li>Train another SAE on the same model and site: with another seed, longer, or of another system.<br /><code>saeforest train --config RUN/config.yaml --seed 1 --out RUN-seed1</code></li>
+  <li>Index it, so that its labels and texts are shown too.<br /><code>saeforest index RUN-seed1</code></li>
+  <li>Stop this explorer, and start it again with both.<br /><code>saeforest explore RUN --compare RUN-seed1</code></li></ol>`;
+
 export function CompareView() {
   const other = route.value.query.get("other") ?? "";
   const offered = useAsk(isStatic ? null : "compare");
@@ -115,5 +121,5 @@ export function CompareView() {
     ${offered.state === "loading" && html`<${Loading} what="Loading the SAEs to compare with" />`}
     ${offered.state === "error" && html`<${Failure} error=${offered.error} what="The SAEs to compare with could not be listed." />`}
     ${other ? html`<${Answer} answer=${answer} what="The comparison">${(value) => html`<${Sides} key=${other} value=${value} other=${other} />`}</${Answer}>`
-      : offered.state === "ready" && html`<${Empty}>${runs.length ? "Choose an SAE" : html`No other SAE is at hand: <code>saeforest explore RUN --compare OTHER</code> names one`}, trained on the same model and site. A second seed shows which features and edges come back.</${Empty}>`}</div>`;
+      : offered.state === "ready" && html`<${Empty}>${runs.length ? "Choose an SAE above, trained on the same model and site." : "No other SAE is at hand."} A second seed shows which features and edges come back.</${Empty}>${runs.length === 0 && html`<${Second} />`}`}</div>`;
 }

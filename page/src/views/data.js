@@ -3,6 +3,7 @@ import { html } from "../html.js";
 import { forest, useAsk } from "../store.js";
 import { percent, plural } from "../text.js";
 import { Answer, EdgeNumber, FeatureLink } from "../ui.js";
+import { Term } from "../term.js";
 import { FeatureHead } from "./feature.js";
 
 /** What stands beside the name of a feature in a list of this kind: [title, of a row, help]. */
@@ -30,7 +31,7 @@ export function DataView({ id }) {
   const agreed = (value) => value.agreed.length;
   return html`<div class="wide"><${FeatureHead} id=${id} view="data" />
     <${Answer} answer=${answer} what="The comparison">${(value) => html`
-      <p class="intro">Of the tree’s ${plural(agreed(value) + value.tree_only.length, "child", "children")}, the data agree with ${agreed(value)}, and would add ${value.data_only.length}. They agree if this feature is active on at least ${percent(value.least ?? 0.5)} of the tokens where the child’s own detector is on, without the gate (“covered”): with it, it would be 100% of any. The null is how often it is active on any token: <strong class="num">${percent(tree.density[id])}</strong>.</p>
+      <p class="intro">Of the tree’s ${plural(agreed(value) + value.tree_only.length, "child", "children")}, the data agree with ${agreed(value)}, and would add ${value.data_only.length}. They agree if their <${Term} word="ungated">coverage without the gate</${Term}> is at least ${percent(value.least ?? 0.5)}: how often this feature is active where the child’s <${Term} word="detector">own detector</${Term}> is on (“covered”). The null is how often it is active on any token: <strong class="num">${percent(tree.density[id])}</strong>.</p>
       <div class="columns-3">
         <${Part} kind="agreed" title="Agreed" hint="Children in the tree and by the data." rows=${value.agreed} />
         <${Part} kind="tree-only" title="Only the tree" hint="Children that are active mostly elsewhere: look at what the edge’s evidence is." rows=${value.tree_only} />

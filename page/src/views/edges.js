@@ -4,14 +4,17 @@ import { go, query, route, to } from "../route.js";
 import { forest, lacking, overview, ratings, useAsk } from "../store.js";
 import { array } from "../transport.js";
 import { cell, count, percent, plural, visible } from "../text.js";
-import { Empty, FeatureLink, Gauge, Select, download, nameOf } from "../ui.js";
+import { Empty, FeatureLink, ForcedTag, Gauge, Select, download, nameOf } from "../ui.js";
+import { within } from "../rows.js";
+import { Term } from "../term.js";
+import { forced } from "../words.js";
 import { Scatter } from "../charts/scatter.js";
 import { Table } from "../table.js";
 
 /** What a column is, and the share of edges above the null's 95th percentile, where chance gives 5%. */
 function Axis({ column }) {
   const beat = overview.value.beats?.find((entry) => entry.column === column.name);
-  return html`<p class="about"><strong>${column.title}</strong>: ${column.description} ${column.mechanical && html`<span class="tag warn">forced by the gate</span> `}${beat && html`<strong>${percent(beat.share)}</strong> of edges exceed 95% of null pairs (by chance 5%)${beat.auc === null || beat.auc === undefined ? "" : `, AUC ${beat.auc.toFixed(2)}`}.`}</p>`;
+  return html`<p class="about"><strong>${column.title}</strong>: ${column.description} <${ForcedTag} column=${column} /> ${beat && html`<strong>${percent(beat.share)}</strong> of ${beat.n === undefined ? "" : count(beat.n)} edges beat 95% of null pairs (by chance 5%)${beat.auc === null || beat.auc === undefined ? "" : html`, <${Term} word="auc" /> ${beat.auc.toFixed(2)}`}.`}</p>`;
 }
 
 function csv(tree, ids) {
@@ -38,34 +41,39 @@ export function EdgesView() {
     return new Map(Object.entries(columns).map(([name, values]) => [name, array(values)]));
   }, [nulls.value]);
   const ids = useMemo(() => (X ? Array.from(tree.edges).filter((id) => Number.isFinite(tree.value(X.name, id)) && Number.isFinite(tree.value(Y.name, id))) : []), [tree, X, Y]);
+  const [low, high] = ["pmin", "pmax"].map((key) => (state.get(key) ? Math.fround(Number(state.get(key))) : null));
+  const bounded = low !== null || high !== null;
   const rows = useMemo(() => {
-    if (!brush || !X) return ids;
-    const [x, y] = [tree.columns.get(X.name), tree.columns.get(Y.name)];
-    return ids.filter((id) => x[id] >= brush[0] && x[id] <= brush[1] && y[id] >= brush[2] && y[id] <= brush[3]);
-  }, [ids, brush]);
-  // Without a choice in the plot all edges are saved, those too that one of its two columns has no value for.
-  const saved = brush ? rows : Array.from(tree.edges);
+    if (!X || (!brush && !bounded)) return ids;
+    const [x, y, places] = [tree.columns.get(X.name), tree.columns.get(Y.name), tree.places.get(X.name)];
+    return ids.filter((id) => (!brush || (within(x[id], brush[0], brush[1]) && within(y[id], brush[2], brush[3]))) && (!bounded || within(places[id], low, high)));
+  }, [ids, brush, low, high]);
+  // Without a choice all edges are saved, those too that one of the plot's two columns has no value for.
+  const chosen = brush || bounded;
+  const saved = chosen ? rows : Array.from(tree.edges);
   const columns = useMemo(() => X && [
     { key: "parent", title: "Parent", sort: (id) => tree.parent[id], render: (id) => html`<${FeatureLink} id=${tree.parent[id]} view="family" />` },
     { key: "child", title: "Child", sort: (id) => id, render: (id) => html`<${FeatureLink} id=${id} />` },
     ...[["x", X], ["y", Y]].filter(([axis]) => axis === "x" || X !== Y).flatMap(([axis, column]) => [
       { key: axis, title: column.title, numeric: true, help: column.description, sort: (id) => tree.value(column.name, id), render: (id) => html`<span class="num">${cell(column, tree.value(column.name, id))}</span>` },
-      { key: `${axis}-place`, title: "Beats null pairs", help: `Share of null pairs that the edge beats by “${column.title}”`, numeric: true, sort: (id) => tree.place(column.name, id) + 1e-9 * tree.value(column.name, id) * (column.higher_is_more === false ? -1 : 1), render: (id) => html`<${Gauge} place=${tree.place(column.name, id)} mechanical=${column.mechanical} />` },
+      { key: `${axis}-place`, title: "Beats null pairs", help: `Share of null pairs that the edge beats by “${column.title}”; a tie counts half`, numeric: true, sort: (id) => tree.place(column.name, id) + 1e-9 * tree.value(column.name, id) * (column.higher_is_more === false ? -1 : 1), render: (id) => html`<${Gauge} place=${tree.place(column.name, id)} column=${column} />` },
     ]),
     { key: "density", title: "Density", numeric: true, help: "Of the child", sort: (id) => tree.density[id], render: (id) => html`<span class="num">${percent(tree.density[id])}</span>` },
     ...(ratings.value.size ? [{ key: "rating", title: "Rated", sort: (id) => ratings.value.get(id)?.rating ?? null, render: (id) => ratings.value.get(id)?.rating ?? "" }] : []),
   ], [tree, X, Y, ratings.value]);
 
   if (!X) return html`<div class="wide"><h1>Edges</h1><${Empty}>${tree.edges.length ? "This index has no edge columns. “saeforest index RUN” makes them." : "This forest has no edges."}</${Empty}></div>`;
-  const options = tree.about.map((column) => [column.name, `${column.title}${column.mechanical ? " (forced by the gate)" : ""}`]);
+  const options = tree.about.map((column) => [column.name, `${column.title}${column.mechanical ? ` (${forced(column).tag})` : ""}`]);
   const cloud = [clouds.get(X.name) ?? null, clouds.get(Y.name) ?? null];
   return html`<div class="wide edges-view">
-    <div class="head"><h1>Edges</h1><p class="hint"><svg class="glyph" width="10" height="10" aria-hidden="true"><circle cx="5" cy="5" r="3" /></svg> the ${count(ids.length)} edges on which both are defined. <svg class="glyph cross" width="10" height="10" aria-hidden="true"><path d="M2 2l6 6M2 8l6-6" /></svg> null pairs: parents shuffled within the layer among features that fire as often. Where dots lie among crosses, the tree says no more than chance.</p></div>
+    <div class="head"><h1>Edges</h1><p class="hint"><svg class="glyph" width="10" height="10" aria-hidden="true"><circle cx="5" cy="5" r="3" /></svg> the ${count(ids.length)} <${Term} word="edge">edges</${Term}> on which both are defined, of ${count(tree.edges.length)}. <svg class="glyph cross" width="10" height="10" aria-hidden="true"><path d="M2 2l6 6M2 8l6-6" /></svg> <${Term} word="null">null pairs</${Term}>: parents shuffled within the layer among features that fire as often. Where dots lie among crosses, the tree says no more than chance.</p></div>
     <div class="tools">
       <${Select} label="Across" value=${X.name} options=${options} onChoose=${(x) => query({ x, brush: null })} />
       <${Select} label="Up" value=${Y.name} options=${options} onChoose=${(y) => query({ y, brush: null })} />
+      <${Select} label=${`Beats null pairs by “${X.title}”`} value=${state.get("pmin") ?? ""} options=${[["", "any"], ["0.5", "at least 50%"], ["0.95", "at least 95%"], ["0.99", "at least 99%"]]} onChoose=${(pmin) => query({ pmin })} />
+      <${Select} label="and" value=${state.get("pmax") ?? ""} options=${[["", "any"], ["0.05", "at most 5%"], ["0.5", "at most 50%"], ["0.95", "at most 95%"]]} onChoose=${(pmax) => query({ pmax })} />
       <span class="grow"></span>
-      ${brush && html`<button type="button" onClick=${() => query({ brush: null })}>Show all edges</button>`}
+      ${chosen && html`<button type="button" onClick=${() => query({ brush: null, pmin: null, pmax: null })}>Show all edges</button>`}
       <button type="button" onClick=${() => download("edges.csv", csv(tree, saved))}>Save ${plural(saved.length, "edge")} as CSV</button>
     </div>
     <div class="columns-edges">
@@ -76,7 +84,7 @@ export function EdgesView() {
         <${Axis} column=${X} />${X !== Y && html`<${Axis} column=${Y} />`}
       </div>
       <div>
-        <p class="tally" role="status">${plural(rows.length, "edge")}${brush ? ` in the rectangle, of ${count(ids.length)}` : ""}${at !== null ? html`: chosen <${FeatureLink} id=${tree.parent[at]} view="family" /> → <${FeatureLink} id=${at} />` : ""}</p>
+        <p class="tally" role="status">${plural(rows.length, "edge")}${brush ? " in the rectangle" : ""}${chosen ? `, of ${count(ids.length)}` : ""}${at !== null ? html`: chosen <${FeatureLink} id=${tree.parent[at]} view="family" /> → <${FeatureLink} id=${at} />` : ""}</p>
         <${Table} rows=${rows} columns=${columns} sort=${sort} onSort=${({ key, down }) => query({ sort: key, up: !down })} keyOf=${(id) => id} selected=${at} onSelect=${(id) => query({ at: id }, { replace: true })} onOpen=${(id) => go(to("feature", id))} label="Edges" height=${560} />
       </div>
     </div></div>`;

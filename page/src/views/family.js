@@ -6,15 +6,16 @@ import { ask, forest, forget, lacking, overview, said, useAsk } from "../store.j
 import { array, isStatic } from "../transport.js";
 import { count, percent, plural, visible, visibleToken } from "../text.js";
 import { Answer, Bar, EdgeNumber, FeatureLink, Failure, Loading } from "../ui.js";
-import { ChildKey, Contexts, childMarks, useContextSwitches } from "../contexts.js";
+import { ChildKey, Contexts, Swatch, childMarks, useContextSwitches } from "../contexts.js";
+import { Term } from "../term.js";
 import { FeatureHead } from "./feature.js";
 
 function Children({ kids, marks, chosen }) {
   const tree = forest.value;
   const column = tree.telling;
-  return html`<table class="plain children"><thead><tr><th scope="col">Child</th><th scope="col">Tokens that set it apart</th><th scope="col">P(child | parent)</th>${column && html`<th scope="col" title=${column.description}>${column.title}, among null pairs</th>`}</tr></thead>
+  return html`<table class="plain children"><thead><tr><th scope="col">Child</th><th scope="col">Tokens that set it apart</th><th scope="col">P(child | parent)</th>${column && html`<th scope="col"><${Term} word=${column.name} text=${column.description}>${column.title}</${Term}>, and how many <${Term} word="null">null pairs</${Term}> it beats</th>`}</tr></thead>
     <tbody>${kids.map((kid) => html`<tr key=${kid.id} class=${chosen === kid.id ? "selected" : ""}>
-      <th scope="row"><button type="button" class="only" aria-pressed=${chosen === kid.id} title="Only contexts with this child" onClick=${() => query({ child: chosen === kid.id ? null : kid.id })}><span class=${`swatch k${marks.get(kid.id).color}`}>${marks.get(kid.id).mark}</span><span class="sr"> only contexts of child ${kid.id}</span></button> <${FeatureLink} id=${kid.id} label=${kid.label} /></th>
+      <th scope="row"><button type="button" class="only" aria-pressed=${chosen === kid.id} title="Only contexts with this child" onClick=${() => query({ child: chosen === kid.id ? null : kid.id })}><${Swatch} kid=${marks.get(kid.id)} /><span class="sr"> only contexts of child ${kid.id}</span></button> <${FeatureLink} id=${kid.id} label=${kid.label} /></th>
       <td class="apart">${(kid.distinguishes ?? []).map((token, place) => html`<code class="token" key=${place}>${visibleToken(token)}</code>`)}</td>
       <td><${Bar} value=${kid.p_child} text=${percent(kid.p_child)} /></td>
       ${column && html`<td><${EdgeNumber} column=${column} id=${kid.id} /></td>`}</tr>`)}</tbody></table>`;
@@ -34,16 +35,17 @@ function Cell({ value, expected, place }) {
 function Overlap({ overlap, marks, asking }) {
   const [values, expected, places] = [array(overlap?.matrix), array(overlap?.expected), array(overlap?.place)];
   const ids = overlap?.ids ?? [];
+  const title = html`<${Asked} asking=${asking} id="overlap">Sibling overlap</${Asked}>`;
   if (!values && asking.offered) {
-    return html`<section aria-labelledby="overlap"><h2 id="overlap">Sibling overlap</h2>
-      <p class="state empty">${asking.state === "loading" ? "Being measured, below." : "Not measured yet: “Run the model to see where”, below, measures it too."}</p></section>`;
+    return html`<section aria-labelledby="overlap">${title}
+      <${RunModel} asking=${asking} from="overlap">How often children fire on the same tokens, beside what chance gives</${RunModel}></section>`;
   }
   if (!values || ids.length < 2) return null;
   const n = ids.length;
   const shown = ids.slice(0, 16);
-  const swatch = (id) => html`<span class=${`swatch k${marks.get(id)?.color ?? 0}`}>${marks.get(id)?.mark ?? id}</span>`;
-  return html`<section aria-labelledby="overlap"><h2 id="overlap">Sibling overlap</h2>
-    <p class="hint">Of the tokens on which either of two children fires, the share on which both do (Jaccard). Below it, small: by chance, if each fired as often as it does on any of the parent’s tokens. <span class="sign less">▾</span> less than 97.5% of chance: the two divide their parent’s meaning. <span class="sign more">▴</span> more: they share it.${n > shown.length ? ` The first ${shown.length} of ${n}.` : ""}</p>
+  const swatch = (id) => html`<${Swatch} kid=${marks.get(id)} />`;
+  return html`<section aria-labelledby="overlap">${title}
+    <p class="hint">Of the tokens on which either of two children fires, the share on which both do (Jaccard; .12 is 12%). Below it, small: by chance, if each fired as often as it does on any of the parent’s tokens. <span class="sign less">▾</span> less than 97.5% of chance: the two divide their parent’s meaning. <span class="sign more">▴</span> more: they share it.${n > shown.length ? ` The first ${shown.length} of ${n}.` : ""}</p>
     <div class="scroll-x" tabindex="0" role="region" aria-label="Overlap of siblings"><table class="matrix"><thead><tr><td></td>${shown.map((id) => html`<th scope="col" key=${id}>${swatch(id)}</th>`)}</tr></thead>
       <tbody>${shown.map((id, i) => html`<tr key=${id}><th scope="row">${swatch(id)}</th>
         ${shown.map((other, j) => (i === j ? html`<td key=${other}></td>` : html`<${Cell} key=${other} value=${values[i * n + j]} expected=${expected?.[i * n + j]} place=${places?.[i * n + j]} />`))}</tr>`)}</tbody></table></div></section>`;
@@ -54,45 +56,49 @@ function useModel(family, id) {
   const [answer, setAnswer] = useState({ state: "none" });
   const empty = !family.overlap && !family.ungated?.length;
   const live = !isStatic && overview.value?.static !== true && overview.value?.has?.prompt === true;
-  const run = () => {
-    setAnswer({ state: "loading" });
+  const run = (from) => {
+    setAnswer({ state: "loading", from });
     ask(`ungated/${id}`).then(
       (value) => {
         forget(`family/${id}`); // the server's family holds the answer from now on
         said.value = `The model has run: where the children of ${id} would fire without the gate, and their overlap.`;
-        setAnswer({ state: "ready", value });
+        setAnswer({ state: "ready", from, value });
       },
-      (error) => setAnswer({ state: "error", error }),
+      (error) => setAnswer({ state: "error", from, error }),
     );
   };
   return { ...answer, run, empty, offered: empty && live && answer.state !== "ready" };
 }
 
-function RunModel({ asking }) {
-  if (asking.state === "loading") return html`<${Loading} what="The model reads a part of the indexed text (the first time it is loaded, which takes up to half a minute)" />`;
+/** A heading that takes the focus when the model has answered a button below it, which is gone then. */
+function Asked({ asking, id, children }) {
+  const heading = useRef(null);
+  useLayoutEffect(() => {
+    if (asking.state === "ready" && asking.from === id && [document.body, null].includes(document.activeElement)) heading.current.focus({ preventScroll: true });
+  }, [asking.state]);
+  return html`<h2 id=${id} ref=${heading} tabindex="-1">${children}</h2>`;
+}
+
+function RunModel({ asking, from, children }) {
+  if (asking.state === "loading") return html`<${Loading} what="The model reads a part of the indexed text" />`;
   return html`${asking.state === "error" && html`<${Failure} error=${asking.error} what="The model was not run." />`}
-    <p><button type="button" class="primary" onClick=${asking.run}>${asking.state === "error" ? "Run the model again" : "Run the model to see where"}</button></p>`;
+    <p class="state empty">${children}: the language model has to read about 8,000 tokens for it. That takes ten seconds to a minute for the first family, one or two for those after it. <button type="button" class="primary" onClick=${() => asking.run(from)}>${asking.state === "error" ? "Run the model again" : "Run the model"}</button></p>`;
 }
 
 function Ungated({ entries, asking, marks, chosen, switches: { full, figures } }) {
   const tree = forest.value;
-  const heading = useRef(null);
-  // The button that had the focus is gone: what it brought is next.
-  useLayoutEffect(() => {
-    if (asking.state === "ready" && [document.body, null].includes(document.activeElement)) heading.current.focus({ preventScroll: true });
-  }, [asking.state]);
   const shown = entries.filter((entry) => chosen === null || entry.child === chosen);
   const [somewhere, nowhere] = [shown.filter(({ contexts }) => contexts?.length), shown.filter(({ contexts }) => !contexts?.length)];
   const column = tree.column("ungated");
-  const key = ({ child }) => html`<${ChildKey} kid=${marks.get(child) ?? { id: child, color: 0, mark: "" }} /> ${column && html`<${EdgeNumber} column=${column} id=${child} />`}`;
+  const key = ({ child }) => html`<${ChildKey} kid=${marks.get(child) ?? { id: child, color: 0, kind: 0, mark: "" }} /> ${column && html`<${EdgeNumber} column=${column} id=${child} />`}`;
   const why = isStatic || overview.value?.static === true ? "Not in this export." : lacking("prompt");
   const nothing = asking.state === "ready" || entries.length ? "This child was not looked for: a large family is asked for its most frequent children." : why ? visible(why) : "Not in this index, or this forest has no gate.";
-  return html`<section aria-labelledby="ungated"><h2 id="ungated" ref=${heading} tabindex="-1">Without the gate</h2>
-    <p class="hint">Where each child’s own detector would fire with its parent silent. A child that belongs to its parent has few such places; “${column?.title ?? "coverage without the gate"}” counts them against the null.${asking.value?.n_tokens ? ` Looked for in ${count(asking.value.n_tokens)} tokens of the indexed text.` : ""}</p>
+  return html`<section aria-labelledby="ungated"><${Asked} asking=${asking} id="ungated">Without the gate</${Asked}>
+    <p class="hint">Where each child’s <${Term} word="detector">own detector</${Term}> would fire with its parent silent. A child that belongs to its parent has few such places; “Coverage without the gate” counts them against the null.${asking.value?.n_tokens ? ` Looked for in ${count(asking.value.n_tokens)} tokens of the indexed text.` : ""}</p>
     ${somewhere.map((entry) => html`<div key=${entry.child}><h3>${key(entry)}</h3>
       <${Contexts} contexts=${entry.contexts.slice(0, 4)} max=${tree.max[entry.child]} full=${full} figures=${figures} label=${`Where child ${entry.child} would fire`} /></div>`)}
     ${nowhere.length > 0 && html`<h3>${somewhere.length ? "The others nowhere" : "Nowhere"} in the sample</h3><ul class="kin columns nowhere">${nowhere.map((entry) => html`<li key=${entry.child}>${key(entry)}</li>`)}</ul>`}
-    ${asking.offered ? html`<${RunModel} asking=${asking} />` : !shown.length && html`<p class="state empty">${nothing}</p>`}</section>`;
+    ${asking.offered ? html`<${RunModel} asking=${asking} from="ungated">Where else the children would fire</${RunModel}>` : !shown.length && html`<p class="state empty">${nothing}</p>`}</section>`;
 }
 
 function Family({ family, id }) {
@@ -109,7 +115,7 @@ function Family({ family, id }) {
   if (!kids.length) return html`<p class="state empty">This feature has no children that fired. <a href=${to("feature", id)}>Its own page</a> shows its contexts.</p>`;
   return html`
     <section aria-labelledby="children"><h2 id="children">${plural(kids.length, "child", "children")}</h2>
-      <p class="hint">The number and color of a child mark it below. P(child | parent): how often the child is active where its parent is.</p>
+      <p class="hint">The letter and color of a child mark it below. P(child | parent): how often the child is active where its parent is.</p>
       <${Children} kids=${kids} marks=${marks} chosen=${chosen} /></section>
     <section aria-labelledby="contexts"><div class="head"><h2 id="contexts">The parent’s contexts, by which child fires</h2>${switches}</div>
       ${chosen !== null && html`<p class="hint">Only contexts in which <${FeatureLink} id=${chosen} /> fires. <a href=${to("family", id)}>Show all</a></p>`}

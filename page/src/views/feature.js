@@ -3,8 +3,11 @@ import { html, useState } from "../html.js";
 import { query, route, to } from "../route.js";
 import { annotate, canWrite, forest, lacking, notes, rate, ratings, useAsk } from "../store.js";
 import { cell, count, number, percent, plural, visible, visibleToken } from "../text.js";
-import { Answer, Bar, Choice, Editable, EdgeNumber, FeatureLink, Gauge, Lacking, SourceTag, nameOf } from "../ui.js";
+import { Answer, Bar, Choice, Editable, EdgeNumber, FeatureLink, ForcedTag, Gauge, Lacking, SourceTag, nameOf } from "../ui.js";
 import { Contexts, useContextSwitches } from "../contexts.js";
+import { Term } from "../term.js";
+import { supports } from "../words.js";
+import { SaveFamily } from "./save.js";
 import { Histogram } from "../charts/lines.js";
 
 const TABS = [["feature", "Feature"], ["family", "Family"], ["data", "Tree against data"], ["geometry", "Geometry"]];
@@ -19,6 +22,7 @@ export function FeatureHead({ id, view }) {
       ${path.map((at) => html`<span key=${at}><span aria-hidden="true">›</span> ${at === id ? html`<span aria-current="true" class="num">${at}</span>` : html`<${FeatureLink} id=${at} view=${view === "family" ? "family" : "feature"} />`}</span>`)}</nav>
     <div class="head"><h1><span class="num id">${id}</span> <bdi>${visible(nameOf(id) ?? (tree.dead[id] ? "never fired" : "no label"))}</bdi> <${SourceTag} id=${id} /></h1>
       ${canWrite() && html`<button type="button" class="star" aria-pressed=${Boolean(marked)} aria-label="Bookmark" title="Bookmark" onClick=${() => annotate(id, { bookmark: !marked })}>${marked ? "★" : "☆"}</button>`}
+      <${SaveFamily} key=${id} id=${id} />
       <nav class="tabs" aria-label="Views of this feature">${TABS.map(([key, title]) => html`<a key=${key} href=${to(key, id)} aria-current=${key === view ? "page" : null}>${title}</a>`)}
         <a href=${to("map", null, { root: tree.kids(id).length ? id : tree.parent[id] >= 0 ? tree.parent[id] : null, at: id })}>On the map</a></nav></div>
   </div>`;
@@ -30,11 +34,11 @@ function EdgeEvidence({ id }) {
   if (parent < 0) return html`<section aria-labelledby="edge"><h2 id="edge">Edge</h2><p class="hint">A root: it has no parent.</p></section>`;
   const rating = ratings.value.get(id)?.rating;
   return html`<section aria-labelledby="edge"><h2 id="edge">The edge from its parent</h2>
-    <p class="hint">Under <${FeatureLink} id=${parent} view="family" />. The mark: its place among null pairs, parents shuffled within the layer among features that fire as often. Middle: chance.</p>
-    <table class="plain evidence"><thead><tr><th scope="col">Property</th><th scope="col" class="numeric">Value</th><th scope="col">Beats null pairs</th></tr></thead>
+    <p class="hint">Under <${FeatureLink} id=${parent} view="family" />. The mark: how many <${Term} word="null">null pairs</${Term}> it beats, parents shuffled within the layer among features that fire as often. Middle: chance.</p>
+    <table class="plain evidence"><thead><tr><th scope="col">Property</th><th scope="col" class="numeric">Value</th><th scope="col"><${Term} word="beats" /></th></tr></thead>
       <tbody>${tree.about.map((column) => html`<tr key=${column.name} class=${column.mechanical ? "forced" : ""}>
-        <th scope="row" title=${column.description}>${column.title}${column.mechanical ? html` <span class="tag warn" title="The gate of this SAE forces the value; it says nothing about the pair">by the gate</span>` : null}</th>
-        <td class="numeric num">${cell(column, tree.value(column.name, id))}</td><td><${Gauge} place=${tree.place(column.name, id)} mechanical=${column.mechanical} /></td></tr>`)}</tbody></table>
+        <th scope="row" title=${column.description}>${column.title}<${ForcedTag} column=${column} /><small>${supports(column)}</small></th>
+        <td class="numeric num">${cell(column, tree.value(column.name, id))}</td><td><${Gauge} place=${tree.place(column.name, id)} column=${column} /></td></tr>`)}</tbody></table>
     ${canWrite() ? html`<div class="rating"><span id="rate-label">Does this edge make sense?</span> <${Choice} label="Does this edge make sense?" value=${rating} options=${[["yes", "Yes"], ["no", "No"], ["unsure", "Unsure"]]} onChoose=${(value) => rate(id, value)} /></div>` : rating && html`<p class="hint">Rated: ${rating}</p>`}
   </section>`;
 }
@@ -99,7 +103,7 @@ export function FeatureView({ id }) {
           <div class="fact"><dt>Children</dt><dd class="num">${count((feature.children ?? []).length || forest.value.kids(id).length)}<small>${feature.n_silent ?? 0} silent</small></dd></div>
         </dl>
         <${ContextPart} feature=${feature} />
-        <section aria-labelledby="logits"><h2 id="logits">Effect on the next token</h2><${Logits} logits=${feature.logits} /></section>
+        <section aria-labelledby="logits"><h2 id="logits">Effect on the next token</h2><p class="hint">By how much one unit of activation changes a token’s <${Term} word="logits">logit</${Term}>, directly.</p><${Logits} logits=${feature.logits} /></section>
         <${Neighbors} feature=${feature} />
       </div>
       <div class="side-column">

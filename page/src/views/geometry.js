@@ -22,9 +22,11 @@ function Geometry({ value, id }) {
     return { directions: shown, left: all.length - shown.length };
   }, [value]);
   const marks = useMemo(() => childMarks(directions.map(({ child }) => child)), [directions]);
+  const places = useMemo(() => new Map(directions.map(({ child }, place) => [child, place])), [directions]);
+  const order = ({ child }) => places.get(child) ?? MOST;
   const text = route.value.query.get("points");
   const chosen = useMemo(() => (text ? new Set(text.split(".").map(Number)) : null), [text]);
-  const shown = points.map((point, index) => ({ ...point, index })).filter(({ index }) => !chosen || chosen.has(index)).sort((a, b) => (marks.get(a.child)?.mark ?? 1e9) - (marks.get(b.child)?.mark ?? 1e9) || b.x - a.x);
+  const shown = points.map((point, index) => ({ ...point, index })).filter(({ index }) => !chosen || chosen.has(index)).sort((a, b) => order(a) - order(b) || b.x - a.x);
   const untrained = value.null && typeof value.null === "object" ? value.null.explained : value.null;
   return html`<div class="columns-geometry">
     <div><${Plane} points=${points} directions=${directions} marks=${marks} chosen=${chosen} explained=${explained} onChoose=${(list) => query({ points: list?.join(".") })} />
@@ -32,7 +34,7 @@ function Geometry({ value, id }) {
     </div>
     <div>
       <section aria-labelledby="kinds"><h2 id="kinds">Children</h2>
-        <ul class="plane-key">${directions.map(({ child }) => html`<li key=${child}><svg width="16" height="16" aria-hidden="true"><${Shape} kid=${marks.get(child)} /></svg> <span class="num mark-number">${marks.get(child).mark}</span> <${FeatureLink} id=${child} /> <span class="muted num">${points.filter((point) => point.child === child).length}</span></li>`)}
+        <ul class="plane-key">${directions.map(({ child }) => html`<li key=${child}><svg width="16" height="16" aria-hidden="true"><${Shape} kid=${marks.get(child)} /></svg> <span class="mark-number">${marks.get(child).mark}</span> <${FeatureLink} id=${child} /> <span class="muted num">${points.filter((point) => point.child === child).length}</span></li>`)}
           <li><svg width="16" height="16" aria-hidden="true"><${Shape} kid=${null} /></svg> <span class="mark-number"></span> <span>${left ? "only the parent, or a child not shown" : "only the parent"}</span> <span class="muted num">${points.filter((point) => !marks.has(point.child)).length}</span></li></ul>
         ${left > 0 && html`<p class="hint">The ${directions.length} children with most of these ${points.length} activations; ${plural(left, "more child", "more children")} ${left === 1 ? "is" : "are"} in the <a href=${to("family", id)}>family</a>.</p>`}</section>
       <section aria-labelledby="points"><div class="head"><h2 id="points">${plural(shown.length, "activation")}</h2>${chosen && html`<a class="button" href=${to("geometry", id)}>Show all</a>`}</div>

@@ -9,7 +9,7 @@ import { Table } from "../table.js";
 import { visible } from "../text.js";
 
 function useHeight() {
-  const fit = () => Math.max(320, Math.min(1100, innerHeight - 250));
+  const fit = () => Math.max(320, Math.min(1100, innerHeight - 276));
   const [height, setHeight] = useState(fit);
   useEffect(() => {
     const follow = () => setHeight(fit());
@@ -32,7 +32,7 @@ function MapTable({ root, color, at, height }) {
     { key: "density", title: "Density", numeric: true, sort: (id) => tree.density[id], render: (id) => html`<span class="num">${tree.dead[id] ? "never fired" : percent(tree.density[id])}</span>` },
     ...(column ? [
       { key: "value", title: column.title, numeric: true, help: column.description, sort: (id) => tree.value(column.name, id), render: (id) => html`<span class="num">${cell(column, tree.value(column.name, id))}</span>` },
-      { key: "place", title: "Place among null pairs", sort: (id) => tree.place(column.name, id), render: (id) => html`<${Gauge} place=${tree.place(column.name, id)} mechanical=${column.mechanical} />` },
+      { key: "place", title: "Beats null pairs", sort: (id) => tree.place(column.name, id), render: (id) => html`<${Gauge} place=${tree.place(column.name, id)} column=${column} />` },
     ] : []),
     { key: "zoom", title: "", render: (id) => (tree.kids(id).length && id !== root ? html`<a href=${to("map", null, { root: id, color, table: 1 })}>zoom<span class="sr"> into ${id}</span></a>` : null) },
   ], [tree, column, root, color]);
@@ -50,7 +50,7 @@ export function MapView() {
   const height = useHeight();
   const options = [
     { group: "Of a feature", options: [["density", "Density"], ["layer", "Layer"], ["dead", "Dead or alive"]] },
-    { group: "Of the edge: place among null pairs", options: tree.about.map((column) => [`place:${column.name}`, column.title]) },
+    { group: "Of the edge: how many null pairs it beats", options: tree.about.map((column) => [`place:${column.name}`, column.title]) },
     { group: "Of the edge: value", options: tree.about.map((column) => [`value:${column.name}`, column.title]) },
   ];
   const path = root < 0 ? [] : tree.path(root);
@@ -59,12 +59,13 @@ export function MapView() {
       <nav class="crumbs" aria-label="Where the map is"><a href=${to("map", null, { color, table: asTable })} aria-current=${root < 0 ? "true" : null}>All ${plural(tree.ids.length, "feature")}</a>
         ${path.map((id) => html`<span key=${id}><span aria-hidden="true">›</span> <a href=${to("map", null, { root: id, color, table: asTable })} aria-current=${id === root ? "true" : null}><span class="num">${id}</span> <bdi>${visible(nameOf(id) ?? "")}</bdi></a></span>`)}</nav></div>
     <div class="tools">
-      <${Select} label="Color" value=${color} options=${options} onChoose=${(value) => query({ color: value })} />
+      <${Select} label="Color" wide=${true} value=${color} options=${options} onChoose=${(value) => query({ color: value })} />
       <${Legend} color=${color} />
       <span class="grow"></span>
       ${root >= 0 && html`<a class="button" href=${to("feature", root)}>Open feature ${root}</a>`}
       <button type="button" aria-pressed=${asTable} onClick=${() => query({ table: !asTable })}>Table</button>
     </div>
+    ${!asTable && html`<p class="hint">Each bar is a feature, as tall as it has features below it; its children are to its right. Click a bar to zoom into it, or a feature without children to open its page; arrow keys walk.</p>`}
     ${asTable
       ? html`<${MapTable} root=${root} color=${color} at=${at} height=${height} />`
       : html`<${Icicle} root=${root} color=${color} height=${height} at=${at} onAt=${(id) => query({ at: id }, { replace: true })} onZoom=${(id) => query({ root: id < 0 ? null : id, at: id < 0 ? null : id })} />`}

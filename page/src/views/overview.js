@@ -3,7 +3,10 @@ import { html } from "../html.js";
 import { to } from "../route.js";
 import { forest, lacking, overview } from "../store.js";
 import { count, measure, percent, plural, visible } from "../text.js";
-import { FeatureLink, Gauge, Lacking } from "../ui.js";
+import { FeatureLink, ForcedTag, Gauge, Lacking } from "../ui.js";
+import { Term } from "../term.js";
+import { wordOfValue } from "../words.js";
+import { ReadFirst } from "./help.js";
 import { Icicle, Legend } from "../charts/icicle.js";
 import { NullDots } from "../charts/dots.js";
 
@@ -17,37 +20,58 @@ function Values({ values }) {
   const fit = values.filter((value) => !value.null);
   if (!fit.length) return html`<p class="hint lead-hint">No measures yet. <code>saeforest eval RUN</code> takes them: how well it reconstructs, how sparse it is, and its hierarchy beside the nulls.</p>`;
   return html`<dl class="facts">${fit.map(
-    (value) => html`<${Fact} key=${value.name} term=${value.title} note=${value.interval && `95%: ${intervalOf(value.interval)}`}>
-      <span class="num" title=${value.description}>${value.name === "dead.dead_share" ? percent(value.value) : measure(value.value)}</span></${Fact}>`,
+    (value) => html`<${Fact} key=${value.name} term=${html`<${Term} ...${wordOfValue(value)}>${value.title}</${Term}>`} note=${value.name === "dead.dead_share" ? "of features, on held-out text" : value.interval && `95%: ${intervalOf(value.interval)}`}>
+      <span class="num">${value.name === "dead.dead_share" ? percent(value.value) : measure(value.value)}</span></${Fact}>`,
   )}</dl>`;
 }
 
 function Beats({ beats }) {
   if (!beats?.length) return html`<${Lacking} text=${lacking("nulls") ?? "The edges have no null yet; `saeforest index RUN` makes it with the index."} />`;
   return html`<table class="plain beats">
-    <caption>Of all edges, how many exceed 95% of null pairs: parents shuffled within their layer, among features that fire as often. By chance: 5%.</caption>
-    <thead><tr><th scope="col">Edge column</th><th scope="col">Edges above the null’s top 5%</th><th scope="col" class="numeric" title="Probability that an edge of the tree exceeds a null pair; 0.5 is chance">AUC</th></tr></thead>
+    <caption>Of the edges that a column is defined on, how many <${Term} word="beats">beat</${Term}> 95% of <${Term} word="null">null pairs</${Term}>. By chance: 5%.</caption>
+    <thead><tr><th scope="col">Edge column</th><th scope="col">Edges that beat 95% of null pairs</th><th scope="col" class="numeric"><${Term} word="edge">of edges</${Term}></th><th scope="col" class="numeric"><${Term} word="auc" /></th></tr></thead>
     <tbody>${beats.map((beat) => {
       const column = forest.value.column(beat.column);
       const mechanical = column?.mechanical;
       return html`<tr key=${beat.column} class=${mechanical ? "forced" : ""}>
-        <th scope="row"><a href=${to("edges", null, { x: beat.column })} title=${column?.description}>${beat.title ?? column?.title ?? beat.column}</a>${mechanical && html` <span class="tag warn">forced by the gate</span>`}</th>
+        <th scope="row"><a href=${to("edges", null, { x: beat.column })} title=${column?.description}>${beat.title ?? column?.title ?? beat.column}</a><${ForcedTag} column=${column} /></th>
         <td><span class="bar wide" role="img" aria-label=${`${percent(beat.share)}, by chance ${percent(beat.chance ?? 0.05)}`}><span class="bar-track" aria-hidden="true"><span class="bar-fill" style=${{ width: `${beat.share * 100}%` }}></span><span class="bar-tick" style=${{ left: `${(beat.chance ?? 0.05) * 100}%` }}></span></span><span class="num">${percent(beat.share)}</span></span></td>
+        <td class="numeric num">${beat.n === undefined ? "–" : count(beat.n)}</td>
         <td class="numeric num">${beat.auc === null || beat.auc === undefined ? "–" : beat.auc.toFixed(2)}</td></tr>`;
     })}</tbody></table>`;
 }
 
-function FamilyCard({ family }) {
+/** first: which of its children to show first, by their places; the most frequent if it is not given. */
+function FamilyCard({ family, first = null }) {
   const tree = forest.value;
   const column = tree.telling;
-  const kids = tree.kids(family.parent).slice(0, 5);
+  const all = tree.kids(family.parent);
+  const kids = (first ? [...all].sort((a, b) => first(a) - first(b)) : all).slice(0, 5);
   return html`<li class="family-card">
     <h3><${FeatureLink} id=${family.parent} label=${family.label} view="family" /></h3>
     <ul>${kids.map(
-      (id) => html`<li key=${id}><${FeatureLink} id=${id} />${column && html`<${Gauge} place=${tree.place(column.name, id)} mechanical=${column.mechanical} />`}</li>`,
+      (id) => html`<li key=${id}><${FeatureLink} id=${id} />${column && html`<${Gauge} place=${tree.place(column.name, id)} column=${column} />`}</li>`,
     )}</ul>
     <p class="hint">${family.n_children > kids.length ? `and ${plural(family.n_children - kids.length, "more child", "more children")}. ` : ""}${visible(family.why ?? "")}</p>
   </li>`;
+}
+
+const [FEW, FAILED] = [3, 3];
+
+/** The families whose children look most like null pairs. */
+function Failing() {
+  const tree = forest.value;
+  const column = tree.telling;
+  const judged = column ? tree.families(column).filter(({ n }) => n >= FEW) : [];
+  const worst = judged.sort((a, b) => a.middle - b.middle || b.n - a.n).slice(0, FAILED);
+  if (!worst.length) return null;
+  const under = judged.filter(({ middle }) => middle <= 0.5).length;
+  const place = (id) => tree.place(column.name, id);
+  return html`<section aria-labelledby="failing">
+    <h2 id="failing">Families that fail</h2>
+    <p class="hint">Of ${plural(judged.length, "family", "families")} with ${FEW} or more children judged, ${count(under)} ${under === 1 ? "does" : "do"} no better than chance: half of the children or more do not beat half of the <${Term} word="null">null pairs</${Term}> by “${column.title}”. The worst, with their worst children; <a href=${to("families", null, { up: true })}>all families, the worst first</a>.</p>
+    <ul class="family-cards failing">${worst.map(({ parent, n, beat, middle }) => html`<${FamilyCard} key=${parent} first=${(id) => (Number.isFinite(place(id)) ? place(id) : 2)}
+      family=${{ parent, n_children: tree.kids(parent).length, why: `${beat} of ${n} beat 95% of null pairs; the middle child beats ${percent(middle)}.` }} />`)}</ul></section>`;
 }
 
 export function Overview() {
@@ -63,8 +87,8 @@ export function Overview() {
       <h1 id="title"><bdi>${visible(about.title)}</bdi></h1>
       <p class="intro">${visible(about.system ?? "An SAE")} with ${plural(about.n_features, "feature")} in ${plural(layers.length, "layer")} (${layers.map(count).join(", ")}), on <code>${visible(about.site)}</code> of <strong>${visible(about.model)}</strong>. ${origin}</p>
       <dl class="facts">
-        <${Fact} term="Alive" note=${`of ${count(about.n_features)} features`}><span class="num">${count(about.n_alive)}</span></${Fact}>
-        <${Fact} term="Edges" note=${about.n_judged === undefined ? "parent and child" : `${count(about.n_judged)} fired often enough to judge`}><span class="num">${count(about.n_edges)}</span></${Fact}>
+        <${Fact} term=${html`<${Term} word="dead">Alive</${Term}>`} note=${`of ${count(about.n_features)}, on the indexed tokens`}><span class="num">${count(about.n_alive)}</span></${Fact}>
+        <${Fact} term=${html`<${Term} word="edge">Edges</${Term}>`} note=${about.n_judged === undefined ? "parent and child" : `${count(about.n_judged)} fired often enough to judge`}><span class="num">${count(about.n_edges)}</span></${Fact}>
         <${Fact} term="Roots"><span class="num">${count(about.n_roots)}</span></${Fact}>
         <${Fact} term="Indexed tokens"><span class="num">${count(about.n_tokens)}</span></${Fact}>
       </dl>
@@ -78,7 +102,7 @@ export function Overview() {
     </section></div>
     <section aria-labelledby="real">
       <h2 id="real">Is the hierarchy real?</h2>
-      <p class="hint">A number about a hierarchy says nothing by itself: an untrained tree scores high on many. Each stands beside what chance gives.</p>
+      <${ReadFirst} />
       <${Beats} beats=${about.beats} />
       ${hierarchy.length > 0 && html`<${NullDots} values=${hierarchy} />`}
     </section>
@@ -87,10 +111,12 @@ export function Overview() {
       <p class="hint">Chosen among ${count(about.n_edges)} edges because they read well: what a good family looks like, not how good the forest is. ${column ? `The mark at each child: its place among null pairs by “${column.title}”.` : ""}</p>
       ${about.families?.length ? html`<ul class="family-cards">${about.families.map((family) => html`<${FamilyCard} key=${family.parent} family=${family} />`)}</ul>` : html`<p class="state empty">No family has children that fired often enough. Index more text: <code>saeforest index RUN --tokens 1M</code></p>`}
     </section>
+    <${Failing} />
     <section aria-labelledby="where">
       <h2 id="where">Where to go</h2>
       <ul class="ways">
         <li><a href=${to("tree")}>Tree</a> Every feature in a list to walk with the arrow keys, search and filter.</li>
+        <li><a href=${to("families")}>Families</a> Every parent, with how many of its children beat chance: the best and the worst.</li>
         <li><a href=${to("edges")}>Edges</a> Any two properties of all edges against each other, with the null’s cloud behind.</li>
         <li><a href=${to("prompt")}>Prompt</a> Which paths of the forest are active on a text of yours.</li>
         <li><a href=${to("audit")}>Blind audit</a> Rate pairs without knowing which are edges of the tree, and see whether you can tell.</li>

@@ -1,20 +1,11 @@
 // The chosen feature beside the tree list, in short.
-import { html, useEffect, useState } from "../html.js";
+import { html } from "../html.js";
 import { to } from "../route.js";
 import { forest, useAsk } from "../store.js";
 import { percent, plural, visible } from "../text.js";
 import { Answer, EdgeNumber, FeatureLink, nameOf } from "../ui.js";
 import { Contexts } from "../contexts.js";
-
-/** The last value that stayed for a moment: holding an arrow key asks for nothing. */
-function useSettled(value, ms = 90) {
-  const [settled, setSettled] = useState(value);
-  useEffect(() => {
-    const timer = setTimeout(() => setSettled(value), ms);
-    return () => clearTimeout(timer);
-  }, [value]);
-  return settled;
-}
+import { useSettled } from "../search.js";
 
 export function Preview({ id, found }) {
   const tree = forest.value;

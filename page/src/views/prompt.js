@@ -40,7 +40,7 @@ function Active({ paths, all }) {
   const most = Math.max(...roots.map(({ value }) => value), 1e-9);
   const shown = all ? roots : roots.slice(0, MOST);
   const node = (one, depth) => html`<li key=${one.id}><div class="path-step"><span class=${`path-name d${Math.min(depth, 6)}`}><${FeatureLink} id=${one.id} label=${one.label} /></span><${Bar} value=${one.value} most=${most} text=${one.value.toFixed(2)} />
-      <span class="place-cell">${depth > 0 && column ? html`<${Gauge} place=${tree.place(column.name, one.id)} mechanical=${column.mechanical} />` : null}</span></div>
+      <span class="place-cell">${depth > 0 && column ? html`<${Gauge} place=${tree.place(column.name, one.id)} column=${column} />` : null}</span></div>
     ${one.below.length > 0 && html`<ul>${one.below.map((child) => node(child, depth + 1))}</ul>`}</li>`;
   return html`<div class="path-step path-head muted"><span class="path-name">Feature</span><span class="path-value">activation</span><span class="place-cell" title=${column?.description}>${column ? "beats null pairs" : ""}</span></div>
     <ul class="paths">${shown.map((root) => node(root, 0))}</ul>

@@ -15,7 +15,7 @@ from saeforest.explore import Explorer
 from saeforest.explore.answers import ANSWERS
 from saeforest.explore.api import BODIES, Api
 from saeforest.explore.api.compare import Opened
-from saeforest.explore.api.schema import schema, text
+from saeforest.explore.api.schema import FILES, schema, text
 from saeforest.saes import TreeSAE
 
 DOCS = Path(__file__).parents[3] / "docs"
@@ -29,7 +29,7 @@ def test_the_schema_is_up_to_date() -> None:
 
 def test_the_page_names_every_path() -> None:
     page = (DOCS / "explorer-api.md").read_text(encoding="utf-8")
-    for path in ANSWERS:
+    for path in (*ANSWERS, *FILES):
         assert f"`{path.removesuffix(' (without other)')}" in page, path
 
 

@@ -54,6 +54,12 @@ def test_a_child_that_fires_on_its_parents_token_adds_nothing() -> None:
     assert parents(hand_index(top_row=rows)) == [0, 2]
 
 
+def test_a_child_whose_token_tells_nothing_adds_nothing() -> None:
+    letter_of_row_7 = 7
+    families = telling_families(hand_index(), FOREST, readable=lambda token: token != letter_of_row_7)
+    assert [family.parent for family in families.shown] == [0, 2]
+
+
 def test_a_child_that_fires_on_many_tokens_counts_less() -> None:
     rows = [[i, -1, -1] for i in range(12)]
     rows[7] = [7, 20, 20 + 26]  # two different letters

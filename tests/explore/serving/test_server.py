@@ -16,7 +16,9 @@ from explore_cases import World
 from saeforest.explore import Explorer
 from saeforest.explore.api import Api
 from saeforest.explore.labels.annotations import Annotations
+from saeforest.explore.serving import server
 from saeforest.explore.serving.server import MOST_BODY, listen, make_app
+from saeforest.explore.serving.static import export_subtree
 from saeforest.saes import TreeSAE
 
 PATHS = [
@@ -77,6 +79,31 @@ def test_large_answers_are_compressed(client: TestClient, api: Api) -> None:
         small = "content-encoding" not in answer.headers
     data = raw if small else gzip.decompress(raw)
     assert json.loads(data) == json.loads(json.dumps(api.get("forest")))
+
+
+def test_a_family_is_downloaded_as_a_file(
+    client: TestClient, api: Api, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    api.put("annotations/2", {"label": "mine"})
+    answer = client.get("/api/v1/export/2")
+    assert answer.status_code == 200
+    assert answer.headers["content-type"] == "text/html; charset=utf-8"
+    assert answer.headers["content-disposition"] == 'attachment; filename="SAE-2.html"'
+    n = export_subtree(api, 2, tmp_path / "family.html").n_features
+    assert answer.content == (tmp_path / "family.html").read_bytes()
+    assert client.head("/api/v1/export/2").content == b""
+    assert client.post("/api/v1/export/2", json={}).status_code == 405
+    for unknown in ("99999", "x", "2/3", ""):
+        assert "expected" in error(answer := client.get(f"/api/v1/export/{unknown}"))
+        assert answer.status_code == 404
+    monkeypatch.setattr(server, "_MOST_EXPORTED", n - 1)
+    assert f"expected at most {n - 1} in a file" in error(answer := client.get("/api/v1/export/2"))
+    assert answer.status_code == 400
+
+
+def test_names_of_files_are_plain() -> None:
+    assert server.file_name('runs/demo, "a"\r\n\u202e', 7) == "runs-demo-a-7.html"
+    assert server.file_name("\u4e2d", 7) == "saeforest-7.html"
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from starlette.testclient import TestClient
 from saeforest.explore import index_run
 from saeforest.explore.answers import ANSWERS
 from saeforest.explore.api import Api
+from saeforest.explore.api.schema import FILES
 from saeforest.explore.serving.server import make_app
 
 SECRET = "the secret of a file in and beside the run"
@@ -65,7 +66,7 @@ hostile = st.sampled_from([
 number = st.one_of(st.integers(-5, 40), st.integers()).map(str)
 word = st.one_of(text, hostile, number)
 names = st.sampled_from(sorted({path.split(" ")[1].partition("/")[0] for path in ANSWERS}))
-known = st.sampled_from(sorted(path.split(" ")[1] for path in ANSWERS))
+known = st.sampled_from(sorted(path.split(" ")[1] for path in (*ANSWERS, *FILES)))
 api_path = st.one_of(
     known.flatmap(lambda path: number.map(lambda n: path.replace("ID", n).replace("CHILD", n))),
     st.tuples(names, word).map("/".join),

@@ -41,7 +41,7 @@ class EdgeAnswer:
 
 @dataclass(frozen=True)
 class Child:
-    """A child of a feature. p_child: P(child | parent). ungated: P(parent | child) without the gate; place: its place
+    """A child of a feature. p_child: P(child | parent). ungated: coverage without the gate; place: its place
     among null pairs."""
 
     id: int

@@ -61,6 +61,7 @@ class AboutColumn:
 
     mechanical: whether values are high whatever the parent is, so that they do not speak for an edge. forced_by: why:
     the SAE's gate, or the choice of the parents of an inferred forest, which looked at them; None if not mechanical.
+    of_pair: whether it depends on the parent; if not, it has no places among null pairs.
     """
 
     name: str
@@ -71,6 +72,7 @@ class AboutColumn:
     mechanical: bool
     forced_by: Literal["gate", "choice"] | None
     format: Format
+    of_pair: bool
 
 
 @dataclass(frozen=True)

@@ -154,7 +154,7 @@ class Api:
             raise Unsupported(f"{path}: expected {' or '.join(methods)}")
         if path in self._routes:
             return methods[method](query, body)
-        return methods[method](_feature(rest), body)
+        return methods[method](feature_of(rest), body)
 
     @cached_property
     def _routes(self) -> dict[str, dict[str, Callable[[Any, Any], Any]]]:
@@ -196,7 +196,7 @@ class Api:
         card = self.explorer.overview()
         return OverviewAnswer(
             api=API_VERSION,
-            title=printable(self._title),
+            title=printable(self.title),
             model=printable(card.model),
             site=printable(card.site),
             forest=card.forest,
@@ -217,7 +217,8 @@ class Api:
         )
 
     @property
-    def _title(self) -> str:
+    def title(self) -> str:
+        """The name of the SAE, as the overview shows it."""
         if self.run is None:
             return self.name or "SAE"
         name = self.run.path.resolve().name
@@ -286,12 +287,13 @@ class Api:
         if not text.strip():
             raise InputError("q: expected some text to look for")
         labels = {feature: label for feature, (label, _) in self.labels.all().items()}
+        given = {feature for feature, (_, source) in self.labels.all().items() if source != "auto"}
         matches, whole = (expression(text), None) if regex == "1" else words(text)
         found: dict[int, Found] = {}
         note = ""
         try:
             for matched, feature, place in self.explorer.searching.hits(
-                matches, labels, whole=whole, places=places
+                matches, labels, whole=whole, places=places, given=given
             ):
                 if len(found) > n:
                     break
@@ -311,7 +313,7 @@ class Api:
         return self._comparing.answer(query["other"]) if query.get("other") else self._comparing.runs()
 
     def _compare_feature(self, query: Query) -> Any:
-        return self._comparing.api(query.get("other", "")).features.feature(_feature(query.get("id", "")))
+        return self._comparing.api(query.get("other", "")).features.feature(feature_of(query.get("id", "")))
 
     @cached_property
     def _comparing(self) -> Comparing:
@@ -414,8 +416,8 @@ class Api:
             raise Unavailable("an export cannot be changed: `saeforest explore RUN` can")
 
 
-def _feature(text: str) -> int:
-    """The feature that a path names."""
+def feature_of(text: str) -> int:
+    """The feature that a path names. Raises NotFound if it is no number."""
     if not (text.isascii() and text.isdecimal() and len(text) <= _MOST_DIGITS):
         raise NotFound(f"feature {shown(printable(text))}: expected a number")
     return int(text)

@@ -60,6 +60,7 @@ def about_column(about: ColumnAbout, explorer: Explorer) -> AboutColumn:
         mechanical=forced_by is not None,
         forced_by=forced_by,
         format=_FORMATS.get(about.unit, "number"),
+        of_pair=about.of_pair,
     )
 
 

@@ -16,11 +16,14 @@ from ..answers import ANSWERS
 from ..answers.parts import API_VERSION, ErrorAnswer
 from .bodies import BODIES
 
+#: Answers that are files: their media types by method and path.
+FILES = {"GET export/ID": "text/html"}
 _TEMPLATE = "#/$defs/{model}"
 
 
 def schema() -> dict[str, Any]:
-    """The schema: under `answers` and `bodies` by method and path, `error` for every failure, and `$defs`."""
+    """The schema: under `answers` and `bodies` by method and path, under `files` what is no JSON, `error` for every
+    failure, and `$defs`."""
     kinds: dict[tuple[str, str], Any] = {("answers", path): kind for path, kind in ANSWERS.items()}
     kinds |= {("bodies", path): kind for path, kind in BODIES.items()}
     kinds["error", ""] = ErrorAnswer
@@ -43,6 +46,7 @@ def schema() -> dict[str, Any]:
         "title": "The JSON API of saeforest explore",
         "version": API_VERSION,
         **parts,
+        "files": {path: {"type": "string", "contentMediaType": kind} for path, kind in FILES.items()},
         "error": error,
         "$defs": shared.get("$defs", {}),
     }

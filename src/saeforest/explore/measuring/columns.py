@@ -41,9 +41,10 @@ COLUMNS: tuple[Column, ...] = (
     Column(
         ColumnAbout(
             "ungated",
-            "P(parent | child), without the gate",
+            "Coverage without the gate",
             "fraction",
-            "How often the parent is active where the child's own detector is on, which does not know of the parent.",
+            "P(parent | child) by the child's own detector: how often the parent is active where the detector, which "
+            "does not know of the parent, is on.",
             higher_is_more=True,
             mechanical=False,
             chosen=True,
@@ -69,7 +70,7 @@ COLUMNS: tuple[Column, ...] = (
             "Tokens alike",
             "fraction",
             "How alike the tokens are on which the child's own detector is on, and those on which the parent fires "
-            "without it: 1 minus the Jensen-Shannon divergence.",
+            "without it: 1 minus the Jensen-Shannon divergence. 0 is no failure: a child may have tokens of its own.",
             higher_is_more=True,
             mechanical=False,
         ),
@@ -101,9 +102,9 @@ COLUMNS: tuple[Column, ...] = (
     Column(
         ColumnAbout(
             "coverage",
-            "P(parent | child)",
+            "Coverage",
             "fraction",
-            "How often the parent fires where the child fires: the activation coverage (Eq. 4), 1 under a gate.",
+            "P(parent | child): how often the parent fires where the child fires (Eq. 4); 1 under a gate.",
             higher_is_more=True,
             mechanical=True,
             chosen=True,

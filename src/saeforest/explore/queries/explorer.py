@@ -151,8 +151,11 @@ class Explorer:
     def telling(self, n: int = 10) -> ChosenFamilies:
         """The same families by their numbers, without cards. Chosen once."""
         if n not in self._telling:
-            self._telling[n] = telling_families(self.index, self.forest, n)
+            self._telling[n] = telling_families(self.index, self.forest, n, readable=self._has_letters)
         return self._telling[n]
+
+    def _has_letters(self, token: int) -> bool:
+        return any(map(str.isalpha, str(self.tokenizer.decode([token]))))
 
     def search(self, text: str, n: int = 20) -> list[SearchResult]:
         """Up to `n` features with `text` in their label, in a token they fire on, or in the text around one.

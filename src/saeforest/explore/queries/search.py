@@ -8,7 +8,7 @@ from functools import cached_property
 from threading import Lock
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ...errors import InputError
@@ -52,17 +52,21 @@ class Search:
         *,
         whole: Matches | None = None,
         places: Collection[Matched] = PLACES,
+        given: Collection[int] = (),
     ) -> Iterator[tuple[Matched, int, int | None]]:
         """Find text in lower case. Yields where it was found, the feature, and which context (None for a label).
 
         matches: whether a text has what is looked for. whole: whether a token is just that; such tokens come first.
         places: where to look. The text around a token is its whole window.
+        given: features whose labels somebody gave: these come first. Other labels are made of tokens, so the features
+        that fire most on what is looked for come first.
         """
         self.prepare()
         if "label" in places:
-            for feature, label in sorted(labels.items()):
-                if matches(label.casefold()):
-                    yield "label", feature, None
+            found = [feature for feature, label in sorted(labels.items()) if matches(label.casefold())]
+            share = self._share(_where(self._top_ids, self._tokens, matches)).tolist() if found else []
+            for feature in sorted(found, key=lambda f: (f not in given, -share[f])):
+                yield "label", feature, None
         if "token" in places:
             for of_token in (whole, matches):
                 if of_token is not None:
@@ -74,13 +78,17 @@ class Search:
 
     def _ranked(self, hits: Bool[Tensor, "d_sae n_contexts"]) -> Iterator[tuple[int, int]]:
         """Feature and context of every hit; features with a larger fraction of activations that match come first."""
-        value = self.index.top_value
-        share = (value * hits).sum(1) / value.sum(1).clamp(min=1e-12)
+        share = self._share(hits)
         for feature in share.argsort(descending=True, stable=True).tolist():
             if share[feature] <= 0:
                 return
             for place in hits[feature].nonzero().flatten().tolist():
                 yield feature, place
+
+    def _share(self, hits: Bool[Tensor, "d_sae n_contexts"]) -> Float[Tensor, "d_sae"]:
+        """The share of each feature's strongest activations that are hits, weighted by the activations."""
+        value = self.index.top_value
+        return (value * hits).sum(1) / value.sum(1).clamp(min=1e-12)
 
     @cached_property
     def _top_ids(self) -> Int[Tensor, "d_sae n_contexts"]:

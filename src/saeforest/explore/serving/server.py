@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import gzip
+import re
 import signal
 import socket
 from collections.abc import Callable, Iterator
@@ -30,12 +31,15 @@ from ...errors import InputError
 from ...files import checksum_of_bytes, parse_json
 from ...output import printable
 from ..answers.parts import API_VERSION, plain
-from ..api import Api, to_json
+from ..api import Api, feature_of, to_json
 from ..errors import NotFound, Unavailable, Unsupported
+from .static import subtree_page
 
 HOST, PORT = "127.0.0.1", 8421
 #: Where the API is.
 ROOT = f"/api/v{API_VERSION}/"
+#: Where one subtree is downloaded as a file; the number of its root follows.
+EXPORT = f"{ROOT}export/"
 MOST_BODY, MOST_ADDRESS = 1 << 18, 1 << 13
 _NAMES = ("127.0.0.1", "localhost", "[::1]")
 _PORTS_TRIED = 50
@@ -66,6 +70,8 @@ _HEADERS = {
 # Answers that take long enough to keep others waiting are made in a thread.
 _SLOW = {"overview", "forest", "labels", "nulls", "search", "compare", "prompt", "training", "annotations"}
 _SLOW |= {"rating", "blind", "ungated"}
+# Features in a file of one subtree that is made for a download: about 20 MB.
+_MOST_EXPORTED = 2000
 # Large answers that are kept: only labels change, with the annotations.
 _LASTING = {"forest", "nulls", "labels", "training"}
 
@@ -101,6 +107,8 @@ class _App:
                 return _error(
                     HTTPStatus.REQUEST_URI_TOO_LONG, f"address: expected at most {MOST_ADDRESS:,} bytes"
                 )
+            if path.startswith(EXPORT):
+                return await self._export_answer(request, path.removeprefix(EXPORT))
             if path.startswith(ROOT):
                 return await self._api_answer(request, path.removeprefix(ROOT))
             return self._page_answer(request, path.removeprefix("/") or "index.html")
@@ -155,6 +163,16 @@ class _App:
                 self._kept[path, zipped] = version, data, tag
         return data, tag
 
+    async def _export_answer(self, request: Request, feature: str) -> Response:
+        """A feature, all below it and its ancestors as one HTML file (`export_subtree`)."""
+        if request.method not in ("GET", "HEAD"):
+            raise Unsupported(f"export/{printable(feature[:20])}: expected GET")
+        root = feature_of(feature)
+        self._api.features.check(root)
+        text, _ = await run_in_threadpool(lambda: subtree_page(self._api, root, most=_MOST_EXPORTED))
+        headers = {"Content-Disposition": f'attachment; filename="{file_name(self._api.title, root)}"'}
+        return Response(text, media_type="text/html; charset=utf-8", headers=_HEADERS | headers)
+
     # -- the page
 
     def _page_answer(self, request: Request, name: str) -> Response:
@@ -167,6 +185,12 @@ class _App:
         if _matches(request, tag):
             return Response(status_code=HTTPStatus.NOT_MODIFIED, headers=headers)
         return Response(data, media_type=_PAGE[name], headers=headers)
+
+
+def file_name(title: str, root: int) -> str:
+    """The name of a downloaded subtree: plain characters alone, as it stands in a header."""
+    plain_title = re.sub(r"[^A-Za-z0-9]+", "-", title).strip("-")[:60]
+    return f"{plain_title or 'saeforest'}-{root}.html"
 
 
 def refused(request: Request) -> str | None:

@@ -59,9 +59,25 @@ def export_subtree(answers: Answers, root: int, out: Path, *, force: bool = Fals
     Raises InputError if there is no such feature, or `out` exists.
     """
     check_file(out, force)
+    text, n_features = subtree_page(answers, root)
+    with atomic_file(out) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return Exported(out, n_features, 1, out.stat().st_size)
+
+
+def subtree_page(answers: Answers, root: int, *, most: int | None = None) -> tuple[str, int]:
+    """The HTML of `export_subtree`, and how many features it holds.
+
+    Raises InputError if there is no such feature, or there are more than `most`.
+    """
     forest = answers.get("forest")
     parent = _numbers(forest["parent"])
     ids, below = _subtree(parent, root)
+    if most is not None and len(ids) > most:
+        raise InputError(
+            f"feature {root} has {below:,} features below it; expected at most {most:,} in a file made here: "
+            f"run `saeforest export html RUN --root {root} --out FILE`"
+        )
     overview = answers.get("overview")
     known = set(ids)
     kind = "family" if below else "feature"
@@ -86,10 +102,7 @@ def export_subtree(answers: Answers, root: int, out: Path, *, force: bool = Fals
     note = f"It holds feature {root}, the {_count(below)} below it, and its ancestors."
     settings = {"transport": "static", "shards": None, "note": note, "start": f"#/{kind}/{root}"}
     blocks = [block({"id": "saeforest"}, settings), packed_block({"data-path": "*"}, data)]
-    text = page(Bundle.load(), f"Feature {root} · {overview['title']}", blocks, shards=False)
-    with atomic_file(out) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-    return Exported(out, len(ids), 1, out.stat().st_size)
+    return page(Bundle.load(), f"Feature {root} · {overview['title']}", blocks, shards=False), len(ids)
 
 
 def export_everything(answers: Answers, out: Path, *, force: bool = False) -> Exported:

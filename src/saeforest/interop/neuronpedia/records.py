@@ -27,7 +27,7 @@ MOST_EXPLANATION = 512
 #: The user to whom Neuronpedia's own exports attribute everything.
 CREATOR_ID = "clkht01d40000jv08hvalcvly"
 # Edge columns that an explanation tells of, with what they are called there.
-_TOLD = {"ungated": "P(parent | child's own detector)", "s_res": "S_res"}
+_TOLD = {"ungated": "coverage without the gate", "s_res": "S_res"}
 _CHILDREN = 8
 _ALPHABET = "0123456789abcdefghijklmnopqrstuvwxyz"
 Part = tuple[float, float, float]

@@ -1,0 +1,56 @@
+// The words of this page, each explained once: Help lists them, and `Term` shows them where they are met.
+import { overview } from "./store.js";
+
+/** By key: [title, text]. */
+export const WORDS = {
+  edge: ["Edge", "A parent and one of its children. Not every edge has every number: an edge is judged if its child fired often enough on the indexed tokens, and a column leaves out pairs that it is not defined on, such as those whose child’s own detector was on too rarely. So counts of edges differ from place to place, and each says what it counts."],
+  gate: ["Gate", "In a gated SAE, such as a Tree SAE, a child may be active only where its parent is. So its parent is active wherever it is, whatever the two mean: numbers that follow from this say nothing about the tree, and are marked."],
+  null: ["Null pairs", "What chance gives: pairs of features in which parents have changed places within their layer with others that fire about as often. They are measured on the same text as the edges."],
+  beats: ["Beats null pairs", "The share of null pairs that an edge exceeds by a number, in the direction that supports an edge; a tie counts half. Chance is 50%, and 5% of edges beat 95% of null pairs by chance."],
+  auc: ["AUC", "The probability that an edge of the tree beats a null pair; a tie counts half. 0.5 is chance, 1 is always."],
+  detector: ["Own detector", "A child’s encoder alone, without the gate and without the competition for places: on where its value is above the median of those that the child has where it is active. It does not know whether the parent is active."],
+  l0: ["L0", "The number of active features on a token, on average. The lower, the sparser."],
+  fve: ["FVE", "Fraction of variance explained: how much of the variance of the model’s activations the SAE gives back. 1 is all of it."],
+  ce: ["CE loss score", "How much of the language model’s prediction (its cross-entropy) is kept when the reconstruction stands in for the activation: 1 is all of it, 0 as little as without the activation."],
+  copies: ["Copies", "Edges on which parent and child write in nearly the same direction. A copy covers its parent for free, and says nothing new: a tree with many of them is less than its numbers."],
+  dead: ["Dead, alive, silent", "A feature that did not fire on some text. Here it is counted on the indexed tokens (alive, “never fired”, silent children); the measured share of dead features is on held-out text, which is shorter or other text, so the two differ."],
+  density: ["Density", "The fraction of tokens on which a feature is active."],
+  lift: ["Lift", "How much more often than anywhere, as a power of two: +1 is twice as often, +3 eight times, 0 is chance."],
+  context: ["Context", "A token on which the feature fires, with the text around it. Darker and thicker underlined: a stronger activation, as a share of the feature’s maximum. Point at a token for its value, or switch figures on."],
+  quantiles: ["Quantiles", "A sample of activations of every strength, not only the strongest: what a feature looks like on an ordinary day."],
+  residue: ["Residue", "Contexts in which a parent fires and none of its children does."],
+  logits: ["Effect on the next token", "What one unit of the feature’s activation adds to the logit of a token, by the direct path alone: its decoder row, scaled as the final norm scales it, times the unembedding. A difference of 1 makes a token 2.7 times as likely against another."],
+  overlap: ["Sibling overlap", "Of the tokens on which either of two children fires, the share on which both do (Jaccard)."],
+  match: ["Match", "In a comparison: the feature of the other SAE with the nearest decoder row, if the cosine is high enough."],
+  kept: ["Kept, elsewhere", "An edge is kept in another SAE if the match of the parent is the parent of the child’s match. It is elsewhere if both have a match, but that one has another parent there, or none."],
+};
+
+const OF_VALUES = { "sparsity.l0": "l0", "dead.dead_share": "dead", "reconstruction.fve": "fve", "cross_entropy.ce_loss_score": "ce", "edges.copies": "copies" };
+
+/** The explanation of a measured value: {word, text}. */
+export function wordOfValue({ name, description }) {
+  const word = OF_VALUES[name] ?? name;
+  return { word, text: WORDS[word]?.[1] ?? description };
+}
+
+/** Measured values that have no entry above: [key, title, text]. */
+export const measuredWords = () =>
+  (overview.value?.values ?? []).filter(({ name, description }) => description && !OF_VALUES[name]).map(({ name, title, description }) => [name, title, description]);
+
+/** Why a column's values say nothing about the tree, short and as a sentence; null if they may. */
+export function forced(column) {
+  if (!column?.mechanical) return null;
+  return column.forced_by === "choice"
+    ? { tag: "parents chosen by it", words: "the parents of this forest were chosen by it, so it is high whatever they mean" }
+    : { tag: "forced by the gate", words: "the gate forces this value, whatever the two mean" };
+}
+
+const ASIDES = { tokens_alike: "0% is no failure: the child may have tokens of its own" };
+
+/** Which values of a column support an edge. */
+export function supports(column) {
+  if (column.mechanical) return "says nothing here";
+  if (column.of_pair === false) return "about the child alone";
+  const way = column.higher_is_more === false ? "lower supports the edge" : "higher supports the edge";
+  return ASIDES[column.name] ? `${way}; ${ASIDES[column.name]}` : way;
+}
