@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -146,12 +146,18 @@ def test_losses_are_taken_on_whole_windows_of_the_first_tokens_only(
 def test_clean_windows_cost_no_pass_of_their_own(
     sae: TreeSAE, lm: LanguageModel, reader: ActivationReader, tokens: Tokens
 ) -> None:
-    calls = 0
+    reader.shared_blocks  # noqa: B018  # found by passes over short texts
+    calls = {"model.layers.0.self_attn": 0, "model.norm": 0}
 
-    def count(*_: Any) -> None:
-        nonlocal calls
-        calls += 1
+    def counted(name: str) -> Callable[..., None]:
+        def count(*_: Any) -> None:
+            calls[name] += 1
 
-    with lm.model.get_submodule("model.layers.0").register_forward_hook(count):
+        return count
+
+    with ExitStack() as hooks:
+        for name in calls:
+            hooks.enter_context(lm.model.get_submodule(name).register_forward_hook(counted(name)))
         evaluate(sae, reader, tokens, SETS["fast"], SOURCE, ce(5 * CONTEXT))
-    assert calls == math.ceil(N_WINDOWS / 5) + 2  # spliced and ablated, of the one batch with losses
+    assert calls["model.layers.0.self_attn"] == math.ceil(N_WINDOWS / 5)  # what is before the site runs once
+    assert calls["model.norm"] == 3  # clean, spliced and ablated, of the one batch with losses

@@ -283,6 +283,7 @@ def test_excluded_positions_are_neither_measured_nor_replaced(
 ) -> None:
     """The first position of every window is made huge: no measure moves, and the splice leaves it as it is."""
     plain = evaluate(sae, reader, tokens, SETS["fast"], SOURCE, ce(0))
+    assert len(reader.shared_blocks) == LAYER + 1  # found by passes of its own
     site, module = reader.site, lm.model.get_submodule(f"model.layers.{LAYER}")
     spliced = []
 

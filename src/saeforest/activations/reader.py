@@ -11,10 +11,11 @@ from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Float32, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import InputError
 from ..lm import LanguageModel, Site
+from ..lm.shared_start import blocks_before
 from ..text import Tokens, bos_before
 
 _CHECKED_ROWS = 512
@@ -121,6 +122,11 @@ class ActivationReader:
     def written(self) -> Site:
         """The site whose activations are reconstructed: `site`, or the target of a transcoder."""
         return self.others[-1] if self.others else self.site
+
+    @cached_property
+    def shared_blocks(self) -> tuple[nn.Module, ...]:
+        """The blocks that run once for all passes that differ only from `written` on."""
+        return blocks_before(self.lm, self.written)
 
     @cached_property
     def widths(self) -> dict[str, int]:

@@ -46,7 +46,7 @@ class MeasureOptions:
     """Number of held-out tokens to measure on."""
     ce_tokens: int = 16_384
     """How many of the held-out tokens to use for cross-entropy. It takes two forward passes of the language model over
-    them, and one more for each SAE."""
+    them, the second only from the site on, and one more from there for each SAE."""
     infer_tokens: int = 200_000
     """Number of training tokens from which to infer the forest of an SAE that has none."""
     nulls: Literal["yes", "no"] = "yes"

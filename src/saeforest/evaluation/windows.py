@@ -14,7 +14,8 @@ from torch import Tensor
 from ..activations import ActivationReader
 from ..interventions import put
 from ..lm import LanguageModel, Site
-from ..lm.model import divergences, next_token_losses
+from ..lm.model import losses_and_divergences, next_token_losses
+from ..lm.shared_start import SharedStart
 from ..measures.measure import EvalBatch, Spliced, WindowLosses
 from ..saes import SAE
 from ..sparse_code import SparseCode
@@ -24,12 +25,16 @@ from ..text import Tokens
 class Predictions(NamedTuple):
     """Predictions of the language model on windows.
 
-    clean:      `[m, ctx, vocab]` logits of the unchanged model.
+    start:      what all passes over these windows share.
+    logits:     `[m, ctx, vocab]` logits of the unchanged model.
+    clean:      `[m, ctx - 1]` losses, in nats, of these predictions.
     ablated:    `[m, ctx - 1]` losses, in nats, with the activations replaced by zeros.
     kl_ablated: `[m, ctx]` KL divergence, in nats, of these predictions from the unchanged ones.
     """
 
-    clean: Float[Tensor, "m ctx vocab"]
+    start: SharedStart
+    logits: Float[Tensor, "m ctx vocab"]
+    clean: Float32[Tensor, "m next"]
     ablated: Float32[Tensor, "m next"]
     kl_ablated: Float32[Tensor, "m ctx"]
 
@@ -101,11 +106,11 @@ class WindowView:
 
     def _losses(self, x_hat: Float32[Tensor, "n d_out"], predictions: Predictions) -> WindowLosses:
         """Losses summed over the measured positions of each window; each position predicts the next token."""
-        keep = self.keep[: len(predictions.clean)]
+        keep = self.keep[: len(predictions.logits)]
         spliced = self._spliced(x_hat, predictions)
         return WindowLosses(
             count=self._total(torch.ones_like(keep[:, :-1], dtype=torch.float32)).long(),
-            clean=self._total(next_token_losses(predictions.clean, self.ids[: len(keep)])),
+            clean=self._total(predictions.clean),
             spliced=spliced.spliced,
             ablated=self._total(predictions.ablated),
             kl_count=self._total(torch.ones_like(keep, dtype=torch.float32)).long(),
@@ -114,11 +119,11 @@ class WindowView:
         )
 
     def _spliced(self, x_hat: Float32[Tensor, "n d_out"], predictions: Predictions) -> Spliced:
-        first = slice(len(predictions.clean))
+        first = slice(len(predictions.logits))
         ids, keep = self.ids[first], self.keep[first]
         spliced = put(self.x[first], x_hat[: int(keep.sum())], keep)
-        logits = self.reader.lm.logits(ids, {self.reader.written: lambda _: spliced})
-        losses, kl = next_token_losses(logits, ids), divergences(predictions.clean, logits)
+        logits = predictions.start.logits(ids, {self.reader.written: lambda _: spliced})
+        losses, kl = losses_and_divergences(logits, ids, predictions.logits)
         return Spliced(self._total(losses), self._total(kl))
 
     def _total(self, losses: Float32[Tensor, "m some"]) -> Float64[Tensor, "w"]:
@@ -153,10 +158,13 @@ def read_windows(
     ids = tokens.ids[windows].long().to(reader.lm.device)
     sites, predictions = (reader.site, *reader.others), None
     if n_losses:
-        read, logits = _activations_and_logits(reader.lm, ids, sites)
+        start = SharedStart(reader.lm, reader.shared_blocks)
+        with start.first_pass():
+            read, logits = _activations_and_logits(reader.lm, ids, sites)
         clean, first = logits[:n_losses], ids[:n_losses]
-        zeros = reader.lm.logits(first, {reader.written: torch.zeros_like})
-        predictions = Predictions(clean, next_token_losses(zeros, first), divergences(clean, zeros))
+        zeros = start.logits(first, {reader.written: torch.zeros_like})
+        ablated = losses_and_divergences(zeros, first, clean)
+        predictions = Predictions(start, clean, next_token_losses(clean, first), *ablated)
     else:
         read = reader.lm.activations(ids, sites)
     batch = reader.kept(tokens, windows, *(read[site.name] for site in sites))

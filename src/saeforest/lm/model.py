@@ -293,12 +293,15 @@ def next_token_losses(
     return torch.stack(losses)
 
 
-def divergences(
-    clean: Float[Tensor, "batch ctx vocab"], logits: Float[Tensor, "batch ctx vocab"]
-) -> Float32[Tensor, "batch ctx"]:
-    """KL(clean || logits), in nats, of the prediction at each position."""
-    found = []
-    for a, b in zip(clean, logits, strict=True):
-        log_p = a.float().log_softmax(-1)
-        found.append((log_p.exp() * (log_p - b.float().log_softmax(-1))).sum(-1))
-    return torch.stack(found)
+def losses_and_divergences(
+    logits: Float[Tensor, "batch ctx vocab"],
+    ids: Int[Tensor, "batch ctx"],
+    clean: Float[Tensor, "batch ctx vocab"],
+) -> tuple[Float32[Tensor, "batch ctx-1"], Float32[Tensor, "batch ctx"]]:
+    """`next_token_losses(logits, ids)`, and KL(clean || logits), in nats, of the prediction at each position."""
+    losses, found = [], []
+    for row, target, unchanged in zip(logits, ids.to(logits.device, torch.int64), clean, strict=True):
+        log_p, log_q = unchanged.float().log_softmax(-1), row.float().log_softmax(-1)
+        losses.append(F.nll_loss(log_q[:-1], target[1:], reduction="none"))
+        found.append((log_p.exp() * log_p.sub_(log_q)).sum(-1))
+    return torch.stack(losses), torch.stack(found)

@@ -109,7 +109,7 @@ def resolve(model: nn.Module, n_layers: int, name: str, read: Read) -> Site:
     if index >= n_layers:
         raise InputError(f"site {name!r}: block {index} is out of range; the blocks are 0..{n_layers - 1}")
 
-    list_path, blocks = _block_list(model, n_layers, name)
+    list_path, blocks = block_list(model, n_layers, name)
     path, block = f"{list_path}.{index}", blocks[index]
     if hook == "hook_resid_pre":
         return Site(name, path, "input")
@@ -179,7 +179,8 @@ def _expected(paths: list[str], n_layers: int, name: str) -> str:
     )
 
 
-def _block_list(model: nn.Module, n_layers: int, name: str) -> tuple[str, nn.ModuleList]:
+def block_list(model: nn.Module, n_layers: int, name: str) -> tuple[str, nn.ModuleList]:
+    """The path of the list of the model's blocks, and the list. Raises InputError if there is none."""
     lists = [
         (path, module)
         for path, module in model.named_modules()
