@@ -61,16 +61,23 @@ page/node_modules/.stamp: page/package.json page/package-lock.json
 	cd page && npm ci --no-audit --no-fund
 	touch $@
 
-# torch by itself first: whatever else asks for it then finds the pinned build in place.
-.venv/run.stamp: pyproject.toml constraints.txt requirements-embedded.txt
+# The newest pip unpacks wheels of many files a quarter faster than the one that Python brings. torch by itself first: whatever
+# else asks for it then finds the pinned build in place. $(1): the extras.
+define install
 	$(PYTHON) -m venv .venv
+	$(INSTALL) --upgrade pip
 	$(INSTALL) torch
-	$(INSTALL) --editable .
+	$(INSTALL) --editable '.$(1)'
 	$(INSTALL) --no-deps --requirement requirements-embedded.txt
-	touch $@
+	touch .venv/run.stamp
+endef
 
-.venv/dev.stamp: .venv/run.stamp
-	$(INSTALL) --editable '.[dev]'
+.venv/run.stamp: pyproject.toml constraints.txt requirements-embedded.txt
+	$(call install)
+
+# Not on top of run.stamp: packages are looked for and saeforest is built once, not twice.
+.venv/dev.stamp: pyproject.toml constraints.txt requirements-embedded.txt
+	$(call install,[dev])
 	touch $@
 
 clean:
