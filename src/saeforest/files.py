@@ -24,6 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, load_file, save_file
 from torch import Tensor
 from xxhash import xxh3_128, xxh3_128_hexdigest
+from yaml.constructor import SafeConstructor
 
 from .errors import InputError
 
@@ -294,10 +295,15 @@ def _check_nesting(data: Any, where: str, most_nodes: int | None = None) -> None
         ]
 
 
+# libyaml's, which is ten times faster; PyYAML can be installed without it.
+_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
 def read_yaml(path: Path) -> Any:
     """Read a YAML file as plain data. Raises InputError if it is missing, damaged or too large."""
     text = read_bytes(path, _MOST_YAML)
     try:
+        _check_depth(text.decode("utf-8"))
         data = yaml.load(text.decode("utf-8"), _PlainLoader)
     except RecursionError:
         raise InputError(f"{path}: not valid YAML (nested too deeply)") from None
@@ -308,17 +314,26 @@ def read_yaml(path: Path) -> Any:
     return data
 
 
-class _PlainLoader(yaml.SafeLoader):
+def _check_depth(text: str) -> None:
+    """Raises RecursionError for text nested so deeply that libyaml's loader, which recurses, would crash."""
+    depth = 0
+    for event in yaml.parse(text, _Loader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > _MOST_DEPTH + 2:  # `_check_nesting` says which depth is too much
+            raise RecursionError
+
+
+class _PlainLoader(_Loader):
     """A loader for mappings, lists, strings, numbers, booleans and null, but not dates, sets or binary data."""
 
 
-def _plain_integer(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
+def _plain_integer(loader: SafeConstructor, node: yaml.ScalarNode) -> int:
     if len(node.value) > _MOST_DIGITS:
         raise ValueError(f"a number of {len(node.value):,} digits")
     return loader.construct_yaml_int(node)
 
 
-def _text_of(loader: yaml.SafeLoader, node: Any) -> str:
+def _text_of(loader: SafeConstructor, node: Any) -> str:
     return str(loader.construct_scalar(node))
 
 
