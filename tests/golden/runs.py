@@ -33,7 +33,6 @@ _OPTIM = {"lr": 3e-3, "batch_size": 64, "warmup": 0.1, "decay": "linear", "preci
 _COMMON = {
     "site": "blocks.1.hook_resid_post",
     "epochs": 2,
-    "device": "cpu",
     "log_every": 10,
     "checkpoint_minutes": 0,
     "lm": {"dtype": "float32", "batch_size": 8},
@@ -120,20 +119,34 @@ def run_of(sae: str) -> str:
     return next(run for run, saes in RUNS.items() if sae in saes)
 
 
-def make_world(folder: Path) -> None:
-    """A language model, text, and the activations of the one on the other: what all runs read."""
-    _python(["world.py", str(folder)], folder)
+def make_world(folder: Path, seconds: float | None = None) -> None:
+    """A language model, text, and the activations of the one on the other: what all runs read. seconds: at most."""
+    _python(["world.py", str(folder)], folder, FIXED, seconds)
 
 
-def make_run(run: str, world: Path, folder: Path) -> None:
-    """Trains, measures and indexes some SAEs in `folder/run`."""
+def make_run(
+    run: str,
+    world: Path,
+    folder: Path,
+    *,
+    device: str = "cpu",
+    fixed: bool = True,
+    seconds: float | None = None,
+) -> None:
+    """Trains, measures and indexes some SAEs in `folder/run`. fixed: with the instructions that fix all bits."""
     names = RUNS[run]
     if len(names) == 1:
         saes: dict[str, Any] = {"sae": SAES[names[0]], "optim": _OPTIM}
     else:
         saes = {"saes": {name: {"sae": SAES[name], "optim": _OPTIM} for name in names}}
     settings = folder / f"{run}.yaml"
-    config = {**_COMMON, **saes, "model": str(world / "model"), "data": str(world / "store")}
+    config = {
+        **_COMMON,
+        **saes,
+        "device": device,
+        "model": str(world / "model"),
+        "data": str(world / "store"),
+    }
     settings.write_text(json.dumps(config), encoding="utf-8")  # JSON is YAML
     out, first = str(folder / run), ["--sae", names[0]] if len(names) > 1 else []
     commands = [
@@ -141,16 +154,18 @@ def make_run(run: str, world: Path, folder: Path) -> None:
         ["eval", out, *_EVAL],
         ["index", out, "--tokens", "2048", *first],
     ]
-    _python(["commands.py", json.dumps(commands)], folder)
+    _python(["commands.py", json.dumps(commands)], folder, FIXED if fixed else {}, seconds)
 
 
-def _python(arguments: list[str], folder: Path) -> None:
+def _python(arguments: list[str], folder: Path, variables: dict[str, str], seconds: float | None) -> None:
     spec = importlib.util.find_spec("saeforest")
     assert spec is not None
     assert spec.origin is not None
-    environment = {**os.environ, **FIXED, "PYTHONPATH": str(Path(spec.origin).parents[1])}
+    environment = {**os.environ, **variables, "PYTHONPATH": str(Path(spec.origin).parents[1])}
     script, *rest = arguments
     command = [sys.executable, str(HERE / script), *rest]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=seconds
+    )
     if done.returncode:
         raise RuntimeError(f"{script} {rest} ended with {done.returncode}:\n{done.stderr}")
