@@ -31,11 +31,22 @@ def run(*args: str, **variables: str) -> None:
 
 
 def test_they_compute_what_the_plain_ones_do() -> None:
-    cases = ("-m", "pytest", "-p", "no:cacheprovider", "tests/triton_cases.py")
+    # Without the fixtures of other tests, which import more than the kernels do.
+    cases = (
+        "-m",
+        "pytest",
+        "-p",
+        "no:cacheprovider",
+        "--noconftest",
+        "-p",
+        "typecheck",
+        "tests/triton_cases.py",
+    )
+    tests = {"PYTHONPATH": os.pathsep.join(["tests", *sys.path])}
     if torch.cuda.is_available():
-        run(*cases)
+        run(*cases, **tests)
     else:
-        run(*cases, TRITON_INTERPRET="1")
+        run(*cases, **tests, TRITON_INTERPRET="1")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the test above has compiled them")
