@@ -60,6 +60,8 @@ def record_key(spec: MeasureSpec, task: Task, options: MeasureOptions) -> str:
     if isinstance(config, RelatednessConfig):  # packages may have been installed since the last record
         found = find_wordnet(config.wordnet), find_sentence_model(config.sentence_model)
         asked["resources"] = [None if folder is None else _files(folder) for folder in found]
+    if read := spec.files(config):
+        asked["files"] = [_files(path) for path in read]
     if spec.nulls and options.nulls == "yes":
         asked["nulls"] = (VERSION, SEED, BLOCK, repr(task.start))
         if isinstance(task.start, Start) and starts_without_edges(

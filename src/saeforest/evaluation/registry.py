@@ -30,6 +30,9 @@ _FILES = (
     "pair_judge",
     "sparse_probing",
     "tpp",
+    "scr",
+    "ravel",
+    "unlearning",
     "hsae",
 )
 

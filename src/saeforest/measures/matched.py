@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float64, Int64
+from jaxtyping import Bool, Float64, Int64
 from numpy import ndarray as Array
 
 from ..structure.forest import ROOT, Forest
@@ -71,6 +71,31 @@ class NullParents:
         others, distance = others[matches], distance[matches]
         nearest = others[np.argsort(distance, kind="stable")[:_NEAREST]]
         return next((q for q in rng.permutation(nearest).tolist() if usable(q)), None)
+
+
+def alike(
+    features: Int64[Array, "n"],
+    fired: Float64[Array, "d_sae"],
+    candidates: Bool[Array, "d_sae"],
+    rng: np.random.Generator,
+) -> Int64[Array, "_"]:
+    """For each feature, another that fires about as often: one of the few nearest candidates, at random.
+
+    fired: how often each feature fires. candidates: those that may be drawn; the given features never are.
+    No feature is drawn twice. Fewer come back where the candidates run out.
+    """
+    left = candidates & (fired > 0)
+    left[features] = False
+    log = np.log(np.maximum(fired, np.finfo(np.float64).tiny))
+    drawn: list[int] = []
+    for feature in features:
+        others = np.flatnonzero(left)
+        if not len(others):
+            break
+        nearest = others[np.argsort(np.abs(log[others] - log[feature]), kind="stable")[:_NEAREST]]
+        drawn.append(int(rng.choice(nearest)))
+        left[drawn[-1]] = False
+    return np.array(drawn, dtype=np.int64)
 
 
 def auc(

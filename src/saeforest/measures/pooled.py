@@ -68,6 +68,15 @@ class LabeledTextConfig:
         if len(self.classes) == 1 or len(set(self.classes)) < len(self.classes):
             raise InputError(f"texts.classes = {list(self.classes)}: expected two or more different labels")
 
+    def read(self) -> list[LabeledText]:
+        """The texts of the source. Raises InputError if it can't be read."""
+        return labeled(self.source)
+
+    def usual(self, texts: list[LabeledText]) -> tuple[str, ...]:
+        """The classes if `classes` is empty."""
+        count = Counter(text.label for text in texts)
+        return tuple(label for label in _ranked(count) if count[label] >= MIN_TEXTS)[: self.n_classes]
+
 
 @dataclass(frozen=True, eq=False)
 class ReadTexts:
@@ -147,10 +156,9 @@ def choose(found: list[LabeledText], config: LabeledTextConfig) -> tuple[tuple[s
     # Drop duplicates, which could be in both the training and the test texts.
     texts = list({(text.text, text.label): text for text in found}.values())
     count = Counter(text.label for text in texts)
-    ranked = sorted(count, key=lambda label: (-count[label], label))
-    classes = config.classes or tuple(c for c in ranked if count[c] >= MIN_TEXTS)[: config.n_classes]
+    classes = config.classes or config.usual(texts)
     if len(classes) < 2:
-        most = ", ".join(f"{label} ({count[label]})" for label in ranked[:3])
+        most = ", ".join(f"{label} ({count[label]})" for label in _ranked(count)[:3])
         raise InputError(
             f"labeled texts '{config.source}': expected two or more labels with {MIN_TEXTS} or more texts each; "
             f"the most frequent are {most}"
@@ -164,6 +172,11 @@ def choose(found: list[LabeledText], config: LabeledTextConfig) -> tuple[tuple[s
         mine = [text for text in texts if text.label == label]
         chosen += [mine[i] for i in generator.permutation(len(mine))[:wanted]]
     return classes, chosen
+
+
+def _ranked(count: Counter[str]) -> list[str]:
+    """Labels, the most frequent first; ties in alphabetical order."""
+    return sorted(count, key=lambda label: (-count[label], label))
 
 
 def _check_enough(classes: tuple[str, ...], labels: list[str], config: LabeledTextConfig) -> None:
@@ -183,8 +196,10 @@ def read_texts(reader: ActivationReader, config: LabeledTextConfig) -> ReadTexts
 
     Raises InputError if the source cannot be read, or has too few texts of a class.
     """
-    reader.lm.check_context(config.context, "sparse_probing.texts.context, tpp.texts.context")
-    classes, texts = choose(labeled(config.source), config)
+    reader.lm.check_context(
+        config.context, "sparse_probing.texts.context, tpp.texts.context, scr.texts.context"
+    )
+    classes, texts = choose(config.read(), config)
     encoded = encode(reader.lm.tokenizer, [text.text for text in texts])
     bos = [] if reader.bos_id is None else [reader.bos_id]
     tokenized = [

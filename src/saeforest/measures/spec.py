@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 from ..saes import SAE
@@ -61,6 +62,8 @@ class MeasureSpec:
     nulls:    the values that say something about a hierarchy, which are therefore measured again on its nulls.
     of_nulls: its settings for the nulls, given its settings: without what takes time and is not among these values.
     detail_of_nulls: entries of a record's detail that it holds of its nulls too, as `detail["of_nulls"]`.
+    files:    files and folders that its settings name and that it reads, besides those of its needs. A record is taken
+              anew when they have changed.
     version:  increased when the meaning of the measure changes, so that older records are replaced.
 
     Raises TypeError if the declaration contradicts itself.
@@ -78,6 +81,7 @@ class MeasureSpec:
     forest_free: Callable[[SAE], tuple[str, ...]] = lambda _: ()
     of_nulls: Callable[[Any], Any] = lambda config: config
     detail_of_nulls: tuple[str, ...] = ()
+    files: Callable[[Any], tuple[Path, ...]] = lambda _: ()
     version: int = 1
 
     def __post_init__(self) -> None:

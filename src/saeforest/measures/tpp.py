@@ -18,14 +18,11 @@ texts. SAEBench 0.6 fills S_n with features of effect 0, and chooses the epoch o
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 
 from ..errors import InputError
-from ..progress import progress
 from ..saes import SAE
 from .bootstrap import FloatArray, estimate, interval_method, same_units
 from .columns import INTERPRETABILITY, Column
@@ -35,39 +32,25 @@ from .pooled import (
     LabeledTextConfig,
     apart,
     by_text,
-    check_share,
     mean_difference,
     one_vs_rest,
 )
+from .pooled_probes import LinearProbes, PooledProbeConfig, asked, fit_probes
 from .record import Record, undefined
 from .spec import Study
 from .subject import Subject
 
-SelectOn = Literal["validation", "test"]
 _SHOWN = 20
 
 
 @dataclass(frozen=True)
-class TPPConfig:
+class TPPConfig(PooledProbeConfig):
     """Which texts are classified, how many features are ablated, and how the probes are trained."""
 
     texts: LabeledTextConfig = field(default_factory=LabeledTextConfig)
     """Which labeled texts are read."""
     n: tuple[int, ...] = (2, 5, 10, 20, 50, 100, 500)
     """Numbers of features to ablate."""
-    select_on: SelectOn = "validation"
-    """Texts on which the best epoch of a probe is chosen: held-out training texts, or, as in SAEBench, the test
-    texts."""
-    validation: float = 0.2
-    """Fraction of the training texts held out for validation."""
-    epochs: int = 20
-    """Number of passes over the training texts."""
-    batch_size: int = 16
-    """Number of texts in a training step."""
-    lr: float = 1e-3
-    """Learning rate of AdamW."""
-    l1: float = 1e-3
-    """Weight of the L1 penalty on a probe's weights."""
     levels: bool = False
     """Measure each reconstruction of an SAE with several layers too: of a tree with the features of layers 0 to l, of
     an HSAE with those of level l alone."""
@@ -75,29 +58,7 @@ class TPPConfig:
     def __post_init__(self) -> None:
         if not self.n or min(self.n) < 1 or len(set(self.n)) < len(self.n):
             raise InputError(f"tpp.n = {list(self.n)}: expected different numbers of 1 or more")
-        if self.select_on not in get_args(SelectOn):
-            raise InputError(f"tpp.select_on = {self.select_on!r}: expected validation or test")
-        check_share("tpp.validation", self.validation)
-        for name in ("epochs", "batch_size"):
-            if getattr(self, name) < 1:
-                raise InputError(f"tpp.{name} = {getattr(self, name)}: expected 1 or more")
-        if not self.lr > 0:
-            raise InputError(f"tpp.lr = {self.lr}: expected a number above 0")
-        if not self.l1 >= 0:
-            raise InputError(f"tpp.l1 = {self.l1}: expected 0 or more")
-
-
-class LinearProbes(NamedTuple):
-    """One probe for each class. A logit `x @ weight + bias` above 0 means that the text is in the class."""
-
-    weight: FloatArray
-    """`[C, d]`"""
-    bias: FloatArray
-    """`[C]`"""
-
-    def logits(self, x: FloatArray) -> FloatArray:
-        """Logits `[n, C]` of the rows of `x [n, d]`."""
-        return x @ self.weight.T + self.bias
+        self.check("tpp")
 
 
 def tpp_score(drop: FloatArray) -> FloatArray:
@@ -123,37 +84,7 @@ def train_probes(
     x: FloatArray, train: IntArray, check: IntArray, config: TPPConfig, seed: int
 ) -> LinearProbes:
     """Train a probe for each class on the texts `train [C, a]` of `x [n, d]`, its epoch chosen on `check [C, b]`."""
-    (rows, own), (check_rows, check_own) = one_vs_rest(train, seed), one_vs_rest(check, seed)
-    data, of, target = torch.from_numpy(x).float(), torch.from_numpy(rows), torch.from_numpy(own).float()
-    generator = torch.Generator().manual_seed(seed)
-    # Losses and penalties are summed over the probes: each is trained as if it were alone.
-    weight = torch.zeros(len(rows), x.shape[1], requires_grad=True)
-    bias = torch.zeros(len(rows), requires_grad=True)
-    optimizer = torch.optim.AdamW([weight, bias], lr=config.lr)
-    epochs: list[LinearProbes] = []
-    with progress("train probes", config.epochs, "epochs") as advance:
-        for _ in range(config.epochs):
-            for batch in torch.randperm(len(own), generator=generator).split(config.batch_size):
-                logits = (data[of[:, batch]] @ weight[:, :, None])[..., 0] + bias[:, None]
-                losses = F.binary_cross_entropy_with_logits(
-                    logits, target[batch].expand_as(logits), reduction="none"
-                )
-                optimizer.zero_grad()
-                (losses.mean(1).sum() + config.l1 * weight.abs().sum()).backward()
-                optimizer.step()
-            epochs.append(LinearProbes(*(t.detach().double().numpy().copy() for t in (weight, bias))))
-            advance(1)
-    accuracy = [(asked(probes.logits(x), check_rows) > 0) == check_own for probes in epochs]
-    best = np.argmax([right.mean(1) for right in accuracy], axis=0)
-    return LinearProbes(
-        np.stack([epochs[e].weight[c] for c, e in enumerate(best)]),
-        np.array([epochs[e].bias[c] for c, e in enumerate(best)]),
-    )
-
-
-def asked(logits: FloatArray, rows: IntArray) -> FloatArray:
-    """Each probe's logits on its own texts: `[C, b]`, from `logits [n, C]` and `rows [C, b]`."""
-    return np.take_along_axis(logits.T, rows, axis=1)
+    return fit_probes(x, *one_vs_rest(train, seed), *one_vs_rest(check, seed), config, seed)
 
 
 def _candidates(sae: SAE, config: TPPConfig) -> dict[str, BoolArray]:

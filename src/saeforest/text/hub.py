@@ -54,27 +54,37 @@ def pinned(source: str) -> str:
 
 def read_hub(source: str, place: HubName, reading: Reading) -> Iterator[Document]:
     """Iterate over the documents of a split of a Hub data set. Raises InputError if it can't be read."""
+    what = f"text source '{source}'"
+    fields = Fields(what, reading)
+    for row, where in hub_rows(what, source, place, reading.split):
+        yield fields.document(row, where, where)
+    fields.finish()
+
+
+def hub_rows(what: str, source: str, place: HubName, split: str) -> Iterator[tuple[dict[str, Any], str]]:
+    """Iterate over the rows of a split of a Hub data set, each with its place. what: begins the errors' messages.
+
+    Raises InputError if it can't be read.
+    """
     try:
         from datasets import load_dataset
     except ImportError as error:
-        raise needs_data_extra(f"text source '{source}': reading a Hub data set") from error
+        raise needs_data_extra(f"{what}: reading a Hub data set") from error
     revision: dict[str, Any] = {"revision": place.revision} if place.revision else {}
     try:
-        rows = load_dataset(place.name, place.subset, split=reading.split, streaming=True, **revision)
-        fields = Fields(f"text source '{source}'", reading)
+        rows = load_dataset(place.name, place.subset, split=split, streaming=True, **revision)
         for number, row in enumerate(rows, 1):
-            yield fields.document(row, f"{source}:{number}", f"{source}:{number}")
-        fields.finish()
+            yield row, f"{source}:{number}"
     except InputError:
         raise
     except Exception as error:  # the Hub's client has no common base of its many errors
         if (package := _missing_package(error)) is not None:
             raise InputError(
-                f"text source '{source}': reading it needs the package {package}: run `pip install "
+                f"{what}: reading it needs the package {package}: run `pip install "
                 f"{'saeforest[data]' if package == 'zstandard' else package!r}`"
             ) from error
         raise InputError(
-            f"text source '{source}': not a local file, and split '{reading.split}' of the Hub data set can't be read "
+            f"{what}: not a local file, and split '{split}' of the Hub data set can't be read "
             f"({_why(error)}); check the name, the subset, the revision, text.split and the network"
         ) from error
 
