@@ -14,7 +14,7 @@ BIN := .venv/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt
 export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: demo test docs notebooks page lint pytest fuzz test-models durability clean interop sinks
+.PHONY: demo test docs notebooks page lint pytest fuzz test-models durability clean interop sinks engines
 
 demo: .venv/run.stamp
 	$(BIN)/saeforest demo --out $(OUT)
@@ -87,3 +87,8 @@ clean:
 # the network; not part of `make test`.
 interop: .venv/dev.stamp
 	$(BIN)/python -m benchmarks.interop $(TOOLS) --out $(INTEROP_OUT)
+
+# The harvest into an S3 object store and as a step of datatrove, each in an environment of its own: all, or TOOLS="NAME".
+# Needs the network once.
+engines: .venv/dev.stamp
+	$(BIN)/python -m benchmarks.engines $(TOOLS)

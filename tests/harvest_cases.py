@@ -10,11 +10,9 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from saeforest.activations import (
-    ActivationReader,
-    writer,
-)
-from saeforest.activations.writer import read_journal
+from saeforest.activations import ActivationReader
+from saeforest.activations.folder import LocalFolder
+from saeforest.activations.plan import read_entry, read_plan
 
 ABOUT: dict[str, Any] = {
     "model": "tiny", "site": "blocks.1.hook_resid_post", "data": "text", "tokens": 1280, "context": 32,
@@ -37,13 +35,14 @@ def on_read(monkeypatch: pytest.MonkeyPatch, act: Callable[[int], object]) -> No
 
 def on_write(monkeypatch: pytest.MonkeyPatch, act: Callable[[Path, dict[str, Tensor]], object]) -> None:
     """Calls `act` before a shard is written."""
-    write = writer.write_tensors
+    write = LocalFolder.write_tensors
 
-    def write_after(path: Path, tensors: dict[str, Tensor]) -> str:
-        act(path, tensors)
-        return write(path, tensors)
+    def write_after(self: LocalFolder, name: str, tensors: dict[str, Tensor]) -> str:
+        if "rows" in tensors:
+            act(self.at / name, tensors)
+        return write(self, name, tensors)
 
-    monkeypatch.setattr(writer, "write_tensors", write_after)
+    monkeypatch.setattr(LocalFolder, "write_tensors", write_after)
 
 
 def threads(name: str) -> list[str]:
@@ -51,8 +50,8 @@ def threads(name: str) -> list[str]:
 
 
 def kept_shards(folder: Path) -> list[str]:
-    """What the journal of an unfinished harvest lists, all of which is there."""
-    journal = read_journal(folder)
-    assert journal is not None
-    assert all((folder / shard.file).is_file() for shard in journal.shards)
-    return [shard.file for shard in journal.shards]
+    """The shards of an unfinished harvest that have an entry, all of which are there."""
+    entries = [read_entry(LocalFolder(folder), path.name) for path in sorted(folder.glob("shard-*.json"))]
+    assert read_plan(LocalFolder(folder)) is not None
+    assert all((folder / entry.file).is_file() for entry in entries)
+    return [entry.file for entry in entries]

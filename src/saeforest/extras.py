@@ -17,6 +17,7 @@ Extra = Literal[
     "explore",
     "mcp",
     "upload",
+    "s3",
     "tensorboard",
     "trackio",
     "wandb",

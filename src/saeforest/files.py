@@ -220,11 +220,17 @@ def listed_checksum(manifest: Any, name: str) -> str | None:
 
 def write_json(path: Path, data: Any, *, signed: bool = True) -> None:
     """Write JSON. An object gets its checksum as its last key, unless `signed` is False."""
+    text = json_text(data, signed=signed)
+    with atomic_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def json_text(data: Any, *, signed: bool = True) -> str:
+    """The text that `write_json` writes."""
     if signed and isinstance(data, dict):
         plain = json.loads(json.dumps(data, allow_nan=False))  # with lists for tuples, as when it is read
         data = {**data, CHECKSUM: checksum_of_data(plain)}
-    with atomic_file(path) as temporary:
-        temporary.write_text(json.dumps(data, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    return json.dumps(data, indent=2, allow_nan=False) + "\n"
 
 
 def read_json(path: Path, *, constants: Literal["refused", "text"] = "refused") -> Any:
@@ -235,12 +241,17 @@ def read_json(path: Path, *, constants: Literal["refused", "text"] = "refused") 
     Raises InputError if the file is missing, cannot be read, is not JSON, is too large, or does not match the checksum
     in it.
     """
-    data = parse_json(read_bytes(path), str(path), constants=constants)
+    return parse_signed(read_bytes(path), str(path), constants=constants)
+
+
+def parse_signed(text: bytes, where: str, *, constants: Literal["refused", "text"] = "refused") -> Any:
+    """Parse the text of `json_text`, without its checksum. Raises InputError, which names `where`."""
+    data = parse_json(text, where, constants=constants)
     if isinstance(data, dict) and CHECKSUM in data:
         expected = data.pop(CHECKSUM)
         if expected != checksum_of_data(data):
             raise InputError(
-                f'{path}: does not match its key "{CHECKSUM}", so it is damaged or was edited; restore it, or, if it '
+                f'{where}: does not match its key "{CHECKSUM}", so it is damaged or was edited; restore it, or, if it '
                 "was edited on purpose, delete that key"
             )
     return data

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from functools import cache
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
@@ -26,6 +26,8 @@ Positive = Annotated[int, Field(ge=1, le=MOST)]
 Name = Annotated[str, Field(max_length=4_096)]
 """A word, a name or a path."""
 Checksum = Annotated[str, Field(max_length=100)]
+Element = Literal["auto", "float32", "float16", "bfloat16", "int8"]
+"""How the numbers of harvested activations are stored; auto: as the language model computes them."""
 #: The data types of tensors that can be read. There are others, such as 8-bit floats, that cannot even be compared.
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)

@@ -22,8 +22,9 @@ from saeforest.activations import (
     open_store,
     writer,
 )
+from saeforest.activations.folder import LocalFolder
+from saeforest.activations.plan import read_entry
 from saeforest.activations.sources import is_store
-from saeforest.activations.writer import read_journal
 from saeforest.session import open_reader, read_tokens
 from saeforest.stopping import Interrupted, Stop
 from saeforest.text import Tokens
@@ -107,10 +108,8 @@ def test_rows_that_fill_no_shard_are_kept_now_and_then(
         on_read(patch, crash)
         with pytest.raises(RuntimeError, match="killed"):
             harvest_folder(reader, tokens, tmp_path / "store", ABOUT)
-    journal = read_journal(tmp_path / "store")
-    assert journal is not None
-    assert journal.pending is not None
-    assert journal.pending.windows == 2 * reader.batch_size
+    entry = read_entry(LocalFolder(tmp_path / "store"), "open-00000.json")
+    assert entry.windows == (0, 2 * reader.batch_size)
     assert whole(reader, tokens, tmp_path / "store") == expected
 
 

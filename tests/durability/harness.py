@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from saeforest import cli
+from saeforest.activations.plan import is_unfinished
 from saeforest.claim import is_lock
 from saeforest.files import is_temporary
 
@@ -69,10 +70,18 @@ def tell(signum: int) -> Act:
 
 
 def command(
-    argv: list[Any], folder: Path, at: int = -1, act: Act = kill, prepare: Act = lambda: None
+    argv: list[Any],
+    folder: Path,
+    at: int = -1,
+    act: Act = kill,
+    prepare: Act = lambda: None,
+    talk_to: str = "talk",
 ) -> Ended:
-    """Runs a command line in a child whose current folder is `folder`, and does `act` at its file operation `at`."""
-    talk = folder.parent / f"{folder.name}.talk"
+    """Runs a command line in a child whose current folder is `folder`, and does `act` at its file operation `at`.
+
+    talk_to: where its output goes, for commands that run at the same time.
+    """
+    talk = folder.parent / f"{folder.name}.{talk_to}"
     talk.mkdir(exist_ok=True)
     child = os.fork()
     if child == 0:
@@ -163,8 +172,6 @@ def _content(path: Path) -> Any:
 def leftovers(folder: Path) -> list[str]:
     """What a finished command must not leave: temporary files, locks, copies of activations, checkpoints."""
     names = {
-        "unfinished.json",
-        "pending.safetensors",
         "checkpoints",
         "index.unfinished",
         "demo.json",
@@ -172,7 +179,7 @@ def leftovers(folder: Path) -> list[str]:
     return [
         path.relative_to(folder).as_posix()
         for path in folder.rglob("*")
-        if is_temporary(path) or is_lock(path) or path.name in names
+        if is_temporary(path) or is_lock(path) or is_unfinished(path.name) or path.name in names
     ]
 
 

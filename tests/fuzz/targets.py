@@ -22,8 +22,9 @@ from mutations import (
 
 from everything_cases import CHECKPOINT, WIDTH, Fives
 from saeforest.activations import ActivationStream
+from saeforest.activations.folder import LocalFolder
+from saeforest.activations.plan import read_entry, read_plan
 from saeforest.activations.sources import MemoryActivations, open_store
-from saeforest.activations.writer import read_journal
 from saeforest.config import load_config
 from saeforest.explore import Index
 from saeforest.explore.measuring.counts import Counts
@@ -214,10 +215,14 @@ def _harvest(root: Path) -> str:
     return digest(open_store(root / "store").harvest)
 
 
-def _journal(root: Path) -> str:
-    journal = read_journal(root / "unfinished")
-    assert journal is not None
-    return digest(journal.model_dump())
+def _plan(root: Path) -> str:
+    plan = read_plan(LocalFolder(root / "unfinished"))
+    assert plan is not None
+    return digest(plan.model_dump())
+
+
+def _entry(root: Path) -> str:
+    return digest(read_entry(LocalFolder(root / "unfinished"), "shard-00000.json").model_dump())
 
 
 def _scores(root: Path) -> str:
@@ -262,7 +267,8 @@ TARGETS = [
     Target("shard", "store/shard-00000.safetensors", tensor_mutations, _store, manifest=_STORE),
     Target("tokens", "store/tokens.safetensors", tensor_mutations, _store, verified="store", manifest=_STORE),
     Target("harvest.json", "store/harvest.json", json_mutations, _harvest, verified="store"),
-    Target("unfinished.json", "unfinished/unfinished.json", json_mutations, _journal, verified="unfinished"),
+    Target("unfinished.json", "unfinished/unfinished.json", json_mutations, _plan, verified="unfinished"),
+    Target("shard.json", "unfinished/shard-00000.json", json_mutations, _entry, verified="unfinished"),
     Target("scores.json", "results/scores.json", json_mutations, _scores, verified="results"),
     Target("unfinished index", f"counted/{INDEX_STATE}", json_mutations, _counts),
     Target("its counts", f"counted/{COUNTS}", tensor_mutations, _counts, manifest=f"counted/{INDEX_STATE}"),

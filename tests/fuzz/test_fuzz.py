@@ -27,7 +27,7 @@ from targets import ANEW, TARGETS, Target, about_forest, unfinished_index
 
 from everything_cases import CHECKPOINT
 from saeforest import out_of_memory
-from saeforest.activations.writer import Journal
+from saeforest.activations.plan import Entry, Plan
 from saeforest.errors import InputError
 from saeforest.files import write_json
 from saeforest.verify import verify
@@ -70,12 +70,15 @@ def root(
 def _unfinished(root: Path) -> None:
     """Work that was stopped on its way: a harvest, an index, a synthetic run."""
     (root / "unfinished").mkdir()
-    shards = json.loads((root / "store/activations.json").read_text())["shards"]
-    pending = {**shards[0], "file": "pending.safetensors"}
-    journal = Journal.model_validate({"about": {"site": "x"}, "shards": shards, "pending": pending})
-    write_json(root / "unfinished/unfinished.json", journal.model_dump())
-    for shard in ("shard-00000.safetensors", "pending.safetensors"):
-        shutil.copy(root / "store/shard-00000.safetensors", root / "unfinished" / shard)
+    shard = json.loads((root / "store/activations.json").read_text())["shards"][0]
+    plan = Plan(about={"site": "x"}, settings={}, text="t", windows=shard["windows"], shard_windows=8)
+    write_json(root / "unfinished/unfinished.json", plan.model_dump())
+    entry = Entry(
+        file=shard["file"], rows=shard["rows"], windows=(0, shard["windows"]), file_checksum=shard["checksum"],
+        bytes=(root / "store" / shard["file"]).stat().st_size, plan=plan.digest(), seconds={"lm": 1.5},
+    )  # fmt: skip
+    write_json(root / "unfinished/shard-00000.json", entry.model_dump())
+    shutil.copy(root / "store/shard-00000.safetensors", root / "unfinished")
     (root / "counted").mkdir()
     shutil.copy(root / "two/index/tree/tokens.safetensors", root / "counted")
     counts, index = unfinished_index(root)

@@ -66,7 +66,9 @@ def test_the_same_from_activations_on_disk_live_and_harvested(
     run: Run, config: TrainConfig, tmp_path: Path
 ) -> None:
     expected = {name: t.clone() for name, t in run.sae.tensors().items()}
-    harvested, _ = run_harvest(config, tmp_path / "store")
+    done = run_harvest(config, tmp_path / "store")
+    assert done is not None
+    harvested = done.store
     assert harvested.manifest["sites"] == {SITE: run.sae.d_in, TARGET: run.sae.d_out}
     on_disk = replace(config, activations=replace(config.activations, store="disk"))
     from_store = replace(config, data=str(tmp_path / "store"))

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from ..files import read_json
 from ..lm import ModelIdentity
+from .folder import Folder, folder_at, is_address
 from .manifest import Manifest
 from .sources import StoredActivations, is_store, open_store
 from .writer import MODEL
@@ -33,9 +32,9 @@ class GivenData:
 
 @dataclass(frozen=True)
 class StoredData:
-    """A folder of harvested activations, whose manifest describes their language model and text."""
+    """Harvested activations, whose manifest describes their language model and text."""
 
-    folder: Path
+    folder: Folder
     manifest: Manifest
 
     @property
@@ -51,8 +50,8 @@ class StoredData:
 
     def about_model(self) -> dict[str, Any]:
         """The language model, with its results on a short text if the harvest recorded them."""
-        path = self.folder / MODEL
-        return {**self.model.to_dict(), **(read_json(path) if path.exists() else {})}
+        said = self.folder.read_json(MODEL) if self.folder.has(MODEL) else {}
+        return {**self.model.to_dict(), **said}
 
     def open(self, seed: int = 0) -> StoredActivations:
         """The activations themselves; `seed` fixes the order in which they are read."""
@@ -62,11 +61,11 @@ class StoredData:
 def data_of(data: str) -> TextData | StoredData | GivenData:
     """What a value of the setting `data` refers to.
 
-    Raises InputError if it is a folder of harvested activations that is incomplete.
+    Raises InputError if it is a folder of harvested activations that is incomplete, or an address without any.
     """
     if data == GIVEN:
         return GivenData()
-    folder = Path(data)
-    if not is_store(folder):
+    folder = folder_at(data)
+    if not is_address(data) and not is_store(folder):
         return TextData(data)
     return StoredData(folder, Manifest.model_validate(open_store(folder).manifest))

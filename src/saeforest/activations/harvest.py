@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,40 +12,62 @@ from ..errors import InputError
 from ..files import remove_leftovers
 from ..output import note
 from ..progress import progress
+from ..schema import Element
 from ..stopping import NEVER, Stop
 from ..text import Tokens
+from .clock import Harvest, HarvestClock
+from .folder import Folder
+from .plan import ALONE, Worker
 from .reader import ActivationBatch, ActivationReader
 from .sources import MemoryActivations
-from .writer import Harvest, HarvestClock, StoreWriter
+from .writer import Found, StoreWriter
 
 
 def harvest_folder(
     reader: ActivationReader,
     tokens: Tokens,
-    folder: Path,
+    folder: Path | Folder,
     about: dict[str, Any],
     stop: Stop = NEVER,
-) -> Harvest:
+    *,
+    worker: Worker = ALONE,
+    element: Element = "auto",
+    given: Mapping[str, Any] | None = None,
+    prepare: bool = False,
+) -> Harvest | None:
     """Read all activations of `tokens` into shards in `folder`. When the manifest is written, the store is complete.
 
     If an earlier process has left part of the same harvest in the folder, the harvest continues from there.
 
+    worker:  which shards this process reads. Whichever worker finishes the last shard writes the manifest.
+    element: how the numbers are stored.
+    given:   settings as they were given, on which all workers must agree, before anything was determined from them.
+    prepare: whether to write only the plan and the tokens, for other workers.
+
+    Returns how long the harvest took, of all workers together; None if shards of other workers are missing.
+
     Raises:
-        InputError: there are no activations, or some are NaN or infinite. What this process has read is deleted.
+        InputError: there are no activations, some are NaN or infinite, or the folder has other activations. What this
+            process has read is deleted, unless there are other workers.
         Interrupted: `stop` asked to stop. All that was read stays.
         OSError: the disk is full. All that was read stays.
     """
-    remove_leftovers(folder)
-    clock = HarvestClock(reader)
-    with StoreWriter(folder, tokens, about, _bits(reader)) as store:
-        fresh = True
+    if isinstance(folder, Path):
+        remove_leftovers(folder)
+    settings = _bits(reader) | {f"given {name}": value for name, value in (given or {}).items()}
+    with StoreWriter(folder, reader, tokens, about, settings, worker, element) as store:
+        if prepare:
+            store.begin()
+            return None
+        fresh = worker.of == 1
         try:
-            for batch, n_windows, is_new in _read(reader, tokens, store, stop):
+            for batch, n_windows, is_new in _read(reader, tokens, store, stop, load=False):
                 if is_new:
+                    assert batch is not None
                     store.add(batch, n_windows)
                 else:
                     fresh = False
-            return store.finish(lambda n: clock.harvest(n, tokens.n_tokens, store.seconds_waited))
+            return store.finish()
         except InputError:
             if fresh:
                 store.discard()
@@ -67,9 +89,11 @@ def harvest_memory(
     """
     read: ActivationBatch | None = None
     n, clock = 0, HarvestClock(reader)
-    store = None if folder is None else StoreWriter(folder, tokens, about or {}, _bits(reader))
+    store = None if folder is None else StoreWriter(folder, reader, tokens, about or {}, _bits(reader))
     try:
-        for batch, n_windows, is_new in _read(reader, tokens, store, stop):
+        for batch, n_windows, is_new in _read(reader, tokens, store, stop, load=True):
+            if batch is None:  # a shard without activations
+                continue
             if read is None:
                 # Allocate for every position; the rest, as many as are excluded, is never touched.
                 read = batch.each(lambda x: x.new_empty(tokens.n_tokens, *x.shape[1:]))
@@ -81,10 +105,9 @@ def harvest_memory(
                 store = _copied(store, lambda store, b=batch, w=n_windows: store.add(b, w))
         if read is None or n == 0:
             raise InputError("no activations: every position of the text is excluded; give longer text")
-        waited = store.seconds_waited if store else 0.0
-        harvest = clock.harvest(n, tokens.n_tokens, waited)
+        harvest = clock.harvest(n, tokens.n_tokens)
         if store is not None:
-            _copied(store, lambda store: store.finish(lambda _: harvest))
+            _copied(store, StoreWriter.finish)
         read = read.each(lambda x: x[:n])
         return MemoryActivations(read.x, read.rows, seed, harvest.record(), read.others)
     finally:
@@ -115,23 +138,26 @@ def _bits(reader: ActivationReader) -> dict[str, Any]:
 
 
 def _read(
-    reader: ActivationReader, tokens: Tokens, store: StoreWriter | None, stop: Stop
-) -> Iterator[tuple[ActivationBatch, int, bool]]:
-    """Yield the activations of all windows in order, their number of windows, and whether they were newly read."""
-    found = () if store is None else store.found()
-    with progress("harvest", tokens.n_tokens) as advance:
-        for batch in found:
-            yield batch, 0, False
-        start = store.n_windows if store else 0
-        if start:
-            advance(start * tokens.context, "found")
-        rest = torch.arange(start, len(tokens.ids))
-        for batch, n_read in reader.batches(tokens, rest) if len(rest) else ():
-            yield batch, n_read // tokens.context, True
-            advance(n_read)
-            if stop():
-                if store is None:
-                    raise stop.interrupted("stopped")
-                store.keep()
-                done = store.n_windows * tokens.context
-                raise stop.interrupted(f"stopped after {done:,} of {tokens.n_tokens:,} tokens")
+    reader: ActivationReader, tokens: Tokens, store: StoreWriter | None, stop: Stop, *, load: bool
+) -> Iterator[tuple[ActivationBatch | None, int, bool]]:
+    """Yield the activations of all windows in order, their number of windows, and whether they were newly read.
+
+    load: whether what is there is read, rather than only checked.
+    """
+    everything = torch.arange(len(tokens.ids))
+    n_windows = store.n_own if store else len(everything)
+    with progress("harvest", n_windows * tokens.context) as advance:
+        for piece in store.pieces(load=load) if store else (everything,):
+            if isinstance(piece, Found):
+                advance(piece.n_windows * tokens.context, "found")
+                yield piece.batch, piece.n_windows, False
+                continue
+            for batch, n_read in reader.batches(tokens, piece):
+                yield batch, n_read // tokens.context, True
+                advance(n_read)
+                if stop():
+                    if store is None:
+                        raise stop.interrupted("stopped")
+                    store.keep()
+                    done = store.n_windows * tokens.context
+                    raise stop.interrupted(f"stopped after {done:,} of {n_windows * tokens.context:,} tokens")

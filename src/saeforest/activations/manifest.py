@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from ..schema import Checksum, Count, Name, Positive, Schema
+from ..schema import Checksum, Count, Element, Name, Positive, Schema
 
 _AtOnce = Annotated[int, Field(ge=1, le=2**31 - 1)]
 
@@ -43,8 +43,10 @@ class Manifest(Schema):
     max_norm: Annotated[float, Field(ge=0)]
     sites: dict[Name, _AtOnce] = Field(default_factory=dict)
     """Width of every site by name, `site` first, if there are several sites."""
+    element: Element = "auto"
+    """How the numbers are stored."""
     version: Name = ""
-    format_version: Literal[1] = 1
+    format_version: Literal[1, 2] = 1
 
 
 def further_sites(manifest: Mapping[str, Any]) -> dict[str, int]:

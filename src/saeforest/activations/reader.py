@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Float32, Int
@@ -19,6 +19,15 @@ from ..lm.shared_start import blocks_before
 from ..text import Tokens, bos_before
 
 _CHECKED_ROWS = 512
+
+
+@runtime_checkable
+class Backend(Protocol):
+    """Computes the activations of windows of tokens. A `LanguageModel` is one."""
+
+    def activations(self, ids: Int[Tensor, "w ctx"], sites: Sequence[Site]) -> dict[str, Tensor]:
+        """Activations `[w, ctx, d]` at each of the sites, by name."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,6 +116,8 @@ class ActivationReader:
     """Whether BOS stands before every text. auto: if the tokenizer puts it there."""
     others: tuple[Site, ...] = ()
     """Other sites, read in the same forward passes, at the positions that are kept at `site`."""
+    backend: Backend | None = None
+    """What computes the activations, if not `lm` itself."""
     seconds: float = field(default=0.0, init=False)
     """Time spent in the language model so far, in seconds."""
     seconds_checks: float = field(default=0.0, init=False)
@@ -169,7 +180,7 @@ class ActivationReader:
         with self._lock:
             start = time.perf_counter()
             ids = tokens.ids[windows].long().to(self.lm.device, non_blocking=True)
-            read = self.lm.activations(ids, (self.site, *self.others))
+            read = (self.backend or self.lm).activations(ids, (self.site, *self.others))
             # Copy from a GPU to pinned memory without waiting, so that it can start on the next windows.
             cuda = self.lm.device.type == "cuda"
             x = {

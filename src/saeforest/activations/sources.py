@@ -16,13 +16,21 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..errors import InputError
-from ..files import listed_checksum, read_json, read_tensors
+from ..files import listed_checksum
 from ..schema import FLOATS, checked, shown
 from ..seeds import seeded
 from ..text import Tokens
+from .folder import Folder, folder_at
 from .manifest import HarvestRecord, Manifest, further_sites
 from .reader import ActivationBatch, ActivationReader, all_finite, concatenated
-from .writer import HARVEST, MANIFEST, STORE_VERSION, TOKENS, batch_of, tensor_of
+from .shards import batch_of, scale_of, tensor_of
+from .writer import (
+    HARVEST,
+    MANIFEST,
+    STORE_VERSION,
+    STORE_VERSION_8BIT,
+    TOKENS,
+)
 
 BLOCK_ROWS = 1 << 16
 LIVE_ROWS = 4 * BLOCK_ROWS
@@ -153,7 +161,7 @@ class LiveActivations:
 class StoredActivations:
     """Activations in a folder. Every epoch permutes the shards, and shuffles the rows of several shards at a time."""
 
-    folder: Path
+    folder: Folder
     manifest: dict[str, Any]
     seed: int
 
@@ -174,11 +182,11 @@ class StoredActivations:
     @property
     def harvest(self) -> dict[str, Any]:
         """How long reading them took (`Harvest.record`), if known."""
-        path = self.folder / HARVEST
-        if not path.exists():
+        if not self.folder.has(HARVEST):
             return {}
-        record = read_json(path)
-        checked(HarvestRecord, record, path, "delete it: it only records how long the harvest took")
+        record = self.folder.read_json(HARVEST)
+        where = self.folder.path(HARVEST)
+        checked(HarvestRecord, record, where, "delete it: it only records how long the harvest took")
         return record
 
     def block(self, epoch: int, index: int, stop: Callable[[], bool] = _never) -> ActivationBatch:
@@ -190,22 +198,27 @@ class StoredActivations:
     def shard(self, index: int) -> ActivationBatch:
         """The activations of one shard, in the order of the text. Raises InputError if its file is damaged."""
         shard = self.shards[index]
-        path = self.folder / shard["file"]
-        tensors = read_tensors(path, shard.get("checksum"), "harvest again")
+        path = self.folder.path(shard["file"])
+        tensors = self.folder.read_tensors(shard["file"], shard.get("checksum"), "harvest again")
         n = shard["rows"]
         shapes = {"x": (n, self.d_in), "rows": (n,)}
         shapes |= {tensor_of(site): (n, width) for site, width in self._widths.items()}
+        in_8bit = self.manifest.get("element") == "int8"
+        if in_8bit:
+            shapes |= {scale_of(name): (n,) for name in shapes if name != "rows"}
         for name, shape in shapes.items():
             found = tensors.get(name)
             if found is None or found.shape != shape:
                 raise InputError(
                     f"{path}: expected {name} of shape {list(shape)}, as in {MANIFEST}; harvest again"
                 )
-            if (found.dtype != torch.int64) if name == "rows" else (found.dtype not in FLOATS):
+            eight = in_8bit and name in ("x", *map(tensor_of, self._widths))
+            allowed = (torch.int64,) if name == "rows" else (torch.int8,) if eight else FLOATS
+            if found.dtype not in allowed:
                 raise InputError(
                     f"{path}: {name} has dtype {found.dtype}, which is never harvested; harvest again"
                 )
-            if name != "rows" and not all_finite(found):
+            if name != "rows" and not eight and not all_finite(found.view(n, -1)):
                 raise InputError(f"{path}: activations hold NaN or infinite values; harvest again")
         rows = tensors["rows"]
         if not 0 <= int(rows.min()) <= int(rows.max()) < self.manifest["tokens"]:
@@ -216,7 +229,8 @@ class StoredActivations:
 
     def tokens(self) -> Tokens:
         """The text from which the activations were read."""
-        return Tokens.load(self.folder / TOKENS, listed_checksum(self.manifest, TOKENS))
+        tensors = self.folder.read_tensors(TOKENS, listed_checksum(self.manifest, TOKENS))
+        return Tokens.of_tensors(tensors, self.folder.path(TOKENS))
 
 
 def load_memory(store: StoredActivations, seed: int) -> MemoryActivations:
@@ -225,23 +239,40 @@ def load_memory(store: StoredActivations, seed: int) -> MemoryActivations:
     return MemoryActivations(read.x, read.rows, seed, store.harvest, read.others)
 
 
-def is_store(path: Path) -> bool:
-    """Whether a folder holds a complete harvest."""
-    return (path / MANIFEST).is_file()
+def is_store(place: Path | str | Folder) -> bool:
+    """Whether a folder, or an address that fsspec knows, holds a complete harvest."""
+    return folder_at(place).has(MANIFEST)
 
 
-def open_store(folder: Path, seed: int = 0) -> StoredActivations:
-    """Open a folder of harvested activations. Raises InputError if the folder is incomplete or damaged."""
-    if not is_store(folder):
-        raise InputError(f"{folder}: no {MANIFEST}; expected a folder that `saeforest harvest` finished")
-    manifest = read_json(folder / MANIFEST)
-    version = manifest.get("format_version") if isinstance(manifest, dict) else None
-    if version != STORE_VERSION:
-        raise InputError(
-            f"{folder / MANIFEST}: format_version {shown(version)}; expected {STORE_VERSION}; harvest again"
-        )
-    checked(Manifest, manifest, folder / MANIFEST, "harvest again")
+def open_store(place: Path | str | Folder, seed: int = 0) -> StoredActivations:
+    """Open harvested activations in a folder, or at an address that fsspec knows.
+
+    Raises InputError if the store is incomplete or damaged.
+    """
+    folder = folder_at(place)
+    manifest = open_manifest(folder)
+    there = folder.sizes()
     for shard in manifest["shards"]:
-        if not (folder / shard["file"]).is_file():
-            raise InputError(f"{folder / shard['file']}: missing; harvest again")
+        if shard["file"] not in there:
+            raise InputError(f"{folder.path(shard['file'])}: missing; harvest again")
     return StoredActivations(folder, manifest, seed)
+
+
+def open_manifest(folder: Folder) -> dict[str, Any]:
+    """The manifest of a complete store. Raises InputError if it is missing or damaged."""
+    if not folder.has(MANIFEST):
+        raise InputError(f"{folder}: no {MANIFEST}; expected a folder that `saeforest harvest` finished")
+    where = folder.path(MANIFEST)
+    manifest = folder.read_json(MANIFEST)
+    version = manifest.get("format_version") if isinstance(manifest, dict) else None
+    versions = (STORE_VERSION, STORE_VERSION_8BIT)
+    if version not in versions or isinstance(version, bool):
+        raise InputError(
+            f"{where}: format_version {shown(version)}; expected {STORE_VERSION} or {STORE_VERSION_8BIT}; harvest again"
+        )
+    checked(Manifest, manifest, where, "harvest again")
+    if (version == STORE_VERSION_8BIT) != (manifest.get("element") == "int8"):
+        raise InputError(
+            f"{where}: format_version {version} with element {shown(manifest.get('element'))}; harvest again"
+        )
+    return manifest

@@ -159,7 +159,7 @@ def train(
             raise InputError(f"steps = {steps} and epochs = {epochs}: give one of them")
         common = TrainConfig(seed=seed, data_seed=seed, device=device, log_every=log_every, sae=system)
         if isinstance(data, str | Path):
-            if not is_store(Path(data)):
+            if not is_store(data):
                 raise InputError(
                     f"data = {shown(str(data))}: no folder of activations that `saeforest harvest` wrote; "
                     "to train on a tensor give the tensor itself; "

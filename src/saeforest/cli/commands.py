@@ -203,10 +203,14 @@ COMMANDS: dict[str, Command] = {
         "harvest:harvest",
         "",
         "Save activations once, to train on them many times",
-        "Train on the folder with `saeforest train --data FOLDER`.",
-        ("saeforest harvest --data text.txt --tokens 2000000 --out activations",),
+        "Train on the folder with `saeforest train --data FOLDER`. Several processes can harvest together, as workers.",
+        (
+            "saeforest harvest --data text.txt --tokens 2000000 --out activations",
+            "saeforest harvest --data text.txt --out activations --worker 0 --of 4",
+            "saeforest harvest --status activations",
+        ),
         _names(
-            "out json config config.model config.site config.data config.tokens "
+            "out json element worker of status config config.model config.site config.data config.tokens "
             "config.text config.text.context"
         ),
     ),

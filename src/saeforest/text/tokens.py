@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -78,6 +78,10 @@ class Tokens:
 
     def save(self, path: Path) -> str:
         """Write one safetensors file atomically. Returns its checksum."""
+        return write_tensors(path, self.tensors())
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors that `save` writes."""
         names = np.frombuffer(json.dumps(self.names).encode(), np.uint8).copy()
         tensors = {
             "ids": self.ids,
@@ -86,7 +90,7 @@ class Tokens:
         }
         if self.prepend_bos:  # left out otherwise, so that files without BOS are as in older versions
             tensors["prepend_bos"] = torch.ones(1, dtype=torch.uint8)
-        return write_tensors(path, tensors)
+        return tensors
 
     @classmethod
     def load(cls, path: Path, expected: str | None = None) -> Tokens:
@@ -95,8 +99,12 @@ class Tokens:
         Raises:
             InputError: the file is missing, damaged, or was not written by `save`.
         """
+        return cls.of_tensors(read_tensors(path, expected), path)
+
+    @classmethod
+    def of_tensors(cls, tensors: Mapping[str, Tensor], path: object) -> Tokens:
+        """The inverse of `tensors`. Raises InputError, which names `path`, if they are of another kind."""
         try:
-            tensors = read_tensors(path, expected)
             names = tuple(parse_json(tensors["names"].numpy().tobytes(), str(path)))
             tokens = cls(tensors["ids"], tensors["document_starts"], names, "prepend_bos" in tensors)
             _check(tokens)

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..activations.data import GIVEN
+from ..activations.folder import LocalFolder
+from ..activations.plan import PLAN, is_unfinished
 from ..activations.sources import is_store
-from ..activations.writer import read_journal
 from ..claim import claimed, is_lock, remove_unheld
 from ..config import TrainConfig, to_dict
 from ..errors import InputError
@@ -210,8 +211,7 @@ def _kept(run: RunFolder) -> str:
     folder = run.activations
     if is_store(folder):
         return f"all activations are kept in {folder}"
-    journal = read_journal(folder)
-    if journal is not None and (journal.shards or journal.pending):
+    if any(is_unfinished(name) and name != PLAN for name in LocalFolder(folder).sizes()):
         return f"the activations read so far are kept in {folder}"
     return ""
 

@@ -7,8 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ..activations.folder import LocalFolder
+from ..activations.plan import PLAN, is_unfinished, read_entry, read_plan
 from ..activations.sources import HARVEST, MANIFEST, TOKENS, open_store
-from ..activations.writer import JOURNAL, PENDING, Journal, read_journal
 from ..config import is_signed, load_config
 from ..errors import InputError, command
 from ..explore.index import index as indexes
@@ -50,7 +51,7 @@ def checks_of(folder: Path, names: set[str]) -> Iterator[Callable[[Path], Iterat
         CONFIG: _config,
         CFG: _sae,
         MANIFEST: _store,
-        JOURNAL: _unfinished_store,
+        PLAN: _unfinished_store,
         indexes.MANIFEST: _index,
         FOREST: _forest,
         STATE: _checkpoint,
@@ -175,13 +176,19 @@ def _store(folder: Path) -> Iterator[Finding]:
 
 def _unfinished_store(folder: Path) -> Iterator[Finding]:
     remedy = "nothing to do: the command that wrote it reads these activations again"
-    manifest, _ = checked_json(folder / JOURNAL, remedy)
-    form, journal = tried(folder / JOURNAL, lambda: read_journal(folder), remedy)
+    place = LocalFolder(folder)
+    manifest, _ = checked_json(folder / PLAN, remedy)
+    form, _ = tried(folder / PLAN, lambda: read_plan(place), remedy)
     yield form if manifest.sound and not form.sound else manifest
-    if isinstance(journal, Journal):
-        for shard in [*journal.shards, *([journal.pending] if journal.pending else [])]:
-            if shard.file != PENDING:  # the pending shard may be newer than the journal
-                yield _shard(folder / shard.file, shard.model_dump(), remedy)
+    for name in sorted(filter(is_unfinished, place.sizes())):
+        if not name.startswith("shard-"):  # the beginning of a shard may be newer than its entry
+            continue
+        file, _ = checked_json(folder / name, remedy)
+        form, entry = tried(folder / name, lambda name=name: read_entry(place, name), remedy)
+        yield form if file.sound and not form.sound else file
+        if entry is not None and entry.rows:
+            shard = {"rows": entry.rows, "checksum": entry.file_checksum}
+            yield _shard(folder / entry.file, shard, remedy)
 
 
 def _shard(path: Path, shard: dict[str, Any], remedy: str) -> Finding:
