@@ -61,11 +61,11 @@ page/node_modules/.stamp: page/package.json page/package-lock.json
 	cd page && npm ci --no-audit --no-fund
 	touch $@
 
-# The newest pip unpacks wheels of many files a quarter faster than the one that Python brings. torch by itself first: whatever
+# This pip unpacks wheels of many files a quarter faster than the one that Python brings. torch by itself first: whatever
 # else asks for it then finds the pinned build in place. $(1): the extras.
 define install
 	$(PYTHON) -m venv .venv
-	$(INSTALL) --upgrade pip
+	$(INSTALL) pip==26.3
 	$(INSTALL) torch
 	$(INSTALL) --editable '.$(1)'
 	$(INSTALL) --no-deps --requirement requirements-embedded.txt
