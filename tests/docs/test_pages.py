@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ import pytest
 import torch
 
 import saeforest
-from saeforest import cli
+from saeforest import cli, presets
 from saeforest.api import train as api_train
 
 ROOT = Path(__file__).parents[2]
@@ -48,6 +49,8 @@ SMALL = {
     "batch_size=2048": "batch_size=128",
     "steps=500": "steps=50",
 }
+#: The layers of the presets that the pages train, in place of 6,144 features.
+LAYERS = (48, 96, 160, 208)
 #: What a `saeforest train` of presets is given besides.
 PRESET = "--model {model} --site blocks.1.hook_resid_post --data {text} --tokens 5000 --epochs 1"
 
@@ -102,6 +105,12 @@ def small(
     """A folder with what the pages speak of: a run, and activations of a known tree."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(api_train, "_LEAST_STEPS", 50)
+    for name in ("demo", "demo-topk", "demo-matryoshka"):
+        config = presets.PRESETS[name]
+        layers = LAYERS if len(config.sae.layer_sizes) > 1 else (sum(LAYERS),)
+        monkeypatch.setitem(
+            presets.PRESETS, name, replace(config, sae=replace(config.sae, layer_sizes=layers))
+        )
     shutil.copytree(finished_run, tmp_path / "runs/demo")
     torch.save(saeforest.synthetic("tree").held_out(4000).x, "activations.pt")
     return {"model": tiny_model, "text": tiny_text}

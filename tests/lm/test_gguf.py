@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import gguf
 import pytest
 import torch
 from torch import Tensor
@@ -119,3 +121,15 @@ def test_damaged_gguf(cache: Path, gguf_file: Path) -> None:
         load_lm(str(gguf_file))
     one_line(info, "not a readable causal language model")
     assert list(cache.iterdir()) == []
+
+
+def test_a_file_is_parsed_once_and_gguf_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    parsed: list[str] = []
+    monkeypatch.setattr(gguf, "GGUFReader", lambda path: parsed.append(path) or object())
+    before = gguf.GGUFReader, gguf.get_tensor_name_map
+    with suppress(KeyError), gguf_module._parsed_once():
+        first = gguf.GGUFReader(Path("a.gguf"))  # pyright: ignore[reportArgumentType]
+        assert gguf.GGUFReader("a.gguf") is first
+        raise KeyError
+    assert parsed == ["a.gguf"]
+    assert (gguf.GGUFReader, gguf.get_tensor_name_map) == before
