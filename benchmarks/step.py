@@ -27,6 +27,8 @@ from benchmarks.peers.plan import BATCH, K, tree_shape
 from benchmarks.peers.session import Worker, WorkerFailure
 
 _WARM_UP, _LIMIT = 2, 1800.0
+# Bytes that a case may take beyond what it holds between steps, while it is built and in a step.
+_SPARE = 3 << 30
 TREES = ("tree", "tree, active rows", "tree, active rows, state in bfloat16")
 _PEER = "eai-sparsify"
 # Of all that is resident between steps: weights, gradients and moments, in numbers of a weight's size.
