@@ -6,8 +6,8 @@ import io
 import json
 import os
 import signal
-import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -136,25 +136,33 @@ def test_the_end_of_the_input_is_the_end(two: Path, call: Call, monkeypatch: pyt
     assert "Traceback" not in said.err
 
 
-def test_a_signal_stops_it_while_the_client_waits(two: Path) -> None:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "saeforest", "mcp", str(two), "--sae", "tree"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdin is not None
-    assert process.stdout is not None
-    process.stdin.write(json.dumps(INITIALIZE) + "\n")
-    process.stdin.flush()
-    assert json.loads(process.stdout.readline())["id"] == 1
-    process.send_signal(signal.SIGINT)
-    assert process.wait(600) == 130  # its standard input is still open
-    assert process.stderr is not None
-    assert process.stderr.read().splitlines()[-1] == "stopped"
-    for stream in (process.stdin, process.stdout, process.stderr):
-        stream.close()
+def test_a_signal_stops_it_while_the_client_waits(
+    two: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The standard input stays open, and a thread still reads from it."""
+    from saeforest.explore.serving import mcp_tools
+
+    reader, writer = os.pipe()
+    given = os.fdopen(reader)
+    monkeypatch.setattr("sys.stdin", given)
+    make_server = mcp_tools.make_server
+
+    def made(api: Api) -> Any:
+        threading.Timer(1, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+        return make_server(api)
+
+    monkeypatch.setattr(mcp_tools, "make_server", made)
+    os.write(writer, json.dumps(INITIALIZE).encode() + b"\n")
+    said = call("mcp", two, "--sae", "tree")
+    os.close(writer)
+    for thread in threading.enumerate():
+        if thread.name == "mcp":
+            thread.join()
+    given.close()
+    assert said.status == 130
+    assert json.loads(said.out)["id"] == 1
+    assert said.err.splitlines()[-1] == "stopped"
+    assert "Traceback" not in said.err
 
 
 def test_what_is_wrong_is_said(

@@ -143,7 +143,7 @@ def serve(api: Api) -> None:
         except BaseException as error:
             failed.append(error)
 
-    thread = Thread(target=run, daemon=True)
+    thread = Thread(target=run, name="mcp", daemon=True)
     thread.start()
     thread.join()
     if failed:
