@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from pathlib import Path
 
+import pytest
 import torch
-from benchmarks.peers.environments import RECIPES
+from benchmarks.peers.environments import RECIPES, ROOT
 from safetensors.torch import load_file
 
 import saeforest
 from saeforest.interop.saelens_flat import write_saelens
+from saeforest.release.push import push
+from saeforest.run_folder import RunFolder
 from saeforest.saes import HSAE, SAE, save_sae
 
+from .a_run import make_run
 from .check import OURS, Row, Run, tool
 from .compare import BOUND, share, write_expected
 from .systems import every_system
@@ -27,6 +32,7 @@ def check(folder: Path, run: Run) -> list[Row]:
         *_without(folder / "plain", run),
         *_with(folder / "plugin", run),
         *_theirs(folder / "theirs", run),
+        _pushed(folder / "pushed", run),
     ]
 
 
@@ -112,6 +118,29 @@ def _theirs(folder: Path, run: Run) -> list[Row]:
             (share(code.dense(sae.d_sae), expected["f"]), share(x_hat, expected["x_hat"]))
         )
     return [_row(f"{kind}, saved by it", found, f"{len(found)} SAEs") for kind, found in kinds.items()]
+
+
+def _pushed(folder: Path, run: Run) -> Row:
+    """A run that was trained and pushed, as both load it from the Hub: one on loopback, with the Hub's own client."""
+    sys.path.insert(0, str(ROOT / "tests"))
+    from hub_cases import WRITER, point_client, serving  # pyright: ignore[reportMissingImports]
+
+    trained = make_run(folder)
+    sae = RunFolder(trained).load()[1]
+    write_expected(sae, folder / "expected")
+    with serving() as hub, pytest.MonkeyPatch.context() as patch:
+        point_client(patch, hub.url, folder / "ours")
+        done = push(trained, "org/demo")
+        ours = saeforest.load("org/demo")
+        found = run(
+            "run_saelens", "pushed", hub.url, WRITER, folder / "cache", "org/demo", folder / "expected"
+        )
+    same = all(torch.equal(t, ours.tensors()[name]) for name, t in sae.tensors().items())
+    forest = found["parent"] == sae.parent.tolist()
+    ok = done.private and same and forest and max(max(pair) for pair in found["differences"]) < BOUND
+    codes, reconstructions = (max(pair[i] for pair in found["differences"]) for i in (0, 1))
+    said = "from_pretrained, both loaders, private; saeforest.load: equal bits; the forest is the run's"
+    return Row("a run, trained and pushed", codes, reconstructions, ok, said)
 
 
 def _row(where: str, found: list, said: str = "") -> Row:

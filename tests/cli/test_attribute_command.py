@@ -21,14 +21,14 @@ PROMPT = "the cat sat"
 
 def test_a_prediction(finished_run: Path, call: Call) -> None:
     options = ["attribute", finished_run, "-p", PROMPT, "--target", "a", "--against", "t", "-n", 4]
-    said = call(*options, "--steps", 3, "--json")
+    said = call(*options, "--method", "integrated", "--steps", 3, "--json")
     assert said.status == 0, said.err
     found = json.loads(said.out)
     config, sae = RunFolder(finished_run).load()
     reader = open_reader(config)
     where = Where("all", reader.exclude_first, reader.exclude_special, reader.max_norm)
     asked = question(reader.lm, sae, PROMPT, "a", "t")
-    expected = of_prompt(reader.lm, sae, asked, where, top=4, steps=3).to_json()
+    expected = of_prompt(reader.lm, sae, asked, where, method="integrated", top=4, steps=3).to_json()
     assert found.items() >= json.loads(json.dumps(expected)).items()
     assert (found["sae"], found["prompt"], found["target"], found["against"]) == ("tree", PROMPT, "a", "t")
     logits = reader.lm.logits(asked.ids)[0, -1].double()
@@ -36,7 +36,7 @@ def test_a_prediction(finished_run: Path, call: Call) -> None:
     assert len(found["features"]) == 4
     assert len(found["edges"]) > 0
 
-    said = call(*options, "--method", "gradient")
+    said = call(*options)
     assert (said.status, said.err) == (0, "")
     assert f"logit of 'a' less that of 't': {found['metric']:.3f}" in said.out
     assert "ablating one of these changes the metric by" in said.out
@@ -44,7 +44,7 @@ def test_a_prediction(finished_run: Path, call: Call) -> None:
 
 
 def test_held_out_texts(finished_run: Path, call: Call) -> None:
-    said = call("attribute", finished_run, "--texts", 2, "--length", 8, "-n", 2, "--steps", 2, "--json")
+    said = call("attribute", finished_run, "--texts", 2, "--length", 8, "-n", 2, "--json")
     assert said.status == 0, said.err
     found = json.loads(said.out)
     assert (found["texts"], found["length"]) == (2, 8)
@@ -77,7 +77,7 @@ def test_what_it_refuses(
 
 
 def test_without_a_target_it_is_the_likeliest_token(finished_run: Path, call: Call) -> None:
-    said = call("attribute", finished_run, "-p", PROMPT, "-n", 1, "--steps", 1, "--json")
+    said = call("attribute", finished_run, "-p", PROMPT, "-n", 1, "--json")
     found = json.loads(said.out)
     lm = open_reader(RunFolder(finished_run).load()[0]).lm
     ids = torch.tensor([lm.tokenizer(PROMPT, add_special_tokens=False)["input_ids"]])

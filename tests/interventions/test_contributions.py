@@ -40,7 +40,7 @@ def sae() -> SAE:
 
 def test_of_a_prompt(lm: LanguageModel, sae: SAE) -> None:
     asked = Question(IDS[:1], 4, 7)
-    found = of_prompt(lm, sae, asked, top=3, steps=4)
+    found = of_prompt(lm, sae, asked, top=3, method="integrated", steps=4)
     metric = logit_difference(4, 7)
     one = attribute(lm, sae, IDS[:1], metric, steps=4)
     by_feature, by_subtree = one.by_feature(sae.d_sae), one.by_subtree(sae.forest)
@@ -66,8 +66,8 @@ def test_of_a_prompt(lm: LanguageModel, sae: SAE) -> None:
 
 
 def test_of_texts_is_the_mean_loss_per_token(lm: LanguageModel, sae: SAE) -> None:
-    found = of_texts(lm, sae, [IDS[:1], IDS[1:]], top=2, steps=3)
-    parts = [attribute(lm, sae, ids, text_loss(ids), steps=3) for ids in (IDS[:1], IDS[1:])]
+    found = of_texts(lm, sae, [IDS[:1], IDS[1:]], top=2)
+    parts = [attribute(lm, sae, ids, text_loss(ids), method="gradient") for ids in (IDS[:1], IDS[1:])]
     mean = sum(part.by_feature(sae.d_sae) for part in parts) / 8
     for c in found.features:
         assert c.attribution == pytest.approx(float(mean[c.feature]))  # pyright: ignore[reportIndexIssue]

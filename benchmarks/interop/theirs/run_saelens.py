@@ -2,6 +2,7 @@
 
 PYTHON_WITH_SAE_LENS -m benchmarks.interop.theirs.run_saelens plain FOLDER ...
 PYTHON_WITH_SAE_LENS -m benchmarks.interop.theirs.run_saelens plugin HUB_CACHE REPO FOLDER ...
+PYTHON_WITH_SAE_LENS -m benchmarks.interop.theirs.run_saelens pushed ENDPOINT TOKEN HUB_CACHE REPO FOLDER
 """
 
 from __future__ import annotations
@@ -64,9 +65,30 @@ def plugin(repo: str, folders: list[str]) -> dict[str, dict[str, Any]]:
     return found
 
 
+def pushed(repo: str, folder: str) -> dict[str, Any]:
+    from sae_lens import SAE  # pyright: ignore[reportMissingImports]
+
+    from saeforest.interop import saelens
+
+    loaded = [
+        SAE.from_pretrained(repo, "sae"),
+        SAE.from_pretrained(repo, "sae", converter=saelens.hub_converter),
+    ]
+    pairs = [differences(Path(folder), sae.encode, sae.decode) for sae in loaded]
+    return {"differences": pairs, "parent": loaded[0].parent.tolist()}
+
+
 if __name__ == "__main__":
     command, *arguments = sys.argv[1:]
-    if command == "plugin":
+    if command == "pushed":
+        # Read when the Hub's client is imported.
+        names = ("HF_ENDPOINT", "HF_TOKEN", "HF_HUB_CACHE")
+        os.environ |= dict(zip(names, arguments, strict=False)) | {
+            "HF_HUB_OFFLINE": "0",
+            "HF_HUB_DISABLE_XET": "1",
+        }
+        print(json.dumps(pushed(*arguments[len(names) :])))
+    elif command == "plugin":
         os.environ["HF_HUB_CACHE"] = arguments[0]
         print(json.dumps(plugin(arguments[1], arguments[2:])))
     else:

@@ -35,10 +35,11 @@ class AttributeArguments:
     """In place of --prompt, explain the loss of this many held-out texts."""
     length: int = 64
     """Number of tokens of each of the held-out texts."""
-    method: Literal["gradient", "integrated"] = "integrated"
-    """Attribute by the gradient at the code as it is, or by gradients integrated from all features silent."""
+    method: Literal["gradient", "integrated"] = "gradient"
+    """Attribute by the gradient at the code as it is, which is nearer to ablation, or by gradients integrated from all
+    features silent, which add up."""
     steps: int = 16
-    """Number of gradients to integrate."""
+    """Number of gradients to integrate; the other method takes one."""
     top: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 10
     """Number of features and of edges to show. They are ablated, and as many others chosen at random."""
     seed: int = 0

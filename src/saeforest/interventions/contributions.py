@@ -85,7 +85,7 @@ class Contributions:
     """Which features and edges a metric comes from.
 
     metric: its value. without: its value with all features silent, and the error of the reconstruction kept.
-    total: sum of the attributions of all features, which integrated gradients bring to `metric - without`.
+    total: sum of the attributions of all features, which integrated gradients alone bring to `metric - without`.
     """
 
     metric: float
@@ -167,7 +167,7 @@ def of_texts(
     texts: Sequence[Int[Tensor, "1 ctx"]],
     where: Where | None = None,
     *,
-    method: Method = "integrated",
+    method: Method = "gradient",
     steps: int = 16,
     top: int = 10,
     seed: int = 0,
@@ -194,7 +194,7 @@ def _contributions(
     asked: Sequence[tuple[Int[Tensor, "1 ctx"], Metric]],
     where: Where | None,
     *,
-    method: Method = "integrated",
+    method: Method = "gradient",
     steps: int = 16,
     top: int = 10,
     seed: int = 0,
