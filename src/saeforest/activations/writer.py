@@ -93,7 +93,8 @@ class StoreWriter:
         element: Element = "auto",
     ) -> None:
         self.folder, self.worker = folder_at(folder), worker
-        self._reader, self._tokens, self._element = reader, tokens, element
+        self._reader, self._tokens = reader, tokens
+        self._element: Element = element
         self._clock = HarvestClock(reader)
         per_window = tokens.context - reader.exclude_first
         self.plan = Plan(
@@ -340,7 +341,7 @@ class StoreWriter:
         # the first worker notices before any of its activations counts.
         self._check_agreed()
         if rows:
-            element = self._element if whole else "auto"
+            element: Element = self._element if whole else "auto"
             checksum = self.folder.write_tensors(file, tensors_of(written, element, self.folder.path(file)))
         entry = Entry(
             file=file,
@@ -349,7 +350,7 @@ class StoreWriter:
             file_checksum=checksum,
             bytes=self.folder.size(file) if rows else 0,
             plan=self._digest,
-            seconds=seconds,
+            seconds=dict(seconds),
         )
         self.folder.write_json(entry_of(file), entry.model_dump())
         if whole:
