@@ -154,6 +154,7 @@ def test_wrong_targets(change: dict[str, Any], part: str, config: TrainConfig) -
 
 
 @pytest.mark.model
+@pytest.mark.usefixtures("embedded_in_memory")
 def test_a_tree_transcoder_of_the_embedded_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """From the command line, in place of an MLP of SmolLM2."""
     folder = tmp_path / "run"
