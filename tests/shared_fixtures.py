@@ -140,7 +140,7 @@ def embedded_in_memory(
         if name != EMBEDDED:
             return read(name, dtype)
         if dtype not in embedded_copies:
-            embedded_copies[dtype] = copy.deepcopy(smollm2.model).to(dtype)  # pyright: ignore[reportCallIssue]
+            embedded_copies[dtype] = copy.deepcopy(smollm2.model).to(dtype)  # pyright: ignore[reportArgumentType]
         return embedded_copies[dtype], smollm2.tokenizer
 
     monkeypatch.setattr(loading, "_read", kept)

@@ -14,8 +14,9 @@ from .said import FAST, FINISHED, Call
 
 
 @pytest.mark.model
+@pytest.mark.usefixtures("embedded_in_memory")
 def test_the_demo_on_the_embedded_model(call: Call) -> None:
-    said = call("demo", "--out", "demo", "--tokens", "2500", "--eval-tokens", "640")
+    said = call("demo", "--out", "demo", "--tokens", "2500", "--epochs", "8", "--eval-tokens", "640")
     assert said.status == 0, said.err
     sae = saeforest.load("demo/sae")
     assert sae.d_in == 576

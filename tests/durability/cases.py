@@ -78,10 +78,21 @@ class Cases:
                 argv = ["eval", "run", "--tokens", "640", "--measures", "coverage", "--sae", "topk"]
                 return Case(argv, self._copied("finished several"))
             case "synthetic":
-                argv = ["synthetic", "matryoshka", "--systems", "tree,topk", "--seeds", "2", "--steps", "3"]
+                # Systems with a forest: scores of one that is inferred in three ways take three times as long.
+                argv = [
+                    "synthetic",
+                    "matryoshka",
+                    "--systems",
+                    "tree,tree-earned",
+                    "--seeds",
+                    "2",
+                    "--steps",
+                    "3",
+                ]
                 return Case([*argv, "--batch-size", "64", "--held-out", "300", "--out", "found"], _nothing)
             case "demo":
-                return Case(["demo", "--out", "run", "--tokens", "1024", "--eval-tokens", "640"], _nothing)
+                argv = ["demo", "--out", "run", "--tokens", "1024", "--epochs", "1", "--eval-tokens", "640"]
+                return Case(argv, _nothing)
         raise ValueError(name)
 
     def _harvest(self) -> list[Any]:

@@ -48,7 +48,7 @@ COMMANDS: dict[str, Command] = {
         "Train, measure and show a small Tree SAE on the embedded model",
         "Trains a 4-layer tree on SmolLM2-135M in some minutes on a CPU; an interrupted demo continues.",
         ("saeforest demo", "saeforest demo --out runs/short --tokens 50000"),
-        _names("out tokens eval_tokens json"),
+        _names("out tokens epochs eval_tokens json"),
     ),
     "train": Command(
         "train:train",

@@ -12,6 +12,7 @@ from .arguments import parse
 from .common import positive, resumable, say_next
 from .shared import Json
 
+DEMO_EPOCHS = 3
 DEMO_EVAL_TOKENS = 50_000
 
 
@@ -21,6 +22,8 @@ class DemoArguments:
     """Folder for the run, new or empty."""
     tokens: int = PRESETS["demo"].tokens
     """Number of distinct tokens to train on."""
+    epochs: int = DEMO_EPOCHS
+    """Number of passes over them. `saeforest train demo` makes 8, which takes longer and explains more."""
     eval_tokens: int = DEMO_EVAL_TOKENS
     """Number of held-out tokens to measure on."""
     json: Json = False
@@ -28,12 +31,13 @@ class DemoArguments:
 
 def demo(argv: Sequence[str]) -> None:
     args = parse(DemoArguments, argv, "demo")
-    positive(args, "tokens", "eval_tokens")
+    positive(args, "tokens", "epochs", "eval_tokens")
     from ..demo import run_demo
     from ..run_folder import RunFolder
 
     with resumable(args.out, "the same command"):
-        done = run_demo(replace(PRESETS["demo"], tokens=args.tokens), args.out, args.eval_tokens)
+        config = replace(PRESETS["demo"], tokens=args.tokens, epochs=args.epochs)
+        done = run_demo(config, args.out, args.eval_tokens)
     run = RunFolder(args.out)
     if args.json:
         say_json(done.to_json())
