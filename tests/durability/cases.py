@@ -14,6 +14,7 @@ from saeforest.config import MemberConfig, TrainConfig, save_config
 from saeforest.explore.measuring import run as index_run
 from saeforest.saes import TopKConfig
 from saeforest.training import loop
+from saeforest.worlds import nulls
 
 MakeConfig = Callable[..., TrainConfig]
 CASES = ("train", "train several", "resume", "harvest", "index", "eval", "eval flat", "synthetic", "demo")
@@ -33,9 +34,10 @@ class Case:
 
 
 def small_pieces() -> None:
-    """In a child: several shards and blocks, and everything that is kept now and then is kept always."""
+    """In a child: several shards and blocks, everything that is kept now and then is kept always, and few shuffles."""
     writer.SHARD_ROWS, writer._KEEP_EVERY_S, index_run._KEEP_EVERY_S = 250, 0.0, 0.0
     sources.BLOCK_ROWS, sources.SHARDS_MIXED = 300, 2
+    nulls.SHUFFLES = 2
 
 
 class Cases:
