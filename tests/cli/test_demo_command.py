@@ -34,7 +34,9 @@ def test_the_demo_on_the_embedded_model(call: Call) -> None:
     assert {p.name for p in Path("demo").iterdir()} - {"allocations.jsonl"} == (
         FINISHED - {"allocations.jsonl"} | {"eval", "index"}
     )
-    again = call("demo", "--out", "demo", "--tokens", "2500", "--eval-tokens", "640", "--json")
+    again = call(
+        "demo", "--out", "demo", "--tokens", "2500", "--epochs", "8", "--eval-tokens", "640", "--json"
+    )
     assert again.status == 0, again.err
     found = json.loads(again.out)
     assert (found["run"], found["sae"], found["seconds"]) == ("demo", "tree", None)
