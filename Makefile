@@ -8,13 +8,15 @@ WORKERS ?= 2
 FUZZ_CASES ?= 10000
 HTTP_CASES ?= 2000
 STEP ?= 5
+KILLS ?= 20
+RANKS ?= 4
 
 BIN := .venv/bin
 # Modules are compiled when they are first imported: most of what comes along never is.
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt
 export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: demo test docs notebooks page lint pytest fuzz test-models durability clean interop sinks engines
+.PHONY: demo test docs notebooks page lint pytest fuzz test-models durability ranks clean interop sinks engines
 
 demo: .venv/run.stamp
 	$(BIN)/saeforest demo --out $(OUT)
@@ -39,6 +41,10 @@ test-models: .venv/dev.stamp
 # Every command killed, failed and told to stop at every STEP-th of its file operations; `make test` tries some.
 durability: .venv/dev.stamp
 	SAEFOREST_KILL_POINTS=$(STEP) $(BIN)/pytest --numprocesses $(WORKERS) --dist worksteal tests/durability
+
+# Worlds of up to RANKS processes, of which one is killed, KILLS times; `make test` kills one of two, once.
+ranks: .venv/dev.stamp
+	SAEFOREST_RANK_KILLS=$(KILLS) SAEFOREST_RANKS=$(RANKS) $(BIN)/pytest tests/training/test_ranks.py
 
 lint: .venv/dev.stamp
 	$(BIN)/ruff check --quiet

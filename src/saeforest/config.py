@@ -252,6 +252,11 @@ def to_dict(config: TrainConfig) -> dict[str, Any]:
     return found
 
 
+def of_dict(settings: Mapping[str, Any]) -> TrainConfig:
+    """The configuration of which `to_dict` gave these values."""
+    return _adapter().validate_python(settings)
+
+
 def save_config(config: TrainConfig, path: Path) -> None:
     """Write a configuration as YAML, with its checksum in the first line."""
     text = yaml.safe_dump(to_dict(config), sort_keys=False)

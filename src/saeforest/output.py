@@ -86,6 +86,20 @@ def results() -> Console:
     return _Console(highlight=False, markup=False, emoji=False, width=None if terminal else _PIPED)
 
 
+_silent = False
+
+
+def silence(silent: bool = True) -> None:
+    """From now on nothing is printed, or everything again: of the processes of one run, the first prints for all."""
+    global _silent
+    _silent = status.quiet = silent
+
+
+def silenced() -> bool:
+    """Whether nothing is printed."""
+    return _silent
+
+
 def say(text: str = "") -> None:
     """Prints a line of a result."""
     _print(text, sys.stdout)
@@ -119,14 +133,14 @@ def say_json(result: Any) -> None:
     stream = _documents[-1].stream if _documents else sys.stdout
     if _documents:
         _documents[-1].printed += 1
-    if stream is not None:
+    if stream is not None and not _silent:
         stream.write(json.dumps(result, indent=2, allow_nan=False) + "\n")
         stream.flush()
 
 
 def say_script(text: str) -> None:
     """Prints a text of this package as it stands: long lines are not cut, and nothing in it comes from elsewhere."""
-    if sys.stdout is not None:
+    if sys.stdout is not None and not _silent:
         sys.stdout.write(text + "\n")
         sys.stdout.flush()
 
@@ -147,7 +161,7 @@ def _lenient(stream: Any) -> None:
 
 
 def _print(text: str, stream: Any) -> None:
-    if stream is not None:
+    if stream is not None and not _silent:
         stream.write(_line(text) + "\n")
         stream.flush()
 

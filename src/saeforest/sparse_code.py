@@ -165,7 +165,11 @@ def from_entries(
 def concat_rows(codes: list[SparseCode]) -> SparseCode:
     """One flat code holding the activations of several, with as many slots as the widest of them."""
     k = max(c.values.shape[-1] for c in codes)
-    return SparseCode(
-        torch.cat([F.pad(c.values, (0, k - c.values.shape[-1])) for c in codes]),
-        torch.cat([F.pad(c.ids, (0, k - c.ids.shape[-1])) for c in codes]),
-    )
+    wide = [padded(c, k) for c in codes]
+    return SparseCode(torch.cat([c.values for c in wide]), torch.cat([c.ids for c in wide]))
+
+
+def padded(code: SparseCode, k: int) -> SparseCode:
+    """The same code with unused slots at the end, `k` slots in all."""
+    more = (0, k - code.values.shape[-1])
+    return SparseCode(F.pad(code.values, more), F.pad(code.ids, more))

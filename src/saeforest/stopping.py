@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
+from .output import silenced
+
 #: SIGUSR1 is the signal that Slurm is usually configured to send before it ends a job.
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+
+
+# A terminal sends Ctrl-C to torchrun and to its processes, and torchrun passes it on: this soon, it is the same one.
+_REPEATED_S = 5.0
+
+
+def _launched() -> bool:
+    return os.environ.get("WORLD_SIZE", "1") not in ("", "1")
 
 
 class Interrupted(KeyboardInterrupt):
@@ -57,11 +68,18 @@ def stopping(what: str) -> Iterator[Stop]:
     Signals that were ignored before (by `nohup`) stay ignored. Outside the main thread, signals are left to the caller.
     """
     stop = Stop()
+    first = 0.0
 
     def handle(signum: int, frame: FrameType | None) -> None:
+        nonlocal first
+        if stop() and _launched() and time.monotonic() - first < _REPEATED_S:
+            return
+        first = time.monotonic()
         if stop() or stop.message is not None:
             raise Interrupted(stop.message or "stopped at once", signum)
         stop.signum = signum
+        if silenced():
+            return
         with suppress(OSError):  # not print, because the signal may arrive in the middle of one
             os.write(2, f"\nfinishing this step and saving {what}; again to stop at once\n".encode())
 

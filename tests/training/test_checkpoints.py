@@ -51,7 +51,7 @@ def write(folder: Path, system: str) -> Path:
     """A checkpoint of a system after five steps."""
     data, training = stream(), begun(system)
     train(training, data, STEPS)
-    save_checkpoint(folder, STEPS, {SINGLE: training}, data, "of the data")
+    save_checkpoint(folder, STEPS, {SINGLE: training}, data.state(), "of the data")
     return folder / f"step-{STEPS:08}"
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..files import listed_checksum
+from ..ranks import ALONE, Ranks
 from ..schema import FLOATS, checked, shown
 from ..seeds import seeded
 from ..text import Tokens
@@ -138,6 +139,8 @@ class LiveActivations:
     tokens: Tokens
     seed: int
     d_in: int
+    ranks: Ranks = ALONE
+    """The processes among which the forward passes of a block are divided."""
 
     def __post_init__(self) -> None:
         self._windows = max(BLOCK_ROWS * 4 // self.tokens.context, self.reader.batch_size)
@@ -148,13 +151,20 @@ class LiveActivations:
         # On a CPU, language model and training would share the cores. On two cores, with SmolLM2 and a tree of 24,576
         # features, two measurements gave 1,270 and 1,880 tokens/s in the background, and 1,550 and 1,750 one after the
         # other: no gain, for twice the memory.
-        return self.reader.lm.device.type == "cuda"
+        # Several ranks exchange a block, and an exchange cannot be stopped.
+        return self.reader.lm.device.type == "cuda" and self.ranks.size == 1
 
     def block(self, epoch: int, index: int, stop: Callable[[], bool] = _never) -> ActivationBatch:
         order = torch.randperm(len(self.tokens.ids), generator=seeded(self.seed, "windows", epoch))
         windows = order[index * self._windows : (index + 1) * self._windows]
-        batches = (batch for batch, _ in self.reader.batches(self.tokens, windows))
-        return _mixed(list(_until(stop, batches)), seeded(self.seed, "rows", epoch, index))
+        return _mixed(self._read(windows, stop), seeded(self.seed, "rows", epoch, index))
+
+    def _read(self, windows: Int[Tensor, "w"], stop: Callable[[], bool]) -> list[ActivationBatch]:
+        passes = windows.split(self.reader.batch_size)
+        shared = self.ranks.size > 1 and len(passes) >= self.ranks.size
+        own = torch.cat(passes[self.ranks.own(len(passes))]) if shared else windows
+        read = list(_until(stop, (batch for batch, _ in self.reader.batches(self.tokens, own))))
+        return [concatenated(read).each(self.ranks.gather)] if shared else read
 
 
 @dataclass

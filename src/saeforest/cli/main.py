@@ -14,11 +14,14 @@ from contextlib import contextmanager
 
 from .. import __version__
 from ..errors import InputError, require
-from ..output import note, only_json, say, steady
+from ..output import note, only_json, say, silenced, steady
 from ..stopping import Interrupted, interruptible
 from .commands import COMMANDS, HELP
 from .common import near, say_lines
 
+# The commands that several processes run together, started by torchrun.
+_BY_RANKS = ("train", "eval")
+_EITHER = " and ".join(_BY_RANKS)
 _OPTIONS = {
     "-h, --help, --help-all": "show this; after a command, its main options, or all",
     "--version": "show the version",
@@ -69,7 +72,7 @@ def _run(argv: Sequence[str]) -> int:
         if argv[0] not in COMMANDS:
             hint = near(argv[0], COMMANDS)
             raise InputError(f"command '{argv[0]}': expected one of {', '.join(COMMANDS)}{hint}")
-        with interruptible(), _as_asked(argv):
+        with interruptible(), _among_ranks(argv[0]), _as_asked(argv):
             return COMMANDS[argv[0]].load()(argv[1:]) or 0
     except SystemExit as stop:  # help was shown
         return int(stop.code or 0)
@@ -93,12 +96,28 @@ def _run(argv: Sequence[str]) -> int:
 def _as_asked(argv: Sequence[str]) -> Iterator[None]:
     """Within, a command that is given --json has the standard output for one JSON document alone, which it must print:
     for all commands, so that none can forget it."""
-    if "--json" not in argv or any(word in HELP for word in argv):
+    if "--json" not in argv or silenced() or any(word in HELP for word in argv):
         yield
         return
     with only_json() as documents:
         yield
     require(documents.printed == 1, f"saeforest {argv[0]} --json", "one JSON document on the standard output")
+
+
+@contextmanager
+def _among_ranks(command: str) -> Iterator[None]:
+    """Within, this process is one of those that torchrun started, if it did."""
+    if os.environ.get("WORLD_SIZE", "1") in ("", "1") or "RANK" not in os.environ:
+        yield
+        return
+    if command not in _BY_RANKS:
+        if os.environ["RANK"] != "0":
+            raise SystemExit(2)
+        raise InputError(f"{command}: runs in one process; start it without torchrun, which is for {_EITHER}")
+    from ..ranks import joined
+
+    with joined():
+        yield
 
 
 def _of_memory(error: Exception) -> str | None:
@@ -114,4 +133,7 @@ def _fail(message: str) -> int:
 
 
 def main() -> None:
-    sys.exit(run(sys.argv[1:]))
+    code = run(sys.argv[1:])
+    if code and os.environ.get("WORLD_SIZE", "1") not in ("", "1"):
+        os._exit(code)  # threads that wait for a rank that is gone would keep Python from ending
+    sys.exit(code)

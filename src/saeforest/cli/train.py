@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -13,11 +13,12 @@ from ..config import TrainConfig, load_config
 from ..errors import InputError
 from ..output import note, say, say_json, status
 from ..presets import PRESETS, together, with_seeds
+from ..ranks import here
 from ..run_folder import CONFIG, RunFolder
 from ..saes import SYSTEMS
 from ..sinks.names import SinkName, check_sinks
 from .arguments import parse, stray, taken
-from .common import near, resumable, say_next
+from .common import near, positive, resumable, say_next
 from .presets import say_presets
 from .shared import Json
 
@@ -51,10 +52,21 @@ class TrainArguments:
     """Show the training log in other tools too. A resumed run goes on in the same remote runs."""
     seeds: tuple[int, ...] = ()
     """Train every SAE once with each of these seeds, such as 0 1 2. Default: only --seed."""
+    spread: Literal["rows", "saes"] | None = None
+    """What the processes that torchrun started divide: the rows of every batch, or whole SAEs of which each trains its
+    own. Default: saes if the run has several, and at least as many as there are processes."""
+    shards: int = 1
+    """Number of processes among which the rows of a dictionary are divided, for one that is too large for a single GPU.
+    It divides the number of processes; their other factor divides the batch."""
     json: Json = False
 
 
 def train(argv: Sequence[str]) -> None:
+    if not (ranks := here()).first:  # the first rank reads the arguments
+        from ..training.run import help_training
+
+        help_training(ranks)
+        return
     if "--list-presets" in argv:
         say_presets(json="--json" in argv)
         return
@@ -70,6 +82,7 @@ def train(argv: Sequence[str]) -> None:
         raise InputError(
             f"--resume takes only --out and --log; all other settings come from {RunFolder(out).config_file}"
         )
+    division = _division(args, ranks.size)
     sinks = check_sinks(args.log)
     config = _checked(args.config, base)
     if args.seeds and args.config.seed != base.seed:
@@ -86,7 +99,14 @@ def train(argv: Sequence[str]) -> None:
         note(f"{out}: this run is complete; nothing is left to do")
     else:
         with resumable(out, "train --resume"):
-            run_training(config, out, resume=args.resume, sinks=sinks)
+            run_training(
+                config,
+                out,
+                resume=args.resume,
+                sinks=sinks,
+                ranks=ranks,
+                division=division,
+            )
     tidy(run)
     saes = {name: run.load(name)[1] for name in run.names()}
     if args.json:
@@ -96,6 +116,21 @@ def train(argv: Sequence[str]) -> None:
         _say_trained(run, name, sae.d_sae)
     name, sae = next(iter(saes.items()))
     say_next(run, name, families=sae.has_forest)
+
+
+def _division(args: TrainArguments, n_ranks: int) -> Any:
+    """What several processes divide."""
+    from ..training.team import Division
+
+    positive(args, "shards")
+    given = f"--spread {args.spread}" if args.spread else f"--shards {args.shards}" if args.shards > 1 else ""
+    if given and n_ranks == 1:
+        raise InputError(
+            f"{given}: there is one process; start with torchrun --nproc-per-node N -m saeforest train"
+        )
+    if args.spread and args.shards > 1:
+        raise InputError(f"--spread {args.spread} and --shards {args.shards}: give one of them")
+    return Division(args.spread or "auto", args.shards)
 
 
 def _dry_run(config: TrainConfig, *, json: bool) -> None:

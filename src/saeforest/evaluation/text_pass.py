@@ -14,10 +14,11 @@ from ..measures.probes import PAPER_PROBES
 from ..measures.spec import Size
 from ..memory import Forecast
 from ..progress import progress
-from ..saes import SAE
+from ..ranks import ALONE, Ranks
 from ..structure.pairs import KEPT_PER_FIRING, PairStatistics, sorted_memory
+from .by_ranks import Codes, Received, Viewed, send_batches
 from .task import Task
-from .windows import WindowView, read_windows
+from .windows import read_windows
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,29 +49,19 @@ class Read:
     x: Float[Tensor, "n d_in"] | None
 
 
-class Codes:
-    """The batches of some windows, by SAE: tasks of one SAE that follow each other share them."""
-
-    def __init__(self, view: WindowView) -> None:
-        self._view = view
-        self._sae: SAE | None = None
-        self._batch: EvalBatch | None = None
-
-    def __call__(self, task: Task) -> EvalBatch:
-        losses = task.needs("losses")
-        known = self._batch
-        if known is None or self._sae is not task.sae or (losses and known.losses is None):
-            known = self._view.through(task.sae, losses=losses)
-            self._sae, self._batch = task.sae, known
-        return known
+class Helped(Exception):
+    """The pass is over, and this rank was not the first: the measures are not on this one."""
 
 
 @torch.no_grad()
-def read_text(passes: Sequence[Pass], ce_tokens: int) -> Read:
+def read_text(passes: Sequence[Pass], ce_tokens: int, ranks: Ranks = ALONE) -> Read:
     """Run the language model over the text once and update all passes, which must share reader and tokens.
 
     Losses are computed on the first `ce_tokens` tokens, rounded up to whole windows.
-    Raises InputError if an activation is NaN or infinite.
+
+    ranks: the processes that share the windows. All must have the same passes, which the first one updates.
+
+    Raises InputError if an activation is NaN or infinite; on ranks other than the first, Helped at the end.
     """
     tasks = [one.task for one in passes]
     reader, tokens = tasks[0].reader, tasks[0].tokens
@@ -80,20 +71,32 @@ def read_text(passes: Sequence[Pass], ce_tokens: int) -> Read:
     x = None
     if any(task.needs("activations") for task in tasks):
         x = torch.empty(tokens.n_tokens, tasks[0].sae.d_in, dtype=reader.lm.dtype)
+    n_levels = max((m.n_levels for one in passes for m in one.measures.values()), default=0)
     forecast = Forecast("measure", "lm.batch_size, or measure fewer tokens or SAEs at once")
     with progress("measure", tokens.n_tokens, "tokens") as advance:
-        for windows in torch.arange(len(tokens.ids)).split(reader.batch_size):
-            view = read_windows(reader, tokens, windows, int((windows < n_loss_windows).sum()))
-            part = slice(n, n := n + len(view.rows))
-            rows[part] = view.rows
+        for i, windows in enumerate(torch.arange(len(tokens.ids)).split(reader.batch_size)):
+            turn, n_losses = i % ranks.size, int((windows < n_loss_windows).sum())
+            if turn == ranks.rank:
+                found = Viewed(read_windows(reader, tokens, windows, n_losses))
+            elif ranks.first:
+                found = Received(ranks, turn)
+            else:
+                continue
+            if isinstance(found, Viewed) and not ranks.first:
+                send_batches(ranks, found, tasks, n_levels, kept=x is not None)
+                continue
+            part = slice(n, n := n + len(found.rows))
+            rows[part] = found.rows
             if x is not None:
-                x[part] = view.kept.cpu()
-            view_of = Codes(view)
+                x[part] = found.kept.cpu()
+            codes = Codes(found.batch)
             for one in passes:
-                one.take(view_of(one.task))
+                one.take(codes(one.task))
             advance(windows.numel() * tokens.context)
             kept = rows[:n].nbytes + (0 if x is None else x[:n].nbytes)
             forecast.tell(*_still_to_come(passes, windows.numel() / len(tokens.ids), n, kept))
+    if not ranks.first:
+        raise Helped
     return Read(rows[:n], None if x is None else x[:n])
 
 

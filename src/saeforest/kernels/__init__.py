@@ -12,6 +12,7 @@ chooses among them, and `functions.py` makes them differentiable. `links.py` bui
 features and the sums of their children.
 """
 
+from . import shards
 from .backend import backend
 from .functions import (
     best_children,
@@ -41,17 +42,21 @@ from .links import (
     projected_distance,
     toward_parents,
 )
+from .rows import by_rows, code_by_rows, entries_by_rows, sharing
 from .types import AdamStep
 
 __all__ = [
     "AdamStep",
     "backend",
     "best_children",
+    "by_rows",
     "choose_atoms",
     "closed_best",
     "closed_scores",
+    "code_by_rows",
     "dense_link_distance",
     "dense_projected_distance",
+    "entries_by_rows",
     "gradient_by_rows",
     "has_children",
     "jagged_decode",
@@ -64,6 +69,8 @@ __all__ = [
     "projected_distance",
     "rows_of_gradient",
     "scatter_outer",
+    "shards",
+    "sharing",
     "sparse_decode",
     "sparse_encode",
     "take_atoms",

@@ -44,3 +44,12 @@ def compiled(device: str) -> ModuleType:
     if importlib.util.find_spec(compiler) is None:
         return plain
     return importlib.import_module(module, __package__)
+
+
+def shares_children(kernels: ModuleType) -> bool:
+    """Whether the pre-activations of children are shared among ranks within the kernel, and not by rows.
+
+    The compiled kernel multiplies all tokens of a parent with its children in tiles. In another tile the same product
+    may be summed in another order, so ranks divide the parents, each with all of its tokens.
+    """
+    return kernels.__name__.endswith(".compiled")

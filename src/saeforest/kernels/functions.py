@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,9 +10,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..errors import InputError
-from . import plain
-from .backend import backend
+from ..sparse_code import SparseCode
+from . import plain, shards
+from .backend import backend, shares_children
 from .plain import layer_rows
+from .rows import by_groups, by_rows
 
 Grad = Tensor | None
 
@@ -92,7 +95,10 @@ class _Encode(torch.autograd.Function):
         known: Tensor | None,
     ) -> Tensor:
         ctx.save_for_backward(x, ids, rows, first, weight)
-        return backend(weight).gather_dot(x, rows, ids, weight) if known is None else known.clone()
+        if known is not None:
+            return known.clone()
+        kernels = backend(weight)
+        return by_groups(lambda own: kernels.gather_dot(x, rows[own], ids[own], weight), first)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Grad, None, None, None, Grad, Grad, None]:
@@ -193,6 +199,8 @@ def sparse_decode(
     """
     if ids.numel() == 0:
         return weight.new_zeros(len(ids), weight.shape[1])
+    if shards.divided():
+        return shards.summed(_decode_own(values.flatten(), ids.flatten(), _slots(ids)[0], len(ids), weight))
     _check(ids, len(weight))
     rows, first = _slots(ids)
     return _Decode.apply(values.flatten(), ids.flatten(), rows, first, weight)  # pyright: ignore[reportReturnType]
@@ -212,6 +220,8 @@ def sparse_encode(
     """
     if ids.numel() == 0:
         return x.new_zeros(ids.shape)
+    if shards.divided():
+        return _encode_own(x, ids, weight, center, known)
     _check(ids, len(weight))
     rows, first = _slots(ids)
     flat = None if known is None else known.flatten()
@@ -239,9 +249,66 @@ def layer_errors(
 
     padded: slots of value 0 are unused, and their gradient may be anything.
     """
+    if shards.divided():
+        return _layer_errors_of_all(values, ids, decoder, bias, x, mean, std, starts)
     _check(ids, len(decoder))
     squared, *errors = _LayerErrors.apply(values, ids, decoder, bias, x, mean, std, starts, padded)  # pyright: ignore[reportGeneralTypeIssues]
     return squared, errors
+
+
+# -- the same with the rows of the weights divided among ranks (`shards.py`)
+
+
+def _decode_own(
+    values: Float[Tensor, "m"],
+    ids: Int[Tensor, "m"],
+    rows: Int[Tensor, "m"],
+    n: int,
+    weight: Float[Tensor, "F d"],
+) -> Float[Tensor, "n d"]:
+    """The part of this rank's features in `jagged_decode`."""
+    own = shards.mine(ids).nonzero().flatten()
+    values, rows = shards.handed_out(values)[own], rows[own]
+    return _Decode.apply(values, shards.place(ids[own]), rows, _first(rows, n), weight)  # pyright: ignore[reportReturnType]
+
+
+def _encode_own(
+    x: Float[Tensor, "n d"],
+    ids: Int[Tensor, "n k"],
+    weight: Float[Tensor, "F d"],
+    center: Float[Tensor, "d"] | None,
+    known: Float[Tensor, "n k"] | None,
+) -> Float[Tensor, "n k"]:
+    """`sparse_encode`: each rank computes the values of its own features."""
+    flat, rows = ids.flatten(), _slots(ids)[0]
+    own = shards.mine(flat).nonzero().flatten()
+    rows = rows[own]
+    center = None if center is None else shards.handed_out(center)
+    before = None if known is None else known.flatten()[own]
+    found = _Encode.apply(
+        shards.handed_out(x), shards.place(flat[own]), rows, _first(rows, len(x)), weight, center, before
+    )
+    every = x.new_zeros(len(flat)).index_put((own,), found)  # pyright: ignore[reportArgumentType]
+    return shards.summed(every).view(ids.shape)
+
+
+def _layer_errors_of_all(
+    values: Float[Tensor, "n k"],
+    ids: Int[Tensor, "n k"],
+    decoder: Float[Tensor, "F d"],
+    bias: Float[Tensor, "d"],
+    x: Float[Tensor, "n d"],
+    mean: Float[Tensor, "n 1"],
+    std: Float[Tensor, "n 1"],
+    starts: tuple[int, ...],
+) -> tuple[Float[Tensor, "L"], list[Float[Tensor, "n d"]]]:
+    """`layer_errors`, from one sum over ranks of what their features add in each layer."""
+    layers, rows = len(starts) - 1, layer_rows(ids, starts)
+    order = rows.argsort(stable=True)
+    parts = _decode_own(values.flatten()[order], ids.flatten()[order], rows[order], layers * len(x), decoder)
+    z = shards.summed(parts).view(layers, *x.shape).cumsum(0)
+    errors = [torch.addcmul(mean - x, std, of_layer + bias) for of_layer in z]
+    return torch.stack([error.square().sum() for error in errors]), errors
 
 
 @torch.no_grad()
@@ -285,7 +352,14 @@ def top_children(
     precision: torch.dtype,
 ) -> tuple[Float[Tensor, "n k"], Int[Tensor, "n k"]]:
     """See `plain.top_children`."""
-    return backend(encoder).top_children(u, encoder, active, first, children, k, precision)
+    kernels = backend(encoder)
+    if shards.divided():
+        return _children_of_all(kernels.top_children, u, encoder, active, first, children, k, precision)
+    if shares_children(kernels):
+        return kernels.top_children(u, encoder, active, first, children, k, precision)
+    return by_rows(
+        lambda own: kernels.top_children(u[own], encoder, active[own], first, children, k, precision), len(u)
+    )
 
 
 @torch.no_grad()
@@ -298,7 +372,36 @@ def best_children(
     k: int,
 ) -> tuple[Float[Tensor, "n k"], Int[Tensor, "n k"]]:
     """See `plain.best_children`."""
-    return backend(encoder).best_children(u, encoder, active, first, children, k)
+    kernels = backend(encoder)
+    if shards.divided():
+        return _children_of_all(kernels.best_children, u, encoder, active, first, children, k)
+    if shares_children(kernels):
+        return kernels.best_children(u, encoder, active, first, children, k)
+    return by_rows(
+        lambda own: kernels.best_children(u[own], encoder, active[own], first, children, k), len(u)
+    )
+
+
+def _children_of_all(
+    kernel: Callable[..., tuple[Tensor, Tensor]],
+    u: Float[Tensor, "n d"],
+    encoder: Float[Tensor, "F d"],
+    active: Int[Tensor, "n a"],
+    first: Int[Tensor, "F_and_1"],
+    children: Int[Tensor, "c"],
+    k: int,
+    *precision: torch.dtype,
+) -> tuple[Float[Tensor, "n k"], Int[Tensor, "n k"]]:
+    """The best children of all ranks, from the best of each."""
+    own = shards.mine(children)
+    kept = children[own]
+    values, ids = u.new_zeros(len(u), k), children.new_zeros(len(u), k)
+    if len(kept):
+        before = torch.cat([own.new_zeros(1, dtype=torch.int64), own.cumsum(0)])
+        values, ids = kernel(u, encoder, active, before[first], shards.place(kept), k, *precision)
+        ids = torch.where(values > 0, shards.feature(ids), 0)
+    found = shards.best_of_all(SparseCode(values, ids), lambda every: SparseCode(*top_positive(every, k)))
+    return found.values, found.ids
 
 
 @torch.no_grad()

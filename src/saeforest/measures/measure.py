@@ -156,6 +156,9 @@ class Measure(ABC):
     Its sums are float64 and additive over windows.
     """
 
+    n_levels: int = 0
+    """The number of layers or levels for which it calls `EvalBatch.spliced_level`."""
+
     @abstractmethod
     def update(self, batch: EvalBatch) -> None:
         """Add a batch to the sums."""

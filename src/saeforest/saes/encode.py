@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..kernels import sparse_encode
+from ..kernels import code_by_rows, shards, sparse_encode
 from ..sparse_code import SparseCode, concat_rows
 
 # Rows are independent, so dense pre-activations are computed for slices of rows with about this many entries: few
@@ -44,13 +44,42 @@ class PreActivations:
         rule: selects features from dense pre-activations; it is called for slices of rows.
         features: ids of the features to choose from; by default all.
         """
+        if shards.divided():
+            return self._choose_of_all(u, rule, features)
         encoder, bias = self._rows(features)
         entries = _DENSE_ENTRIES_GPU if u.is_cuda else DENSE_ENTRIES
         rows = max(entries // len(encoder), _LEAST_ROWS)
-        code = concat_rows([rule(_products(part, encoder, bias)) for part in u.split(rows)])
+        code = code_by_rows(
+            lambda own: concat_rows([rule(_products(part, encoder, bias)) for part in u[own].split(rows)]),
+            len(u),
+        )
         if features is None:
             return code
         return SparseCode(code.values, torch.where(code.values > 0, features[code.ids], 0))
+
+    def _choose_of_all(
+        self,
+        u: Float[Tensor, "n d_in"],
+        rule: Callable[[Float[Tensor, "m F"]], SparseCode],
+        features: Int[Tensor, "F"] | None,
+    ) -> SparseCode:
+        """`choose` where each rank has the rows of its own features: the best of what each has found."""
+        if features is None:
+            features = shards.feature(torch.arange(len(self.encoder), device=u.device))
+        own = features[shards.mine(features)]
+        encoder = self.encoder[shards.place(own)].to(self.precision)
+        bias = None if self.bias is None else self.bias[own].to(self.precision)
+
+        def best(rows: slice) -> SparseCode:
+            some = u[rows]
+            code = SparseCode(some.new_zeros(len(some), 0, dtype=self.precision), own.new_zeros(len(some), 0))
+            if len(own):
+                parts = some.split(max(DENSE_ENTRIES // len(own), _LEAST_ROWS))
+                code = concat_rows([rule(_products(part, encoder, bias)) for part in parts])
+                code = SparseCode(code.values, own[code.ids])
+            return shards.best_of_all(code, rule)
+
+        return code_by_rows(best, len(u))
 
     def dense(self, u: Float[Tensor, "n d_in"], features: Int[Tensor, "F"]) -> Float[Tensor, "n F"]:
         """The pre-activations of `features` on all of `u` at once, in `precision`."""

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from ..errors import InputError
-from ..kernels import jagged_decode, jagged_encode, of_features
+from ..kernels import entries_by_rows, jagged_decode, jagged_encode, of_features
 from ..sparse_code import SparseCode, concat_slots, from_entries
 from .base import SAE, SAEConfig
 from .checks import check_dead_after, check_sizes
@@ -157,14 +157,18 @@ class LevelsSAE(SAE):
         """Candidates found in `precision`, with a margin so that rounding misses no feature above its threshold."""
         encoder, bias = self.encoder[features].to(precision), self.b_enc[features].to(precision)
         floor = (self.threshold[features] * (1 - _MARGIN) - reach).to(precision)
-        rows, ids, first = [], [], 0
-        for part in u.split(max(DENSE_ENTRIES // len(encoder), 1)):
-            h = torch.addmm(bias, part.to(encoder.dtype), encoder.T)
-            row, feature = (h > floor).nonzero(as_tuple=True)
-            rows.append(row + first)
-            ids.append(feature + features.start)
-            first += len(part)
-        return torch.cat(rows), torch.cat(ids)
+
+        def above(own: slice) -> tuple[Tensor, Tensor]:
+            rows, ids, first = [], [], 0
+            for part in u[own].split(max(DENSE_ENTRIES // len(encoder), 1)):
+                h = torch.addmm(bias, part.to(encoder.dtype), encoder.T)
+                row, feature = (h > floor).nonzero(as_tuple=True)
+                rows.append(row + first)
+                ids.append(feature + features.start)
+                first += len(part)
+            return torch.cat(rows), torch.cat(ids)
+
+        return entries_by_rows(above, len(u))
 
 
 class Level(NamedTuple):

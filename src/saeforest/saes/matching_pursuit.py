@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..errors import InputError
-from ..kernels import choose_atoms, take_atoms
+from ..kernels import by_rows, choose_atoms, take_atoms
 from ..sparse_code import SparseCode, concat_rows
 from .base import SAE
 from .checks import check_dead_after, check_one_layer, check_sizes
@@ -122,9 +122,14 @@ class MatchingPursuitSAE(SAE):
         few = self.d_sae > min(_GRAM_FEATURES, len(u) * self.config.k_per_layer[0])
         gram = None if few else atoms @ atoms.T
         k, tolerance = self.config.k_per_layer[0], self.config.residual_tolerance
-        slices = u.split(max(DENSE_ENTRIES // self.d_sae, 1))
-        ids, taken = zip(*(choose_atoms(part, atoms, gram, k, tolerance) for part in slices), strict=True)
-        return torch.cat(ids), torch.cat(taken)
+
+        def chosen(own: slice) -> tuple[Tensor, ...]:
+            slices = u[own].split(max(DENSE_ENTRIES // self.d_sae, 1))
+            ids, taken = zip(*(choose_atoms(part, atoms, gram, k, tolerance) for part in slices), strict=True)
+            return torch.cat(ids), torch.cat(taken)
+
+        ids, taken = by_rows(chosen, len(u))
+        return ids, taken
 
     def pursue(
         self, u: Float[Tensor, "n d_in"], ids: Int[Tensor, "n k"], taken: Bool[Tensor, "n k"]

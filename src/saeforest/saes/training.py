@@ -162,6 +162,12 @@ class Training(nn.Module, ABC):
         """Restore the number of steps from `state_dict`."""
         self.done = int(state)
 
+    @property
+    def at_rest(self) -> bool:
+        """Whether the weights are those after `done` steps: not so within a step, once the optimizer has run."""
+        states = self.optimizer.state.values()
+        return all(int(state["step"]) == self.done for state in states)
+
     # -- one step
 
     def step(self, x: Float[Tensor, "n d_in"], target: Float[Tensor, "n d_out"] | None = None) -> Step:

@@ -61,13 +61,14 @@ def save_checkpoint(
     folder: Path,
     step: int,
     trained: Mapping[str, Training],
-    stream: ActivationStream,
+    place: Mapping[str, int],
     fingerprint: str = "",
     about: Mapping[str, Any] | None = None,
 ) -> None:
     """Write the checkpoint `folder/step-NNNNNNNN`, then delete older ones.
 
     trained: the trainings, by the name of their file without its extension.
+    place: the position in the data where the next step begins (`ActivationStream.state`).
     fingerprint: identifies the data; only a run on the same data may resume from here.
     about: what else must be the same in a run that resumes from here.
     """
@@ -76,11 +77,11 @@ def save_checkpoint(
         checksums = {}
         for name, training in trained.items():
             file = _file(temporary, name)
-            checksums[file.name] = write_tensors(file, _tensors(training))
+            checksums[file.name] = write_tensors(file, tensors_of(training))
         state = {
             "format_version": FORMAT_VERSION,
             "step": step,
-            "data": stream.state(),
+            "data": dict(place),
             "fingerprint": fingerprint,
             "about": dict(about or {}),
         }
@@ -94,7 +95,8 @@ def _file(checkpoint: Path, name: str) -> Path:
     return checkpoint / f"{name}.safetensors"
 
 
-def _tensors(training: Training) -> dict[str, Tensor]:
+def tensors_of(training: Training) -> dict[str, Tensor]:
+    """All that a checkpoint keeps of a training, by name."""
     tensors: dict[str, Tensor] = {}
     places: set[int] = set()
     for name, tensor in training.state_dict().items():
@@ -124,6 +126,11 @@ def _step_of(checkpoint: Path) -> int:
 def latest_checkpoint(folder: Path) -> Path | None:
     """The newest checkpoint in a folder; None if there is none."""
     return next(reversed(checkpoints(folder)), None)
+
+
+def is_saved(folder: Path, step: int) -> bool:
+    """Whether there is a checkpoint of this step."""
+    return is_checkpoint(folder / f"step-{step:08}")
 
 
 def read_state(checkpoint: Path) -> State:
@@ -174,12 +181,13 @@ def load_checkpoint(
         tensors[name] = read_tensors(file, state.checksums.get(file.name), _REMEDY)
         _check(tensors[name], training, state.step, file)
     for name, training in trained.items():
-        _restore(training, tensors[name])
+        restore(training, tensors[name])
     stream.restore(state.data.model_dump())
     return state.step
 
 
-def _restore(training: Training, tensors: dict[str, Tensor]) -> None:
+def restore(training: Training, tensors: dict[str, Tensor]) -> None:
+    """Bring a training to the state of which `tensors_of` gave these tensors."""
     own = {k.removeprefix("training."): v for k, v in tensors.items() if k.startswith("training.")}
     training.load_state_dict(own)
     full = training.optimizer.state_dict()

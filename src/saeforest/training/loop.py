@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..activations import ActivationStream
-from ..config import TrainConfig
+from ..config import TrainConfig, resolve_device
 from ..errors import InputError
 from ..optim import learning_rate
 from ..output import note
@@ -24,9 +24,10 @@ from ..saes import Step, Training, save_sae
 from ..saes.training import NotFinite
 from ..sinks.names import SinkName
 from ..stopping import NEVER, stopping
-from .checkpoint import SINGLE, latest_checkpoint, load_checkpoint, save_checkpoint
-from .log import Log, MemoryLog, RunLog, describe_step, peak_memory_mb
+from .checkpoint import SINGLE, is_saved, latest_checkpoint, load_checkpoint, save_checkpoint
+from .log import Log, RunLog, describe_step, peak_memory_mb
 from .sinks import Sinks
+from .team import Team
 
 
 @dataclass
@@ -61,6 +62,7 @@ def train(
     about: Mapping[str, Any] | None = None,
     lm_seconds: Callable[[], float] = lambda: 0.0,
     sinks: Sequence[SinkName] = (),
+    team: Team | None = None,
 ) -> dict[str, Log]:
     """Train SAEs on the same batches to the end of their run, and save each under its name in `run`.
 
@@ -70,6 +72,7 @@ def train(
     fingerprint, about: saved in checkpoints; see `save_checkpoint`.
     lm_seconds: returns the seconds spent in the language model so far, for the log.
     sinks: where the log goes besides the run's folder. Those of an earlier process of the run go on by themselves.
+    team: the ranks that train together, and how. None: this process alone. Only the first rank has a `run`.
 
     Returns the log of each SAE. If the disk has no room for a checkpoint, it is skipped and a note says so.
 
@@ -78,36 +81,55 @@ def train(
         InputError: a loss is infinite or NaN.
         OSError: the logs, an SAE, or the checkpoint before stopping cannot be written.
     """
-    trainees = [
-        Trainee(name, training, f" of {name}" if config.saes else "") for name, training in trained.items()
-    ]
-    kept = {t.name if config.saes else SINGLE: t.training for t in trainees}
-    first = trainees[0].training
-    n_steps, batch_size, device = first.run.n_steps, stream.batch_size, first.sae.device
+    team = team or Team()
+    trainees = {
+        name: Trainee(name, trained[name], f" of {name}" if config.saes else "")
+        for name in team.own(list(trained))
+    }
+    kept = {name if config.saes else SINGLE: training for name, training in trained.items()}
+    first = next(iter(trained.values()))
+    n_steps, batch_size, device = first.run.n_steps, stream.batch_size, resolve_device(config.device)
     start = 0
     if run is not None and (checkpoint := latest_checkpoint(run.checkpoints)):
         start = load_checkpoint(checkpoint, kept, stream, fingerprint)
+    start = team.begin(trained, stream, start)
     own: dict[str, Log] = {
-        t.name: MemoryLog() if run is None else RunLog(run.logs(t.name), resume_at=start) for t in trainees
+        name: team.log(name) if run is None else RunLog(run.logs(name), resume_at=start) for name in trained
     }
-    clock = _Clock(stream, lm_seconds, trainees)
+    clock = _Clock(stream, lm_seconds, list(trainees.values()))
     saved_at = time.monotonic()
 
-    def save(step: int) -> None:
+    place = stream.state()  # where the batch of the next step begins
+
+    def write(step: int) -> None:
         if run is None:
             return
-        for log in logs:
+        for log in logs.values():
             log.sync()
-        save_checkpoint(run.checkpoints, step, kept, stream, fingerprint, about)
+        save_checkpoint(run.checkpoints, step, kept, place, fingerprint, about)
+
+    def rescue() -> str:
+        """Save the last whole step after another rank was lost in the next one. Returns what was saved."""
+        if run is None:
+            return ""
+        step = min(training.done for training in trained.values())
+        if not team.has_all or not step or any(t.done != step or not t.at_rest for t in trained.values()):
+            last = latest_checkpoint(run.checkpoints)
+            return "nothing was saved" if last is None else f"the last checkpoint is {last}"
+        if not is_saved(run.checkpoints, step):
+            write(step)
+        return f"a checkpoint of step {step:,} of {n_steps:,} is saved in {run}"
 
     with (
         closing(stream),
-        Sinks(run, sinks, config, own) as logs,
-        nullcontext(NEVER) if run is None else stopping("it") as stopped,
+        Sinks(run, sinks, config, own) as opened,
+        nullcontext(NEVER) if run is None and team.ranks.first else stopping("it") as stopped,
         progress("train", n_steps * batch_size, before=start * batch_size) as advance,
+        team.ranks.rescue(rescue),
     ):
+        logs = dict(zip(own, opened, strict=True))
         if start == 0 and (harvest := lm_seconds()):
-            for log in logs:
+            for log in logs.values():
                 log.step(
                     {"event": "harvest", "step": 0, "seconds": {"lm": round(harvest, 3)}} | stream.harvest
                 )
@@ -118,41 +140,49 @@ def train(
             logged = step % config.log_every == 0 or step in (1, n_steps)
             clock.steps += 1
             losses, lines = [], []
-            for trainee, log in zip(trainees, logs, strict=True):
-                done = trainee.step(x, target)
+            for name, trainee in trainees.items():
+                with team.sharing():
+                    done = trainee.step(x, target)
                 for event in done.events:
-                    log.event(event)
+                    logs[name].event(event)
                 losses.append(f"{float(done.loss.detach()):.4f}")
                 if logged:
                     lines.append(describe_step(trainee.training, x if target is None else target, done))
-            for trainee, log, line, lap in zip(
-                trainees, logs, lines, clock.lap() if logged else [], strict=False
+            for trainee, line, lap in zip(
+                trainees.values(), lines, clock.lap() if logged else [], strict=False
             ):
                 rate = learning_rate(trainee.training.optim, step, n_steps)
-                log.step({"step": step, "tokens": step * batch_size, "lr": rate} | line | lap)
+                line = {"step": step, "tokens": step * batch_size, "lr": rate} | line | lap
+                logs[trainee.name].step(line)
             advance(batch_size, "loss " + " ".join(losses[:4]) + (" ..." if len(losses) > 4 else ""))
 
-            if stopped() and step < n_steps:
-                save(step)
+            if logged:
+                team.gather_logs(logs)
+            place = stream.state()
+            due = 0 < config.checkpoint_minutes * 60 < time.monotonic() - saved_at
+            stop, due = team.ranks.agree(stopped(), due)
+            if stop and step < n_steps:
+                team.save(step, trained, logs, write)
                 raise stopped.interrupted(
                     f"stopped after step {step:,} of {n_steps:,}; a checkpoint is saved in {run}"
                 )
-            due = 0 < config.checkpoint_minutes * 60 < time.monotonic() - saved_at
             if due or step == n_steps:
                 try:
-                    save(step)
+                    team.save(step, trained, logs, write)
                 except OSError as error:
                     note(
                         f"step {step:,}: checkpoint not saved: {error.filename}: {os.strerror(error.errno or 0)}; "
                         "training continues"
                     )
                 saved_at = time.monotonic()
-        for log in logs:
+        if not team.ranks.first:
+            return own
+        for log in logs.values():
             log.finish(n_steps)
-        for trainee in trainees:
-            sae = trainee.training.finish()
+        for name, training in trained.items():
+            sae = training.finish()
             if run is not None:
-                save_sae(sae, run.sae(trainee.name))
+                save_sae(sae, run.sae(name))
         if run is not None:
             shutil.rmtree(run.checkpoints, ignore_errors=True)
     return own

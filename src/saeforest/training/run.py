@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from ..errors import InputError
 from ..files import write_json
 from ..lm import ModelIdentity
 from ..memory import give_back
+from ..ranks import ALONE, Ranks
 from ..run_folder import RunFolder
 from ..saes import SAE, RunLength, Training, start_training
 from ..session import about_text
@@ -31,6 +32,8 @@ from .data import GivenSource, TrainingData, open_source
 from .log import Log
 from .loop import train
 from .settle import settle, settle_scale
+from .team import Division, Team, team_of
+from .together import tell, told
 from .unfinished import TooFew, check_about, claimed_run, going_on, run_state, undone_if_worthless
 
 #: The key, in the metadata of an SAE trained on the caller's activations, of the digest that identifies them.
@@ -100,7 +103,13 @@ def count_steps(config: TrainConfig, n_rows: int) -> int:
 
 
 def run_training(
-    config: TrainConfig, out: Path, *, resume: bool = False, sinks: Sequence[SinkName] = ()
+    config: TrainConfig,
+    out: Path,
+    *,
+    resume: bool = False,
+    sinks: Sequence[SinkName] = (),
+    ranks: Ranks = ALONE,
+    division: Division | None = None,
 ) -> Run:
     """Train the SAE or the SAEs of `config`, and save them in the folder `out`.
 
@@ -109,6 +118,8 @@ def run_training(
     there must be an unfinished run, and its own configuration is used.
 
     sinks: where the log goes besides the folder, such as wandb; a resumed run goes on in those that it had.
+    ranks: the processes that train together, of which this is the first; the others call `help_training`.
+    division: what is divided among them.
 
     Raises InputError if something is wrong with the configuration, the model, the text, the activations or the folder,
     or if another process works in it; Interrupted if a signal asks to stop. If the run has then saved nothing that took
@@ -116,19 +127,43 @@ def run_training(
     """
     folder = RunFolder(out)
     with claimed_run(out):
-        run = train_in(folder, config, resume=resume, sinks=sinks)
+        run = train_in(folder, config, resume=resume, sinks=sinks, ranks=ranks, division=division)
         if isinstance(run.blocks, MemoryActivations):
             run.drop_activations()  # this is only the backup copy, in case the run was killed
         return run
 
 
+def help_training(ranks: Ranks) -> None:
+    """Do the share of this rank in the run that the first rank trains. Reads the run's activations, writes nothing.
+
+    Raises InputError if this machine cannot read the activations.
+    """
+    config, about, blocks = told(ranks)
+    team, members, model = (
+        team_of(ranks, config, Division(**about.division)),
+        config.members(),
+        ModelIdentity(""),
+    )
+    trained = {
+        name: new_training(members[name], about.d_in, about.n_steps, model, about.d_out)
+        for name in team.own(list(members))
+    }
+    train(config, trained, ActivationStream(blocks, config.batch_size), None, team=team)
+
+
 def train_in(
-    run: RunFolder, config: TrainConfig, *, resume: bool = False, sinks: Sequence[SinkName] = ()
+    run: RunFolder,
+    config: TrainConfig,
+    *,
+    resume: bool = False,
+    sinks: Sequence[SinkName] = (),
+    ranks: Ranks = ALONE,
+    division: Division | None = None,
 ) -> Run:
     """The same as `run_training`, in a folder that this process has already claimed."""
     if resume:
         config = resume_config(run)
-    done = _in_folder(run, config, sinks=sinks)
+    done = _in_folder(run, config, sinks=sinks, ranks=ranks, division=division)
     assert done.data.tokens is not None  # the activations were read from a text
     return Run(
         run, done.config, done.saes, done.reader, done.data.tokens, done.data.blocks, done.seconds_harvest
@@ -161,13 +196,20 @@ def train_in_memory(config: TrainConfig) -> Trained:
 
 
 def _in_folder(
-    run: RunFolder, config: TrainConfig, given: Blocks | None = None, *, sinks: Sequence[SinkName]
+    run: RunFolder,
+    config: TrainConfig,
+    given: Blocks | None = None,
+    *,
+    sinks: Sequence[SinkName],
+    ranks: Ranks = ALONE,
+    division: Division | None = None,
 ) -> Trained:
     config = going_on(run, settle(config))
+    team = team_of(ranks, config, division or Division())
     with undone_if_worthless(run):
         if not run.config_file.exists():
             run.save_config(config)
-        return _train(run, config, given, sinks)
+        return _train(run, config, given, sinks, team)
 
 
 def _train(
@@ -175,7 +217,9 @@ def _train(
     config: TrainConfig,
     given: Blocks | None = None,
     sinks: Sequence[SinkName] = (),
+    team: Team | None = None,
 ) -> Trained:
+    team = team or Team()
     count_steps(config, config.tokens)
     source = open_source(config) if given is None else GivenSource(config, given)
     if run is not None:
@@ -190,7 +234,14 @@ def _train(
     n_steps = count_steps(config, data.n_rows)
     config = settle_scale(data.config, lambda: data.blocks.block(0, 0))
     trained = {
-        name: new_training(member, source.d_in, n_steps, source.model, source.d_out)
+        name: new_training(
+            # Of another rank's SAE there is only a copy here, to be saved.
+            member if name in team.own([name]) else replace(member, device="cpu"),
+            source.d_in,
+            n_steps,
+            source.model,
+            source.d_out,
+        )
         for name, member in config.members().items()
     }
     fingerprint = "" if run is None else data.fingerprint()
@@ -203,6 +254,8 @@ def _train(
             check_about(checkpoint, about, run.config_file)
         run.save_config(config)
     harvested = source.seconds
+    if run is not None:
+        tell(team.ranks, config, data, run.activations, source.d_in, source.d_out, n_steps, team.division)
     logs = train(
         config,
         trained,
@@ -212,6 +265,7 @@ def _train(
         about=about,
         lm_seconds=lambda: source.seconds,
         sinks=sinks,
+        team=team,
     )
     saes = {name: training.sae for name, training in trained.items()}
     return Trained(config, saes, logs, data, source.reader, harvested)

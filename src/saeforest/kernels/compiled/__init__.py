@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .. import plain
+from ..rows import own_work, parts_together
 from ..types import AdamStep, after_rest
 from . import loops, moments, select
 from .threads import over_rows, over_work
@@ -81,18 +82,37 @@ def top_children(
     order, group = loops.by_id(features, np.ones(len(features), np.bool_), len(first) - 1)
     tokens, offsets = tokens[order], offsets[order]
     values, ids = u.new_empty(len(u), k), children.new_empty(len(u), k)
-    scores, n_tokens, n_children = np.empty(total, u_.dtype), np.diff(group), np.diff(first_)
+    n_tokens, n_children = np.diff(group), np.diff(first_)
     wide = (n_tokens >= _WIDE_TOKENS) & (n_children >= _WIDE_CHILDREN)
     wide &= n_tokens * n_children >= _WIDE_SCORES
     wide &= in_order and precision == torch.bfloat16
     work = np.concatenate([[0], np.cumsum(np.where(wide, 0, n_tokens * n_children) + 1)])
-    over_work(loops.child_scores, work, scores, u_, encoder_, tokens, offsets, group, first_, children_, wide)
+    own = own_work(np.concatenate([[0], np.cumsum(n_tokens * n_children + 1)]))
+    scores = np.empty(total, u_.dtype) if own is None else np.zeros(total, u_.dtype)
+    over_work(
+        loops.child_scores,
+        work,
+        scores,
+        u_,
+        encoder_,
+        tokens,
+        offsets,
+        group,
+        first_,
+        children_,
+        wide,
+        own=own,
+    )
     halved = u.bfloat16() if wide.any() else u
     for p in np.flatnonzero(wide):
-        mine, own = slice(group[p], group[p + 1]), children[first_[p] : first_[p + 1]]
-        product = halved[torch.from_numpy(tokens[mine])] @ encoder[own].bfloat16().T
+        if own is not None and not own.start <= p < own.stop:
+            continue
+        mine, below = slice(group[p], group[p + 1]), children[first_[p] : first_[p + 1]]
+        product = halved[torch.from_numpy(tokens[mine])] @ encoder[below].bfloat16().T
         bits = as_bits(product).view(np.uint16)
         over_rows(loops.place_rows, len(product), scores, bits, offsets[mine])
+    if own is not None:
+        scores = parts_together(torch.from_numpy(scores)).numpy()
     places = arrays(values, ids)
     if in_order:
         over_rows(loops.top_children, len(u), *places, scores, begin, active_, first_, children_)

@@ -54,11 +54,16 @@ def over_rows(loop: Callable[..., None], n: int, *args: Any) -> None:
     )
 
 
-def over_work(loop: Callable[..., None], work: np.ndarray, *args: Any) -> None:
-    """The same for rows that differ in work: `work[i]` is the total work of the rows before row i."""
+def over_work(loop: Callable[..., None], work: np.ndarray, *args: Any, own: slice | None = None) -> None:
+    """The same for rows that differ in work: `work[i]` is the total work of the rows before row i.
+
+    own: only these rows.
+    """
+    low, high = (0, len(work) - 1) if own is None else (own.start, own.stop)
     parts = torch.get_num_threads() * _RANGES
-    inner = np.searchsorted(work, np.arange(1, parts) * (work[-1] / parts))
-    over_ranges(loop, np.concatenate([[0], inner, [len(work) - 1]]), *args)
+    todo = work[high] - work[low]
+    inner = np.searchsorted(work, work[low] + np.arange(1, parts) * (todo / parts)).clip(low, high)
+    over_ranges(loop, np.concatenate([[low], inner, [high]]), *args)
 
 
 def over_ranges(loop: Callable[..., None], cuts: np.ndarray, *args: Any) -> None:

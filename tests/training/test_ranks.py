@@ -1,0 +1,273 @@
+"""Training by several processes: the same run as by one, bit for bit, and all end when one does."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from llama_cases import MakeConfig
+from ranks_cases import Worlds, machines, worlds
+from saeforest import cli
+from saeforest.config import MemberConfig, TrainConfig, save_config
+from saeforest.run_folder import RunFolder
+from saeforest.saes import TreeConfig
+from saeforest.training import run_training
+from saeforest.training.harvest import run_harvest
+from saeforest.training.log import read_log
+from training.test_several import SYSTEMS
+from training_cases import TIMES, weights
+
+#: How often a rank is killed, in worlds of at most how many; `make ranks` tries more.
+KILLS, RANKS = (
+    int(os.environ.get(f"SAEFOREST_RANK{name}", default)) for name, default in (("_KILLS", 1), ("S", 2))
+)
+EPOCHS = 6 * (1 + KILLS)
+# What takes more processor time than `make test` has.
+thorough = pytest.mark.skipif(KILLS == 1, reason="`make ranks` runs it")
+# Besides trees, which have all that looks at a whole batch: budgets, evidence for parents, starting anew.
+NAMES = ("topk", "hsae", *(("batchtopk", "pursuit", "jumprelu", "expert_hsae") if KILLS > 1 else ()))
+
+
+@pytest.fixture(scope="module")
+def start() -> Iterator[Worlds]:
+    with worlds() as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def base(tiny_config: MakeConfig, tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
+    """A run of a Tree SAE on stored activations."""
+    folder = tmp_path_factory.mktemp("ranks")
+    run_harvest(tiny_config(), folder / "store")
+    return tiny_config(data=str(folder / "store"), epochs=1, log_every=5)
+
+
+@pytest.fixture(scope="module")
+def config(base: TrainConfig) -> TrainConfig:
+    """A run of many systems."""
+    tree = base.sae
+    assert isinstance(tree, TreeConfig)
+    earned = replace(
+        tree,
+        selection="closed",
+        budget="batch",
+        allocation=replace(
+            tree.allocation,
+            rule="data",
+            reinitialize=True,
+            from_data=replace(tree.allocation.from_data, every=5, sample=40, window=160, min_count=2),
+        ),
+    )
+    optim = replace(base.optim, batch_size=128 if KILLS > 1 else 256)
+    systems = {"tree": tree, "earned": earned, **{name: SYSTEMS[name] for name in NAMES}}
+    return replace(
+        base,
+        saes={name: MemberConfig(sae, optim, seed=i) for i, (name, sae) in enumerate(systems.items())},
+    )
+
+
+@pytest.fixture(scope="module")
+def alone(config: TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run as one process trains it."""
+    out = tmp_path_factory.mktemp("alone") / "run"
+    run_training(config, out)
+    return out
+
+
+def assert_same(out: Path, alone: Path, config: TrainConfig) -> None:
+    for name in config.members():
+        for file in ("sae_weights.safetensors", "cfg.json"):
+            ours, theirs = (RunFolder(run).sae(name) / file for run in (out, alone))
+            assert ours.read_bytes() == theirs.read_bytes(), name
+        ours, theirs = (
+            [
+                {k: v for k, v in line.items() if k not in TIMES}
+                for line in read_log(RunFolder(run).logs(name))
+                if line.get("event") != "finished"
+            ]
+            for run in (out, alone)
+        )
+        assert ours == theirs
+        ours, theirs = (RunFolder(run).logs(name) / "allocations.jsonl" for run in (out, alone))
+        assert ours.exists() == theirs.exists()
+        assert not ours.exists() or ours.read_text() == theirs.read_text()
+
+
+@pytest.mark.parametrize("spread", ["rows", "saes"])
+def test_two_ranks_train_what_one_trains(
+    spread: str, start: Worlds, config: TrainConfig, alone: Path, tmp_path: Path
+) -> None:
+    """Weights, logs and moves of children, bit for bit; only the first of them says anything."""
+    save_config(config, tmp_path / "run.yaml")
+    out = tmp_path / "run"
+    command = ("train", "--config", str(tmp_path / "run.yaml"), "--out", str(out), "--spread", spread)
+    ended = start.run(2, *command)
+    assert ended.codes == [0, 0], ended.err
+    assert ended.out[1] == ended.err[1] == ""
+    assert_same(out, alone, config)
+
+
+def small(base: TrainConfig, epochs: int) -> TrainConfig:
+    """A run of many quick steps, with a checkpoint after about each tenth of a second."""
+    sae = replace(SYSTEMS["topk"], layer_sizes=(32,))
+    return replace(base, sae=sae, epochs=epochs, checkpoint_minutes=0.002, log_every=2)
+
+
+def steps_in(log: Path) -> int:
+    return log.read_text().count('"fve"') if log.exists() else 0
+
+
+def test_when_a_rank_is_killed_all_end_and_the_run_goes_on(
+    start: Worlds, base: TrainConfig, tmp_path: Path
+) -> None:
+    """At any moment: one line and status 2, never a hang; with another number of ranks, to the bits of one process."""
+    config, out, rng = small(base, EPOCHS), tmp_path / "run", random.Random(0)
+    save_config(config, tmp_path / "run.yaml")
+    command = ("train", "--config", str(tmp_path / "run.yaml"), "--out", str(out))
+    for _ in range(KILLS):
+        size = rng.randint(2, RANKS)
+        before, more = steps_in(out / "log.jsonl"), rng.randint(1, 5)
+        world = start.start(size, *command)
+        until = time.monotonic() + 120
+        while steps_in(out / "log.jsonl") < before + more and time.monotonic() < until:
+            time.sleep(0.01)
+        rank = rng.randrange(size)
+        world.kill(rank)
+        ended = world.wait()
+        others = [code for i, code in enumerate(ended.codes) if i != rank]
+        assert ended.codes[rank] == -signal.SIGKILL
+        assert others == [2] * (size - 1), ended
+        (line,) = ended.errors
+        assert f"rank {rank} of {size} (process {world.pids[rank]} on" in line, ended
+        if rank:
+            step = re.search(r"a checkpoint of step ([0-9]+) of", line)
+            assert step is not None, line
+            assert (out / "checkpoints" / f"step-{int(step[1]):08}" / "state.json").exists()
+    run_training(config, out)
+    run_training(config, tmp_path / "alone")
+    assert_same(out, tmp_path / "alone", config)
+
+
+@thorough
+def test_asked_to_stop_all_save_and_stop(start: Worlds, base: TrainConfig, tmp_path: Path) -> None:
+    save_config(small(base, 40), tmp_path / "run.yaml")
+    out = tmp_path / "run"
+    world = start.start(2, "train", "--config", str(tmp_path / "run.yaml"), "--out", str(out))
+    while not steps_in(out / "log.jsonl"):
+        time.sleep(0.01)
+    world.kill(1, signal.SIGTERM)
+    ended = world.wait()
+    assert ended.codes[0] in (130, 143)
+    assert ended.codes[1] in (130, 143)
+    assert ended.err[1] == ""
+    assert "a checkpoint is saved" in ended.err[0]
+    assert list((out / "checkpoints").glob("step-*/state.json"))
+
+
+@thorough
+def test_when_a_machine_is_cut_off_both_end(start: Worlds, base: TrainConfig, tmp_path: Path) -> None:
+    """Nothing tells the one that the other is gone: neither a signal nor a closed connection."""
+    save_config(small(base, 60), tmp_path / "run.yaml")
+    out = tmp_path / "run"
+    with ExitStack() as stack:
+        try:
+            both = stack.enter_context(machines())
+        except (OSError, subprocess.CalledProcessError):
+            pytest.skip("no network namespaces here")
+        command = ("train", "--config", str(tmp_path / "run.yaml"), "--out", str(out))
+        world = start.start(2, *command, machines=both)
+        while not steps_in(out / "log.jsonl"):
+            time.sleep(0.01)
+        both.cut_off(1)
+        ended = world.wait()
+    assert ended.codes == [2, 2], ended
+    assert "rank 1 of 2" in ended.errors[0]
+    assert "a checkpoint of step" in ended.errors[0]
+    assert "the ranks' meeting point cannot be reached" in ended.err[1]
+    assert list((out / "checkpoints").glob("step-*/state.json"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        pytest.param(
+            ["--spread", "saes"], "spread = saes: 2 ranks, but the run trains one SAE", marks=thorough
+        ),
+        (
+            ["--optim.batch-size", "8"],
+            "optim.batch_size = 8: expected 16 or more, 8 rows for each of 2 ranks",
+        ),
+        pytest.param(
+            ["--shards", "3"], "shards = 3: expected a divisor of the number of ranks, 2", marks=thorough
+        ),
+    ],
+)
+def test_wrong_input_is_one_line_of_the_first(
+    arguments: list[str], said: str, start: Worlds, base: TrainConfig, tmp_path: Path
+) -> None:
+    save_config(small(base, 1), tmp_path / "run.yaml")
+    command = ("train", "--config", str(tmp_path / "run.yaml"), "--out", str(tmp_path / "run"))
+    ended = start.run(2, *command, *arguments)
+    assert ended.codes == [2, 2]
+    assert ended.err[1] == ""
+    (line,) = ended.err[0].splitlines()
+    assert line.startswith("saeforest: error: ")
+    assert said in line
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", [pytest.param("topk", marks=thorough), "tree"])
+def test_a_divided_dictionary_is_trained_as_a_whole_one(
+    name: str, start: Worlds, base: TrainConfig, tmp_path: Path
+) -> None:
+    """Parents and thresholds the same; weights up to the order in which ranks add. Saved whole, as by one process."""
+    sae = base.sae if name == "tree" else SYSTEMS[name]
+    config = replace(base, sae=sae, optim=replace(base.optim, batch_size=512))
+    save_config(config, tmp_path / "run.yaml")
+    out = tmp_path / "run"
+    ended = start.run(2, "train", "--config", str(tmp_path / "run.yaml"), "--out", str(out), "--shards", "2")
+    assert ended.codes == [0, 0], ended.err
+    run_training(config, tmp_path / "alone")
+    ours, theirs = weights(out), weights(tmp_path / "alone")
+    assert ours.keys() == theirs.keys()
+    for key, found in ours.items():
+        torch.testing.assert_close(found, theirs[key], rtol=0, atol=1e-6)
+    assert not torch.equal(theirs["W_enc"], theirs["W_dec"].T)  # there were steps
+
+
+def test_two_ranks_measure_what_one_measures(start: Worlds, finished_run: Path, tmp_path: Path) -> None:
+    """The records of one process, to the last digit, also of losses with the reconstruction of each layer."""
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    names = ("reconstruction", "cross_entropy", "coverage", "mcs")
+    command = (
+        "eval",
+        str(run),
+        "--measures",
+        ",".join(names),
+        "--tokens",
+        "640",
+        "--ce-tokens",
+        "256",
+        "--cross-entropy.levels",
+    )
+    assert cli.run(command) == 0
+    alone = {file.name: file.read_bytes() for file in (run / "eval").glob("*.json")}
+    assert {f"{name}.json" for name in names} <= alone.keys()
+    shutil.rmtree(run / "eval")
+    ended = start.run(2, *command)
+    assert ended.codes == [0, 0], ended.err
+    assert ended.out[1] == ended.err[1] == ""
+    assert {file.name: file.read_bytes() for file in (run / "eval").glob("*.json")} == alone
