@@ -278,6 +278,11 @@ def test_status_and_verify_name_what_is_damaged_or_missing(
         assert gone.name not in quick.there
     # The unfinished one is mended by going on.
     half = tmp_path / "half"
+    text = LocalFolder(half).read_tensors("tokens.safetensors")
+    text["ids"][3, 3] ^= 1
+    LocalFolder(half).write_tensors("tokens.safetensors", text)
+    assert "tokens.safetensors" in {f.path.name for f in verify(half) if not f.sound}
+    (half / "tokens.safetensors").unlink()
     for i in (0, 1):
         harvest_folder(reader, tokens, half, ABOUT, worker=Worker(i, 2))
     assert cli.run(["harvest", "--status", str(half)]) == 0

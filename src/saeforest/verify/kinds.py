@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..activations.folder import LocalFolder
-from ..activations.plan import PLAN, is_unfinished, read_entry, read_plan
+from ..activations.plan import PLAN, digest_of_text, is_unfinished, read_entry, read_plan
 from ..activations.sources import HARVEST, MANIFEST, TOKENS, open_store
 from ..config import is_signed, load_config
 from ..errors import InputError, command
@@ -178,8 +178,15 @@ def _unfinished_store(folder: Path) -> Iterator[Finding]:
     remedy = "nothing to do: the command that wrote it reads these activations again"
     place = LocalFolder(folder)
     manifest, _ = checked_json(folder / PLAN, remedy)
-    form, _ = tried(folder / PLAN, lambda: read_plan(place), remedy)
+    form, plan = tried(folder / PLAN, lambda: read_plan(place), remedy)
     yield form if manifest.sound and not form.sound else manifest
+    if plan is not None and place.has(TOKENS):
+
+        def read() -> None:
+            if digest_of_text(Tokens.load(folder / TOKENS)) != plan.text:
+                raise InputError(f"{folder / TOKENS}: not the text of {PLAN}")
+
+        yield tried(folder / TOKENS, read, remedy, has_checksum=True)[0]
     for name in sorted(filter(is_unfinished, place.sizes())):
         if not name.startswith("shard-"):  # the beginning of a shard may be newer than its entry
             continue
