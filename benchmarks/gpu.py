@@ -29,7 +29,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 import torch
-from tests.golden.runs import HERE, RUNS, make_run, make_world
+from tests.golden.runs import HERE, RUNS, make_runs, make_world
 from tests.golden.values import differences, values_of
 
 from saeforest.errors import InputError
@@ -114,7 +114,7 @@ def systems(device: str, quick: bool, left: Left) -> dict[str, Any]:
         for run in _QUICK_RUNS if quick else RUNS:
             folder = Path(name) / run
             folder.mkdir()
-            make_run(run, world, folder, device=device, fixed=False, seconds=left())
+            make_runs([run], world, folder, device=device, fixed=False, seconds=left())
             for sae in RUNS[run]:
                 golden = json.loads((HERE / f"{sae}.json").read_text(encoding="utf-8"))
                 values = values_of(folder / run, sae, world)

@@ -45,7 +45,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     machine = Machine("cpu", "a processor", 1, {"float32": 2e9, "bfloat16": 4e9}, 1e9)
     monkeypatch.setattr(gpu.machine, "measured", lambda device: machine)
     monkeypatch.setattr(gpu, "make_world", lambda folder, seconds: None)
-    monkeypatch.setattr(gpu, "make_run", lambda run, world, folder, **_: None)
+    monkeypatch.setattr(gpu, "make_runs", lambda runs, world, folder, **_: None)
     return seen
 
 
@@ -90,7 +90,7 @@ def test_a_part_that_fails_costs_only_itself(
     def slow(*_: Any, **__: Any) -> None:
         raise subprocess.TimeoutExpired("python", 1)
 
-    monkeypatch.setattr(gpu, "make_run", slow)
+    monkeypatch.setattr(gpu, "make_runs", slow)
     assert gpu.main(["--out", str(tmp_path / "a.json")]) == 1
     found = json.loads((tmp_path / "a.json").read_text(encoding="utf-8"))
     assert found["systems"]["error"] == "took longer than was left"

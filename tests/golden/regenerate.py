@@ -6,7 +6,7 @@ import json
 import tempfile
 from pathlib import Path
 
-from .runs import HERE, RUNS, make_run, make_world
+from .runs import HERE, RUNS, make_runs, make_world
 from .values import values_of
 
 
@@ -15,8 +15,8 @@ def main() -> None:
         world = Path(name) / "world"
         world.mkdir()
         make_world(world)
+        make_runs(RUNS, world, Path(name))
         for run, saes in RUNS.items():
-            make_run(run, world, Path(name))
             for sae in saes:
                 values = json.dumps(values_of(Path(name) / run, sae, world), indent=1)
                 (HERE / f"{sae}.json").write_text(values + "\n", encoding="utf-8")

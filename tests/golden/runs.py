@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +102,7 @@ SAES: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 
-#: Which SAEs are trained in one run. A process takes as long to import as some of them to train.
+#: Which SAEs are trained in one run.
 RUNS: dict[str, list[str]] = {
     "tree": ["tree"],
     "forests": ["tree_text", "tree_earned", "hsae", "hsae_conditional"],
@@ -124,8 +125,8 @@ def make_world(folder: Path, seconds: float | None = None) -> None:
     _python(["world.py", str(folder)], folder, FIXED, seconds)
 
 
-def make_run(
-    run: str,
+def make_runs(
+    runs: Iterable[str],
     world: Path,
     folder: Path,
     *,
@@ -133,7 +134,13 @@ def make_run(
     fixed: bool = True,
     seconds: float | None = None,
 ) -> None:
-    """Trains, measures and indexes some SAEs in `folder/run`. fixed: with the instructions that fix all bits."""
+    """Trains, measures and indexes the SAEs of some runs, each in `folder/RUN`, in one process: imports take as long as
+    some of them. fixed: with the instructions that fix all bits."""
+    commands = [command for run in runs for command in _commands(run, world, folder, device)]
+    _python(["commands.py", json.dumps(commands)], folder, FIXED if fixed else {}, seconds)
+
+
+def _commands(run: str, world: Path, folder: Path, device: str) -> list[list[str]]:
     names = RUNS[run]
     if len(names) == 1:
         saes: dict[str, Any] = {"sae": SAES[names[0]], "optim": _OPTIM}
@@ -149,12 +156,11 @@ def make_run(
     }
     settings.write_text(json.dumps(config), encoding="utf-8")  # JSON is YAML
     out, first = str(folder / run), ["--sae", names[0]] if len(names) > 1 else []
-    commands = [
+    return [
         ["train", "--config", str(settings), "--out", out],
         ["eval", out, *_EVAL],
         ["index", out, "--tokens", "2048", *first],
     ]
-    _python(["commands.py", json.dumps(commands)], folder, FIXED if fixed else {}, seconds)
 
 
 def _python(arguments: list[str], folder: Path, variables: dict[str, str], seconds: float | None) -> None:

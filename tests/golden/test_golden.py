@@ -12,7 +12,7 @@ import torch
 from everything_cases import MakeOnce
 from saeforest.saes import SYSTEMS
 
-from .runs import HERE, RUNS, SAES, make_run, make_world, run_of
+from .runs import HERE, RUNS, SAES, make_runs, make_world, run_of
 from .values import differences, values_of
 
 #: With another PyTorch sums are rounded in other ways: then losses and FVE alone are compared, and only roughly.
@@ -36,7 +36,7 @@ def test_every_system_has_a_run() -> None:
 @pytest.mark.parametrize("sae", SAES)
 def test_golden(sae: str, world: Path, make_once: MakeOnce) -> None:
     run = run_of(sae)
-    folder = make_once(f"golden-{run}", lambda folder: make_run(run, world, folder))
+    folder = make_once("golden-runs", lambda folder: make_runs(RUNS, world, folder))
     exact = torch.__version__.startswith(EXACT_WITH)
     lines = differences(golden(sae), values_of(folder / run, sae, world), exact=exact)
     if lines:
