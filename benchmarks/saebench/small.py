@@ -37,7 +37,7 @@ from saeforest.text.questions import Question
 from .environment import saebench_python
 
 _D, _TEXTS, _TOKENS, _STRENGTH, _TEMPERATURE = 24, 60, 7, 5.0, 0.1
-_SIZES, _THRESHOLDS = [1, 2, 5, 10, 20], [0.05, 0.3]
+_SIZES, _THRESHOLDS = [2, 10, 40, 70], [0.05, 0.3]
 _SAES = {
     "topk": TopKConfig((80,), (7,), normalize_activations="none"),
     "topk, layer norm": TopKConfig((80,), (7,)),

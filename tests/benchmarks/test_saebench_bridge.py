@@ -12,6 +12,9 @@ import pytest
 import torch
 from torch import nn
 
+from saeforest.interventions import edited, set_to
+from saeforest.interventions.splice import Splice
+from saeforest.measures.ravel_swap import swap_of
 from saeforest.saes import SAE, LayerNorm, SystemConfig, TopKConfig, TreeConfig, build, save_sae
 
 sys.path.insert(
@@ -107,3 +110,28 @@ def test_the_codes_of_other_activations_are_refused(adapter: Any, tmp_path: Path
     theirs.encode(x[:4])
     with pytest.raises(ValueError, match="latest encode"):
         theirs.decode(f)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_swaps_and_clamps_are_those_of_the_object(adapter: Any, tmp_path: Path, name: str) -> None:
+    """RAVEL's swap and unlearning's clamp as SAEBench makes them: encode, change the dense code, decode."""
+    config, exact = CONFIGS[name]
+    sae = saved(config, tmp_path / "sae", exact_inverse=exact)
+    generator = torch.Generator().manual_seed(1)
+    base, source = (3 * torch.randn(20, D_IN, generator=generator) + 1 for _ in range(2))
+    mask = torch.rand(sae.d_sae, generator=generator)
+    theirs = adapter.ForestSAE(tmp_path / "sae", "model", 15)
+
+    of_source, f = theirs.encode(source), theirs.encode(base)
+    swapped = theirs.decode((1 - mask) * f + mask * of_source)
+    ours = swap_of(sae, torch.cat([base, source]), False).mixed(range(20), range(20, 40), mask)
+    torch.testing.assert_close(ours, swapped, rtol=1e-4, atol=1e-4)
+
+    features = list(range(0, sae.d_sae, 3))
+    lower = f.clone()
+    lower[:, features] = torch.where(f[:, features] > 0, -5.0, f[:, features])
+    clamped = base - theirs.decode(f) + theirs.decode(lower)
+    edit = edited([set_to(features, -5.0, where_active=True)])
+    with torch.no_grad():
+        torch.testing.assert_close(Splice(sae, edit, error=True)(base), clamped, rtol=1e-3, atol=1e-3)
+    assert bool((clamped - base).abs().max() > 1)

@@ -44,7 +44,7 @@ def config(tmp_path: Path) -> UnlearningConfig:
     forget = write_text(tmp_path / "forget.jsonl", 30, range(3, 18), 0)
     retain = write_text(tmp_path / "retain.jsonl", 30, range(12, 30), 1)
     return UnlearningConfig(
-        forget, retain, documents=12, test=16, context=20, thresholds=(0.2, 0.4), n=(2, 3), strengths=(1.0, 30.0),
+        forget, retain, documents=12, test=16, context=20, thresholds=(0.2, 0.4), n=(3,), strengths=(30.0,),
         units="code", random_draws=2,
     )  # fmt: skip
 
@@ -125,7 +125,7 @@ def test_records_against_slow_arithmetic(lm: LanguageModel, config: UnlearningCo
             for strength in config.strengths:
                 right = [np.array([kept_right(row, chosen, strength) for row in some]) for some in rows]
                 found.append(right)
-    assert len(found) >= 4
+    assert len(found) == 2
     order = np.random.default_rng((config.seed, 1))
     halves = [order.permutation(len(some)) for some in rows]
     for choose_on, record in records.items():
@@ -141,6 +141,8 @@ def test_records_against_slow_arithmetic(lm: LanguageModel, config: UnlearningCo
         best = least_accuracy(np.array(accuracy[0]), np.array(accuracy[1]))
         expected = 0.0 if best is None else 1 - found[best][0][scored[0]].sum() / total[0][scored[0]].sum()
         assert record.value["unlearning"] == pytest.approx(expected)
+        if best is None:
+            assert record.null["retained"].startswith("no setting keeps 99 %")
         if choose_on == "all":
             assert expected == pytest.approx(oracle.score(*accuracy))
 

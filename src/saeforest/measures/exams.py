@@ -116,12 +116,12 @@ def question_exam(reader: ActivationReader, questions: Sequence[Question], chat:
 
 def _letter_ids(reader: ActivationReader) -> list[list[int]]:
     """The tokens of each letter."""
-    found = []
+    found, unknown = [], reader.lm.tokenizer.unk_token_id
     for letter in _LETTERS:
         ways = [
             reader.lm.tokenizer(way, add_special_tokens=False)["input_ids"] for way in (letter, f" {letter}")
         ]
-        ids = sorted({way[0] for way in ways if len(way) == 1} - {reader.lm.tokenizer.unk_token_id})
+        ids = sorted({way[0] for way in ways if len(way) == 1 and way[0] != unknown})
         if not ids:
             raise InputError(
                 f"model {reader.lm.name!r}: its tokenizer has no token for the letter {letter}; leave out questions"

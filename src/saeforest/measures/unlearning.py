@@ -54,6 +54,7 @@ _RETAINED = 0.99
 _MIN_TOKENS = 16
 # With fewer documents or questions than this in either exam, there is no score.
 _LEAST = 4
+_NONE_ALLOWED = "no setting keeps 99 % of what is to be retained, so nothing is clamped and the score is 0"
 _SHOWN = 20
 
 
@@ -187,8 +188,9 @@ def unlearning(subject: Subject, config: UnlearningConfig) -> Record:
 
     `unlearning` is the score, `retained` the accuracy on what is retained with the same features and strength;
     `unlearning_random` and `retained_random` are those with random features in their place, that are active as often in
-    both texts together, and `unlearning_over_random` the difference. `detail["chosen"]` is the chosen setting,
-    `detail["settings"]` the accuracies of every setting on the documents or questions on which it was chosen.
+    both texts together, and `unlearning_over_random` the difference. If no setting retains enough, `unlearning` is 0
+    and the others are undefined. `detail["chosen"]` is the chosen setting, `detail["settings"]` the accuracies of every
+    setting on the documents or questions on which it was chosen.
 
     Raises InputError if a text or questions can't be used.
     """
@@ -240,23 +242,20 @@ def unlearning(subject: Subject, config: UnlearningConfig) -> Record:
     }
     best = least_accuracy(*accuracy.T)
     fired = forget * len(texts[0].choose) + retain * len(texts[1].choose)
+    if best is None:
+        return _record(subject, config, exams, None, _NONE_ALLOWED, detail)
+    chosen = settings[best]
+    detail["chosen"] = detail["settings"][best] | {"features": chosen.features[:_SHOWN].tolist()}
+    random = [
+        chosen._replace(features=alike(chosen.features, fired, usable, rng))
+        for _ in range(config.random_draws)
+    ]
+    random = [setting for setting in random if len(setting.features)]
     scored: list[tuple[FloatArray, FloatArray, FloatArray]] = []
-    if best is not None:
-        chosen = settings[best]
-        detail["chosen"] = detail["settings"][best] | {"features": chosen.features[:_SHOWN].tolist()}
-        random = [
-            chosen._replace(features=alike(chosen.features, fired, usable, rng))
-            for _ in range(config.random_draws)
-        ]
-        random = [setting for setting in random if len(setting.features)]
-        for i, exam in enumerate(exams):
-            drawn = [exam.right(reader, _clamped(sae, reader, setting)) for setting in random]
-            other = np.mean(drawn, axis=0) if drawn else exam.total
-            scored.append((right[best][i][score[i]], other[score[i]], exam.total[score[i]]))
-    else:
-        scored = [
-            (exam.total[at], exam.total[at], exam.total[at]) for exam, at in zip(exams, score, strict=True)
-        ]
+    for i, exam in enumerate(exams):
+        drawn = [exam.right(reader, _clamped(sae, reader, setting)) for setting in random]
+        other = np.mean(drawn, axis=0) if drawn else exam.total
+        scored.append((right[best][i][score[i]], other[score[i]], exam.total[score[i]]))
     return _record(subject, config, exams, scored, "", detail)
 
 
@@ -305,6 +304,8 @@ def _record(
     names = ["unlearning", "retained", "unlearning_random", "retained_random", "unlearning_over_random"]
     if scored is None:
         value, interval, replicates = dict.fromkeys(names), dict.fromkeys(names), {}
+        if why == _NONE_ALLOWED:
+            value["unlearning"] = 0.0
     else:
         n_forget = len(scored[0][2])
         sides = slice(0, n_forget), slice(n_forget, None)
