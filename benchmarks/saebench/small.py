@@ -62,7 +62,7 @@ def texts() -> tuple[Tensor, np.ndarray]:
     towards = rng.normal(size=(2, _D))
     x = rng.normal(size=(len(quadrant), _TOKENS, _D)) + 0.3
     x += 0.25 * np.where(quadrant < 2, 1, -1)[:, None, None] * towards[0]
-    x += 0.4 * np.where(quadrant % 2 == 0, 1, -1)[:, None, None] * towards[1]
+    x += 0.25 * np.where(quadrant % 2 == 0, 1, -1)[:, None, None] * towards[1]
     return torch.from_numpy(x).float(), quadrant
 
 
