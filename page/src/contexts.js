@@ -41,7 +41,7 @@ function Line({ context, max, full, figures, kids }) {
  */
 export function Contexts({ contexts, max, full = false, figures = false, kids = null, label = "Contexts", current = null, onPick = null }) {
   const most = max ?? Math.max(0, ...contexts.map((context) => context.value ?? 0));
-  return html`<div class="contexts-head" aria-hidden="true"><span class="share">of max.</span><span>text</span></div><ol class=${`contexts${full ? " is-full" : ""}`} aria-label=${label}>
+  return html`<div class="contexts-head" aria-hidden="true"><span class="share">of max.</span><span>text</span></div><ol class=${`contexts${full ? " is-full" : ""}${kids ? " by-child" : ""}`} aria-label=${label}>
     ${contexts.map((context, place) => {
       const share = context.value === undefined || context.value === null ? null : context.value / most;
       return html`<li key=${`${context.row}-${place}`} class="context" tabindex="-1" data-context

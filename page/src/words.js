@@ -12,7 +12,7 @@ export const WORDS = {
   l0: ["L0", "The number of active features on a token, on average. The lower, the sparser."],
   fve: ["FVE", "Fraction of variance explained: how much of the variance of the model’s activations the SAE gives back. 1 is all of it."],
   ce: ["CE loss score", "How much of the language model’s prediction (its cross-entropy) is kept when the reconstruction stands in for the activation: 1 is all of it, 0 as little as without the activation."],
-  copies: ["Copies", "Edges on which parent and child write in nearly the same direction. A copy covers its parent for free, and says nothing new: a tree with many of them is less than its numbers."],
+  copies: ["Copies", "Edges on which parent and child write in nearly the same direction. A copy’s parent covers it for free, and it says nothing new: a tree with many of them is less than its numbers."],
   dead: ["Dead, alive, silent", "A feature that did not fire on some text. Here it is counted on the indexed tokens (alive, “never fired”, silent children); the measured share of dead features is on held-out text, which is shorter or other text, so the two differ."],
   density: ["Density", "The fraction of tokens on which a feature is active."],
   lift: ["Lift", "How much more often than anywhere, as a power of two: +1 is twice as often, +3 eight times, 0 is chance."],

@@ -68,23 +68,26 @@ function layout(tree, root, width, height) {
   return { nodes, byId, column };
 }
 
-// A name on a bar that is lower than it stands on a strip in the bar's color; these keep a distance, to leave the bars in sight.
-const [STRIP, APART] = [14, 26];
+// A name on a bar that is lower than it stands on a strip in the bar's color. These keep a distance, to leave the bars in sight; in
+// the first column, where the reader begins, a short one.
+const STRIP = 14;
+const [FIRST, OTHERS] = [{ least: 1, apart: 17 }, { least: 4, apart: 26 }];
 
-/** Bars from `least` high and lower than a name, the highest first, of which no two names come close in a column. */
-function cramped(nodes, least, height) {
+/** Bars lower than a name that get one all the same, the highest first, of which no two names come close in a column. */
+function cramped(nodes, height) {
   const taken = new Map();
-  return nodes.filter(({ h }) => h >= least && h < STRIP - 1).sort((a, b) => b.h - a.h).flatMap((box) => {
+  const rule = ({ depth }) => (depth === 0 ? FIRST : OTHERS);
+  return nodes.filter((box) => box.h >= rule(box).least && box.h < STRIP - 1).sort((a, b) => b.h - a.h).flatMap((box) => {
     const middle = Math.max(STRIP / 2, Math.min(height - STRIP / 2, box.y + box.h / 2));
     const others = taken.get(box.depth) ?? [];
-    if (others.some((y) => Math.abs(y - middle) < APART)) return [];
+    if (others.some((y) => Math.abs(y - middle) < rule(box).apart)) return [];
     taken.set(box.depth, [...others, middle]);
     return [{ box, middle }];
   });
 }
 
-/** least: height from which a bar has its name. */
-function draw(canvas, { nodes, column }, width, height, color, at, least) {
+/** still: a small picture, with the names of the highest bars alone. */
+function draw(canvas, { nodes, column }, width, height, color, at, still) {
   const context = canvasOf(canvas, width, height);
   const ground = css("--ground");
   context.font = `12px ${css("--sans")}`;
@@ -97,7 +100,7 @@ function draw(canvas, { nodes, column }, width, height, color, at, least) {
   }
   const names = labels.value;
   const name = ({ id }) => `${id}  ${visible(names.get(id) ?? "")}`;
-  for (const { box, middle } of column < 60 ? [] : cramped(nodes, least, height)) {
+  for (const { box, middle } of still || column < 60 ? [] : cramped(nodes, height)) {
     const fill = color.of(box.id);
     const text = fit(context, name(box), box.w - 12);
     const strip = [box.x + 2, middle - STRIP / 2, context.measureText(text).width + 9, STRIP];
@@ -110,7 +113,7 @@ function draw(canvas, { nodes, column }, width, height, color, at, least) {
     context.fillText(text, box.x + 6, middle);
   }
   for (const box of nodes) {
-    if (box.h < Math.max(least, STRIP - 1) || column < 60) continue;
+    if (box.h < (still ? 24 : STRIP - 1) || column < 60) continue;
     const fill = color.of(box.id);
     context.fillStyle = inkOn(fill);
     const text = name(box);
@@ -161,7 +164,7 @@ export function Icicle({ root, color, height, at = null, onAt, onZoom, still = f
   const laid = useMemo(() => (width ? layout(tree, root, width, height) : null), [tree, root, width, height]);
   const paint = useMemo(() => coloring(color, tree), [color, tree, theme.value]);
   useEffect(() => {
-    if (laid) draw(canvas.current, laid, width, height, paint, at, still ? 24 : 4);
+    if (laid) draw(canvas.current, laid, width, height, paint, at, still);
   }, [laid, paint, at, theme.value, labels.value]);
 
   const find = (event) => {

@@ -6,6 +6,7 @@ import { count, percent, plural } from "../text.js";
 import { Choice, Empty, FeatureLink, ForcedTag, Gauge, Lacking, Select } from "../ui.js";
 import { Term } from "../term.js";
 import { Table } from "../table.js";
+import { supports } from "../words.js";
 
 export function FamiliesView() {
   const tree = forest.value;
@@ -33,6 +34,7 @@ export function FamiliesView() {
       <${Select} label="Judged by" wide=${true} value=${column.name} options=${tree.about.filter(({ of_pair: pair }) => pair !== false).map(({ name, title }) => [name, title])} onChoose=${(col) => query({ col })} />
       <${Select} label="Children judged" value=${String(least)} options=${[["1", "1 or more"], ["3", "3 or more"], ["5", "5 or more"], ["10", "10 or more"]]} onChoose=${(value) => query({ least: value === "3" ? null : value })} />
       <${ForcedTag} column=${column} />
+      <span class="hint">${supports(column)}</span>
     </div>
     <p class="tally" role="status">${plural(rows.length, "family", "families")} of ${count(all.length)}; in ${count(failing)} the middle child does not beat half of the null pairs</p>
     <${Table} rows=${rows} columns=${columns} sort=${sort} onSort=${({ key, down }) => query({ sort: key === "middle" ? null : key, up: !down })} keyOf=${({ parent }) => parent} selected=${at}

@@ -115,7 +115,7 @@ function Family({ family, id }) {
   if (!kids.length) return html`<p class="state empty">This feature has no children that fired. <a href=${to("feature", id)}>Its own page</a> shows its contexts.</p>`;
   return html`
     <section aria-labelledby="children"><h2 id="children">${plural(kids.length, "child", "children")}</h2>
-      <p class="hint">The letter and color of a child mark it below. P(child | parent): how often the child is active where its parent is.</p>
+      <p class="hint">The letter and color of a child mark it below; where the parent fires alone, the text is gray. P(child | parent): how often the child is active where its parent is.</p>
       <${Children} kids=${kids} marks=${marks} chosen=${chosen} /></section>
     <section aria-labelledby="contexts"><div class="head"><h2 id="contexts">The parent’s contexts, by which child fires</h2>${switches}</div>
       ${chosen !== null && html`<p class="hint">Only contexts in which <${FeatureLink} id=${chosen} /> fires. <a href=${to("family", id)}>Show all</a></p>`}

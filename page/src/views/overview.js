@@ -65,11 +65,15 @@ function Failing() {
   const judged = column ? tree.families(column).filter(({ n }) => n >= FEW) : [];
   const worst = judged.sort((a, b) => a.middle - b.middle || b.n - a.n).slice(0, FAILED);
   if (!worst.length) return null;
-  const under = judged.filter(({ middle }) => middle <= 0.5).length;
+  const failing = (families) => families.filter(({ n, middle }) => n >= FEW && middle <= 0.5).length;
+  const under = failing(judged);
+  const others = tree.about.filter((other) => other !== column && !other.mechanical && other.of_pair !== false);
   const place = (id) => tree.place(column.name, id);
   return html`<section aria-labelledby="failing">
-    <h2 id="failing">Families that fail</h2>
-    <p class="hint">Of ${plural(judged.length, "family", "families")} with ${FEW} or more children judged, ${count(under)} ${under === 1 ? "does" : "do"} no better than chance: half of the children or more do not beat half of the <${Term} word="null">null pairs</${Term}> by “${column.title}”. The worst, with their worst children; <a href=${to("families", null, { up: true })}>all families, the worst first</a>.</p>
+    <h2 id="failing">${under ? "Families that fail" : "The weakest families"}</h2>
+    <p class="hint">A family fails if half of its children or more do not beat half of the <${Term} word="null">null pairs</${Term}>: it is no better than chance. By “${column.title}”, ${count(under)} of ${plural(judged.length, "family", "families")} with ${FEW} or more children judged ${under === 1 ? "does" : "do"}; <a href=${to("families", null, { up: true })}>all, the worst first</a>. ${others.length > 0 && html`By other evidence: ${others.map(
+      (other, place) => html`${place ? ", " : ""}<a key=${other.name} href=${to("families", null, { col: other.name, up: true })}>${other.title}</a> ${count(failing(tree.families(other)))}`,
+    )}.`} Below are the worst, with their worst children.</p>
     <ul class="family-cards failing">${worst.map(({ parent, n, beat, middle }) => html`<${FamilyCard} key=${parent} first=${(id) => (Number.isFinite(place(id)) ? place(id) : 2)}
       family=${{ parent, n_children: tree.kids(parent).length, why: `${beat} of ${n} beat 95% of null pairs; the middle child beats ${percent(middle)}.` }} />`)}</ul></section>`;
 }

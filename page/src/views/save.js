@@ -19,13 +19,13 @@ export function SaveFamily({ id }) {
       ({ name, blob }) => {
         saveBlob(name, blob);
         said.value = `Saved ${name}, ${size(blob.size)}.`;
-        setState({ state: "ready", words: `Saved as ${name} (${size(blob.size)}). It opens in any browser, by itself; labels, notes and texts go along.` });
+        setState({ state: "ready", words: `Saved as ${name}` });
       },
       (error) => setState({ state: "error", error }),
     );
   };
   return html`<span class="save"><button type="button" disabled=${state.state === "loading"} onClick=${save}
-      title=${`${plural(n, "feature")} (this one, all below it, and its ancestors) in one HTML file that opens in any browser, without saeforest`}>${state.state === "loading" ? `Saving ${plural(n, "feature")} …` : `Save this ${what}`}</button>
+      title=${`${plural(n, "feature")} (this one, all below it, and its ancestors) in one HTML file that opens in any browser, without saeforest. Labels, notes and texts go along.`}>${state.state === "loading" ? `Saving ${plural(n, "feature")} …` : `Save this ${what}`}</button>
     ${state.state === "ready" && html`<span class="hint" role="status">${state.words}</span>`}
     ${state.state === "error" && html`<${Failure} error=${state.error} what="The file could not be made." />`}</span>`;
 }

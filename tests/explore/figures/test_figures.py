@@ -91,7 +91,7 @@ def test_a_family_says_each_number_beside_chance(explorer: Explorer) -> None:
     scale = edge_scale(explorer.index)
     assert scale is not None
     for value in (0.61, 0.44, 0.08, 0.83, 0.30):
-        assert f"ungated coverage {value:.2f}, chance {scale.middle:.2f}" in said
+        assert f"without the gate {value:.2f}, chance {scale.middle:.2f}" in said
     assert "feature 1 · on 44% of its parent's tokens" in said
     assert "months of the year" in said
     assert {"layer 0", "layer 1", "layer 2", "+ 1 that never fired here"} <= set(said)

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerFast
 from explore_cases import FOREST, ROOTS, World, hand_index, made_index, text_tokens
 from saeforest.errors import InputError
 from saeforest.explore import Explorer
+from saeforest.explore.queries.search import words
 from saeforest.structure.forest import ROOT, Forest
 
 
@@ -213,6 +214,14 @@ def test_search_finds_labels_first(tokenizer: PreTrainedTokenizerFast) -> None:
     assert [(r.feature, r.matched) for r in explorer.search("t")][:3] == [
         (1, "label"), (3, "label"), (0, "token"),
     ]  # fmt: skip
+
+
+def test_given_labels_come_first_then_those_of_features_that_fire_on_it_most(
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    labels = dict.fromkeys(range(4), "Little")
+    hits = animals(tokenizer).searching.hits(words("l")[0], labels, places=("label",), given={3})
+    assert [feature for _, feature, _ in hits] == [3, 2, 0, 1]
 
 
 def test_search_ends_where_enough_is_found(tokenizer: PreTrainedTokenizerFast) -> None:

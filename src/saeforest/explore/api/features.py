@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from functools import cached_property
 
+from jaxtyping import Float
 from torch import Tensor
 
 from ...structure.forest import ROOT
@@ -31,7 +32,7 @@ from ..answers.features import (
 )
 from ..answers.parts import AboutColumn, Format
 from ..errors import NotFound
-from ..index import ColumnAbout
+from ..index import ColumnAbout, Index
 from ..labels.annotations import Annotations
 from ..labels.labels import Labels
 from ..queries.contexts import Context, Contexts, TokenTexts
@@ -62,6 +63,12 @@ def about_column(about: ColumnAbout, explorer: Explorer) -> AboutColumn:
         format=_FORMATS.get(about.unit, "number"),
         of_pair=about.of_pair,
     )
+
+
+def column_values(index: Index, about: ColumnAbout) -> Float[Tensor, "d_sae"]:
+    """The values of a column; a fraction, which rounding may have taken beyond 0 or 1, within them."""
+    column = index.columns[about.name]
+    return column.clamp(0, 1) if about.unit == "fraction" else column
 
 
 class FeatureAnswers:
@@ -128,7 +135,7 @@ class FeatureAnswers:
             columns=tuple(
                 EdgeColumn(
                     **vars(about_column(about, self._explorer)),
-                    value=number(self._index.columns[about.name], child),
+                    value=number(column_values(self._index, about), child),
                     place=number(self._index.column_places[about.name], child),
                 )
                 for about in self._index.about.columns

@@ -14,7 +14,7 @@ from ..answers.whole import (
 )
 from ..labels.labels import Labels
 from ..queries.explorer import Explorer
-from .features import about_column
+from .features import about_column, column_values
 
 #: An edge beats the null if it is beyond this fraction of the null pairs.
 PERCENTILE = 0.95
@@ -84,7 +84,7 @@ def forest_answer(explorer: Explorer) -> ForestAnswer:
             max=Array.of(index.value_max),
             dead=Array.of(index.n_fired == 0),
         ),
-        columns={name: Array.of(column) for name, column in index.columns.items()},
+        columns={about.name: Array.of(column_values(index, about)) for about in index.about.columns},
         places={name: Array.of(column) for name, column in index.column_places.items()},
         about=tuple(about_column(about, explorer) for about in index.about.columns),
     )

@@ -27,7 +27,7 @@ _LINE = 0.165
 _ROUND = 0.07
 _TOP_CONTEXTS = 4
 _SCALE = 1.05
-_SHORT = {"ungated": "ungated coverage", "lift": "ungated lift"}
+_SHORT = {"ungated": "without the gate", "lift": "lift without the gate"}
 
 
 @dataclass(frozen=True)
@@ -253,10 +253,8 @@ def _caption(explorer: Explorer, top: Concept, scale: EdgeScale | None, nulls: s
     if top.children:
         parts.append("The thicker a line, the more of its parent's tokens a child fires on.")
     if scale is not None:
-        name = _SHORT.get(scale.name, scale.title)
-        name = name[0].upper() + name[1:]
         parts.append(
-            f"{name} (orange): {scale.description[0].lower()}{scale.description[1:]} Gray: 90% of the pairs whose "
-            "parents were shuffled among features of like density; the stroke is their median."
+            f"{scale.title} (orange): {scale.description[0].lower()}{scale.description[1:]} Gray: 90% of the pairs "
+            "whose parents were shuffled among features of like density; the stroke is their median."
         )
     return " ".join([*parts, nulls]).strip()

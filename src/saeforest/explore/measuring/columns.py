@@ -43,8 +43,8 @@ COLUMNS: tuple[Column, ...] = (
             "ungated",
             "Coverage without the gate",
             "fraction",
-            "P(parent | child) by the child's own detector: how often the parent is active where the detector, which "
-            "does not know of the parent, is on.",
+            "How often the parent is active where the child's own detector, which does not know of the parent, is on: "
+            "P(parent | child) by that detector.",
             higher_is_more=True,
             mechanical=False,
             chosen=True,
@@ -104,7 +104,7 @@ COLUMNS: tuple[Column, ...] = (
             "coverage",
             "Coverage",
             "fraction",
-            "P(parent | child): how often the parent fires where the child fires (Eq. 4); 1 under a gate.",
+            "How often the parent fires where the child fires, P(parent | child) (Eq. 4); 1 under a gate.",
             higher_is_more=True,
             mechanical=True,
             chosen=True,
