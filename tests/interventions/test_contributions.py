@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -27,7 +29,8 @@ IDS = torch.randint(3, VOCAB, (2, 5), generator=torch.Generator().manual_seed(1)
 def lm() -> LanguageModel:
     lm = tiny(gpt2)
     lm.model.double()
-    lm.tokenizer.decode = lambda ids: f"<{ids[0]}>"  # pyright: ignore[reportAttributeAccessIssue]
+    decode: Any = lambda ids: f"<{ids[0]}>"  # noqa: E731
+    lm.tokenizer.decode = decode
     return lm
 
 
