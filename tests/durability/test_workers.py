@@ -51,7 +51,7 @@ def alone(cases: Cases, tmp_path_factory: pytest.TempPathFactory) -> tuple[int, 
     return ended.operations, contents(folder)
 
 
-@pytest.mark.parametrize("seed", range(20 if every() else 2))
+@pytest.mark.parametrize("seed", range(20 if every() else 1))
 def test_workers_killed_at_random_moments_and_started_again_finish(
     seed: int, cases: Cases, alone: tuple[int, dict[str, Any]], tmp_path: Path
 ) -> None:
