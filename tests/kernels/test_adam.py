@@ -212,15 +212,15 @@ def test_rows_that_rest_end_where_adam_takes_them() -> None:
     """One gradient, then a long rest: the moves are Adam's, but for epsilon and bias corrections."""
     start, grad, lr = rand(F, D), rand(F, D, seed=1), 1e-3
     dense, some = start.clone(), start.clone()
-    moments = [torch.zeros(F, D).double() for _ in range(4)]
+    m, v, late_m, late_v = (torch.zeros(F, D).double() for _ in range(4))
     last, every, rest = torch.zeros(F).long(), torch.arange(F), 30
     warm = 5000  # bias corrections are 1 from here on
     for t in (warm, *range(warm + 1, warm + 1 + rest), warm + rest + 1):
         given = grad if t in (warm, warm + rest + 1) else torch.zeros(F, D).double()
         step = AdamStep(lr, 0.9, 0.999, 1e-12, t)
-        plain.adam(dense, given, *moments[:2], step)
+        plain.adam(dense, given, m, v, step)
         if t in (warm, warm + rest + 1):
             last[:] = last if last.any() else t - 1
-            plain.adam_rows(some, every, given, *moments[2:], last, step)
+            plain.adam_rows(some, every, given, late_m, late_v, last, step)
     torch.testing.assert_close(some - start, dense - start, rtol=1e-2, atol=0)
-    torch.testing.assert_close(moments[2:], moments[:2])
+    torch.testing.assert_close((late_m, late_v), (m, v))

@@ -30,9 +30,9 @@ from saeforest.saes import (
 
 D, BATCH, STEPS = 12, 8, 24
 ALLOCATION = AllocationConfig(first=6, cap=6, dead_after_tokens=4 * BATCH)
-AUX = {"k": 5, "stride": 3, "detach": True, "bias": False, "rescale": True}
+AUX: dict[str, Any] = {"k": 5, "stride": 3, "detach": True, "bias": False, "rescale": True}
 TREE = TreeConfig((8, 32), (2, 1), aux=TreeAuxConfig(layers=None, **AUX), allocation=ALLOCATION)
-DEAD = {"dead_after_tokens": 4 * BATCH}
+DEAD: dict[str, Any] = {"dead_after_tokens": 4 * BATCH}
 SYSTEMS: dict[str, SAEConfig] = {
     "tree": TREE,
     "tree, closed, over the batch": replace(TREE, selection="closed", budget="batch", silence=0.1),
@@ -118,8 +118,7 @@ def test_a_training_equals_dense_adam_in_which_rows_rest(name: str) -> None:
             oracle.w = getattr(sae, key).detach().numpy().copy()
     if name != "hsae":
         assert all(oracle.rested > STEPS for oracle in oracles.values())
-        assert sae.decoder.grad.is_sparse
-        assert sae.encoder.grad.is_sparse
+        assert all(weight.grad is not None and weight.grad.is_sparse for weight in (sae.encoder, sae.decoder))
 
 
 def test_moments_of_rows_that_begin_anew_or_move_follow_them() -> None:

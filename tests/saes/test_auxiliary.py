@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -21,7 +23,7 @@ from saeforest.saes.normalizer import TokenStats
 from saeforest.saes.tree_training import TreeTraining
 
 D, N, STRIDE = 10, 22, 4
-REFERENCE = {"detach": True, "bias": False, "rescale": True}
+REFERENCE: dict[str, Any] = {"detach": True, "bias": False, "rescale": True}
 
 
 def rand(*shape: int, seed: int) -> torch.Tensor:

@@ -57,11 +57,11 @@ class Adam(torch.optim.Optimizer):
                 loss = closure()
         for group in self.param_groups:
             for weight in group["params"]:
-                if weight.grad is not None:
-                    self._step(weight, group)
+                if (grad := weight.grad) is not None:
+                    self._step(weight, grad, group)
         return loss
 
-    def _step(self, weight: Tensor, group: dict[str, Any]) -> None:
+    def _step(self, weight: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
         state = self.state[weight]
         if not state:
             state["step"] = torch.zeros(())
@@ -79,9 +79,9 @@ class Adam(torch.optim.Optimizer):
         )
         moments, kernels = (state["exp_avg"], state["exp_avg_sq"]), backend(weight)
         if _LAST in state:
-            kernels.adam_rows(weight, *rows_of_gradient(weight.grad), *moments, state[_LAST], step)
+            kernels.adam_rows(weight, *rows_of_gradient(grad), *moments, state[_LAST], step)
         else:
-            kernels.adam(weight, weight.grad, *moments, step)
+            kernels.adam(weight, grad, *moments, step)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)  # this casts the state to the data type of the weights
@@ -125,8 +125,8 @@ def kept(weight: Tensor, group: dict[str, Any]) -> dict[str, tuple[torch.Size, t
     The moving averages of a matrix have the data type of `group["state"]`; those of a vector, which are small, that of
     the vector. If only active rows are updated, the step in which each row was last updated is kept too.
     """
-    full = group["state"] is None or weight.dim() < 2
-    moment = (weight.shape, weight.dtype if full else group["state"])
+    state: torch.dtype | None = group["state"]
+    moment = (weight.shape, weight.dtype if state is None or weight.dim() < 2 else state)
     found = {"exp_avg": moment, "exp_avg_sq": moment}
     if group["rows"] == "active" and weight.dim() == 2:
         found[_LAST] = (weight.shape[:1], torch.int64)
