@@ -92,10 +92,8 @@ def main() -> None:
             for library, system in systems:
                 case = case_of(library, system, width, args.d, args.batch)
                 free = machine.free_bytes("cpu")
-                if needed(case) > 0.9 * free:
-                    print(
-                        f"{width:,} {system}: left out: needs {needed(case) / 1e9:.1f} GB of {free / 1e9:.1f}"
-                    )
+                if (need := needed(case) + _SPARE) > free:
+                    print(f"{width:,} {system}: left out: needs {need / 1e9:.1f} GB of {free / 1e9:.1f}")
                     continue
                 try:
                     rows.append(measured(case, pythons[library], file, args.steps, args.threads))
