@@ -165,7 +165,7 @@ def _rank(rank: int, job: dict[str, Any], port: int) -> None:
 
 
 def _serve() -> None:
-    import torch.distributed as dist
+    from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
     import saeforest.cli.eval
     import saeforest.cli.train
@@ -175,7 +175,7 @@ def _serve() -> None:
 
     for line in sys.stdin:
         job = json.loads(line)
-        store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         pids = []
         for rank in range(job["size"]):
             if (pid := os.fork()) == 0:

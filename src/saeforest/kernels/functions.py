@@ -357,9 +357,10 @@ def top_children(
         return _children_of_all(kernels.top_children, u, encoder, active, first, children, k, precision)
     if shares_children(kernels):
         return kernels.top_children(u, encoder, active, first, children, k, precision)
-    return by_rows(
+    values, ids = by_rows(
         lambda own: kernels.top_children(u[own], encoder, active[own], first, children, k, precision), len(u)
     )
+    return values, ids
 
 
 @torch.no_grad()
@@ -377,9 +378,10 @@ def best_children(
         return _children_of_all(kernels.best_children, u, encoder, active, first, children, k)
     if shares_children(kernels):
         return kernels.best_children(u, encoder, active, first, children, k)
-    return by_rows(
+    values, ids = by_rows(
         lambda own: kernels.best_children(u[own], encoder, active[own], first, children, k), len(u)
     )
+    return values, ids
 
 
 def _children_of_all(

@@ -107,6 +107,7 @@ def _meet() -> tuple[Ranks, Monitor, bool]:
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     import torch
     import torch.distributed as dist
+    from torch.distributed import PrefixStore, TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
     from .processes import Processes
 
@@ -114,9 +115,9 @@ def _meet() -> tuple[Ranks, Monitor, bool]:
     hosts = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
 
     def client(*, master: bool = False) -> Any:
-        store = dist.TCPStore(*place, is_master=master, timeout=_MEET, wait_for_workers=False)
+        store = TCPStore(*place, is_master=master, timeout=_MEET, wait_for_workers=False)
         run = os.environ.get("TORCHELASTIC_RUN_ID", "") + os.environ.get("TORCHELASTIC_RESTART_COUNT", "")
-        return dist.PrefixStore(f"saeforest/{run}", store)
+        return PrefixStore(f"saeforest/{run}", store)
 
     try:
         stores = [client(master=hosts), client(), client()]

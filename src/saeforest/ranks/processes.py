@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
 
 from .alone import Ranks, share
 from .monitor import Monitor
@@ -138,7 +139,7 @@ class Processes(Ranks):
     def mesh(self, shards: int) -> tuple[Ranks, Ranks]:
         shape, names = (self.size // shards, shards), ("data", "features")
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        mesh = dist.init_device_mesh(device, shape, mesh_dim_names=names)
+        mesh = init_device_mesh(device, shape, mesh_dim_names=names)
         data, features = (Processes(self._monitor, self._store, mesh[name].get_group()) for name in names)
         return data, features
 

@@ -235,7 +235,7 @@ def _train(
     config = settle_scale(data.config, lambda: data.blocks.block(0, 0))
     trained = {
         name: new_training(
-            # Of another rank's SAE there is only a copy here, to be saved.
+            # An SAE of another rank is only a copy here, to be saved.
             member if name in team.own([name]) else replace(member, device="cpu"),
             source.d_in,
             n_steps,
