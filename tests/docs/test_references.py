@@ -84,7 +84,7 @@ def _bases(root: Path) -> tuple[Path, ...]:
 
 def _is_ours(root: Path, cited: str) -> bool:
     """Whether a path names a file of the repository and not one of a run, or one yet to be written (NAME.py)."""
-    return not re.search(r"[A-Z]{3,}\b(?!\.md)", cited) and any(
+    return not re.search(r"[A-Z]{3,}(\b(?!\.md)|_)", cited) and any(
         (base / cited.split("/")[0]).is_dir() for base in _bases(root)
     )
 
