@@ -111,6 +111,7 @@ def test_on_a_slow_disk_two_shards_wait_in_memory(
     on_read(monkeypatch, look)
     on_write(monkeypatch, count)
     harvest = harvest_folder(reader, tokens, tmp_path / "store", ABOUT)
+    assert harvest is not None
     # A shard of one batch each: one being written, one read, and the batch that the language model is ahead.
     assert 2 * 31 <= most <= 4 * 2 * 31
     assert harvest.disk > 0.05, "it waited for the disk and says so"
@@ -210,6 +211,7 @@ def test_ctrl_c_while_a_shard_is_written_waits_for_it(
 
 def test_a_harvest_says_where_the_time_went(reader: ActivationReader, tokens: Tokens, tmp_path: Path) -> None:
     harvest = harvest_folder(reader, tokens, tmp_path / "store", ABOUT)
+    assert harvest is not None
     assert harvest.n_tokens == 1280
     assert min(harvest.lm, harvest.checks) > 0
     assert harvest.disk >= 0

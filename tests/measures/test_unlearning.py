@@ -119,7 +119,7 @@ def test_records_against_slow_arithmetic(lm: LanguageModel, config: UnlearningCo
     total = [np.array([hits(row).sum() for row in some]) for some in rows]
     seen, found = [], []
     for threshold, n in product(config.thresholds, config.n):
-        chosen = oracle.features(*shares, threshold, n)
+        chosen = oracle.features(shares[0], shares[1], threshold, n)
         if chosen and chosen not in seen:
             seen.append(chosen)
             for strength in config.strengths:
