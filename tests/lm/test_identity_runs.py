@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -46,7 +47,7 @@ def test_metadata_and_manifest_say_which_model(finished_run: Path, store: Path, 
 
 def test_activations_and_sae_are_accepted_whatever_the_spelling(
     finished_run: Path, store: Path, tiny_config: MakeConfig, tiny_model: Path, tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     shutil.copytree(tiny_model, tmp_path / "copy")
     (tmp_path / "link").symlink_to(tiny_model)
@@ -55,6 +56,9 @@ def test_activations_and_sae_are_accepted_whatever_the_spelling(
         config: TrainConfig = tiny_config(model=model, data=str(store))
         assert settle_harvest(config).tokens == 512
         check_site(load_sae(finished_run / "sae"), open_reader(config))
+    capsys.readouterr()
+    settle_harvest(replace(config, tokens=300))
+    assert "all of its 512 tokens are read; tokens = 300 does not apply" in capsys.readouterr().err
 
 
 def test_another_model_of_the_same_shape_is_refused_everywhere(

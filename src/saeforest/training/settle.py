@@ -31,6 +31,7 @@ from ..errors import InputError
 from ..lm import ModelIdentity, full_name, identify, same_model
 from ..memory import available
 from ..optim import Precision, resolve_precision
+from ..output import note
 from ..saes.base import TranscoderConfig
 from ..text import Tokens, is_hub_source, pinned
 
@@ -87,6 +88,11 @@ def settle_harvest(config: TrainConfig) -> TrainConfig:
     if config.target is not None and config.target not in said.sites:
         raise InputError(
             f"{config.data}: no activations of site '{config.target}'; harvest again with this target"
+        )
+    if config.tokens not in (default.tokens, said.tokens):
+        note(
+            f"{config.data}: all of its {said.tokens:,} tokens are read; tokens = {config.tokens:,} does not apply to "
+            "harvested activations"
         )
     bos = "yes" if said.prepend_bos else "no"
     if config.text.bos not in ("auto", bos):
