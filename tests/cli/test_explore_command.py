@@ -109,6 +109,7 @@ def test_from_the_command_to_the_page_and_back(indexed: Path, finished_run: Path
 def test_annotations_are_exchanged(indexed: Path, a_run: Path, call: Call) -> None:
     from saeforest.explore.labels.annotations import Annotations
 
+    (indexed / "annotations.sqlite").unlink(missing_ok=True)  # another test's
     Annotations(indexed / "annotations.sqlite").set_note(5, label="five")
     assert call("explore", indexed, "--export-annotations", "notes.json").status == 0
     said = call("explore", a_run, "--import-annotations", "notes.json", "--json")

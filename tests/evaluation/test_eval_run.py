@@ -84,9 +84,10 @@ def test_all_saes_are_measured_in_one_reading(run: Path, monkeypatch: pytest.Mon
     """And each as if it were alone."""
     calls = count_forwards(monkeypatch)
     records = measured(run, ("reconstruction", "cross_entropy"), again=True)
-    # One at loading, and one for the width of the site; 50 windows of 32 tokens in batches of 8; of the 2
+    # One at loading, one for the width of the site, and five that try whether passes can share the blocks before it;
+    # 50 windows of 32 tokens in batches of 8; of the 2
     # batches that hold the first 10 windows one more with the site ablated, and one an SAE.
-    assert len(calls) == 1 + 1 + 7 + 2 * (1 + len(records))
+    assert len(calls) == 1 + 1 + 5 + 7 + 2 * (1 + len(records))
     for name, found in records.items():
         config, sae = RunFolder(run).load(name)
         reader = open_reader(config)
@@ -134,9 +135,9 @@ def test_a_stopped_measurement_goes_on(run: Path, monkeypatch: pytest.MonkeyPatc
     asked = []
     original = run_module.evaluate_all
 
-    def spy(tasks: Any, options: MeasureOptions) -> Any:
+    def spy(tasks: Any, *others: Any) -> Any:
         asked.extend((task.settings["sae"].split("/")[-1], tuple(task.names)) for task in tasks if task.names)
-        return original(tasks, options)
+        return original(tasks, *others)
 
     monkeypatch.setattr(run_module, "evaluate_all", spy)
     assert measured(run) == before
@@ -173,7 +174,7 @@ def test_a_record_of_another_question_is_not_kept(run: Path, monkeypatch: pytest
     measured(run, names, again=True)
     asked: dict[str, tuple[str, ...]] = {}
 
-    def spy(tasks: Any, options: MeasureOptions) -> Any:
+    def spy(tasks: Any, *others: Any) -> Any:
         for task in tasks:
             asked[Path(task.settings["sae"]).name] = tuple(task.names)
         return iter(())

@@ -19,7 +19,7 @@ from ..stopping import Interrupted, interruptible
 from .commands import COMMANDS, HELP
 from .common import near, say_lines
 
-# The commands that several processes run together, started by torchrun.
+# The commands that several processes run together, started by torchrun. The processes of `harvest` share only a folder.
 _BY_RANKS = ("train", "eval")
 _EITHER = " and ".join(_BY_RANKS)
 _OPTIONS = {
@@ -107,7 +107,8 @@ def _as_asked(argv: Sequence[str]) -> Iterator[None]:
 @contextmanager
 def _among_ranks(command: str) -> Iterator[None]:
     """Within, this process is one of those that torchrun started, if it did."""
-    if os.environ.get("WORLD_SIZE", "1") in ("", "1") or "RANK" not in os.environ:
+    alone = os.environ.get("WORLD_SIZE", "1") in ("", "1") or "RANK" not in os.environ
+    if alone or command == "harvest":
         yield
         return
     if command not in _BY_RANKS:

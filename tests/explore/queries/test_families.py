@@ -55,7 +55,7 @@ def test_a_child_that_fires_on_its_parents_token_adds_nothing() -> None:
 
 
 def test_a_child_whose_token_tells_nothing_adds_nothing() -> None:
-    letter_of_row_7 = 7
+    letter_of_row_7 = ord("h")
     families = telling_families(hand_index(), FOREST, readable=lambda token: token != letter_of_row_7)
     assert [family.parent for family in families.shown] == [0, 2]
 
