@@ -105,7 +105,7 @@ def assert_same(out: Path, alone: Path, config: TrainConfig) -> None:
         assert not ours.exists() or ours.read_text() == theirs.read_text()
 
 
-@pytest.mark.parametrize("spread", ["rows", "saes"])
+@pytest.mark.parametrize("spread", ["rows", pytest.param("saes", marks=thorough)])
 def test_two_ranks_train_what_one_trains(
     spread: str, start: Worlds, config: TrainConfig, alone: Path, tmp_path: Path
 ) -> None:
