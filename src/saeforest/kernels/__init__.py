@@ -8,31 +8,13 @@ Everything an SAE does with its active features consists of three products, for 
 
 whose gradients are again such products. `reference.py` defines them in the simplest way. `plain.py` implements all
 kernels in PyTorch for any device, `compiled/` in Numba for CPUs, and `triton_gpu/` in Triton for GPUs; `backend.py`
-chooses among them, and `functions.py` makes them differentiable. `links.py` builds on these the distances between
-features and the sums of their children.
+chooses among them. `products.py` makes the products differentiable, `selection.py` selects features, and `links.py`
+builds the distances between features and the sums of their children. `rows.py` and `shards.py` divide the work among
+the processes of a run.
 """
 
 from . import shards
 from .backend import backend
-from .functions import (
-    best_children,
-    choose_atoms,
-    closed_best,
-    closed_scores,
-    gradient_by_rows,
-    jagged_decode,
-    jagged_encode,
-    kept_slots,
-    kth_largest,
-    layer_errors,
-    rows_of_gradient,
-    scatter_outer,
-    sparse_decode,
-    sparse_encode,
-    take_atoms,
-    top_children,
-    top_positive,
-)
 from .links import (
     dense_link_distance,
     dense_projected_distance,
@@ -42,7 +24,28 @@ from .links import (
     projected_distance,
     toward_parents,
 )
+from .products import (
+    gradient_by_rows,
+    jagged_decode,
+    jagged_encode,
+    layer_errors,
+    rows_of_gradient,
+    scatter_outer,
+    sparse_decode,
+    sparse_encode,
+)
 from .rows import by_rows, code_by_rows, entries_by_rows, sharing
+from .selection import (
+    best_children,
+    choose_atoms,
+    closed_best,
+    closed_scores,
+    kept_slots,
+    kth_largest,
+    take_atoms,
+    top_children,
+    top_positive,
+)
 from .types import AdamStep
 
 __all__ = [

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from .functions import jagged_decode
+from .products import jagged_decode
 
 _ROOT = -1
 # With more active siblings than this, there are too many pairs, and the sum of the siblings is computed instead.

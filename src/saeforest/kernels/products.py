@@ -1,23 +1,20 @@
-"""The kernels as differentiable functions. Gradients are computed for active features only."""
+"""Encode and decode as differentiable functions. Gradients are computed for active features only."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..errors import InputError
-from ..sparse_code import SparseCode
-from . import plain, shards
-from .backend import backend, shares_children
+from . import shards
+from .backend import backend
 from .plain import layer_rows
-from .rows import by_groups, by_rows
+from .rows import by_groups
 
 Grad = Tensor | None
-
 
 #: The attribute of a weight whose gradients hold only the rows that have one.
 _BY_ROWS = "gradient_by_rows"
@@ -177,7 +174,7 @@ def jagged_decode(
 
     `rows` must be in ascending order. Gradients for `values` and `weight`.
     """
-    _check(ids, len(weight))
+    check_ids(ids, len(weight))
     return _Decode.apply(values, ids, rows, _first(rows, n), weight)  # pyright: ignore[reportReturnType]
 
 
@@ -185,7 +182,7 @@ def jagged_encode(
     x: Float[Tensor, "n d"], ids: Int[Tensor, "m"], rows: Int[Tensor, "m"], weight: Float[Tensor, "F d"]
 ) -> Float[Tensor, "m"]:
     """`x[rows[i]] . weight[ids[i]]`, with `rows` in ascending order. Gradients for `x` and `weight`."""
-    _check(ids, len(weight))
+    check_ids(ids, len(weight))
     return _Encode.apply(x, ids, rows, _first(rows, len(x)), weight, None, None)  # pyright: ignore[reportReturnType]
 
 
@@ -201,7 +198,7 @@ def sparse_decode(
         return weight.new_zeros(len(ids), weight.shape[1])
     if shards.divided():
         return shards.summed(_decode_own(values.flatten(), ids.flatten(), _slots(ids)[0], len(ids), weight))
-    _check(ids, len(weight))
+    check_ids(ids, len(weight))
     rows, first = _slots(ids)
     return _Decode.apply(values.flatten(), ids.flatten(), rows, first, weight)  # pyright: ignore[reportReturnType]
 
@@ -222,7 +219,7 @@ def sparse_encode(
         return x.new_zeros(ids.shape)
     if shards.divided():
         return _encode_own(x, ids, weight, center, known)
-    _check(ids, len(weight))
+    check_ids(ids, len(weight))
     rows, first = _slots(ids)
     flat = None if known is None else known.flatten()
     h = _Encode.apply(x, ids.flatten(), rows, first, weight, center, flat)
@@ -251,7 +248,7 @@ def layer_errors(
     """
     if shards.divided():
         return _layer_errors_of_all(values, ids, decoder, bias, x, mean, std, starts)
-    _check(ids, len(decoder))
+    check_ids(ids, len(decoder))
     squared, *errors = _LayerErrors.apply(values, ids, decoder, bias, x, mean, std, starts, padded)  # pyright: ignore[reportGeneralTypeIssues]
     return squared, errors
 
@@ -316,170 +313,11 @@ def scatter_outer(
     values: Float[Tensor, "n k"], ids: Int[Tensor, "n k"], x: Float[Tensor, "n d"], n_rows: int
 ) -> Float[Tensor, "F d"]:
     """`out[f]` is the sum of `values[t, j] x[t]` over the slots with `ids[t, j] = f`. No gradients."""
-    _check(ids, n_rows)
+    check_ids(ids, n_rows)
     return backend(x).scatter_outer(values.flatten(), _slots(ids)[0], ids.flatten(), x, n_rows)
 
 
-@torch.no_grad()
-def top_positive(h: Float[Tensor, "n m"], k: int) -> tuple[Float[Tensor, "n k"], Int[Tensor, "n k"]]:
-    """The `k` largest positive entries of every row, in any order; unused slots come last, with value and id 0."""
-    # Pre-activations may have any data type; the backend is chosen by their device.
-    return backend(h.new_empty(0, dtype=torch.float32)).top_positive(h, k)
-
-
-@torch.no_grad()
-def kth_largest(values: Float[Tensor, "*n"], k: int) -> float:
-    """The `k`-th largest of values that are not negative, or 0 if there are fewer. They may have any data type."""
-    return backend(values.new_empty(0, dtype=torch.float32)).kth_largest(values, k)
-
-
-@torch.no_grad()
-def kept_slots(
-    values: Float[Tensor, "n c"], ids: Int[Tensor, "n c"], kept: Bool[Tensor, "n c"]
-) -> tuple[Float[Tensor, "n k"], Int[Tensor, "n k"]]:
-    """See `plain.kept_slots`."""
-    return backend(values).kept_slots(values, ids, kept)
-
-
-@torch.no_grad()
-def top_children(
-    u: Float[Tensor, "n d"],
-    encoder: Float[Tensor, "F d"],
-    active: Int[Tensor, "n a"],
-    first: Int[Tensor, "F_and_1"],
-    children: Int[Tensor, "c"],
-    k: int,
-    precision: torch.dtype,
-) -> tuple[Float[Tensor, "n k"], Int[Tensor, "n k"]]:
-    """See `plain.top_children`."""
-    kernels = backend(encoder)
-    if shards.divided():
-        return _children_of_all(kernels.top_children, u, encoder, active, first, children, k, precision)
-    if shares_children(kernels):
-        return kernels.top_children(u, encoder, active, first, children, k, precision)
-    values, ids = by_rows(
-        lambda own: kernels.top_children(u[own], encoder, active[own], first, children, k, precision), len(u)
-    )
-    return values, ids
-
-
-@torch.no_grad()
-def best_children(
-    u: Float[Tensor, "n d"],
-    encoder: Float[Tensor, "F d"],
-    active: Int[Tensor, "n a"],
-    first: Int[Tensor, "F_and_1"],
-    children: Int[Tensor, "c"],
-    k: int,
-) -> tuple[Float[Tensor, "n k"], Int[Tensor, "n k"]]:
-    """See `plain.best_children`."""
-    kernels = backend(encoder)
-    if shards.divided():
-        return _children_of_all(kernels.best_children, u, encoder, active, first, children, k)
-    if shares_children(kernels):
-        return kernels.best_children(u, encoder, active, first, children, k)
-    values, ids = by_rows(
-        lambda own: kernels.best_children(u[own], encoder, active[own], first, children, k), len(u)
-    )
-    return values, ids
-
-
-def _children_of_all(
-    kernel: Callable[..., tuple[Tensor, Tensor]],
-    u: Float[Tensor, "n d"],
-    encoder: Float[Tensor, "F d"],
-    active: Int[Tensor, "n a"],
-    first: Int[Tensor, "F_and_1"],
-    children: Int[Tensor, "c"],
-    k: int,
-    *precision: torch.dtype,
-) -> tuple[Float[Tensor, "n k"], Int[Tensor, "n k"]]:
-    """The best children of all ranks, from the best of each."""
-    own = shards.mine(children)
-    kept = children[own]
-    values, ids = u.new_zeros(len(u), k), children.new_zeros(len(u), k)
-    if len(kept):
-        before = torch.cat([own.new_zeros(1, dtype=torch.int64), own.cumsum(0)])
-        values, ids = kernel(u, encoder, active, before[first], shards.place(kept), k, *precision)
-        ids = torch.where(values > 0, shards.feature(ids), 0)
-    found = shards.best_of_all(SparseCode(values, ids), lambda every: SparseCode(*top_positive(every, k)))
-    return found.values, found.ids
-
-
-@torch.no_grad()
-def closed_best(
-    scores: Float[Tensor, "n c"],
-    values: Float[Tensor, "n c"],
-    ids: Int[Tensor, "n c"],
-    starts: tuple[int, ...],
-    k: int,
-) -> tuple[Int[Tensor, "n k"], Int[Tensor, "n"]]:
-    """See `plain.closed_best`."""
-    return backend(scores).closed_best(scores, values, ids, starts, k)
-
-
-@torch.no_grad()
-def closed_scores(
-    values: Float[Tensor, "n c"],
-    ids: Int[Tensor, "n c"],
-    parent: Int[Tensor, "d_sae"],
-    levels: int,
-    *,
-    pull: bool = True,
-) -> Float[Tensor, "n c"]:
-    """See `plain.closed_scores`."""
-    _check(ids, len(parent))
-    return backend(values).closed_scores(values, ids, parent, levels, pull=pull)
-
-
-def choose_atoms(
-    u: Float[Tensor, "n d"],
-    atoms: Float[Tensor, "F d"],
-    gram: Float[Tensor, "F F"] | None,
-    k: int,
-    tolerance: float,
-) -> tuple[Int[Tensor, "n k"], Bool[Tensor, "n k"]]:
-    """The atoms that matching pursuit selects; see `plain.choose_atoms`. No gradients."""
-    if gram is None:
-        return plain.choose_atoms(u, atoms, None, k, tolerance)
-    return backend(atoms).choose_atoms(u, atoms, gram, k, tolerance)
-
-
-class _Pursue(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, u: Tensor, ids: Tensor, taken: Tensor, atoms: Tensor) -> tuple[Tensor, Tensor]:
-        amounts, residual = backend(atoms).take_atoms(u, ids, taken, atoms)
-        ctx.save_for_backward(ids, atoms, amounts, residual)
-        ctx.set_materialize_grads(False)
-        return amounts, residual
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Grad, None, None, Grad]:
-        ids, atoms, amounts, residual = ctx.saved_tensors
-        to_amounts, to_residual = grads
-        grad = torch.zeros_like(residual) if to_residual is None else to_residual.contiguous()
-        if to_amounts is None:  # as in training, where the loss depends only on the residual
-            grad, shares = backend(atoms).put_back_atoms(grad, residual, amounts, ids, atoms)
-        else:
-            grad, shares = plain.put_back_atoms(grad, residual, amounts, ids, atoms, to_amounts)
-        used, every = (amounts > 0).to(atoms.dtype).flatten(), torch.arange(ids.numel(), device=ids.device)
-        return (
-            grad,
-            None,
-            None,
-            backend(atoms).scatter_outer(used, every, ids.flatten(), shares.flatten(0, 1), len(atoms)),
-        )
-
-
-def take_atoms(
-    u: Float[Tensor, "n d"], ids: Int[Tensor, "n k"], taken: Bool[Tensor, "n k"], atoms: Float[Tensor, "F d"]
-) -> tuple[Float[Tensor, "n k"], Float[Tensor, "n d"]]:
-    """The amount of each selected atom, and the residual of `u` at the end. Gradients for `u` and `atoms`."""
-    _check(ids, len(atoms))
-    return _Pursue.apply(u, ids, taken, atoms)  # pyright: ignore[reportReturnType]
-
-
-def _check(ids: Int[Tensor, "*m"], n_rows: int) -> None:
+def check_ids(ids: Int[Tensor, "*m"], n_rows: int) -> None:
     """Check ids, because compiled loops do not: a wrong id would access memory outside the weights."""
     if ids.device.type == "cpu" and ids.numel():
         low, high = (int(i) for i in ids.aminmax())
