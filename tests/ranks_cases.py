@@ -65,18 +65,24 @@ class Worlds:
     def __init__(self, server: subprocess.Popen[str]) -> None:
         self._server = server
 
-    def start(self, size: int, *argv: str, machines: Machines | None = None) -> World:
-        """Start `size` processes that run the command line `argv`, on this machine or one on each of others."""
+    def start(
+        self, size: int, *argv: str, machines: Machines | None = None, stop_at: int | None = None
+    ) -> World:
+        """Start `size` processes that run the command line `argv`, on this machine or one on each of others.
+
+        stop_at: the training step in which the last of them is asked to stop.
+        """
         folder = Path(tempfile.mkdtemp())
         job = {"size": size, "argv": argv, "folder": str(folder), "machines": machines and machines.names}
+        job["stop_at"] = stop_at
         assert self._server.stdin is not None
         assert self._server.stdout is not None
         self._server.stdin.write(json.dumps(job) + "\n")
         self._server.stdin.flush()
         return World(json.loads(self._server.stdout.readline()), folder, self._server)
 
-    def run(self, size: int, *argv: str) -> Ended:
-        return self.start(size, *argv).wait()
+    def run(self, size: int, *argv: str, stop_at: int | None = None) -> Ended:
+        return self.start(size, *argv, stop_at=stop_at).wait()
 
 
 class Machines(NamedTuple):
@@ -131,6 +137,20 @@ def worlds() -> Iterator[Worlds]:
         server.communicate()
 
 
+def _stop_in(wanted: int) -> None:
+    """From now on this process asks itself to stop in training step `wanted`."""
+    from saeforest.saes import Training
+
+    after_step = Training.after_step
+
+    def stopping(self: Training, step: Any, number: int) -> Any:
+        if number == wanted:
+            signal.raise_signal(signal.SIGTERM)
+        return after_step(self, step, number)
+
+    Training.after_step = stopping
+
+
 def _rank(rank: int, job: dict[str, Any], port: int) -> None:
     """What a forked process does. It does not return."""
     folder = Path(job["folder"])
@@ -147,6 +167,8 @@ def _rank(rank: int, job: dict[str, Any], port: int) -> None:
         os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "True"
     from saeforest.cli import main
 
+    if job["stop_at"] and rank == job["size"] - 1:
+        _stop_in(job["stop_at"])
     sys.argv = ["saeforest", *job["argv"]]
     code = 1
     try:

@@ -57,8 +57,13 @@ def test_activations_and_sae_are_accepted_whatever_the_spelling(
         assert settle_harvest(config).tokens == 512
         check_site(load_sae(finished_run / "sae"), open_reader(config))
     capsys.readouterr()
-    settle_harvest(replace(config, tokens=300))
-    assert "all of its 512 tokens are read; tokens = 300 does not apply" in capsys.readouterr().err
+    assert settle_harvest(replace(config, tokens=300)).tokens == 288
+    assert settle_harvest(TrainConfig(data=str(store))).tokens == 512
+    assert capsys.readouterr().err == ""
+    assert settle_harvest(replace(config, tokens=600)).tokens == 512
+    assert "tokens = 600, but it has only 512; all are read" in capsys.readouterr().err
+    with pytest.raises(InputError, match="tokens = 31: expected at least one window of 32 tokens"):
+        settle_harvest(replace(config, tokens=31))
 
 
 def test_another_model_of_the_same_shape_is_refused_everywhere(

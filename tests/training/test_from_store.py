@@ -10,16 +10,20 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from edits import edit_run_config
 from llama_cases import MakeConfig, save_llama
 from saeforest import InputError, cli
+from saeforest.activations import StoredActivations, open_store
 from saeforest.activations.data import StoredData, TextData, data_of
 from saeforest.config import TrainConfig, load_config, save_config
 from saeforest.lm import load_lm
 from saeforest.run_folder import RunFolder
+from saeforest.training import run_training
 from saeforest.training.harvest import run_harvest
 from saeforest.training.settle import settle
+from training_cases import assert_same_run
 
 DEFAULT = TrainConfig()
 TRAIN = """
@@ -116,3 +120,55 @@ def test_a_store_of_before_tells_only_which_model(place: Path, tmp_path: Path) -
     stored = data_of(str(tmp_path / "store"))
     assert isinstance(stored, StoredData)
     assert stored.about_model() == load_lm(str(place / "model")).identity.to_dict()
+
+
+def test_a_part_of_a_store_is_what_a_shorter_harvest_holds(
+    tiny_config: MakeConfig, tmp_path: Path, small_blocks: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same rows, text and trained weights, wherever in a shard the part ends."""
+    long, short = tmp_path / "long", tmp_path / "short"
+    run_harvest(tiny_config(tokens=4096), long)
+    run_harvest(tiny_config(tokens=2600), short)
+    part, whole = open_store(long, 3, 2600), open_store(short, 3)
+    assert (part.n_tokens, part.n_rows, part.n_blocks) == (2592, whole.n_rows, whole.n_blocks)
+    assert [shard["rows"] for shard in part.shards] == [shard["rows"] for shard in whole.shards]
+    assert part.shards[-1]["rows"] < open_store(long).shards[len(part.shards) - 1]["rows"]
+    for epoch, index in ((0, 0), (1, part.n_blocks - 1)):
+        ours, theirs = part.block(epoch, index), whole.block(epoch, index)
+        assert torch.equal(ours.x, theirs.x)
+        assert torch.equal(ours.rows, theirs.rows)
+    ours, theirs = part.tokens(), whole.tokens()
+    assert torch.equal(ours.ids, theirs.ids)
+    assert torch.equal(ours.document_starts, theirs.document_starts)
+    assert ours.names == theirs.names
+
+    for data, name in ((long, "part"), (short, "whole")):
+        capsys.readouterr()
+        run_training(tiny_config(data=str(data), tokens=2600, epochs=1), tmp_path / name)
+        said = f"{long}: the first 2,592 of its 4,096 tokens are read"
+        assert (said in capsys.readouterr().err) == (data == long)
+    assert_same_run(tmp_path / "part", tmp_path / "whole")
+    with pytest.raises(InputError, match=r"a finished run with tokens = 2592, not 3072"):
+        run_training(tiny_config(data=str(long), tokens=3072, epochs=1), tmp_path / "part")
+
+
+def test_a_part_ends_between_shards_and_where_no_window_is_counted(
+    tiny_config: MakeConfig, tmp_path: Path, small_blocks: None
+) -> None:
+    run_harvest(tiny_config(tokens=4096), tmp_path / "store")
+    whole = open_store(tmp_path / "store")
+    ends = [shard["windows"] * 32 for shard in whole.shards]
+    counted = whole.manifest["shards"]
+    uncounted = {
+        **whole.manifest,
+        "shards": [{k: v for k, v in s.items() if k != "windows"} for s in counted],
+    }
+    for tokens in (32, ends[0], ends[0] + 32, ends[1], 4096, 9000):
+        parts = [
+            StoredActivations(whole.folder, manifest, 0, tokens) for manifest in (whole.manifest, uncounted)
+        ]
+        rows = [torch.cat([p.shard(i).rows for i in range(len(p.shards))]) for p in parts]
+        expected = torch.cat([whole.shard(i).rows for i in range(len(counted))])
+        assert torch.equal(rows[0], expected[expected < tokens])
+        assert torch.equal(rows[0], rows[1])
+        assert [len(p.shards) for p in parts] == [sum(end < tokens for end in (0, *ends[:-1]))] * 2

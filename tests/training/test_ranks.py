@@ -105,17 +105,23 @@ def assert_same(out: Path, alone: Path, config: TrainConfig) -> None:
         assert not ours.exists() or ours.read_text() == theirs.read_text()
 
 
-@pytest.mark.parametrize("spread", ["rows", pytest.param("saes", marks=thorough)])
-def test_two_ranks_train_what_one_trains(
-    spread: str, start: Worlds, config: TrainConfig, alone: Path, tmp_path: Path
+@pytest.mark.parametrize(
+    ("size", "spread"),
+    [
+        (2, "rows"),
+        *(pytest.param(*world, marks=thorough) for world in ((4, "rows"), (2, "saes"), (4, "saes"))),
+    ],
+)
+def test_ranks_train_what_one_trains(
+    size: int, spread: str, start: Worlds, config: TrainConfig, alone: Path, tmp_path: Path
 ) -> None:
     """Weights, logs and moves of children, bit for bit; only the first of them says anything."""
     save_config(config, tmp_path / "run.yaml")
     out = tmp_path / "run"
     command = ("train", "--config", str(tmp_path / "run.yaml"), "--out", str(out), "--spread", spread)
-    ended = start.run(2, *command)
-    assert ended.codes == [0, 0], ended.err
-    assert ended.out[1] == ended.err[1] == ""
+    ended = start.run(size, *command)
+    assert ended.codes == [0] * size, ended.err
+    assert "".join([*ended.out[1:], *ended.err[1:]]) == ""
     assert_same(out, alone, config)
 
 
@@ -228,23 +234,80 @@ def test_wrong_input_is_one_line_of_the_first(
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("name", [pytest.param("topk", marks=thorough), "tree"])
-def test_a_divided_dictionary_is_trained_as_a_whole_one(
-    name: str, start: Worlds, base: TrainConfig, tmp_path: Path
-) -> None:
-    """Parents and thresholds the same; weights up to the order in which ranks add. Saved whole, as by one process."""
+def divided(base: TrainConfig, name: str, folder: Path) -> TrainConfig:
+    """A run of five steps, in which children move; also in `folder` as run.yaml."""
     sae = base.sae if name == "tree" else SYSTEMS[name]
     config = replace(base, sae=sae, optim=replace(base.optim, batch_size=512))
-    save_config(config, tmp_path / "run.yaml")
-    out = tmp_path / "run"
-    ended = start.run(2, "train", "--config", str(tmp_path / "run.yaml"), "--out", str(out), "--shards", "2")
-    assert ended.codes == [0, 0], ended.err
-    run_training(config, tmp_path / "alone")
-    ours, theirs = weights(out), weights(tmp_path / "alone")
+    save_config(config, folder / "run.yaml")
+    return config
+
+
+def assert_close(out: Path, alone: Path) -> None:
+    """Parents and thresholds the same; weights up to the order in which ranks add."""
+    ours, theirs = weights(out), weights(alone)
     assert ours.keys() == theirs.keys()
     for key, found in ours.items():
         torch.testing.assert_close(found, theirs[key], rtol=0, atol=1e-6)
     assert not torch.equal(theirs["W_enc"], theirs["W_dec"].T)  # there were steps
+
+
+@pytest.mark.parametrize("name", [pytest.param("topk", marks=thorough), "tree"])
+def test_a_divided_dictionary_is_trained_as_a_whole_one(
+    name: str, start: Worlds, base: TrainConfig, tmp_path: Path
+) -> None:
+    """Saved whole, as by one process; where the rows of the batch are divided too, with the bits of shards alone."""
+    config = divided(base, name, tmp_path)
+    command = ("train", "--config", str(tmp_path / "run.yaml"), "--shards", "2", "--out")
+    for size in (2, 4) if KILLS > 1 else (2,):
+        ended = start.run(size, *command, str(tmp_path / f"{size}"))
+        assert ended.codes == [0] * size, ended.err
+    run_training(config, tmp_path / "alone")
+    assert_close(tmp_path / "2", tmp_path / "alone")
+    if KILLS > 1:
+        assert_same(tmp_path / "4", tmp_path / "2", config)
+        ended = start.run(4, *command[:-2], "4", "--out", str(tmp_path / "four shards"))
+        assert ended.codes == [0] * 4, ended.err
+        assert_close(tmp_path / "four shards", tmp_path / "alone")
+
+
+@thorough
+@pytest.mark.parametrize("name", ["topk", "tree"])
+def test_a_mesh_goes_on_in_another_shape(name: str, start: Worlds, base: TrainConfig, tmp_path: Path) -> None:
+    """Stopped as two by two, then as four shards, then as two ranks that divide the batch; ended by one process."""
+    config, out = divided(base, name, tmp_path), tmp_path / "run"
+    command = ("train", "--config", str(tmp_path / "run.yaml"), "--out", str(out), "--shards")
+    for step, (size, shards) in enumerate([(4, 2), (4, 4), (2, 1)], 1):
+        ended = start.run(size, *command, str(shards), stop_at=step)
+        assert set(ended.codes) <= {130, 143}, ended
+        assert [path.name for path in (out / "checkpoints").iterdir()] == [f"step-{step:08}"]
+    run_training(config, out)
+    run_training(config, tmp_path / "alone")
+    assert_close(out, tmp_path / "alone")
+
+
+@thorough
+def test_when_a_rank_of_a_mesh_is_killed_all_end_and_the_run_goes_on(
+    start: Worlds, base: TrainConfig, tmp_path: Path
+) -> None:
+    """Nobody has all rows, so the last checkpoint is what there is, and another shape goes on from it."""
+    config, out, rng = small(base, EPOCHS), tmp_path / "run", random.Random(1)
+    save_config(config, tmp_path / "run.yaml")
+    command = ("train", "--config", str(tmp_path / "run.yaml"), "--out", str(out), "--shards")
+    for _ in range(max(KILLS // 2, 1)):
+        shards = rng.choice([2, 4])
+        before, more = steps_in(out / "log.jsonl"), rng.randint(1, 5)
+        world = start.start(4, *command, str(shards))
+        until = time.monotonic() + 120
+        while steps_in(out / "log.jsonl") < before + more and time.monotonic() < until:
+            time.sleep(0.01)
+        rank = rng.randrange(4)
+        world.kill(rank)
+        ended = world.wait()
+        assert [code for i, code in enumerate(ended.codes) if i != rank] == [2] * 3, ended
+        (line,) = ended.errors
+        assert f"rank {rank} of 4 (process {world.pids[rank]} on" in line, ended
+    run_training(config, out)
+    assert RunFolder(out).is_trained()
 
 
 def test_two_ranks_measure_what_one_measures(start: Worlds, finished_run: Path, tmp_path: Path) -> None:

@@ -53,9 +53,10 @@ class StoredData:
         said = self.folder.read_json(MODEL) if self.folder.has(MODEL) else {}
         return {**self.model.to_dict(), **said}
 
-    def open(self, seed: int = 0) -> StoredActivations:
-        """The activations themselves; `seed` fixes the order in which they are read."""
-        return open_store(self.folder, seed)
+    def open(self, seed: int = 0, tokens: int | None = None) -> StoredActivations:
+        """The activations themselves, or those of the first `tokens` tokens; `seed` fixes the order in which they are
+        read."""
+        return open_store(self.folder, seed, tokens)
 
 
 def data_of(data: str) -> TextData | StoredData | GivenData:

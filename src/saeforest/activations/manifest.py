@@ -17,6 +17,8 @@ class ListedShard(Schema):
 
     file: Annotated[str, Field(pattern=r"^shard-[0-9]{5,9}\.safetensors$")]
     rows: Annotated[int, Field(ge=1, lt=2**40)]
+    windows: Positive | None = None
+    """Number of windows of the text up to the end of this shard. Older versions did not write it."""
     checksum: Checksum | None = None
 
 

@@ -6,6 +6,7 @@ so a position in the data consists of three numbers (epoch, block, row) and can 
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -174,16 +175,44 @@ class StoredActivations:
     folder: Folder
     manifest: dict[str, Any]
     seed: int
+    most: int | None = None
+    """Read the activations of the first so many tokens alone, in whole windows. None: all."""
 
     def __post_init__(self) -> None:
         self.d_in = int(self.manifest["d_in"])
         self._widths = further_sites(self.manifest)
         self.shards: list[dict[str, Any]] = self.manifest["shards"]
+        if self.n_tokens < self.manifest["tokens"]:
+            self.shards = self._beginning()
         self.n_blocks = -(-len(self.shards) // SHARDS_MIXED)
 
     @property
     def n_rows(self) -> int:
         return sum(s["rows"] for s in self.shards)
+
+    @property
+    def n_tokens(self) -> int:
+        """Number of tokens of the text to which the activations belong."""
+        all_tokens, context = self.manifest["tokens"], self.manifest["context"]
+        return all_tokens if self.most is None else min(self.most // context * context, all_tokens)
+
+    def _beginning(self) -> list[dict[str, Any]]:
+        """The shards with the activations of the first `n_tokens` tokens, the last of them with fewer rows."""
+        last = bisect_left(range(len(self.shards)), self.n_tokens, key=self._end)
+        kept = self.shards[: last + 1]
+        if last < len(self.shards):
+            rows = int((self.shard(last).rows < self.n_tokens).sum())
+            kept[last:] = [{**kept[last], "rows": rows}] if rows else []
+        if not kept:
+            raise InputError(
+                f"{self.folder}: no activations of its first {self.n_tokens:,} tokens; give more tokens"
+            )
+        return kept
+
+    def _end(self, index: int) -> int:
+        """The flat position in the text behind a shard, or behind its last row if the manifest does not say."""
+        windows = self.shards[index].get("windows")
+        return int(self.shard(index).rows[-1]) + 1 if windows is None else windows * self.manifest["context"]
 
     @property
     def in_background(self) -> bool:
@@ -207,7 +236,7 @@ class StoredActivations:
 
     def shard(self, index: int) -> ActivationBatch:
         """The activations of one shard, in the order of the text. Raises InputError if its file is damaged."""
-        shard = self.shards[index]
+        shard = self.manifest["shards"][index]
         path = self.folder.path(shard["file"])
         tensors = self.folder.read_tensors(shard["file"], shard.get("checksum"), "harvest again")
         n = shard["rows"]
@@ -235,12 +264,14 @@ class StoredActivations:
             raise InputError(
                 f"{path}: rows are outside the text of {self.manifest['tokens']:,} tokens; harvest again"
             )
-        return batch_of(tensors)
+        n_read = self.shards[index]["rows"]
+        return batch_of(tensors).each(lambda x: x[:n_read])
 
     def tokens(self) -> Tokens:
         """The text from which the activations were read."""
         tensors = self.folder.read_tensors(TOKENS, listed_checksum(self.manifest, TOKENS))
-        return Tokens.of_tensors(tensors, self.folder.path(TOKENS))
+        tokens = Tokens.of_tensors(tensors, self.folder.path(TOKENS))
+        return tokens.first(self.n_tokens // tokens.context)
 
 
 def load_memory(store: StoredActivations, seed: int) -> MemoryActivations:
@@ -254,8 +285,11 @@ def is_store(place: Path | str | Folder) -> bool:
     return folder_at(place).has(MANIFEST)
 
 
-def open_store(place: Path | str | Folder, seed: int = 0) -> StoredActivations:
+def open_store(place: Path | str | Folder, seed: int = 0, tokens: int | None = None) -> StoredActivations:
     """Open harvested activations in a folder, or at an address that fsspec knows.
+
+    seed: random seed for the order in which they are read.
+    tokens: the first so many tokens of the text whose activations are read. None: all.
 
     Raises InputError if the store is incomplete or damaged.
     """
@@ -265,7 +299,7 @@ def open_store(place: Path | str | Folder, seed: int = 0) -> StoredActivations:
     for shard in manifest["shards"]:
         if shard["file"] not in there:
             raise InputError(f"{folder.path(shard['file'])}: missing; harvest again")
-    return StoredActivations(folder, manifest, seed)
+    return StoredActivations(folder, manifest, seed, tokens)
 
 
 def open_manifest(folder: Folder) -> dict[str, Any]:

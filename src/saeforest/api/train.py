@@ -174,7 +174,8 @@ def train(
             n = sum(shard.rows for shard in stored.manifest.shards)
             optimizer = _optimizer(optim, lr, batch_size, n, system)
             epochs = epochs or max(math.ceil(_LEAST_STEPS * optimizer.batch_size / n), 1)
-            config = replace(common, data=str(data), epochs=epochs, optim=optimizer)
+            there = stored.manifest.tokens
+            config = replace(common, data=str(data), tokens=there, epochs=epochs, optim=optimizer)
             return _train_config(config, out, sinks)
         blocks, n = _blocks(data, seed)
         optimizer = _optimizer(optim, lr, batch_size, n, system)

@@ -170,7 +170,7 @@ def _training_activations(
     left = min(n_tokens, config.tokens)
     match data_of(config.data):
         case StoredData() as stored:
-            store = stored.open(config.data_seed)
+            store = stored.open(config.data_seed, config.tokens)
             batches = (store.block(0, i).x for i in range(store.n_blocks))
         case TextData() | GivenData():  # stored activations have no reader
             text = read_tokens(config, reader, "train", max(left, config.text.context))

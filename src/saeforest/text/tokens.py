@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -54,6 +54,17 @@ class Tokens:
     def context(self) -> int:
         """Number of tokens in a window."""
         return self.ids.shape[1]
+
+    def first(self, n_windows: int) -> Tokens:
+        """The first windows, with the documents that begin in them."""
+        ids = self.ids[:n_windows]
+        n_documents = int((self.document_starts < ids.numel()).sum())
+        return replace(
+            self,
+            ids=ids,
+            document_starts=self.document_starts[:n_documents],
+            names=self.names[:n_documents],
+        )
 
     def document_of(self, rows: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
         """The index into `names` of each row's document. The token that closes a document belongs to it."""

@@ -152,18 +152,25 @@ class StoredSource:
         """The description of the language model for RUN/model.json."""
         return {**self.stored.about_model(), **self.model.to_dict()}
 
+    @cached_property
+    def activations(self) -> StoredActivations:
+        """Those of the first `config.tokens` tokens."""
+        return self.stored.open(self.config.data_seed, self.config.tokens)
+
     @property
     def n_rows(self) -> int:
         """Number of activations."""
-        return sum(shard.rows for shard in self.stored.manifest.shards)
+        return self.activations.n_rows
 
     def sample(self, n_rows: int) -> ActivationBatch:
         """The first activations, up to `n_rows`."""
-        return self.stored.open().shard(0).each(lambda x: x[:n_rows].clone())
+        return self.activations.shard(0).each(lambda x: x[:n_rows].clone())
 
     def read(self, folder: Path | None, stop: Stop, settled: Callable[[TrainConfig], None]) -> TrainingData:
         """Open the stored activations; see `open_source`."""
-        store = self.stored.open(self.config.data_seed)
+        store, there = self.activations, self.stored.manifest.tokens
+        if store.n_tokens < there:
+            note(f"{self.stored.folder}: the first {store.n_tokens:,} of its {there:,} tokens are read")
         if "prepend_bos" not in store.manifest:
             note(
                 f"{self.stored.folder}: activations of text read without BOS, as older versions of saeforest did; if "

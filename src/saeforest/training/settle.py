@@ -26,6 +26,7 @@ import torch
 
 from ..activations import ActivationBatch, ActivationReader
 from ..activations.data import StoredData, data_of
+from ..activations.manifest import Manifest
 from ..config import TrainConfig, resolve_device
 from ..errors import InputError
 from ..lm import ModelIdentity, full_name, identify, same_model
@@ -89,11 +90,6 @@ def settle_harvest(config: TrainConfig) -> TrainConfig:
         raise InputError(
             f"{config.data}: no activations of site '{config.target}'; harvest again with this target"
         )
-    if config.tokens not in (default.tokens, said.tokens):
-        note(
-            f"{config.data}: all of its {said.tokens:,} tokens are read; tokens = {config.tokens:,} does not apply to "
-            "harvested activations"
-        )
     bos = "yes" if said.prepend_bos else "no"
     if config.text.bos not in ("auto", bos):
         raise InputError(
@@ -103,7 +99,7 @@ def settle_harvest(config: TrainConfig) -> TrainConfig:
     return replace(
         config,
         site=said.site,
-        tokens=said.tokens,
+        tokens=_tokens_to_read(config, said),
         text=replace(
             config.text,
             context=said.context,
@@ -121,6 +117,26 @@ def settle_harvest(config: TrainConfig) -> TrainConfig:
             max_norm=said.max_norm,
         ),
     )
+
+
+def _tokens_to_read(config: TrainConfig, said: Manifest) -> int:
+    """How many of the first tokens of a harvest a run reads, in whole windows: all of them by default."""
+    default, there = TrainConfig().tokens, said.tokens
+    if config.tokens == default:
+        if there > default:
+            note(
+                f"{config.data}: all of its {there:,} tokens are read; another number of tokens reads the first ones"
+            )
+        return there
+    wanted = config.tokens // said.context * said.context
+    if wanted == 0:
+        raise InputError(
+            f"tokens = {config.tokens}: expected at least one window of {said.context} tokens, as in {config.data}; "
+            "increase tokens"
+        )
+    if wanted > there:
+        note(f"{config.data}: tokens = {config.tokens:,}, but it has only {there:,}; all are read")
+    return min(wanted, there)
 
 
 def check_model(harvested: ModelIdentity, model: ModelIdentity, data: str) -> None:

@@ -67,7 +67,7 @@ def told(ranks: Ranks) -> tuple[TrainConfig, Told, Blocks]:
         live.ranks = ranks
         return config, told, live
     try:
-        store = open_store(Path(told.store), config.data_seed)
+        store = open_store(told.store, config.data_seed, config.tokens)
     except InputError as error:
         raise InputError(
             f"{error}; all machines must see the folder of the run and of its activations"

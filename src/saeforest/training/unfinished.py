@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
-from ..activations.data import GIVEN
+from ..activations.data import GivenData, StoredData, data_of
 from ..activations.folder import LocalFolder
 from ..activations.plan import PLAN, is_unfinished
 from ..activations.sources import is_store
@@ -132,10 +132,17 @@ def going_on(run: RunFolder, config: TrainConfig) -> TrainConfig:
 def _of_another(wanted: TrainConfig, found: TrainConfig) -> dict[str, tuple[Any, Any]]:
     """By key, what makes a run in a folder another than the wanted one."""
     differing = differences(to_dict(wanted), to_dict(found))
-    # For activations that were passed in, tokens is the length of the training, which no text cuts short.
-    if wanted.data == GIVEN and wanted.tokens != found.tokens:
+    if wanted.tokens != found.tokens and _fixes_tokens(wanted):
         differing["tokens"] = (wanted.tokens, found.tokens)
     return differing
+
+
+def _fixes_tokens(wanted: TrainConfig) -> bool:
+    """Whether `tokens` of a settled configuration is what is read, and no text may cut it short."""
+    data = data_of(wanted.data)
+    if isinstance(data, StoredData):
+        return wanted.tokens < data.manifest.tokens
+    return isinstance(data, GivenData)
 
 
 def differences(wanted: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
