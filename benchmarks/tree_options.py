@@ -1,9 +1,10 @@
 """What each option of the Tree SAE gives: equal steps on the same activations, several seeds, with nulls.
 
-    python -m benchmarks.tree_options STORE --out FOLDER [--only "NAME;NAME"] [--seeds 3] [--steps 400] [--table]
+    python -m benchmarks.tree_options STORE --out FOLDER [--only "NAME;NAME"] [--seeds 3] [--steps 400]
+        [--features 6144] [--table]
 
-STORE is a folder of `saeforest harvest`. SAEs of 6,144 features and L0 32 train on all of it but the last 40,000
-activations, on which they are measured. FOLDER keeps every SAE, and its values as JSON as soon as they are measured:
+STORE is a folder of `saeforest harvest`. SAEs of L0 32 train on all of it but the last 40,000 activations, on which
+they are measured. FOLDER keeps every SAE, and its values as JSON as soon as they are measured:
 what is there already is not done again. `--table` prints what FOLDER holds.
 """
 
@@ -58,6 +59,9 @@ def _variants() -> dict[str, SystemConfig]:
     def random_start(of: TreeConfig) -> TreeConfig:
         return replace(of, allocation=replace(of.allocation, start="random"))
 
+    def moves(**settings: Any) -> TreeConfig:
+        return replace(paper, allocation=replace(paper.allocation, **settings))
+
     keep = replace(data(best, 0.2), allocation=replace(data(best, 0.2).allocation, reinitialize=False))
     residual = replace(paper, reads="residual", budget="batch", layer_weights=0.1)
     return {
@@ -81,10 +85,22 @@ def _variants() -> dict[str, SystemConfig]:
         "all, earned 0.2, the dead keep their weights": keep,
         "all, earned 0.2, the dead to parents by capacity": data(best, 0.2, dead="capacity"),
         "by layer: residual encoding, batch, earned 0.2, weights 0.1": data(residual, 0.2),
+        "all, silence 0.03": replace(best, silence=0.03),
+        "all, silence 0.3": replace(best, silence=0.3),
+        "Tree SAE, root reset at 0.9": moves(root_reset_at=0.9),
+        "Tree SAE, every dead child may move": moves(count="living"),
+        "Tree SAE, capacity by instances": moves(capacity="per_instance"),
+        "Tree SAE, moved children start anew": moves(reinitialize=True),
     }
 
 
 VARIANTS = _variants()
+
+
+def resized(config: SystemConfig, features: int) -> SystemConfig:
+    """The same system with so many features, in layers of the same shares."""
+    total = sum(config.layer_sizes)
+    return replace(config, layer_sizes=tuple(n * features // total for n in config.layer_sizes))
 
 
 def activations(store: Path) -> tuple[torch.Tensor, torch.Tensor]:
@@ -111,7 +127,12 @@ def run(args: argparse.Namespace, names: list[str]) -> None:
                 continue
             start = time.perf_counter()
             trained = saeforest.train(
-                x, VARIANTS[name], steps=args.steps, optim=optim, seed=seed, out=folder / "run"
+                x,
+                resized(VARIANTS[name], args.features),
+                steps=args.steps,
+                optim=optim,
+                seed=seed,
+                out=folder / "run",
             )
             seconds = time.perf_counter() - start
             found = {"variant": name, "seed": seed, "seconds": seconds, **values(trained.sae, held_out)}
@@ -151,6 +172,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--only", help="names of variants, separated by semicolons")
     parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--features", type=int, default=6_144)
     parser.add_argument("--batch", type=int, default=2048)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--seeds", type=int, default=3)
