@@ -47,6 +47,8 @@ WAYS = {
     "state in bfloat16": Way(optim={"state": "bfloat16"}),
     "active rows": Way(optim={"rows": "active"}),
     "active rows, state in bfloat16": Way(optim={"rows": "active", "state": "bfloat16"}),
+    "active rows, state in 8 bits": Way(optim={"rows": "active", "state": "int8"}),
+    "state in 8 bits": Way(optim={"state": "int8"}),
     "no auxiliary": Way(aux={"coefficient": 0.0}),
 } | {
     f"auxiliary {k}, stride {stride}": Way(aux={"k": k, "stride": stride})

@@ -29,10 +29,15 @@ from benchmarks.peers.session import Worker, WorkerFailure
 _WARM_UP, _LIMIT = 2, 1800.0
 # Bytes that a case may take beyond what it holds between steps, while it is built and in a step.
 _SPARE = 3 << 30
-TREES = ("tree", "tree, active rows", "tree, active rows, state in bfloat16")
+TREES = (
+    "tree",
+    "tree, active rows",
+    "tree, active rows, state in bfloat16",
+    "tree, active rows, state in 8 bits",
+)
 _PEER = "eai-sparsify"
 # Of all that is resident between steps: weights, gradients and moments, in numbers of a weight's size.
-_NUMBERS = {"tree": 4.0, "tree, active rows": 3.0, "tree, active rows, state in bfloat16": 2.0}
+_NUMBERS = dict(zip(TREES, (4.0, 3.0, 2.0, 1.5), strict=True))
 
 
 def case_of(library: str, system: str, width: int, d: int, batch: int) -> Case:

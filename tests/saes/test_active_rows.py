@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 
+from saeforest.kernels import Bytes
+from saeforest.kernels.low_precision import widened
 from saeforest.optim import OptimConfig
 from saeforest.saes import (
     AllocationConfig,
@@ -140,6 +142,25 @@ def test_moments_of_rows_that_begin_anew_or_move_follow_them() -> None:
     expected = now["exp_avg_sq"][at][like].mean(0)
     torch.testing.assert_close(state["exp_avg_sq"][[2, 5]], expected.expand(2, -1), rtol=1e-5, atol=1e-12)
     assert (state["last"][[2, 5]] == 7).all()
+
+
+def test_moments_in_8_bits_begin_anew_and_move_too() -> None:
+    optimizer, weight = (training := start(TREE, state="int8")).optimizer, training.sae.encoder
+    for step in range(1, 8):
+        training.step(batch(step))
+    state = optimizer.state[weight]
+
+    def square() -> torch.Tensor:
+        return widened(Bytes(state["exp_avg_sq"], state["exp_avg_sq_exponents"]))
+
+    before, at, like = square(), torch.arange(len(weight)).flip(0), torch.arange(8, 20)
+    optimizer.rearrange(weight, at)
+    assert torch.equal(square(), before[at])
+    rest = (state["step"] - state["last"])[:, None]
+    mean = (0.999**rest * square())[like].mean(0)
+    optimizer.renew(weight, torch.tensor([2, 5]), like)
+    assert not state["exp_avg"][[2, 5]].any()
+    torch.testing.assert_close(square()[[2, 5]], mean.expand(2, -1), rtol=1 / 8, atol=float(mean.max()) / 1e9)
 
 
 def test_a_row_that_rests_is_not_touched() -> None:

@@ -47,9 +47,9 @@ def train(training: Training, data: ActivationStream, n: int) -> None:
         training.step(data.next().x)
 
 
-def write(folder: Path, system: str) -> Path:
+def write(folder: Path, system: str, **optim: Any) -> Path:
     """A checkpoint of a system after five steps."""
-    data, training = stream(), begun(system)
+    data, training = stream(), begun(system, **optim)
     train(training, data, STEPS)
     save_checkpoint(folder, STEPS, {SINGLE: training}, data.state(), "of the data")
     return folder / f"step-{STEPS:08}"
@@ -181,6 +181,25 @@ def test_moments_of_another_kind(damaged: Path, name: str, change: Any) -> None:
 def test_moments_kept_in_another_type(written: Path) -> None:
     refused(written, "is .* of float32; expected .* of bfloat16", state="bfloat16")
     refused(written, r"tensor 'optimizer\.0\.last' is missing", rows="active")
+
+
+def test_moments_in_8_bits(tmp_path: Path) -> None:
+    optim: dict[str, Any] = {"state": "int8", "rows": "active"}
+    checkpoint = write(tmp_path, "tree", **optim)
+    (data, training), (whole, same) = ((stream(), begun(**optim)) for _ in range(2))
+    load_checkpoint(checkpoint, {SINGLE: training}, data, "of the data")
+    train(training, data, STEPS)
+    train(same, whole, 2 * STEPS)
+    assert torch.equal(training.sae.encoder, same.sae.encoder)
+    forget_checksums(checkpoint)
+    for name, value, match in (
+        ("exp_avg", -128, "holds -128, which stands for no number"),
+        ("exp_avg_sq_exponents", 255, "holds exponents of infinite numbers"),
+    ):
+        before = load_file(checkpoint / TENSORS)
+        edit_tensors(checkpoint, lambda t, n=f"optimizer.0.{name}", v=value: t.update({n: filled(v)(t[n])}))
+        refused(checkpoint, match, **optim)
+        save_file(before, checkpoint / TENSORS)
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,7 @@ OPTIMS = {
     "tree": OptimConfig(),
     "tree, active rows": OptimConfig(rows="active"),
     "tree, active rows, state in bfloat16": OptimConfig(rows="active", state="bfloat16"),
+    "tree, active rows, state in 8 bits": OptimConfig(rows="active", state="int8"),
 }
 
 

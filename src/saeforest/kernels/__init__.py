@@ -24,6 +24,7 @@ from .links import (
     projected_distance,
     toward_parents,
 )
+from .low_precision import Bytes
 from .products import (
     gradient_by_rows,
     jagged_decode,
@@ -50,6 +51,7 @@ from .types import AdamStep
 
 __all__ = [
     "AdamStep",
+    "Bytes",
     "backend",
     "best_children",
     "by_rows",

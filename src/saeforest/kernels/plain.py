@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from .low_precision import Bytes, format_of, narrowed, rounded, widened
 from .types import AdamStep, after_rest
 
 _SUM = 0  # embedding bag's code for mode="sum"
@@ -268,30 +269,26 @@ def layer_rows(ids: Int[Tensor, "n k"], starts: tuple[int, ...]) -> Int[Tensor, 
 def adam(
     weight: Float[Tensor, "*shape"],
     grad: Float[Tensor, "*shape"],
-    exp_avg: Float[Tensor, "*shape"],
-    exp_avg_sq: Float[Tensor, "*shape"],
+    exp_avg: Float[Tensor, "*shape"] | Bytes,
+    exp_avg_sq: Float[Tensor, "*shape"] | Bytes,
     step: AdamStep,
 ) -> None:
-    """One step of Adam, in place; with `step.unit_rows`, on rows of unit norm (docs/spec/tree-sae.md#adam)."""
-    if step.unit_rows:
-        weight.copy_(F.normalize(weight))
-        if step.project:
-            grad = grad - (grad * weight).sum(-1, keepdim=True) * weight
-    m, v = exp_avg.to(weight.dtype), exp_avg_sq.to(weight.dtype)
-    m = torch.lerp(m, grad, 1 - step.beta1)
-    v = step.beta2 * v + (1 - step.beta2) * grad * grad
-    size = step.lr / (1 - step.beta1**step.steps)
-    weight.addcdiv_(m, v.sqrt() / math.sqrt(1 - step.beta2**step.steps) + step.eps, value=-size)
-    for i, (state, new) in enumerate(((exp_avg, m), (exp_avg_sq, v))):
-        state.copy_(new if state.dtype == weight.dtype else rounded(new, 2 * step.steps + i))
+    """One step of Adam, in place; with `step.unit_rows`, on rows of unit norm (docs/spec/tree-sae.md#adam).
+
+    It is computed in the data type of `grad`. What is kept in fewer bits is rounded stochastically.
+    """
+    w, m, v = (_widened(t, grad.dtype) for t in (weight, exp_avg, exp_avg_sq))
+    new = _stepped(w, grad, m, v, step)
+    for kept, x, seed in zip((weight, exp_avg, exp_avg_sq), new, step.seeds, strict=True):
+        _keep(kept, x, seed)
 
 
 def adam_rows(
     weight: Float[Tensor, "F d"],
     rows: Int[Tensor, "a"],
     grad: Float[Tensor, "a d"],
-    exp_avg: Float[Tensor, "F d"],
-    exp_avg_sq: Float[Tensor, "F d"],
+    exp_avg: Float[Tensor, "F d"] | Bytes,
+    exp_avg_sq: Float[Tensor, "F d"] | Bytes,
     last: Int[Tensor, "F"],
     step: AdamStep,
 ) -> None:
@@ -303,40 +300,55 @@ def adam_rows(
     rows: the rows, each at most once. grad: their gradients.
     last: the step in which each row was last updated, 0 if in none; it is updated too.
     """
-    keep_m, keep_v, far = after_rest(step, last[rows]).to(weight.dtype)[:, :, None].unbind(1)
-    w, m, v = (t[rows].to(weight.dtype) for t in (weight, exp_avg, exp_avg_sq))
+    keep_m, keep_v, far = after_rest(step, last[rows]).to(grad.dtype)[:, :, None].unbind(1)
+    w, m, v = (_widened(t, grad.dtype, rows) for t in (weight, exp_avg, exp_avg_sq))
     w = w - far * m / (v.sqrt() / math.sqrt(1 - step.beta2**step.steps) + step.eps)
-    m, v = keep_m * m, keep_v * v
-    adam(w, grad, m, v, step)
-    weight[rows], last[rows] = w, step.steps
-    for i, (state, new) in enumerate(((exp_avg, m), (exp_avg_sq, v))):
-        state[rows] = new if state.dtype == w.dtype else rounded(new, 2 * step.steps + i, rows)
+    new = _stepped(w, grad, keep_m * m, keep_v * v, step)
+    last[rows] = step.steps
+    for kept, x, seed in zip((weight, exp_avg, exp_avg_sq), new, step.seeds, strict=True):
+        _keep(kept, x, seed, rows)
 
 
-def rounded(
-    x: Float[Tensor, "*shape"], seed: int, rows: Int[Tensor, "a"] | None = None
-) -> Float[Tensor, "*shape"]:
-    """`x` in bfloat16 by stochastic rounding, which is unbiased.
+def _stepped(
+    w: Float[Tensor, "*shape"],
+    grad: Float[Tensor, "*shape"],
+    m: Float[Tensor, "*shape"],
+    v: Float[Tensor, "*shape"],
+    step: AdamStep,
+) -> tuple[Float[Tensor, "*shape"], Float[Tensor, "*shape"], Float[Tensor, "*shape"]]:
+    """Weights and moments after a step."""
+    if step.unit_rows:
+        w = F.normalize(w)
+        if step.project:
+            grad = grad - (grad * w).sum(-1, keepdim=True) * w
+    m = torch.lerp(m, grad, 1 - step.beta1)
+    v = step.beta2 * v + (1 - step.beta2) * grad * grad
+    size = step.lr / (1 - step.beta1**step.steps)
+    w = w.addcdiv(m, v.sqrt() / math.sqrt(1 - step.beta2**step.steps) + step.eps, value=-size)
+    return w, m, v
 
-    With rounding to nearest, a slowly moving average would never change. The random numbers depend only on the position
-    and `seed`.
 
-    rows: the rows that `x` has in the matrix in which positions count. None: `x` is the whole.
-    """
-    place = torch.arange(x.numel(), device=x.device, dtype=torch.int64).view(x.shape)
-    if rows is not None:
-        place = place[0] + rows[:, None] * x.shape[1]
-    mask = 0xFFFFFFFF
-    # A 32-bit hash (the finalizer of MurmurHash3), computed in 64-bit integers.
-    h = (place + seed * 0x9E3779B9) & mask
-    h = ((h ^ (h >> 16)) * 0x85EBCA6B) & mask
-    h = ((h ^ (h >> 13)) * 0xC2B2AE35) & mask
-    h = h ^ (h >> 16)
-    bits = x.float().view(torch.int32).long() & mask
-    bits = ((bits + (h & 0xFFFF)) & 0xFFFF0000).to(torch.int64)
-    # The upper half of a float32 is a bfloat16.
-    half = (bits >> 16).to(torch.int32)
-    return torch.where(half >= 1 << 15, half - (1 << 16), half).to(torch.int16).view(torch.bfloat16)
+def _widened(
+    kept: Float[Tensor, "*shape"] | Bytes, dtype: torch.dtype, rows: Int[Tensor, "a"] | None = None
+) -> Float[Tensor, "..."]:
+    """`rows` of a matrix, or all of it, in `dtype`."""
+    if isinstance(kept, Bytes):
+        return widened(kept if rows is None else Bytes(kept.codes[rows], kept.exponents[rows])).to(dtype)
+    return (kept if rows is None else kept[rows]).to(dtype)
+
+
+def _keep(
+    kept: Float[Tensor, "*shape"] | Bytes,
+    x: Float[Tensor, "..."],
+    seed: int,
+    rows: Int[Tensor, "a"] | None = None,
+) -> None:
+    """Write `rows` of a matrix, or all of it, rounded stochastically if its numbers have fewer bits."""
+    at = slice(None) if rows is None else rows
+    if isinstance(kept, Bytes):
+        kept.codes[at], kept.exponents[at] = narrowed(x, format_of(kept.codes.dtype), seed, rows)
+    else:
+        kept[at] = x if kept.dtype == x.dtype else rounded(x, seed, rows)
 
 
 # -- matching pursuit

@@ -24,6 +24,11 @@ class AdamStep(NamedTuple):
     project: bool = False
     """Whether the component of each row's gradient along the row is removed; only with `unit_rows`."""
 
+    @property
+    def seeds(self) -> tuple[int, int, int]:
+        """Random seeds for rounding the weights and the two moments."""
+        return 2 * self.steps + 2**31, 2 * self.steps, 2 * self.steps + 1
+
 
 def after_rest(step: AdamStep, last: Int[Tensor, "a"]) -> Float[Tensor, "a 3"]:
     """What rows make up for before `step` that were last updated in the steps `last`: the factors by which their two

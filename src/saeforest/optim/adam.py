@@ -6,13 +6,18 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..kernels import AdamStep, backend, rows_of_gradient
+from ..kernels import AdamStep, Bytes, backend, rows_of_gradient
+from ..kernels.low_precision import SIGNED, UNSIGNED, format_of, narrowed, widened
 
 #: The name in the state of a weight for the step in which each of its rows was last updated.
 _LAST = "last"
+#: The ending of the names of moments in 8 bits for the exponents of their rows.
+_EXPONENTS = "_exponents"
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+_NO_CODE, _INFINITE = -128, 255
 
 
 class Adam(torch.optim.Optimizer):
@@ -25,8 +30,9 @@ class Adam(torch.optim.Optimizer):
     A group with `rows="active"` updates only the rows of its matrices that have a gradient; the others rest
     (docs/spec/tree-sae.md#active-rows).
 
-    With `state=torch.bfloat16` the moving averages take half the memory. They use stochastic rounding: if rounded to
-    nearest, an average that changes by a thousandth per step would never change.
+    With `state=torch.bfloat16` the moving averages take half the memory, with `torch.int8` a quarter
+    (docs/spec/tree-sae.md#low-precision). They use stochastic rounding: if rounded to nearest, an average that changes
+    by a thousandth per step would never change.
     """
 
     def __init__(
@@ -77,7 +83,7 @@ class Adam(torch.optim.Optimizer):
             unit_rows=group["unit_rows"],
             project=group["project"],
         )
-        moments, kernels = (state["exp_avg"], state["exp_avg_sq"]), backend(weight)
+        moments, kernels = [_moment(state, name) for name in _MOMENTS], backend(weight)
         if _LAST in state:
             kernels.adam_rows(weight, *rows_of_gradient(grad), *moments, state[_LAST], step)
         else:
@@ -99,14 +105,14 @@ class Adam(torch.optim.Optimizer):
         from 0, the first steps would be several times too long."""
         if not (state := self.state.get(weight)):
             return
-        state["exp_avg"][rows] = 0
-        square = state["exp_avg_sq"]
-        usual = square[like].float()
+        usual = _read(_moment(state, "exp_avg_sq"), like)
         if _LAST in state:
-            rest = (state["step"].to(square.device) - state[_LAST][like]).double()
+            rest = (state["step"].to(usual.device) - state[_LAST][like]).double()
             usual *= (self._group(weight)["betas"][1] ** rest).float()[:, None]
             state[_LAST][rows] = int(state["step"])
-        square[rows] = usual.mean(0).to(square.dtype)
+        mean = usual.mean(0).expand(len(rows), -1)
+        for name, new in zip(_MOMENTS, (torch.zeros_like(mean), mean), strict=True):
+            _write(_moment(state, name), rows, new, int(state["step"]))
 
     @torch.no_grad()
     def rearrange(self, weight: Tensor, at: Int[Tensor, "F"]) -> None:
@@ -122,12 +128,43 @@ class Adam(torch.optim.Optimizer):
 def kept(weight: Tensor, group: dict[str, Any]) -> dict[str, tuple[torch.Size, torch.dtype]]:
     """Shape and data type of what Adam keeps of a weight, besides the number of its steps.
 
-    The moving averages of a matrix have the data type of `group["state"]`; those of a vector, which are small, that of
-    the vector. If only active rows are updated, the step in which each row was last updated is kept too.
+    The moving averages of a matrix have the data type of `group["state"]`, and in 8 bits an exponent for each row;
+    those of a vector, which are small, have the data type of the vector. If only active rows are updated, the step in
+    which each row was last updated is kept too.
     """
     state: torch.dtype | None = group["state"]
     moment = (weight.shape, weight.dtype if state is None or weight.dim() < 2 else state)
-    found = {"exp_avg": moment, "exp_avg_sq": moment}
+    found: dict[str, tuple[torch.Size, torch.dtype]] = dict.fromkeys(_MOMENTS, moment)
+    if state == torch.int8 and weight.dim() == 2:
+        for name, form in zip(_MOMENTS, (SIGNED, UNSIGNED), strict=True):
+            found[name] = (weight.shape, form.dtype)
+            found[name + _EXPONENTS] = (weight.shape[:1], torch.uint8)
     if group["rows"] == "active" and weight.dim() == 2:
         found[_LAST] = (weight.shape[:1], torch.int64)
     return found
+
+
+def flaw_of_moment(name: str, tensor: Tensor) -> str:
+    """What is wrong with a moment in 8 bits, or with the exponents of its rows, in words; empty if nothing is."""
+    if name.endswith(_EXPONENTS):
+        return "" if bool((tensor < _INFINITE).all()) else "holds exponents of infinite numbers"
+    bad = tensor.dtype == torch.int8 and bool((tensor == _NO_CODE).any())
+    return f"holds {_NO_CODE}, which stands for no number" if bad else ""
+
+
+def _moment(state: dict[str, Tensor], name: str) -> Tensor | Bytes:
+    exponents = state.get(name + _EXPONENTS)
+    return state[name] if exponents is None else Bytes(state[name], exponents)
+
+
+def _read(moment: Tensor | Bytes, rows: Int[Tensor, "a"]) -> Float[Tensor, "a d"]:
+    if isinstance(moment, Bytes):
+        return widened(Bytes(moment.codes[rows], moment.exponents[rows]))
+    return moment[rows].float()
+
+
+def _write(moment: Tensor | Bytes, rows: Int[Tensor, "a"], new: Float[Tensor, "a d"], seed: int) -> None:
+    if isinstance(moment, Bytes):
+        moment.codes[rows], moment.exponents[rows] = narrowed(new, format_of(moment.codes.dtype), seed, rows)
+    else:
+        moment[rows] = new.to(moment.dtype)

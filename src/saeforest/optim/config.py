@@ -36,8 +36,9 @@ class OptimConfig:
     float32. auto: bfloat16 if the hardware multiplies it natively."""
     project_gradient: bool = True
     """Remove from the gradient of every decoder row its component along the row, which would only change its norm."""
-    state: Literal["float32", "bfloat16"] = "float32"
-    """Data type of Adam's moving averages. bfloat16 halves their memory; stochastic rounding keeps them unbiased."""
+    state: Literal["float32", "bfloat16", "int8"] = "float32"
+    """Data type of Adam's moving averages. bfloat16 halves their memory, int8 quarters it; stochastic rounding keeps
+    them unbiased."""
     rows: Literal["all", "active"] = "all"
     """Rows of the encoder and decoder that a step updates. all: every one, as Adam does; active: those that have a
     gradient, because their feature fired or the auxiliary loss trains it. The others rest, and make up for that when

@@ -317,7 +317,7 @@ def _make_optimizer(
     if config.rows == "active":
         for matrix in weights:
             gradient_by_rows(matrix)
-    state = torch.bfloat16 if config.state == "bfloat16" else None
+    state = None if config.state == "float32" else getattr(torch, config.state)
     return Adam(groups, lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps, state=state)
 
 

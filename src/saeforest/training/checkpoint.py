@@ -22,7 +22,7 @@ from ..files import (
     write_json,
     write_tensors,
 )
-from ..optim import kept
+from ..optim import flaw_of_moment, kept
 from ..saes import Training
 from ..schema import Checksum, Count, Name, Positive, Schema, checked
 from ..structure.forest import Forest
@@ -262,6 +262,8 @@ def _damage(name: str, tensor: Tensor, step: int, d_sae: int) -> str:
         return ""
     if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
         return "holds NaN or infinite values"
+    if name.startswith("optimizer.") and tensor.dtype in (torch.int8, torch.uint8):
+        return flaw_of_moment(name, tensor)
     if name.endswith("_ids"):
         inside = bool(((tensor >= 0) & (tensor <= d_sae)).all())  # d_sae itself is an empty slot
         return "" if inside else f"holds ids of features outside 0 to {d_sae:,}"

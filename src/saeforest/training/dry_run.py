@@ -226,7 +226,7 @@ def _bytes(config: TrainConfig) -> int:
     """Bytes for each parameter: itself and its gradient in float32, and Adam's two moments. Gradients of active rows
     alone do not grow with the dictionary; they are among the working memory."""
     gradient = 0 if config.optim.rows == "active" else 4
-    return 4 + gradient + 2 * (2 if config.optim.state == "bfloat16" else 4)
+    return 4 + gradient + 2 * getattr(torch, config.optim.state).itemsize
 
 
 def _activations(reader: ActivationReader, tokens: Tokens, n_windows: int) -> tuple[ActivationBatch, float]:

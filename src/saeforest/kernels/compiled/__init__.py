@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import plain
+from ..low_precision import Bytes
 from ..rows import own_work, parts_together
 from ..types import AdamStep, after_rest
 from . import loops, moments, select
@@ -218,67 +218,80 @@ def layer_gradients(
     return grads, to_values
 
 
-def adam(weight: Tensor, grad: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, step: AdamStep) -> None:
-    if not _in_place(weight, exp_avg, exp_avg_sq) or weight.dim() not in (1, 2):
+def adam(
+    weight: Tensor, grad: Tensor, exp_avg: Tensor | Bytes, exp_avg_sq: Tensor | Bytes, step: AdamStep
+) -> None:
+    if not _in_place(weight, grad, exp_avg, exp_avg_sq) or weight.dim() not in (1, 2):
         plain.adam(weight, grad, exp_avg, exp_avg_sq, step)
         return
-    if weight.dim() == 1:
+    if isinstance(exp_avg, Tensor) and isinstance(exp_avg_sq, Tensor) and weight.dim() == 1:
         weight, grad, exp_avg, exp_avg_sq = (t[None] for t in (weight, grad, exp_avg, exp_avg_sq))
-    weight_, grad_ = arrays(weight, grad)
-    number = weight_.dtype.type
-    numbers = (number(step.beta1), number(step.beta2), *_sizes(step, number))
-    flags = (step.unit_rows, step.project)
-    if exp_avg.dtype == weight.dtype:
-        over_rows(moments.adam, len(weight), weight_, grad_, *arrays(exp_avg, exp_avg_sq), *flags, *numbers)
-        return
-    m, v = _halves(exp_avg, exp_avg_sq)
-    over_rows(moments.adam_rounded, len(weight), weight_, grad_, m, v, *flags, *numbers, *_seeds(step))
+    _adam(weight, None, grad, exp_avg, exp_avg_sq, None, None, step)
 
 
 def adam_rows(
     weight: Tensor,
     rows: Tensor,
     grad: Tensor,
-    exp_avg: Tensor,
-    exp_avg_sq: Tensor,
+    exp_avg: Tensor | Bytes,
+    exp_avg_sq: Tensor | Bytes,
     last: Tensor,
     step: AdamStep,
 ) -> None:
-    if not _in_place(weight, exp_avg, exp_avg_sq):
+    if not _in_place(weight, grad, exp_avg, exp_avg_sq):
         plain.adam_rows(weight, rows, grad, exp_avg, exp_avg_sq, last, step)
         return
-    weight_, rows_, grad_, last_ = arrays(weight, rows, grad, last)
-    number = weight_.dtype.type
-    rests = after_rest(step, last[rows]).to(weight.dtype).numpy()
-    numbers = (number(step.beta1), number(step.beta2), *_sizes(step, number))
-    others = (last_, step.steps, rests, step.unit_rows, step.project, *numbers)
-    if exp_avg.dtype == weight.dtype:
-        m, v = arrays(exp_avg, exp_avg_sq)
-        over_rows(moments.adam_rows, len(rows), weight_, rows_, grad_, m, v, *others)
-        return
-    m, v = _halves(exp_avg, exp_avg_sq)
-    over_rows(moments.adam_rows_rounded, len(rows), weight_, rows_, grad_, m, v, *others, *_seeds(step))
+    rests = after_rest(step, last[rows]).to(grad.dtype).numpy()
+    _adam(weight, arrays(rows)[0], grad, exp_avg, exp_avg_sq, arrays(last)[0], rests, step)
 
 
-def _in_place(weight: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor) -> bool:
-    """Whether the compiled loops can update these: contiguous, with moments of the weight's type or in bfloat16."""
-    halved = exp_avg.dtype == torch.bfloat16 and weight.dtype == torch.float32
-    contiguous = all(t.is_contiguous() for t in (weight, exp_avg, exp_avg_sq))
-    return contiguous and (halved or exp_avg.dtype == weight.dtype)
+def _adam(
+    weight: Tensor,
+    rows: np.ndarray | None,
+    grad: Tensor,
+    exp_avg: Tensor | Bytes,
+    exp_avg_sq: Tensor | Bytes,
+    last: np.ndarray | None,
+    rests: np.ndarray | None,
+    step: AdamStep,
+) -> None:
+    (grad_,) = arrays(grad)
+    number = grad_.dtype.type
+    over_rows(
+        moments.adam,
+        len(grad_),
+        _kept(weight, grad.dtype),
+        rows,
+        grad_,
+        _kept(exp_avg, grad.dtype),
+        _kept(exp_avg_sq, grad.dtype),
+        last,
+        step.steps,
+        rests,
+        step.unit_rows,
+        step.project,
+        number(step.beta1),
+        number(step.beta2),
+        number(step.lr / (1 - step.beta1**step.steps)),
+        number(1 / math.sqrt(1 - step.beta2**step.steps)),  # undoes the bias of the root of the second moment
+        number(step.eps),
+        *(np.uint32(seed * 0x9E3779B9 & 0xFFFFFFFF) for seed in step.seeds),
+    )
 
 
-def _sizes(step: AdamStep, number: Callable[[float], Any]) -> tuple[Any, Any, Any]:
-    """The length of the step, what undoes the bias of the root of the second moment, and epsilon."""
-    size = step.lr / (1 - step.beta1**step.steps)
-    return number(size), number(1 / math.sqrt(1 - step.beta2**step.steps)), number(step.eps)
+def _in_place(weight: Tensor, grad: Tensor, *moments: Tensor | Bytes) -> bool:
+    """Whether the compiled loops can update these: contiguous, in the gradient's data type or in fewer bits than its
+    32."""
+    kept = [part for each in (weight, *moments) for part in (each if isinstance(each, Bytes) else (each,))]
+    exact = all(t.dtype == grad.dtype for t in kept)
+    return all(t.is_contiguous() for t in kept) and (exact or grad.dtype == torch.float32)
 
 
-def _halves(*moments: Tensor) -> list[np.ndarray]:
-    return [as_bits(t).view(np.uint16) for t in moments]
-
-
-def _seeds(step: AdamStep) -> list[np.uint32]:
-    return [np.uint32((2 * step.steps + i) * 0x9E3779B9 & 0xFFFFFFFF) for i in (0, 1)]
+def _kept(matrix: Tensor | Bytes, exact: torch.dtype) -> Any:
+    """The arrays that the loops of `moments.py` take for a matrix."""
+    if isinstance(matrix, Bytes):
+        return tuple(arrays(*matrix))
+    return arrays(matrix)[0] if matrix.dtype == exact else as_bits(matrix).view(np.uint16)
 
 
 def choose_atoms(u: Tensor, atoms: Tensor, gram: Tensor, k: int, tolerance: float) -> tuple[Tensor, Tensor]:

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 # Sums may be reordered for the processor's vector instructions, in the same way every time.
-_OPTIONS = {
+OPTIONS = {
     "nogil": True,
     "fastmath": {"reassoc", "contract", "nsz", "arcp"},
     "error_model": "numpy",
@@ -33,9 +33,9 @@ def jit(loop: Callable[..., Any]) -> Callable[..., Any]:
     """Compile a loop, without the type checks that tests wrap around every function."""
     loop = inspect.unwrap(loop)
     try:
-        return numba.njit(cache=True, **_OPTIONS)(loop)
+        return numba.njit(cache=True, **OPTIONS)(loop)
     except RuntimeError:  # there is no place for a cache, so compile it again in every process
-        return numba.njit(**_OPTIONS)(loop)
+        return numba.njit(**OPTIONS)(loop)
 
 
 @cache

@@ -10,6 +10,8 @@ import triton.language as tl
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from .. import plain
+from ..low_precision import Bytes
 from ..types import AdamStep, after_rest
 from .launch import launch
 
@@ -116,14 +118,18 @@ def _adam(
 def adam(
     weight: Float[Tensor, "*shape"],
     grad: Float[Tensor, "*shape"],
-    exp_avg: Float[Tensor, "*shape"],
-    exp_avg_sq: Float[Tensor, "*shape"],
+    exp_avg: Float[Tensor, "*shape"] | Bytes,
+    exp_avg_sq: Float[Tensor, "*shape"] | Bytes,
     step: AdamStep,
 ) -> None:
     """Run one program for each row if rows are scaled to unit norm, otherwise one for each block of elements.
 
-    `weight` must be float32, and the tensors that are updated must be contiguous.
+    `weight` must be float32, and the tensors that are updated must be contiguous. PyTorch steps those
+    with moments in 8 bits.
     """
+    if isinstance(exp_avg, Bytes) or isinstance(exp_avg_sq, Bytes):
+        plain.adam(weight, grad, exp_avg, exp_avg_sq, step)
+        return
     d = weight.shape[-1] if step.unit_rows else _BLOCK
     _launch(triton.cdiv(weight.numel(), d), d, weight, grad, exp_avg, exp_avg_sq, step, None, None)
 
@@ -132,12 +138,15 @@ def adam_rows(
     weight: Float[Tensor, "F d"],
     rows: Int[Tensor, "a"],
     grad: Float[Tensor, "a d"],
-    exp_avg: Float[Tensor, "F d"],
-    exp_avg_sq: Float[Tensor, "F d"],
+    exp_avg: Float[Tensor, "F d"] | Bytes,
+    exp_avg_sq: Float[Tensor, "F d"] | Bytes,
     last: Int[Tensor, "F"],
     step: AdamStep,
 ) -> None:
     """Run one program for each of `rows`. The same holds for the tensors as in `adam`."""
+    if isinstance(exp_avg, Bytes) or isinstance(exp_avg_sq, Bytes):
+        plain.adam_rows(weight, rows, grad, exp_avg, exp_avg_sq, last, step)
+        return
     rests = after_rest(step, last[rows]).float()
     _launch(len(rows), weight.shape[1], weight, grad, exp_avg, exp_avg_sq, step, rows, rests)
     last[rows] = step.steps
@@ -178,8 +187,8 @@ def _launch(
         step.lr / (1 - step.beta1**step.steps),
         1 / math.sqrt(1 - step.beta2**step.steps),
         step.eps,
-        _shift(2 * step.steps),
-        _shift(2 * step.steps + 1),
+        _shift(step.seeds[1]),
+        _shift(step.seeds[2]),
         rows,
         rests,
         **options,
