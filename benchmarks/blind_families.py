@@ -23,13 +23,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from saeforest.evaluation.nulls import shuffled_parents
 from saeforest.explore import Explorer, Index
 from saeforest.explore.queries.cards import FeatureCard
 from saeforest.kept_forest import forest_of
 from saeforest.lm import load_tokenizer
 from saeforest.run_folder import RunFolder
 from saeforest.structure.forest import ROOT, Forest
+from saeforest.structure.shuffled import shuffled_parents
 
 _CONTEXTS, _WIDTH = 6, 70
 

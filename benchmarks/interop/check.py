@@ -77,6 +77,7 @@ def runner(tool: Tool, say: Callable[[str], None]) -> Run:
             "pip",
             "install",
             "--quiet",
+            "--no-compile",
             "--constraint",
             str(constraint),
             *arguments,

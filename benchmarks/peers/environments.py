@@ -14,6 +14,8 @@ FOLDER = ROOT / ".venv-peers"
 #: The release the project is developed with. Asked for by itself, so that pip takes the CPU build if it has one.
 TORCH = "2.13.0"
 _STAMP = "made.txt"
+# Modules are compiled when they are first imported: most of what comes along never is.
+_INSTALL = ("-m", "pip", "install", "--no-compile")
 
 
 class EnvironmentFailure(Exception):
@@ -78,11 +80,11 @@ def _make(folder: Path, library: str, recipe: Recipe, *, own_torch: bool) -> Non
         library, sys.executable, "-m", "venv", *([] if own_torch else ["--system-site-packages"]), str(folder)
     )
     if own_torch:
-        _run(library, python, "-m", "pip", "install", f"torch=={TORCH}")
+        _run(library, python, *_INSTALL, f"torch=={TORCH}")
     torch = _torch_version(library, python)
     constraint = folder / "constraint.txt"
     constraint.write_text(f"torch=={torch}\n", encoding="utf-8")
-    install = [python, "-m", "pip", "install", "--constraint", str(constraint)]
+    install = [python, *_INSTALL, "--constraint", str(constraint)]
     package = f"{library}=={recipe.version}"
     if recipe.needs is None:
         _run(library, *install, package)

@@ -198,7 +198,7 @@ def _scr(
     own, scr_module.fit_probes = scr_module.fit_probes, lambda *_: probes
     try:
         codes = LabeledCodes(read, pooled_code(sae, read))
-        record = scr(Subject(sae, {}, {"labeled_texts": lambda: codes}), config)
+        record = scr(Subject(sae, {}, {"labeled_texts": lambda: codes, "forest": lambda: sae.forest}), config)
     finally:
         scr_module.fit_probes = own
     entry = record.detail["pairs"][0]

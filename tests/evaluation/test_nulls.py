@@ -19,14 +19,12 @@ from saeforest.evaluation import nulls as nulls_module
 from saeforest.evaluation import run as run_module
 from saeforest.evaluation.null_values import FOREST_FREE, SUFFIXES, auc, with_nulls
 from saeforest.evaluation.nulls import (
-    BLOCK,
     NullSAE,
     Sample,
     Start,
     fired,
     make_nulls,
     read_sample,
-    shuffled_parents,
     start_of,
     untrained,
     with_parents,
@@ -52,6 +50,7 @@ from saeforest.saes import (
 )
 from saeforest.session import open_reader, read_tokens
 from saeforest.structure.forest import ROOT, Forest
+from saeforest.structure.shuffled import BLOCK, shuffled_parents
 from saeforest.training import run_training
 
 D = 8

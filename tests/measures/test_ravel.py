@@ -14,10 +14,12 @@ from torch import Tensor
 
 from measure_cases import SITE, D, tree_sae
 from oracles import ravel as oracle
+from oracles.scr import subtrees
 from saeforest.activations import ActivationReader
 from saeforest.errors import InputError
 from saeforest.lm import LanguageModel
-from saeforest.measures.ravel import RavelConfig, _record, _Tested, ravel
+from saeforest.measures.matched import alike
+from saeforest.measures.ravel import RavelConfig, _pairs, _record, _Tested, ravel
 from saeforest.measures.ravel_prompts import (
     Ask,
     Known,
@@ -30,6 +32,7 @@ from saeforest.measures.ravel_prompts import (
 )
 from saeforest.measures.ravel_swap import Site, mask_loss, swap_of, train_mask
 from saeforest.saes import SAE, TopKConfig, TopKSAE
+from saeforest.structure.shuffled import shuffled_parents
 from saeforest.text.facts import Facts, read_facts
 from subject_cases import given
 
@@ -210,7 +213,8 @@ def test_where_a_swap_of_all_changes_everything(lm: LanguageModel, tmp_path: Pat
     config = RavelConfig(
         source=str(tmp_path / "facts"), kinds=("thing",), n_tokens=1, pairs=20, train=0.5, epochs=1
     )
-    subject = given(exact_sae(), {"sae": "test"}, language_model=reader)
+    sae = exact_sae()
+    subject = given(sae, {"sae": "test"}, language_model=reader, forest=sae.forest)
     record = ravel(subject, config)
     assert record.detail["kinds"]["thing"]["known"] >= 24
     assert record.value["attributes"] == 2
@@ -226,12 +230,65 @@ def test_where_a_swap_of_all_changes_everything(lm: LanguageModel, tmp_path: Pat
     assert ravel(subject, config) == record
 
 
+def test_subtrees_of_a_mask_beside_shuffled_ones(lm: LanguageModel, tmp_path: Path) -> None:
+    """What a swap with all below the mask completes, against one prompt at a time by slow arithmetic."""
+    sae = tree_sae()
+    reader = reader_at(lm, SITE)
+    facts_of(reader, tmp_path / "facts")
+    config = RavelConfig(str(tmp_path / "facts"), ("thing:A,B",), n_tokens=1, pairs=20, train=0.5, epochs=1)
+    record = ravel(given(sae, {"sae": "test"}, language_model=reader, forest=sae.forest), config)
+    every = asks(read_facts(config.source, config.attributes())[0], reader)
+    said = answers(reader, [ask.ids for ask in every], [ask.value for ask in every], 1, lambda _: None)
+    known = [Known(ask, first) for ask, (right, first) in zip(every, said, strict=True) if right]
+    site = Site(reader, known, swap_of(sae, entity_activations(reader, known), False))
+    fired = (site.swap.f > 0).sum(0)
+    parents = sae.parent, shuffled_parents(sae.forest, fired)
+    assert not torch.equal(*parents)
+    rng = np.random.default_rng(config.seed)
+    decoder, differ = sae.W_dec.detach().double().numpy(), 0
+    for attribute, entry in zip("AB", record.detail["attributes"], strict=True):
+        train, test = _pairs(known, attribute, [other for other in "AB" if other != attribute], config, rng)
+        mask = (
+            (train_mask(site, train, 1, config.batch_size, config.lr, rng) > 0).nonzero().flatten().tolist()
+        )
+        alike(
+            np.array(mask), fired.double().numpy(), fired.numpy() > 0, rng
+        )  # it draws from the same numbers
+        for name, parent in zip(("subtree", "subtree_shuffled"), parents, strict=True):
+            features = subtrees(parent.tolist(), mask)
+            assert entry[f"{name}_features"] == sum(int(fired[i]) > 0 for i in features)
+            differ += len(features) > len(mask)
+            right: dict[bool, list[bool]] = {True: [], False: []}
+            for p in test:
+                b, s = (known[i].ask for i in p[:2])
+                f, plain = site.swap.f.double().numpy(), site.swap.plain.double().numpy()
+                m = [float(i in features) for i in range(sae.d_sae)]
+                scale = float(site.swap.std[p.base])
+                x = oracle.mixed(plain[p.base], f[p.base], f[p.source], m, scale, decoder)
+                logits = lm.logits(
+                    torch.tensor([b.ids]), site.hooks([p.base], torch.from_numpy(x)[None].float())
+                )
+                token = str(lm.tokenizer.decode([int(logits[0, -1].argmax())]))
+                right[p.cause].append(bool(verdict(token, (s if p.cause else b).value)))
+            assert entry[f"cause_{name}"] == pytest.approx(np.mean(right[True]))
+            assert entry[f"isolation_{name}"] == pytest.approx(np.mean(right[False]))
+    assert differ >= 2
+    assert record.value["disentanglement_subtree_over_shuffled"] is not None
+
+
 def test_scores_by_hand() -> None:
     """Kind k has attributes with causes of 1/2 and 1, kind l one with 0: the mean over kinds is (3/4 + 0) / 2."""
 
     def tested(kind: str, attribute: str, pairs: list[tuple[str, bool, bool]]) -> _Tested:
         right = np.array([r for *_, r in pairs])
-        masks = {"": right, "random": ~right, "all": right, "none": right}
+        masks = {
+            "": right,
+            "random": ~right,
+            "all": right,
+            "none": right,
+            "subtree": right,
+            "subtree_shuffled": ~right,
+        }
         return _Tested(
             kind, attribute, [(kind, e) for e, *_ in pairs], np.array([c for _, c, _ in pairs]), masks
         )
@@ -242,7 +299,12 @@ def test_scores_by_hand() -> None:
     found = [tested("k", "A", first), tested("k", "B", second), tested("l", "A", third)]
     entries = [{"features": 3}, {"features": 6}, {}]
     record = _record(
-        given(exact_sae(), {"sae": "test"}), RavelConfig(), found, {"k": {"asked": 9, "known": 5}}, entries
+        given(exact_sae(), {"sae": "test"}),
+        RavelConfig(),
+        found,
+        {"k": {"asked": 9, "known": 5}},
+        entries,
+        None,
     )
     once = dict.fromkeys("abcd", 1.0)
     cause = (
@@ -255,6 +317,7 @@ def test_scores_by_hand() -> None:
     assert record.value["disentanglement"] == pytest.approx(0.625)
     assert record.value["disentanglement_random"] == pytest.approx(0.375)
     assert record.value["disentanglement_over_random"] == pytest.approx(0.25)
+    assert record.value["disentanglement_subtree_over_shuffled"] == pytest.approx(0.25)
     assert record.value["features"] == 4.5
 
 
@@ -264,7 +327,8 @@ def test_a_model_that_knows_nothing_has_no_score(lm: LanguageModel, tmp_path: Pa
     values = {entity: dict.fromkeys(TEMPLATES, "Atlantis") for entity in ENTITIES}
     (tmp_path / "facts" / "ravel_thing_entity_attributes.json").write_text(json.dumps(values))
     config = RavelConfig(source=str(tmp_path / "facts"), kinds=("thing:A,B",), n_tokens=1)
-    record = ravel(given(exact_sae(), {"sae": "test"}, language_model=reader), config)
+    sae = exact_sae()
+    record = ravel(given(sae, {"sae": "test"}, language_model=reader, forest=sae.forest), config)
     assert record.value["disentanglement"] is None
     assert record.null["disentanglement"].startswith(
         "the model completes 0 of 36 prompts rightly, too few for 3 pairs"

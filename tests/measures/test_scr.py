@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_sparse_probing import D, planted_sae, subject_of
+from test_sparse_probing import D, planted_sae
+from test_sparse_probing import subject_of as without_forest
 
 from oracles import scr as oracle
 from oracles.sparse_probing import mean_over_tokens
@@ -17,11 +18,19 @@ from saeforest.measures.matched import alike
 from saeforest.measures.pooled import ReadTexts, apart, choose, divide, read_texts
 from saeforest.measures.pooled_probes import fit_probes
 from saeforest.measures.scr import ScrConfig, TwoLabelTextConfig, balanced, scr, scr_score
+from saeforest.measures.subject import Subject
+from saeforest.measures.subtrees import NO_EDGES, NOTHING_BELOW
 from saeforest.run_folder import RunFolder
-from saeforest.saes import TreeConfig, TreeSAE
+from saeforest.saes import SAE, HSAEConfig, TreeConfig, TreeSAE, build
 from saeforest.session import open_reader
+from saeforest.structure.shuffled import shuffled_parents
+from subject_cases import but
 
 QUICK = ScrConfig(n=(1, 2, 4), epochs=4, random_draws=2)
+
+
+def subject_of(sae: SAE, texts: ReadTexts) -> Subject:
+    return but(without_forest(sae, texts), forest=sae.forest)
 
 
 def texts_of(x: list[np.ndarray], quadrant: np.ndarray) -> ReadTexts:
@@ -103,7 +112,9 @@ def test_record_against_ablation_token_by_token(normalize: Any) -> None:
         "second": [quadrant[t] in (0, 2) for t in asked],
     }
     entry = record.detail["pairs"][0]
-    changed = 0
+    active = torch.from_numpy((effective[texts.train.ravel()] > 0).sum(0))
+    parents = [sae.parent.tolist(), *(shuffled_parents(sae.forest, active, i).tolist() for i in range(2))]
+    changed = moved = grown = 0
     for direction, removed, knows in (("label", second, label), ("second", label, second)):
         answer = answers[direction]
         before, best = (
@@ -120,6 +131,21 @@ def test_record_against_ablation_token_by_token(normalize: Any) -> None:
                 x, f, scale, decoder, found, probes.weight[one], probes.bias[one], asked, answer
             )
             changed += after != before
+            subtrees = [oracle.subtrees(of, found) for of in parents]
+            grown += len(subtrees[0]) - len(found)
+            true, *shuffled = (
+                oracle.after_ablation(
+                    x, f, scale, decoder, whole, probes.weight[one], probes.bias[one], asked, answer
+                )
+                for whole in subtrees
+            )
+            moved += true != after
+            assert entry[direction]["below"][str(n)] == len(subtrees[0]) - len(found)
+            for name, accuracy in (("subtree", true), ("subtree_shuffled", float(np.mean(shuffled)))):
+                assert entry[direction][f"after_{name}"][str(n)] == pytest.approx(accuracy)
+                if entry["reported"] == direction:
+                    value = oracle.score(before, accuracy, best)
+                    assert record.value[f"scr_{name}_{n}"] == pytest.approx(value)
             assert entry[direction]["after"][str(n)] == pytest.approx(after)
             expected = oracle.score(before, after, best)
             assert record.value[f"scr_{direction}_{n}"] == pytest.approx(expected)
@@ -128,6 +154,11 @@ def test_record_against_ablation_token_by_token(normalize: Any) -> None:
                 assert record.value["accuracy_before"] == pytest.approx(before)
                 assert record.interval[f"scr_{n}"] is not None
     assert changed >= 2
+    assert grown >= 2
+    # With other units no answer is near enough to its threshold.
+    assert moved >= (normalize == "layer_norm")
+    over = record.value["scr_subtree_2"], record.value["scr_subtree_shuffled_2"]
+    assert record.value["scr_subtree_over_shuffled_2"] == pytest.approx((over[0] or 0) - (over[1] or 0))
     lower = min(answers, key=lambda d: entry[d]["before"])
     assert entry["reported"] == lower
 
@@ -162,6 +193,15 @@ def test_the_planted_features_are_what_removes_the_second_label() -> None:
     assert record.value["scr_over_random_2"] == pytest.approx(value - random)
     assert record.value["scr_13"] is None
     assert record.null["scr_13"] == "only 12 features take part in the reconstruction"
+    assert record.null["scr_subtree_over_shuffled_2"] == NO_EDGES
+
+
+def test_levels_that_reconstruct_alone_have_no_subtrees() -> None:
+    sae = build(HSAEConfig((4, 8), (2, 3), normalize_activations="none"), D, seed=0).eval()
+    sae.parent[4:] = torch.arange(8) % 4
+    record = scr(subject_of(sae, planted()), QUICK)
+    assert record.value["scr_2"] is not None
+    assert record.null["scr_subtree_2"] == NOTHING_BELOW
 
 
 def test_a_dead_sae_removes_nothing() -> None:

@@ -25,6 +25,15 @@ def features(
     return [i for i in largest(effect, n) if effect[i] > 0]
 
 
+def subtrees(parent: list[int], features: list[int]) -> list[int]:
+    """Some features, and all that are below one of them."""
+
+    def above(feature: int) -> list[int]:
+        return [] if parent[feature] < 0 else [parent[feature], *above(parent[feature])]
+
+    return [i for i in range(len(parent)) if {i, *above(i)} & {*features}]
+
+
 def accuracy(pooled: FloatArray, w: FloatArray, b: float, texts: list[int], answer: list[bool]) -> float:
     right = [(float(sum(pooled[t] * w)) + b > 0) == is_own for t, is_own in zip(texts, answer, strict=True)]
     return sum(right) / len(right)

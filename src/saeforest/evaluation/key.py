@@ -18,8 +18,9 @@ from ..measures.sentences import find_sentence_model
 from ..measures.spec import MeasureSpec, Streaming
 from ..measures.wordnet import find_wordnet
 from ..saes.training import starts_without_edges
+from ..structure.shuffled import BLOCK
 from ..training.log import LOG
-from .nulls import BLOCK, SEED, VERSION, Start
+from .nulls import SEED, VERSION, Start
 from .options import MeasureOptions
 from .task import Task
 

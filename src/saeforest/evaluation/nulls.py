@@ -23,8 +23,8 @@ from ..infer import InferConfig
 from ..saes import SAE, SAEConfig
 from ..saes.systems import start_training
 from ..saes.training import RunLength, starts_without_edges
-from ..seeds import seeded
 from ..structure.forest import ROOT, Forest
+from ..structure.shuffled import BLOCK, shuffled_parents
 from ..text import Tokens
 from ..training.settle import dataset_scale
 from .windows import read_windows
@@ -33,8 +33,6 @@ from .windows import read_windows
 VERSION = 1
 #: Random seed for shuffling parents.
 SEED = 0
-#: Number of parents, neighbors by how often they fire, among which the parents of edges change places.
-BLOCK = 16
 # Number of activations, the first of those measured, on which it is counted how often parents fire; and the number of
 # them that stand in for the first batch of training.
 _SAMPLE, _FIRST_BATCH = 16_384, 2_048
@@ -152,7 +150,7 @@ def make_nulls(
         settings["untrained_seed"] = start.seed
     if not bool((forest.parent != ROOT).any()):
         return Nulls("the forest has no edges", untrained, settings)
-    parent = shuffled_parents(forest, fired(sae, sample.x))
+    parent = shuffled_parents(forest, fired(sae, sample.x), SEED)
     kept = int(((parent == forest.parent) & (parent != ROOT)).sum())
     settings |= {"edges": forest.edges.shape[1], "edges_not_moved": kept}
     own = sae.gated and torch.equal(sae.forest.parent, forest.parent)
@@ -175,44 +173,3 @@ def with_parents(sae: SAE, parent: Int[Tensor, "d_sae"]) -> SAE:
     other = copy.copy(sae)
     other._buffers = {**sae._buffers, "parent": parent.to(sae.parent)}
     return other
-
-
-def shuffled_parents(forest: Forest, fired: Int[Tensor, "d_sae"], seed: int = SEED) -> Int[Tensor, "d_sae"]:
-    """The parents of a forest, exchanged between edges that are alike.
-
-    The edges from one layer to another are sorted by how often their parents fire, and cut into blocks of `BLOCK`
-    parents. Within a block, parents are permuted at random among the edges. An edge that still has its parent then
-    changes places with another, if that moves both. Every parent keeps its number of children in each layer, and every
-    feature its layer or, in a forest without layers, its number of ancestors.
-
-    fired: on how many activations each feature fires.
-    """
-    generator = seeded(seed, "nulls", "parents")
-    layer = forest.level
-    above, below = forest.edges
-    found = forest.parent.clone()
-    groups = layer[above] * (int(layer.max()) + 1) + layer[below]
-    for group in groups.unique().tolist():
-        edges = (groups == group).nonzero().flatten()
-        parents = above[edges].unique()
-        parents = parents[fired[parents].argsort(stable=True)]
-        n_blocks = max(len(parents) // BLOCK, 1)
-        place = torch.empty(forest.d_sae, dtype=torch.int64)
-        place[parents] = torch.arange(len(parents)) * n_blocks // len(parents)
-        for block in range(n_blocks):
-            own = edges[place[above[edges]] == block]
-            found[below[own]] = _deranged(above[own], generator)
-    return found
-
-
-def _deranged(parent: Int[Tensor, "e"], generator: torch.Generator) -> Int[Tensor, "e"]:
-    """The parents in random order, as few as possible of them in their own place."""
-    new = parent[torch.randperm(len(parent), generator=generator)]
-    for e in (new == parent).nonzero().flatten().tolist():
-        if new[e] != parent[e]:  # moved since, by another edge
-            continue
-        others = ((parent != new[e]) & (new != parent[e])).nonzero().flatten()
-        if len(others):
-            other = int(others[int(torch.randint(len(others), (1,), generator=generator))])
-            new[e], new[other] = new[other].clone(), new[e].clone()
-    return new

@@ -27,6 +27,7 @@ _FILES = (
     "autointerp",
     "relatedness",
     "steering",
+    "attribution",
     "pair_judge",
     "sparse_probing",
     "tpp",

@@ -13,7 +13,8 @@ another (isolation). On test pairs,
     disentanglement = (cause + isolation) / 2, mean over attributes, then over kinds of entities
 
 `..._random` swaps random features that are active as often in place of the mask's, `..._all` swaps all, `..._none`
-none, which leaves the reconstruction alone.
+none, which leaves the reconstruction alone. `..._subtree` swaps with each feature of the mask all that is below it in
+the forest, and `..._subtree_shuffled` all that would be if parents were shuffled.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ import torch
 from jaxtyping import Bool
 
 from ..errors import InputError
+from ..structure.forest import Forest
 from ..text.facts import FACTS, Facts, read_facts
 from .bootstrap import FloatArray, estimate, interval_method, same_units
 from .columns import INTERPRETABILITY, Column
@@ -37,10 +39,14 @@ from .ravel_swap import Site, completed, swap_of, train_mask
 from .record import Record, undefined
 from .spec import Study
 from .subject import Subject
+from .subtrees import why_none, with_all_below, with_shuffled
 
 Split = Literal["entities", "pairs"]
 _SCORES = ("cause", "isolation", "disentanglement")
 _BASELINES = ("random", "all", "none")
+_SUBTREES = ("subtree", "subtree_shuffled")
+# Differences in disentanglement, by the end of their names.
+_OVER = {"_over_random": ("", "_random"), "_subtree_over_shuffled": ("_subtree", "_subtree_shuffled")}
 # With fewer pairs of either sort to train or to test on, an attribute is left out.
 _LEAST_PAIRS = 3
 _SHOWN = 20
@@ -131,14 +137,16 @@ class _Tested(NamedTuple):
 def ravel(subject: Subject, config: RavelConfig) -> Record:
     """The record "ravel".
 
-    Values are `disentanglement`, `cause` and `isolation`, each also with `_random`, `_all` and `_none`, and
-    `disentanglement_over_random`, the difference. `features` is the mean number of features in a mask.
+    Values are `disentanglement`, `cause` and `isolation`, each also with `_random`, `_all`, `_none`, `_subtree` and
+    `_subtree_shuffled`, and the differences `disentanglement_over_random` and
+    `disentanglement_subtree_over_shuffled`. `features` is the mean number of features in a mask.
     `detail["kinds"]` says how many prompts were asked and known of each kind; `detail["attributes"]` has the values of
     each attribute.
 
     Raises InputError if the facts can't be read.
     """
     facts = read_facts(config.source, config.attributes())
+    no_subtrees = why_none(subject.forest, subject.sae.in_reconstruction.cpu().numpy())
     rng = np.random.default_rng(config.seed)
     tested: list[_Tested] = []
     kinds: dict[str, dict[str, int]] = {}
@@ -153,17 +161,26 @@ def ravel(subject: Subject, config: RavelConfig) -> Record:
         if not known:
             continue
         swap = swap_of(subject.sae, entity_activations(subject.reader, known), config.error)
+        forests = [] if no_subtrees else with_shuffled(subject.forest, (swap.f > 0).sum(0).cpu(), 1)
         for attribute in of.templates:
-            one, entry = _measured(Site(subject.reader, known, swap), of, attribute, config, rng)
+            one, entry = _measured(Site(subject.reader, known, swap), forests, of, attribute, config, rng)
             entries.append(entry)
             tested += [] if one is None else [one]
-    return _record(subject, config, tested, kinds, entries)
+    return _record(subject, config, tested, kinds, entries, no_subtrees)
 
 
 def _measured(
-    site: Site, facts: Facts, attribute: str, config: RavelConfig, rng: np.random.Generator
+    site: Site,
+    forests: Sequence[Forest],
+    facts: Facts,
+    attribute: str,
+    config: RavelConfig,
+    rng: np.random.Generator,
 ) -> tuple[_Tested | None, dict[str, Any]]:
-    """An attribute's test pairs, None if there are too few, and its entry in the detail."""
+    """An attribute's test pairs, None if there are too few, and its entry in the detail.
+
+    forests: the forest, and one with shuffled parents; none if it has no subtrees.
+    """
     others = [other for other in facts.templates if other != attribute]
     train, test = _pairs(site.known, attribute, others, config, rng)
     entry: dict[str, Any] = {
@@ -183,12 +200,19 @@ def _measured(
     random = torch.zeros_like(mask)
     random[torch.from_numpy(alike(np.flatnonzero(mask.cpu().numpy()), fired, usable, rng))] = True
     masks = {"": mask, "random": random, "all": torch.ones_like(mask), "none": torch.zeros_like(mask)}
+    for name, forest in zip(_SUBTREES, forests, strict=False):
+        masks[name] = torch.from_numpy(with_all_below(forest, mask.cpu().numpy())).to(mask.device)
     right = {name: completed(site, test, m.float(), config.n_tokens) for name, m in masks.items()}
     cause = np.array([p.cause for p in test])
     chosen = mask.nonzero().flatten().tolist()
     entry |= {
         "features": len(chosen),
         "random_features": int(random.sum()),
+        **{
+            f"{name}_features": int((masks[name].cpu().numpy() & usable).sum())
+            for name in _SUBTREES
+            if forests
+        },
         "of_active": int(usable.sum()),
         "first_features": sorted(chosen, key=lambda i: (-fired[i], i))[:_SHOWN],
     }
@@ -229,6 +253,7 @@ def _record(
     tested: list[_Tested],
     kinds: dict[str, dict[str, int]],
     entries: list[dict[str, Any]],
+    no_subtrees: str | None,
 ) -> Record:
     entities = sorted({entity for one in tested for entity in one.entity})
     place = {entity: i for i, entity in enumerate(entities)}
@@ -246,25 +271,37 @@ def _record(
         each = [np.mean([share(weights, i, mask, cause) for i in some], axis=0) for some in of_kind.values()]
         return np.mean(each, axis=0)
 
+    ends = ("", *(f"_{name}" for name in (*_BASELINES, *_SUBTREES)))
+    measured = [end for end in ends if not (no_subtrees and end[1:] in _SUBTREES)]
+
     def formula(weights: FloatArray) -> dict[str, FloatArray]:
         found: dict[str, FloatArray] = {}
-        for mask in ("", *_BASELINES):
-            end = f"_{mask}" if mask else ""
-            cause, isolation = (mean(weights, mask, should) for should in (True, False))
+        for end in measured:
+            cause, isolation = (mean(weights, end[1:], should) for should in (True, False))
             found |= dict(
                 zip((f"{s}{end}" for s in _SCORES), (cause, isolation, (cause + isolation) / 2), strict=True)
             )
-        found["disentanglement_over_random"] = found["disentanglement"] - found["disentanglement_random"]
+        for name, (one, other) in _OVER.items():
+            if other in measured:
+                found[f"disentanglement{name}"] = (
+                    found[f"disentanglement{one}"] - found[f"disentanglement{other}"]
+                )
         return found
 
-    names = [f"{s}{end}" for end in ("", *(f"_{b}" for b in _BASELINES)) for s in _SCORES]
-    names.append("disentanglement_over_random")
+    names = [
+        *(f"{score}{end}" for end in ends for score in _SCORES),
+        *(f"disentanglement{name}" for name in _OVER),
+    ]
     why = dict.fromkeys(names, _nothing(kinds))
+    if no_subtrees:
+        why |= {name: no_subtrees for name in names if "_subtree" in name}
     if tested:
         found = estimate(
             formula, len(entities), same_units("entities", np.array([f"{k} {e}" for k, e in entities]))
         )
-        value, interval, replicates = found.value, found.interval, found.replicates
+        value = {name: found.value.get(name) for name in names}
+        interval = {name: found.interval.get(name) for name in names}
+        replicates = found.replicates
     else:
         value, interval, replicates = dict.fromkeys(names), dict.fromkeys(names), {}
     masks = [entry["features"] for entry in entries if "features" in entry]
@@ -283,6 +320,8 @@ def _record(
             "data": config.source,
             "intervention": "at the last token of the entity; the error of the reconstruction "
             + ("kept" if config.error else "not kept"),
+            "shuffled": "parents exchanged among edges of one layer of children and one of parents, whose parents are "
+            "active at about as many entities",
             "interval_method": interval_method("entities of the base prompts") + "; masks held fixed",
         },
         detail={
@@ -302,7 +341,7 @@ def _nothing(kinds: dict[str, dict[str, int]]) -> str:
 
 SPEC = Study(
     name="ravel",
-    needs=frozenset({"language_model"}),
+    needs=frozenset({"language_model", "forest"}),
     transcoders=False,  # it swaps codes at the site that is read
     config=RavelConfig,
     readings={"saebench_0.6": RavelConfig(split="pairs", pairs=5000)},

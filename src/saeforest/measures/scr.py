@@ -19,18 +19,24 @@ and each is asked on test texts in which the labels are independent. Direction 1
 
 Direction 2 exchanges the labels. The value of a pair of labels is that of the direction in which `before` is lower, as
 in SAEBench. Ablation is that of `tpp`. `scr_random_n` has in place of each feature another that is active about as
-often.
+often. `scr_subtree_n` ablates with each feature all that is below it in the forest, and `scr_subtree_shuffled_n` all
+that would be if parents were shuffled.
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
+from jaxtyping import Int64
+from torch import Tensor
 
 from ..errors import InputError
+from ..structure.forest import Forest
 from ..text.labeled import LabeledText
 from ..text.two_labels import BIOGRAPHIES, both, doubly_labeled
 from .bootstrap import FloatArray, estimate, interval_method, same_units
@@ -41,6 +47,7 @@ from .pooled_probes import PooledProbeConfig, fit_probes
 from .record import Record, undefined
 from .spec import Study
 from .subject import Subject
+from .subtrees import why_none, with_all_below, with_shuffled
 from .tpp import ablated
 
 _LABEL, _SECOND, _BOTH = range(3)
@@ -61,6 +68,10 @@ _PAIRS = (
     ("Industrial_and_Scientific", "Toys_and_Games"),
 )
 _SHOWN = 20
+# What is ablated, as in the names of values: the features of largest effect or, in their place, others.
+_KINDS = ("", "random_", "subtree_", "subtree_shuffled_")
+# Differences of two kinds.
+_OVER = {"over_random_": _KINDS[:2], "subtree_over_shuffled_": _KINDS[2:]}
 
 
 @dataclass(frozen=True)
@@ -162,7 +173,7 @@ class ScrConfig(PooledProbeConfig):
     n: tuple[int, ...] = (2, 5, 10, 20, 50, 100, 500)
     """Numbers of features to ablate."""
     random_draws: int = 5
-    """Number of random sets of features over which the baseline is averaged."""
+    """Number of random sets of features, and of forests with shuffled parents, over which baselines are averaged."""
 
     def __post_init__(self) -> None:
         if not self.n or min(self.n) < 1 or len(set(self.n)) < len(self.n):
@@ -213,7 +224,7 @@ class _Pair(NamedTuple):
     """`[n]` where w_both is right, by direction"""
     best: dict[str, FloatArray]
     after: dict[tuple[str, str, int], FloatArray]
-    """by direction, kind of features ("" or "_random") and their number"""
+    """by direction, kind of features (one of `_KINDS`) and their number"""
     reported: str
 
 
@@ -222,6 +233,7 @@ def scr(subject: Subject, config: ScrConfig) -> Record:
 
     `scr_<n>` is the mean over pairs of labels, `scr_label_<n>` and `scr_second_<n>` that of each direction (the label
     which the probe should tell), `scr_random_<n>` the value with random features, `scr_over_random_<n>` the difference.
+    `scr_subtree_<n>`, `scr_subtree_shuffled_<n>` and `scr_subtree_over_shuffled_<n>` are the same of subtrees.
     `accuracy_before` and `accuracy_best` are means over pairs in the reported direction. `detail["pairs"]` has the
     accuracies of each pair and the features with the largest effects (at most 20).
 
@@ -231,11 +243,14 @@ def scr(subject: Subject, config: ScrConfig) -> Record:
     texts, _ = subject.labeled
     usable = subject.sae.in_reconstruction.cpu().numpy()
     few = f"only {int(usable.sum())} features take part in the reconstruction"
+    forest, no_subtrees = subject.forest, why_none(subject.forest, usable)
+    forests = [] if no_subtrees else with_shuffled(forest, _fired(subject), config.random_draws)
+    measured = _KINDS if forests else _KINDS[:2]
     sizes = [n for n in config.n if n <= usable.sum()]
     pairs: list[_Pair] = []
     entries: list[dict[str, Any]] = []
     for first in range(0, len(texts.classes), 4):
-        pair, entry = _measured(subject, config, first, sizes, usable)
+        pair, entry = _measured(subject, config, first, sizes, usable, forests)
         pairs.append(pair)
         entries.append(entry)
     members = np.stack([pair.mine for pair in pairs])
@@ -256,17 +271,22 @@ def scr(subject: Subject, config: ScrConfig) -> Record:
             "accuracy_best": mean([accuracy(p, p.best[p.reported]) for p in pairs]),
         }
         for n in sizes:
-            found[f"scr_{n}"] = mean([score(p, p.reported, "", n) for p in pairs])
+            for kind in measured:
+                found[f"scr_{kind}{n}"] = mean([score(p, p.reported, kind, n) for p in pairs])
             for direction in _DIRECTIONS:
                 found[f"scr_{direction}_{n}"] = mean([score(p, direction, "", n) for p in pairs])
-            found[f"scr_random_{n}"] = mean([score(p, p.reported, "_random", n) for p in pairs])
-            found[f"scr_over_random_{n}"] = found[f"scr_{n}"] - found[f"scr_random_{n}"]
+            for name, (one, other) in _OVER.items():
+                if other in measured:
+                    found[f"scr_{name}{n}"] = found[f"scr_{one}{n}"] - found[f"scr_{other}{n}"]
         return found
 
     units = same_units("test texts", members)
     found = estimate(formula, members.shape[1], units)
-    kinds = ("", *(f"{d}_" for d in _DIRECTIONS), "random_", "over_random_")
+    kinds = (*(f"{d}_" for d in _DIRECTIONS), *_KINDS, *_OVER)
     why = {f"scr_{kind}{n}": few for n in config.n if n not in sizes for kind in kinds}
+    if no_subtrees:
+        of_subtrees = [kind for kind in kinds if kind.startswith("subtree_")]
+        why = {f"scr_{kind}{n}": no_subtrees for n in config.n for kind in of_subtrees} | why
     value = {name: found.value.get(name) for name in [*found.value, *why]}
     return Record(
         "scr",
@@ -281,6 +301,8 @@ def scr(subject: Subject, config: ScrConfig) -> Record:
             "code": "times the scale of its token, in the units of the activations",
             "ablation": "features to zero, the error of the reconstruction kept",
             "random": f"features that are active in about as many training texts, mean of {config.random_draws} draws",
+            "shuffled": "parents exchanged among edges of one layer of children and one of parents, whose parents are "
+            f"active in about as many training texts, mean of {config.random_draws} forests",
             "interval_method": interval_method("test texts") + "; probes, features and directions held fixed",
         },
         detail={
@@ -292,10 +314,26 @@ def scr(subject: Subject, config: ScrConfig) -> Record:
     )
 
 
+def _fired(subject: Subject) -> Int64[Tensor, "d_sae"]:
+    """In how many training texts each feature is active."""
+    texts, code = subject.labeled
+    return torch.from_numpy(
+        np.asarray((code.effective[texts.train.ravel()] > 0).sum(0)).ravel().astype(np.int64)
+    )
+
+
 def _measured(
-    subject: Subject, config: ScrConfig, first: int, sizes: list[int], usable: BoolArray
+    subject: Subject,
+    config: ScrConfig,
+    first: int,
+    sizes: list[int],
+    usable: BoolArray,
+    forests: Sequence[Forest],
 ) -> tuple[_Pair, dict[str, Any]]:
-    """A pair of labels, whose quadrants are the four classes from `first`, and its entry in the detail."""
+    """A pair of labels, whose quadrants are the four classes from `first`, and its entry in the detail.
+
+    forests: the forest, and those with shuffled parents; none if it has no subtrees.
+    """
     texts, code = subject.labeled
     effective = code.effective
     train, test = texts.train[first : first + 4], texts.test[first : first + 4]
@@ -337,15 +375,27 @@ def _measured(
         random = [
             alike(ranked[: max(sizes, default=0)], fired, usable, rng) for _ in range(config.random_draws)
         ]
+        below: dict[int, int] = {}
         for n in sizes:
             after[direction, "", n] = spread(still_right(direction, ranked[:n]))
             drawn = [still_right(direction, features[:n]) for features in random]
-            after[direction, "_random", n] = spread(np.mean(drawn, axis=0))
+            after[direction, "random_", n] = spread(np.mean(drawn, axis=0))
+            if forests:
+                whole = [_subtrees(forest, ranked[:n], usable) for forest in forests]
+                below[n] = len(whole[0]) - len(ranked[:n])
+                own, *shuffled = (still_right(direction, features) for features in whole)
+                after[direction, "subtree_", n] = spread(own)
+                after[direction, "subtree_shuffled_", n] = spread(np.mean(shuffled, axis=0))
         entry[direction] = {
             "before": float(before[direction].mean()),
             "best": float(best[direction].mean()),
-            "after": {str(n): float(after[direction, "", n].sum() / len(rows)) for n in sizes},
-            "after_random": {str(n): float(after[direction, "_random", n].sum() / len(rows)) for n in sizes},
+            **{
+                f"after_{kind}".rstrip("_"): {
+                    str(n): float(after[direction, kind, n].sum() / len(rows)) for n in sizes
+                }
+                for kind in (_KINDS if forests else _KINDS[:2])
+            },
+            "below": {str(n): number for n, number in below.items()},
             "features": ranked[:_SHOWN].tolist(),
             "effects": effect[ranked[:_SHOWN]].tolist(),
         }
@@ -358,9 +408,16 @@ def _measured(
     return pair, entry
 
 
+def _subtrees(forest: Forest, features: IntArray, usable: BoolArray) -> IntArray:
+    """Some features and all that are below them in a forest, without those that take no part in the reconstruction."""
+    chosen = np.zeros(len(usable), dtype=bool)
+    chosen[features] = True
+    return np.flatnonzero(with_all_below(forest, chosen) & usable)
+
+
 SPEC = Study(
     name="scr",
-    needs=frozenset({"labeled_texts"}),
+    needs=frozenset({"labeled_texts", "forest"}),
     transcoders=False,  # it compares decoder rows with input activations
     config=ScrConfig,
     readings={

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from explore_cases import MIN_COUNT, D, World
-from saeforest.evaluation.nulls import shuffled_parents
 from saeforest.explore.measuring.columns import COLUMNS
 from saeforest.explore.measuring.edges import places_among
 from saeforest.structure.directions import RIDGE
 from saeforest.structure.forest import ROOT
+from saeforest.structure.shuffled import shuffled_parents
 
 
 def null_parents(world: World) -> np.ndarray:

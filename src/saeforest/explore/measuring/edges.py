@@ -9,7 +9,6 @@ import torch
 from jaxtyping import Bool, Float, Float32, Float64, Int64
 from torch import Tensor
 
-from ...evaluation.nulls import shuffled_parents
 from ...measures.cooccurrence import SiblingPairs
 from ...measures.own_detectors import detector_thresholds, without_gate
 from ...measures.related_edges import where_on
@@ -20,6 +19,7 @@ from ...sparse_code import SparseCode
 from ...structure.directions import Nearness
 from ...structure.forest import ROOT, Forest
 from ...structure.pairs import PairStatistics
+from ...structure.shuffled import shuffled_parents
 from .columns import COLUMNS
 from .evidence import Evidence
 from .firings import hashes
@@ -71,7 +71,7 @@ def detected(
 
 
 def null_forest(forest: Forest, fired: Int64[Tensor, "d_sae"]) -> Forest:
-    """The forest in which the parents of edges that are alike have changed places (`evaluation.nulls`)."""
+    """The forest in which the parents of edges that are alike have changed places (`structure.shuffled`)."""
     if not forest.edges.shape[1]:
         return forest
     return Forest(shuffled_parents(forest, fired), forest.layer_sizes, layered=forest.layered)
