@@ -22,6 +22,7 @@ from ..activations import ActivationReader
 from ..interventions import Edit, edited
 from ..interventions.splice import Splice
 from ..interventions.steer import hooks_of
+from ..lm.shared_start import SharedStart, blocks_before
 from ..saes import SAE
 from ..text import Tokens
 
@@ -58,13 +59,17 @@ class SteeredText:
         self._keep: list[Bool[Tensor, "w ctx"]] = []
         self._clean: list[Float32[Tensor, "p vocab"]] = []
         active: list[Bool[Tensor, "p d_sae"]] = []
-        for part in self._parts:
+        # What is before the site runs once for all that is steered.
+        before = blocks_before(reader.lm, reader.site) if reader.others else reader.shared_blocks
+        self._starts = [SharedStart(reader.lm, before) for _ in self._parts]
+        for part, start in zip(self._parts, self._starts, strict=True):
             x = reader.lm.activations(part, reader.site)
             keep = reader.keep(part, x)
             code = sae.encode(x[keep].to(sae.device).float()).dense(sae.d_sae)
             active.append((code > sae.config.activation_threshold).cpu())
             self._keep.append(keep)
-            self._clean.append(_log_p(reader.lm.logits(part), keep))
+            with start.first_pass():
+                self._clean.append(_log_p(reader.lm.logits(part), keep))
         self._active = torch.cat(active)
 
     @property
@@ -87,10 +92,11 @@ class SteeredText:
         places = [torch.from_numpy(tokens) for tokens in sets]
         sums, kl = np.zeros(len(sets)), 0.0
         edit, first = edited(edits), 0
-        for part, keep, clean in zip(self._parts, self._keep, self._clean, strict=True):
+        texts = zip(self._parts, self._starts, self._keep, self._clean, strict=True)
+        for part, start, keep, clean in texts:
             splice = Splice(self._sae, edit, error=True, keep=keep)
             hooks = hooks_of(splice, self._reader)
-            steered = _log_p(self._reader.lm.logits(part, hooks), keep)
+            steered = _log_p(start.logits(part, hooks), keep)
             mine = at[first : first + len(clean)].to(clean.device)
             first += len(clean)
             before, after = clean[mine], steered[mine]
