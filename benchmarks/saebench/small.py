@@ -12,7 +12,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -55,6 +55,20 @@ _ACCURACIES = [
 _QUESTION = Question("What is blue?", ("snow", "the sky", "grass", "coal"), 1, "colors")
 
 
+class Compared(NamedTuple):
+    """What both sides compute. sae: of which SAE, if of one. difference: the largest; of choices, how many."""
+
+    what: str
+    sae: str
+    difference: float
+
+    @property
+    def row(self) -> str:
+        """As a row of the table."""
+        difference = "none" if self.difference == 0 else f"{self.difference:.1e}"
+        return f"| {self.what} | {self.sae} | {difference} |"
+
+
 def texts() -> tuple[Tensor, np.ndarray]:
     """Activations `[texts, tokens, d]` of equally long texts, and the quadrant of each; labels are directions."""
     rng = np.random.default_rng(0)
@@ -78,15 +92,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     options = p.parse_args(arguments)
     try:
-        print(compare(options.out.absolute(), options.python))
+        print(table(options.out.absolute(), options.python))
     except EnvironmentFailure as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
 
 
-def compare(folder: Path, python: Path | None = None) -> str:
-    """A table of the largest differences. Raises EnvironmentFailure."""
+def table(folder: Path, python: Path | None = None) -> str:
+    """The largest differences as a table, which `folder/comparison.md` keeps too. Raises EnvironmentFailure."""
+    versions, found = compare(folder, python)
+    lines = [
+        ", ".join(f"{name} {version}" for name, version in versions.items()),
+        "",
+        "| | SAE | largest difference |",
+        "|---|---|---|",
+        *(one.row for one in found),
+    ]
+    text = "\n".join(lines) + "\n"
+    (folder / "comparison.md").write_text(text, encoding="utf-8")
+    return text
+
+
+def compare(folder: Path, python: Path | None = None) -> tuple[dict[str, str], list[Compared]]:
+    """The versions of their packages, and the largest differences. Raises EnvironmentFailure."""
     folder.mkdir(parents=True, exist_ok=True)
     saes = {name: _made(name, folder) for name in _SAES}
     x, quadrant = texts()
@@ -101,25 +130,16 @@ def compare(folder: Path, python: Path | None = None) -> str:
     run_theirs(folder, python)
     theirs = json.loads((folder / "theirs.json").read_text("utf-8"))
     tensors = load_file(folder / "theirs.safetensors")
-    lines = [
-        ", ".join(f"{n} {v}" for n, v in theirs["versions"].items()),
-        "",
-        "| | SAE | largest difference |",
-        "|---|---|---|",
-    ]
+    found: list[Compared] = []
     for name, sae in saes.items():
-        lines += _scr(name, sae, read, config, theirs[name]["scr"], tensors)
-        lines += _interventions(name, sae, given, tensors)
-    lines += _unlearning(given, theirs)
-    wrong = [
-        pair
-        for pair, right in zip(_COMPLETIONS, theirs["verdicts"], strict=True)
-        if bool(verdict(*pair)) != right
-    ]
-    lines.append(f"| RAVEL: verdicts on {len(_COMPLETIONS)} completions | | {len(wrong)} differ: {wrong} |")
-    text = "\n".join(lines) + "\n"
-    (folder / "comparison.md").write_text(text, encoding="utf-8")
-    return text
+        found += _scr(name, sae, read, config, theirs[name]["scr"], tensors)
+        found += _interventions(name, sae, given, tensors)
+    found += _unlearning(given, theirs)
+    wrong = sum(
+        bool(verdict(*pair)) != right for pair, right in zip(_COMPLETIONS, theirs["verdicts"], strict=True)
+    )
+    found.append(Compared(f"RAVEL: verdicts on {len(_COMPLETIONS)} completions", "", wrong))
+    return theirs["versions"], found
 
 
 def _made(name: str, folder: Path) -> SAE:
@@ -188,7 +208,7 @@ def _scr(
     config: ScrConfig,
     theirs: dict[str, Any],
     tensors: dict[str, Tensor],
-) -> list[str]:
+) -> list[Compared]:
     """Our measure with SAEBench's probes."""
     order = (1, 0, 2)
     probes = LinearProbes(
@@ -215,9 +235,10 @@ def _scr(
             np.abs(mine - tensors[f"{name}.effects.{i}"].double().numpy()[entry[direction]["features"]]).max()
         )
     values = ", ".join(f"{v:.3f}" for v in shown if v is not None)
+    sizes = ", ".join(map(str, _SIZES))
     return [
-        f"| SCR: effects of the first 20 features | {name} | {max(effects):.1e} |",
-        f"| SCR: both directions, {', '.join(map(str, _SIZES))} features ({values}) | {name} | {max(scores):.1e} |",
+        Compared("SCR: effects of the first 20 features", name, max(effects)),
+        Compared(f"SCR: both directions, {sizes} features ({values})", name, max(scores)),
     ]
 
 
@@ -227,7 +248,9 @@ def entry_score(record: Any, direction: str, n: int) -> float:
 
 
 @torch.no_grad()
-def _interventions(name: str, sae: SAE, given: dict[str, Tensor], tensors: dict[str, Tensor]) -> list[str]:
+def _interventions(
+    name: str, sae: SAE, given: dict[str, Tensor], tensors: dict[str, Tensor]
+) -> list[Compared]:
     swap = swap_of(sae, torch.cat([given["base"], given["source"]]), False)
     n = len(given["base"])
     masks = (given["mask"] > 0).float(), torch.sigmoid(given["mask"] / _TEMPERATURE)
@@ -239,15 +262,15 @@ def _interventions(name: str, sae: SAE, given: dict[str, Tensor], tensors: dict[
     clamped = Splice(sae, edit, error=True, keep=keep)(x)
     swaps, clamps = _share(ours, tensors[f"{name}.swapped"]), _share(clamped, tensors[f"{name}.clamped"])
     return [
-        f"| RAVEL: activations after a swap, mask tested and in training | {name} | {swaps:.1e} |",
-        f"| unlearning: activations after clamping | {name} | {clamps:.1e} |",
+        Compared("RAVEL: activations after a swap, mask tested and in training", name, swaps),
+        Compared("unlearning: activations after clamping", name, clamps),
     ]
 
 
-def _unlearning(given: dict[str, Tensor], theirs: dict[str, Any]) -> list[str]:
+def _unlearning(given: dict[str, Tensor], theirs: dict[str, Any]) -> list[Compared]:
     shares = given["forget"].double().numpy(), given["retain"].double().numpy()
-    same = all(
-        top_features(*shares, threshold, 80).tolist() == theirs["features"][str(threshold)]
+    others = sum(
+        top_features(*shares, threshold, 80).tolist() != theirs["features"][str(threshold)]
         for threshold in _THRESHOLDS
     )
     differences = []
@@ -255,13 +278,13 @@ def _unlearning(given: dict[str, Tensor], theirs: dict[str, Any]) -> list[str]:
         best = least_accuracy(np.array(forget), np.array(retain))
         differences.append(abs((0.0 if best is None else 1 - forget[best]) - score))
     orders = [(0, 1, 2, 3), (3, 1, 0, 2)]
-    prompts = all(
-        f"{question_text(_QUESTION, o)}\nAnswer:" == p for o, p in zip(orders, theirs["prompts"], strict=True)
+    prompts = sum(
+        f"{question_text(_QUESTION, o)}\nAnswer:" != p for o, p in zip(orders, theirs["prompts"], strict=True)
     )
     return [
-        f"| unlearning: chosen features, two thresholds | | {'none' if same else 'they differ'} |",
-        f"| unlearning: scores of {len(_ACCURACIES)} sweeps | | {max(differences):.1e} |",
-        f"| unlearning: questions as they are asked | | {'none' if prompts else 'they differ'} |",
+        Compared("unlearning: chosen features, two thresholds", "", others),
+        Compared(f"unlearning: scores of {len(_ACCURACIES)} sweeps", "", max(differences)),
+        Compared("unlearning: questions as they are asked", "", prompts),
     ]
 
 
