@@ -6,16 +6,13 @@ import json
 import tempfile
 from pathlib import Path
 
-from .runs import HERE, RUNS, make_runs, make_world
+from .runs import HERE, RUNS, make_all
 from .values import values_of
 
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as name:
-        world = Path(name) / "world"
-        world.mkdir()
-        make_world(world)
-        make_runs(RUNS, world, Path(name))
+        world = make_all(Path(name))
         for run, saes in RUNS.items():
             for sae in saes:
                 values = json.dumps(values_of(Path(name) / run, sae, world), indent=1)

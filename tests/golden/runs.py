@@ -125,6 +125,15 @@ def make_world(folder: Path, seconds: float | None = None) -> None:
     _python(["world.py", str(folder)], folder, FIXED, seconds)
 
 
+def make_all(folder: Path) -> Path:
+    """The world, which it returns, and all runs in `folder`: in one process, whose imports take as long as a run."""
+    world = folder / "world"
+    world.mkdir()
+    commands = [command for run in RUNS for command in _commands(run, world, folder, "cpu")]
+    _python(["world.py", str(world), json.dumps(commands)], folder, FIXED, None)
+    return world
+
+
 def make_runs(
     runs: Iterable[str],
     world: Path,
@@ -134,8 +143,10 @@ def make_runs(
     fixed: bool = True,
     seconds: float | None = None,
 ) -> None:
-    """Trains, measures and indexes the SAEs of some runs, each in `folder/RUN`, in one process: imports take as long as
-    some of them. fixed: with the instructions that fix all bits."""
+    """Trains, measures and indexes the SAEs of some runs, each in `folder/RUN`, in one process.
+
+    fixed: with the instructions that fix all bits.
+    """
     commands = [command for run in runs for command in _commands(run, world, folder, device)]
     _python(["commands.py", json.dumps(commands)], folder, FIXED if fixed else {}, seconds)
 

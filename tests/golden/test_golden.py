@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,16 +11,11 @@ import torch
 from everything_cases import MakeOnce
 from saeforest.saes import SYSTEMS
 
-from .runs import HERE, RUNS, SAES, make_runs, make_world, run_of
+from .runs import HERE, RUNS, SAES, make_all, run_of
 from .values import differences, values_of
 
 #: With another PyTorch sums are rounded in other ways: then losses and FVE alone are compared, and only roughly.
 EXACT_WITH = "2.13.0"
-
-
-@pytest.fixture(scope="session")
-def world(make_once: MakeOnce) -> Path:
-    return make_once("golden-world", make_world)
 
 
 def golden(sae: str) -> dict[str, Any]:
@@ -34,11 +28,10 @@ def test_every_system_has_a_run() -> None:
 
 
 @pytest.mark.parametrize("sae", SAES)
-def test_golden(sae: str, world: Path, make_once: MakeOnce) -> None:
-    run = run_of(sae)
-    folder = make_once("golden-runs", lambda folder: make_runs(RUNS, world, folder))
+def test_golden(sae: str, make_once: MakeOnce) -> None:
+    folder = make_once("golden", make_all)
     exact = torch.__version__.startswith(EXACT_WITH)
-    lines = differences(golden(sae), values_of(folder / run, sae, world), exact=exact)
+    lines = differences(golden(sae), values_of(folder / run_of(sae), sae, folder / "world"), exact=exact)
     if lines:
         text = "\n  ".join([f"{sae}: {len(lines)} values differ from tests/golden/{sae}.json", *lines])
         pytest.fail(text, pytrace=False)

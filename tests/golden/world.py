@@ -1,6 +1,6 @@
 """What the golden runs read: a tiny random language model, some text, and activations harvested from these.
 
-`python world.py FOLDER`, in the environment that fixes all bits.
+`python world.py FOLDER [COMMANDS]`, in the environment that fixes all bits. Then it runs the commands as `commands.py`.
 """
 
 from __future__ import annotations
@@ -67,12 +67,12 @@ def save_model(folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, commands: str = "[]") -> None:
     save_text(folder / "text")
     save_model(folder / "model")
     model, data, out = (str(folder / name) for name in ("model", "text", "store"))
-    run([["harvest", "--model", model, "--data", data, "--out", out, *HARVEST]])
+    run([["harvest", "--model", model, "--data", data, "--out", out, *HARVEST], *json.loads(commands)])
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), *sys.argv[2:])
