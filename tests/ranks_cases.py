@@ -197,12 +197,19 @@ def _serve() -> None:
 
     for line in sys.stdin:
         job = json.loads(line)
-        store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        # The store has a thread, and a process forked beside it can find a lock taken that nobody opens again. So all
+        # are forked before the store is there, and hear of its port by a pipe.
+        read, write = os.pipe()
         pids = []
         for rank in range(job["size"]):
             if (pid := os.fork()) == 0:
-                _rank(rank, job, store.port)
+                os.close(write)
+                _rank(rank, job, int.from_bytes(os.read(read, 4), "big"))
             pids.append(pid)
+        store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        os.write(write, b"".join(store.port.to_bytes(4, "big") for _ in pids))
+        os.close(read)
+        os.close(write)
         print(json.dumps(pids), flush=True)
         codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
         print(json.dumps(codes), flush=True)

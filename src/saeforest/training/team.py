@@ -244,6 +244,7 @@ def digest(trained: Mapping[str, Training]) -> int:
     """A number that differs if any tensor of the trainings does, by a bit."""
     found = hashlib.blake2b(digest_size=8)
     for training in trained.values():
-        for tensor in tensors_of(training).values():
+        # Sorted: the optimizer lists its state in another order where that was read from elsewhere.
+        for _, tensor in sorted(tensors_of(training).items()):
             found.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return int.from_bytes(found.digest(), "little", signed=True)
