@@ -32,6 +32,24 @@ gemma-scope-2b-pt-res:
   saes:
   - id: layer_0/width_16k/average_l0_46
     path: layer_0/width_16k/average_l0_46
+another-model:
+  config_overrides:
+    dataset_path: some/text
+    hook_name: blocks.4.hook_resid_post
+    model_name: gpt2-small
+    model_from_pretrained_kwargs:
+      center_writing_weights: true
+  repo_id: some/repo
+  saes:
+  - id: only
+    path: folder
+another-code:
+  config_overrides:
+    apply_b_dec_to_input: false
+  repo_id: some/repo
+  saes:
+  - id: only
+    path: folder
 whole-repo:
   repo_id: some/repo
   saes:
@@ -77,6 +95,7 @@ def test_where_the_saes_of_releases_are() -> None:
         ("gpt2-small-res-jb:blocks.7", "no such id in this release.*blocks.0.hook_resid_pre, blocks.1"),
         ("gpt2-small:x", "release 'gpt2-small': not in .*it has gpt2-small-res-jb$"),
         ("llama_scope_lxr_8x:l0r_8x", "SAELens reads this release with 'llama_scope'"),
+        ("another-code:only", r"the release replaces apply_b_dec_to_input of the SAE's own file"),
         ("broken:x", "release 'broken' has no 'repo_id'"),
     ],
 )
@@ -117,3 +136,29 @@ def test_a_release_is_loaded_with_its_factor(tmp_path: Path, monkeypatch: pytest
         assert not torch.allclose(with_factor(x), plain)
     with pytest.raises(InputError, match="give it as activation_scale"):
         saeforest.load("gpt2-small-res-jb:blocks.0.hook_resid_pre")
+
+
+def test_what_the_list_says_of_its_model_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """SAELens puts it in place of what the file says; who reads the file alone takes the SAE for another model's."""
+    folder = write_saelens(tmp_path / "sae", "standard")
+    monkeypatch.setattr(hub, "fetch", lambda _: folder)
+    sae = saeforest.load("another-model:only")
+    assert sae.metadata["model_name"] == "gpt2"
+    assert sae.metadata["hook_name"] == "blocks.4.hook_resid_post"
+    assert saeforest.load(folder).metadata["hook_name"] != sae.metadata["hook_name"]
+    assert "TransformerLens loaded with" in capsys.readouterr().err
+
+
+def test_the_factor_of_an_older_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before SAELens 6, a file said true for what is now called expected_average_only_in."""
+    folder = write_saelens(tmp_path / "sae", "standard")
+    x = torch.randn(20, 12)
+    configure(folder, normalize_activations="expected_average_only_in")
+    with torch.no_grad():
+        new = saeforest.load(folder, activation_scale=1.5)(x)
+        old = {"normalize_activations": True, "metadata": {}, "sae_lens_version": "3.0.0"}
+        configure(folder, **old)
+        monkeypatch.setattr(hub, "fetch", lambda _: folder)
+        assert torch.equal(saeforest.load("gpt2-small-res-jb:blocks.1.hook_resid_pre")(x), new)

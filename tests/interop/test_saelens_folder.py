@@ -98,6 +98,13 @@ def test_rescaled_by_the_norms_of_the_decoder(
     assert bool(torch.allclose(norms, torch.ones(F))) is rescale
 
 
+@pytest.mark.parametrize("architecture", ["standard", "jumprelu", "gated"])
+def test_a_key_that_saelens_drops_does_nothing(architecture: str, tmp_path: Path, x: Tensor) -> None:
+    plain = write_saelens(tmp_path / "plain", architecture)
+    with_key = write_saelens(tmp_path / "key", architecture, rescale_acts_by_decoder_norm=True)
+    assert torch.equal(saeforest.load(with_key).encode(x).values, saeforest.load(plain).encode(x).values)
+
+
 @pytest.mark.parametrize("architecture", SAES)
 def test_saved_and_loaded_again_it_is_the_same(architecture: str, tmp_path: Path, x: Tensor) -> None:
     first = saeforest.load(
@@ -246,7 +253,7 @@ def test_folders_of_before_6(architecture: str, keys: dict[str, Any], tmp_path: 
     assert torch.equal(sae(x), expected(x))
     assert sae.metadata["model_name"] == "gpt2"
     assert sae.metadata["hook_name"] == "blocks.8.hook_resid_pre"
-    assert sae.metadata.get("prepend_bos") is keys.get("prepend_bos")
+    assert sae.metadata.get("prepend_bos") is keys.get("prepend_bos", True)
     change(folder, scaling_factor=torch.ones(F))
     assert torch.equal(saeforest.load(folder)(x), expected(x))
 

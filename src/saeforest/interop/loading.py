@@ -10,8 +10,8 @@ from ..saes import SAE
 from ..saes.files import CFG
 from ..schema import listed
 from .readers import SAELENS, below, expected, reader_of
-from .releases import released
-from .saelens_folder import load_saelens
+from .releases import Released, released
+from .saelens_folder import load_saelens, of_another_model, on_hub
 
 
 def load(source: str | Path, *, revision: str | None = None, activation_scale: float | None = None) -> SAE:
@@ -48,17 +48,26 @@ def load(source: str | Path, *, revision: str | None = None, activation_scale: f
     A name on the Hub is, for instance, `jbloom/GPT2-Small-SAEs-Reformatted:blocks.8.hook_resid_pre`.
     """
     if isinstance(source, str) and not Path(source).exists() and (found := released(source)) is not None:
-        source = found.source
-        if activation_scale is None and found.scale is not None:
-            return _scaled(_local(source, revision), found.scale)
+        return _of_release(_local(found.source, revision), found, activation_scale)
     return load_folder(_local(source, revision), activation_scale=activation_scale)
 
 
-def _scaled(folder: Path, scale: float) -> SAE:
-    """The SAE of a release that names a factor: SAELens folds it in only where the file has it still to be done."""
-    cfg = read_json(folder / CFG, constants="text") if (folder / CFG).exists() else {}
-    waits = isinstance(cfg, dict) and cfg.get("normalize_activations") == "expected_average_only_in"
-    return load_folder(folder, activation_scale=scale if waits else None)
+def _of_release(folder: Path, found: Released, scale: float | None) -> SAE:
+    """The SAE of a release, with what SAELens' list says of it."""
+    if scale is None and found.scale is not None:
+        # SAELens folds it in only where the file has it still to be done; older files say so by true.
+        cfg = read_json(folder / CFG, constants="text") if (folder / CFG).exists() else {}
+        how = cfg.get("normalize_activations") if isinstance(cfg, dict) else None
+        scale = found.scale if how is True or how == "expected_average_only_in" else None
+    sae = load_folder(folder, activation_scale=scale)
+    known = sae.metadata.get("model_from_pretrained_kwargs")
+    sae.metadata |= found.about
+    if isinstance(model := found.about.get("model_name"), str):
+        sae.metadata["model_name"] = on_hub(model)
+    changed = found.about.get("model_from_pretrained_kwargs")
+    if changed and changed != known:
+        of_another_model(found.source, changed)
+    return sae
 
 
 def load_folder(folder: Path, *, activation_scale: float | None = None) -> SAE:

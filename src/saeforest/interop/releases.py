@@ -11,7 +11,8 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -26,11 +27,23 @@ _LIST = "pretrained_saes.yaml"
 _READ = (None, "gemma_2", "gemma_2_transcoder", "gemma_3", "dictionary_learning_1", "sparsify")
 
 
+# What a release may say of its SAEs in place of their own files: on what they were trained, not what they compute.
+_ABOUT = (
+    "model_name", "hook_name", "hook_name_out", "dataset_path", "context_size", "prepend_bos",
+    "model_from_pretrained_kwargs", "neuronpedia_id",
+)  # fmt: skip
+
+
 class Released(NamedTuple):
-    """Where an SAE of a release is. source: its name for `load`. scale: factor on activations that SAELens folds in."""
+    """An SAE of a release.
+
+    source: its name for `load`. scale: factor on activations that SAELens folds in.
+    about: what the list says of its training in place of its own file.
+    """
 
     source: str
     scale: float | None
+    about: Mapping[str, Any] = MappingProxyType({})
 
 
 def released(name: str) -> Released | None:
@@ -65,7 +78,22 @@ def released(name: str) -> Released | None:
     scale = sae.get("norm_scaling_factor")
     folder = str(sae.get("path", "")).removesuffix("/params.npz").strip("/.")
     source = f"{entry.get('repo_id')}:{folder}" if folder else str(entry.get("repo_id"))
-    return Released(source, float(scale) if isinstance(scale, int | float) else None)
+    return Released(source, float(scale) if isinstance(scale, int | float) else None, _about(name, entry))
+
+
+def _about(name: str, entry: Mapping[str, object]) -> dict[str, Any]:
+    """What a release says of its SAEs. Raises InputError where it changes what they compute."""
+    given = entry.get("config_overrides") or {}
+    if not isinstance(given, dict):
+        raise InputError(
+            f"{name}: 'config_overrides' of the release is {shown(given)}: expected keys with values"
+        )
+    if others := given.keys() - set(_ABOUT):
+        raise InputError(
+            f"{name}: the release replaces {listed(others)} of the SAE's own file, which is not done here; expected "
+            f"some of {', '.join(_ABOUT)}"
+        )
+    return given
 
 
 def _list() -> Path | None:

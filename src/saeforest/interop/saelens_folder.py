@@ -64,6 +64,8 @@ _VECTORS: dict[str, tuple[str, ...]] = {
     "jumprelu_transcoder": _THRESHOLD,
 }
 _BY_BATCH = ("batchtopk", "matryoshka_batchtopk")
+# SAELens knows `rescale_acts_by_decoder_norm` of these alone, and drops it elsewhere.
+_RESCALED = ("topk", *_BY_BATCH)
 _TRANSCODERS = ("transcoder", "jumprelu_transcoder")
 _SKIP = "its skip connection would be lost"
 _REFUSED = {
@@ -150,6 +152,8 @@ def load_saelens(folder: Path, *, activation_scale: float | None = None) -> SAE:
     whole = _current(read_json(path, constants="text"), path)
     _check_architecture(whole["architecture"], path)
     cfg = checked(Cfg, whole, path, _OTHER)
+    if cfg.architecture not in _RESCALED:
+        cfg = cfg.model_copy(update={"rescale_acts_by_decoder_norm": False})
     if cfg.is_transcoder != (cfg.d_out is not None):
         expected = "d_out" if cfg.is_transcoder else "no d_out"
         raise InputError(f"{path}: architecture '{cfg.architecture}': expected {expected}; {_OTHER}")
@@ -161,15 +165,20 @@ def load_saelens(folder: Path, *, activation_scale: float | None = None) -> SAE:
         raise InputError(f"{path}: {error}") from None
     sae.metadata = {key: value for key, value in cfg.metadata.items() if value is not None}
     if model := sae.metadata.get("model_name"):
-        sae.metadata["model_name"] = _on_hub(model)
+        sae.metadata["model_name"] = on_hub(model)
     about = checked(_About, {"rest": without(whole, "metadata")}, path, _OTHER).rest
     sae.metadata["saelens"] = about | ({"activation_scale": scale} if scale != 1 else {})
     if changed := sae.metadata.get("model_from_pretrained_kwargs"):
-        note(
-            f"{folder}: trained on a language model that TransformerLens loaded with {shown(changed)}; "
-            "activations of the model as it is may differ"
-        )
+        of_another_model(folder, changed)
     return sae.eval()
+
+
+def of_another_model(source: str | Path, changed: Any) -> None:
+    """Say that an SAE was trained on a changed language model. changed: the arguments with which it was loaded."""
+    note(
+        f"{source}: trained on a language model that TransformerLens loaded with {shown(changed)}; "
+        "activations of the model as it is may differ"
+    )
 
 
 # -- cfg.json
@@ -208,6 +217,7 @@ def _renewed(cfg: dict[str, Any], path: Path) -> dict[str, Any]:
     if isinstance(normalize := new.get("normalize_activations"), bool):
         new["normalize_activations"] = "expected_average_only_in" if normalize else "none"
     new.setdefault("apply_b_dec_to_input", True)
+    new.setdefault("prepend_bos", True)
     return {**new, "metadata": {key: new[key] for key in _OLD_METADATA if key in new}}
 
 
@@ -250,7 +260,7 @@ def _scale(cfg: Cfg, folder: Path, given: float | None) -> float:
     return float(given)
 
 
-def _on_hub(model: str) -> str:
+def on_hub(model: str) -> str:
     """The Hub's name of a model for TransformerLens' short one."""
     if model == "gpt2-small":
         return "gpt2"
