@@ -30,7 +30,7 @@ export function Lacking({ text }) {
 
 function Advice({ text }) {
   const [line, command] = split(visible(text));
-  return html`<p>${line}</p>${command && html`<p><code>${command}</code></p>`}`;
+  return html`<p>${line.split("`").map((part, place) => (place % 2 ? html`<code key=${place}>${part}</code>` : part))}</p>${command && html`<p><code>${command}</code></p>`}`;
 }
 
 /** A line that ends in "run: COMMAND" or holds it in “…” is shown with the command by itself. */

@@ -1,9 +1,9 @@
 // The words of this page, each explained once: Help lists them, and `Term` shows them where they are met.
-import { overview } from "./store.js";
+import { forest, overview } from "./store.js";
 
 /** By key: [title, text]. */
 export const WORDS = {
-  edge: ["Edge", "A parent and one of its children. Not every edge has every number: an edge is judged if its child fired often enough on the indexed tokens, and a column leaves out pairs that it is not defined on, such as those whose child’s own detector was on too rarely. So counts of edges differ from place to place, and each says what it counts."],
+  edge: ["Edge", "A parent and one of its children. Not every edge has every number: a rare child says too little, and each column leaves out the edges that it is not defined on. So counts of edges differ from place to place; the overview and Edges say what each of them counts."],
   gate: ["Gate", "In a gated SAE, such as a Tree SAE, a child may be active only where its parent is. So its parent is active wherever it is, whatever the two mean: numbers that follow from this say nothing about the tree, and are marked."],
   null: ["Null pairs", "What chance gives: pairs of features in which parents have changed places within their layer with others that fire about as often. They are measured on the same text as the edges."],
   beats: ["Beats null pairs", "The share of null pairs that an edge exceeds by a number, in the direction that supports an edge; a tie counts half. Chance is 50%, and 5% of edges beat 95% of null pairs by chance."],
@@ -35,7 +35,7 @@ export function wordOfValue({ name, description }) {
 
 /** Measured values that have no entry above: [key, title, text]. */
 export const measuredWords = () =>
-  (overview.value?.values ?? []).filter(({ name, description }) => description && !OF_VALUES[name]).map(({ name, title, description }) => [name, title, description]);
+  (overview.value?.values ?? []).filter(({ name, title, description }) => description && !OF_VALUES[name] && !forest.value.about.some((column) => column.title === title)).map(({ name, title, description }) => [name, title, description]);
 
 /** Why a column's values say nothing about the tree, short and as a sentence; null if they may. */
 export function forced(column) {

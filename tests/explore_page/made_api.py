@@ -30,6 +30,7 @@ class MadeForest(MadeArrays):
                     "share": float(np.nanmean(places > 0.95)),
                     "auc": float(np.nanmean(places)),
                     "n": int(np.isfinite(places).sum()),
+                    "forced_by": about["forced_by"],
                 }
             )
         return {
@@ -44,6 +45,8 @@ class MadeForest(MadeArrays):
             "n_tokens": self.n_tokens,
             "layer_sizes": list(self.sizes),
             "n_edges": int((self.parent >= 0).sum()),
+            "n_judged": int((self.fired[self.parent >= 0] >= 20).sum()),
+            "min_count": 20,
             "n_roots": int((self.parent < 0).sum()),
             "values": [
                 {

@@ -258,6 +258,7 @@ class MadeArrays:
                 "mechanical": m,
                 "forced_by": "gate" if m else None,
                 "of_pair": True,
+                "defined": "the child fires",
                 "format": f,
                 "higher_is_more": True,
             }

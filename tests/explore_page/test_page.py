@@ -100,6 +100,10 @@ def test_a_view_can_be_read_by_all(watched: Watched, name: str, shots: Path | No
     # 125 % zoom on a laptop: nothing is cut off at the side.
     page.set_viewport_size({"width": 1093, "height": 614})
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    # Nothing below the end: what is hidden does not lengthen the page.
+    assert page.evaluate(
+        "document.querySelector('footer').getBoundingClientRect().bottom + scrollY >= document.body.scrollHeight - 1"
+    )
     page.set_viewport_size({"width": 1366, "height": 768})
     assert not watched.complaints
     assert not watched.outside()
@@ -393,3 +397,14 @@ def test_what_is_missing_says_what_to_do(watched: Watched) -> None:
     page = watched.open("#/family/2")
     expect(page.get_by_role("alert")).to_contain_text("Is “saeforest explore” still running")
     page.unroute("**/api/v1/family/2")
+
+
+def test_counts_of_edges_say_what_they_count(watched: Watched, made: MadeForest) -> None:
+    page = watched.open("#/")
+    n_edges = int((made.parent >= 0).sum())
+    alive = int(((made.parent >= 0) & (made.dead == 0)).sum())
+    assert alive < n_edges
+    real = page.get_by_role("region", name="Is the hierarchy real?")
+    expect(real).to_contain_text(f"The forest has {n_edges} edges")
+    expect(real).to_contain_text(f"{alive} edges, where the child fires: “Coverage")
+    expect(page.locator("main")).to_contain_text("the child fires 20 times or more")

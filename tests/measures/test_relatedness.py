@@ -134,6 +134,9 @@ def test_jensen_shannon_by_hand() -> None:
     for _ in range(5):
         a, b = rng.integers(9, size=rng.integers(1, 40)), rng.integers(12, size=rng.integers(1, 40))
         assert token_similarity(a, b) == pytest.approx(1 - oracle.jsd(a.tolist(), b.tolist()), abs=1e-12)
+        assert 0 <= token_similarity(a, 100 + b) < 1e-12
+        assert token_similarity(a, np.tile(a, 3)) == pytest.approx(1)
+        assert token_similarity(a, np.tile(a, 3)) <= 1
 
 
 def test_token_scores_of_the_record(seen: Subject) -> None:

@@ -39,11 +39,11 @@ export function Plane({ points, directions, marks, chosen, onChoose, explained }
       setDrag([...place(event), ...place(event)]);
     }} onPointerMove=${(event) => drag && setDrag([drag[0], drag[1], ...place(event)])} onPointerUp=${finish}>
     <line class="axis" x1="0" x2=${SIZE} y1=${SIZE / 2} y2=${SIZE / 2} /><line class="axis" y1="0" y2=${SIZE} x1=${SIZE / 2} x2=${SIZE / 2} />
-    <text x=${SIZE - 6} y=${SIZE / 2 - 6} text-anchor="end">first component${share(0)}</text>
-    <text x=${SIZE / 2 + 6} y="14">second component${share(1)}</text>
     ${tips.map(({ child, kid, a, b }) => html`<g key=${child} class=${`direction k${kid?.color ?? 0}`}><line x1=${SIZE / 2} y1=${SIZE / 2} x2=${a} y2=${b} /></g>`)}
     ${points.map((point, index) => html`<g key=${index} class=${chosen && !chosen.has(index) ? "faint" : ""}><${Shape} kid=${marks.get(point.child)} x=${px(point.x)} y=${py(point.y)} /><title>${visible(point.before ?? "")}«${visibleToken(point.token)}»${visible(point.after ?? "")}</title></g>`)}
     ${tips.map(({ child, kid, a, b }) => html`<g key=${child} class=${`direction k${kid?.color ?? 0}`}><circle cx=${a} cy=${b} r="9" /><text x=${a} y=${b + 4} text-anchor="middle">${kid?.mark ?? ""}</text><title>encoder direction of child ${child}</title></g>`)}
+    <text x=${SIZE - 6} y=${SIZE - 8} text-anchor="end">first component${share(0)} →</text>
+    <text x="8" y="15">↑ second component${share(1)}</text>
     ${drag && html`<rect class="brush" x=${Math.min(drag[0], drag[2])} y=${Math.min(drag[1], drag[3])} width=${Math.abs(drag[2] - drag[0])} height=${Math.abs(drag[3] - drag[1])} />`}
   </svg>`;
 }

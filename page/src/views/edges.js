@@ -14,7 +14,7 @@ import { Table } from "../table.js";
 /** What a column is, and the share of edges above the null's 95th percentile, where chance gives 5%. */
 function Axis({ column }) {
   const beat = overview.value.beats?.find((entry) => entry.column === column.name);
-  return html`<p class="about"><strong>${column.title}</strong>: ${column.description} <${ForcedTag} column=${column} /> ${beat && html`<strong>${percent(beat.share)}</strong> of ${beat.n === undefined ? "" : count(beat.n)} edges beat 95% of null pairs (by chance 5%)${beat.auc === null || beat.auc === undefined ? "" : html`, <${Term} word="auc" /> ${beat.auc.toFixed(2)}`}.`}</p>`;
+  return html`<p class="about"><strong>${column.title}</strong>: ${column.description}${column.defined ? ` Defined where ${column.defined}.` : ""} <${ForcedTag} column=${column} /> ${beat && html`<strong>${percent(beat.share)}</strong> of ${beat.n === undefined ? "" : count(beat.n)} edges beat 95% of null pairs (by chance 5%)${beat.auc === null || beat.auc === undefined ? "" : html`, <${Term} word="auc" /> ${beat.auc.toFixed(2)}`}.`}</p>`;
 }
 
 function csv(tree, ids) {
@@ -70,7 +70,7 @@ export function EdgesView() {
     <div class="tools">
       <${Select} label="Across" value=${X.name} options=${options} onChoose=${(x) => query({ x, brush: null })} />
       <${Select} label="Up" value=${Y.name} options=${options} onChoose=${(y) => query({ y, brush: null })} />
-      <${Select} label=${`Beats null pairs by “${X.title}”`} value=${state.get("pmin") ?? ""} options=${[["", "any"], ["0.5", "at least 50%"], ["0.95", "at least 95%"], ["0.99", "at least 99%"]]} onChoose=${(pmin) => query({ pmin })} />
+      <${Select} label="Null pairs beaten (across)" value=${state.get("pmin") ?? ""} options=${[["", "any"], ["0.5", "at least 50%"], ["0.95", "at least 95%"], ["0.99", "at least 99%"]]} onChoose=${(pmin) => query({ pmin })} />
       <${Select} label="and" value=${state.get("pmax") ?? ""} options=${[["", "any"], ["0.05", "at most 5%"], ["0.5", "at most 50%"], ["0.95", "at most 95%"]]} onChoose=${(pmax) => query({ pmax })} />
       <span class="grow"></span>
       ${chosen && html`<button type="button" onClick=${() => query({ brush: null, pmin: null, pmax: null })}>Show all edges</button>`}

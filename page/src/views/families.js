@@ -19,7 +19,7 @@ export function FamiliesView() {
   const rows = useMemo(() => all.filter(({ n }) => n >= least), [all, least]);
   const columns = useMemo(() => column && [
     { key: "parent", title: "Family", sort: ({ parent }) => parent, render: ({ parent }) => html`<${FeatureLink} id=${parent} view="family" />` },
-    { key: "children", title: "Children judged", numeric: true, help: "Children that this column has a place for", sort: ({ n }) => n, render: ({ n }) => html`<span class="num">${count(n)}</span>` },
+    { key: "children", title: "Children judged", numeric: true, help: `Children with a place among null pairs by “${column.title}”${column.defined ? `: those where ${column.defined}` : ""}`, sort: ({ n }) => n, render: ({ n }) => html`<span class="num">${count(n)}</span>` },
     { key: "beat", title: "Beat 95% of null pairs", numeric: true, help: "By chance 5% do", sort: ({ n, beat }) => beat / n + 1e-6 * n, render: ({ n, beat }) => html`<span class="num">${count(beat)}, ${percent(beat / n)}</span>` },
     { key: "middle", title: "The middle child beats", numeric: true, help: "Median over the children of the share of null pairs that they beat", sort: ({ middle, n }) => middle + 1e-6 * n * (middle > 0.5 ? 1 : -1), render: ({ middle }) => html`<${Gauge} place=${middle} column=${column} />` },
     { key: "below", title: "Features below", numeric: true, sort: ({ parent }) => tree.size[parent], render: ({ parent }) => html`<span class="num">${count(tree.size[parent] - 1)}</span>` },

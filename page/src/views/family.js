@@ -82,7 +82,7 @@ function Asked({ asking, id, children }) {
 function RunModel({ asking, from, children }) {
   if (asking.state === "loading") return html`<${Loading} what="The model reads a part of the indexed text" />`;
   return html`${asking.state === "error" && html`<${Failure} error=${asking.error} what="The model was not run." />`}
-    <p class="state empty">${children}: the language model has to read about 8,000 tokens for it. That takes ten seconds to a minute for the first family, one or two for those after it. <button type="button" class="primary" onClick=${() => asking.run(from)}>${asking.state === "error" ? "Run the model again" : "Run the model"}</button></p>`;
+    <p class="state empty">${children}: the language model has to read about 8,000 tokens, once. A model of 135M parameters takes about 10 seconds of processor time for it, a larger one longer; families after the first are answered at once. <button type="button" class="primary" onClick=${() => asking.run(from)}>${asking.state === "error" ? "Run the model again" : "Run the model"}</button></p>`;
 }
 
 function Ungated({ entries, asking, marks, chosen, switches: { full, figures } }) {

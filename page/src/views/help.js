@@ -35,7 +35,7 @@ function Words({ chosen }) {
   const entries = [
     ...Object.entries(WORDS).map(([key, [title, text]]) => [key, title, text]),
     ["marks", "Marks in text", html`<span class="tok">↵</span> a line break, <span class="tok">␣</span> a space at the start or end of a token, <span class="tok">⟨U+202E⟩</span> a character that cannot be seen or would turn the text around. In a label, <span class="tok">·</span> stands between the tokens by which a feature stands out.`],
-    ...tree.about.filter(({ name }) => !WORDS[name]).map((column) => [column.name, column.title, html`${column.description} <span class="muted">Of an edge: ${supports(column)}.</span><${ForcedTag} column=${column} />`]),
+    ...tree.about.filter(({ name }) => !WORDS[name]).map((column) => [column.name, column.title, html`${column.description}${column.defined ? ` Defined where ${column.defined}.` : ""} <span class="muted">Of an edge: ${supports(column)}.</span><${ForcedTag} column=${column} />`]),
     ...measuredWords(),
   ];
   return html`<dl class="words">${entries.map(([key, title, text]) => html`<div key=${key} id=${`word-${key}`} class=${key === chosen ? "chosen" : ""} tabindex=${key === chosen ? -1 : null}><dt>${title}</dt><dd>${text}</dd></div>`)}</dl>`;

@@ -29,7 +29,7 @@ function Beats({ beats }) {
   if (!beats?.length) return html`<${Lacking} text=${lacking("nulls") ?? "The edges have no null yet; `saeforest index RUN` makes it with the index."} />`;
   return html`<table class="plain beats">
     <caption>Of the edges that a column is defined on, how many <${Term} word="beats">beat</${Term}> 95% of <${Term} word="null">null pairs</${Term}>. By chance: 5%.</caption>
-    <thead><tr><th scope="col">Edge column</th><th scope="col">Edges that beat 95% of null pairs</th><th scope="col" class="numeric"><${Term} word="edge">of edges</${Term}></th><th scope="col" class="numeric"><${Term} word="auc" /></th></tr></thead>
+    <thead><tr><th scope="col">Edge column</th><th scope="col">Edges that beat 95% of null pairs</th><th scope="col" class="numeric"><${Term} word="edge">Edges with a value</${Term}></th><th scope="col" class="numeric"><${Term} word="auc" /></th></tr></thead>
     <tbody>${beats.map((beat) => {
       const column = forest.value.column(beat.column);
       const mechanical = column?.mechanical;
@@ -38,7 +38,23 @@ function Beats({ beats }) {
         <td><span class="bar wide" role="img" aria-label=${`${percent(beat.share)}, by chance ${percent(beat.chance ?? 0.05)}`}><span class="bar-track" aria-hidden="true"><span class="bar-fill" style=${{ width: `${beat.share * 100}%` }}></span><span class="bar-tick" style=${{ left: `${(beat.chance ?? 0.05) * 100}%` }}></span></span><span class="num">${percent(beat.share)}</span></span></td>
         <td class="numeric num">${beat.n === undefined ? "–" : count(beat.n)}</td>
         <td class="numeric num">${beat.auc === null || beat.auc === undefined ? "–" : beat.auc.toFixed(2)}</td></tr>`;
-    })}</tbody></table>`;
+    })}</tbody></table><${Defined} beats=${beats} />`;
+}
+
+/** Why columns count different numbers of edges: a line for each reason. */
+function Defined({ beats }) {
+  const n = overview.value.n_edges;
+  const groups = new Map();
+  for (const { column, n } of beats) {
+    const about = forest.value.column(column);
+    if (!about) continue;
+    const key = `${n} ${about.defined ?? ""}`;
+    groups.set(key, { n, defined: about.defined, titles: [...(groups.get(key)?.titles ?? []), about.title] });
+  }
+  const fewer = [...groups.values()].filter((group) => group.n < n && group.defined).sort((a, b) => b.n - a.n);
+  if (!fewer.length) return null;
+  return html`<div class="hint defined"><p class="hint">The forest has ${plural(n, "edge")}. A column leaves out those that it is not defined on; it has a value for</p>
+    <ul>${fewer.map(({ n, defined, titles }) => html`<li key=${titles[0]}><strong class="num">${count(n)}</strong> edges, where ${defined}: ${titles.map((title) => `“${title}”`).join(", ")}</li>`)}</ul></div>`;
 }
 
 /** first: which of its children to show first, by their places; the most frequent if it is not given. */
@@ -70,10 +86,10 @@ function Failing() {
   const others = tree.about.filter((other) => other !== column && !other.mechanical && other.of_pair !== false);
   const place = (id) => tree.place(column.name, id);
   return html`<section aria-labelledby="failing">
-    <h2 id="failing">${under ? "Families that fail" : "The weakest families"}</h2>
+    <h2 id="failing">${under >= worst.length ? "Families that fail" : "The weakest families"}</h2>
     <p class="hint">A family fails if half of its children or more do not beat half of the <${Term} word="null">null pairs</${Term}>: it is no better than chance. By “${column.title}”, ${count(under)} of ${plural(judged.length, "family", "families")} with ${FEW} or more children judged ${under === 1 ? "does" : "do"}; <a href=${to("families", null, { up: true })}>all, the worst first</a>. ${others.length > 0 && html`By other evidence: ${others.map(
       (other, place) => html`${place ? ", " : ""}<a key=${other.name} href=${to("families", null, { col: other.name, up: true })}>${other.title}</a> ${count(failing(tree.families(other)))}`,
-    )}.`} Below are the worst, with their worst children.</p>
+    )}.`} Below are the ${worst.length} that come last, with their worst children.</p>
     <ul class="family-cards failing">${worst.map(({ parent, n, beat, middle }) => html`<${FamilyCard} key=${parent} first=${(id) => (Number.isFinite(place(id)) ? place(id) : 2)}
       family=${{ parent, n_children: tree.kids(parent).length, why: `${beat} of ${n} beat 95% of null pairs; the middle child beats ${percent(middle)}.` }} />`)}</ul></section>`;
 }
@@ -92,7 +108,7 @@ export function Overview() {
       <p class="intro">${visible(about.system ?? "An SAE")} with ${plural(about.n_features, "feature")} in ${plural(layers.length, "layer")} (${layers.map(count).join(", ")}), on <code>${visible(about.site)}</code> of <strong>${visible(about.model)}</strong>. ${origin}</p>
       <dl class="facts">
         <${Fact} term=${html`<${Term} word="dead">Alive</${Term}>`} note=${`of ${count(about.n_features)}, on the indexed tokens`}><span class="num">${count(about.n_alive)}</span></${Fact}>
-        <${Fact} term=${html`<${Term} word="edge">Edges</${Term}>`} note=${about.n_judged === undefined ? "parent and child" : `${count(about.n_judged)} fired often enough to judge`}><span class="num">${count(about.n_edges)}</span></${Fact}>
+        <${Fact} term=${html`<${Term} word="edge">Edges</${Term}>`} note=${about.n_judged === undefined ? "parent and child" : `in ${count(about.n_judged)} the child fires ${about.min_count} times or more`}><span class="num">${count(about.n_edges)}</span></${Fact}>
         <${Fact} term="Roots"><span class="num">${count(about.n_roots)}</span></${Fact}>
         <${Fact} term="Indexed tokens"><span class="num">${count(about.n_tokens)}</span></${Fact}>
       </dl>

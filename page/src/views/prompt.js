@@ -76,7 +76,7 @@ function Result({ result }) {
   if (!entries.length) return html`<${Empty}>No token was measured.</${Empty}>`;
   const most = Math.max(...entries.map((entry) => entry.paths?.length ?? 0), 1);
   return html`<div class="token-strip" role="group" aria-label=${`${plural(entries.length, "token")}; arrow keys move`} onKeyDown=${keys}>
-      ${result.tokens.map((token, place) => html`<button type="button" key=${place} aria-pressed=${place === at} tabindex=${place === at ? 0 : -1} class=${`d${Math.ceil(((entries[place]?.paths?.length ?? 0) / most) * 4)}`} onClick=${() => pick(place)}>${visible(token)}<sub class="num">${entries[place]?.paths?.length ?? 0}</sub></button>`)}
+      ${result.tokens.map((token, place) => html`<button type="button" key=${place} aria-pressed=${place === at} tabindex=${place === at ? 0 : -1} class=${`d${Math.ceil(((entries[place]?.paths?.length ?? 0) / most) * 4)}`} onClick=${() => pick(place)}>${token.trim() ? visible(token) : visibleToken(token)}<sub class="num">${entries[place]?.paths?.length ?? 0}</sub></button>`)}
     </div><p class="hint">The number at a token, and its underline: how many paths of the forest are active there.</p>
     <${Position} entry=${entries[at]} token=${result.tokens[at]} layers=${result.layers ?? Infinity} />`;
 }

@@ -196,7 +196,8 @@ def token_similarity(a: Int[Array, "n"], b: Int[Array, "m"]) -> float:
     size = int(inverse.max()) + 1
     p = np.bincount(inverse[: len(a)], minlength=size) / len(a)
     q = np.bincount(inverse[len(a) :], minlength=size) / len(b)
-    return 1 - (_entropy((p + q) / 2) - (_entropy(p) + _entropy(q)) / 2)
+    similarity = 1 - (_entropy((p + q) / 2) - (_entropy(p) + _entropy(q)) / 2)
+    return min(max(similarity, 0.0), 1.0)  # rounding may lead beyond
 
 
 def _entropy(p: FloatArray) -> float:

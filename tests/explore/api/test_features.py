@@ -5,13 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-import torch
 from transformers import PreTrainedTokenizerFast
 
 from explore_cases import World
 from saeforest.explore import Explorer
 from saeforest.explore.api import Api
-from saeforest.explore.api.features import column_values
 
 
 @pytest.mark.parametrize(
@@ -35,15 +33,27 @@ def test_what_forces_the_values_of_columns(
         assert {key: column[key] for key in same} == same
     kinds = {column["forced_by"] for column in columns} - {None}
     assert {by: {c["name"] for c in columns if c["forced_by"] == by} for by in kinds} == expected
+    forced = {column["name"]: column["forced_by"] for column in columns}
+    beats = api.get("overview")["beats"]
+    assert beats
+    assert all(beat["forced_by"] == forced[beat["column"]] for beat in beats)
 
 
-def test_a_fraction_is_within_its_bounds(world: World) -> None:
-    """1 minus a divergence may be a little below 0."""
-    values = torch.full((world.sae.d_sae,), torch.nan)
-    values[:3] = torch.tensor([-1.8e-15, 0.5, 1 + 1e-6])
-    names = ("tokens_alike", "cos_decoder")
-    index = replace(world.index, columns={**world.index.columns, **dict.fromkeys(names, values)})
-    alike, cosine = (column_values(index, a) for a in index.about.columns if a.name in names)
-    assert alike[:3].tolist() == [0, 0.5, 1]
-    assert bool(alike[3:].isnan().all())
-    assert cosine[:3].tolist() == values[:3].tolist()
+def test_columns_say_which_edges_they_are_defined_on(
+    world: World, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    index, edges = world.index, world.sae.forest.edges[1]
+    api = Api(Explorer(index, world.sae.forest, tokenizer))
+    overview = api.get("overview")
+    counted = {beat["column"]: beat["n"] for beat in overview["beats"]}
+    defined = {about["name"]: about["defined"] for about in api.get("forest")["about"]}
+    assert overview["min_count"] == 20
+    frequent = "the child fires 20 times or more"
+    assert defined["s_res"] == f"{frequent}, but not on every token"
+    assert defined["ungated"].startswith(frequent)
+    assert f"at least once in {index.about.n_detected:,} tokens" in defined["ungated"]
+    fired = index.n_fired[edges]
+    assert counted["s_res"] == int(((fired >= 20) & (fired < index.about.n_tokens)).sum())
+    assert counted["coverage"] == int((fired > 0).sum())
+    assert counted["cos_decoder"] == overview["n_edges"] == len(edges)
+    assert defined["cos_decoder"] == ""

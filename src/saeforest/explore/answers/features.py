@@ -232,6 +232,7 @@ class TreeDataAnswer:
 
     The data agree with a child if the feature is active on at least `least` of the tokens on which the child's own
     detector is on, without the gate. data_only: features outside its subtree of which the same is true of firings.
+    other_parents: features that cover this one, but for its parent and all below it.
     """
 
     least: float

@@ -14,10 +14,18 @@ from torch import Tensor
 API_VERSION = 1
 Format = Literal["share", "cosine", "log2", "rank", "number"]
 """How the numbers of a column are written."""
+ForcedBy = Literal["gate", "choice"]
+"""Why the numbers of a column are high whatever the parent is: the SAE's gate, or the choice of the parents of an
+inferred forest, which looked at them."""
+
+# Most of an answer: to be looked for first.
+_LEAVES = (str, int, float, type(None))
 
 
 def plain(answer: Any) -> Any:
     """An answer as nested dicts, lists, strings and numbers, ready for `json.dumps`."""
+    if isinstance(answer, _LEAVES):
+        return answer
     if is_dataclass(answer):
         return {name: plain(value) for name, value in vars(answer).items()}
     if isinstance(answer, Mapping):
@@ -59,9 +67,9 @@ class Array:
 class AboutColumn:
     """An edge column.
 
-    mechanical: whether values are high whatever the parent is, so that they do not speak for an edge. forced_by: why:
-    the SAE's gate, or the choice of the parents of an inferred forest, which looked at them; None if not mechanical.
-    of_pair: whether it depends on the parent; if not, it has no places among null pairs.
+    mechanical: whether values are high whatever the parent is, so that they do not speak for an edge. forced_by: why;
+    None if not mechanical. of_pair: whether it depends on the parent; if not, it has no places among null pairs.
+    defined: which edges have a value, as what follows "where"; empty if all have.
     """
 
     name: str
@@ -70,9 +78,10 @@ class AboutColumn:
     description: str
     higher_is_more: bool
     mechanical: bool
-    forced_by: Literal["gate", "choice"] | None
+    forced_by: ForcedBy | None
     format: Format
     of_pair: bool
+    defined: str
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ..labels.labels import Source
-from .parts import AboutColumn, Array
+from .parts import AboutColumn, Array, ForcedBy
 
 # -- overview
 
@@ -40,7 +40,8 @@ class Beats:
 
     share: fraction of the edges beyond the 95th percentile of the null pairs; by chance it is `chance`.
     auc: chance that an edge is beyond a matched null pair, ties half; 0.5 means that edges are no better.
-    n: number of edges with a value.
+    n: number of edges with a value: those on which the column is defined (`AboutColumn.defined`).
+    forced_by: why edges beat null pairs whatever their parents are; None if they need not.
     """
 
     column: str
@@ -49,6 +50,7 @@ class Beats:
     chance: float
     auc: float | None
     n: int
+    forced_by: ForcedBy | None
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,7 @@ class OverviewAnswer:
     layer_sizes: tuple[int, ...]
     n_edges: int
     n_judged: int
+    min_count: int
     n_roots: int
     values: tuple[MeasuredValue, ...]
     beats: tuple[Beats, ...]

@@ -207,6 +207,7 @@ class Api:
             layer_sizes=card.layer_sizes,
             n_edges=card.n_edges,
             n_judged=card.n_judged,
+            min_count=card.min_count,
             n_roots=len(self.explorer.forest.roots),
             values=() if self.run is None else measured_values(self.run, self.name),
             beats=self._beats,

@@ -80,8 +80,10 @@ class Comparing:
     def _open(self, other: str) -> Opened:
         if other not in self._others:
             raise NotFound(
-                f"compare: no SAE {shown(other)} here, but {listed(self._others)}; start the explorer with "
-                "`saeforest explore RUN --compare OTHER`"
+                f"compare: no SAE {shown(other)} to compare with; expected {listed(self._others)}; "
+                "`saeforest explore RUN --compare OTHER` offers another"
+                if self._others
+                else "compare: no SAE to compare with; start the explorer with `saeforest explore RUN --compare OTHER`"
             )
         with self._lock:
             if other not in self._opened:

@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 from functools import cached_property
 
-from jaxtyping import Float
 from torch import Tensor
 
 from ...structure.forest import ROOT
@@ -30,9 +29,9 @@ from ..answers.features import (
     TokenLogit,
     TreeDataAnswer,
 )
-from ..answers.parts import AboutColumn, Format
+from ..answers.parts import AboutColumn, ForcedBy, Format
 from ..errors import NotFound
-from ..index import ColumnAbout, Index
+from ..index import ColumnAbout
 from ..labels.annotations import Annotations
 from ..labels.labels import Labels
 from ..queries.contexts import Context, Contexts, TokenTexts
@@ -45,30 +44,31 @@ _EACH = 4
 _FORMATS: dict[str, Format] = {"fraction": "share", "cosine": "cosine", "log2": "log2", "rank": "rank"}
 
 
+def forced_by(about: ColumnAbout, explorer: Explorer) -> ForcedBy | None:
+    """Why the values of a column are high whatever the parents of an explorer's edges are; None if they are not."""
+    if explorer.origin != "learned":
+        return "choice" if about.chosen else None
+    return "gate" if explorer.index.about.gated and about.mechanical else None
+
+
 def about_column(about: ColumnAbout, explorer: Explorer) -> AboutColumn:
     """What a column says of an explorer's edges, and how its numbers are written."""
-    forced_by = None
-    if explorer.origin != "learned":
-        forced_by = "choice" if about.chosen else None
-    elif explorer.index.about.gated and about.mechanical:
-        forced_by = "gate"
+    index, forced = explorer.index.about, forced_by(about, explorer)
+    defined = about.defined
+    for name, count in (("{min_count}", index.min_count), ("{n_detected}", index.n_detected)):
+        defined = defined.replace(name, f"{count:,}")
     return AboutColumn(
         name=about.name,
         title=about.title,
         unit=about.unit,
         description=about.description,
         higher_is_more=about.higher_is_more,
-        mechanical=forced_by is not None,
-        forced_by=forced_by,
+        mechanical=forced is not None,
+        forced_by=forced,
         format=_FORMATS.get(about.unit, "number"),
         of_pair=about.of_pair,
+        defined=defined,
     )
-
-
-def column_values(index: Index, about: ColumnAbout) -> Float[Tensor, "d_sae"]:
-    """The values of a column; a fraction, which rounding may have taken beyond 0 or 1, within them."""
-    column = index.columns[about.name]
-    return column.clamp(0, 1) if about.unit == "fraction" else column
 
 
 class FeatureAnswers:
@@ -134,11 +134,11 @@ class FeatureAnswers:
             labels={str(f): label for f in (parent, child) if (label := self._labels.of(f)) is not None},
             columns=tuple(
                 EdgeColumn(
-                    **vars(about_column(about, self._explorer)),
-                    value=number(column_values(self._index, about), child),
+                    **vars(about),
+                    value=number(self._index.columns[about.name], child),
                     place=number(self._index.column_places[about.name], child),
                 )
-                for about in self._index.about.columns
+                for about in self._about
             ),
             rating=None if rated is None or rated.blind else rated.rating,
         )
@@ -186,7 +186,9 @@ class FeatureAnswers:
             data_only=tuple(
                 r for r in self._under(feature) if not r.in_tree and r.p is not None and r.p >= LEAST
             ),
-            other_parents=tuple(r for r in self._over(feature) if not r.in_tree),
+            other_parents=tuple(
+                r for r in self._over(feature) if not r.in_tree and feature not in self._forest.path(r.id)
+            ),
         )
 
     def geometry(self, feature: int) -> GeometryAnswer:
@@ -241,6 +243,10 @@ class FeatureAnswers:
         if parent == ROOT:
             return []
         return [s for s in self.live_children(parent)[0] if s != feature][:_SIBLINGS]
+
+    @cached_property
+    def _about(self) -> tuple[AboutColumn, ...]:
+        return tuple(about_column(about, self._explorer) for about in self._index.about.columns)
 
     @cached_property
     def _n_fired(self) -> list[int]:

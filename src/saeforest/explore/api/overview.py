@@ -14,7 +14,7 @@ from ..answers.whole import (
 )
 from ..labels.labels import Labels
 from ..queries.explorer import Explorer
-from .features import about_column, column_values
+from .features import about_column, forced_by
 
 #: An edge beats the null if it is beyond this fraction of the null pairs.
 PERCENTILE = 0.95
@@ -47,6 +47,7 @@ def beats(explorer: Explorer) -> tuple[Beats, ...]:
                 chance=float((null > bound).double().mean()),
                 auc=auc,
                 n=len(edges),
+                forced_by=forced_by(about, explorer),
             )
         )
     return tuple(found)
@@ -84,7 +85,7 @@ def forest_answer(explorer: Explorer) -> ForestAnswer:
             max=Array.of(index.value_max),
             dead=Array.of(index.n_fired == 0),
         ),
-        columns={about.name: Array.of(column_values(index, about)) for about in index.about.columns},
+        columns={name: Array.of(column) for name, column in index.columns.items()},
         places={name: Array.of(column) for name, column in index.column_places.items()},
         about=tuple(about_column(about, explorer) for about in index.about.columns),
     )

@@ -16,7 +16,7 @@ from .lettering import INK, PAPER, QUIET, Lettering
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D00", "#333333")
 _MARKERS = ("o", "^", "s", "D", "v", "P", "X", "*")
 _NONE, _GRID = "#b8bec6", "#e6e9ed"
-_MARGIN, _PLOT, _SIDE, _HEAD = 0.28, 5.2, 3.6, 0.78
+_MARGIN, _AXIS, _PLOT, _GAP, _SIDE, _HEAD = 0.28, 0.3, 5.2, 0.45, 3.6, 0.78
 _SMALL, _WORDS = 8.0, 9.5
 _LINE = 0.165
 #: Children that get a color of their own; the others are gray, like the parent alone.
@@ -48,7 +48,7 @@ def draw_geometry(explorer: Explorer, feature: int, nulls: str) -> Figure:
     words = {child.card.id: child.words for child in top.children}
 
     lettering = Lettering()
-    width = _MARGIN + _PLOT + 0.45 + _SIDE + _MARGIN
+    width = _MARGIN + _AXIS + _PLOT + _GAP + _SIDE + _MARGIN
     caption = lettering.wrapped(_caption(len(points), nulls), width - 2 * _MARGIN, _SMALL)
     bottom = _HEAD + _PLOT + 0.55
     height = bottom + 0.12 + _LINE * len(caption) + _MARGIN
@@ -64,7 +64,7 @@ def draw_geometry(explorer: Explorer, feature: int, nulls: str) -> Figure:
     lettering.text(_MARGIN, 0.61, lettering.cut(about, width - 2 * _MARGIN, _SMALL), _SMALL, color=QUIET)
 
     plot = figure.add_axes(
-        ((_MARGIN + 0.3) / width, 1 - (_HEAD + _PLOT) / height, _PLOT / width, _PLOT / height)
+        ((_MARGIN + _AXIS) / width, 1 - (_HEAD + _PLOT) / height, _PLOT / width, _PLOT / height)
     )
     directions = {i: geometry.direction[children[i]].double().numpy() for i in shown}
     _plane(plot, points, child, shown, directions)
@@ -72,7 +72,7 @@ def draw_geometry(explorer: Explorer, feature: int, nulls: str) -> Figure:
     plot.set_xlabel(f"principal component 1 ({first:.0%} of the variance)", fontsize=_SMALL, color=QUIET)
     plot.set_ylabel(f"principal component 2 ({second:.0%})", fontsize=_SMALL, color=QUIET)
 
-    x, y = _MARGIN + 0.3 + _PLOT + 0.45, _HEAD + 0.12
+    x, y = _MARGIN + _AXIS + _PLOT + _GAP, _HEAD + 0.12
     for place_, i in enumerate(shown):
         example = rows[child == i]
         _entry(lettering, explorer, x, y, place_, children[i], words.get(children[i], ()), counts[i],
@@ -93,7 +93,7 @@ def draw_geometry(explorer: Explorer, feature: int, nulls: str) -> Figure:
 def _plane(
     axes: Axes, points: np.ndarray, child: np.ndarray, shown: list[int], directions: dict[int, np.ndarray]
 ) -> None:
-    """The points, the mean of each child's, and the encoder directions."""
+    """The points, and below those of children the encoder directions."""
     extent = 1.12 * float(np.abs(points).max(initial=1e-9))
     axes.set(xlim=(-extent, extent), ylim=(-extent, extent))
     axes.set_aspect("equal")
@@ -124,7 +124,7 @@ def _plane(
         if longest == 0 or not np.isfinite(directions[i]).all():
             continue
         end = tuple(0.82 * extent / longest * directions[i])
-        for color, line, order in ((PAPER, 4.6, 4), (_COLORS[place], 2.0, 5)):
+        for color, line, order in ((PAPER, 4.6, 2.4), (_COLORS[place], 2.0, 2.5)):
             arrow = {"arrowstyle": "-|>", "color": color, "linewidth": line, "shrinkA": 0, "shrinkB": 0}
             axes.annotate("", end, (0, 0), zorder=order, arrowprops=arrow)
 

@@ -57,6 +57,9 @@ class ColumnAbout:
     """Whether it depends on the parent. Otherwise null pairs have the same values, and it has no places among them."""
     chosen: bool = False
     """Whether the parents of an inferred forest are chosen by it, or by what it follows from."""
+    defined: Name = ""
+    """Which edges have a value, as what follows "where"; empty for all. `{min_count}` and `{n_detected}` stand for
+    the numbers in `About`."""
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,10 @@ def _rank(rank: Tensor) -> Float64[Tensor, "d_sae"]:
     return torch.where(rank > 0, rank.double(), torch.nan)
 
 
+# Which edges have a value (`ColumnAbout.defined`).
+_DETECTED = "the child fires {min_count} times or more, and its own detector is on at least once in {n_detected} tokens"
+_DIRECTED = "the child fires {min_count} times or more, but not on every token"
+
 COLUMNS: tuple[Column, ...] = (
     Column(
         ColumnAbout(
@@ -48,6 +52,7 @@ COLUMNS: tuple[Column, ...] = (
             higher_is_more=True,
             mechanical=False,
             chosen=True,
+            defined=_DETECTED,
         ),
         lambda e: e.ungated,
     ),
@@ -61,6 +66,7 @@ COLUMNS: tuple[Column, ...] = (
             higher_is_more=True,
             mechanical=False,
             chosen=True,
+            defined=_DETECTED,
         ),
         lambda e: e.lift,
     ),
@@ -73,6 +79,8 @@ COLUMNS: tuple[Column, ...] = (
             "without it: 1 minus the Jensen-Shannon divergence. 0 is no failure: a child may have tokens of its own.",
             higher_is_more=True,
             mechanical=False,
+            defined="the child's own detector is on for {min_count} or more of {n_detected} tokens, and both its "
+            "parent and that of its null pair fire on {min_count} or more others",
         ),
         lambda e: e.tokens_alike,
     ),
@@ -108,6 +116,7 @@ COLUMNS: tuple[Column, ...] = (
             higher_is_more=True,
             mechanical=True,
             chosen=True,
+            defined="the child fires",
         ),
         lambda e: _ratio(e.together, e.fired),
     ),
@@ -119,6 +128,7 @@ COLUMNS: tuple[Column, ...] = (
             "How often the child fires where the parent fires.",
             higher_is_more=True,
             mechanical=True,
+            defined="the parent fires",
         ),
         lambda e: _ratio(e.together, e.of_parent(e.fired)),
     ),
@@ -132,6 +142,7 @@ COLUMNS: tuple[Column, ...] = (
             higher_is_more=True,
             mechanical=True,
             chosen=True,
+            defined=_DIRECTED,
         ),
         lambda e: torch.minimum(e.near.cos_child, e.near.cos_parent).double(),
     ),
@@ -144,6 +155,7 @@ COLUMNS: tuple[Column, ...] = (
             higher_is_more=False,
             mechanical=True,
             chosen=True,
+            defined=_DIRECTED,
         ),
         lambda e: _rank(e.near.rank_parent),
     ),
@@ -156,6 +168,7 @@ COLUMNS: tuple[Column, ...] = (
             higher_is_more=False,
             mechanical=False,
             of_pair=False,
+            defined=_DIRECTED,
         ),
         lambda e: torch.where(e.near.rank_parent > 0, _rank(e.near.rank_child), torch.nan),
     ),
@@ -167,6 +180,7 @@ COLUMNS: tuple[Column, ...] = (
             "Mean overlap (intersection over union of the tokens they fire on) with the siblings that fire.",
             higher_is_more=False,
             mechanical=True,
+            defined="the child fires, and another child of its parent in its layer",
         ),
         lambda e: e.sibling_overlap,
     ),

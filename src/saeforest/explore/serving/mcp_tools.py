@@ -22,7 +22,6 @@ from ...errors import InputError
 from ..answers.features import EdgeAnswer, EdgeColumn
 from ..answers.parts import plain
 from ..api import Api
-from ..api.features import about_column
 from ..queries.contexts import Context
 from ..views.nulls import nulls_line
 
@@ -60,11 +59,8 @@ def make_server(api: Api) -> MCPServer:
         """What the SAE is, measured values (those about the hierarchy beside their nulls), how many edges beat null
         pairs, families worth seeing, and what cannot be asked, with the reason."""
         found = _brief(_asked(api, "overview"), 0)
-        columns = (about_column(about, api.explorer) for about in api.explorer.index.about.columns)
-        forced = {column.name: column.forced_by for column in columns}
-        beats = [one | {"forced_by": forced[one["column"]]} for one in found["beats"]]
         nulls = {} if api.run is None else {"nulls": nulls_line(api.run, api.name)}
-        return found | {"beats": beats} | nulls
+        return found | nulls
 
     @server.tool(annotations=reads)
     def search(

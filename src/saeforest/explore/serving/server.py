@@ -44,7 +44,7 @@ MOST_BODY, MOST_ADDRESS = 1 << 18, 1 << 13
 _NAMES = ("127.0.0.1", "localhost", "[::1]")
 _PORTS_TRIED = 50
 # Larger answers are compressed, which costs more than it saves for smaller ones on one machine.
-_WORTH_GZIP = 1 << 14
+_WORTH_GZIP = 1 << 16
 _PAGE = {
     "index.html": "text/html; charset=utf-8",
     "page.js": "text/javascript; charset=utf-8",
