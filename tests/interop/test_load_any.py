@@ -64,7 +64,7 @@ def gemma_forward(x: torch.Tensor) -> tuple[np.ndarray[Any, Any], np.ndarray[Any
 
 @pytest.mark.parametrize("place", ["average_l0_71", "transcoders/average_l0_71", "2", "2-transcoder"])
 @torch.no_grad()
-def test_gemma_scope(place: str, tmp_path: Path) -> None:
+def test_gemma_scope(place: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "g" / place
     hooks = {"hf_hook_point_in": "model.layers.1.pre_feedforward_layernorm.output"}
     if "2" in place:
@@ -77,6 +77,7 @@ def test_gemma_scope(place: str, tmp_path: Path) -> None:
     sae = saeforest.load(folder)
     assert type(sae) is (BatchTopKSAE if "transcoder" in place else JumpReLUSAE)
     assert sae.is_transcoder is ("transcoder" in place)
+    assert ("taken for a transcoder" in capsys.readouterr().err) is place.startswith("transcoders")
     assert sae.metadata.get("model_name") == ("google/gemma-3-1b-pt" if "2" in place else None)
     x = 3 * torch.randn(50, D, generator=torch.Generator().manual_seed(1))
     codes, xhat = gemma_forward(x)

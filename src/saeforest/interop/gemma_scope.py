@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..files import read_json, read_tensors
+from ..output import note
 from ..saes import SAE
 from ..saes.files import check_weights
 from ..schema import checked, listed
@@ -52,7 +53,10 @@ def load_gemma_scope(folder: Path) -> SAE:
         raise InputError(
             f"{path}: holds {listed(others)}, which cannot be loaded; expected {', '.join(_TENSORS)}"
         )
-    cfg = _cfg(weights, path, transcoder=_TRANSCODER in str(folder) or "hf_hook_point_out" in config)
+    said = "hf_hook_point_out" in config
+    if not said and _TRANSCODER in str(folder):
+        note(f"{path}: taken for a transcoder, as its path says so; keep an SAE in a folder of another name")
+    cfg = _cfg(weights, path, transcoder=said or _TRANSCODER in str(folder))
     shapes = {"W_enc": [cfg.d_in, cfg.d_sae], "W_dec": [cfg.d_sae, cfg.d_out or cfg.d_in]}
     shapes |= {"b_enc": [cfg.d_sae], "b_dec": [cfg.d_out or cfg.d_in], "threshold": [cfg.d_sae]}
     check_weights(weights, shapes, path)
