@@ -253,7 +253,7 @@ def test_folders_of_before_6(architecture: str, keys: dict[str, Any], tmp_path: 
     assert torch.equal(sae(x), expected(x))
     assert sae.metadata["model_name"] == "gpt2"
     assert sae.metadata["hook_name"] == "blocks.8.hook_resid_pre"
-    assert sae.metadata.get("prepend_bos") is keys.get("prepend_bos", True)
+    assert sae.metadata.get("prepend_bos") is keys.get("prepend_bos")
     change(folder, scaling_factor=torch.ones(F))
     assert torch.equal(saeforest.load(folder)(x), expected(x))
 

@@ -217,7 +217,6 @@ def _renewed(cfg: dict[str, Any], path: Path) -> dict[str, Any]:
     if isinstance(normalize := new.get("normalize_activations"), bool):
         new["normalize_activations"] = "expected_average_only_in" if normalize else "none"
     new.setdefault("apply_b_dec_to_input", True)
-    new.setdefault("prepend_bos", True)
     return {**new, "metadata": {key: new[key] for key in _OLD_METADATA if key in new}}
 
 
