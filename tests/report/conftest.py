@@ -19,7 +19,7 @@ from report_cases import (
     record,
     sparsity,
 )
-from saeforest.report import compare
+from saeforest.report import compare, write
 
 
 @pytest.fixture(scope="session")
@@ -57,3 +57,9 @@ def out(tmp_path_factory: pytest.TempPathFactory, run: Path, fast_run: Path) -> 
     out = tmp_path_factory.mktemp("module") / "out"
     compare([run, fast_run], out)
     return out
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are put together, and not rendered: for tests of what stands beside them, as rendering takes longest."""
+    monkeypatch.setattr(write, "render", lambda figure, kind: b"")

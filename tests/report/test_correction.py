@@ -117,6 +117,7 @@ def loss(score: float, spread: float) -> list[Record]:
     return [sparsity(4.0), replace(made, replicates=kept, settings={**made.settings, "text": "t"})]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_report_says_how_many_hold_before_and_after(tmp_path: Path) -> None:
     saes = {"tree": (TREE, 0, loss(0.97, 0.001)), "topk": (TOPK, 0, loss(0.96, 0.002)),
             "matryoshka": (MATRYOSHKA, 0, loss(0.5, 0.002))}  # fmt: skip

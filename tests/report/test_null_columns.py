@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from report_cases import TOPK, TREE, groups_in, make_run, record, sparsity
 from saeforest.measures import Record
@@ -68,6 +69,7 @@ def test_the_mean_over_seeds_has_the_mean_of_the_nulls(tmp_path: Path) -> None:
     assert [null.text for null in mean.nulls] == ["shuffled 0.6875", "untrained 0.8750"]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_both_files_show_the_nulls(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", {"tree": (TREE, 0, [sparsity(4.0), edges(), with_nulls(0)])})
     compare([run], tmp_path / "out")

@@ -114,6 +114,7 @@ def test_a_claim_that_fails_even_so_fails(tmp_path: Path) -> None:
     assert result.verdict is Verdict.FAILS
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_report_says_what_is_needed(tmp_path: Path) -> None:
     saes = {
         "tree": (TREE, 0, [sparsity(4.0), hierarchy(0.8, 0.5)]),

@@ -46,6 +46,7 @@ def runs(tmp_path: Path) -> list[Path]:
     return list(folders.values())
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_what_has_no_null_says_so(runs: list[Path], tmp_path: Path) -> None:
     compare(runs, tmp_path / "out")
     text = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
