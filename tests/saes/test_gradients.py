@@ -31,7 +31,7 @@ from saeforest.saes import (
     build,
 )
 
-D, N = 6, 3
+D, N = 6, 2
 ONE: dict[str, Any] = {"layer_sizes": (14,), "k_per_layer": (3,)}
 CONFIGS: dict[str, SAEConfig] = {
     **{f"{name}, small": small(name, normalize_activations=1.3) for name in SYSTEMS},
