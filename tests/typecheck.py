@@ -69,10 +69,11 @@ _known: dict[Any, _Known | None] = {}
 
 def _is_instance(annotation: Any, value: Any) -> bool:
     """Whether a value is as annotated, given the sizes of the axes in this call."""
-    if annotation not in _known:
+    try:
+        known = _known[annotation]
+    except KeyError:
         own = hasattr(annotation, "dim_str") and annotation.array_type is not Any
-        _known[annotation] = _parsed(annotation) if own else None
-    known = _known[annotation]
+        known = _known[annotation] = _parsed(annotation) if own else None
     if known is None:
         return _by_jaxtyping(annotation, value)
     if not isinstance(value, known.array):
@@ -86,28 +87,31 @@ def _is_instance(annotation: Any, value: Any) -> bool:
 
 def _agrees(known: _Known, shape: tuple[int, ...]) -> bool:
     """Whether a shape agrees with the sizes of this call's axes; if so, the sizes of others are kept."""
-    sizes, variadic, *_ = get_shape_memo()
-    i, middle = known.variadic, ()
+    memo = get_shape_memo()
+    sizes, axes, i, middle = memo[0], known.axes, known.variadic, ()
     if i is not None:
-        j = len(shape) - len(known.axes) + i
+        j = len(shape) - len(axes) + i
         if j < i:
             return False
         shape, middle = shape[:i] + shape[j:], shape[i:j]
-    if len(shape) != len(known.axes):
+    if len(shape) != len(axes):
         return False
-    new: dict[str, int] = {}
-    for axis, size in zip(known.axes, shape, strict=True):
+    new: dict[Any, int] | None = None
+    for axis, size in zip(axes, shape):  # noqa: B905  # some 20,000 times in a second of training
         if axis is None:
             continue
-        if isinstance(axis, int):
-            expected = axis
-        elif (expected := sizes.get(axis)) is None:
-            expected = new.setdefault(axis, size)
-        if expected != size:
+        expected = axis if axis.__class__ is int else sizes.get(axis)
+        if expected is None:
+            if new is None:
+                new = {axis: size}
+            elif new.setdefault(axis, size) != size:
+                return False
+        elif expected != size:
             return False
-    if known.name and variadic.setdefault(known.name, (False, middle)) != (False, middle):
+    if known.name and memo[1].setdefault(known.name, (False, middle)) != (False, middle):
         return False
-    sizes.update(new)
+    if new is not None:
+        sizes.update(new)
     return True
 
 
