@@ -21,6 +21,7 @@ from filelock import FileLock
 from hypothesis import settings
 from numba.core.dispatcher import Dispatcher
 from threadpoolctl import threadpool_limits
+from tyro._docstrings import _ClassTokenization
 
 import typecheck  # noqa: F401  # before saeforest
 
@@ -120,6 +121,14 @@ def corpus_once() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for part, read in packaged._PARTS.items():
             patch.setitem(packaged._PARTS, part, cache(lambda read=read: tuple(read())))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def sources_once() -> Iterator[None]:
+    """tyro makes help from the sources of classes: it parses a whole file for each class of it and each help."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_ClassTokenization, "make", staticmethod(cache(_ClassTokenization.make)))
         yield
 
 
