@@ -98,9 +98,22 @@ def with_lines(text: str, diff: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+@pytest.fixture(scope="module")
+def activations(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Activations of a known tree, as a file."""
+    path = tmp_path_factory.mktemp("known") / "activations.pt"
+    torch.save(saeforest.synthetic("tree").held_out(4000).x, path)
+    return path
+
+
 @pytest.fixture
 def small(
-    tiny_model: Path, tiny_text: Path, finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_model: Path,
+    tiny_text: Path,
+    finished_run: Path,
+    activations: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> dict[str, Any]:
     """A folder with what the pages speak of: a run, and activations of a known tree."""
     monkeypatch.chdir(tmp_path)
@@ -112,7 +125,7 @@ def small(
             presets.PRESETS, name, replace(config, sae=replace(config.sae, layer_sizes=layers))
         )
     shutil.copytree(finished_run, tmp_path / "runs/demo")
-    torch.save(saeforest.synthetic("tree").held_out(4000).x, "activations.pt")
+    shutil.copy(activations, tmp_path)
     return {"model": tiny_model, "text": tiny_text}
 
 
