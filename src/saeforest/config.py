@@ -109,8 +109,8 @@ class TrainConfig:
     formats), a Hub data set (org/name, org/name:subset, org/name@revision:subset), or a folder of harvested
     activations."""
     tokens: int = 1_000_000
-    """Number of distinct tokens to read. Of harvested activations, those of the first so many tokens are read. Default:
-    1,000,000, or all that were harvested."""
+    """Tokens to read. Every epoch reads the same ones. Of harvested activations, those of the first so many tokens are
+    read. Default: 1,000,000 or all harvested."""
     epochs: int = 1
     """Number of passes over the activations."""
     seed: int = 0
