@@ -48,7 +48,8 @@ def parse(
                 args,
                 args=list(argv),
                 prog=f"saeforest {command}",
-                config=(tyro.conf.AvoidSubcommands,),
+                # Help is ours: tyro would read the source files of all configurations for its own.
+                config=(tyro.conf.AvoidSubcommands, tyro.conf.HelptextFromCommentsOff),
                 **extra,
             )
     except SystemExit as stop:
