@@ -40,9 +40,9 @@ class Format(NamedTuple):
         return self.top + self.mantissa
 
 
-#: Of first moments: down to 1/1024 of the largest number of a row.
+#: For first moments: down to 1/1024 of the largest number of a row.
 SIGNED = Format(torch.int8, 7, 4, 0)
-#: Of second moments: over 33 powers of two. None of them becomes 0, because steps are divided by its root.
+#: For second moments: over 33 powers of two. None of them becomes 0, because steps are divided by its root.
 UNSIGNED = Format(torch.uint8, 31, 3, 1)
 
 
@@ -81,7 +81,7 @@ def narrowed(x: Float[Tensor, "F d"], form: Format, seed: int, rows: Int[Tensor,
     spare = _MANTISSA - form.mantissa
     # The largest number may be rounded up to the next one, which must still have a code.
     exponents = ((bits.amax(1) + (1 << spare) - 1) >> _MANTISSA).clamp(form.lowest, _LARGEST)
-    first = exponents[:, None] - form.top + 1  # of the numbers with exponent 1
+    first = exponents[:, None] - form.top + 1  # for numbers with exponent 1
     exponent = bits >> _MANTISSA
     digits = (bits & ((1 << _MANTISSA) - 1)) + ((exponent > 0).long() << _MANTISSA)
     exponent = exponent.clamp(min=1)
