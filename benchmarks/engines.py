@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from .harvest_memory import save_text
+from .data_memory import save_text
 from .peak_memory import save_model
 from .sinks import ROOT
 

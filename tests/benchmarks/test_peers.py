@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
@@ -21,6 +22,7 @@ from benchmarks.peers.costs import counted, expected_children, flops_per_bdf, le
 from benchmarks.peers.environments import EnvironmentFailure, Recipe, python_of  # noqa: E402
 from benchmarks.peers.machine import Machine  # noqa: E402
 from benchmarks.peers.session import KEYS, Measured, Worker, WorkerFailure, measure  # noqa: E402
+from benchmarks.peers.watch import Watch  # noqa: E402
 
 TOPK = Case(
     "saeforest",
@@ -334,3 +336,23 @@ def test_synthetic_activations_repeat_and_have_the_norm_of_normalised_ones() -> 
     assert x.shape == (512, 16)
     assert float(x.norm(dim=1).mean()) == pytest.approx(4, rel=1e-4)
     assert bool((x == data.synthetic(512, 16, seed=1)).all())
+
+
+def test_a_watch_measures_between_batches_while_clocks_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(0, 1000, 10))
+    monkeypatch.setattr("benchmarks.peers.watch.time.perf_counter", lambda: float(next(clock)))
+    monkeypatch.setattr("benchmarks.peers.watch.time.process_time", lambda: 0.0)
+    rows, others = torch.arange(12.0).view(6, 2), torch.tensor([[0.0, 0.0], [2.0, 4.0]])
+    watch = Watch(rows, others, batch=2, looks=1, warmup=1, dead_steps=1)
+    watch.begin()
+    handed = []
+    for batch in watch.batches():
+        watch.reconstruct = [lambda x: x, lambda x: x * 0 + others.mean(0)][len(handed)]
+        handed.append(batch)
+        if len(handed) == 2:
+            break
+    watch.look(2)
+    assert torch.equal(torch.cat(handed), rows[:4])
+    assert [found["step"] for found in watch.found] == [1, 2]
+    assert [found["fve"] for found in watch.found] == [1, 0]
+    assert [found["clock_s"] for found in watch.found] == [10, 20]  # of 30 that passed

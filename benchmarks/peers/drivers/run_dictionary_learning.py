@@ -9,9 +9,12 @@ import torch
 from torch import Tensor
 
 from ..case import Case
+from ..watch import Watch
 from .absent import stand_in
 
-stand_in("nnsight", "LanguageModel")  # its environment has none: see environments.py
+# Its environment has none: see environments.py.
+stand_in("nnsight", "LanguageModel")
+stand_in("wandb")
 
 from dictionary_learning.trainers.matryoshka_batch_top_k import (  # noqa: E402 # pyright: ignore[reportMissingImports]
     MatryoshkaBatchTopKTrainer,
@@ -50,3 +53,28 @@ def prepare(case: Case) -> Callable[[Tensor], object]:
             return trainer.update(next(steps), x.to(getattr(torch, case.dtype)))
 
     return step
+
+
+def train(case: Case, watch: Watch) -> None:
+    """`trainSAE` with its `TopKTrainer`, its auxiliary loss and its learning rate."""
+    from dictionary_learning.training import trainSAE  # pyright: ignore[reportMissingImports]
+
+    class Watched(TopKTrainer):
+        def __init__(self, **about: object) -> None:
+            super().__init__(**about)
+            self.dead_feature_threshold = watch.dead_steps * case.batch
+            watch.reconstruct = self.ae
+
+    about = {
+        "trainer": Watched,
+        "steps": watch.steps,
+        "activation_dim": case.d,
+        "dict_size": case.width,
+        "k": case.k,
+        "layer": 0,
+        "lm_name": "none",
+        "warmup_steps": watch.warmup,
+        "device": case.device,
+    }
+    dtype = getattr(torch, case.dtype)
+    trainSAE(watch.batches(), [about], watch.steps, device=case.device, autocast_dtype=dtype)

@@ -19,6 +19,7 @@ from sae_lens.config import SAETrainerConfig  # pyright: ignore[reportMissingImp
 from torch import Tensor
 
 from ..case import Case
+from ..watch import Watch
 
 _STEPS, _LR = 100_000, 1e-4
 
@@ -61,3 +62,20 @@ def prepare(case: Case) -> Callable[[Tensor], object]:
         trainer.n_training_steps += 1
 
     return step
+
+
+def train(case: Case, watch: Watch) -> None:
+    """`SAETrainer.fit`, with its auxiliary loss and its learning rate."""
+    sizes = {"d_in": case.d, "d_sae": case.width, "k": case.k, "device": case.device}
+    sae = TopKTrainingSAE(TopKTrainingSAEConfig(**sizes))
+    watch.reconstruct = sae
+    config = SAETrainerConfig(
+        total_training_samples=watch.steps * case.batch,
+        train_batch_size_samples=case.batch,
+        lr_end=SAETrainerConfig.lr,
+        lr_warm_up_steps=watch.warmup,
+        dead_feature_window=watch.dead_steps,
+        device=case.device,
+        autocast=case.dtype == "bfloat16",
+    )
+    SAETrainer(config, sae, data_provider=watch.batches()).fit()

@@ -1,0 +1,127 @@
+"""Whole runs: every library trains on the same activations by its own loop, with its own auxiliary loss.
+
+    .venv/bin/python -m benchmarks.peers.whole STORE --width 6144 --steps 200 --batch 2048 --out runs/whole.json
+
+One after another, each from its first step to its last; what is explained of 8,192 other activations is measured a few
+times on the way, while the clocks rest. Activations are scaled to a mean norm of sqrt(d), in the order in which
+saeforest would read the store. Learning rates are each library's own; they rise in the first twentieth of the run, and
+a feature is dead after a fifth of it without firing, since what libraries have by default is longer than such a run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from saeforest.activations.reader import concatenated
+from saeforest.activations.sources import open_store
+from saeforest.errors import InputError
+
+from .case import Case
+from .environments import ROOT, EnvironmentFailure, python_of
+from .machine import cpu_name
+from .plan import K, tree_shape
+
+#: What is trained, and in which type it multiplies.
+RUNS = (
+    ("saeforest", "tree", "bfloat16"),
+    ("saeforest", "topk", "bfloat16"),
+    ("eai-sparsify", "topk", "bfloat16"),
+    ("sae-lens", "topk", "bfloat16"),
+    ("dictionary-learning", "topk", "float32"),
+)
+_OTHERS = 8_192
+_WARMUP, _DEAD = 20, 5
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Whole runs of several libraries on the same activations.")
+    parser.add_argument("store", type=Path, help="of `saeforest harvest`")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE")
+    parser.add_argument("--libraries", nargs="+", choices=sorted({run[0] for run in RUNS}), metavar="NAME")
+    for name, default in (("width", 6_144), ("steps", 200), ("batch", 2_048), ("looks", 4), ("threads", 1)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    options = parser.parse_args(arguments)
+    runs = [run for run in RUNS if options.libraries is None or run[0] in options.libraries]
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        d = write(options.store, Path(folder), options.steps * options.batch)
+        for library, system, dtype in runs:
+            sizes, k = ((options.width,), (K,)) if system == "topk" else tree_shape(options.width)
+            case = Case(library, system, "run", "cpu", dtype, d, options.width, K, options.batch, sizes, k)
+            try:
+                done = trained(case, Path(folder), options)
+            except (EnvironmentFailure, RuntimeError) as failure:
+                print(f"{case.name}: left out: {failure}", flush=True)
+                continue
+            rows.append({**asdict(case), **done, "steps": options.steps})
+            last = done["looks"][-1]
+            print(
+                f"{case.name}: FVE {last['fve']:.4f} after {last['clock_s']:.0f} s, {last['processor_s']:.0f} s of "
+                f"the processor ({options.steps * options.batch / last['processor_s']:,.0f} tokens/s of it)",
+                flush=True,
+            )
+            about = {"cpu": cpu_name(), "threads": options.threads, "store": options.store.name}
+            options.out.write_text(json.dumps({"about": about, "runs": rows}, indent=1) + "\n")
+    return 0 if len(rows) == len(runs) else 1
+
+
+def write(store: Path, folder: Path, n: int) -> int:
+    """The activations to train on and those to measure on, as files of float32. Returns their width."""
+    opened = open_store(store)
+    blocks, there = [], 0
+    for index in range(opened.n_blocks):
+        if there < n + _OTHERS:
+            blocks.append(opened.block(0, index))
+            there += len(blocks[-1])
+    if there < n + _OTHERS:
+        raise InputError(f"{store}: {there:,} activations, but {n + _OTHERS:,} are needed; give fewer steps")
+    x = concatenated(blocks).x[: n + _OTHERS].float()
+    x *= x.shape[1] ** 0.5 / x.norm(dim=1).mean()
+    np.save(folder / "rows.npy", x[:n].numpy())
+    np.save(folder / "others.npy", x[n:].numpy())
+    return x.shape[1]
+
+
+def trained(case: Case, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """What the worker of this case says. Raises RuntimeError if it breaks down."""
+    request = {
+        "case": asdict(case),
+        "rows": str(folder / "rows.npy"),
+        "others": str(folder / "others.npy"),
+        "looks": options.looks,
+        "warmup": options.steps // _WARMUP,
+        "dead_steps": options.steps // _DEAD,
+        "threads": options.threads,
+    }
+    done = subprocess.run(
+        [str(python_of(case.library, "cpu")), "-m", "benchmarks.peers.whole_worker"],
+        cwd=ROOT,
+        env=os.environ | {"OMP_WAIT_POLICY": "PASSIVE"},
+        input=json.dumps(request) + "\n",
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        raise RuntimeError((done.stderr.strip().splitlines() or [f"code {done.returncode}"])[-1])
+    return json.loads(done.stdout)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    try:
+        sys.exit(main())
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
