@@ -111,11 +111,12 @@ function Family({ family, id }) {
   const all = family.contexts ?? [];
   const contexts = chosen === null ? all : all.filter((context) => context.child?.includes(chosen));
   const asking = useModel(family, id);
+  const judged = useMemo(() => tree.telling && tree.families(tree.telling).find(({ parent }) => parent === id), [tree, id]);
   const max = tree.max[id];
   if (!kids.length) return html`<p class="state empty">This feature has no children that fired. <a href=${to("feature", id)}>Its own page</a> shows its contexts.</p>`;
   return html`
     <section aria-labelledby="children"><h2 id="children">${plural(kids.length, "child", "children")}</h2>
-      <p class="hint">The letter and color of a child mark it below; where the parent fires alone, the text is gray. P(child | parent): how often the child is active where its parent is.</p>
+      <p class="hint">The letter and color of a child mark it below; where the parent fires alone, the text is gray. P(child | parent): how often the child is active where its parent is.${judged ? html` By “${tree.telling.title}”, ${judged.beat} of ${judged.n} judged children beat 95% of <${Term} word="null">null pairs</${Term}> (by chance 5% do); the middle one beats ${percent(judged.middle)}.` : ""}</p>
       <${Children} kids=${kids} marks=${marks} chosen=${chosen} /></section>
     <section aria-labelledby="contexts"><div class="head"><h2 id="contexts">The parent’s contexts, by which child fires</h2>${switches}</div>
       ${chosen !== null && html`<p class="hint">Only contexts in which <${FeatureLink} id=${chosen} /> fires. <a href=${to("family", id)}>Show all</a></p>`}

@@ -77,6 +77,7 @@ const [FEW, FAILED] = [3, 3];
 /** The families whose children look most like null pairs. */
 function Failing() {
   const tree = forest.value;
+  if (!tree.whole) return null; // a part says nothing of which are the weakest
   const column = tree.telling;
   const judged = column ? tree.families(column).filter(({ n }) => n >= FEW) : [];
   const worst = judged.sort((a, b) => a.middle - b.middle || b.n - a.n).slice(0, FAILED);
@@ -87,7 +88,7 @@ function Failing() {
   const place = (id) => tree.place(column.name, id);
   return html`<section aria-labelledby="failing">
     <h2 id="failing">${under >= worst.length ? "Families that fail" : "The weakest families"}</h2>
-    <p class="hint">A family fails if half of its children or more do not beat half of the <${Term} word="null">null pairs</${Term}>: it is no better than chance. By “${column.title}”, ${count(under)} of ${plural(judged.length, "family", "families")} with ${FEW} or more children judged ${under === 1 ? "does" : "do"}; <a href=${to("families", null, { up: true })}>all, the worst first</a>. ${others.length > 0 && html`By other evidence: ${others.map(
+    <p class="hint">A family fails if half of its children or more do not beat half of the <${Term} word="null">null pairs</${Term}>: it is no better than chance. By “${column.title}”, ${count(under)} of ${plural(judged.length, "family", "families")} with ${FEW} or more judged children ${under === 1 ? "fails" : "fail"}; <a href=${to("families", null, { up: true })}>all, the worst first</a>. ${others.length > 0 && html`By other evidence: ${others.map(
       (other, place) => html`${place ? ", " : ""}<a key=${other.name} href=${to("families", null, { col: other.name, up: true })}>${other.title}</a> ${count(failing(tree.families(other)))}`,
     )}.`} Below are the ${worst.length} that come last, with their worst children.</p>
     <ul class="family-cards failing">${worst.map(({ parent, n, beat, middle }) => html`<${FamilyCard} key=${parent} first=${(id) => (Number.isFinite(place(id)) ? place(id) : 2)}
@@ -105,7 +106,7 @@ export function Overview() {
   return html`<div class="overview">
     <div class="lead"><section aria-labelledby="title">
       <h1 id="title"><bdi>${visible(about.title)}</bdi></h1>
-      <p class="intro">${visible(about.system ?? "An SAE")} with ${plural(about.n_features, "feature")} in ${plural(layers.length, "layer")} (${layers.map(count).join(", ")}), on <code>${visible(about.site)}</code> of <strong>${visible(about.model)}</strong>. ${origin}</p>
+      <p class="intro">${visible(about.system ?? "An SAE")} with ${plural(about.n_features, "feature")} in ${plural(layers.length, "layer")} (${layers.map(count).join(", ")}), on <code>${visible(about.site)}</code> of <strong>${visible(about.model)}</strong>. ${origin}${tree.whole ? "" : ` This file holds ${plural(tree.ids.length, "feature")} of it; the numbers below are of the whole.`}</p>
       <dl class="facts">
         <${Fact} term=${html`<${Term} word="dead">Alive</${Term}>`} note=${`of ${count(about.n_features)}, on the indexed tokens`}><span class="num">${count(about.n_alive)}</span></${Fact}>
         <${Fact} term=${html`<${Term} word="edge">Edges</${Term}>`} note=${about.n_judged === undefined ? "parent and child" : `in ${count(about.n_judged)} the child fires ${about.min_count} times or more`}><span class="num">${count(about.n_edges)}</span></${Fact}>
