@@ -49,6 +49,9 @@ WAYS = {
     "active rows, state in bfloat16": Way(optim={"rows": "active", "state": "bfloat16"}),
     "active rows, state in 8 bits": Way(optim={"rows": "active", "state": "int8"}),
     "state in 8 bits": Way(optim={"state": "int8"}),
+    "active rows, state in 8 bits, weights in bfloat16": Way(
+        optim={"rows": "active", "state": "int8", "weights": "bfloat16"}
+    ),
     "no auxiliary": Way(aux={"coefficient": 0.0}),
 } | {
     f"auxiliary {k}, stride {stride}": Way(aux={"k": k, "stride": stride})

@@ -34,10 +34,11 @@ TREES = (
     "tree, active rows",
     "tree, active rows, state in bfloat16",
     "tree, active rows, state in 8 bits",
+    "tree, active rows, state in 8 bits, weights in bfloat16",
 )
 _PEER = "eai-sparsify"
 # Of all that is resident between steps: weights, gradients and moments, in numbers of a weight's size.
-_NUMBERS = dict(zip(TREES, (4.0, 3.0, 2.0, 1.5), strict=True))
+_NUMBERS = dict(zip(TREES, (4.0, 3.0, 2.0, 1.5, 1.0), strict=True))
 
 
 def case_of(library: str, system: str, width: int, d: int, batch: int) -> Case:

@@ -17,7 +17,7 @@ from pydantic import BeforeValidator, ConfigDict, TypeAdapter, ValidationError
 from .errors import InputError
 from .files import atomic_file, checksum_of_data, read_bytes, read_yaml
 from .optim import OptimConfig, Precision
-from .saes import SYSTEMS, SystemConfig, TreeConfig, check_inference
+from .saes import SYSTEMS, SystemConfig, TreeConfig, check_inference, check_weights
 from .saes.base import TranscoderConfig
 from .schema import MOST, flaw, own_error, shown
 
@@ -164,6 +164,7 @@ class TrainConfig:
             if not holds:
                 raise InputError(f"{name} = {shown(value)}: expected {expected}")
         check_inference(self.sae)
+        check_weights(self.sae.architecture, self.optim)
         if self.target == self.site:
             raise InputError(f"target = {shown(self.target)}: the same as the site; leave target out")
         if self.target is not None and not (self.saes or isinstance(self.sae, TranscoderConfig)):

@@ -1,5 +1,5 @@
 """Matrices in 8 bits: what their codes stand for, how numbers are rounded to them, and Adam's steps with them, against
-float64."""
+float64. Weights in bfloat16: their steps, and the products with them."""
 
 from __future__ import annotations
 
@@ -184,3 +184,56 @@ def test_a_slow_average_moves_in_8_bits() -> None:
     end = 0.5 + 0.5 * 0.999**1500
     assert float(widened(v).mean()) == pytest.approx(end, abs=0.01)
     assert float(widened(v).std()) < 0.15 * end
+
+
+@pytest.mark.parametrize("some", [False, True])
+def test_steps_of_weights_in_bfloat16_are_right_on_average(some: bool) -> None:
+    """Each step is a quarter of the way to the next number: rounded to the nearest, nothing would ever move."""
+    n, size, moved = 40_000, 2.0**-10, []
+    for kernels in BACKENDS:
+        weight, last = torch.ones(1, n).bfloat16(), torch.zeros(1, dtype=torch.int64)
+        m, v, grad = torch.zeros(1, n), torch.zeros(1, n), torch.ones(1, n)
+        step = AdamStep(size, 0.9, 0.999, 1e-12, 1)
+        if some:
+            kernels.adam_rows(weight, torch.tensor([0]), grad, m, v, last, step)
+        else:
+            kernels.adam(weight, grad, m, v, step)
+        assert weight.unique().tolist() == [1 - 2.0**-8, 1]
+        assert float(weight.double().mean()) == pytest.approx(
+            1 - size, abs=4 * 2.0**-8 * math.sqrt(0.25 * 0.75 / n)
+        )
+        moved.append(weight)
+    assert float((moved[0] != moved[1]).double().mean()) < 1e-3  # where arithmetic differs in the last bit
+
+
+def test_products_with_weights_in_bfloat16_are_those_with_their_numbers() -> None:
+    generator = torch.Generator().manual_seed(2)
+    n, k, d, starts = 50, 6, 40, (0, 100, 400)
+    half = torch.randn(starts[-1], d, generator=generator).bfloat16()
+    ids = torch.randint(0, starts[-1], (n, k), generator=generator)
+    values, x = torch.rand(n, k, generator=generator), torch.randn(n, d, generator=generator)
+    rows, first = torch.arange(n).repeat_interleave(k), torch.arange(n + 1) * k
+    stats = torch.zeros(n, 1), torch.ones(n, 1)
+    below = torch.arange(starts[-1] + 1).clamp(max=100) * 3
+    children, active = torch.arange(100, 400), torch.randint(0, 100, (n, 2), generator=generator)
+    active[:, 1] = -1
+    for kernels in BACKENDS:
+
+        def products(
+            weight: torch.Tensor, kernels: ModuleType = kernels
+        ) -> list[torch.Tensor | tuple[torch.Tensor, ...]]:
+            errors, squared = kernels.layer_errors(values, ids, starts, weight, x[0], x, *stats)
+            grads = kernels.layer_gradients(
+                errors, torch.ones(2), [None, x], stats[1], values, ids, starts, weight, padded=False
+            )
+            return [
+                kernels.weighted_rows(values.flatten(), ids.flatten(), first, weight),
+                kernels.gather_dot(x, rows, ids.flatten(), weight),
+                (errors, squared),
+                grads,
+                kernels.top_children(x, weight, active, below, children, 2, torch.float32),
+                kernels.best_children(x, weight, active, below, children, 2),
+            ]
+
+        for ours, exact in zip(products(half), products(half.float()), strict=True):
+            torch.testing.assert_close(ours, exact, rtol=0, atol=0)

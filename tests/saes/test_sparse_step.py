@@ -9,6 +9,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sae_cases import floats
+from saeforest.errors import InputError
 from saeforest.kernels.backend import VARIABLE
 from saeforest.optim import OptimConfig
 from saeforest.saes import (
@@ -161,7 +162,8 @@ def test_speed_costs_no_quality(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, "plain")
     reference = trained_fve(lambda s: None)
     assert reference[0] > 0.8
-    for fve, dead in (fast, half, eight):
+    few = trained_fve(lambda s: s.update(optim={"state": "int8", "weights": "bfloat16", "rows": "active"}))
+    for fve, dead in (fast, half, eight, few):
         assert fve == pytest.approx(reference[0], abs=0.005)
         assert dead == pytest.approx(reference[1], abs=0.02)
 
@@ -183,6 +185,36 @@ def test_low_precision_state_survives_a_checkpoint(state: str, rows: str) -> Non
         each.step(x)
     assert torch.equal(one.sae.decoder, again.sae.decoder)
     assert torch.equal(one.sae.encoder, again.sae.encoder)
+
+
+@pytest.mark.parametrize("name", ["topk", "tree"])
+def test_weights_in_bfloat16_give_the_same_bits_again_and_after_a_checkpoint(name: str) -> None:
+    optim: dict[str, Any] = {"weights": "bfloat16", "rows": "active", "state": "int8"}
+    one, twin, again = (training(SYSTEMS[name], **optim) for _ in range(3))
+    for step in range(1, 4):
+        for each in (one, twin) if step < 3 else (one, twin, again):
+            each.step(data(BATCH, step))
+        if step == 2:
+            again.load_state_dict(one.state_dict())
+            again.optimizer.load_state_dict(deepcopy(one.optimizer.state_dict()))
+    for each in (twin, again):
+        assert each.sae.encoder.dtype == torch.bfloat16
+        assert torch.equal(each.sae.encoder, one.sae.encoder)
+        assert torch.equal(each.sae.decoder, one.sae.decoder)
+    gradient = one.sae.decoder.grad
+    assert gradient is not None
+    assert gradient.dtype == torch.float32
+    kept = one.sae.encoder.float()
+    sae = one.finish()
+    assert sae.encoder.dtype == sae.decoder.dtype == torch.float32
+    assert torch.equal(sae.encoder, kept)
+
+
+def test_systems_that_read_their_weights_elsewhere_keep_them_whole() -> None:
+    with pytest.raises(
+        InputError, match=r"optim\.weights = bfloat16: expected float32 for architecture matryoshka"
+    ):
+        training(SYSTEMS["matryoshka"], weights="bfloat16")
 
 
 def test_a_copied_optimizer_goes_on() -> None:

@@ -35,6 +35,9 @@ OPTIMS = {
     "tree, active rows": OptimConfig(rows="active"),
     "tree, active rows, state in bfloat16": OptimConfig(rows="active", state="bfloat16"),
     "tree, active rows, state in 8 bits": OptimConfig(rows="active", state="int8"),
+    "tree, active rows, state in 8 bits, weights in bfloat16": OptimConfig(
+        rows="active", state="int8", weights="bfloat16"
+    ),
 }
 
 

@@ -24,17 +24,22 @@ _COMPILED = {"cpu": ("numba", ".compiled"), "cuda": ("triton", ".triton_gpu")}
 _DTYPES = {"cpu": (torch.float32, torch.float64), "cuda": (torch.float32,)}
 
 
-def backend(weight: Tensor) -> ModuleType:
-    """The module of kernels for the device and data type of `weight`.
+def backend(x: Tensor, weight: Tensor | None = None) -> ModuleType:
+    """The module of kernels for the device and data type of `x`.
+
+    weight: a matrix in the same data type. On a CPU it may be in bfloat16, of which PyTorch's operators make a copy in
+        that of `x`, and the compiled kernels do not.
 
     Raises InputError if SAEFOREST_KERNELS has an unknown value.
     """
     wanted = os.environ.get(VARIABLE, "auto")
     if wanted not in ("auto", "plain"):
         raise InputError(f"{VARIABLE}={wanted}: expected auto or plain")
-    if wanted == "plain" or weight.dtype not in _DTYPES.get(weight.device.type, ()):
+    device = x.device.type
+    if wanted == "plain" or x.dtype not in _DTYPES.get(device, ()):
         return plain
-    return compiled(weight.device.type)
+    halved = device == "cpu" and (x.dtype, getattr(weight, "dtype", None)) == (torch.float32, torch.bfloat16)
+    return compiled(device) if weight is None or weight.dtype == x.dtype or halved else plain
 
 
 @cache

@@ -31,6 +31,7 @@ def weighted_rows(
     weight: Float[Tensor, "F d"],
 ) -> Float[Tensor, "n d"]:
     """`out[t]` is the sum of `values[i] weight[ids[i]]` over the entries `first[t]` to `first[t + 1] - 1`."""
+    weight = weight.to(values.dtype)  # it may be kept in bfloat16
     return F.embedding_bag(ids, weight, first[:-1], per_sample_weights=values, mode="sum")
 
 
@@ -41,7 +42,7 @@ def gather_dot(
     # This product is the gradient of a bag's sum with respect to its weights.
     bags = torch.zeros(len(x), dtype=rows.dtype, device=rows.device)
     return torch.ops.aten._embedding_bag_per_sample_weights_backward(
-        x.contiguous(), weight, ids, bags, rows, _SUM
+        x.contiguous(), weight.to(x.dtype), ids, bags, rows, _SUM
     )
 
 
@@ -112,7 +113,7 @@ def best_children(
     k: int,
 ) -> tuple[Float[Tensor, "n k"], Int[Tensor, "n k"]]:
     """The same as `top_children` in the precision of the weights, with the slots perhaps in another order."""
-    return top_children(u, encoder, active, first, children, k, encoder.dtype)
+    return top_children(u, encoder, active, first, children, k, u.dtype)
 
 
 def kth_largest(values: Float[Tensor, "*n"], k: int) -> float:

@@ -37,10 +37,13 @@ def rows_of_gradient(grad: Float[Tensor, "F d"]) -> tuple[Int[Tensor, "a"], Floa
     return rows, grad[rows]
 
 
-def _to_weight(values: Tensor, rows: Tensor, ids: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-    """The gradient of `weight`: `scatter_outer`, as a sparse tensor if that is wanted of this weight."""
-    kernels = backend(weight)
-    if not hasattr(weight, _BY_ROWS):
+def _to_weight(
+    values: Tensor, rows: Tensor, ids: Tensor, x: Tensor, weight: Tensor, *, few: bool = False
+) -> Tensor:
+    """The gradient of `weight`: `scatter_outer`, as a sparse tensor if that is wanted of this weight, or if few
+    of its rows have one."""
+    kernels = backend(x)
+    if not (few or hasattr(weight, _BY_ROWS)):
         return kernels.scatter_outer(values, rows, ids, x, len(weight))
     active, place = _touched(values, ids, len(weight))
     grad = kernels.scatter_outer(values, rows, place, x, len(active))
@@ -65,18 +68,27 @@ def _touched(values: Tensor, ids: Tensor, n: int) -> tuple[Int[Tensor, "a"], Int
 
 class _Decode(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, values: Tensor, ids: Tensor, rows: Tensor, first: Tensor, weight: Tensor) -> Tensor:
+    def forward(
+        ctx: Any,
+        values: Tensor,
+        ids: Tensor,
+        rows: Tensor,
+        first: Tensor,
+        weight: Tensor,
+        few: bool,
+    ) -> Tensor:
+        ctx.few = few
         ctx.save_for_backward(values, ids, rows, weight)
-        return backend(weight).weighted_rows(values, ids, first, weight)
+        return backend(values, weight).weighted_rows(values, ids, first, weight)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Grad, None, None, None, Grad]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Grad, None, None, None, Grad, None]:
         values, ids, rows, weight = ctx.saved_tensors
-        grad, kernels = grads[0].contiguous(), backend(weight)
-        need_values, *_, need_weight = ctx.needs_input_grad
+        grad, kernels = grads[0].contiguous(), backend(values, weight)
+        need_values, _, _, _, need_weight, _ = ctx.needs_input_grad
         to_values = kernels.gather_dot(grad, rows, ids, weight) if need_values else None
-        to_weight = _to_weight(values, rows, ids, grad, weight) if need_weight else None
-        return to_values, None, None, None, to_weight
+        to_weight = _to_weight(values, rows, ids, grad, weight, few=ctx.few) if need_weight else None
+        return to_values, None, None, None, to_weight, None
 
 
 class _Encode(torch.autograd.Function):
@@ -90,37 +102,42 @@ class _Encode(torch.autograd.Function):
         weight: Tensor,
         center: Tensor | None,
         known: Tensor | None,
+        few: bool,
     ) -> Tensor:
+        ctx.few = few
         ctx.save_for_backward(x, ids, rows, first, weight)
         if known is not None:
             return known.clone()
-        kernels = backend(weight)
+        kernels = backend(x, weight)
         return by_groups(lambda own: kernels.gather_dot(x, rows[own], ids[own], weight), first)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Grad, None, None, None, Grad, Grad, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Grad, None, None, None, Grad, Grad, None, None]:
         x, ids, rows, first, weight = ctx.saved_tensors
-        grad, kernels = grads[0].contiguous(), backend(weight)
-        need_x, _, _, _, need_weight, need_center, _ = ctx.needs_input_grad
+        grad, kernels = grads[0].contiguous(), backend(x, weight)
+        need_x, _, _, _, need_weight, need_center, _, _ = ctx.needs_input_grad
         to_center = None
         if need_center:  # summed over all rows directly, without a gradient for each row
-            to_center = -_weighted_sum(grad, ids, weight)
+            to_center = -_weighted_sum(grad, ids, weight, few=ctx.few)
         return (
             kernels.weighted_rows(grad, ids, first, weight) if need_x else None,
             None,
             None,
             None,
-            _to_weight(grad, rows, ids, x, weight) if need_weight else None,
+            _to_weight(grad, rows, ids, x, weight, few=ctx.few) if need_weight else None,
             to_center,
+            None,
             None,
         )
 
 
-def _weighted_sum(values: Tensor, ids: Tensor, weight: Tensor) -> Float[Tensor, "d"]:
+def _weighted_sum(values: Tensor, ids: Tensor, weight: Tensor, *, few: bool = False) -> Float[Tensor, "d"]:
     """The sum of `values[i] weight[ids[i]]` over all entries."""
-    kernels, one = backend(weight), values.new_ones(1, 1)
-    if not hasattr(weight, _BY_ROWS):
-        return kernels.scatter_outer(values, torch.zeros_like(ids), ids, one, len(weight)).flatten() @ weight
+    kernels, one = backend(values, weight), values.new_ones(1, 1)
+    if not (few or hasattr(weight, _BY_ROWS)):
+        return kernels.scatter_outer(
+            values, torch.zeros_like(ids), ids, one, len(weight)
+        ).flatten() @ weight.to(values.dtype)
     active, place = _touched(values, ids, len(weight))
     sums = kernels.scatter_outer(values, torch.zeros_like(place), place, one, len(active)).flatten()
     first = torch.linspace(0, len(active), _PARTS + 1, device=ids.device).long()
@@ -141,7 +158,9 @@ class _LayerErrors(torch.autograd.Function):
         starts: tuple[int, ...],
         padded: bool,
     ) -> tuple[Tensor, ...]:
-        errors, squared = backend(decoder).layer_errors(values, ids, starts, decoder, bias, x, mean, std)
+        errors, squared = backend(values, decoder).layer_errors(
+            values, ids, starts, decoder, bias, x, mean, std
+        )
         ctx.save_for_backward(values, ids, decoder, std, errors)
         ctx.starts, ctx.padded = starts, padded
         ctx.set_materialize_grads(False)
@@ -154,7 +173,7 @@ class _LayerErrors(torch.autograd.Function):
         values, ids, decoder, std, errors = ctx.saved_tensors
         to_squared, *extra = grads
         factors = errors.new_zeros(len(errors)) if to_squared is None else 2 * to_squared
-        kernels = backend(decoder)
+        kernels = backend(errors, decoder)
         sums, to_values = kernels.layer_gradients(
             errors, factors, extra, std, values, ids, ctx.starts, decoder, padded=ctx.padded
         )
@@ -169,21 +188,41 @@ def jagged_decode(
     rows: Int[Tensor, "m"],
     n: int,
     weight: Float[Tensor, "F d"],
+    *,
+    few: bool = False,
 ) -> Float[Tensor, "n d"]:
     """`out[t]` is the sum of `values[i] weight[ids[i]]` over the entries with `rows[i] = t`.
 
     `rows` must be in ascending order. Gradients for `values` and `weight`.
+
+    few: few rows of `weight` are active, so the gradient holds only these, as with `gradient_by_rows`.
     """
     check_ids(ids, len(weight))
-    return _Decode.apply(values, ids, rows, _first(rows, n), weight)  # pyright: ignore[reportReturnType]
+    return _Decode.apply(values, ids, rows, _first(rows, n), weight, few)  # pyright: ignore[reportReturnType]
 
 
 def jagged_encode(
-    x: Float[Tensor, "n d"], ids: Int[Tensor, "m"], rows: Int[Tensor, "m"], weight: Float[Tensor, "F d"]
+    x: Float[Tensor, "n d"],
+    ids: Int[Tensor, "m"],
+    rows: Int[Tensor, "m"],
+    weight: Float[Tensor, "F d"],
+    center: Float[Tensor, "d"] | None = None,
+    *,
+    repeats: int = 1,
+    few: bool = False,
 ) -> Float[Tensor, "m"]:
-    """`x[rows[i]] . weight[ids[i]]`, with `rows` in ascending order. Gradients for `x` and `weight`."""
+    """`x[rows[i]] . weight[ids[i]]`, with `rows` in ascending order. Gradients for `x` and `weight`.
+
+    center: a vector that was subtracted from every row of `x`; it gets its gradient here.
+    repeats: how often the rows of `x` follow each other, for the numbers in `rows`. If more than once, `x` gets no
+        gradient.
+    few: few rows of `weight` are active, so the gradient holds only these, as with `gradient_by_rows`.
+    """
     check_ids(ids, len(weight))
-    return _Encode.apply(x, ids, rows, _first(rows, len(x)), weight, None, None)  # pyright: ignore[reportReturnType]
+    first = _first(rows, len(x) * repeats)
+    if repeats > 1:
+        x, rows = x.detach(), rows % len(x)
+    return _Encode.apply(x, ids, rows, first, weight, center, None, few)  # pyright: ignore[reportReturnType]
 
 
 def sparse_decode(
@@ -195,12 +234,12 @@ def sparse_decode(
     check would have to wait for the device.
     """
     if ids.numel() == 0:
-        return weight.new_zeros(len(ids), weight.shape[1])
+        return values.new_zeros(len(ids), weight.shape[1])
     if shards.divided():
         return shards.summed(_decode_own(values.flatten(), ids.flatten(), _slots(ids)[0], len(ids), weight))
     check_ids(ids, len(weight))
     rows, first = _slots(ids)
-    return _Decode.apply(values.flatten(), ids.flatten(), rows, first, weight)  # pyright: ignore[reportReturnType]
+    return _Decode.apply(values.flatten(), ids.flatten(), rows, first, weight, False)  # pyright: ignore[reportReturnType]
 
 
 def sparse_encode(
@@ -222,7 +261,7 @@ def sparse_encode(
     check_ids(ids, len(weight))
     rows, first = _slots(ids)
     flat = None if known is None else known.flatten()
-    h = _Encode.apply(x, ids.flatten(), rows, first, weight, center, flat)
+    h = _Encode.apply(x, ids.flatten(), rows, first, weight, center, flat, False)
     return h.view(ids.shape)  # pyright: ignore[reportOptionalMemberAccess]
 
 
@@ -266,7 +305,7 @@ def _decode_own(
     """The part of this rank's features in `jagged_decode`."""
     own = shards.mine(ids).nonzero().flatten()
     values, rows = shards.handed_out(values)[own], rows[own]
-    return _Decode.apply(values, shards.place(ids[own]), rows, _first(rows, n), weight)  # pyright: ignore[reportReturnType]
+    return _Decode.apply(values, shards.place(ids[own]), rows, _first(rows, n), weight, False)  # pyright: ignore[reportReturnType]
 
 
 def _encode_own(
@@ -283,7 +322,14 @@ def _encode_own(
     center = None if center is None else shards.handed_out(center)
     before = None if known is None else known.flatten()[own]
     found = _Encode.apply(
-        shards.handed_out(x), shards.place(flat[own]), rows, _first(rows, len(x)), weight, center, before
+        shards.handed_out(x),
+        shards.place(flat[own]),
+        rows,
+        _first(rows, len(x)),
+        weight,
+        center,
+        before,
+        False,
     )
     every = x.new_zeros(len(flat)).index_put((own,), found)  # pyright: ignore[reportArgumentType]
     return shards.summed(every).view(ids.shape)

@@ -48,7 +48,7 @@ def top_children(
     precision: torch.dtype,
 ) -> tuple[Float[Tensor, "n k"], Int[Tensor, "n k"]]:
     """See `plain.top_children`."""
-    return _children(backend(encoder).top_children, u, encoder, active, first, children, k, precision)
+    return _children(backend(u, encoder).top_children, u, encoder, active, first, children, k, precision)
 
 
 @torch.no_grad()
@@ -61,7 +61,7 @@ def best_children(
     k: int,
 ) -> tuple[Float[Tensor, "n k"], Int[Tensor, "n k"]]:
     """See `plain.best_children`."""
-    return _children(backend(encoder).best_children, u, encoder, active, first, children, k)
+    return _children(backend(u, encoder).best_children, u, encoder, active, first, children, k)
 
 
 def _children(
@@ -74,7 +74,7 @@ def _children(
     """What `kernel` selects, by as many ranks as there are."""
     if shards.divided():
         return _children_of_all(kernel, u, encoder, active, *rest)
-    if shares_children(backend(encoder)):
+    if shares_children(backend(u, encoder)):
         return kernel(u, encoder, active, *rest)
     values, ids = by_rows(lambda own: kernel(u[own], encoder, active[own], *rest), len(u))
     return values, ids

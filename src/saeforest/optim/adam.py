@@ -83,7 +83,7 @@ class Adam(torch.optim.Optimizer):
             unit_rows=group["unit_rows"],
             project=group["project"],
         )
-        moments, kernels = [_moment(state, name) for name in _MOMENTS], backend(weight)
+        moments, kernels = [_moment(state, name) for name in _MOMENTS], backend(grad, weight)
         if _LAST in state:
             kernels.adam_rows(weight, *rows_of_gradient(grad), *moments, state[_LAST], step)
         else:
@@ -129,11 +129,12 @@ def kept(weight: Tensor, group: dict[str, Any]) -> dict[str, tuple[torch.Size, t
     """Shape and data type of what Adam keeps of a weight, besides the number of its steps.
 
     The moving averages of a matrix have the data type of `group["state"]`, and in 8 bits an exponent for each row;
-    those of a vector, which are small, have the data type of the vector. If only active rows are updated, the step in
+    those of a vector, which are small, have that of the vector. If only active rows are updated, the step in
     which each row was last updated is kept too.
     """
     state: torch.dtype | None = group["state"]
-    moment = (weight.shape, weight.dtype if state is None or weight.dim() < 2 else state)
+    exact = torch.promote_types(weight.dtype, torch.float32)
+    moment = (weight.shape, exact if state is None or weight.dim() < 2 else state)
     found: dict[str, tuple[torch.Size, torch.dtype]] = dict.fromkeys(_MOMENTS, moment)
     if state == torch.int8 and weight.dim() == 2:
         for name, form in zip(_MOMENTS, (SIGNED, UNSIGNED), strict=True):

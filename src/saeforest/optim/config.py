@@ -39,6 +39,9 @@ class OptimConfig:
     state: Literal["float32", "bfloat16", "int8"] = "float32"
     """Data type of Adam's moving averages. bfloat16 halves their memory, int8 quarters it; stochastic rounding keeps
     them unbiased."""
+    weights: Literal["float32", "bfloat16"] = "float32"
+    """Data type of the encoder and decoder during training, for the architectures topk and tree. bfloat16 halves their
+    memory; stochastic rounding keeps their steps unbiased. The trained SAE is float32 in either case."""
     rows: Literal["all", "active"] = "all"
     """Rows of the encoder and decoder that a step updates. all: every one, as Adam does; active: those that have a
     gradient, because their feature fired or the auxiliary loss trains it. The others rest, and make up for that when

@@ -16,7 +16,7 @@ from .parents_from_data import FromDataConfig
 from .sparsity import SparsityConfig
 from .systems import SYSTEMS, SystemConfig, build, start_training, training_of
 from .topk import TopKConfig, TopKSAE
-from .training import Event, RunLength, Setup, Step, Training
+from .training import Event, RunLength, Setup, Step, Training, check_weights
 from .tree import TreeSAE
 from .tree_config import TreeAuxConfig, TreeConfig
 
@@ -58,6 +58,7 @@ __all__ = [
     "TreeSAE",
     "build",
     "check_inference",
+    "check_weights",
     "load_sae",
     "save_sae",
     "start_training",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,7 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..errors import InputError
-from ..kernels import sparse_decode
+from ..kernels import jagged_decode, shards, sparse_decode
 from ..sparse_code import SparseCode
 from .encode import PreActivations
 from .normalizer import TokenStats
@@ -69,30 +70,59 @@ def select_dead(h: PreActivations, u: Float[Tensor, "n d_in"], dead: Bool[Tensor
     return h.choose(u, lambda dense: top_k(dense, k), features)
 
 
+def reconstructed(
+    h: PreActivations,
+    inputs: Sequence[Float[Tensor, "n d_in"]],
+    chosen: Sequence[SparseCode],
+    decoder: Float[Tensor, "d_sae d_out"],
+) -> list[Float[Tensor, "n d_out"] | None]:
+    """What the dead features of each layer reconstruct together, with gradients for those that are active. None for a
+    layer without dead features.
+
+    inputs: what each layer reads. chosen: its dead features that are active on each activation.
+    """
+    if shards.divided():
+        codes = [h.exact(u, code) for u, code in zip(inputs, chosen, strict=True)]
+        return [
+            sparse_decode(code.values, code.ids, decoder) if code.values.shape[1] else None for code in codes
+        ]
+    n, layers = len(inputs[0]), len(chosen)
+    # Most of the places for dead features are empty, so entries are listed; and all layers together, since every
+    # product costs some time of its own.
+    on = [code.values > 0 for code in chosen]
+    ids = torch.cat([code.ids[some] for code, some in zip(chosen, on, strict=True)])
+    rows = torch.cat([layer * n + some.nonzero()[:, 0] for layer, some in enumerate(on)])
+    if len(ids) == 0:
+        found = inputs[0].new_zeros(layers, n, decoder.shape[1])
+    else:
+        values = h.of_entries(inputs, ids, rows, few=True).relu()
+        found = jagged_decode(values, ids, rows, layers * n, decoder, few=True).unflatten(0, (layers, n))
+    return [found[i] if code.values.shape[1] else None for i, code in enumerate(chosen)]
+
+
 def auxiliary_loss(
-    code: SparseCode,
-    decoder: Float[Tensor, "d_sae d_in"],
-    b_dec: Float[Tensor, "d_in"],
-    residual: Float[Tensor, "n d_in"],
+    e_hat: Float[Tensor, "m d_out"] | None,
+    b_dec: Float[Tensor, "d_out"],
+    error: Float[Tensor, "n d_out"],
     stats: TokenStats,
     aux: ResidualConfig,
 ) -> Float[Tensor, ""]:
     """The squared error of a reconstruction of the residual from dead features, relative to the residual's variance.
 
-    code: the dead features that are active on each of the activations `aux.rows`.
-    residual: target minus reconstruction of all activations, `[n, d_in]`. stats: their statistics.
+    e_hat: the reconstruction, on each of the activations `aux.rows`. None: no feature is dead.
+    error: reconstruction minus target of all activations, that is minus the residual. stats: their statistics.
     """
-    residual, std = residual[aux.rows], stats.std[aux.rows]
-    if code.values.shape[1] == 0 and not aux.bias:
-        return residual.new_zeros(())
+    error = error[aux.rows]
+    if e_hat is None:
+        if not aux.bias:
+            return error.new_zeros(())
+        e_hat = torch.zeros_like(error)
     if aux.detach:
-        residual = residual.detach()
-    e_hat = sparse_decode(code.values, code.ids, decoder)
+        error = error.detach()
     if aux.bias:
         e_hat = e_hat + b_dec
-    if aux.rescale:
-        e_hat = e_hat * std
-    spread = (residual - residual.mean(-1, keepdim=True)).square().mean()
+    missing = torch.addcmul(error, e_hat, stats.std[aux.rows]) if aux.rescale else e_hat + error
+    spread = (error - error.mean(-1, keepdim=True)).square().mean()
     # If the residual is constant, the ratio and its gradient are 0 rather than NaN.
     some = spread > 0
-    return torch.where(some, (e_hat - residual).square().mean() / torch.where(some, spread, 1), 0)
+    return torch.where(some, missing.square().mean() / torch.where(some, spread, 1), 0)

@@ -174,6 +174,11 @@ class SAE(nn.Module, ABC):
         return self.encoder.device
 
     @property
+    def dtype(self) -> torch.dtype:
+        """The data type of values and reconstructions. In training, encoder and decoder may be kept in fewer bits."""
+        return self.b_dec.dtype
+
+    @property
     def cumulative(self) -> bool:
         """Whether layer l is reconstructed from layers 0 to l. If not, every layer is reconstructed by itself."""
         return self.reconstruction.cumulative
@@ -223,7 +228,7 @@ class SAE(nn.Module, ABC):
 
         Returns `x` in the units the SAE works in, and the statistics with which `decode` undoes the normalization.
         """
-        u, stats = self.normalizer.apply(x.to(self.encoder.dtype))
+        u, stats = self.normalizer.apply(x.to(self.dtype))
         return u, stats if self.target_normalizer is None else self.target_normalizer.stats(u)
 
     def encode(self, x: Float[Tensor, "*n d_in"], *, precision: torch.dtype | None = None) -> SparseCode:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..kernels import code_by_rows, shards, sparse_encode
+from ..kernels import code_by_rows, jagged_encode, of_features, shards, sparse_encode
 from ..sparse_code import SparseCode, concat_rows
 
 # Rows are independent, so dense pre-activations are computed for slices of rows with about this many entries: few
@@ -105,6 +105,25 @@ class PreActivations:
         if self.bias is not None:
             h = h + F.embedding(chosen.ids, self.bias[:, None]).squeeze(-1)
         return SparseCode(torch.where(chosen.values > 0, h.relu(), 0), chosen.ids)
+
+    def of_entries(
+        self,
+        inputs: Sequence[Float[Tensor, "n d_in"]],
+        ids: Int[Tensor, "m"],
+        rows: Int[Tensor, "m"],
+        *,
+        few: bool = False,
+    ) -> Float[Tensor, "m"]:
+        """The pre-activations of single features in full precision, and with gradients to encoder, bias and center.
+
+        rows: the rows of all `inputs`, one after the other, in ascending order.
+        few: few rows of the encoder have a gradient.
+        """
+        same = all(u is inputs[0] for u in inputs)
+        u = (inputs[0] if same else torch.cat(list(inputs))).detach()
+        repeats = len(inputs) if same else 1
+        h = jagged_encode(u, ids, rows, self.encoder, self.center, repeats=repeats, few=few)
+        return h if self.bias is None else h + of_features(self.bias, ids)
 
 
 def _products(

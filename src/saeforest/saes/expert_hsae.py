@@ -20,7 +20,7 @@ from ..kernels import sparse_encode
 from ..seeds import seeded
 from ..sparse_code import SparseCode, concat_rows, concat_slots
 from ..structure.forest import ROOT
-from .auxiliary import AuxConfig, auxiliary_loss, select_dead
+from .auxiliary import AuxConfig, auxiliary_loss, reconstructed, select_dead
 from .base import SAE
 from .checks import check_dead_after, check_sizes
 from .encode import DENSE_ENTRIES, PreActivations
@@ -193,8 +193,9 @@ class ExpertHSAETraining(Training):
         }
         if config.aux.coefficient:
             u = u[config.aux.rows]
-            dead = h.exact(u, select_dead(h, u, self.dead_after(fired)[:n], config.aux.k))
-            auxiliary = auxiliary_loss(dead, experts.decoder, sae.b_dec, -errors[1], stats, config.aux)
+            dead = select_dead(h, u, self.dead_after(fired)[:n], config.aux.k)
+            (e_hat,) = reconstructed(h, [u], [dead], experts.decoder)
+            auxiliary = auxiliary_loss(e_hat, sae.b_dec, errors[1], stats, config.aux)
             loss = loss + config.aux.coefficient * auxiliary
             terms["auxiliary"] = scalars([auxiliary])
         return Step(loss, terms, code, target + errors[1].detach(), fired, len(x))

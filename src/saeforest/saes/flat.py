@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..sparse_code import SparseCode
-from .auxiliary import AuxConfig, auxiliary_loss, select_dead
+from .auxiliary import AuxConfig, auxiliary_loss, reconstructed, select_dead
 from .base import SAE
 from .normalizer import Normalization, TokenStats
 from .reconstruct import Prefixes
@@ -105,7 +105,7 @@ class FlatTraining(Training):
 
     def forward(self, x: Float[Tensor, "n d_in"], target: Float[Tensor, "n d_out"]) -> Step:
         sae, aux = self.sae, self._aux
-        x, target = x.to(sae.encoder.dtype), target.to(sae.encoder.dtype)
+        x, target = x.to(sae.dtype), target.to(sae.dtype)
         normalized, stats = sae.normalize(x)
         h, u = sae.pre_activations(self.precision), sae.centered(normalized)
         code = h.exact(u, self._selection(h, u))
@@ -115,8 +115,9 @@ class FlatTraining(Training):
         terms = {"reconstruction": scalars(losses)}
         if aux.coefficient:
             u = u[aux.rows]
-            dead = h.exact(u, select_dead(h, u, self.dead_after(fired), aux.k))
-            auxiliary = auxiliary_loss(dead, sae.decoder, sae.b_dec, -error, stats, aux)
+            dead = select_dead(h, u, self.dead_after(fired), aux.k)
+            (e_hat,) = reconstructed(h, [u], [dead], sae.decoder)
+            auxiliary = auxiliary_loss(e_hat, sae.b_dec, error, stats, aux)
             loss = loss + aux.coefficient * auxiliary
             terms["auxiliary"] = scalars([auxiliary])
         return Step(loss, terms, code.detach(), target + error.detach(), fired, len(x))

@@ -54,7 +54,7 @@ def start_anew(
     fresh[features] = True
     like = [_living(~fresh, dead, start, end) for start, end in pairwise(sae.starts)]
     starts = torch.tensor(sae.starts[1:-1], device=features.device)
-    medians = torch.stack([sae.encoder[rows].norm(dim=1).median() for rows in like])
+    medians = torch.stack([sae.encoder[rows].to(sae.dtype).norm(dim=1).median() for rows in like])
     begun = []
     for parent in sae.parent[features].unique().tolist():
         if parent == ROOT:

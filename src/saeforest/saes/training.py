@@ -30,6 +30,8 @@ PAPER_STEPS = 97_657
 # A feature is dead if it has not fired within this fraction of the run (10M of the papers' 500M tokens), and at least
 # this many tokens, because a shorter run cannot tell rare features from dead ones.
 _DEAD_SHARE, _LEAST_DEAD_TOKENS = 1_953 / PAPER_STEPS, 100_000
+# The systems that can keep their weights in bfloat16 while they are trained.
+_FEW_BITS = ("topk", "tree")
 
 
 class RunLength(NamedTuple):
@@ -150,6 +152,11 @@ class Training(nn.Module, ABC):
         # Training steps since each feature fired; 1 if it fired on the last step.
         silence = torch.zeros(sae.d_sae, dtype=torch.int64, device=sae.device)
         self.register_buffer("steps_since_fired", silence)
+        if self.optim.weights != "float32":
+            check_weights(sae.config.architecture, self.optim)
+            for weight in (sae.encoder, sae.decoder):
+                weight.data = weight.data.to(getattr(torch, self.optim.weights))
+                weight.grad_dtype = torch.float32
         trained = [p for p in sae.parameters() if p.requires_grad] if weights is None else weights
         unit = sae.decoder if unit_rows is None else unit_rows
         self.optimizer = _make_optimizer(trained, self.optim, rates or {}, unit)
@@ -203,7 +210,7 @@ class Training(nn.Module, ABC):
         """
         sae = self.sae
         if sae.b_dec.requires_grad:
-            target = target.to(sae.decoder.dtype)
+            target = target.to(sae.dtype)
             normalizer = sae.target_normalizer or sae.normalizer
             raw = sae.config.b_dec_init == "raw"
             sae.b_dec.copy_(geometric_median(target if raw else normalizer.apply(target)[0]))
@@ -247,9 +254,17 @@ class Training(nn.Module, ABC):
         Decoder rows are scaled to unit norm once more, since the last step has changed their norms slightly.
         """
         self.conclude()
+        self._widen()
         self.sae.decoder.copy_(F.normalize(self.sae.decoder))
         self.sae.fold_scale()
         return self.sae.eval()
+
+    def _widen(self) -> None:
+        """Give weights that were kept in fewer bits the data type of all others."""
+        for weight in (self.sae.encoder, self.sae.decoder):
+            if weight.dtype != self.sae.dtype:
+                weight.grad = None
+                weight.data = weight.data.to(self.sae.dtype)
 
     def conclude(self) -> None:
         """Whatever a system does at the end of training."""
@@ -271,6 +286,7 @@ class Training(nn.Module, ABC):
             self.sae.parent.copy_(learned)
         self.initialize(x, target)
         self.take_from_first_batch(x, target)
+        self._widen()
         self.sae.fold_scale()
         return self.sae.eval()
 
@@ -295,6 +311,15 @@ class Training(nn.Module, ABC):
     def fired(self, code: SparseCode) -> Int[Tensor, "d_sae"]:
         """The number of tokens on which each feature fires."""
         return code.fired(self.sae.d_sae, self.sae.config.activation_threshold)
+
+
+def check_weights(architecture: str, optim: OptimConfig) -> None:
+    """Raise InputError if training this architecture reads its weights elsewhere than in kernels."""
+    if optim.weights != "float32" and architecture not in _FEW_BITS:
+        raise InputError(
+            f"optim.weights = {optim.weights}: expected float32 for architecture {architecture}; only "
+            f"{' and '.join(_FEW_BITS)} keep their weights in fewer bits"
+        )
 
 
 def _make_optimizer(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +13,7 @@ from ..seeds import seeded
 from ..sparse_code import SparseCode, concat_slots
 from ..structure.forest import group_by_parent
 from .allocator import Allocator
-from .auxiliary import auxiliary_loss
+from .auxiliary import auxiliary_loss, reconstructed
 from .batch_topk import FollowedThreshold
 from .encode import PreActivations
 from .normalizer import TokenStats
@@ -48,7 +49,7 @@ class TreeTraining(Training):
 
     def forward(self, x: Float[Tensor, "n d_in"], target: Float[Tensor, "n d_out"]) -> Step:
         sae = self.sae
-        target = target.to(sae.encoder.dtype)
+        target = target.to(sae.dtype)
         normalized, stats = sae.normalize(x)
         h, u = sae.pre_activations(self.precision), sae.centered(normalized)
         code, inputs, least = sae.encode_batch(h, u)
@@ -58,7 +59,7 @@ class TreeTraining(Training):
         reconstruction, errors = Prefixes(sae.starts).losses(code, sae.decoder, sae.b_dec, target, stats)
         weights = sae.config.aux.weights(len(errors))
         dead = self.dead_after(fired)
-        auxiliary = {i: self._auxiliary(i, h, inputs[i], active, -errors[i], stats, dead) for i in weights}
+        auxiliary = self.auxiliary(list(weights), h, inputs, active, errors, stats, dead) if weights else {}
         loss = self._weighted(reconstruction)
         for layer, weight in weights.items():
             loss = loss + weight * auxiliary[layer]
@@ -89,23 +90,32 @@ class TreeTraining(Training):
         weights = self.sae.config.weights_of_layers()
         return errors.sum() if set(weights) == {1.0} else (errors * errors.new_tensor(weights)).sum()
 
-    def _auxiliary(
+    def auxiliary(
         self,
-        layer: int,
+        layers: Sequence[int],
         h: PreActivations,
-        u: Float[Tensor, "n d_in"],
+        inputs: Sequence[Float[Tensor, "n d_in"]],
         code: SparseCode,
-        residual: Float[Tensor, "n d_out"],
+        errors: Sequence[Float[Tensor, "n d_out"]],
         stats: TokenStats,
         dead: Bool[Tensor, "d_sae"],
-    ) -> Float[Tensor, ""]:
-        """Eq. 8: the residual is reconstructed from the k largest dead features of a layer whose parents are active."""
+    ) -> dict[int, Float[Tensor, ""]]:
+        """Eq. 8: the residual is reconstructed from the k largest dead features of a layer whose parents are active.
+
+        inputs: what each layer of the tree reads. errors: of the reconstruction up to each.
+        """
         sae, aux = self.sae, self.sae.config.aux
-        u, code = u[aux.rows], code[aux.rows]
-        start, end = sae.starts[layer], sae.starts[layer + 1]
-        features = group_by_parent(sae.parent, start + dead[start:end].nonzero().flatten())
-        chosen = h.exact(u, sae.gate(h, u, sae.active(code), features, aux.k))
-        return auxiliary_loss(chosen, sae.decoder, sae.b_dec, residual, stats, aux)
+        active, parts = sae.active(code[aux.rows]), {id(u): u[aux.rows] for u in inputs}
+        read, chosen = [parts[id(inputs[layer])] for layer in layers], []
+        for layer, u in zip(layers, read, strict=True):
+            start, end = sae.starts[layer], sae.starts[layer + 1]
+            features = group_by_parent(sae.parent, start + dead[start:end].nonzero().flatten())
+            chosen.append(sae.gate(h, u, active, features, aux.k))
+        found = reconstructed(h, read, chosen, sae.decoder)
+        return {
+            layer: auxiliary_loss(e_hat, sae.b_dec, errors[layer], stats, aux)
+            for layer, e_hat in zip(layers, found, strict=True)
+        }
 
     def follow(self, step: Step, number: int) -> list[Event]:
         """Move children to other parents, by their capacity (Eq. 10) or by data, and let dead ones start anew."""

@@ -223,10 +223,11 @@ def _n_parameters(config: TrainConfig, d_in: int, d_out: int | None) -> int:
 
 
 def _bytes(config: TrainConfig) -> int:
-    """Bytes for each parameter: itself and its gradient in float32, and Adam's two moments. Gradients of active rows
+    """Bytes for each parameter: itself, its gradient in float32, and Adam's two moments. Gradients of active rows
     alone do not grow with the dictionary; they are among the working memory."""
     gradient = 0 if config.optim.rows == "active" else 4
-    return 4 + gradient + 2 * getattr(torch, config.optim.state).itemsize
+    weight, moment = (getattr(torch, name).itemsize for name in (config.optim.weights, config.optim.state))
+    return weight + gradient + 2 * moment
 
 
 def _activations(reader: ActivationReader, tokens: Tokens, n_windows: int) -> tuple[ActivationBatch, float]:

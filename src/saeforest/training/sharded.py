@@ -97,6 +97,7 @@ def _change(training: Training, change: Callable[[Tensor], Tensor]) -> None:
         old = getattr(training.sae, name)
         new = nn.Parameter(change(old.detach()), requires_grad=old.requires_grad)
         vars(new).update(vars(old))  # whether its gradients are sparse
+        new.grad_dtype = old.grad_dtype
         setattr(training.sae, name, new)
         for group in optimizer.param_groups:
             group["params"] = [new if p is old else p for p in group["params"]]

@@ -27,7 +27,7 @@ _WIDE_TOKENS, _WIDE_CHILDREN, _WIDE_SCORES = 128, 64, 1 << 16
 
 
 def weighted_rows(values: Tensor, ids: Tensor, first: Tensor, weight: Tensor) -> Tensor:
-    out = weight.new_empty(len(first) - 1, weight.shape[1])
+    out = values.new_empty(len(first) - 1, weight.shape[1])
     over_work(loops.weighted_rows, first.numpy(), *arrays(out, values, ids, first, weight))
     return out
 
@@ -126,7 +126,7 @@ def top_children(
 def best_children(
     u: Tensor, encoder: Tensor, active: Tensor, first: Tensor, children: Tensor, k: int
 ) -> tuple[Tensor, Tensor]:
-    return top_children(u, encoder, active, first, children, k, encoder.dtype, in_order=False)
+    return top_children(u, encoder, active, first, children, k, u.dtype, in_order=False)
 
 
 def kth_largest(values: Tensor, k: int) -> float:
@@ -260,11 +260,11 @@ def _adam(
     over_rows(
         moments.adam,
         len(grad_),
-        _kept(weight, grad.dtype),
+        _kept(weight),
         rows,
         grad_,
-        _kept(exp_avg, grad.dtype),
-        _kept(exp_avg_sq, grad.dtype),
+        _kept(exp_avg),
+        _kept(exp_avg_sq),
         last,
         step.steps,
         rests,
@@ -287,11 +287,11 @@ def _in_place(weight: Tensor, grad: Tensor, *moments: Tensor | Bytes) -> bool:
     return all(t.is_contiguous() for t in kept) and (exact or grad.dtype == torch.float32)
 
 
-def _kept(matrix: Tensor | Bytes, exact: torch.dtype) -> Any:
+def _kept(matrix: Tensor | Bytes) -> Any:
     """The arrays that the loops of `moments.py` take for a matrix."""
     if isinstance(matrix, Bytes):
         return tuple(arrays(*matrix))
-    return arrays(matrix)[0] if matrix.dtype == exact else as_bits(matrix).view(np.uint16)
+    return arrays(matrix)[0]
 
 
 def choose_atoms(u: Tensor, atoms: Tensor, gram: Tensor, k: int, tolerance: float) -> tuple[Tensor, Tensor]:
@@ -326,8 +326,12 @@ def put_back_atoms(
 
 
 def arrays(*tensors: Tensor) -> list[np.ndarray]:
-    """A NumPy view of a tensor, or a copy if it is not contiguous; so nothing may be written into it."""
-    return [t.detach().contiguous().numpy() for t in tensors]
+    """A NumPy view of a tensor, or a copy if it is not contiguous; so nothing may be written into it. One in bfloat16
+    is given by its bits."""
+    return [
+        as_bits(t).view(np.uint16) if t.dtype == torch.bfloat16 else t.detach().contiguous().numpy()
+        for t in tensors
+    ]
 
 
 def as_bits(x: Tensor) -> np.ndarray:

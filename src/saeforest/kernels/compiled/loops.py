@@ -8,36 +8,66 @@ checks its arguments.
 from __future__ import annotations
 
 import numpy as np
+from numba.core import types
+from numba.extending import overload
 
-from .threads import jit
+from .threads import OPTIONS, jit
+
+# -- rows of weights, which may be in bfloat16, given by its bits (uint16)
+
+
+@jit
+def _widened(half, out):
+    bits = out.view(np.uint32)
+    for i in range(len(half)):
+        bits[i] = np.uint32(half[i]) << np.uint32(16)
+    return out
+
+
+def _row(weight, f, out):
+    """Row `f`. One in bfloat16 is written to `out` as float32."""
+    raise NotImplementedError
+
+
+@overload(_row, jit_options=OPTIONS)
+def _row_of(weight, f, out):
+    if weight.dtype == types.uint16:
+        return lambda weight, f, out: _widened(weight[f], out)
+    return lambda weight, f, out: weight[f]
+
 
 # -- sparse products: four rows at a time, so that their common input is read once
 
 
 @jit
-def add_rows(out, weight, ids, values, n):
-    """`out += sum of values[i] weight[ids[i]]` over the first n entries."""
+def add_rows(out, weight, ids, values, n, spare):
+    """`out += sum of values[i] weight[ids[i]]` over the first n entries.
+
+    spare: room for four rows.
+    """
     i = 0
     while i + 4 <= n:
         a, b, c, d = values[i], values[i + 1], values[i + 2], values[i + 3]
-        p, q, r, s = weight[ids[i]], weight[ids[i + 1]], weight[ids[i + 2]], weight[ids[i + 3]]
+        p, q = _row(weight, ids[i], spare[0]), _row(weight, ids[i + 1], spare[1])
+        r, s = _row(weight, ids[i + 2], spare[2]), _row(weight, ids[i + 3], spare[3])
         for x in range(len(out)):
             out[x] += a * p[x] + b * q[x] + c * r[x] + d * s[x]
         i += 4
     while i < n:
-        a, p = values[i], weight[ids[i]]
+        a, p = values[i], _row(weight, ids[i], spare[0])
         for x in range(len(out)):
             out[x] += a * p[x]
         i += 1
 
 
 @jit
-def dot_rows(out, x, weight, ids, n):
+def dot_rows(out, x, weight, ids, n, spare):
     """`out[i] = x . weight[ids[i]]` for the first n entries."""
     i = 0
     while i + 4 <= n:
         a = b = c = d = x.dtype.type(0)
-        p, q, r, s = weight[ids[i]], weight[ids[i + 1]], weight[ids[i + 2]], weight[ids[i + 3]]
+        p, q = _row(weight, ids[i], spare[0]), _row(weight, ids[i + 1], spare[1])
+        r, s = _row(weight, ids[i + 2], spare[2]), _row(weight, ids[i + 3], spare[3])
         for j in range(len(x)):
             y = x[j]
             a += y * p[j]
@@ -47,7 +77,7 @@ def dot_rows(out, x, weight, ids, n):
         out[i], out[i + 1], out[i + 2], out[i + 3] = a, b, c, d
         i += 4
     while i < n:
-        a, p = x.dtype.type(0), weight[ids[i]]
+        a, p = x.dtype.type(0), _row(weight, ids[i], spare[0])
         for j in range(len(x)):
             a += x[j] * p[j]
         out[i] = a
@@ -74,16 +104,18 @@ def by_id(ids, used, n_ids):
 
 @jit
 def weighted_rows(out, values, ids, first, weight, low, high):
+    spare = np.empty((4, out.shape[1]), out.dtype)
     for t in range(low, high):
         begin, end = first[t], first[t + 1]
         row = out[t]
         for j in range(len(row)):
             row[j] = 0
-        add_rows(row, weight, ids[begin:end], values[begin:end], end - begin)
+        add_rows(row, weight, ids[begin:end], values[begin:end], end - begin, spare)
 
 
 @jit
 def gather_dot(out, x, rows, ids, weight, low, high):
+    spare = np.empty((4, x.shape[1]), x.dtype)
     # The entries of a row are always summed together, so that the result does not depend on the range.
     while 0 < low < high and rows[low] == rows[low - 1]:
         low += 1
@@ -91,7 +123,7 @@ def gather_dot(out, x, rows, ids, weight, low, high):
         end = low + 1
         while end < len(rows) and rows[end] == rows[low]:
             end += 1
-        dot_rows(out[low:end], x[rows[low]], weight, ids[low:end], end - low)
+        dot_rows(out[low:end], x[rows[low]], weight, ids[low:end], end - low, spare)
         low = end
 
 
@@ -130,11 +162,12 @@ def active_pairs(active, first):
 
 
 @jit
-def _four_by_four(u, encoder, tokens, children, scores, offsets):
+def _four_by_four(u, encoder, tokens, children, scores, offsets, spare):
     a = b = c = d = e = f = g = h = u.dtype.type(0)
     i = j = k = m = n = o = p = q = u.dtype.type(0)
     u0, u1, u2, u3 = u[tokens[0]], u[tokens[1]], u[tokens[2]], u[tokens[3]]
-    w0, w1, w2, w3 = encoder[children[0]], encoder[children[1]], encoder[children[2]], encoder[children[3]]
+    w0, w1 = _row(encoder, children[0], spare[0]), _row(encoder, children[1], spare[1])
+    w2, w3 = _row(encoder, children[2], spare[2]), _row(encoder, children[3], spare[3])
     for x in range(u.shape[1]):
         r, s, t, v = u0[x], u1[x], u2[x], u3[x]
         y0, y1, y2, y3 = w0[x], w1[x], w2[x], w3[x]
@@ -165,10 +198,16 @@ def _four_by_four(u, encoder, tokens, children, scores, offsets):
 
 
 @jit
-def _four_by_one(u, encoder, tokens, t, child, scores, offsets, c):
+def _four_by_one(u, encoder, tokens, t, child, scores, offsets, c, spare):
     """`dot_rows` of a child and four tokens; most parents have few children, and slices take long."""
     a = b = d = e = u.dtype.type(0)
-    x, p, q, r, s = encoder[child], u[tokens[t]], u[tokens[t + 1]], u[tokens[t + 2]], u[tokens[t + 3]]
+    x, p, q, r, s = (
+        _row(encoder, child, spare[0]),
+        u[tokens[t]],
+        u[tokens[t + 1]],
+        u[tokens[t + 2]],
+        u[tokens[t + 3]],
+    )
     for j in range(len(x)):
         y = x[j]
         a += y * p[j]
@@ -182,6 +221,7 @@ def _four_by_one(u, encoder, tokens, t, child, scores, offsets, c):
 @jit
 def child_scores(scores, u, encoder, tokens, offsets, group, first, children, wide, low, high):
     """The scores of all children but those of parents that are `wide`."""
+    spare = np.empty((4, u.shape[1]), u.dtype)
     for p in range(low, high):
         mine = children[first[p] : first[p + 1]]
         whole = len(mine) - len(mine) % 4
@@ -190,12 +230,12 @@ def child_scores(scores, u, encoder, tokens, offsets, group, first, children, wi
             continue
         while t + 4 <= last:
             for c in range(0, whole, 4):
-                _four_by_four(u, encoder, tokens[t : t + 4], mine[c:], scores, offsets[t : t + 4] + c)
+                _four_by_four(u, encoder, tokens[t : t + 4], mine[c:], scores, offsets[t : t + 4] + c, spare)
             for c in range(whole, len(mine)):
-                _four_by_one(u, encoder, tokens, t, mine[c], scores, offsets, c)
+                _four_by_one(u, encoder, tokens, t, mine[c], scores, offsets, c, spare)
             t += 4
         while t < last:
-            dot_rows(scores[offsets[t] :], u[tokens[t]], encoder, mine, len(mine))
+            dot_rows(scores[offsets[t] :], u[tokens[t]], encoder, mine, len(mine), spare)
             t += 1
 
 
@@ -284,12 +324,13 @@ def layer_errors(errors, squared, values, ids, starts, decoder, bias, x, mean, s
     k = ids.shape[1]
     slots, mine, amounts = np.empty(k, np.int64), np.empty(k, np.int64), np.empty(k, values.dtype)
     z = np.empty_like(bias)
+    spare = np.empty((4, len(bias)), bias.dtype)
     for t in range(low, high):
         z[:] = bias
         row = x[t]
         for layer in range(len(errors)):
             n = _of_layer(ids[t], values[t], starts[layer], starts[layer + 1], slots, mine, amounts)
-            add_rows(z, decoder, mine, amounts, _without_tail(amounts, n))
+            add_rows(z, decoder, mine, amounts, _without_tail(amounts, n), spare)
             error, m, s = errors[layer, t], mean[t, 0], std[t, 0]
             total = x.dtype.type(0)
             for i in range(len(z)):
@@ -306,7 +347,8 @@ def layer_gradients(
     k = ids.shape[1]
     slots, mine = np.empty(k, np.int64), np.empty(k, np.int64)
     dots = np.empty(k, errors.dtype)
-    total = np.empty_like(decoder[0])
+    total = np.empty(decoder.shape[1], errors.dtype)
+    spare = np.empty((4, len(total)), errors.dtype)
     for t in range(low, high):
         total[:] = 0
         for layer in range(len(errors) - 1, -1, -1):
@@ -322,7 +364,7 @@ def layer_gradients(
                     grad[i] = s * total[i]
             n = _of_layer(ids[t], values[t], starts[layer], starts[layer + 1], slots, mine, dots)
             n = _without_tail(dots, n) if padded else n
-            dot_rows(dots, grad, decoder, mine, n)
+            dot_rows(dots, grad, decoder, mine, n, spare)
             for j in range(n):
                 to_values[t, slots[j]] = dots[j]
 

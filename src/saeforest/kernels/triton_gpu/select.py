@@ -284,4 +284,4 @@ def best_children(
     k: int,
 ) -> tuple[Float[Tensor, "n k"], Int[Tensor, "n k"]]:
     """The same as `plain.best_children`."""
-    return top_children(u, encoder, active, first, children, k, encoder.dtype)
+    return top_children(u, encoder, active, first, children, k, u.dtype)
