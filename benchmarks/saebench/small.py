@@ -215,7 +215,7 @@ def _scr(
         np.stack([tensors[f"{name}.weight.{i}"].double().numpy() for i in order]),
         np.array([float(tensors[f"{name}.bias.{i}"]) for i in order]),
     )
-    own, scr_module.fit_probes = scr_module.fit_probes, lambda *_: probes
+    own, scr_module.fit_probes = scr_module.fit_probes, lambda *_, **__: probes
     try:
         codes = LabeledCodes(read, pooled_code(sae, read))
         record = scr(Subject(sae, {}, {"labeled_texts": lambda: codes, "forest": lambda: sae.forest}), config)

@@ -103,7 +103,7 @@ def test_record_against_ablation_token_by_token(normalize: Any) -> None:
     pooled = mean_over_tokens(x)
     fit, check = apart(texts.train, 0.2)
     label, second, one = range(3)
-    probes = fit_probes(texts.pooled, *balanced(fit), *balanced(check), QUICK, 42)
+    probes = fit_probes(texts.pooled, *balanced(fit), *balanced(check), QUICK, 42, by_loss=True)
     rows, own = balanced(texts.train)
     effective = mean_over_tokens([s[:, None] * v for s, v in zip(scale, f, strict=True)])
     asked = texts.test.ravel().tolist()

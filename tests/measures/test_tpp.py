@@ -17,6 +17,7 @@ from saeforest.errors import InputError
 from saeforest.interventions import ablate, splice
 from saeforest.measures import tpp as module
 from saeforest.measures.pooled import LabeledTextConfig, apart, one_vs_rest, read_texts
+from saeforest.measures.pooled_probes import PooledProbeConfig, fit_probes
 from saeforest.measures.tpp import (
     TPPConfig,
     ablated,
@@ -249,3 +250,19 @@ def test_a_record_from_texts_on_disk(finished_run: Path, tmp_path: Path) -> None
     assert record.settings["classes"] == ["other", "vowel"]
     assert record.settings["sae"] == "test"
     assert tpp(subject, probing) == record
+
+
+def test_of_epochs_without_a_mistake_the_one_of_the_smallest_loss_counts_if_wanted() -> None:
+    """Two far groups are told apart from the first epoch on, while the loss falls until the last."""
+    own = np.arange(24) < 12
+    x = np.where(own, 1.0, -1.0)[:, None] * np.linspace(0.5, 1.5, 5)
+    rows = np.arange(24)[None]
+    norms = {}
+    for by_loss in (True, False):
+        for epochs in (1, 6):
+            config = PooledProbeConfig(epochs=epochs, lr=0.05)
+            probe = fit_probes(x, rows, own, rows, own, config, 0, by_loss=by_loss)
+            assert ((probe.logits(x)[:, 0] > 0) == own).all()
+            norms[by_loss, epochs] = float(np.linalg.norm(probe.weight))
+    assert norms[False, 6] == norms[False, 1] == norms[True, 1]
+    assert norms[True, 6] > 2 * norms[True, 1]

@@ -70,10 +70,13 @@ def fit_probes(
     check_own: BoolArray,
     config: PooledProbeConfig,
     seed: int,
+    *,
+    by_loss: bool = False,
 ) -> LinearProbes:
     """Train a probe for each row of `rows [C, a]`, on these texts of `x [n, d]`, those in `own [a]` against the others.
 
-    check_rows, check_own: the texts on which the best epoch of each probe is chosen, `[C, b]` and `[b]`.
+    check_rows, check_own: the texts on which the best epoch of each probe is chosen, `[C, b]` and `[b]`: that of the
+    highest accuracy and, of several, the first, as in SAEBench, or (`by_loss`) that of the smallest loss.
     """
     data, of, target = torch.from_numpy(x).float(), torch.from_numpy(rows), torch.from_numpy(own).float()
     generator = torch.Generator().manual_seed(seed)
@@ -94,8 +97,10 @@ def fit_probes(
                 optimizer.step()
             epochs.append(LinearProbes(*(t.detach().double().numpy().copy() for t in (weight, bias))))
             advance(1)
-    accuracy = [(asked(probes.logits(x), check_rows) > 0) == check_own for probes in epochs]
-    best = np.argmax([right.mean(1) for right in accuracy], axis=0)
+    logits = np.stack([asked(probes.logits(x), check_rows) for probes in epochs])
+    wrong = ((logits > 0) != check_own).mean(2)
+    loss = np.logaddexp(0, np.where(check_own, -logits, logits)).mean(2)
+    best = [np.lexsort((loss[:, c] * by_loss, wrong[:, c]))[0] for c in range(len(rows))]
     return LinearProbes(
         np.stack([epochs[e].weight[c] for c, e in enumerate(best)]),
         np.array([epochs[e].bias[c] for c, e in enumerate(best)]),
