@@ -283,3 +283,16 @@ def whole_runs(tiny_config: MakeConfig, tmp_path_factory: pytest.TempPathFactory
         for store in ("memory", "disk", "live"):
             run_training(tiny_config(activations={"store": store}), folder / store)
     return {store: folder / store for store in ("memory", "disk", "live")}
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """A headless Chromium, one for all tests of a worker; without one they are skipped."""
+    from browser_cases import chromium, launched
+
+    if (path := chromium()) is None:
+        pytest.skip(
+            "no Chromium: install it (apt-get install chromium) or set SAEFOREST_CHROMIUM to its path"
+        )
+    with launched(path) as found:
+        yield found

@@ -9,13 +9,15 @@ from pathlib import Path
 import pytest
 
 import saeforest
+from browser_cases import chromium
+from explore_page.real_server import every_view_opens
 
 from .said import FAST, FINISHED, Call
 
 
 @pytest.mark.model
 @pytest.mark.usefixtures("embedded_in_memory")
-def test_the_demo_on_the_embedded_model(call: Call) -> None:
+def test_the_demo_on_the_embedded_model(call: Call, request: pytest.FixtureRequest) -> None:
     said = call("demo", "--out", "demo", "--tokens", "2500", "--epochs", "8", "--eval-tokens", "640")
     assert said.status == 0, said.err
     sae = saeforest.load("demo/sae")
@@ -48,3 +50,5 @@ def test_the_demo_on_the_embedded_model(call: Call) -> None:
     shown = call("show", "demo", 400)
     assert shown.status == 0
     assert "400" in shown.out
+    if chromium():  # otherwise the tests of the page say that there is none
+        every_view_opens(Path("demo"), request.getfixturevalue("browser"))

@@ -1,26 +1,23 @@
-"""A headless Chromium for the tests of the page; without one they are skipped."""
+"""Pages that are watched by the tests: what they asked for, and what they complained about."""
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from urllib.parse import urlsplit
 
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
+from browser_cases import PATIENCE
 from explore_page.made_api import MadeForest
 from explore_page.page_server import serving
 
-PATIENCE = 60_000  # ms: a busy machine is slow, not wrong
 # Our listener comes after the page's own: when it is called, the page knows.
 GO_TO = """(address) => new Promise((arrived) => {
     addEventListener("hashchange", () => arrived(), {once: true});
     location.hash = address;
 })"""
-NAMES = ("chromium", "chromium-browser", "google-chrome")
 
 
 class Watched:
@@ -62,27 +59,6 @@ class Watched:
         """Requests that left loopback."""
         allowed = {"127.0.0.1", "", None}
         return [url for url in self.asked if urlsplit(url).hostname not in allowed]
-
-
-@pytest.fixture(scope="session")
-def browser() -> Iterator[Browser]:
-    path = os.environ.get("SAEFOREST_CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
-    if path is None:
-        pytest.skip(
-            "no Chromium: install it (apt-get install chromium) or set SAEFOREST_CHROMIUM to its path"
-        )
-    arguments = [
-        "--no-sandbox",
-        "--disable-background-networking",
-        "--disable-component-update",
-        "--disable-gpu",
-    ]
-    rules = "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1"
-    expect.set_options(timeout=PATIENCE)
-    with sync_playwright() as playwright:
-        launched = playwright.chromium.launch(executable_path=path, args=[*arguments, rules])
-        yield launched
-        launched.close()
 
 
 @contextmanager

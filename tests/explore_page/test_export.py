@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from explore_page.conftest import GO_TO, PATIENCE
+from browser_cases import PATIENCE
+from explore_page.conftest import GO_TO
 from figure_cases import words_explorer
 from saeforest.explore.api import Api
 from saeforest.explore.labels.annotations import Annotations

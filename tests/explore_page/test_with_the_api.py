@@ -3,52 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from threading import Thread
 
 import pytest
-import uvicorn
 from playwright.sync_api import Browser, expect
 
 from explore_cases import World, byte_tokenizer
 from explore_page.conftest import Watched, watching
+from explore_page.real_server import running
 from saeforest.explore import Explorer
 from saeforest.explore.api import Api
 from saeforest.explore.api.compare import Opened
 from saeforest.explore.labels.annotations import Annotations
-from saeforest.explore.serving.server import make_app
 from saeforest.saes import TreeSAE
 
-VIEWS = [
-    "",
-    "map",
-    "tree",
-    "families",
-    "feature/3",
-    "family/2",
-    "edges",
-    "data/2",
-    "geometry/2",
-    "prompt",
-    "training",
-    "compare?other=second&at=12",
-]
-
-
-@contextmanager
-def running(api: Api) -> Iterator[str]:
-    server = uvicorn.Server(uvicorn.Config(make_app(api), host="127.0.0.1", port=0, log_level="error"))
-    thread = Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        thread.join(0.01)
-        assert thread.is_alive()
-    try:
-        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/"
-    finally:
-        server.should_exit = True
-        thread.join()
+# Those that this little run lacks something for; `test_demo_command.py` opens all on a whole one.
+VIEWS = ["", "feature/3", "geometry/2", "prompt", "training", "compare?other=second&at=12"]
 
 
 @pytest.fixture(scope="module")
