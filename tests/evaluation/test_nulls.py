@@ -48,6 +48,7 @@ from saeforest.saes import (
     start_training,
     training_of,
 )
+from saeforest.saes.files import TRAINING, training_settings
 from saeforest.session import open_reader, read_tokens
 from saeforest.structure.forest import ROOT, Forest
 from saeforest.structure.shuffled import BLOCK, shuffled_parents
@@ -194,7 +195,7 @@ def test_a_tree_that_starts_without_edges_is_untrained_under_the_parents_it_lear
     x = activations(800)
     sae = build(config, D, seed=8).eval()  # as if it were trained: other weights, and parents
     sae.parent[6:16] = torch.arange(10) % 6
-    sae.metadata["seed"] = 7
+    sae.metadata = {"seed": 7, TRAINING: training_settings(config)}
     null = untrained(Start(config, 7), sae, Sample(x, x))
     assert not isinstance(null, str)
     fresh = build(config, D, seed=7)
@@ -233,11 +234,27 @@ def test_an_unknown_start_is_a_reason() -> None:
     sae = tree()
     assert "random seed" in str(start_of(sae))
     sae.metadata["seed"] = 3
+    assert "settings of its training" in str(start_of(sae))
+    sae.metadata[TRAINING] = {"layer_sizes": "many"}
+    assert "settings of its training" in str(start_of(sae))
+    sae.metadata[TRAINING] = training_settings(sae.config)
     assert start_of(sae) == Start(sae.config, 3)
     assert (
         untrained(Start(sae.config, 3), sae, Sample(torch.zeros(0, D), torch.zeros(0, D)))
         == "no token was measured"
     )
+
+
+def test_a_saved_sae_started_as_its_run_did(tmp_path: Path) -> None:
+    # cfg.json has only what a trained SAE needs: not where the parents came from, and not the scale of the data.
+    rule = AllocationConfig(start="root", rule="data")
+    config = TreeConfig((6, 12), (2, 2), "dataset_scale", allocation=rule)
+    run = saeforest.train(activations(400), config, steps=3, seed=5, out=tmp_path / "run")
+    start = start_of(saeforest.load(tmp_path / "run"))
+    assert isinstance(start, Start)
+    assert start.seed == 5
+    assert start.config == run.config.sae
+    assert start_of(run.sae) == start
 
 
 def test_a_forest_without_a_gate_is_shuffled_alone() -> None:

@@ -21,6 +21,7 @@ from torch import Tensor
 from ..activations import ActivationReader
 from ..infer import InferConfig
 from ..saes import SAE, SAEConfig
+from ..saes.files import trained_with
 from ..saes.systems import start_training
 from ..saes.training import RunLength, starts_without_edges
 from ..structure.forest import ROOT, Forest
@@ -83,7 +84,9 @@ def start_of(sae: SAE) -> Start | str:
     seed = sae.metadata.get("seed")
     if not isinstance(seed, int) or isinstance(seed, bool):
         return "the metadata of the SAE do not hold the random seed of its training"
-    return Start(sae.config, seed)
+    if (config := trained_with(sae)) is None:
+        return "the metadata of the SAE do not hold the settings of its training"
+    return Start(config, seed)
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import torch
 from jaxtyping import Int
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 from torch import Tensor
 
 from ..errors import InputError
@@ -32,6 +32,7 @@ from .systems import SYSTEMS
 
 FORMAT_VERSION = 1
 SAE_FOLDER = "sae"  # within a run
+TRAINING = "training"  # within the metadata
 CFG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
 # The SAELens version whose layout this is. SAELens reads a folder without a version as one from before 6.0.
 _SAELENS = "6.54.12"
@@ -198,6 +199,23 @@ def load_sae(folder: str | Path) -> SAE:
         place.data.copy_(weights[name])
     _check_parent(cfg, config, sae.parent, folder)
     return sae.eval()
+
+
+def training_settings(config: SAEConfig) -> dict[str, Any]:
+    """All settings of a system as JSON values, for the metadata of its SAE.
+
+    Besides the metadata, cfg.json holds only the settings that a trained SAE needs.
+    """
+    return TypeAdapter(type(config)).dump_python(config, mode="json")
+
+
+def trained_with(sae: SAE) -> SAEConfig | None:
+    """The settings with which an SAE was trained, by its metadata. None if they do not say."""
+    config_class: type[SAEConfig] = type(sae).config_class
+    try:
+        return TypeAdapter(config_class).validate_python(sae.metadata.get(TRAINING))
+    except (ValidationError, InputError):
+        return None
 
 
 def with_bias(config: SAEConfig, weights: Mapping[str, Tensor], path: Path) -> SAEConfig:

@@ -23,6 +23,7 @@ from ..memory import give_back
 from ..ranks import ALONE, Ranks
 from ..run_folder import RunFolder
 from ..saes import SAE, RunLength, Training, start_training
+from ..saes.files import TRAINING, training_settings
 from ..session import about_text
 from ..sinks.names import SinkName
 from ..stopping import NEVER, stopping
@@ -306,6 +307,7 @@ def metadata(config: TrainConfig, n_steps: int, model: ModelIdentity) -> dict[st
         **({} if config.data == GIVEN else text),
         "tokens": n_steps * config.optim.batch_size,
         "seed": config.seed,
+        TRAINING: training_settings(config.sae),
         "version": __version__,
         "torch": torch.__version__,
     }
