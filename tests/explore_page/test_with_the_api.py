@@ -45,6 +45,10 @@ def test_a_view_shows_what_the_server_answers(real: Watched, view: str) -> None:
     assert not real.outside()
 
 
+def test_an_sae_without_a_run_is_not_told_to_measure_it(real: Watched) -> None:
+    expect(real.open("#/").locator("main")).to_contain_text("No measures: this SAE belongs to no run")
+
+
 def test_without_a_model_none_is_offered(real: Watched) -> None:
     without = real.open("#/family/2").get_by_role("region", name="Without the gate")
     expect(without).to_contain_text("language model is not known")

@@ -18,6 +18,7 @@ function Fact({ term, children, note }) {
 
 function Values({ values }) {
   const fit = values.filter((value) => !value.null);
+  if (!fit.length && overview.value.has?.missing?.measures) return html`<p class="hint lead-hint">No measures: ${visible(overview.value.has.missing.measures)}.</p>`;
   if (!fit.length) return html`<p class="hint lead-hint">No measures yet. <code>saeforest eval RUN</code> takes them: how well it reconstructs, how sparse it is, and its hierarchy beside the nulls.</p>`;
   return html`<dl class="facts">${fit.map(
     (value) => html`<${Fact} key=${value.name} term=${html`<${Term} ...${wordOfValue(value)}>${value.title}</${Term}>`} note=${value.name === "dead.dead_share" ? "of features, on held-out text" : value.interval && `95%: ${intervalOf(value.interval)}`}>

@@ -66,7 +66,8 @@ class FamilySummary:
 
 @dataclass(frozen=True)
 class Has:
-    """What this explorer can answer. missing: for what it cannot, what to do, by the same names."""
+    """What this explorer can answer. missing: for what it cannot, what to do, by the same names; under `measures`, why
+    an SAE has no measured values and can have none."""
 
     logits: bool
     prompt: bool

@@ -242,6 +242,8 @@ class Api:
             _ = self._training
         except InputError as error:
             missing["training"] = str(error)
+        if self.run is None:
+            missing["measures"] = "this SAE belongs to no run, so there are no measures of it"
         if not self.annotations.judged():
             missing["judge"] = "no labels by a judge yet"
         names = ("logits", "prompt", "training", "geometry", "nulls", "judge")
