@@ -26,6 +26,8 @@ class Watch:
     """Number of steps in which the learning rate rises."""
     dead_steps: int
     """Number of steps after which a feature that has not fired is dead."""
+    lr: float | None = None
+    """Learning rate. None: the library's own."""
     reconstruct: Callable[[Tensor], Tensor] | None = None
     """What the SAE makes of activations; whoever trains it sets this."""
     found: list[dict[str, Any]] = field(default_factory=list)

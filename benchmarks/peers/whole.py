@@ -4,8 +4,8 @@
 
 One after another, each from its first step to its last; what is explained of 8,192 other activations is measured a few
 times on the way, while the clocks rest. Activations are scaled to a mean norm of sqrt(d), in the order in which
-saeforest would read the store. Learning rates are each library's own; they rise in the first twentieth of the run, and
-a feature is dead after a fifth of it without firing, since what libraries have by default is longer than such a run.
+saeforest would read the store. Learning rates are each library's own unless given; they rise in the first twentieth of
+the run, and a feature is dead after a fifth of it without firing, since libraries' defaults exceed such a run.
 """
 
 from __future__ import annotations
@@ -52,6 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--libraries", nargs="+", choices=sorted({run[0] for run in RUNS}), metavar="NAME")
     for name, default in (("width", 6_144), ("steps", 200), ("batch", 2_048), ("looks", 4), ("threads", 1)):
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--lr", type=float, help="learning rate of all; by default each library's own")
     options = parser.parse_args(arguments)
     runs = [run for run in RUNS if options.libraries is None or run[0] in options.libraries]
     rows: list[dict[str, Any]] = []
@@ -65,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             except (EnvironmentFailure, RuntimeError) as failure:
                 print(f"{case.name}: left out: {failure}", flush=True)
                 continue
-            rows.append({**asdict(case), **done, "steps": options.steps})
+            rows.append({**asdict(case), **done, "steps": options.steps, "lr": options.lr})
             last = done["looks"][-1]
             print(
                 f"{case.name}: FVE {last['fve']:.4f} after {last['clock_s']:.0f} s, {last['processor_s']:.0f} s of "
@@ -104,6 +105,7 @@ def trained(case: Case, folder: Path, options: argparse.Namespace) -> dict[str, 
         "warmup": options.steps // _WARMUP,
         "dead_steps": options.steps // _DEAD,
         "threads": options.threads,
+        "lr": options.lr,
     }
     done = subprocess.run(
         [str(python_of(case.library, "cpu")), "-m", "benchmarks.peers.whole_worker"],

@@ -26,7 +26,8 @@ def main() -> None:
     torch.set_num_threads(request["threads"])
     torch.manual_seed(0)
     rows, others = (torch.from_numpy(np.load(request[name], mmap_mode="c")) for name in ("rows", "others"))
-    watch = Watch(rows, others, case.batch, request["looks"], request["warmup"], request["dead_steps"])
+    settings = {key: request.get(key) for key in ("looks", "warmup", "dead_steps", "lr")}
+    watch = Watch(rows, others, case.batch, **settings)
     train = driver(case.library).train
     watch.begin()
     train(case, watch)

@@ -73,6 +73,7 @@ def train(case: Case, watch: Watch) -> None:
         "k": case.k,
         "layer": 0,
         "lm_name": "none",
+        "lr": watch.lr,
         "warmup_steps": watch.warmup,
         "device": case.device,
     }

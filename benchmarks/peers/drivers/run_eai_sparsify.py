@@ -89,7 +89,7 @@ def train(case: Case, watch: Watch) -> None:
             return sae(x).sae_out
 
     watch.reconstruct = reconstruct
-    optimizer = torch.optim.Adam(sae.parameters(), lr=2e-4 / (case.width / 2**14) ** 0.5)
+    optimizer = torch.optim.Adam(sae.parameters(), lr=watch.lr or 2e-4 / (case.width / 2**14) ** 0.5)
     warmup = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min((step + 1) / max(watch.warmup, 1), 1.0)
     )

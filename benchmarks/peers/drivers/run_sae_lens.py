@@ -69,10 +69,12 @@ def train(case: Case, watch: Watch) -> None:
     sizes = {"d_in": case.d, "d_sae": case.width, "k": case.k, "device": case.device}
     sae = TopKTrainingSAE(TopKTrainingSAEConfig(**sizes))
     watch.reconstruct = sae
+    lr = SAETrainerConfig.lr if watch.lr is None else watch.lr
     config = SAETrainerConfig(
         total_training_samples=watch.steps * case.batch,
         train_batch_size_samples=case.batch,
-        lr_end=SAETrainerConfig.lr,
+        lr=lr,
+        lr_end=lr,
         lr_warm_up_steps=watch.warmup,
         dead_feature_window=watch.dead_steps,
         device=case.device,

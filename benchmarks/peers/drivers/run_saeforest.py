@@ -83,6 +83,7 @@ def train(case: Case, watch: Watch) -> None:
     else:
         sae = replace(sae, dead_after_tokens=dead)
     optim = OptimConfig(batch_size=case.batch, warmup=watch.warmup / watch.steps)
+    optim = optim if watch.lr is None else replace(optim, lr=watch.lr)
     run = RunLength(watch.steps, case.batch)
     training = start_training(
         sae, case.d, run, optim=optim, precision=getattr(torch, case.dtype), device=case.device
