@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 # Sums may be reordered for the processor's vector instructions, in the same way every time.
-OPTIONS = {
+OPTIONS: Any = {
     "nogil": True,
     "fastmath": {"reassoc", "contract", "nsz", "arcp"},
     "error_model": "numpy",
