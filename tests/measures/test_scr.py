@@ -263,7 +263,7 @@ def test_a_record_of_a_run(finished_run: Path) -> None:
     config, sae = RunFolder(finished_run).load()
     reader = open_reader(config)
     settings = ScrConfig(
-        TwoLabelTextConfig(pairs=("nurse:teacher",), train=48, test=24), n=(2, 500), epochs=3
+        texts=TwoLabelTextConfig(pairs=("nurse:teacher",), train=48, test=24), n=(2, 500), epochs=3
     )
     subject = subject_of(sae, read_texts(reader, settings.texts))
     record = scr(subject, settings)
