@@ -172,7 +172,7 @@ class ScrConfig(PooledProbeConfig):
     """Which texts are read."""
     n: tuple[int, ...] = (2, 5, 10, 20, 50, 100, 500)
     """Numbers of features to ablate."""
-    epochs: int = 60
+    epochs: int = field(default=60, kw_only=True)
     """Number of passes over the training texts."""
     random_draws: int = 5
     """Number of random sets of features, and of forests with shuffled parents, over which baselines are averaged."""
