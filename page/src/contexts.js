@@ -24,11 +24,11 @@ function Token({ token, value, max, peak, kid, figures }) {
 }
 
 /** Sides of the peak, each a run of tokens; in a snippet the peak stands in one column. */
-function Line({ context, max, full, figures, kids }) {
+function Line({ context, max, full, figures, kids, alone }) {
   const { tokens, values = [], at, child } = context;
   const show = (place) => {
     const kid = kids && child?.[place] >= 0 ? kids.get(child[place]) : null;
-    return html`<${Token} key=${place} token=${tokens[place]} value=${values[place] ?? 0} max=${max} peak=${place === at} kid=${kid} figures=${figures} />`;
+    return html`<${Token} key=${place} token=${tokens[place]} value=${alone && place !== at ? 0 : (values[place] ?? 0)} max=${max} peak=${place === at} kid=${kid} figures=${figures} />`;
   };
   const range = (from, to) => Array.from({ length: Math.max(0, to - from) }, (_, place) => show(from + place));
   if (full) return html`<bdi class="text full">${range(0, tokens.length)}</bdi>`;
@@ -37,9 +37,10 @@ function Line({ context, max, full, figures, kids }) {
 
 /**
  * A list of contexts. j and k move along it.
- * max: the feature's maximum, by which tokens are colored; kids: Map of child id -> a mark of `childMarks`.
+ * max: the feature's maximum, by which tokens are colored; kids: Map of child id -> a mark of `childMarks`;
+ * alone: color only the token that each context is about.
  */
-export function Contexts({ contexts, max, full = false, figures = false, kids = null, label = "Contexts", current = null, onPick = null }) {
+export function Contexts({ contexts, max, full = false, figures = false, kids = null, alone = false, label = "Contexts", current = null, onPick = null }) {
   const most = max ?? Math.max(0, ...contexts.map((context) => context.value ?? 0));
   return html`<div class="contexts-head" aria-hidden="true"><span class="share">of max.</span><span>text</span></div><ol class=${`contexts${full ? " is-full" : ""}${kids ? " by-child" : ""}`} aria-label=${label}>
     ${contexts.map((context, place) => {
@@ -47,7 +48,7 @@ export function Contexts({ contexts, max, full = false, figures = false, kids = 
       return html`<li key=${`${context.row}-${place}`} class="context" tabindex="-1" data-context
         aria-current=${current === place ? "true" : null} onClick=${onPick ? () => onPick(place) : null}>
         <span class="share num" title=${`activation ${number(context.value)}, ${visible(context.document ?? "")}`}>${share === null ? "" : ofMaximum(share)}<span class="sr"> of the maximum</span></span>
-        <${Line} context=${context} max=${most} full=${full} figures=${figures} kids=${kids} />
+        <${Line} context=${context} max=${most} full=${full} figures=${figures} kids=${kids} alone=${alone} />
       </li>`;
     })}
   </ol>`;

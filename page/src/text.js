@@ -42,6 +42,17 @@ export function percent(value) {
   return `${hundred >= 9.95 ? hundred.toFixed(0) : hundred.toPrecision(2)}%`;
 }
 
+/**
+ * A share that is judged by bounds: it has as many more digits as tell it from a bound that rounding would write.
+ */
+export function percentBy(value, bounds = [0.5, 0.95]) {
+  const text = percent(value);
+  const near = bounds.find((bound) => percent(bound) === text && Math.abs(value - bound) > 1e-6); // less is float32
+  if (near === undefined) return text;
+  const digits = [1, 2, 3].find((n) => (value * 100).toFixed(n) !== (near * 100).toFixed(n)) ?? 4;
+  return `${(value * 100).toFixed(digits)}%`;
+}
+
 /** A measure with three digits, as it is quoted. */
 export function measure(value) {
   if (value === null || value === undefined || Number.isNaN(value)) return UNDEFINED;
@@ -49,10 +60,10 @@ export function measure(value) {
   return (Math.abs(value) < 1 ? value.toFixed(3) : value.toPrecision(3)).replace("-", "−");
 }
 
-/** A value of an edge column in the column's own form. */
-export function cell(column, value) {
+/** A value of an edge column in the column's own form; bounds: those that a share is judged by. */
+export function cell(column, value, bounds = []) {
   if (value === null || value === undefined || Number.isNaN(value)) return UNDEFINED;
-  if (column?.format === "share") return percent(value);
+  if (column?.format === "share") return percentBy(value, bounds);
   if (column?.format === "rank") return Math.round(value).toLocaleString("en-US");
   if (column?.format === "log2") return `${value < 0 ? "−" : "+"}${Math.abs(value).toFixed(1)}`;
   if (column?.format === "cosine") return value.toFixed(2).replace("-", "−");

@@ -1,6 +1,6 @@
 // Small parts that many views use.
 import { html, useState } from "./html.js";
-import { cell, number, percent, visible } from "./text.js";
+import { cell, number, percentBy, visible } from "./text.js";
 import { forest, labels, sources } from "./store.js";
 import { to } from "./route.js";
 import { forced } from "./words.js";
@@ -53,7 +53,7 @@ export function Answer({ answer, what, children }) {
 /** Place of an edge among null pairs, as words. */
 export function placeWords(place) {
   if (Number.isNaN(place) || place === null || place === undefined) return "no place among null pairs";
-  return `beats ${percent(place)} of null pairs (ties count half)`;
+  return `beats ${percentBy(place)} of null pairs (ties count half)`;
 }
 
 /** A mark on a line from 0 to 100% of the null pairs; the tick in the middle is chance, the shaded end the top 5%. */
@@ -62,7 +62,7 @@ export function Gauge({ place, column }) {
   const x = 2 + 56 * place;
   const why = forced(column);
   const words = placeWords(place) + (why ? `; ${why.words}` : "");
-  const kind = why ? "forced" : place >= 0.95 ? "high" : place >= 0.5 ? "mid" : "low";
+  const kind = why ? "forced" : place > 0.95 ? "high" : place >= 0.5 ? "mid" : "low";
   return html`<span class=${`gauge ${kind}`} role="img" aria-label=${words} title=${words}>
     <svg width="60" height="12" aria-hidden="true">
       <rect class="track" x="2" y="4" width="56" height="4" rx="2" />
@@ -71,7 +71,7 @@ export function Gauge({ place, column }) {
       <line class="stem" x1="30" x2=${x} y1="6" y2="6" />
       <circle class="dot" cx=${x} cy="6" r="3.5" />
     </svg>
-    <span class="place num">${percent(place)}</span>
+    <span class="place num">${percentBy(place)}</span>
   </span>`;
 }
 
@@ -81,10 +81,10 @@ export function ForcedTag({ column }) {
   return why && html` <span class="tag warn" title=${`${why.words[0].toUpperCase()}${why.words.slice(1)}.`}>${why.tag}</span>`;
 }
 
-/** A value of a column on an edge, beside its place among null pairs. */
-export function EdgeNumber({ column, id }) {
+/** A value of a column on an edge, beside its place among null pairs; bounds: those that the value is judged by. */
+export function EdgeNumber({ column, id, bounds = [] }) {
   const tree = forest.value;
-  return html`<span class="edge-number"><span class="num">${cell(column, tree.value(column.name, id))}</span>
+  return html`<span class="edge-number"><span class="num">${cell(column, tree.value(column.name, id), bounds)}</span>
     <${Gauge} place=${tree.place(column.name, id)} column=${column} /></span>`;
 }
 

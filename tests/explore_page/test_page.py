@@ -166,6 +166,35 @@ def test_a_family_is_read_by_the_model_when_asked(watched: Watched, made: MadeFo
     expect(without.get_by_role("button")).to_have_count(0)
 
 
+def test_a_family_says_how_much_is_left_and_marks_only_that(watched: Watched, made: MadeForest) -> None:
+    page = watched.open("#/family/1")
+    residue = page.get_by_role("region", name="Residue")
+    shares = [kid["p_child"] for kid in made.family(1)["children"]]
+    least, most = (f"{100 * share:.2g}%" for share in (max(0, 1 - sum(shares)), 1 - max(shares)))
+    expect(residue).to_contain_text(f"at least {least} of its tokens")
+    expect(residue).to_contain_text(f"at most {most}")
+    contexts = residue.locator("[data-context]")
+    expect(contexts).to_have_count(6)
+    expect(residue.locator(".tok[class*=' l']")).to_have_count(6)
+    expect(residue.locator(".tok.peak[class*=' l']")).to_have_count(6)
+
+
+def test_a_number_beside_a_bound_is_not_rounded_across_it(watched: Watched, made: MadeForest) -> None:
+    kids = [kid for kid in made.children[1] if not made.dead[kid]]
+    shown = {"mid": (0.9496, "94.96%"), "high": (0.953, "95.3%"), "low": (0.4998, "49.98%")}
+    places = made.places["ungated"].copy()
+    try:
+        for kid, (place, _) in zip(kids, shown.values(), strict=False):
+            made.places["ungated"][kid] = place
+        page = watched.load("#/family/1")
+        for kid, (kind, (_, text)) in zip(kids, shown.items(), strict=False):
+            row = page.locator(".children tr").filter(has=page.locator(f"a[href='#/feature/{kid}']"))
+            expect(row.locator(f".gauge.{kind} .place")).to_have_text(text)
+    finally:
+        made.places["ungated"][:] = places
+        watched.load("#/family/1")
+
+
 def test_a_press_of_the_pointer_does_not_move_the_rows_away(watched: Watched) -> None:
     page = watched.open("#/tree")
     rows = page.get_by_role("tree", name="Features")

@@ -2,8 +2,8 @@
 import { html, useMemo } from "../html.js";
 import { go, query, route, to } from "../route.js";
 import { forest, lacking } from "../store.js";
-import { count, percent, plural } from "../text.js";
-import { Choice, Empty, FeatureLink, ForcedTag, Gauge, Lacking, Select } from "../ui.js";
+import { count, percent, plural, visible } from "../text.js";
+import { Choice, Empty, FeatureLink, ForcedTag, Gauge, Lacking, Select, nameOf, unnamed } from "../ui.js";
 import { Term } from "../term.js";
 import { Table } from "../table.js";
 import { supports } from "../words.js";
@@ -19,6 +19,7 @@ export function FamiliesView() {
   const rows = useMemo(() => all.filter(({ n }) => n >= least), [all, least]);
   const columns = useMemo(() => column && [
     { key: "parent", title: "Family", sort: ({ parent }) => parent, render: ({ parent }) => html`<${FeatureLink} id=${parent} view="family" />` },
+    { key: "first", title: "Its most frequent children", render: ({ parent }) => html`<bdi class="first-children">${tree.kids(parent).slice(0, 3).map((id) => visible(nameOf(id) ?? unnamed(id))).join("; ")}</bdi>` },
     { key: "children", title: "Children judged", numeric: true, help: `Children with a place among null pairs by “${column.title}”${column.defined ? `: those where ${column.defined}` : ""}`, sort: ({ n }) => n, render: ({ n }) => html`<span class="num">${count(n)}</span>` },
     { key: "beat", title: "Beat 95% of null pairs", numeric: true, help: "By chance 5% do", sort: ({ n, beat }) => beat / n + 1e-6 * n, render: ({ n, beat }) => html`<span class="num">${count(beat)}, ${percent(beat / n)}</span>` },
     { key: "middle", title: "The middle child beats", numeric: true, help: "Median over the children of the share of null pairs that they beat", sort: ({ middle, n }) => middle + 1e-6 * n * (middle > 0.5 ? 1 : -1), render: ({ middle }) => html`<${Gauge} place=${middle} column=${column} />` },

@@ -4,31 +4,38 @@ import { html, useLayoutEffect, useMemo, useRef, useState } from "../html.js";
 import { query, route, to } from "../route.js";
 import { ask, forest, forget, lacking, overview, said, useAsk } from "../store.js";
 import { array, isStatic } from "../transport.js";
-import { count, percent, plural, visible, visibleToken } from "../text.js";
-import { Answer, Bar, EdgeNumber, FeatureLink, Failure, Loading } from "../ui.js";
+import { count, percent, percentBy, plural, visible, visibleToken } from "../text.js";
+import { Answer, Bar, EdgeNumber, FeatureLink, Failure, ForcedTag, Loading } from "../ui.js";
 import { ChildKey, Contexts, Swatch, childMarks, useContextSwitches } from "../contexts.js";
 import { Term } from "../term.js";
 import { FeatureHead } from "./feature.js";
 
+/** Scrolls to a section of this page, whose address names only the view. */
+const scrollTo = (id) => document.getElementById(id)?.scrollIntoView({ block: "start" });
+
 function Children({ kids, marks, chosen }) {
   const tree = forest.value;
   const column = tree.telling;
-  return html`<table class="plain children"><thead><tr><th scope="col">Child</th><th scope="col">Tokens that set it apart</th><th scope="col">P(child | parent)</th>${column && html`<th scope="col"><${Term} word=${column.name} text=${column.description}>${column.title}</${Term}>, and how many <${Term} word="null">null pairs</${Term}> it beats</th>`}</tr></thead>
+  const given = tree.column("p_child");
+  // Of a child that fires under its parent, while its own detector is on mostly without it.
+  const elsewhere = (id) => column?.name === "ungated" && tree.value("ungated", id) < 0.5;
+  return html`<table class="plain children"><thead><tr><th scope="col">Child</th><th scope="col">Tokens that set it apart</th><th scope="col">P(child | parent)${given && html`<${ForcedTag} column=${given} />`}</th>${column && html`<th scope="col"><${Term} word=${column.name} text=${column.description}>${column.title}</${Term}>, and how many <${Term} word="null">null pairs</${Term}> it beats</th>`}</tr></thead>
     <tbody>${kids.map((kid) => html`<tr key=${kid.id} class=${chosen === kid.id ? "selected" : ""}>
       <th scope="row"><button type="button" class="only" aria-pressed=${chosen === kid.id} title="Only contexts with this child" onClick=${() => query({ child: chosen === kid.id ? null : kid.id })}><${Swatch} kid=${marks.get(kid.id)} /><span class="sr"> only contexts of child ${kid.id}</span></button> <${FeatureLink} id=${kid.id} label=${kid.label} /></th>
       <td class="apart">${(kid.distinguishes ?? []).map((token, place) => html`<code class="token" key=${place}>${visibleToken(token)}</code>`)}</td>
-      <td><${Bar} value=${kid.p_child} text=${percent(kid.p_child)} /></td>
-      ${column && html`<td><${EdgeNumber} column=${column} id=${kid.id} /></td>`}</tr>`)}</tbody></table>`;
+      <td class=${given?.mechanical ? "forced" : ""}><${Bar} value=${kid.p_child} text=${percent(kid.p_child)} /></td>
+      ${column && html`<td><${EdgeNumber} column=${column} id=${kid.id} bounds=${[0.5]} />${elsewhere(kid.id) && html`<button type="button" class="elsewhere" title="Show where this child’s own detector is on without the parent" onClick=${() => (query({ child: kid.id }), scrollTo("ungated"))}>mostly without the parent: where?</button>`}</td>`}</tr>`)}</tbody></table>`;
 }
 
 /** A share below 1 in three characters. */
 const short = (share) => (share < 0.005 ? "0" : share > 0.995 ? "1" : share.toFixed(2).slice(1));
 
-/** The overlap of two children over what chance gives; a triangle where it is beyond the middle 95% of chance. */
+/** The overlap of two children over what chance gives; a triangle where chance rarely gives one so large or so small. */
 function Cell({ value, expected, place }) {
-  const known = Number.isFinite(place);
+  if (place !== undefined && !Number.isFinite(place)) return html`<td class="num" title="One of the two fires on none of the tokens read: there is no overlap to speak of">–</td>`;
+  const known = place !== undefined;
   const sign = !known ? "" : place > 0.975 ? "▴" : place < 0.025 ? "▾" : "";
-  const words = known ? `${value.toFixed(3)}, by chance ${expected.toFixed(3)}: more than ${percent(place)} of what chance gives` : value.toFixed(3);
+  const words = known ? `${value.toFixed(3)}, on average by chance ${expected.toFixed(3)}; chance gives a smaller overlap with probability ${percentBy(place, [0.025, 0.975])} (ties count half)` : value.toFixed(3);
   return html`<td class=${`num heat h${Math.min(5, Math.ceil(value * 10))}`} title=${words}>${short(value)}${sign && html`<span class=${`sign ${sign === "▴" ? "more" : "less"}`}>${sign}</span>`}${known && html`<small>${short(expected)}</small>`}</td>`;
 }
 
@@ -45,7 +52,7 @@ function Overlap({ overlap, marks, asking }) {
   const shown = ids.slice(0, 16);
   const swatch = (id) => html`<${Swatch} kid=${marks.get(id)} />`;
   return html`<section aria-labelledby="overlap">${title}
-    <p class="hint">Of the tokens on which either of two children fires, the share on which both do (Jaccard; .12 is 12%). Below it, small: by chance, if each fired as often as it does on any of the parent’s tokens. <span class="sign less">▾</span> less than 97.5% of chance: the two divide their parent’s meaning. <span class="sign more">▴</span> more: they share it.${n > shown.length ? ` The first ${shown.length} of ${n}.` : ""}</p>
+    <p class="hint">Of the tokens on which either of two children fires, the share on which both do (Jaccard; .12 is 12%). Below it, small: the average by chance, if each fired as often as it does on any of the parent’s tokens. A mark stands only where luck hardly explains the difference: <span class="sign less">▾</span> chance gives so small an overlap less than 2.5% of the time, so the two divide their parent’s meaning; <span class="sign more">▴</span> so large a one less than 2.5% of the time, so they share it. Of children that fire on few of the tokens read, even numbers far apart may be luck, and have no mark. –: one of the two fires on none of these tokens.${n > shown.length ? ` The first ${shown.length} of ${n}.` : ""}</p>
     <div class="scroll-x" tabindex="0" role="region" aria-label="Overlap of siblings"><table class="matrix"><thead><tr><td></td>${shown.map((id) => html`<th scope="col" key=${id}>${swatch(id)}</th>`)}</tr></thead>
       <tbody>${shown.map((id, i) => html`<tr key=${id}><th scope="row">${swatch(id)}</th>
         ${shown.map((other, j) => (i === j ? html`<td key=${other}></td>` : html`<${Cell} key=${other} value=${values[i * n + j]} expected=${expected?.[i * n + j]} place=${places?.[i * n + j]} />`))}</tr>`)}</tbody></table></div></section>`;
@@ -94,11 +101,20 @@ function Ungated({ entries, asking, marks, chosen, switches: { full, figures } }
   const why = isStatic || overview.value?.static === true ? "Not in this export." : lacking("prompt");
   const nothing = asking.state === "ready" || entries.length ? "This child was not looked for: a large family is asked for its most frequent children." : why ? visible(why) : "Not in this index, or this forest has no gate.";
   return html`<section aria-labelledby="ungated"><${Asked} asking=${asking} id="ungated">Without the gate</${Asked}>
-    <p class="hint">Where each child’s <${Term} word="detector">own detector</${Term}> would fire with its parent silent. A child that belongs to its parent has few such places; “Coverage without the gate” counts them against the null.${asking.value?.n_tokens ? ` Looked for in ${count(asking.value.n_tokens)} tokens of the indexed text.` : ""}</p>
+    <p class="hint">Where each child’s <${Term} word="detector">own detector</${Term}> would fire with its parent silent. A child that belongs to its parent has few such places: tokens are marked where its detector is on; “Coverage without the gate” counts them against the null.${asking.value?.n_tokens ? ` Looked for in ${count(asking.value.n_tokens)} tokens of the indexed text.` : ""}</p>
     ${somewhere.map((entry) => html`<div key=${entry.child}><h3>${key(entry)}</h3>
       <${Contexts} contexts=${entry.contexts.slice(0, 4)} max=${tree.max[entry.child]} full=${full} figures=${figures} label=${`Where child ${entry.child} would fire`} /></div>`)}
     ${nowhere.length > 0 && html`<h3>${somewhere.length ? "The others nowhere" : "Nowhere"} in the sample</h3><ul class="kin columns nowhere">${nowhere.map((entry) => html`<li key=${entry.child}>${key(entry)}</li>`)}</ul>`}
     ${asking.offered ? html`<${RunModel} asking=${asking} from="ungated">Where else the children would fire</${RunModel}>` : !shown.length && html`<p class="state empty">${nothing}</p>`}</section>`;
+}
+
+/** On how many of its tokens a parent fires without any child, as far as how often each of them fires tells. */
+function left(kids) {
+  const shares = kids.map(({ p_child: share }) => share ?? 0);
+  const most = 1 - Math.max(...shares);
+  const least = Math.max(0, 1 - shares.reduce((sum, share) => sum + share, 0));
+  if (kids.length === 1) return `The parent fires without its child on ${percent(most)} of its tokens.`;
+  return `The parent fires alone on at least ${percent(least)} of its tokens (if no two children ever fire together) and at most ${percent(most)} (if all fire where the most frequent does): the index counts each child by itself, and not where none fires.`;
 }
 
 function Family({ family, id }) {
@@ -113,18 +129,19 @@ function Family({ family, id }) {
   const asking = useModel(family, id);
   const judged = useMemo(() => tree.telling && tree.families(tree.telling).find(({ parent }) => parent === id), [tree, id]);
   const max = tree.max[id];
-  if (!kids.length) return html`<p class="state empty">This feature has no children that fired. <a href=${to("feature", id)}>Its own page</a> shows its contexts.</p>`;
+  if (!kids.length) return html`<p class="state empty">This feature has ${tree.kids(id).length ? `${plural(tree.kids(id).length, "child", "children")}, but none fired on the indexed text` : "no children"}. <a href=${to("feature", id)}>Its own page</a> shows its contexts.</p>`;
   return html`
     <section aria-labelledby="children"><h2 id="children">${plural(kids.length, "child", "children")}</h2>
-      <p class="hint">The letter and color of a child mark it below; where the parent fires alone, the text is gray. P(child | parent): how often the child is active where its parent is.${judged ? html` By “${tree.telling.title}”, ${judged.beat} of ${judged.n} judged children beat 95% of <${Term} word="null">null pairs</${Term}> (by chance 5% do); the middle one beats ${percent(judged.middle)}.` : ""}</p>
+      <p class="hint">The letter and color of a child mark it below; where the parent fires alone, the text is gray. P(child | parent): how often the child is active where its parent is.${tree.telling?.name === "ungated" ? html` With the gate, a child is active only with its parent; coverage without the gate asks whether it would be so by itself, where its <${Term} word="detector">own detector</${Term}> is on. So a child may be active under its parent here and still have 0%: its detector is on elsewhere.` : ""}${judged ? html` By “${tree.telling.title}”, ${judged.beat} of ${judged.n} judged children beat 95% of <${Term} word="null">null pairs</${Term}> (by chance 5% do); the middle one beats ${percentBy(judged.middle)}.` : ""}</p>
       <${Children} kids=${kids} marks=${marks} chosen=${chosen} /></section>
     <section aria-labelledby="contexts"><div class="head"><h2 id="contexts">The parent’s contexts, by which child fires</h2>${switches}</div>
+      <p class="hint">First the strongest, then a few from each part of the range of strengths: strong contexts are here far more often than in the text, so their number says nothing of how often a child fires; P(child | parent) does.</p>
       ${chosen !== null && html`<p class="hint">Only contexts in which <${FeatureLink} id=${chosen} /> fires. <a href=${to("family", id)}>Show all</a></p>`}
       ${contexts.length ? html`<${Contexts} contexts=${contexts} max=${max} kids=${marks} full=${full} figures=${figures} label="Contexts of the parent" />` : html`<p class="state empty">No stored context has this child.</p>`}</section>
     <div class="columns-even">
       <section aria-labelledby="residue"><h2 id="residue">Residue: only the parent fires</h2>
-        <p class="hint">What the children leave over. A family that divides its parent well leaves little.</p>
-        ${family.residue?.length ? html`<${Contexts} contexts=${family.residue} max=${max} full=${true} figures=${figures} label="Contexts where only the parent fires" />` : html`<p class="state empty">Some child fires in every stored context.</p>`}</section>
+        <p class="hint">What the children leave over: a family that divides its parent well leaves little. ${left(kids)} Marked is only the token on which the parent fires alone.</p>
+        ${family.residue?.length ? html`<${Contexts} contexts=${family.residue} max=${max} full=${true} alone=${true} figures=${figures} label="Contexts where only the parent fires" />` : html`<p class="state empty">Some child fires in every stored context.</p>`}</section>
       <${Overlap} overlap=${family.overlap ?? asking.value?.overlap} marks=${marks} asking=${asking} />
     </div>
     <${Ungated} entries=${asking.value?.ungated ?? family.ungated ?? []} asking=${asking} marks=${marks} chosen=${chosen} switches=${{ full, figures }} />`;

@@ -52,9 +52,9 @@ function Kin({ feature, id }) {
   const list = (ids, edge) => html`<ul class="kin">${ids.map((other) => html`<li key=${other}><${FeatureLink} id=${other} />${edge && column ? html`<${EdgeNumber} column=${column} id=${other} />` : null}</li>`)}</ul>`;
   return html`<section aria-labelledby="kin"><h2 id="kin">In the forest</h2>
     <h3>${plural(kids.length, "child", "children")}${silent ? `, ${silent} silent` : ""}${kids.length ? html` · <a href=${to("family", id)}>family</a>` : ""}</h3>
-    ${kids.length ? html`${column && html`<p class="hint">With “${column.title}” and its place among null pairs.</p>`}${list(kids.slice(0, 12), true)}${kids.length > 12 ? html`<p class="hint"><a href=${to("tree", null, { at: id, open: `.${id}` })}>All ${kids.length} in the tree</a></p>` : null}` : html`<p class="hint">None.</p>`}
+    ${kids.length ? html`${column && html`<p class="hint">With “${column.title}” and its place among null pairs.</p>`}${list(kids.slice(0, 12), true)}${kids.length > 12 ? html`<p class="hint"><a href=${to("tree", null, { at: id, open: `.${id}` })}>All ${kids.length} in the tree</a></p>` : null}` : null}
     <h3>${plural(siblings.length, "sibling")}</h3>
-    ${siblings.length ? html`${list(siblings.slice(0, 8), true)}${siblings.length > 8 ? html`<p class="hint"><a href=${to("family", tree.parent[id])}>All of the family</a></p>` : null}` : html`<p class="hint">None.</p>`}
+    ${siblings.length ? html`${list(siblings.slice(0, 8), true)}${siblings.length > 8 ? html`<p class="hint"><a href=${to("family", tree.parent[id])}>All of the family</a></p>` : null}` : null}
   </section>`;
 }
 
@@ -66,13 +66,13 @@ function Logits({ logits }) {
 }
 
 function Neighbors({ feature }) {
-  const rows = (list, what) => list?.length
-    ? html`<table class="plain"><thead><tr><th scope="col">Feature</th><th scope="col" class="numeric">${what}</th><th scope="col" class="numeric" title="The null: how often that feature fires on any token">On any token</th></tr></thead>
-      <tbody>${list.map((row) => html`<tr key=${row.id}><td><${FeatureLink} id=${row.id} label=${row.label} />${row.in_tree ? html` <span class="tag">in the tree</span>` : null}</td><td class="numeric num">${percent(row.p)}</td><td class="numeric num">${percent(row.base)}</td></tr>`)}</tbody></table>`
+  const rows = (list, what, base) => list?.length
+    ? html`<table class="plain"><thead><tr><th scope="col">Feature</th><th scope="col" class="numeric">${what}</th>${base && html`<th scope="col" class="numeric" title="By chance: how often that feature is active on any token">Of all tokens</th>`}</tr></thead>
+      <tbody>${list.map((row) => html`<tr key=${row.id}><td><${FeatureLink} id=${row.id} label=${row.label} />${row.in_tree ? html` <span class="tag">in the tree</span>` : null}</td><td class="numeric num">${percent(row.p)}</td>${base && html`<td class="numeric num">${percent(row.base)}</td>`}</tr>`)}</tbody></table>`
     : html`<p class="hint">None.</p>`;
   return html`<section aria-labelledby="near"><h2 id="near">Neighbors</h2>
-    <div class="two"><div><h3>Active wherever this is</h3><p class="hint">Candidate parents by the data.</p>${rows(feature.over, "Active here")}</div>
-    <div><h3>Active only where this is</h3><p class="hint">Candidate children by the data.</p>${rows(feature.under, "Covered by this")}</div></div>
+    <div class="two"><div><h3>Often active where this is</h3><p class="hint">Candidates for its parent by the data. Those first whose share of this feature’s tokens is furthest above their share of all tokens.</p>${rows(feature.over, "Of this one’s tokens", true)}</div>
+    <div><h3>This is often active where they are</h3><p class="hint">Candidates for its children by the data, the largest share first. Of all tokens, this feature is active on ${percent(feature.density)}: a share above that is more than chance.</p>${rows(feature.under, "Of their tokens", false)}</div></div>
     <h3>Nearest decoder rows</h3>
     ${feature.near?.length ? html`<ul class="kin columns">${feature.near.map((row) => html`<li key=${row.id}><${FeatureLink} id=${row.id} label=${row.label} /> <span class="num muted">cos ${number(row.cos)}</span></li>`)}</ul>` : html`<p class="hint">None.</p>`}
   </section>`;
@@ -93,6 +93,7 @@ function ContextPart({ feature }) {
 export function FeatureView({ id }) {
   const answer = useAsk(`feature/${id}`);
   const note = notes.value.get(id) ?? {};
+  const kids = forest.value.kids(id);
   return html`<div class="wide feature-view"><${FeatureHead} id=${id} view="feature" />
     <${Answer} answer=${answer} what="The feature">${(feature) => html`<div class="columns-2">
       <div class="main-column">
@@ -100,7 +101,7 @@ export function FeatureView({ id }) {
           <div class="fact"><dt>Density</dt><dd class="num">${percent(feature.density)}<small>${plural(feature.n_fired, "token")}</small></dd></div>
           <div class="fact"><dt>Maximum</dt><dd class="num">${number(feature.max)}<small>mean ${number(feature.mean)}</small></dd></div>
           <div class="fact"><dt>Layer</dt><dd class="num">${feature.layer}<small>depth ${feature.depth}</small></dd></div>
-          <div class="fact"><dt>Children</dt><dd class="num">${count((feature.children ?? []).length || forest.value.kids(id).length)}<small>${feature.n_silent ?? 0} silent</small></dd></div>
+          <div class="fact"><dt>Children</dt><dd class="num">${count(kids.length)}${kids.length > 0 && html`<small>${feature.n_silent ?? 0} silent</small>`}</dd></div>
         </dl>
         <${ContextPart} feature=${feature} />
         <section aria-labelledby="logits"><h2 id="logits">Effect on the next token</h2><p class="hint">By how much one unit of activation changes a token’s <${Term} word="logits">logit</${Term}>, directly.</p><${Logits} logits=${feature.logits} /></section>

@@ -34,6 +34,7 @@ function Geometry({ value, id }) {
     </div>
     <div>
       <section aria-labelledby="kinds"><h2 id="kinds">Children</h2>
+        <p class="hint">Beside each: on how many of these ${plural(points.length, "activation")} of the parent it is the child that fires most strongly. A small sample: the first that were read.</p>
         <ul class="plane-key">${directions.map(({ child }) => html`<li key=${child}><svg width="16" height="16" aria-hidden="true"><${Shape} kid=${marks.get(child)} /></svg> <span class="mark-number">${marks.get(child).mark}</span> <${FeatureLink} id=${child} /> <span class="muted num">${points.filter((point) => point.child === child).length}</span></li>`)}
           <li><svg width="16" height="16" aria-hidden="true"><${Shape} kid=${null} /></svg> <span class="mark-number"></span> <span>${left ? "only the parent, or a child not shown" : "only the parent"}</span> <span class="muted num">${points.filter((point) => !marks.has(point.child)).length}</span></li></ul>
         ${left > 0 && html`<p class="hint">The ${directions.length} children with most of these ${points.length} activations; ${plural(left, "more child", "more children")} ${left === 1 ? "is" : "are"} in the <a href=${to("family", id)}>family</a>.</p>`}</section>

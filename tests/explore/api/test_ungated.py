@@ -56,6 +56,7 @@ def test_contexts_where_the_detector_is_on_and_the_parent_silent(
             assert context.value == pytest.approx(float(on[place]), abs=1e-3)
             assert context.value > median - 1.01 * bin_width
             assert context.values[context.at] == pytest.approx(context.value, abs=1e-3)
+            assert all(value == 0 or value > median - 1.01 * bin_width for value in context.values)
     overlap = answer.overlap
     assert overlap.ids == tuple(children)
     fires = [world.fires[:, child] for child in children]

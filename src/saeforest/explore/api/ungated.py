@@ -76,13 +76,13 @@ class DetectorContexts:
         for place, child in enumerate(children):
             assert on is not None
             values = on[:, place]
-            where = (values > self._level(child)) & silent
-            found.append(Ungated(child, tuple(self._best(values, where))))
+            values = torch.where(values > self._level(child), values, 0)
+            found.append(Ungated(child, tuple(self._best(values, (values > 0) & silent))))
         fires = [((sample.code.ids == child) & active).any(1).cpu() for child in children]
         return UngatedAnswer(len(sample.rows), overlap(children, fires, ~silent), tuple(found))
 
     def _best(self, values: Float[Tensor, "n"], where: Tensor) -> list[Context]:
-        """The strongest of the chosen activations, from different windows of the model."""
+        """The strongest of the chosen activations, from different windows of the model. values: 0 where it is off."""
         rows, found = self._sample.rows, []
         seen: set[int] = set()
         ranked = torch.where(where, values, -torch.inf).argsort(descending=True, stable=True)
@@ -93,7 +93,7 @@ class DetectorContexts:
             seen.add(window)
             around = np.zeros(WINDOW)
             near = ((rows >= row - REACH) & (rows < row - REACH + WINDOW)).nonzero().flatten()
-            around[(rows[near] - row + REACH).numpy()] = values[near].clamp(min=0).double().numpy()
+            around[(rows[near] - row + REACH).numpy()] = values[near].double().numpy()
             found.append(self._contexts.made(row, float(values[i]), around))
             if len(found) == _CONTEXTS:
                 break
