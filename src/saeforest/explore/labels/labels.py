@@ -21,7 +21,8 @@ _BETWEEN = " · "
 
 class Labels:
     """The labels of an index's features. Those of a person come before those of a judge, and these before automatic
-    ones: the tokens that tell a feature from its parent, or a root from all text, by their lift; no model is needed."""
+    ones: the tokens that tell a feature from its parent, or a root from all text. Of these, those of its strongest
+    activations lead: how often it fires on a token says nothing of how strongly. No model is needed."""
 
     def __init__(self, index: Index, texts: TokenTexts, annotations: Annotations) -> None:
         self._index, self._texts, self._annotations = index, texts, annotations
@@ -62,7 +63,9 @@ class Labels:
     @cached_property
     def _automatic(self) -> dict[int, tuple[str, Source]]:
         telling, strongest = self._index.child_tokens.tolist(), self._strongest
-        chosen = [a if a and a[0] >= 0 else b for a, b in zip(telling, strongest, strict=True)]
+        chosen = [
+            _strong_first(a, b) if a and a[0] >= 0 else b for a, b in zip(telling, strongest, strict=True)
+        ]
         self._texts.learn([token for tokens in chosen for token in tokens if token >= 0])
         labels = (_BETWEEN.join(self._distinct(tokens)[:_TOKENS]) for tokens in chosen)
         return {feature: (label, "auto") for feature, label in enumerate(labels) if label}
@@ -78,3 +81,9 @@ class Labels:
         """The texts of tokens without spaces around them, each once."""
         texts = (self._texts.of(token).strip() or "␣" for token in tokens if token >= 0)
         return tuple(dict.fromkeys(texts))
+
+
+def _strong_first(telling: list[int], strongest: Sequence[int]) -> list[int]:
+    """Telling tokens in their order, but those that are among the strongest before the others."""
+    among = set(strongest)
+    return sorted(telling, key=lambda token: token not in among)
