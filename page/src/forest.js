@@ -1,4 +1,5 @@
-// The forest as typed arrays over feature numbers. A part of a forest (an export) fills only its own features.
+// The forest as typed arrays over feature numbers. A part of a forest (an export) fills the rows of the features that it
+// holds and of all their children, so that what is said of a family is true of the whole of it.
 import { array } from "./transport.js";
 
 /** How the numbers of a column are written, by its unit. */
@@ -17,7 +18,8 @@ export class Forest {
       return whole;
     };
     this.n = n;
-    this.ids = ids ? Int32Array.from(ids).sort() : Int32Array.from({ length: n }, (_, id) => id);
+    this.known = ids ? Int32Array.from(ids).sort() : Int32Array.from({ length: n }, (_, id) => id);
+    this.ids = ids ? Int32Array.from(array(json.held)).sort() : this.known;
     this.whole = !ids;
     this.present = new Uint8Array(n);
     for (const id of this.ids) this.present[id] = 1;
@@ -35,16 +37,16 @@ export class Forest {
     );
     // A place is the share of null pairs that the edge beats, whichever way the column counts.
     for (const { name, higher_is_more: more } of this.about) if (more === false) this.places.set(name, this.places.get(name).map((place) => 1 - place));
-    this.link();
+    this.link(spread(json.size, 1, Int32Array));
   }
 
-  /** Children lists (the most frequent first), depths and sizes of subtrees. */
-  link() {
-    const { n, parent, density, ids } = this;
+  /** Children lists (the most frequent first), depths and sizes of subtrees; `size` is given for a part. */
+  link(size) {
+    const { n, parent, density, ids, known } = this;
     const frequent = (a, b) => (density[b] || 0) - (density[a] || 0) || a - b;
     this.children = new Map();
     this.roots = [];
-    for (const id of ids) {
+    for (const id of known) {
       const above = parent[id];
       if (above < 0 || !this.present[above]) this.roots.push(id);
       else if (this.children.has(above)) this.children.get(above).push(id);
@@ -61,7 +63,8 @@ export class Forest {
         order.push(child);
       }
     }
-    for (let place = order.length - 1; place >= 0; place--) {
+    if (size) this.size = size;
+    else for (let place = order.length - 1; place >= 0; place--) {
       const above = parent[order[place]];
       if (above >= 0 && this.present[above]) this.size[above] += this.size[order[place]];
     }
@@ -76,6 +79,11 @@ export class Forest {
 
   kids(id) {
     return this.children.get(id) ?? [];
+  }
+
+  /** Those of some features that this forest holds: in a part, not all children of an ancestor. */
+  held(ids) {
+    return this.whole ? ids : ids.filter((id) => this.present[id] === 1);
   }
 
   /** From the topmost ancestor down to the feature itself. */

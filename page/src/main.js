@@ -2,11 +2,11 @@
 import "@preact/signals"; // components follow the signals they read
 import { html, render, useLayoutEffect, useRef } from "./html.js";
 import { beginAt, go, route, to } from "./route.js";
-import { complete, forest, overview, said, start, trouble } from "./store.js";
+import { complete, forest, lacking, overview, said, start, trouble } from "./store.js";
 import { isStatic, transport } from "./transport.js";
 import { SearchBox } from "./searchbox.js";
-import { Failure, Loading } from "./ui.js";
-import { visible } from "./text.js";
+import { Failure, Lacking, Loading } from "./ui.js";
+import { count, plural, visible } from "./text.js";
 import { Overview } from "./views/overview.js";
 import { MapView } from "./views/map.js";
 import { TreeView } from "./views/tree.js";
@@ -41,6 +41,25 @@ const OF_A_FEATURE = {
   geometry: ["Geometry", GeometryView],
 };
 
+/** Whether a view works here: an export has no server, and one that holds only a part has no views of the whole. */
+function works(view) {
+  if (!isStatic || OF_A_FEATURE[view]) return true;
+  if (["prompt", "compare", "audit"].includes(view)) return false;
+  if (forest.value && !forest.value.whole) return ["overview", "tree", "help"].includes(view);
+  return view !== "training" || !lacking("training");
+}
+
+/** What an export is, above every page of it. */
+function ExportNotice() {
+  const tree = forest.value;
+  const { n_features: n, export: part } = overview.value;
+  if (tree.whole) return html`<p class="export-notice">A saved copy, read only. <code>saeforest explore RUN</code> also runs the model and takes labels.</p>`;
+  const { root } = part;
+  const [below, above] = [tree.size[root] - 1, tree.path(root).length - 1];
+  const words = [`feature ${root}`, below && `the ${count(below)} below it`, above && `${plural(above, "ancestor")} of it`].filter(Boolean);
+  return html`<p class="export-notice"><strong>This file holds ${count(tree.ids.length)} of ${plural(n, "feature")}</strong>: ${words.join(", ")}. Its numbers are those of the whole run; other features appear by name only. <code>saeforest explore RUN</code> shows everything.</p>`;
+}
+
 function Shell() {
   const { view, id } = route.value;
   const known = VIEWS[view] ?? OF_A_FEATURE[view];
@@ -58,6 +77,7 @@ function Shell() {
       main.current.focus({ preventScroll: true });
       scrollTo(0, 0);
     }
+    if (before.current !== null && before.current !== place) said.value = ""; // it was said of what was left
     before.current = place;
   }, [view, id, about]);
 
@@ -65,9 +85,10 @@ function Shell() {
   if (trouble.value) content = html`<${Failure} error=${trouble.value} what="The forest could not be loaded." />`;
   else if (!forest.value) content = html`<${Loading} what="Loading the forest" />`;
   else if (!known) content = html`<${Failure} error=${{ message: `There is no view “${visible(view)}”. The ways to all views are above.` }} what="Nothing here." />`;
+  else if (!works(view)) content = html`<h1>${known[0]}</h1><${Lacking} text=${`${known[0]}: not in this file, which ${forest.value.whole ? "runs no model and takes no notes" : "holds only a part of the forest"}; run: \`saeforest explore RUN\``} />`;
   else if (OF_A_FEATURE[view] && !forest.value.has(id))
     content = html`<${Failure} what=${`There is no feature ${id ?? visible(location.hash)}.`}
-      error=${{ message: forest.value.whole ? `Features have numbers from 0 to ${forest.value.n - 1}.` : "This export holds only some features; the tree lists them." }} />`;
+      error=${{ message: forest.value.whole ? `Features have numbers from 0 to ${forest.value.n - 1}.` : "This export holds only some features: the tree lists them." }} />`;
   else content = html`<${known[1]} key=${OF_A_FEATURE[view] ? `${view}/${id}` : view} id=${id} />`;
 
   return html`
@@ -77,16 +98,17 @@ function Shell() {
     }}>Skip to content</a>
     <header class="bar-top">
       <a class="brand" href=${to("overview")}><svg width="18" height="18" viewBox="0 0 16 16" aria-hidden="true"><path d="M2 8h4M6 8V3h7M6 8v5h7M6 8h7" /></svg><span>saeforest</span></a>
-      <nav aria-label="Views">${Object.entries(VIEWS).map(
+      <nav aria-label="Views">${Object.entries(VIEWS).filter(([key]) => works(key)).map(
         ([key, [title]]) => html`<a key=${key} href=${to(key)} aria-current=${key === view ? "page" : null}>${title}</a>`,
       )}</nav>
       <${SearchBox} />
     </header>
+    ${isStatic && forest.value && overview.value && html`<${ExportNotice} />`}
     <main id="main" ref=${main} tabindex="-1" aria-busy=${String(!complete.value)} class=${`view-${known ? view : "none"}`}>${content}</main>
     <footer class="bar-bottom">
       <span><bdi>${visible(about?.title ?? "")}</bdi>${about ? html` · <bdi>${visible(about.model)}</bdi> · <bdi>${visible(about.site)}</bdi>` : null}</span>
       <span class="said" role="status" aria-live="polite">${said.value}</span>
-      <span>${isStatic ? "export, read only" : null} <a href=${to("help")}>Keys and words</a></span>
+      <span><a href=${to("help")}>Keys and words</a></span>
     </footer>`;
 }
 
@@ -109,15 +131,15 @@ function keys(event) {
   const { view, id } = route.value;
   const tree = forest.value;
   const inFeature = OF_A_FEATURE[view] && tree?.has(id);
-  const move = (other) => other !== undefined && other >= 0 && go(to(view === "family" && !tree.kids(other).length ? "feature" : view, other));
-  const siblings = inFeature ? (tree.parent[id] < 0 ? tree.roots : tree.kids(tree.parent[id])) : [];
+  const move = (other) => other !== undefined && tree.has(other) && go(to(view === "family" && !tree.kids(other).length ? "feature" : view, other));
+  const siblings = inFeature ? tree.held(tree.parent[id] < 0 ? tree.roots : tree.kids(tree.parent[id])) : [];
   const actions = {
     "/": () => document.getElementById("search").select(),
     "?": () => go(to("help")),
     j: () => stepContext(1),
     k: () => stepContext(-1),
     p: inFeature && (() => move(tree.parent[id])),
-    c: inFeature && (() => move(tree.kids(id)[0])),
+    c: inFeature && (() => move(tree.held(tree.kids(id))[0])),
     "[": inFeature && (() => move(siblings[siblings.indexOf(id) - 1])),
     "]": inFeature && (() => move(siblings[siblings.indexOf(id) + 1])),
     f: inFeature && (() => go(to(view === "family" ? "feature" : "family", id))),

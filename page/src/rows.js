@@ -95,10 +95,11 @@ export function visibleRows(tree, { open, all, keep, sort, up = false, found = n
   while (stack.length) {
     const [id, level, place, count] = stack.pop();
     const kids = tree.kids(id);
-    const below = way ? kids.some((child) => way[child]) : kids.length > 0;
+    const held = tree.held(kids);
+    const below = way ? held.some((child) => way[child]) : held.length > 0;
     const isOpen = below && (way ? !open.has(id) : all !== open.has(id)); // among matches, `open` holds what was closed
     rows.push({ id, level, place, count, kids: kids.length, below, open: isOpen, match: !keep || keep[id] === 1 });
-    if (isOpen) push(kids, level + 1);
+    if (isOpen) push(held, level + 1);
   }
   return { rows, n };
 }

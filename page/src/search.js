@@ -1,6 +1,6 @@
 // What a search finds: by the server, or, in an export, in labels and tokens here.
 import { useEffect, useMemo, useState } from "./html.js";
-import { ask, labels, useAsk } from "./store.js";
+import { ask, forest, labels, useAsk } from "./store.js";
 import { isStatic } from "./transport.js";
 
 export const EVERYWHERE = "label,token,text";
@@ -17,7 +17,7 @@ export function useSettled(value, ms = 90) {
 
 /** Labels that begin with what is looked for come first, then those that hold it. */
 function inLabels(test, small) {
-  const found = [...labels.value].filter(([, text]) => test(text));
+  const found = [...labels.value].filter(([id, text]) => test(text) && forest.value?.has(id));
   return found.sort(([, a], [, b]) => b.toLowerCase().startsWith(small) - a.toLowerCase().startsWith(small)).map(([id]) => [id, null]);
 }
 

@@ -1,6 +1,6 @@
 // Small parts that many views use.
 import { html, useState } from "./html.js";
-import { cell, number, percentBy, visible } from "./text.js";
+import { cell, number, percent, percentBy, visible } from "./text.js";
 import { forest, labels, sources } from "./store.js";
 import { to } from "./route.js";
 import { forced } from "./words.js";
@@ -85,7 +85,24 @@ export function ForcedTag({ column }) {
 export function EdgeNumber({ column, id, bounds = [] }) {
   const tree = forest.value;
   return html`<span class="edge-number"><span class="num">${cell(column, tree.value(column.name, id), bounds)}</span>
-    <${Gauge} place=${tree.place(column.name, id)} column=${column} /></span>`;
+    <${Gauge} place=${tree.place(column.name, id)} column=${column} /><${Ties} column=${column} id=${id} /></span>`;
+}
+
+/** From this share of tied null pairs on, it is said beside the place. */
+const MANY = 0.2;
+
+/**
+ * That many null pairs have the same value as an edge, so that its place says little; or why there is no value. At an end of
+ * a share's range nothing lies beyond the value, so all that is not above (or below) it is tied, and a tie counts half.
+ */
+export function Ties({ column, id }) {
+  const tree = forest.value;
+  const [value, place] = [tree.value(column.name, id), tree.place(column.name, id)];
+  if (!Number.isFinite(place)) return tree.parent[id] >= 0 && column.defined && Number.isNaN(value) ? html`<small class="ties">only where ${column.defined}</small>` : null;
+  if (column.format !== "share" || (value !== 0 && value !== 1)) return null;
+  const weakest = (value === 0) === (column.higher_is_more !== false);
+  const tied = 2 * (weakest ? place : 1 - place);
+  return tied >= MANY ? html`<small class="ties">${percent(Math.min(1, tied))} of null pairs have ${percent(value)} too</small>` : null;
 }
 
 /** A feature's number and label, as a link. */

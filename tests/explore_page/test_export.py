@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -92,6 +93,14 @@ def test_a_part_says_what_it_does_not_hold(answers: Api, opened: Opened, tmp_pat
     assert "Saturday" in opened.load(file)
     assert "export holds only" in opened.text("#/feature/5")
     assert "January" not in opened.text("#/tree")
+    assert "3 features" in opened.text("#/tree")
+    notice = opened.page.locator(".export-notice")
+    expect(notice).to_contain_text("This file holds 3 of 7 features: feature 1, the 1 below it, 1 ancestor of it.")
+    assert opened.page.locator("nav[aria-label=Views] a").all_inner_texts() == ["Overview", "Tree", "Help"]
+    assert "holds only a part" in opened.text("#/families")
+    assert "The whole forest" not in opened.text("#/")
+    # Of the parent's family only one child is held; what is said of it is said of all.
+    assert re.search(r"\d of 4 judged children", opened.text("#/family/0"))
     assert opened.complaints == []
 
 

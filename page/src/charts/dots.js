@@ -1,6 +1,8 @@
 // Values of the hierarchy on one axis each, with their nulls and intervals.
 import { html } from "../html.js";
 import { measure } from "../text.js";
+import { Term } from "../term.js";
+import { wordOfValue } from "../words.js";
 
 const NAMES = { shuffled: "parents shuffled", untrained: "untrained" };
 const W = 260;
@@ -19,7 +21,7 @@ function Row({ value }) {
     ${kind === "own" ? html`<circle cx=${x(v)} cy=${y} r="4.5" />` : html`<path d=${`M${x(v) - 4} ${y}l4 -4l4 4l-4 4z`} />`}</g>`;
   const words = (v) => `${measure(v.value)}${v.interval ? ` (${measure(v.interval[0])} to ${measure(v.interval[1])})` : ""}`;
   return html`<tr>
-    <th scope="row" title=${value.description}>${value.title}</th>
+    <th scope="row"><${Term} ...${wordOfValue(value)}>${value.title}</${Term}>${value.unit === "log2" && " (log2)"}</th>
     <td class="num own-number">${words(own)}</td>
     <td><svg class="dots" width=${W} height=${16 + 10 * nulls.length} aria-hidden="true"><line class="axis" x1="6" x2=${W - 6} y1="8" y2="8" />
       ${nulls.map(([, v], place) => mark(v, 18 + 10 * place, "null"))}${mark(own, 8, "own")}</svg></td>

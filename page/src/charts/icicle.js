@@ -204,7 +204,7 @@ export function Icicle({ root, color, height, at = null, onAt, onZoom, still = f
         if (node.id === at || node.leaf) location.hash = `#/feature/${node.id}`;
         else onZoom(node.id === root ? tree.parent[root] : node.id);
       }}></canvas>
-    ${spot && html`<div class="tip" role="status" style=${{ left: `${Math.min(spot.x + 8, width - 280)}px`, top: `${spot.y + Math.min(spot.h, 24) + 70 > height ? Math.max(0, spot.y - 70) : spot.y + Math.min(spot.h, 24) + 6}px` }}>
+    ${spot && html`<div class="tip" role="status" style=${{ left: `${Math.min(spot.x + 8, width - 280)}px`, top: `${spot.y + Math.min(spot.h, 36) + 70 > height ? Math.max(0, spot.y - 70) : spot.y + Math.min(spot.h, 36) + 6}px` }}>
       <strong class="num">${told}</strong> <bdi>${visible(labels.value.get(told) ?? "no label")}</bdi><br />
       <span class="muted">${paint.words(told)}${spot.size > 1 ? ` · ${spot.size - 1} below` : ""}</span></div>`}
   </div>`;

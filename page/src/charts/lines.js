@@ -40,6 +40,14 @@ function frame({ steps, until, y, share }) {
   return { px, py, grid, from, end };
 }
 
+/** How the last values of a chart are written: all with the same decimals, three digits of the largest. */
+function alike(values) {
+  const most = Math.max(...values.filter(Number.isFinite).map(Math.abs), 0);
+  if (most === 0 || most >= 1000 || values.every((value) => !Number.isFinite(value) || Number.isInteger(value))) return number;
+  const digits = Math.max(0, Math.min(4, 2 - Math.floor(Math.log10(most))));
+  return (value) => (!Number.isFinite(value) || (value !== 0 && Math.abs(value) < 0.5 * 10 ** -digits) ? number(value) : value.toFixed(digits).replace("-", "−"));
+}
+
 const last = (values) => values.findLast((value) => Number.isFinite(value));
 
 /**
@@ -63,7 +71,7 @@ export function Lines({ steps, series, title, unit = "", share = false, held = f
   let place = -1;
   const styled = series.map((one) => ({ ...one, at: one.kind === "null" ? place : ++place }));
   const look = ({ at, kind }) => ({ class: `line s${at % 8}${kind === "null" ? " null-line" : ""}`, "stroke-dasharray": kind === "null" ? "1 3" : DASH[at % DASH.length] });
-  const text = (value) => (share ? percent(value) : number(value));
+  const text = share ? percent : alike(series.map(({ values }) => last(values)));
   return html`<figure class="chart lines"><figcaption><strong>${title}</strong>${unit && ` (${unit})`}</figcaption>
     <svg viewBox=${`0 0 ${W} ${H}`} role="img" aria-label=${`${title} from step ${count(from)} to ${count(end)}: ${series.map(({ name, values }) => `${name} ends at ${text(last(values))}`).join(", ")}`}>
       ${grid}${styled.map((one) => html`<path key=${one.name} ...${look(one)} d=${path(one.values)} />`)}

@@ -1,6 +1,6 @@
 // A parent with its children: its contexts colored by which child fires, what is left to the parent alone, and how the
 // children divide it.
-import { html, useLayoutEffect, useMemo, useRef, useState } from "../html.js";
+import { html, useEffect, useLayoutEffect, useMemo, useRef, useState } from "../html.js";
 import { query, route, to } from "../route.js";
 import { ask, forest, forget, lacking, overview, said, useAsk } from "../store.js";
 import { array, isStatic } from "../transport.js";
@@ -58,8 +58,12 @@ function Overlap({ overlap, marks, asking }) {
         ${shown.map((other, j) => (i === j ? html`<td key=${other}></td>` : html`<${Cell} key=${other} value=${values[i * n + j]} expected=${expected?.[i * n + j]} place=${places?.[i * n + j]} />`))}</tr>`)}</tbody></table></div></section>`;
 }
 
-/** What only the model can say about a family: asked for by the reader, since it takes seconds. */
+/** Whether the model has read its part of the text for this page: from then on an answer takes no waiting. */
+let hasRead = false;
+
+/** What only the model can say about a family: asked for by the reader, since it takes seconds; at once when it has read. */
 function useModel(family, id) {
+  const shown = useRef(true);
   const [answer, setAnswer] = useState({ state: "none" });
   const empty = !family.overlap && !family.ungated?.length;
   const live = !isStatic && overview.value?.static !== true && overview.value?.has?.prompt === true;
@@ -68,12 +72,19 @@ function useModel(family, id) {
     ask(`ungated/${id}`).then(
       (value) => {
         forget(`family/${id}`); // the server's family holds the answer from now on
-        said.value = `The model has run: where the children of ${id} would fire without the gate, and their overlap.`;
+        hasRead = true;
+        if (!shown.current) return; // the reader has gone on
+        if (from) said.value = `The model has run: where the children of ${id} would fire without the gate, and their overlap.`;
         setAnswer({ state: "ready", from, value });
       },
       (error) => setAnswer({ state: "error", from, error }),
     );
   };
+  useEffect(() => {
+    shown.current = true;
+    if (hasRead && empty && live && !lacking("prompt")) run(null);
+    return () => void (shown.current = false);
+  }, [id]);
   return { ...answer, run, empty, offered: empty && live && answer.state !== "ready" };
 }
 
@@ -92,16 +103,16 @@ function RunModel({ asking, from, children }) {
     <p class="state empty">${children}: the language model has to read about 8,000 tokens, once. A model of 135M parameters takes about 10 seconds of processor time for it, a larger one longer; families after the first are answered at once. <button type="button" class="primary" onClick=${() => asking.run(from)}>${asking.state === "error" ? "Run the model again" : "Run the model"}</button></p>`;
 }
 
-function Ungated({ entries, asking, marks, chosen, switches: { full, figures } }) {
+function Ungated({ entries, n_tokens, asking, marks, chosen, switches: { full, figures } }) {
   const tree = forest.value;
   const shown = entries.filter((entry) => chosen === null || entry.child === chosen);
   const [somewhere, nowhere] = [shown.filter(({ contexts }) => contexts?.length), shown.filter(({ contexts }) => !contexts?.length)];
   const column = tree.column("ungated");
   const key = ({ child }) => html`<${ChildKey} kid=${marks.get(child) ?? { id: child, color: 0, kind: 0, mark: "" }} /> ${column && html`<${EdgeNumber} column=${column} id=${child} />`}`;
-  const why = isStatic || overview.value?.static === true ? "Not in this export." : lacking("prompt");
+  const why = isStatic || overview.value?.static === true ? "Not in this export: it was not asked for before the file was made. “Run the model” on the live page, then save the family." : lacking("prompt");
   const nothing = asking.state === "ready" || entries.length ? "This child was not looked for: a large family is asked for its most frequent children." : why ? visible(why) : "Not in this index, or this forest has no gate.";
   return html`<section aria-labelledby="ungated"><${Asked} asking=${asking} id="ungated">Without the gate</${Asked}>
-    <p class="hint">Where each child’s <${Term} word="detector">own detector</${Term}> would fire with its parent silent. A child that belongs to its parent has few such places: tokens are marked where its detector is on; “Coverage without the gate” counts them against the null.${asking.value?.n_tokens ? ` Looked for in ${count(asking.value.n_tokens)} tokens of the indexed text.` : ""}</p>
+    <p class="hint">Where each child’s <${Term} word="detector">own detector</${Term}> would fire with its parent silent. A child that belongs to its parent has few such places: tokens are marked where its detector is on; “Coverage without the gate” counts them against the null.${n_tokens ? ` Looked for in ${count(n_tokens)} tokens of the indexed text.` : ""}</p>
     ${somewhere.map((entry) => html`<div key=${entry.child}><h3>${key(entry)}</h3>
       <${Contexts} contexts=${entry.contexts.slice(0, 4)} max=${tree.max[entry.child]} full=${full} figures=${figures} label=${`Where child ${entry.child} would fire`} /></div>`)}
     ${nowhere.length > 0 && html`<h3>${somewhere.length ? "The others nowhere" : "Nowhere"} in the sample</h3><ul class="kin columns nowhere">${nowhere.map((entry) => html`<li key=${entry.child}>${key(entry)}</li>`)}</ul>`}
@@ -144,7 +155,7 @@ function Family({ family, id }) {
         ${family.residue?.length ? html`<${Contexts} contexts=${family.residue} max=${max} full=${true} alone=${true} figures=${figures} label="Contexts where only the parent fires" />` : html`<p class="state empty">Some child fires in every stored context.</p>`}</section>
       <${Overlap} overlap=${family.overlap ?? asking.value?.overlap} marks=${marks} asking=${asking} />
     </div>
-    <${Ungated} entries=${asking.value?.ungated ?? family.ungated ?? []} asking=${asking} marks=${marks} chosen=${chosen} switches=${{ full, figures }} />`;
+    <${Ungated} entries=${asking.value?.ungated ?? family.ungated ?? []} n_tokens=${asking.value?.n_tokens ?? family.n_tokens} asking=${asking} marks=${marks} chosen=${chosen} switches=${{ full, figures }} />`;
 }
 
 export function FamilyView({ id }) {

@@ -3,7 +3,7 @@ import { html, useState } from "../html.js";
 import { query, route, to } from "../route.js";
 import { annotate, canWrite, forest, lacking, notes, rate, ratings, useAsk } from "../store.js";
 import { cell, count, number, percent, plural, visible, visibleToken } from "../text.js";
-import { Answer, Bar, Choice, Editable, EdgeNumber, FeatureLink, ForcedTag, Gauge, Lacking, SourceTag, nameOf } from "../ui.js";
+import { Answer, Bar, Choice, Editable, EdgeNumber, FeatureLink, ForcedTag, Gauge, Lacking, SourceTag, Ties, nameOf } from "../ui.js";
 import { Contexts, useContextSwitches } from "../contexts.js";
 import { Term } from "../term.js";
 import { supports } from "../words.js";
@@ -24,7 +24,7 @@ export function FeatureHead({ id, view }) {
       ${canWrite() && html`<button type="button" class="star" aria-pressed=${Boolean(marked)} aria-label="Bookmark" title="Bookmark" onClick=${() => annotate(id, { bookmark: !marked })}>${marked ? "★" : "☆"}</button>`}
       <${SaveFamily} key=${id} id=${id} />
       <nav class="tabs" aria-label="Views of this feature">${TABS.map(([key, title]) => html`<a key=${key} href=${to(key, id)} aria-current=${key === view ? "page" : null}>${title}</a>`)}
-        <a href=${to("map", null, { root: tree.kids(id).length ? id : tree.parent[id] >= 0 ? tree.parent[id] : null, at: id })}>On the map</a></nav></div>
+        ${tree.whole && html`<a href=${to("map", null, { root: tree.kids(id).length ? id : tree.parent[id] >= 0 ? tree.parent[id] : null, at: id })}>On the map</a>`}</nav></div>
   </div>`;
 }
 
@@ -34,11 +34,11 @@ function EdgeEvidence({ id }) {
   if (parent < 0) return html`<section aria-labelledby="edge"><h2 id="edge">Edge</h2><p class="hint">A root: it has no parent.</p></section>`;
   const rating = ratings.value.get(id)?.rating;
   return html`<section aria-labelledby="edge"><h2 id="edge">The edge from its parent</h2>
-    <p class="hint">Under <${FeatureLink} id=${parent} view="family" />. The mark: how many <${Term} word="null">null pairs</${Term}> it beats, parents shuffled within the layer among features that fire as often. Middle: chance.</p>
+    <p class="hint">Under <${FeatureLink} id=${parent} view="family" />. The mark: how many <${Term} word="null">null pairs</${Term}> it beats, parents shuffled within the layer among features that fire as often. Middle: chance. The value says how often, the place whether chance gives as much: trust a value only as far as its place is high.</p>
     <table class="plain evidence"><thead><tr><th scope="col">Property</th><th scope="col" class="numeric">Value</th><th scope="col"><${Term} word="beats" /></th></tr></thead>
       <tbody>${tree.about.map((column) => html`<tr key=${column.name} class=${column.mechanical ? "forced" : ""}>
         <th scope="row" title=${column.description}>${column.title}<${ForcedTag} column=${column} /><small>${column.defined && Number.isNaN(tree.value(column.name, id)) ? `only where ${column.defined}` : supports(column)}</small></th>
-        <td class="numeric num">${cell(column, tree.value(column.name, id))}</td><td><${Gauge} place=${tree.place(column.name, id)} column=${column} /></td></tr>`)}</tbody></table>
+        <td class="numeric num">${cell(column, tree.value(column.name, id))}</td><td><${Gauge} place=${tree.place(column.name, id)} column=${column} />${Number.isNaN(tree.value(column.name, id)) ? null : html`<div><${Ties} column=${column} id=${id} /></div>`}</td></tr>`)}</tbody></table>
     ${canWrite() ? html`<div class="rating"><span id="rate-label">Does this edge make sense?</span> <${Choice} label="Does this edge make sense?" value=${rating} options=${[["yes", "Yes"], ["no", "No"], ["unsure", "Unsure"]]} onChoose=${(value) => rate(id, value)} /></div>` : rating && html`<p class="hint">Rated: ${rating}</p>`}
   </section>`;
 }

@@ -3,6 +3,7 @@ import { html, useLayoutEffect } from "../html.js";
 import { route } from "../route.js";
 import { forest } from "../store.js";
 import { ForcedTag, Gauge } from "../ui.js";
+import { Term } from "../term.js";
 import { WORDS, measuredWords, supports } from "../words.js";
 
 const KEYS = [
@@ -16,7 +17,7 @@ const KEYS = [
 ];
 
 const WHY = {
-  gate: "A tree that learned nothing scores high on many measures of hierarchy, because the gate makes a child active only where its parent is.",
+  gate: html`A tree that learned nothing scores high on many measures of hierarchy, because the <${Term} word="gate">gate</${Term}> makes a child active only where its parent is.`,
   choice: "The parents of this forest were chosen on this text, so the numbers that they were chosen by are high, whatever they mean.",
   none: "A tree that learned nothing scores high on some measures of hierarchy: a parent that fires often covers any child.",
 };
@@ -26,7 +27,7 @@ const bias = () => {
 };
 
 /** What has to be known before any number of a hierarchy. */
-export const ReadFirst = () => html`<p>${WHY[bias()]} So every number about an edge stands beside its <em>place among null pairs</em>: the share of null pairs that it beats, where a tie counts half. Null pairs are made by shuffling parents within the layer, among features that fire about as often.</p>`;
+export const ReadFirst = () => html`<p>${WHY[bias()]} So every number about an edge stands beside its <em>place among null pairs</em>: the share of null pairs that it beats, where a tie counts half. The value says how often something happens, the place whether chance gives as much: trust a value only as far as its place is high. Null pairs are made by shuffling parents within the layer, among features that fire about as often.</p>`;
 
 const FORCED = { mechanical: true, forced_by: "gate" };
 

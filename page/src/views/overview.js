@@ -1,11 +1,12 @@
 // What this SAE is, how much of its hierarchy beats chance, the whole in one picture, and where to go.
 import { html } from "../html.js";
 import { to } from "../route.js";
-import { forest, lacking, overview } from "../store.js";
+import { canWrite, forest, lacking, overview } from "../store.js";
+import { isStatic } from "../transport.js";
 import { count, measure, percent, plural, visible } from "../text.js";
 import { FeatureLink, ForcedTag, Gauge, Lacking } from "../ui.js";
 import { Term } from "../term.js";
-import { wordOfValue } from "../words.js";
+import { WORDS, mayBeNone, wordOfValue } from "../words.js";
 import { ReadFirst } from "./help.js";
 import { Icicle, Legend } from "../charts/icicle.js";
 import { NullDots } from "../charts/dots.js";
@@ -27,6 +28,7 @@ function Values({ values }) {
 }
 
 function Beats({ beats }) {
+  const tree = forest.value;
   if (!beats?.length) return html`<${Lacking} text=${lacking("nulls") ?? "The edges have no null yet; `saeforest index RUN` makes it with the index."} />`;
   return html`<table class="plain beats">
     <caption>Of the edges that a column is defined on, how many <${Term} word="beats">beat</${Term}> 95% of <${Term} word="null">null pairs</${Term}>. By chance: 5%.</caption>
@@ -35,7 +37,7 @@ function Beats({ beats }) {
       const column = forest.value.column(beat.column);
       const mechanical = column?.mechanical;
       return html`<tr key=${beat.column} class=${mechanical ? "forced" : ""}>
-        <th scope="row"><a href=${to("edges", null, { x: beat.column })} title=${column?.description}>${beat.title ?? column?.title ?? beat.column}</a><${ForcedTag} column=${column} /></th>
+        <th scope="row"><${tree.whole ? "a" : "span"} href=${tree.whole ? to("edges", null, { x: beat.column }) : null} title=${column?.description}>${beat.title ?? column?.title ?? beat.column}</${tree.whole ? "a" : "span"}>${beat.column in WORDS && html` <${Term} word=${beat.column}>what is that?</${Term}>`}<${ForcedTag} column=${column} /></th>
         <td><span class="bar wide" role="img" aria-label=${`${percent(beat.share)}, by chance ${percent(beat.chance ?? 0.05)}`}><span class="bar-track" aria-hidden="true"><span class="bar-fill" style=${{ width: `${beat.share * 100}%` }}></span><span class="bar-tick" style=${{ left: `${(beat.chance ?? 0.05) * 100}%` }}></span></span><span class="num">${percent(beat.share)}</span></span></td>
         <td class="numeric num">${beat.n === undefined ? "–" : count(beat.n)}</td>
         <td class="numeric num">${beat.auc === null || beat.auc === undefined ? "–" : beat.auc.toFixed(2)}</td></tr>`;
@@ -59,13 +61,13 @@ function Defined({ beats }) {
 }
 
 /** first: which of its children to show first, by their places; the most frequent if it is not given. */
-function FamilyCard({ family, first = null }) {
+function FamilyCard({ family, first = null, verdict = null }) {
   const tree = forest.value;
   const column = tree.telling;
   const all = tree.kids(family.parent);
   const kids = (first ? [...all].sort((a, b) => first(a) - first(b)) : all).slice(0, 5);
-  return html`<li class="family-card">
-    <h3><${FeatureLink} id=${family.parent} label=${family.label} view="family" /></h3>
+  return html`<li class=${`family-card ${verdict === "fails" ? "fails" : ""}`}>
+    <h3><${FeatureLink} id=${family.parent} label=${family.label} view="family" />${verdict && html` <span class=${`tag ${verdict === "fails" ? "warn" : ""}`}>${verdict}</span>`}</h3>
     <ul>${kids.map(
       (id) => html`<li key=${id}><${FeatureLink} id=${id} />${column && html`<${Gauge} place=${tree.place(column.name, id)} column=${column} />`}</li>`,
     )}</ul>
@@ -85,14 +87,14 @@ function Failing() {
   if (!worst.length) return null;
   const failing = (families) => families.filter(({ n, middle }) => n >= FEW && middle <= 0.5).length;
   const under = failing(judged);
-  const others = tree.about.filter((other) => other !== column && !other.mechanical && other.of_pair !== false);
+  const others = tree.about.filter((other) => other !== column && !other.mechanical && other.of_pair !== false && !mayBeNone(other));
   const place = (id) => tree.place(column.name, id);
   return html`<section aria-labelledby="failing">
     <h2 id="failing">${under >= worst.length ? "Families that fail" : "The weakest families"}</h2>
-    <p class="hint">A family fails if half of its children or more do not beat half of the <${Term} word="null">null pairs</${Term}>: it is no better than chance. By “${column.title}”, ${count(under)} of ${plural(judged.length, "family", "families")} with ${FEW} or more judged children ${under === 1 ? "fails" : "fail"}; <a href=${to("families", null, { up: true })}>all, the worst first</a>. ${others.length > 0 && html`By other evidence: ${others.map(
+    <p class="hint">A family fails if its <${Term} word="middle">middle child</${Term}> does not beat half of the <${Term} word="null">null pairs</${Term}>: it is no better than chance. By “${column.title}”, ${count(under)} of ${plural(judged.length, "family", "families")} with ${FEW} or more <${Term} word="judged">judged</${Term}> children ${under === 1 ? "fails" : "fail"}; <a href=${to("families", null, { up: true })}>all, the worst first</a>. ${others.length > 0 && html`By other evidence: ${others.map(
       (other, place) => html`${place ? ", " : ""}<a key=${other.name} href=${to("families", null, { col: other.name, up: true })}>${other.title}</a> ${count(failing(tree.families(other)))}`,
     )}.`} Below are the ${worst.length} that come last, with their worst children.</p>
-    <ul class="family-cards failing">${worst.map(({ parent, n, beat, middle }) => html`<${FamilyCard} key=${parent} first=${(id) => (Number.isFinite(place(id)) ? place(id) : 2)}
+    <ul class="family-cards failing">${worst.map(({ parent, n, beat, middle }) => html`<${FamilyCard} key=${parent} verdict=${middle <= 0.5 ? "fails" : "weak, does not fail"} first=${(id) => (Number.isFinite(place(id)) ? place(id) : 2)}
       family=${{ parent, n_children: tree.kids(parent).length, why: `${beat} of ${n} beat 95% of null pairs; the middle child beats ${percent(middle)}.` }} />`)}</ul></section>`;
 }
 
@@ -107,7 +109,7 @@ export function Overview() {
   return html`<div class="overview">
     <div class="lead"><section aria-labelledby="title">
       <h1 id="title"><bdi>${visible(about.title)}</bdi></h1>
-      <p class="intro">${visible(about.system ?? "An SAE")} with ${plural(about.n_features, "feature")} in ${plural(layers.length, "layer")} (${layers.map(count).join(", ")}), on <code>${visible(about.site)}</code> of <strong>${visible(about.model)}</strong>. ${origin}${tree.whole ? "" : ` This file holds ${plural(tree.ids.length, "feature")} of it; the numbers below are of the whole.`}</p>
+      <p class="intro">${visible(about.system ?? "An SAE")} with ${plural(about.n_features, "feature")} in ${plural(layers.length, "layer")} (${layers.map(count).join(", ")}), on <code>${visible(about.site)}</code> of <strong>${visible(about.model)}</strong>. ${origin}${tree.whole ? "" : ` This file holds ${plural(tree.ids.length, "feature")} of it; the numbers on this page are of the whole.`}</p>
       <dl class="facts">
         <${Fact} term=${html`<${Term} word="dead">Alive</${Term}>`} note=${`of ${count(about.n_features)}, on the indexed tokens`}><span class="num">${count(about.n_alive)}</span></${Fact}>
         <${Fact} term=${html`<${Term} word="edge">Edges</${Term}>`} note=${about.n_judged === undefined ? "parent and child" : `in ${count(about.n_judged)} the child fires ${about.min_count} times or more`}><span class="num">${count(about.n_edges)}</span></${Fact}>
@@ -116,34 +118,38 @@ export function Overview() {
       </dl>
       <${Values} values=${about.values ?? []} />
     </section>
-    <section aria-labelledby="whole">
+    ${tree.whole ? html`<section aria-labelledby="whole">
       <div class="head"><h2 id="whole">The whole forest</h2><a href=${to("map")}>Open the map</a></div>
       <a class="thumb" href=${to("map")} aria-label="Open the forest map"><${Icicle} root=${-1} color=${color} height=${250} still=${true} /></a>
       <${Legend} color=${color} />
       <p class="hint">Each bar is a feature, its children to its right.${column ? " A root has no edge and no color." : ""}</p>
-    </section></div>
+    </section>` : html`<section aria-labelledby="held">
+      <h2 id="held">What this file holds</h2>
+      <p><${FeatureLink} id=${about.export.root} view=${tree.kids(about.export.root).length ? "family" : "feature"} />, ${plural(tree.size[about.export.root] - 1, "feature")} below it, and its ancestors. The <a href=${to("tree")}>tree</a> lists them.</p>
+    </section>`}</div>
     <section aria-labelledby="real">
       <h2 id="real">Is the hierarchy real?</h2>
       <${ReadFirst} />
       <${Beats} beats=${about.beats} />
       ${hierarchy.length > 0 && html`<${NullDots} values=${hierarchy} />`}
     </section>
-    <section aria-labelledby="families">
+    ${tree.whole && html`<section aria-labelledby="families">
       <h2 id="families">Families worth seeing</h2>
       <p class="hint">Chosen among ${count(about.n_edges)} edges because they read well: what a good family looks like, not how good the forest is. ${column ? `The mark at each child: its place among null pairs by “${column.title}”.` : ""}</p>
       ${about.families?.length ? html`<ul class="family-cards">${about.families.map((family) => html`<${FamilyCard} key=${family.parent} family=${family} />`)}</ul>` : html`<p class="state empty">No family has children that fired often enough. Index more text: <code>saeforest index RUN --tokens 1M</code></p>`}
-    </section>
+    </section>`}
     <${Failing} />
-    <section aria-labelledby="where">
+    ${tree.whole && html`<section aria-labelledby="where">
       <h2 id="where">Where to go</h2>
       <ul class="ways">
         <li><a href=${to("tree")}>Tree</a> Every feature in a list to walk with the arrow keys, search and filter.</li>
         <li><a href=${to("families")}>Families</a> Every parent, with how many of its children beat chance: the best and the worst.</li>
         <li><a href=${to("edges")}>Edges</a> Any two properties of all edges against each other, with the null’s cloud behind.</li>
-        <li><a href=${to("prompt")}>Prompt</a> Which paths of the forest are active on a text of yours.</li>
-        <li><a href=${to("audit")}>Blind audit</a> Rate pairs without knowing which are edges of the tree, and see whether you can tell.</li>
-        <li><a href=${to("training")}>Training</a> Losses, dead features, reallocations. <a href=${to("compare")}>Compare</a> with another SAE.</li>
+        ${!isStatic && html`<li><a href=${to("prompt")}>Prompt</a> Which paths of the forest are active on a text of yours.</li>`}
+        ${canWrite() && html`<li><a href=${to("audit")}>Blind audit</a> Rate pairs without knowing which are edges of the tree, and see whether you can tell.</li>`}
+        ${!(isStatic && lacking("training")) && html`<li><a href=${to("training")}>Training</a> Losses, dead features, reallocations.</li>`}
+        ${!isStatic && html`<li><a href=${to("compare")}>Compare</a> This SAE with another one.</li>`}
       </ul>
-    </section>
+    </section>`}
   </div>`;
 }

@@ -156,15 +156,19 @@ def test_a_subtree_is_one_file(answers: Api, bundle: Bundle, tmp_path: Path) -> 
     assert [p for p in data if p.startswith("feature/")] == ["feature/0", "feature/1", "feature/4"]
     for path in ("feature/1", "feature/4", "edge/1", "edge/4", "family/0", "family/1", "geometry/0"):
         assert data[path] == answers.get(path), path
-    for path in ("edge/0", "family/4", "geometry/1", "feature/2", "training"):
+    for path in ("edge/0", "family/4", "geometry/1", "feature/2", "training", "nulls"):
         assert path not in data
     forest = data["forest"]
-    assert numbers(forest["ids"]) == [0, 1, 4]
-    assert numbers(forest["parent"]) == [-1, 0, 1]
-    assert numbers(forest["columns"]["ungated"])[1:] == pytest.approx([UNGATED[1], UNGATED[4]])
+    # The siblings' rows too: of the family of 0, of which only one child is held, nothing is said that is of a part.
+    known = [0, 1, 2, 3, 4, 6]
+    assert numbers(forest["ids"]) == known
+    assert numbers(forest["held"]) == [0, 1, 4]
+    assert numbers(forest["size"]) == [7, 2, 2, 1, 1, 1]
+    assert numbers(forest["parent"]) == [PARENTS[i] for i in known]
+    assert numbers(forest["columns"]["ungated"])[1:] == pytest.approx([UNGATED[i] for i in known[1:]], nan_ok=True)
     assert math.isnan(numbers(forest["columns"]["ungated"])[0])
-    assert len(numbers(forest["features"]["density"])) == 3
-    assert set(data["labels"]["labels"]) <= {"0", "1", "4"}
+    assert len(numbers(forest["features"]["density"])) == len(known)
+    assert set(data["labels"]["labels"]) <= {str(i) for i in known}
     assert data["annotations"]["annotations"] == {}
     assert data["tokens"]["tokens"]["1"] == list(answers.get("feature/1")["tokens"])
     again = export_subtree(answers, 1, tmp_path / "again.html")

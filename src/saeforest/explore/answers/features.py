@@ -214,7 +214,7 @@ class FamilyAnswer:
     """`family/ID`: a feature with its children.
 
     residue: contexts on whose token no child fires. overlap, ungated: None and empty until `ungated/ID` was asked for,
-    which runs the model.
+    which runs the model. n_tokens: how many tokens it then read for them.
     """
 
     parent: Summary
@@ -224,6 +224,7 @@ class FamilyAnswer:
     residue: tuple[Context, ...]
     overlap: Overlap | None
     ungated: tuple[Ungated, ...]
+    n_tokens: int | None = None
 
 
 @dataclass(frozen=True)

@@ -327,7 +327,9 @@ class Api:
     def _family(self, feature: int) -> FamilyAnswer:
         answer = self.features.family(feature)
         known = self._detectors.known(feature) if self._no_prompt() is None else None
-        return answer if known is None else replace(answer, ungated=known.ungated, overlap=known.overlap)
+        if known is None:
+            return answer
+        return replace(answer, ungated=known.ungated, overlap=known.overlap, n_tokens=known.n_tokens)
 
     def _ungated(self, feature: int) -> Any:
         self.features.check(feature)

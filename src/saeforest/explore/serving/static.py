@@ -26,8 +26,6 @@ INDEX, DATA = "index.html", "data"
 KINDS = ("feature", "family", "edge", "tree-data", "geometry")
 #: Features in one shard.
 SHARD = 100
-# Null pairs in one file: enough for a cloud.
-_NULLS = 500
 _DTYPES = {"float32": "<f4", "int32": "<i4", "uint8": "u1"}
 _ABSENT = "this file holds one subtree: `saeforest explore RUN` shows it"
 
@@ -79,21 +77,27 @@ def subtree_page(answers: Answers, root: int, *, most: int | None = None) -> tup
             f"run `saeforest export html RUN --root {root} --out FILE`"
         )
     overview = answers.get("overview")
-    known = set(ids)
+    held = set(ids)
+    # The rows of their children too: what is said of a family is said of all of it, also where only one child is held.
+    children = _children(parent)
+    known = sorted(held.union(*(children.get(feature, ()) for feature in ids)))
     kind = "family" if below else "feature"
     overview |= {
         "static": True,
         "writes": False,
         "export": {"root": root, "ids": ids},
-        "families": [family for family in overview["families"] if family["parent"] in known],
+        "families": [family for family in overview["families"] if family["parent"] in held],
         "has": _has(overview["has"], {"prompt", "training", "compare"}),
     }
     data = {
         "overview": overview,
-        "forest": _part_of(forest, ids),
-        "labels": _of_known(answers.get("labels"), known),
-        "nulls": _thinned(answers.get("nulls")),
-        "annotations": _of_known(answers.get("annotations"), known),
+        "forest": {
+            **_part_of(forest, known),
+            "held": _int32(ids),
+            "size": _int32(_sizes(children, known)),
+        },
+        "labels": _of_known(answers.get("labels"), set(known)),
+        "annotations": _of_known(answers.get("annotations"), held),
     }
     parents = set(parent)
     for feature in ids:
@@ -204,9 +208,7 @@ def _subtree(parent: Sequence[int], root: int) -> tuple[list[int], int]:
     """The numbers of a feature, of those below it and of its ancestors, ascending; and how many are below it."""
     if not 0 <= root < len(parent):
         raise InputError(f"feature {root}: expected 0 to {len(parent) - 1}")
-    children: dict[int, list[int]] = {}
-    for child, above in enumerate(parent):
-        children.setdefault(above, []).append(child)
+    children = _children(parent)
     found, stack = [], [root]
     while stack:
         found.append(feature := stack.pop())
@@ -217,6 +219,30 @@ def _subtree(parent: Sequence[int], root: int) -> tuple[list[int], int]:
         found.append(above)
         above = parent[above]
     return sorted(found), below
+
+
+def _children(parent: Sequence[int]) -> dict[int, list[int]]:
+    """The children of every feature that has some; of -1: the roots."""
+    found: dict[int, list[int]] = {}
+    for child, above in enumerate(parent):
+        found.setdefault(above, []).append(child)
+    return found
+
+
+def _sizes(children: Mapping[int, Sequence[int]], ids: Sequence[int]) -> list[int]:
+    """How many features each of these and all below it are."""
+    found = []
+    for feature in ids:
+        below = [feature]
+        for at in below:  # grows as it is walked
+            below += children.get(at, ())
+        found.append(len(below))
+    return found
+
+
+def _int32(numbers: Sequence[int]) -> dict[str, Any]:
+    data = base64.b64encode(np.asarray(numbers, dtype="<i4").tobytes()).decode("ascii")
+    return {"dtype": "int32", "shape": [len(numbers)], "data": data}
 
 
 def _numbers(array: Mapping[str, Any]) -> list[int]:
@@ -244,21 +270,7 @@ def _part_of(forest: Mapping[str, Any], ids: Sequence[int]) -> dict[str, Any]:
             return _rows(value, ids) if value["shape"][:1] == [n] or value["shape"][:1] == (n,) else value
         return {key: part(inner) for key, inner in value.items()} if isinstance(value, Mapping) else value
 
-    numbers = base64.b64encode(np.asarray(ids, dtype="<i4").tobytes()).decode("ascii")
-    return part(forest) | {"ids": {"dtype": "int32", "shape": [len(ids)], "data": numbers}}
-
-
-def _thinned(nulls: Mapping[str, Any]) -> dict[str, Any]:
-    """The null pairs, evenly thinned."""
-    n = nulls["n"]
-    if n <= _NULLS:
-        return dict(nulls)
-    ids = [i * n // _NULLS for i in range(_NULLS)]
-    return {
-        **nulls,
-        "columns": {name: _rows(column, ids) for name, column in nulls["columns"].items()},
-        "n": _NULLS,
-    }
+    return part(forest) | {"ids": _int32(ids)}
 
 
 def _of_known(answer: Mapping[str, Any], known: set[int]) -> dict[str, Any]:
