@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -92,15 +91,18 @@ def test_a_part_says_what_it_does_not_hold(answers: Api, opened: Opened, tmp_pat
     export_subtree(answers, 1, file)
     assert "Saturday" in opened.load(file)
     assert "export holds only" in opened.text("#/feature/5")
-    assert "January" not in opened.text("#/tree")
-    assert "3 features" in opened.text("#/tree")
+    tree = opened.text("#/tree")
+    assert "January" not in tree
+    assert "3 features" in tree
     notice = opened.page.locator(".export-notice")
-    expect(notice).to_contain_text("This file holds 3 of 7 features: feature 1, the 1 below it, 1 ancestor of it.")
+    expect(notice).to_contain_text(
+        "This file holds 3 of 7 features: feature 1, the 1 below it, 1 ancestor of it."
+    )
     assert opened.page.locator("nav[aria-label=Views] a").all_inner_texts() == ["Overview", "Tree", "Help"]
     assert "holds only a part" in opened.text("#/families")
     assert "The whole forest" not in opened.text("#/")
     # Of the parent's family only one child is held; what is said of it is said of all.
-    assert re.search(r"\d of 4 judged children", opened.text("#/family/0"))
+    assert "2 of 3 judged children" in opened.text("#/family/0")
     assert opened.complaints == []
 
 

@@ -165,7 +165,9 @@ def test_a_subtree_is_one_file(answers: Api, bundle: Bundle, tmp_path: Path) -> 
     assert numbers(forest["held"]) == [0, 1, 4]
     assert numbers(forest["size"]) == [7, 2, 2, 1, 1, 1]
     assert numbers(forest["parent"]) == [PARENTS[i] for i in known]
-    assert numbers(forest["columns"]["ungated"])[1:] == pytest.approx([UNGATED[i] for i in known[1:]], nan_ok=True)
+    assert numbers(forest["columns"]["ungated"])[1:] == pytest.approx(
+        [UNGATED[i] for i in known[1:]], nan_ok=True
+    )
     assert math.isnan(numbers(forest["columns"]["ungated"])[0])
     assert len(numbers(forest["features"]["density"])) == len(known)
     assert set(data["labels"]["labels"]) <= {str(i) for i in known}
