@@ -19,7 +19,6 @@ import pytest
 import torch
 from filelock import FileLock
 from hypothesis import settings
-from numba.core.dispatcher import Dispatcher
 from threadpoolctl import threadpool_limits
 from tyro._docstrings import _ClassTokenization
 
@@ -96,22 +95,6 @@ def models_cache(request: pytest.FixtureRequest) -> Iterator[None]:
     """A cache for unpacked models of this run of the tests alone, empty at first."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SAEFOREST_CACHE", str(shared_folder(request.config) / CACHE))
-        yield
-
-
-@pytest.fixture(scope="session", autouse=True)
-def kernels_once(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Of workers that need the same kernel for the first time, one compiles it, and the others read it from its cache:
-    in a fresh environment all kernels take half a minute."""
-    lock = FileLock(shared_folder(request.config) / "kernels.lock")
-    compiled = Dispatcher.compile
-
-    def one_at_a_time(self: Dispatcher, signature: Any) -> Any:
-        with lock:
-            return compiled(self, signature)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Dispatcher, "compile", one_at_a_time)
         yield
 
 
