@@ -102,7 +102,6 @@ def test_without_a_forest_there_are_no_edges() -> None:
     [
         ({"texts": 0}, r"attribution\.texts = 0: expected 1 or more"),
         ({"context": 1}, r"attribution\.context = 1: expected 2 or more"),
-        ({"method": "guess"}, r"attribution\.method = 'guess': expected gradient or integrated"),
     ],
 )
 def test_wrong_configurations(wrong: dict[str, Any], message: str) -> None:
