@@ -78,7 +78,7 @@ def test_a_client_asks_everything(two: Path, call: Call) -> None:
             assert "expected some text" in await refused("search", text="")
             assert "less than or equal to 100" in await refused("search", text="a", n=101)
 
-    # In a thread of its own: where an earlier test of this worker has opened a browser, Playwright's loop is in this one.
+    # In a thread of its own: where an earlier test of this worker has opened a browser, this one has Playwright's loop.
     with ThreadPoolExecutor(1) as one:
         one.submit(anyio.run, ask).result()
 
