@@ -98,7 +98,7 @@ const MANY = 0.2;
 export function Ties({ column, id }) {
   const tree = forest.value;
   const [value, place] = [tree.value(column.name, id), tree.place(column.name, id)];
-  if (!Number.isFinite(place)) return tree.parent[id] >= 0 && column.defined && Number.isNaN(value) ? html`<small class="ties">only where ${column.defined}</small>` : null;
+  if (!Number.isFinite(place)) return tree.parent[id] >= 0 && Number.isNaN(value) ? html`<small class="ties">${column.defined ? `only where ${column.defined}` : "not defined for this edge"}</small>` : null;
   if (column.format !== "share" || (value !== 0 && value !== 1)) return null;
   const weakest = (value === 0) === (column.higher_is_more !== false);
   const tied = 2 * (weakest ? place : 1 - place);

@@ -38,7 +38,7 @@ function EdgeEvidence({ id }) {
     <table class="plain evidence"><thead><tr><th scope="col">Property</th><th scope="col" class="numeric">Value</th><th scope="col"><${Term} word="beats" /></th></tr></thead>
       <tbody>${tree.about.map((column) => html`<tr key=${column.name} class=${column.mechanical ? "forced" : ""}>
         <th scope="row" title=${column.description}>${column.title}<${ForcedTag} column=${column} /><small>${column.defined && Number.isNaN(tree.value(column.name, id)) ? `only where ${column.defined}` : supports(column)}</small></th>
-        <td class="numeric num">${cell(column, tree.value(column.name, id))}</td><td><${Gauge} place=${tree.place(column.name, id)} column=${column} />${Number.isNaN(tree.value(column.name, id)) ? null : html`<div><${Ties} column=${column} id=${id} /></div>`}</td></tr>`)}</tbody></table>
+        <td class="numeric num">${cell(column, tree.value(column.name, id))}</td><td><${Gauge} place=${tree.place(column.name, id)} column=${column} />${column.defined && Number.isNaN(tree.value(column.name, id)) ? null : html`<div><${Ties} column=${column} id=${id} /></div>`}</td></tr>`)}</tbody></table>
     ${canWrite() ? html`<div class="rating"><span id="rate-label">Does this edge make sense?</span> <${Choice} label="Does this edge make sense?" value=${rating} options=${[["yes", "Yes"], ["no", "No"], ["unsure", "Unsure"]]} onChoose=${(value) => rate(id, value)} /></div>` : rating && html`<p class="hint">Rated: ${rating}</p>`}
   </section>`;
 }
