@@ -89,19 +89,26 @@ class TokenTexts:
         found: list[tuple[str, int, int]] = []
         i = 0
         while i < len(ids):
-            text, end = self._raw(ids[i]), i + 1
-            if UNKNOWN in text:
-                while end < len(ids) and UNKNOWN in self._raw(ids[end]):
-                    end += 1
-                    joined = self._decode([*self._anchor, *ids[i:end]]).removeprefix(self._before)
-                    if UNKNOWN not in joined:
-                        text = joined
-                        break
-                else:
-                    end = i + 1  # half of a character at the edge, or bytes that are none
-            found.append((printable(text), i, end))
+            text, end = self._whole.get(ids[i]), i + 1
+            if text is None:
+                text, end = self._spelled(ids, i)
+            found.append((text, i, end))
             i = end
         return found
+
+    def _spelled(self, ids: Sequence[int], i: int) -> tuple[str, int]:
+        """The text of the piece that begins with token i, and its last+1 token."""
+        text, end = self._raw(ids[i]), i + 1
+        if UNKNOWN in text:
+            while end < len(ids) and UNKNOWN in self._raw(ids[end]):
+                end += 1
+                joined = self._decode([*self._anchor, *ids[i:end]]).removeprefix(self._before)
+                if UNKNOWN not in joined:
+                    text = joined
+                    break
+            else:
+                end = i + 1  # half of a character at the edge, or bytes that are none
+        return printable(text), end
 
     def _raw(self, token: int) -> str:
         if (text := self._texts.get(token)) is None:
