@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from oracles import pairs as oracle
-from saeforest import InputError
+from saeforest import InputError, spill
 from saeforest.infer import METHODS, InferConfig, InferredForest, infer_forest
 from saeforest.saes import TreeConfig, TreeSAE
 from saeforest.sparse_code import SparseCode
@@ -124,6 +124,29 @@ def test_cuts_and_parts_change_nothing(kind: Score, monkeypatch: pytest.MonkeyPa
     found = statistics(code, 9, 13)
     assert [len(block) for block, _ in found.scores(kind, torch.arange(9))] == [2, 2, 2, 2, 1]
     torch.testing.assert_close(scores(found, kind, "child"), whole, rtol=1e-12, atol=1e-12)
+
+
+def test_firings_in_files_are_the_same_to_the_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    code = random_code(1)
+    whole = statistics(code, 9, 20)
+    monkeypatch.setattr(spill, "WAITING", 40)
+    monkeypatch.setattr(pairs_module, "_SORTED", 23)
+    monkeypatch.setattr(pairs_module, "_COPIED", 11)
+    filed = statistics(code, 9, 20)
+    assert not filed._ids.in_memory
+    for role in ("child", "parent"):
+        for kind in SCORES:
+            assert torch.equal(scores(filed, kind, role), scores(whole, kind, role)), (kind, role)
+    for a, b in zip(filed.marginals, whole.marginals, strict=True):
+        assert torch.equal(a, b)
+    for feature in range(9):
+        for a, b in zip(filed.firings(feature), whole.firings(feature), strict=True):
+            assert torch.equal(a, b)
+    pairs = torch.combinations(torch.arange(9)).T
+    assert torch.equal(filed.together(*pairs), whole.together(*pairs))
+    assert torch.equal(
+        scores(filed.part(10, 40), "pearson", "child"), scores(whole.part(10, 40), "pearson", "child")
+    )
 
 
 def test_tokens_may_come_after_a_look() -> None:

@@ -33,7 +33,6 @@ from .saes import SAE
 from .structure.directions import Directions, Moments
 from .structure.forest import ROOT, Forest, flat_forest
 from .structure.pairs import (
-    KEPT_PER_FIRING,
     SCORES,
     PairStatistics,
     Score,
@@ -177,7 +176,7 @@ class ForestInference:
 
     def still_to_come(self, share: float) -> int:
         """The bytes that adding the remaining activations will take, when a fraction of them has been added."""
-        return round(KEPT_PER_FIRING * self._pairs.n_firings * (1 / share - 1))
+        return self._pairs.still_to_come(round(self._pairs.n_firings * (1 / share - 1)))
 
     def afterwards(self, share: float) -> int:
         """The temporary memory of `forest`, in bytes, estimated when a fraction of the activations has been added."""

@@ -178,6 +178,7 @@ class Forecast:
         """
         if self.expected is not None:
             return
+        give_back()  # as is done before the work after the last part
         highest, now = peak(), resident()
         in_part = highest if highest > self._highest else now
         more = still_to_come + round(_SLACK * max(in_part - self._held, 0))

@@ -97,6 +97,14 @@ def test_all_saes_are_measured_in_one_reading(run: Path, monkeypatch: pytest.Mon
         assert [record.value for record in found] == [record.value for record in alone.values()]
 
 
+def test_what_is_in_files_is_measured_to_the_same_bits(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    in_memory = measure_run(run, ["coverage"], OPTIONS, sae="tree", again=True)["tree"][0]
+    monkeypatch.setattr("saeforest.spill.WAITING", 1_000)
+    in_files = measure_run(run, ["coverage"], OPTIONS, sae="tree", again=True)["tree"][0]
+    assert in_files.value == in_memory.value
+    assert in_files.interval == in_memory.interval
+
+
 def test_flat_saes_are_measured_with_an_inferred_forest(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     records = {name: {r.measure: r for r in found} for name, found in measured(run).items()}
     for name in ("topk", "matryoshka", "pursuit"):

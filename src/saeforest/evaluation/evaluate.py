@@ -14,6 +14,7 @@ from ..activations import ActivationReader
 from ..measures.measure import Measure
 from ..measures.record import Record
 from ..measures.spec import MeasureSpec
+from ..memory import give_back
 from ..saes import SAE
 from ..structure.forest import Forest
 from ..text import Tokens
@@ -160,6 +161,7 @@ def _records(
                 yield one.task, MEASURES[name], measure.record(_settings(one.task, options))
         passes.clear()
         reading.clear()
+        give_back()
         # The firings of an SAE take more memory than the SAE itself, so they are freed when its measures are done.
         while supplies:
             of_sae = supplies.pop(0)
@@ -168,6 +170,8 @@ def _records(
                 config = _config(of_sae, spec, options)
                 subject = of_sae.subject(spec, config, _settings(of_sae.task, options))
                 yield of_sae.task, spec, spec.run(subject, config)
+                # What one study leaves free in pieces, the next one may not be able to use.
+                give_back()
 
 
 def _measures(one: Supplies, options: MeasureOptions) -> dict[str, Measure]:

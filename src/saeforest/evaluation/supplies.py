@@ -90,7 +90,7 @@ class Supplies:
         self.twin = twin
         self.pairs = twin.pairs if twin is not None and task.needs("firings") else None
         if task.needs("firings") and self.pairs is None:
-            self.pairs = PairStatistics(sae.d_sae, sae.config.activation_threshold)
+            self.pairs = PairStatistics(sae.d_sae, sae.config.activation_threshold, task.folder)
         self.read: Read | None = None
         self._probes: Callable[[], Probes] = _once(self._new_probes) if twin is None else twin._probes
         self._code: tuple[ReadTexts, PooledCode] | None = None

@@ -15,7 +15,8 @@ from ..measures.spec import Size
 from ..memory import Forecast
 from ..progress import progress
 from ..ranks import ALONE, Ranks
-from ..structure.pairs import KEPT_PER_FIRING, PairStatistics, sorted_memory
+from ..spill import WAITING, Spill
+from ..structure.pairs import PairStatistics, sorted_memory
 from .by_ranks import Codes, Received, Viewed, send_batches
 from .task import Task
 from .windows import read_windows
@@ -42,7 +43,8 @@ class Read:
     """The results of the pass that do not depend on the SAE.
 
     rows: `[n]` row (see `Tokens`) of every measured activation.
-    x:    `[n, d_in]` the activations, on the CPU in the language model's dtype; None if no measure needs them.
+    x:    `[n, d_in]` the activations, on the CPU in the language model's dtype, in a mapped file if they are many (see
+          `Spill`); None if no measure needs them.
     """
 
     rows: Int[Tensor, "n"]
@@ -70,7 +72,7 @@ def read_text(passes: Sequence[Pass], ce_tokens: int, ranks: Ranks = ALONE) -> R
     rows, n = torch.empty(tokens.n_tokens, dtype=torch.int64), 0
     x = None
     if any(task.needs("activations") for task in tasks):
-        x = torch.empty(tokens.n_tokens, tasks[0].sae.d_in, dtype=reader.lm.dtype)
+        x = Spill(reader.lm.dtype, (tasks[0].sae.d_in,), tasks[0].folder)
     n_levels = max((m.n_levels for one in passes for m in one.measures.values()), default=0)
     forecast = Forecast("measure", "lm.batch_size, or measure fewer tokens or SAEs at once")
     with progress("measure", tokens.n_tokens, "tokens") as advance:
@@ -88,30 +90,33 @@ def read_text(passes: Sequence[Pass], ce_tokens: int, ranks: Ranks = ALONE) -> R
             part = slice(n, n := n + len(found.rows))
             rows[part] = found.rows
             if x is not None:
-                x[part] = found.kept.cpu()
+                x.add(found.kept)
             codes = Codes(found.batch)
             for one in passes:
                 one.take(codes(one.task))
             advance(windows.numel() * tokens.context)
-            kept = rows[:n].nbytes + (0 if x is None else x[:n].nbytes)
-            forecast.tell(*_still_to_come(passes, windows.numel() / len(tokens.ids), n, kept))
+            share = windows.numel() / len(tokens.ids)
+            more, most = _still_to_come(passes, share, n)
+            if x is not None:
+                more += min(round(found.kept.nbytes * (1 / share - 1)), WAITING)
+            forecast.tell(more, most)
     if not ranks.first:
         raise Helped
-    return Read(rows[:n], None if x is None else x[:n])
+    return Read(rows[:n], None if x is None else x.tensor)
 
 
-def _still_to_come(passes: Sequence[Pass], share: float, n: int, kept: int) -> tuple[int, int]:
-    """Forecast, in bytes: what the rest of the text will add, and the peak of the studies after it.
+def _still_to_come(passes: Sequence[Pass], share: float, n: int) -> tuple[int, int]:
+    """Forecast, in bytes: what the rest of the text will add besides activations, and the peak of the studies after it.
 
-    share: fraction of the text read so far. n: activations so far. kept: bytes held for them.
+    share: fraction of the text read so far. n: activations so far.
     """
-    more = round((1 / share - 1) * kept)
+    more = round((1 / share - 1) * 8 * n)
     most = 0
     for one in passes:
         sae, n_firings = one.task.sae, 0
         if one.pairs is not None:
             n_firings = round(one.pairs.n_firings / share)
-            more += round(KEPT_PER_FIRING * n_firings * (1 - share))
+            more += one.pairs.still_to_come(round(n_firings * (1 - share)))
         size = Size(sae.d_sae, sae.d_in, round(n / share), n_firings, PAPER_PROBES)
         studies = max((spec.memory(size) for spec in one.task.studies), default=0)
         most = max(most, sorted_memory(n_firings, sae.d_sae) + studies)

@@ -16,6 +16,7 @@ from torch import Tensor
 from ..progress import progress
 from ..saes import SAE
 from ..saes.encode import DENSE_ENTRIES
+from ..spill import slices
 from ..structure.pairs import PairStatistics
 
 
@@ -67,7 +68,7 @@ def own_detectors(
     parent, child, above = (edge.to(sae.device) for edge in (parent, child, above))
     rows = max(DENSE_ENTRIES // max(len(child), sae.d_sae), 1)
     with progress("coverage without the gate", len(x), "activations") as advance:
-        for part in x.split(rows):
+        for part in slices(x, rows):
             batch = part.to(sae.device).float()
             alone = sae.encode_alone(batch)
             # The last column takes the unused slots.

@@ -44,6 +44,7 @@ from torch import Tensor
 from ..errors import InputError
 from ..optim import Precision, resolve_precision
 from ..progress import progress
+from ..spill import slices
 from ..structure.directions import Directions, Moments
 from ..structure.pairs import PairStatistics
 
@@ -217,7 +218,7 @@ class Probes:
         """The covariance of all activations. The sums over a feature's firings are filled in when needed."""
         moments = Moments(self.pairs.d_sae, self.x.shape[1], _CPU)
         with progress("covariance", len(self.x), "activations") as advance:
-            for part in self.x.split(_ROWS):
+            for part in slices(self.x, _ROWS):
                 none = torch.zeros(len(part), 1)
                 moments.add(part.float(), none.long(), none)
                 advance(len(part))
@@ -232,7 +233,7 @@ class Probes:
     @cached_property
     def _sum(self) -> Float64[Tensor, "d_in"]:
         return sum(
-            (part.double().sum(0) for part in self.x.split(_ROWS)), torch.zeros(1, dtype=torch.float64)
+            (part.double().sum(0) for part in slices(self.x, _ROWS)), torch.zeros(1, dtype=torch.float64)
         )
 
     def _fired_sum(self, feature: int) -> Float64[Tensor, "d_in"]:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..saes import SAE
 from ..saes.encode import DENSE_ENTRIES
+from ..spill import slices
 from .matched import NullParents, Triple
 from .own_detectors import detector_thresholds
 from .subject import Subject
@@ -110,7 +111,7 @@ def where_on(
     features, above = features.to(sae.device), above.to(sae.device)
     parts: list[Int[Tensor, "2 some"]] = []
     first = 0
-    for part in x.split(max(DENSE_ENTRIES // max(len(features), 1), 1)):
+    for part in slices(x, max(DENSE_ENTRIES // max(len(features), 1), 1)):
         row, feature = (sae.detect(part.to(sae.device).float(), features) > above).nonzero(as_tuple=True)
         parts.append(torch.stack([row.cpu() + first, feature.cpu()]))
         first += len(part)

@@ -14,12 +14,15 @@ which the child c fires, their number `n_c`, and `M_i` the largest value of feat
     pearson                   (D - S s/n) / sqrt((Q - S^2/n) (q - s^2/n)), n = n_c    "correlation" taken literally
 
 A score that would be 0/0 is 0 (docs/spec/hierarchy.md#mcs). No d_sae x d_sae matrix is stored: the firings are kept
-(8 bytes each, and another 8 to find those of a feature), and the pairs of a feature are counted when needed.
+(8 bytes each, and another 8 to find those of a feature; in files, if there are many), and the pairs of a feature are
+counted when needed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
 import torch
@@ -27,7 +30,9 @@ from jaxtyping import Bool, Float, Float32, Float64, Int, Int32
 from torch import Tensor
 
 from ..errors import InputError, require
+from ..memory import give_back
 from ..sparse_code import SparseCode
+from ..spill import WAITING, Spill, let_go
 
 Score = Literal[
     "coverage", "mcs_binary", "mcs_binary_scaled", "mcs_correlation", "mcs_correlation_scaled", "pearson"
@@ -35,12 +40,14 @@ Score = Literal[
 SCORES: tuple[Score, ...] = get_args(Score)
 
 _BINARY: tuple[Score, ...] = ("coverage", "mcs_binary", "mcs_binary_scaled")
-# Slots looked at together while firings are sorted, and while the pairs of a feature are counted.
+# Slots whose sums are added up together, and slots looked at together while the pairs of a feature are counted.
 _SLOTS = 1 << 21
+# Slots that are sorted together, and slots of which copies in float64 are made. No result depends on these.
+_SORTED, _COPIED = 1 << 19, 1 << 18
 # Dense rows of scores come in blocks of so many entries.
 _BLOCK_ENTRIES = 1 << 21
-#: Bytes of a firing that `PairStatistics` takes in, before it sorts them.
-KEPT_PER_FIRING = 8
+# Bytes of a firing that `PairStatistics` takes in, before it sorts them.
+_KEPT = 8
 _MIN_MAX = 1e-12
 # A variance below this share of its mean square is rounding: the values are all the same.
 _MIN_VARIANCE = 1e-10
@@ -112,16 +119,20 @@ class PairStatistics:
     A feature is active above `threshold` (`activation_threshold` in the configuration of an SAE). The active ids of a
     token must be distinct, as in any code of an SAE. The results are bit-identical however tokens are split into codes.
 
-    Memory: 16 bytes for each firing (0.5 GB for a million tokens with 32 active features each), and blocks of fixed
-    size.
+    16 bytes are kept for each firing (0.5 GB for a million tokens with 32 active features each): in memory while they
+    are few, otherwise in files without names (`Spill`). `firings` and `together` read from these what they need;
+    whatever counts all pairs of a feature maps the files. Beyond that, blocks of fixed size and 4 bytes a token are
+    held in memory.
     """
 
-    def __init__(self, d_sae: int, threshold: float = 1e-3) -> None:
+    def __init__(self, d_sae: int, threshold: float = 1e-3, folder: Path | None = None) -> None:
+        """folder: on whose disk the files are; None for that of temporary files."""
         if not 0 <= threshold < float("inf"):
             raise InputError(f"activation threshold {threshold}: expected 0 or more")
         self.d_sae, self.threshold = d_sae, threshold
-        self._ids: list[Int32[Tensor, "slots"]] = []
-        self._values: list[Float32[Tensor, "slots"]] = []
+        self._folder = folder
+        self._ids = Spill(torch.int32, folder=folder)
+        self._values = Spill(torch.float32, folder=folder)
         self._widths: list[Int32[Tensor, "n"]] = []
         self._firings: _Firings | None = None
         self.n_tokens = 0
@@ -130,8 +141,8 @@ class PairStatistics:
         """Add the code of more tokens."""
         code = code.reshape(-1)
         active = code.active(self.threshold)
-        self._ids.append(code.ids[active].to("cpu", torch.int32))
-        self._values.append(code.values[active].to("cpu", torch.float32))
+        self._ids.add(code.ids[active])
+        self._values.add(code.values[active])
         self._widths.append(active.sum(1).to("cpu", torch.int32))
         self.n_tokens += len(active)
         self._firings = None
@@ -140,8 +151,9 @@ class PairStatistics:
         """The statistics of the tokens from number `begin` to before `end` alone, in the order of adding."""
         whole = self._sorted
         first, last = int(whole.width[:begin].sum()), int(whole.width[:end].sum())
-        part = PairStatistics(self.d_sae, self.threshold)
-        part._ids, part._values = [whole.ids[first:last]], [whole.values[first:last]]
+        part = PairStatistics(self.d_sae, self.threshold, self._folder)
+        part._ids.add(self._ids.read(first, last))
+        part._values.add(self._values.read(first, last))
         part._widths = [whole.width[begin:end]]
         part.n_tokens = len(part._widths[0])
         return part
@@ -149,7 +161,11 @@ class PairStatistics:
     @property
     def n_firings(self) -> int:
         """The number of firings so far, over all features and tokens."""
-        return sum(map(len, self._ids))
+        return len(self._ids)
+
+    def still_to_come(self, n_firings: int) -> int:
+        """The memory, in bytes, that adding so many more firings will take."""
+        return kept_memory(self.n_firings + n_firings) - kept_memory(self.n_firings)
 
     @property
     def marginals(self) -> Marginals:
@@ -158,9 +174,7 @@ class PairStatistics:
 
     def firings(self, feature: int) -> tuple[Int32[Tensor, "n_c"], Float32[Tensor, "n_c"]]:
         """The tokens on which a feature fires, ascending and numbered in the order of adding; and its values there."""
-        begin = int(self._sorted.begin[feature])
-        mine = slice(begin, begin + int(self.marginals.n[feature]))
-        return self._sorted.token[mine], self._sorted.own[mine]
+        return self._sorted.tokens_of(feature), self._sorted.values_of(feature)
 
     def scores(
         self, kind: Score, features: Int[Tensor, "f"], role: Literal["child", "parent"] = "child"
@@ -201,7 +215,7 @@ class PairStatistics:
         """Number of tokens on which the two features of each pair fire together."""
         both = torch.zeros(len(one), dtype=torch.int64)
         for e, (a, b) in enumerate(zip(one.tolist(), other.tolist(), strict=True)):
-            first, second = self.firings(a)[0], self.firings(b)[0]
+            first, second = self._sorted.tokens_of(a), self._sorted.tokens_of(b)
             if len(first):
                 place = torch.searchsorted(first, second).clamp(max=len(first) - 1)
                 both[e] = (first[place] == second).sum()
@@ -267,10 +281,8 @@ class PairStatistics:
     def _sorted(self) -> _Firings:
         if self._firings is None:
             # Replace the parts by the joined tensor, to avoid holding both.
-            self._ids = [torch.cat([torch.zeros(0, dtype=torch.int32), *self._ids])]
-            self._values = [torch.cat([torch.zeros(0), *self._values])]
             self._widths = [torch.cat([torch.zeros(0, dtype=torch.int32), *self._widths])]
-            self._firings = _Firings(self.d_sae, self._ids[0], self._values[0], self._widths[0])
+            self._firings = _Firings(self.d_sae, self._ids, self._values, self._widths[0], self._folder)
         return self._firings
 
 
@@ -289,45 +301,66 @@ def first_best(
 class _Firings:
     """All firings, by token (`ids`, `values`; `start` of each token) and again by feature (`token`, `own`).
 
-    token, own: `[slots]` the tokens on which each feature fires, feature by feature and ascending, and its values
-    there; those of feature i begin at `begin[i]`.
+    token, own: the tokens on which each feature fires, feature by feature and ascending, and its values there; those of
+    feature i begin at `begin[i]`.
     """
 
     def __init__(
-        self,
-        d_sae: int,
-        ids: Int32[Tensor, "slots"],
-        values: Float32[Tensor, "slots"],
-        width: Int32[Tensor, "n"],
+        self, d_sae: int, ids: Spill, values: Spill, width: Int32[Tensor, "n"], folder: Path | None
     ) -> None:
         self.d_sae, self.ids, self.values, self.width = d_sae, ids, values, width
-        self.start = width.cumsum(0) - width
         n = torch.zeros(d_sae, dtype=torch.int64)
         total, square = torch.zeros(2, d_sae, dtype=torch.float64)
         largest = torch.zeros(d_sae)
-        for feature, value in zip(ids.split(_SLOTS), values.split(_SLOTS), strict=True):
-            largest.scatter_reduce_(0, feature.long(), value, "amax")
-            value = value.double()
-            n += torch.bincount(feature, minlength=d_sae)
-            total += torch.bincount(feature, value, minlength=d_sae)
-            square += torch.bincount(feature, value**2, minlength=d_sae)
+        for first in range(0, len(ids), _SLOTS):
+            # These are added up by themselves, so that the order of additions, and with it rounding, stays the same.
+            part_total, part_square = torch.zeros(2, d_sae, dtype=torch.float64)
+            for begin, end in _bounds(first, min(first + _SLOTS, len(ids)), _COPIED):
+                feature, value = ids.read(begin, end).long(), values.read(begin, end)
+                largest.scatter_reduce_(0, feature, value, "amax")
+                value = value.double()
+                n += torch.bincount(feature, minlength=d_sae)
+                part_total.index_add_(0, feature, value)
+                part_square.index_add_(0, feature, value**2)
+            total += part_total
+            square += part_square
         self.marginals = Marginals(n, total, square, largest)
         self.begin = n.cumsum(0) - n
+        self.token, self.own = Spill(torch.int32, folder=folder), Spill(torch.float32, folder=folder)
+        self.token.reserve(len(ids))
+        self.own.reserve(len(ids))
         self._sort()
+
+    @cached_property
+    def start(self) -> Int[Tensor, "n"]:
+        """The first slot of each token."""
+        return self.width.cumsum(0) - self.width
 
     def _sort(self) -> None:
         """A counting sort in parts: sorting everything at once would take several times the memory."""
-        self.token, self.own = torch.empty_like(self.ids), torch.empty_like(self.values)
+        start = self.width.cumsum(0).sub_(self.width)
         free = self.begin.clone()
-        for first in range(0, len(self.ids), _SLOTS):
-            part = slice(first, first + _SLOTS)
-            feature, order = self.ids[part].long().sort(stable=True)
+        for first, last in _bounds(0, len(self.ids), _SORTED):
+            feature, order = self.ids.read(first, last).sort(stable=True)
             count = torch.bincount(feature, minlength=self.d_sae)
-            place = (free + count - count.cumsum(0))[feature] + torch.arange(len(feature))
-            token = torch.searchsorted(self.start, first + order, right=True) - 1
-            self.token[place] = token.int()
-            self.own[place] = self.values[part][order]
+            place = (free + count - count.cumsum(0))[feature].add_(torch.arange(len(feature)))
+            token = torch.searchsorted(start, first + order, right=True).sub_(1)
+            self.token.put(place, token.int())
+            self.own.put(place, self.values.read(first, last)[order])
             free += count
+        give_back()
+
+    def tokens_of(self, feature: int) -> Int32[Tensor, "n_c"]:
+        """The tokens on which a feature fires."""
+        return self.token.read(*self._mine(feature))
+
+    def values_of(self, feature: int) -> Float32[Tensor, "n_c"]:
+        """The values of a feature on these tokens."""
+        return self.own.read(*self._mine(feature))
+
+    def _mine(self, feature: int) -> tuple[int, int]:
+        begin = int(self.begin[feature])
+        return begin, begin + int(self.marginals.n[feature])
 
     def pairs(
         self, features: Int[Tensor, "b"], role: Literal["child", "parent"], *, values: bool
@@ -337,29 +370,42 @@ class _Firings:
         n = torch.zeros(shape, dtype=torch.int64)
         dot, parent_sum, parent_square = torch.zeros(3, *(shape if values else (1, 1)), dtype=torch.float64)
         step = max(_SLOTS // max(int(self.width.max()) if len(self.width) else 1, 1), 1)
+        ids, all_values = self.ids.tensor, self.values.tensor
         for i, feature in enumerate(features.tolist()):
-            begin = int(self.begin[feature])
-            mine = slice(begin, begin + int(self.marginals.n[feature]))
-            for token, own in zip(self.token[mine].split(step), self.own[mine].split(step), strict=True):
+            tokens, owns = self.tokens_of(feature), self.values_of(feature)
+            for token, own in zip(tokens.split(step), owns.split(step), strict=True):
                 width = self.width[token].long()
                 # The slots of all these tokens, one token after the other.
                 skip = self.start[token] - (width.cumsum(0) - width)
                 slots = skip.repeat_interleave(width) + torch.arange(int(width.sum()))
-                other = self.ids[slots]
+                other = ids[slots]
                 n[i] += torch.bincount(other, minlength=self.d_sae)
                 if values:
                     mine_there = own.double().repeat_interleave(width)
-                    other_there = self.values[slots].double()
+                    other_there = all_values[slots].double()
                     of_parent = other_there if role == "child" else mine_there
                     dot[i] += torch.bincount(other, mine_there * other_there, minlength=self.d_sae)
                     parent_sum[i] += torch.bincount(other, of_parent, minlength=self.d_sae)
                     parent_square[i] += torch.bincount(other, of_parent**2, minlength=self.d_sae)
+        let_go(ids)
+        let_go(all_values)
         return PairSums(n, dot, parent_sum, parent_square)
+
+
+def _bounds(first: int, last: int, step: int) -> Iterator[tuple[int, int]]:
+    """The beginning and end of each part of a range."""
+    for begin in range(first, last, step):
+        yield begin, min(begin + step, last)
+
+
+def kept_memory(n_firings: int) -> int:
+    """The memory, in bytes, in which so many firings are kept; the rest of them is in files."""
+    return min(_KEPT * n_firings, 2 * WAITING)
 
 
 def sorted_memory(n_firings: int, d_sae: int) -> int:
     """The memory, in bytes, that sorting firings by feature takes in addition to the firings themselves."""
-    return 8 * n_firings + max(4 * n_firings, 64 * min(n_firings, _SLOTS)) + 64 * d_sae
+    return kept_memory(n_firings) + 64 * min(n_firings, _SORTED) + 64 * d_sae
 
 
 def scores_memory(d_sae: int, kinds: Sequence[Score]) -> int:

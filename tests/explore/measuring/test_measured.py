@@ -209,6 +209,7 @@ def test_shards_and_their_sizes_change_nothing(
 ) -> None:
     monkeypatch.setattr(firings_module, "SHARD_FIRINGS", 50)
     monkeypatch.setattr("saeforest.explore.measuring.build._SLICE", 37)
+    monkeypatch.setattr("saeforest.spill.WAITING", 100)
 
     def begin(counts: Counts) -> None:
         counts.firings.folder = tmp_path

@@ -18,6 +18,7 @@ from ...memory import Forecast
 from ...progress import progress
 from ...saes import SAE
 from ...sparse_code import SparseCode
+from ...spill import Spill
 from ...structure.directions import RIDGE, nearness_to
 from ...structure.forest import Forest
 from ...structure.pairs import PairStatistics
@@ -102,7 +103,7 @@ def _finished(seen: Counts, lm: LanguageModel | None, min_count: int) -> Index:
     flat = tokens.ids.flatten().long()
     telling = telling_tokens(again.pairs, flat[again.pair_rows], forest)
     measured["child_tokens"], measured["child_tokens_lift"] = telling
-    sample = detected(sae, again.x, flat[again.x_rows], again.x_codes)
+    sample = detected(sae, again.x, flat[again.x_rows], again.x_codes, seen.firings.folder)
     edges = edge_columns(
         sae, forest, null, again.pairs, (near[0], near[1]), again.siblings, sample, min_count
     )
@@ -154,11 +155,13 @@ class _Again:
         threshold = seen.sae.config.activation_threshold
         cpu = torch.device("cpu")
         self.samples = Samples(value_max, seen.passage)
-        self.pairs = PairStatistics(seen.sae.d_sae, threshold)
+        folder = seen.firings.folder
+        self.pairs = PairStatistics(seen.sae.d_sae, threshold, folder)
         self.siblings = SiblingPairs(seen.forest, threshold, cpu), SiblingPairs(null, threshold, cpu)
         self.x_codes: list[SparseCode] = []
         self._most = PAIR_FIRINGS / max(int(n_fired.sum()), 1)
-        pair_rows, x, x_rows = [], [], []
+        pair_rows, x_rows = [], []
+        x: Spill | None = None
         with progress("firings", seen.moments.n, "activations") as advance:
             for part in seen.firings:
                 self.samples.add(part)
@@ -168,10 +171,13 @@ class _Again:
                         statistics.add(code)
                 self.x_codes.extend(part.codes(torch.isin(part.rows, part.x_row)))
                 pair_rows.append(part.rows[kept])
-                x.append(part.x)
+                if x is None:
+                    x = Spill(part.x.dtype, part.x.shape[1:], folder)
+                x.add(part.x)
                 x_rows.append(part.x_row)
                 advance(len(part.rows))
-        self.pair_rows, self.x, self.x_rows = torch.cat(pair_rows), torch.cat(x), torch.cat(x_rows)
+        assert x is not None
+        self.pair_rows, self.x, self.x_rows = torch.cat(pair_rows), x.tensor, torch.cat(x_rows)
 
     def _kept(self, part: Part) -> Bool[Tensor, "n"]:
         if self._most >= 1:

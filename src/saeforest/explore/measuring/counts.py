@@ -10,8 +10,10 @@ from jaxtyping import Bool, Float, Int, Int64
 from torch import Tensor
 
 from ...saes import SAE
+from ...spill import WAITING
 from ...structure.directions import Moments, nearness_memory
 from ...structure.forest import Forest
+from ...structure.pairs import kept_memory, sorted_memory
 from ...text import Tokens
 from ..index.form import CONTEXTS, SAMPLES, WINDOW
 from .firings import SHARD_FIRINGS, Firings, Part, lowest
@@ -26,8 +28,8 @@ PAIR_FIRINGS = 1 << 25
 _BLOCK_ENTRIES, _PER_ENTRY = 1 << 21, 64
 # Activations beyond this do not fit into 16 bits.
 _LARGEST = 65_504.0
-# Bytes of a firing of which pairs are counted, and of one in a shard that is looked up.
-_PER_PAIR, _PER_FIRING = 16, 100
+# Bytes of a firing in a shard that is looked up.
+_PER_FIRING = 100
 
 
 class Counts:
@@ -124,9 +126,15 @@ class Counts:
         firings = round(int(self.n_fired.sum()) * total / max(self.moments.n, 1))
         sample = min(total, DETECTED)
         held = 2 * (d_sae + 2 * parents) * (self.strongest.row.shape[1] + SAMPLES) * WINDOW
-        held += _PER_PAIR * min(firings, PAIR_FIRINGS) + sample * (4 * d_in + 12 * firings // max(total, 1))
+        pairs, of_sample = min(firings, PAIR_FIRINGS), sample * firings // max(total, 1)
+        # The pairs are sorted, and so are those of the sample.
+        held += 2 * (kept_memory(pairs) + kept_memory(of_sample))
+        held += min(4 * sample * d_in, WAITING) + 12 * of_sample
         return held + max(
-            directions, _PER_ENTRY * min(_BLOCK_ENTRIES, d_sae**2), _PER_FIRING * min(firings, SHARD_FIRINGS)
+            directions,
+            _PER_ENTRY * min(_BLOCK_ENTRIES, d_sae**2),
+            _PER_FIRING * min(firings, SHARD_FIRINGS),
+            sorted_memory(pairs, d_sae) - kept_memory(pairs),
         )
 
     def tensors(self) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +17,7 @@ from ...measures.relatedness import alike
 from ...progress import progress
 from ...saes import SAE
 from ...sparse_code import SparseCode
+from ...spill import slices
 from ...structure.directions import Nearness
 from ...structure.forest import ROOT, Forest
 from ...structure.pairs import PairStatistics
@@ -55,17 +57,21 @@ class Edges(NamedTuple):
 
 @torch.no_grad()
 def detected(
-    sae: SAE, x: Float[Tensor, "n d_in"], token: Int64[Tensor, "n"], codes: list[SparseCode]
+    sae: SAE,
+    x: Float[Tensor, "n d_in"],
+    token: Int64[Tensor, "n"],
+    codes: list[SparseCode],
+    folder: Path | None = None,
 ) -> Detected:
-    """The sample with its statistics. codes: of these activations, in this order."""
+    """The sample with its statistics. codes: of these activations, in this order. folder: see `PairStatistics`."""
     threshold = sae.config.activation_threshold
-    fires = PairStatistics(sae.d_sae, threshold)
+    fires = PairStatistics(sae.d_sae, threshold, folder)
     for code in codes:
         fires.add(code)
     if type(sae).encode_alone is SAE.encode_alone:
         return Detected(x, token, fires, fires)
-    alone = PairStatistics(sae.d_sae, threshold)
-    for part in x.split(_ROWS):
+    alone = PairStatistics(sae.d_sae, threshold, folder)
+    for part in slices(x, _ROWS):
         alone.add(sae.encode_alone(part.to(sae.device).float()))
     return Detected(x, token, fires, alone)
 

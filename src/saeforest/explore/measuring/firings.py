@@ -19,7 +19,7 @@ from ...files import check_file, read_tensors, write_tensors
 from ...sparse_code import SparseCode, from_entries
 
 #: Number of firings after which a shard is closed even before it is time to.
-SHARD_FIRINGS = 1 << 22
+SHARD_FIRINGS = 1 << 20
 # Multipliers of splitmix64, as signed numbers.
 _STEP, _MIX = -0x61C8864680B583EB, (-0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15)
 
