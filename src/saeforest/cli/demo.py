@@ -12,18 +12,22 @@ from .arguments import parse
 from .common import positive, resumable, say_next
 from .shared import Json
 
-DEMO_EPOCHS = 3
-DEMO_EVAL_TOKENS = 50_000
+# Half the text of `saeforest train demo` and half the passes, for a first impression in some minutes. A training so short
+# takes a higher rate: docs/results/tree-options.md#rates.
+DEMO_TOKENS = 200_000
+DEMO_EPOCHS = 4
+DEMO_RATE = 3e-3
+DEMO_EVAL_TOKENS = 30_000
 
 
 @dataclass(frozen=True)
 class DemoArguments:
     out: Path = Path("runs/demo")
     """Folder for the run, new or empty."""
-    tokens: int = PRESETS["demo"].tokens
+    tokens: int = DEMO_TOKENS
     """Number of distinct tokens to train on."""
     epochs: int = DEMO_EPOCHS
-    """Number of passes over them. `saeforest train demo` makes 8, which takes longer and explains more."""
+    """Number of passes over them. `saeforest train demo` makes 8 over 400,000, which takes longer and explains more."""
     eval_tokens: int = DEMO_EVAL_TOKENS
     """Number of held-out tokens to measure on."""
     json: Json = False
@@ -36,7 +40,9 @@ def demo(argv: Sequence[str]) -> None:
     from ..run_folder import RunFolder
 
     with resumable(args.out, "the same command"):
-        config = replace(PRESETS["demo"], tokens=args.tokens, epochs=args.epochs)
+        preset = PRESETS["demo"]
+        optim = replace(preset.optim, lr=DEMO_RATE)
+        config = replace(preset, tokens=args.tokens, epochs=args.epochs, optim=optim)
         done = run_demo(config, args.out, args.eval_tokens)
     run = RunFolder(args.out)
     if args.json:
