@@ -12,8 +12,8 @@ from .arguments import parse
 from .common import positive, resumable, say_next
 from .shared import Json
 
-# Half the text of `saeforest train demo` and half the passes, for a first impression in some minutes. A training so short
-# takes a higher rate: docs/results/tree-options.md#rates.
+# Half the text of `saeforest train demo` and half the passes, for a first impression in some minutes. A training so
+# short takes a higher rate: docs/results/tree-options.md#rates.
 DEMO_TOKENS = 200_000
 DEMO_EPOCHS = 4
 DEMO_RATE = 3e-3
