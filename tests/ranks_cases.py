@@ -65,24 +65,23 @@ class Worlds:
     def __init__(self, server: subprocess.Popen[str]) -> None:
         self._server = server
 
-    def start(
-        self, size: int, *argv: str, machines: Machines | None = None, stop_at: int | None = None
-    ) -> World:
+    def start(self, size: int, *argv: str, machines: Machines | None = None, **acts: int | None) -> World:
         """Start `size` processes that run the command line `argv`, on this machine or one on each of others.
 
-        stop_at: the training step in which the last of them is asked to stop.
+        acts: what the last of them does: `stop_at`, a training step in which it is asked to stop; `killed_at`, a file
+        of a checkpoint, counted from 1, in whose place it is killed.
         """
         folder = Path(tempfile.mkdtemp())
         job = {"size": size, "argv": argv, "folder": str(folder), "machines": machines and machines.names}
-        job["stop_at"] = stop_at
+        job |= {"acts": acts}
         assert self._server.stdin is not None
         assert self._server.stdout is not None
         self._server.stdin.write(json.dumps(job) + "\n")
         self._server.stdin.flush()
         return World(json.loads(self._server.stdout.readline()), folder, self._server)
 
-    def run(self, size: int, *argv: str, stop_at: int | None = None) -> Ended:
-        return self.start(size, *argv, stop_at=stop_at).wait()
+    def run(self, size: int, *argv: str, **acts: int | None) -> Ended:
+        return self.start(size, *argv, machines=None, **acts).wait()
 
 
 class Machines(NamedTuple):
@@ -151,6 +150,22 @@ def _stop_in(wanted: int) -> None:
     Training.after_step = stopping
 
 
+def _die_in(wanted: int) -> None:
+    """From now on this process is killed when it writes file `wanted` of checkpoints, counted from 1."""
+    from saeforest.training import checkpoint
+
+    write, written = checkpoint.write_tensors, []
+
+    def dying(path: Path, tensors: Any) -> str:
+        written.append(path)
+        if len(written) == wanted:
+            path.write_bytes(b"half a file")
+            os.kill(os.getpid(), signal.SIGKILL)
+        return write(path, tensors)
+
+    checkpoint.write_tensors = dying
+
+
 def _rank(rank: int, job: dict[str, Any], port: int) -> None:
     """What a forked process does. It does not return."""
     folder = Path(job["folder"])
@@ -167,8 +182,10 @@ def _rank(rank: int, job: dict[str, Any], port: int) -> None:
         os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "True"
     from saeforest.cli import main
 
-    if job["stop_at"] and rank == job["size"] - 1:
-        _stop_in(job["stop_at"])
+    if rank == job["size"] - 1:
+        for name, act in (("stop_at", _stop_in), ("killed_at", _die_in)):
+            if number := job["acts"].get(name):
+                act(number)
     sys.argv = ["saeforest", *job["argv"]]
     code = 1
     try:

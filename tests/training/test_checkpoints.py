@@ -118,7 +118,7 @@ def test_one_of_an_older_version_is_told(damaged: Path) -> None:
     edit_json(damaged / "state.json", format_version=...)
     refused(
         damaged,
-        "checkpoint of format 1, but this saeforest reads format 2; finish the run with the version",
+        "checkpoint of format 1, but this saeforest reads formats 2 and 3; finish the run with the version",
     )
 
 

@@ -21,11 +21,13 @@ from llama_cases import MakeConfig
 from ranks_cases import Worlds, machines, worlds
 from saeforest import cli
 from saeforest.config import MemberConfig, TrainConfig, save_config
+from saeforest.files import is_temporary
 from saeforest.run_folder import RunFolder
-from saeforest.saes import TreeConfig
+from saeforest.saes import HSAEConfig, TreeConfig
 from saeforest.training import run_training
 from saeforest.training.harvest import run_harvest
 from saeforest.training.log import read_log
+from saeforest.verify import verify
 from training.test_several import SYSTEMS
 from training_cases import TIMES, weights
 
@@ -217,6 +219,11 @@ def test_when_a_machine_is_cut_off_both_end(start: Worlds, base: TrainConfig, tm
             "optim.batch_size = 8: expected 16 or more, 8 rows for each of 2 ranks",
         ),
         pytest.param(
+            ["--whole-checkpoints"],
+            "--whole-checkpoints: without --shards, every checkpoint is one file",
+            marks=thorough,
+        ),
+        pytest.param(
             ["--shards", "3"], "shards = 3: expected a divisor of the number of ranks, 2", marks=thorough
         ),
     ],
@@ -238,6 +245,8 @@ def test_wrong_input_is_one_line_of_the_first(
 def divided(base: TrainConfig, name: str, folder: Path) -> TrainConfig:
     """A run of five steps, in which children move; also in `folder` as run.yaml."""
     sae = base.sae if name == "tree" else SYSTEMS[name]
+    if isinstance(sae, HSAEConfig):
+        sae = replace(sae, hierarchy=replace(sae.hierarchy, period=2))
     config = replace(base, sae=sae, optim=replace(base.optim, batch_size=512))
     save_config(config, folder / "run.yaml")
     return config
@@ -252,7 +261,9 @@ def assert_close(out: Path, alone: Path) -> None:
     assert not torch.equal(theirs["W_enc"], theirs["W_dec"].T)  # there were steps
 
 
-@pytest.mark.parametrize("name", [pytest.param("topk", marks=thorough), "tree"])
+@pytest.mark.parametrize(
+    "name", ["hsae", *(pytest.param(name, marks=thorough) for name in ("topk", "tree", "jumprelu"))]
+)
 def test_a_divided_dictionary_is_trained_as_a_whole_one(
     name: str, start: Worlds, base: TrainConfig, tmp_path: Path
 ) -> None:
@@ -272,18 +283,46 @@ def test_a_divided_dictionary_is_trained_as_a_whole_one(
 
 
 @thorough
-@pytest.mark.parametrize("name", ["topk", "tree"])
+@pytest.mark.parametrize("name", ["topk", "tree", "hsae"])
 def test_a_mesh_goes_on_in_another_shape(name: str, start: Worlds, base: TrainConfig, tmp_path: Path) -> None:
-    """Stopped as two by two, then as four shards, then as two ranks that divide the batch; ended by one process."""
+    """Stopped as two by two, then as four shards, then as two ranks that divide the batch; ended by one process.
+
+    Each shard of a checkpoint is a file of its own, unless it is to be whole.
+    """
     config, out = divided(base, name, tmp_path), tmp_path / "run"
     command = ("train", "--config", str(tmp_path / "run.yaml"), "--out", str(out), "--shards")
     for step, (size, shards) in enumerate([(4, 2), (4, 4), (2, 1)], 1):
         ended = start.run(size, *command, str(shards), stop_at=step)
         assert set(ended.codes) <= {130, 143}, ended
-        assert [path.name for path in (out / "checkpoints").iterdir()] == [f"step-{step:08}"]
+        (checkpoint,) = (out / "checkpoints").iterdir()
+        assert checkpoint.name == f"step-{step:08}"
+        assert len(list(checkpoint.glob("*.safetensors"))) == shards
+        assert all(finding.sound for finding in verify(checkpoint))
+    ended = start.run(2, *command, "2", "--whole-checkpoints", stop_at=4)
+    assert set(ended.codes) <= {130, 143}, ended
+    assert [path.name for path in out.glob("checkpoints/*/*.safetensors")] == ["state.safetensors"]
     run_training(config, out)
     run_training(config, tmp_path / "alone")
     assert_close(out, tmp_path / "alone")
+
+
+@thorough
+@pytest.mark.parametrize("shards", [2, 4])
+def test_killed_within_a_checkpoint(shards: int, start: Worlds, base: TrainConfig, tmp_path: Path) -> None:
+    """Half of a shard is written: the checkpoint before is whole, and from it the run goes on in another shape."""
+    config, out = small(base, 20), tmp_path / "run"
+    save_config(config, tmp_path / "run.yaml")
+    command = ("train", "--config", str(tmp_path / "run.yaml"), "--out", str(out), "--shards")
+    ended = start.run(shards, *command, str(shards), killed_at=3)
+    assert ended.codes == [2] * (shards - 1) + [-signal.SIGKILL], ended
+    (line,) = ended.errors
+    (checkpoint,) = (path for path in (out / "checkpoints").iterdir() if not is_temporary(path))
+    assert line.endswith(f"the last checkpoint is {checkpoint}"), ended
+    assert len(list(checkpoint.glob("*.safetensors"))) == shards
+    assert all(finding.sound for finding in verify(checkpoint))
+    ended = start.run(4, *command, "2")
+    assert ended.codes == [0] * 4, ended
+    assert RunFolder(out).is_trained()
 
 
 @thorough

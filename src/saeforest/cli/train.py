@@ -58,6 +58,9 @@ class TrainArguments:
     shards: int = 1
     """Number of processes among which the rows of a dictionary are divided, for one that is too large for a single GPU.
     It divides the number of processes; their other factor divides the batch."""
+    whole_checkpoints: tyro.conf.FlagCreatePairsOff[bool] = False
+    """With --shards, let the first process gather each checkpoint and write it as one file. Default: every shard is
+    written by a process that has it, to a file of its own."""
     json: Json = False
 
 
@@ -130,7 +133,9 @@ def _division(args: TrainArguments, n_ranks: int) -> Any:
         )
     if args.spread and args.shards > 1:
         raise InputError(f"--spread {args.spread} and --shards {args.shards}: give one of them")
-    return Division(args.spread or "auto", args.shards)
+    if args.whole_checkpoints and args.shards == 1:
+        raise InputError("--whole-checkpoints: without --shards, every checkpoint is one file; leave it out")
+    return Division(args.spread or "auto", args.shards, args.whole_checkpoints)
 
 
 def _dry_run(config: TrainConfig, *, json: bool) -> None:

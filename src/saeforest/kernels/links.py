@@ -12,7 +12,7 @@ rows occur on many tokens, so each product of two rows is computed once, and no 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -20,6 +20,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ..ranks.alone import ALONE
+from . import shards
 from .products import jagged_decode
 
 _ROOT = -1
@@ -83,7 +85,7 @@ def dense_projected_distance(
 
 
 def projected_distance(
-    above: Entries, below: Entries, parent: Int[Tensor, "F"], decoder: Float[Tensor, "F d"]
+    above: Entries, below: Entries, parent: Int[Tensor, "F"], decoder: Float[Tensor, "rows d"]
 ) -> Float[Tensor, ""]:
     """The squared differences of features of a level and what their children write along them, summed over tokens.
 
@@ -94,7 +96,7 @@ def projected_distance(
     ids = below.ids[child]
     along = below.values[child] * toward_parents(ids, parent, decoder)
     at = torch.cat(
-        [above.rows[own] * len(decoder) + above.ids[own], below.rows[child] * len(decoder) + parent[ids]]
+        [above.rows[own] * len(parent) + above.ids[own], below.rows[child] * len(parent) + parent[ids]]
     )
     at, order = at.sort(stable=True)
     gaps = torch.cat([above.values[own], -along])[order]
@@ -103,14 +105,19 @@ def projected_distance(
     which = at.unique_consecutive(return_inverse=True)[1]
     # A product with a single 1 sums each group in a fixed order.
     one, group = gaps.new_ones(1, 1), int(which[-1]) + 1
-    return jagged_decode(gaps, torch.zeros_like(which), which, group, one).square().sum()
+    with shards.sharded(ALONE):
+        return jagged_decode(gaps, torch.zeros_like(which), which, group, one).square().sum()
 
 
 def toward_parents(
-    ids: Int[Tensor, "m"], parent: Int[Tensor, "F"], decoder: Float[Tensor, "F d"]
+    ids: Int[Tensor, "m"], parent: Int[Tensor, "F"], decoder: Float[Tensor, "rows d"]
 ) -> Float[Tensor, "m"]:
     """The products of the decoder rows of features and of their parents. Each feature must have a parent."""
-    return _products(parent[ids], ids, decoder)
+
+    def products(_: Sequence[Tensor], decoder: Float[Tensor, "F d"]) -> Float[Tensor, "m"]:
+        return _products(parent[ids], ids, decoder)
+
+    return shards.by_columns(products, [], decoder, len(parent))
 
 
 def has_children(parent: Int[Tensor, "F"]) -> torch.Tensor:

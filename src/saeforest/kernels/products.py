@@ -197,6 +197,8 @@ def jagged_decode(
 
     few: few rows of `weight` are active, so the gradient holds only these, as with `gradient_by_rows`.
     """
+    if shards.divided():
+        return shards.summed(_decode_own(values, ids, rows, n, weight, few=few))
     check_ids(ids, len(weight))
     return _Decode.apply(values, ids, rows, _first(rows, n), weight, few)  # pyright: ignore[reportReturnType]
 
@@ -218,6 +220,8 @@ def jagged_encode(
         gradient.
     few: few rows of `weight` are active, so the gradient holds only these, as with `gradient_by_rows`.
     """
+    if shards.divided():
+        return _encode_own(x, ids, rows, weight, center, repeats=repeats, few=few)
     check_ids(ids, len(weight))
     first = _first(rows, len(x) * repeats)
     if repeats > 1:
@@ -256,11 +260,11 @@ def sparse_encode(
     """
     if ids.numel() == 0:
         return x.new_zeros(ids.shape)
+    flat = None if known is None else known.flatten()
     if shards.divided():
-        return _encode_own(x, ids, weight, center, known)
+        return _encode_own(x, ids.flatten(), _slots(ids)[0], weight, center, flat).view(ids.shape)
     check_ids(ids, len(weight))
     rows, first = _slots(ids)
-    flat = None if known is None else known.flatten()
     h = _Encode.apply(x, ids.flatten(), rows, first, weight, center, flat, False)
     return h.view(ids.shape)  # pyright: ignore[reportOptionalMemberAccess]
 
@@ -301,38 +305,43 @@ def _decode_own(
     rows: Int[Tensor, "m"],
     n: int,
     weight: Float[Tensor, "F d"],
+    *,
+    few: bool = False,
 ) -> Float[Tensor, "n d"]:
     """The part of this rank's features in `jagged_decode`."""
     own = shards.mine(ids).nonzero().flatten()
     values, rows = shards.handed_out(values)[own], rows[own]
-    return _Decode.apply(values, shards.place(ids[own]), rows, _first(rows, n), weight, False)  # pyright: ignore[reportReturnType]
+    return _Decode.apply(values, shards.place(ids[own]), rows, _first(rows, n), weight, few)  # pyright: ignore[reportReturnType]
 
 
 def _encode_own(
     x: Float[Tensor, "n d"],
-    ids: Int[Tensor, "n k"],
+    ids: Int[Tensor, "m"],
+    rows: Int[Tensor, "m"],
     weight: Float[Tensor, "F d"],
     center: Float[Tensor, "d"] | None,
-    known: Float[Tensor, "n k"] | None,
-) -> Float[Tensor, "n k"]:
-    """`sparse_encode`: each rank computes the values of its own features."""
-    flat, rows = ids.flatten(), _slots(ids)[0]
-    own = shards.mine(flat).nonzero().flatten()
-    rows = rows[own]
-    center = None if center is None else shards.handed_out(center)
-    before = None if known is None else known.flatten()[own]
+    known: Float[Tensor, "m"] | None = None,
+    *,
+    repeats: int = 1,
+    few: bool = False,
+) -> Float[Tensor, "m"]:
+    """`jagged_encode`: each rank computes the values of its own features."""
+    own = shards.mine(ids).nonzero().flatten()
+    first = _first(rows[own], len(x) * repeats)
+    if repeats > 1:
+        x, rows = x.detach(), rows % len(x)
     found = _Encode.apply(
         shards.handed_out(x),
-        shards.place(flat[own]),
-        rows,
-        _first(rows, len(x)),
+        shards.place(ids[own]),
+        rows[own],
+        first,
         weight,
-        center,
-        before,
-        False,
+        None if center is None else shards.handed_out(center),
+        None if known is None else known[own],
+        few,
     )
-    every = x.new_zeros(len(flat)).index_put((own,), found)  # pyright: ignore[reportArgumentType]
-    return shards.summed(every).view(ids.shape)
+    every = x.new_zeros(len(ids)).index_put((own,), found)  # pyright: ignore[reportArgumentType]
+    return shards.summed(every)
 
 
 def _layer_errors_of_all(

@@ -10,49 +10,50 @@ The sums over ranks add in another order than one process, so results differ in 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ..ranks.alone import ALONE, Ranks
+from ..ranks.alone import ALONE, Ranks, Scope, share
 from ..sparse_code import SparseCode, concat_slots, padded
 
-_ranks: Ranks = ALONE
+_scope = Scope("shards")
 
 
-@contextmanager
-def sharded(ranks: Ranks) -> Iterator[None]:
+def sharded(ranks: Ranks) -> AbstractContextManager[None]:
     """Inside the `with` block, weights that kernels are given are the rows of this rank's features."""
-    global _ranks
-    before, _ranks = _ranks, ranks
-    try:
-        yield
-    finally:
-        _ranks = before
+    return _scope.of(ranks)
 
 
 def divided() -> bool:
     """Whether weights are rows of this rank's features."""
-    return _ranks.size > 1
+    return _scope.ranks.size > 1
 
 
-def mine(features: Int[Tensor, "m"]) -> Bool[Tensor, "m"]:
+def mine(features: Int[Tensor, "*m"]) -> Bool[Tensor, "*m"]:
     """Which of the features have their rows on this rank."""
-    return features % _ranks.size == _ranks.rank
+    return features % _scope.ranks.size == _scope.ranks.rank
 
 
-def place(features: Int[Tensor, "m"]) -> Int[Tensor, "m"]:
+def place(features: Int[Tensor, "*m"]) -> Int[Tensor, "*m"]:
     """The row of each of this rank's features."""
-    return features // _ranks.size
+    return features // _scope.ranks.size
 
 
-def feature(rows: Int[Tensor, "m"]) -> Int[Tensor, "m"]:
+def feature(rows: Int[Tensor, "*m"]) -> Int[Tensor, "*m"]:
     """The feature of each row of this rank."""
-    return rows * _ranks.size + _ranks.rank
+    return rows * _scope.ranks.size + _scope.ranks.rank
+
+
+def of_level(features: slice) -> tuple[slice, slice]:
+    """Those of consecutive features that are this rank's: their rows here, and the features themselves."""
+    size, rank = _scope.ranks.size, _scope.ranks.rank
+    start, stop = (-(-(at - rank) // size) for at in (features.start, features.stop))
+    return slice(start, stop), slice(start * size + rank, features.stop, size)
 
 
 class _Sum(torch.autograd.Function):
@@ -72,7 +73,7 @@ class _Spread(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, whole: Tensor) -> Tensor:
-        ctx.ranks = _ranks
+        ctx.ranks = _scope.ranks
         return whole.view_as(whole)
 
     @staticmethod
@@ -82,7 +83,7 @@ class _Spread(torch.autograd.Function):
 
 def _total(part: Tensor, ranks: Ranks | None = None) -> Tensor:
     """The sum over ranks in their order, the same on all."""
-    ranks = ranks or _ranks
+    ranks = ranks or _scope.ranks
     every = ranks.gather_rows(part[None].contiguous(), ranks.size)
     total = every[0]
     for other in every[1:]:
@@ -92,17 +93,19 @@ def _total(part: Tensor, ranks: Ranks | None = None) -> Tensor:
 
 def summed(part: Tensor) -> Tensor:
     """The sum of the parts of all ranks, with gradients for them."""
+    if not divided():
+        return part
     return _Sum.apply(part)  # pyright: ignore[reportReturnType]
 
 
 def handed_out(whole: Tensor) -> Tensor:
     """A tensor that all ranks have, before each uses it for its own features."""
-    return _Spread.apply(whole) if whole.requires_grad else whole  # pyright: ignore[reportReturnType]
+    return _Spread.apply(whole) if divided() and whole.requires_grad else whole  # pyright: ignore[reportReturnType]
 
 
 def best_of_all(code: SparseCode, rule: Callable[[Float[Tensor, "n c"]], SparseCode]) -> SparseCode:
     """What `rule` selects from the candidates of all ranks, given those that it selected from this rank's features."""
-    widths = _ranks.gather_rows(code.ids.new_tensor([code.ids.shape[1]]), _ranks.size)
+    widths = _scope.ranks.gather_rows(code.ids.new_tensor([code.ids.shape[1]]), _scope.ranks.size)
     code = padded(code, int(widths.max()))
     values, ids = _by_rank(code.values), _by_rank(code.ids)
     every = concat_slots([SparseCode(v, i) for v, i in zip(values, ids, strict=True)])
@@ -111,4 +114,76 @@ def best_of_all(code: SparseCode, rule: Callable[[Float[Tensor, "n c"]], SparseC
 
 
 def _by_rank(own: Tensor) -> Tensor:
-    return _ranks.gather_rows(own[None].contiguous(), _ranks.size)
+    return _scope.ranks.gather_rows(own[None].contiguous(), _scope.ranks.size)
+
+
+def entries_of_all(
+    rows: Int[Tensor, "m"], ids: Int[Tensor, "m"], d_sae: int
+) -> tuple[Int[Tensor, "e"], Int[Tensor, "e"]]:
+    """The entries that all ranks have found, each among its own features: ordered by rows, then by features."""
+    if not divided():
+        return rows, ids
+    every = _scope.ranks.gather(rows * d_sae + ids).sort().values
+    return every // d_sae, every % d_sae
+
+
+def largest(h: Float[Tensor, "n m"]) -> Float[Tensor, "n 1"]:
+    """The largest value in each row, of this rank's features and of all others'. No gradients."""
+    h = h.detach()
+    own = h.amax(1, keepdim=True) if h.shape[1] else h.new_full((len(h), 1), -torch.inf)
+    return _by_rank(own).amax(0) if divided() else own
+
+
+def rows_of(weight: Float[Tensor, "m d"], features: slice) -> Float[Tensor, "n d"]:
+    """The rows of consecutive features, wherever they lie. No gradients."""
+    here, _ = of_level(features)
+    if not divided():
+        return weight[here]
+    size = _scope.ranks.size
+    of = torch.arange(features.start, features.stop, device=weight.device) % size
+    every = _scope.ranks.gather(weight[here].detach(), lengths=of.bincount(minlength=size).tolist())
+    return every[of.argsort(stable=True).argsort()]
+
+
+class _Columns(torch.autograd.Function):
+    """From this rank's rows of a matrix to its columns of all rows."""
+
+    @staticmethod
+    def forward(ctx: Any, own: Tensor, n: int) -> Tensor:
+        ranks, d = _scope.ranks, own.shape[1]
+        size, mine = ranks.size, ranks.own(d)
+        width = mine.stop - mine.start
+        ctx.ranks, ctx.columns = ranks, [share(d, rank, size) for rank in range(size)]
+        shapes = [torch.Size([len(range(rank, n, size)), width]) for rank in range(size)]
+        found = ranks.trade([own[:, at] for at in ctx.columns], shapes)
+        columns = own.new_empty(n, width)
+        for rank, part in enumerate(found):
+            columns[rank::size] = part
+        return columns
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        size, rank = ctx.ranks.size, ctx.ranks.rank
+        parts = [grads[0][other::size] for other in range(size)]
+        shapes = [torch.Size([len(parts[rank]), at.stop - at.start]) for at in ctx.columns]
+        return torch.cat(ctx.ranks.trade(parts, shapes), 1), None
+
+
+def by_columns(
+    compute: Callable[[Sequence[Tensor], Float[Tensor, "F c"]], Tensor],
+    values: Sequence[Tensor],
+    weight: Float[Tensor, "m d"],
+    n: int,
+) -> Tensor:
+    """`compute(values, weight)`, with gradients for both, where that is a sum over the columns of the weight.
+
+    Products of two rows that lie on different ranks are such sums, so each rank computes its part from its share of the
+    columns of all `n` rows. The values are the same on all ranks, and `compute` sees no shards.
+    """
+    if not divided():
+        return compute(values, weight)
+    values = [handed_out(part) for part in values]
+    columns = _Columns.apply(weight, n)
+    with sharded(ALONE):
+        part = compute(values, columns)  # pyright: ignore[reportArgumentType]
+    return summed(part)

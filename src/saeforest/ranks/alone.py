@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 T = TypeVar("T")
@@ -47,6 +49,10 @@ class Ranks:
     def sum(self, own: Tensor) -> Tensor:
         """The sum of the tensors of all ranks, on every rank; exact where all but one have zeros."""
         return own
+
+    def trade(self, parts: Sequence[Tensor], shapes: Sequence[torch.Size]) -> list[Tensor]:
+        """Send `parts[r]` to each rank r. Returns what each rank sent to this one, which has the shape `shapes[r]`."""
+        return list(parts)
 
     def from_first(self, make: Callable[[], T]) -> T:
         """What `make()` returns on the first rank, on every rank: plain JSON values. The others wait, however long."""
@@ -91,3 +97,27 @@ def share(n: int, rank: int, size: int) -> slice:
 
 #: The single process of an ordinary run.
 ALONE = Ranks()
+
+
+class Scope:
+    """The ranks that share some kind of work inside a `with` block; outside it, this process is alone.
+
+    Each thread has its own, so code that a block starts in another thread works alone.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._ranks = ContextVar[Ranks](name, default=ALONE)
+
+    @property
+    def ranks(self) -> Ranks:
+        """The ranks that share the work here."""
+        return self._ranks.get()
+
+    @contextmanager
+    def of(self, ranks: Ranks) -> Iterator[None]:
+        """Inside the `with` block, these ranks share the work."""
+        token = self._ranks.set(ranks)
+        try:
+            yield
+        finally:
+            self._ranks.reset(token)

@@ -10,6 +10,7 @@ independent SAEs of the same sizes, linked after training.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
@@ -17,7 +18,14 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from ..kernels import has_children, jagged_decode, link_distance, projected_distance, toward_parents
+from ..kernels import (
+    has_children,
+    jagged_decode,
+    link_distance,
+    projected_distance,
+    shards,
+    toward_parents,
+)
 from ..seeds import seeded
 from ..sparse_code import SparseCode
 from ..structure.forest import ROOT
@@ -114,9 +122,17 @@ class Hierarchy(Links):
         """
         if not self._config.constraint:
             return None
-        distance = projected_distance if self._config.compare == "projected" else link_distance
-        distances = [distance(a, b, sae.parent, sae.decoder) for a, b in pairwise(levels)]
-        return self._config.constraint / n * torch.stack(distances).sum()
+        if self._config.compare == "projected":
+            distances = [projected_distance(a, b, sae.parent, sae.decoder) for a, b in pairwise(levels)]
+            return self._config.constraint / n * torch.stack(distances).sum()
+
+        def distance(values: Sequence[Tensor], decoder: Float[Tensor, "d_sae c"]) -> Float[Tensor, ""]:
+            ours = [level._replace(values=own) for level, own in zip(levels, values, strict=True)]
+            return torch.stack([link_distance(a, b, sae.parent, decoder) for a, b in pairwise(ours)]).sum()
+
+        # The distances are sums over the dimensions of the decoder rows, also where these lie on several ranks.
+        values = [level.values for level in levels]
+        return self._config.constraint / n * shards.by_columns(distance, values, sae.decoder, sae.d_sae)
 
     # -- the forest
 
@@ -165,8 +181,9 @@ class Hierarchy(Links):
 
 
 def _cosines(sae: LevelsSAE, weight: Float[Tensor, "d_sae d_in"], i: int) -> Float[Tensor, "above below"]:
-    rows = F.normalize(weight)
-    return (rows[sae.level(i)] @ rows[sae.level(i + 1)].T).cpu()
+    levels = sae.level(i), sae.level(i + 1)
+    above, below = (F.normalize(shards.rows_of(weight, level)) for level in levels)
+    return (above @ below.T).cpu()
 
 
 class Coactivation(nn.Module):

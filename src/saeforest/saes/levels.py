@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from ..errors import InputError
-from ..kernels import entries_by_rows, jagged_decode, jagged_encode, of_features
+from ..kernels import entries_by_rows, jagged_decode, jagged_encode, of_features, shards
 from ..sparse_code import SparseCode, concat_slots, from_entries
 from .base import SAE, SAEConfig
 from .checks import check_dead_after, check_sizes
@@ -145,9 +145,13 @@ class LevelsSAE(SAE):
 
         Returns rows of `u`, feature ids and pre-activations, one entry for each such pair.
         """
-        u = u - self.level_bias(i)
+        center = self.level_bias(i)
+        u = u - center
         rows, ids = self._candidates(u, self.level(i), reach, precision)
-        h = jagged_encode(u, ids, rows, self.encoder)
+        if shards.divided():  # ranks then add up one gradient of the bias, not those of all rows of `u`
+            h = jagged_encode(u.detach(), ids, rows, self.encoder, center)
+        else:
+            h = jagged_encode(u, ids, rows, self.encoder)
         return rows, ids, h + of_features(self.b_enc, ids) if self.config.encoder_bias else h
 
     @torch.no_grad()
@@ -155,18 +159,19 @@ class LevelsSAE(SAE):
         self, u: Float[Tensor, "n d_in"], features: slice, reach: float, precision: torch.dtype
     ) -> tuple[Int[Tensor, "m"], Int[Tensor, "m"]]:
         """Candidates found in `precision`, with a margin so that rounding misses no feature above its threshold."""
-        encoder, bias = self.encoder[features].to(precision), self.b_enc[features].to(precision)
-        floor = (self.threshold[features] * (1 - _MARGIN) - reach).to(precision)
+        here, own = shards.of_level(features)
+        encoder, bias = self.encoder[here].to(precision), self.b_enc[own].to(precision)
+        floor = (self.threshold[own] * (1 - _MARGIN) - reach).to(precision)
 
-        def above(own: slice) -> tuple[Tensor, Tensor]:
+        def above(some: slice) -> tuple[Tensor, Tensor]:
             rows, ids, first = [], [], 0
-            for part in u[own].split(max(DENSE_ENTRIES // len(encoder), 1)):
+            for part in u[some].split(max(DENSE_ENTRIES // max(len(encoder), 1), 1)):
                 h = torch.addmm(bias, part.to(encoder.dtype), encoder.T)
                 row, feature = (h > floor).nonzero(as_tuple=True)
                 rows.append(row + first)
-                ids.append(feature + features.start)
+                ids.append(shards.feature(feature + here.start))
                 first += len(part)
-            return torch.cat(rows), torch.cat(ids)
+            return shards.entries_of_all(torch.cat(rows), torch.cat(ids), self.d_sae)
 
         return entries_by_rows(above, len(u))
 
@@ -245,11 +250,12 @@ class LevelsTraining(Training):
             share = self._config.k_per_layer[i] / self._config.layer_sizes[i]
             kept = max(round(share * len(u)), 1)
             for part in range(features.start, features.stop, 1024):
-                rows = slice(part, min(part + 1024, features.stop))
-                h = (u - sae.level_bias(i)) @ sae.encoder[rows].T
+                some = slice(part, min(part + 1024, features.stop))
+                # On every rank, so that rounding is that of one process: activations that are equal may tie.
+                h = (u - sae.level_bias(i)) @ shards.rows_of(sae.encoder, some).T
                 # Between the smallest pre-activation that should fire and the largest that should not.
                 largest = h.topk(min(kept + 1, len(u)), dim=0).values
-                sae.threshold[rows] = largest[-2:].mean(0).clamp(min=0)
+                sae.threshold[some] = largest[-2:].mean(0).clamp(min=0)
 
     def forward(self, x: Float[Tensor, "n d_in"], target: Float[Tensor, "n d_in"]) -> Step:
         u, stats = self.sae.normalize(x)
@@ -310,10 +316,13 @@ class LevelsTraining(Training):
         if len(ids) == 0:
             return u.new_zeros(())
         residual = (u - u_hat).detach()
-        h = (u - sae.level_bias(i)).detach() @ sae.encoder[ids].T + sae.b_enc[ids]
+        ids = ids[shards.mine(ids)]
+        here = shards.place(ids)
+        bias = shards.handed_out(sae.b_enc)[ids]
+        h = (u - sae.level_bias(i)).detach() @ sae.encoder[here].T + bias
         # The norm is set below, so rows whose exponentials would overflow can be scaled down here.
-        h = h - (h.detach().amax(1, keepdim=True) - _LARGEST_EXPONENT).clamp(min=0)
-        out = h.exp() @ sae.decoder[ids]
+        h = h - (shards.largest(h) - _LARGEST_EXPONENT).clamp(min=0)
+        out = shards.summed(h.exp() @ sae.decoder[here])
         norm = residual.norm(dim=1, keepdim=True)
         out = out * (norm / (2 * out.norm(dim=1, keepdim=True) + _GHOST_EPS)).detach()
         error = (out - residual).square().sum(1)

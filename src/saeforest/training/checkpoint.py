@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NamedTuple
 
 import torch
 from pydantic import Field
@@ -32,9 +32,11 @@ STATE = "state.json"
 SINGLE = "state"
 _FOLDER = re.compile(r"step-[0-9]{8,}")
 _PARENT = "training.sae.parent"
+_MOST_SHARDS = 100_000
 _REMEDY = "delete this checkpoint's folder, and resume from an older one or start again"
-#: In format 1, an SAE and its training were one object.
-FORMAT_VERSION = 2
+#: In format 1, an SAE and its training were one object. Format 3 has a file for each shard of the features, and is
+#: written only where there are several.
+FORMAT_VERSION, _SHARDED = 2, 3
 
 
 class Position(Schema):
@@ -54,7 +56,17 @@ class State(Schema):
     fingerprint: Name = ""
     about: dict[str, Any] = Field(default_factory=dict)
     """The settings and the model of the run; only a run with the same ones may resume from here."""
+    n_shards: Annotated[int, Field(ge=1, le=_MOST_SHARDS)] = 1
+    """The number of files for each SAE: file i of n has the rows of the features f with f % n = i."""
     checksums: dict[Name, Checksum] = Field(default_factory=dict)
+
+
+class Parts(NamedTuple):
+    """How the tensors of a checkpoint are written by several ranks, each its own shard of the features."""
+
+    shards: int
+    write: Callable[[Path], dict[str, str]]
+    """Writes all files into a folder, and returns their checksums by name."""
 
 
 def save_checkpoint(
@@ -64,26 +76,31 @@ def save_checkpoint(
     place: Mapping[str, int],
     fingerprint: str = "",
     about: Mapping[str, Any] | None = None,
+    parts: Parts | None = None,
 ) -> None:
     """Write the checkpoint `folder/step-NNNNNNNN`, then delete older ones.
+
+    It gets its name once all of its files are written, so a process that is killed leaves the one before.
 
     trained: the trainings, by the name of their file without its extension.
     place: the position in the data where the next step begins (`ActivationStream.state`).
     fingerprint: identifies the data; only a run on the same data may resume from here.
     about: what else must be the same in a run that resumes from here.
+    parts: how other ranks help to write the tensors. None: this process writes them, one file for each SAE.
     """
-    target = folder / f"step-{step:08}"
+    target, shards = folder / f"step-{step:08}", parts.shards if parts else 1
     with atomic_folder(target) as temporary:
-        checksums = {}
-        for name, training in trained.items():
-            file = _file(temporary, name)
-            checksums[file.name] = write_tensors(file, tensors_of(training))
+        if parts:
+            checksums = parts.write(temporary)
+        else:
+            checksums = write_files(temporary, {name: tensors_of(t) for name, t in trained.items()})
         state = {
-            "format_version": FORMAT_VERSION,
+            "format_version": FORMAT_VERSION if shards == 1 else _SHARDED,
             "step": step,
             "data": dict(place),
             "fingerprint": fingerprint,
             "about": dict(about or {}),
+            "n_shards": shards,
         }
         write_json(temporary / STATE, {**state, CHECKSUMS: checksums})
     for old in checkpoints(folder):
@@ -91,8 +108,17 @@ def save_checkpoint(
             shutil.rmtree(old)
 
 
-def _file(checkpoint: Path, name: str) -> Path:
-    return checkpoint / f"{name}.safetensors"
+def write_files(
+    folder: Path, tensors: Mapping[str, dict[str, Tensor]], shard: int = 0, shards: int = 1
+) -> dict[str, str]:
+    """Write one shard of the tensors of each training, by its name. Returns the checksums of the files by name."""
+    files = {_file(folder, name, shard, shards): own for name, own in tensors.items()}
+    return {file.name: write_tensors(file, own) for file, own in files.items()}
+
+
+def _file(checkpoint: Path, name: str, shard: int, shards: int) -> Path:
+    part = f"-{shard + 1:05}-of-{shards:05}" if shards > 1 else ""
+    return checkpoint / f"{name}{part}.safetensors"
 
 
 def tensors_of(training: Training) -> dict[str, Tensor]:
@@ -137,10 +163,11 @@ def read_state(checkpoint: Path) -> State:
     """Read state.json of a checkpoint. Raises InputError if it is missing, damaged or of another format."""
     path = checkpoint / STATE
     state = checked(State, read_json(path), path, _REMEDY)
-    if state.format_version != FORMAT_VERSION:
+    if state.format_version not in (FORMAT_VERSION, _SHARDED):
         raise InputError(
-            f"{path}: checkpoint of format {state.format_version}, but this saeforest reads format {FORMAT_VERSION}; "
-            "finish the run with the version that began it, or delete this checkpoint's folder and train again"
+            f"{path}: checkpoint of format {state.format_version}, but this saeforest reads formats {FORMAT_VERSION} "
+            f"and {_SHARDED}; finish the run with the version that began it, or delete this checkpoint's folder and "
+            "train again"
         )
     if state.step != _step_of(checkpoint):
         raise InputError(
@@ -177,13 +204,33 @@ def load_checkpoint(
         )
     tensors = {}
     for name, training in trained.items():
-        file = _file(checkpoint, name)
-        tensors[name] = read_tensors(file, state.checksums.get(file.name), _REMEDY)
-        _check(tensors[name], training, state.step, file)
+        tensors[name] = _read(checkpoint, name, state)
+        _check(tensors[name], training, state.step, _file(checkpoint, name, 0, state.n_shards))
     for name, training in trained.items():
         restore(training, tensors[name])
     stream.restore(state.data.model_dump())
     return state.step
+
+
+def _read(checkpoint: Path, name: str, state: State) -> dict[str, Tensor]:
+    """The tensors of a training. Where they are in shards, rows are put back in the order of features."""
+    files = [_file(checkpoint, name, shard, state.n_shards) for shard in range(state.n_shards)]
+    shards = [read_tensors(file, state.checksums.get(file.name), _REMEDY) for file in files]
+    whole = shards[0]
+    for key in sorted({key for shard in shards[1:] for key in shard}):
+        parts = [shard.get(key, torch.empty(0)) for shard in shards]
+        n, of, dtype = sum(part.shape[:1].numel() for part in parts), parts[0].shape[1:], parts[0].dtype
+        for i, (file, part) in enumerate(zip(files, parts, strict=True)):
+            expected = torch.Size([len(range(i, n, len(parts))), *of])
+            if (part.shape, part.dtype) != (expected, dtype):
+                raise InputError(
+                    f"{file}: tensor '{key}' is {_kind(part.shape, part.dtype)}; beside the other shards it would be "
+                    f"{_kind(expected, dtype)}; {_REMEDY}"
+                )
+        whole[key] = torch.empty(n, *of, dtype=dtype)
+        for i, part in enumerate(parts):
+            whole[key][i :: len(parts)] = part
+    return whole
 
 
 def restore(training: Training, tensors: dict[str, Tensor]) -> None:

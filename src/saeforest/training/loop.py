@@ -24,10 +24,10 @@ from ..saes import Step, Training, save_sae
 from ..saes.training import NotFinite
 from ..sinks.names import SinkName
 from ..stopping import NEVER, stopping
-from .checkpoint import SINGLE, is_saved, latest_checkpoint, load_checkpoint, save_checkpoint
+from .checkpoint import SINGLE, Parts, is_saved, latest_checkpoint, load_checkpoint, save_checkpoint
 from .log import Log, RunLog, describe_step, peak_memory_mb
 from .sinks import Sinks
-from .team import Team
+from .team import Team, WholeTeam
 
 
 @dataclass
@@ -81,7 +81,7 @@ def train(
         InputError: a loss is infinite or NaN.
         OSError: the logs, an SAE, or the checkpoint before stopping cannot be written.
     """
-    team = team or Team()
+    team = team or WholeTeam()
     trainees = {
         name: Trainee(name, trained[name], f" of {name}" if config.saes else "")
         for name in team.own(list(trained))
@@ -92,7 +92,7 @@ def train(
     start = 0
     if run is not None and (checkpoint := latest_checkpoint(run.checkpoints)):
         start = load_checkpoint(checkpoint, kept, stream, fingerprint)
-    start = team.begin(trained, stream, start)
+    start = team.begin(kept, stream, start)
     own: dict[str, Log] = {
         name: team.log(name) if run is None else RunLog(run.logs(name), resume_at=start) for name in trained
     }
@@ -101,12 +101,12 @@ def train(
 
     place = stream.state()  # where the batch of the next step begins
 
-    def write(step: int) -> None:
+    def write(step: int, parts: Parts | None = None) -> None:
         if run is None:
             return
         for log in logs.values():
             log.sync()
-        save_checkpoint(run.checkpoints, step, kept, place, fingerprint, about)
+        save_checkpoint(run.checkpoints, step, kept, place, fingerprint, about, parts)
 
     def rescue() -> str:
         """Save the last whole step after another rank was lost in the next one. Returns what was saved."""
@@ -162,19 +162,20 @@ def train(
             due = 0 < config.checkpoint_minutes * 60 < time.monotonic() - saved_at
             stop, due = team.ranks.agree(stopped(), due)
             if stop and step < n_steps:
-                team.save(step, trained, logs, write)
+                team.save(step, kept, logs, write)
                 raise stopped.interrupted(
                     f"stopped after step {step:,} of {n_steps:,}; a checkpoint is saved in {run}"
                 )
             if due or step == n_steps:
                 try:
-                    team.save(step, trained, logs, write)
+                    team.save(step, kept, logs, write)
                 except OSError as error:
                     note(
                         f"step {step:,}: checkpoint not saved: {error.filename}: {os.strerror(error.errno or 0)}; "
                         "training continues"
                     )
                 saved_at = time.monotonic()
+        team.gather_weights(kept)
         if not team.ranks.first:
             return own
         for log in logs.values():

@@ -33,7 +33,7 @@ from .data import GivenSource, TrainingData, open_source
 from .log import Log
 from .loop import train
 from .settle import settle, settle_scale
-from .team import Division, Team, team_of
+from .team import Division, Team, WholeTeam, team_of
 from .together import tell, told
 from .unfinished import TooFew, check_about, claimed_run, going_on, run_state, undone_if_worthless
 
@@ -220,7 +220,7 @@ def _train(
     sinks: Sequence[SinkName] = (),
     team: Team | None = None,
 ) -> Trained:
-    team = team or Team()
+    team = team or WholeTeam()
     count_steps(config, config.tokens)
     source = open_source(config) if given is None else GivenSource(config, given)
     if run is not None:
@@ -256,7 +256,7 @@ def _train(
         run.save_config(config)
     harvested = source.seconds
     if run is not None:
-        tell(team.ranks, config, data, run.activations, source.d_in, source.d_out, n_steps, team.division)
+        tell(team.ranks, config, data, run, source.d_in, source.d_out, n_steps, team.division)
     logs = train(
         config,
         trained,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -17,11 +18,14 @@ from ..kernels import shards, sharing
 from ..ranks import ALONE, Ranks
 from ..saes import Training, TreeConfig
 from ..saes.base import SAEConfig
-from .log import Log
-from .team import Division, Team, check_same
+from .checkpoint import Parts, tensors_of, write_files
+from .log import Log, MemoryLog
+from .team import Division, Team, Write, check_same, first_writes, share_all
 
 # The systems whose training reads the rows of its weights in kernels alone.
-_SYSTEMS = ("topk", "tree")
+_SYSTEMS = ("topk", "tree", "jumprelu", "hsae")
+# The weights that have a row for each feature.
+_DIVIDED = ("encoder", "decoder")
 
 
 class ShardedTeam(Team):
@@ -33,36 +37,87 @@ class ShardedTeam(Team):
         super().__init__(ranks, division)
         self._data = self._features = ALONE  # until all ranks begin
 
+    def own(self, names: list[str]) -> list[str]:
+        return names
+
     @contextmanager
     def sharing(self) -> Iterator[None]:
         with sharing(self._data), shards.sharded(self._features):
             yield
 
-    def _begin(self, trained: Mapping[str, Training]) -> None:
-        super()._begin(trained)
+    def log(self, name: str) -> Log:
+        return MemoryLog()
+
+    def take_up(self, trained: Mapping[str, Training]) -> None:
+        share_all(trained, self.ranks)
         self._data, self._features = self.ranks.mesh(self.division.shards)
         for training in trained.values():
             divide(training, self._features)
 
-    def save(
-        self,
-        step: int,
-        trained: Mapping[str, Training],
-        logs: Mapping[str, Log],
-        write: Callable[[int], None],
-    ) -> None:
+    def gather_logs(self, logs: Mapping[str, Log]) -> None:
+        pass  # the first rank has logged all there is
+
+    def write(self, step: int, trained: Mapping[str, Training], write: Write) -> None:
         check_same(trained, step, self._data)
+        if self.division.whole_checkpoints:
+            self._write_whole(step, trained, write)
+        elif self.ranks.first:
+            self._write_first(step, trained, write)
+        elif folder := self.ranks.from_first(_first_tells):
+            self.ranks.to_first(self._tried(folder, trained))
+
+    def gather_weights(self, trained: Mapping[str, Training]) -> None:
+        for training in trained.values():
+            training.optimizer.state.clear()
+            self._join(training)
+
+    # -- a checkpoint in shards: each rank of the first row of the table writes its own
+
+    def _write_first(self, step: int, trained: Mapping[str, Training], write: Write) -> None:
+        begun = False
+
+        def together(folder: Path) -> dict[str, str]:
+            nonlocal begun
+            begun = True
+            self.ranks.from_first(lambda: str(folder.resolve()))
+            own = self._tried(str(folder), trained)
+            checksums: dict[str, str] = {}
+            for written, failed in [own, *self.ranks.to_first(None)]:
+                if failed:
+                    raise OSError(*failed)
+                checksums |= written
+            return checksums
+
+        try:
+            write(step, Parts(self.division.shards, together))
+        finally:
+            if not begun:  # there is no folder to write into, and the others wait to hear of it
+                self.ranks.from_first(lambda: "")
+
+    def _tried(
+        self, folder: str, trained: Mapping[str, Training]
+    ) -> tuple[dict[str, str], tuple[int | None, str | None, str | None] | None]:
+        """Write this rank's shard. Returns the checksums of its files, and an error for the first rank to raise."""
+        if not self._data.first:
+            return {}, None
+        shard, size = self._features.rank, self._features.size
+        tensors = {name: tensors_of(t) if shard == 0 else rows_of(t) for name, t in trained.items()}
+        try:
+            return write_files(Path(folder), tensors, shard, size), None
+        except OSError as error:
+            return {}, (error.errno, error.strerror, error.filename)
+
+    # -- a checkpoint in one file
+
+    def _write_whole(self, step: int, trained: Mapping[str, Training], write: Write) -> None:
         for training in trained.values():
             self._join(training)
         try:
-            super().save(step, trained, logs, write)
+            first_writes(self.ranks, step, write)
         finally:
             for training in trained.values():
-                if self.ranks.first and step < training.run.n_steps:  # at the end it keeps all rows
+                if self.ranks.first:
                     divide(training, self._features)
-
-    def gather_state(self, trained: Mapping[str, Training], step: int) -> None:
-        pass  # `save` has joined them
 
     def _join(self, training: Training) -> None:
         """Bring the rows of all ranks to the first."""
@@ -84,16 +139,31 @@ class ShardedTeam(Team):
         return own
 
 
+def _first_tells() -> str:
+    raise AssertionError("the first rank tells")
+
+
 def divide(training: Training, features: Ranks) -> None:
     """Keep only the rows of this rank, one of those among which the dictionary is divided."""
     device = training.sae.b_dec.device
     _change(training, lambda whole: whole[features.rank :: features.size].clone().to(device))
 
 
+def rows_of(training: Training) -> dict[str, Tensor]:
+    """Those of `tensors_of(training)` of which each rank has only its own rows."""
+    weights = [weight for group in training.optimizer.param_groups for weight in group["params"]]
+    own = {f"training.sae.{name}": getattr(training.sae, name) for name in _DIVIDED}
+    for i, weight in enumerate(weights):
+        if any(weight is part for part in own.values()):
+            state = training.optimizer.state.get(weight, {})
+            own |= {f"optimizer.{i}.{key}": x for key, x in state.items() if x.dim()}
+    return own
+
+
 def _change(training: Training, change: Callable[[Tensor], Tensor]) -> None:
     """Put `change(rows)` in the place of the rows of the weights and of the optimizer's moments, in a fixed order."""
     optimizer = training.optimizer
-    for name in ("encoder", "decoder"):
+    for name in _DIVIDED:
         old = getattr(training.sae, name)
         new = nn.Parameter(change(old.detach()), requires_grad=old.requires_grad)
         vars(new).update(vars(old))  # whether its gradients are sparse

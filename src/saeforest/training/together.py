@@ -12,6 +12,7 @@ from ..activations.sources import MemoryActivations
 from ..config import TrainConfig, of_dict, to_dict
 from ..errors import InputError
 from ..ranks import Ranks
+from ..run_folder import RunFolder
 from ..stopping import NEVER
 from .data import TrainingData, open_source
 from .team import Division
@@ -28,13 +29,15 @@ class Told(NamedTuple):
     """The folder with the activations; None if they are read from the language model during training."""
     in_memory: bool
     division: dict[str, Any]
+    run: str | None
+    """The folder of the run, where ranks write to it. None: only the first does."""
 
 
 def tell(
     ranks: Ranks,
     config: TrainConfig,
     data: TrainingData,
-    folder: Path,
+    run: RunFolder,
     d_in: int,
     d_out: int | None,
     n_steps: int,
@@ -45,9 +48,19 @@ def tell(
         return
     live = isinstance(data.blocks, LiveActivations)
     found = data_of(config.data)
-    store = str(found.folder if isinstance(found, StoredData) else folder)
+    store = str(found.folder if isinstance(found, StoredData) else run.activations)
     in_memory = isinstance(data.blocks, MemoryActivations)
-    told = Told(to_dict(config), d_in, d_out, n_steps, None if live else store, in_memory, asdict(division))
+    written = division.shards > 1 and not division.whole_checkpoints
+    told = Told(
+        to_dict(config),
+        d_in,
+        d_out,
+        n_steps,
+        None if live else store,
+        in_memory,
+        asdict(division),
+        str(run.path.resolve()) if written else None,
+    )
     ranks.from_first(lambda: list(told))
     if isinstance(data.blocks, LiveActivations):
         data.blocks.ranks = ranks
@@ -60,6 +73,11 @@ def told(ranks: Ranks) -> tuple[TrainConfig, Told, Blocks]:
         raise AssertionError("the first rank tells")
 
     told = Told(*ranks.from_first(nothing))
+    if told.run is not None and not Path(told.run).is_dir():
+        raise InputError(
+            f"{told.run}: this machine does not see the folder of the run, where each rank writes its shard of "
+            "checkpoints; share the folder, or ask for whole checkpoints"
+        )
     config = of_dict(told.config)
     if told.store is None:
         live = open_source(config).read(None, NEVER, lambda settled: None).blocks
