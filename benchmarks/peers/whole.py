@@ -5,7 +5,12 @@
 One after another, each from its first step to its last; what is explained of 8,192 other activations is measured a few
 times on the way, while the clocks rest. Activations are scaled to a mean norm of sqrt(d), in the order in which
 saeforest would read the store. Learning rates are each library's own unless given; they rise in the first twentieth of
-the run, and a feature is dead after a fifth of it without firing, since libraries' defaults exceed such a run.
+`--steps` and then stay, and a feature is dead after a fifth of these without firing, since libraries' defaults exceed
+such a run.
+
+`--longer` gives saeforest more steps than the others, on further activations, so that what it explains after the time
+that another library took is known. For each other library it is then said when saeforest had explained as much as that
+library did at its end, on a straight line between two measurements, as a share of that library's time.
 """
 
 from __future__ import annotations
@@ -37,9 +42,11 @@ from .plan import K, tree_shape
 RUNS = (
     ("saeforest", "tree", "bfloat16"),
     ("saeforest", "topk", "bfloat16"),
+    ("saeforest", "topk, activations as they are", "bfloat16"),
     ("eai-sparsify", "topk", "bfloat16"),
     ("sae-lens", "topk", "bfloat16"),
     ("dictionary-learning", "topk", "float32"),
+    ("overcomplete", "topk", "float32"),
 )
 _OTHERS = 8_192
 _WARMUP, _DEAD = 20, 5
@@ -53,29 +60,66 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name, default in (("width", 6_144), ("steps", 200), ("batch", 2_048), ("looks", 4), ("threads", 1)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--lr", type=float, help="learning rate of all; by default each library's own")
+    parser.add_argument(
+        "--longer", type=float, default=1.0, help="saeforest's steps, as a multiple of the others'"
+    )
     options = parser.parse_args(arguments)
     runs = [run for run in RUNS if options.libraries is None or run[0] in options.libraries]
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
-        d = write(options.store, Path(folder), options.steps * options.batch)
+        d = write(options.store, Path(folder), steps_of("saeforest", options) * options.batch)
         for library, system, dtype in runs:
-            sizes, k = ((options.width,), (K,)) if system == "topk" else tree_shape(options.width)
+            sizes, k = tree_shape(options.width) if system == "tree" else ((options.width,), (K,))
             case = Case(library, system, "run", "cpu", dtype, d, options.width, K, options.batch, sizes, k)
             try:
                 done = trained(case, Path(folder), options)
             except (EnvironmentFailure, RuntimeError) as failure:
                 print(f"{case.name}: left out: {failure}", flush=True)
                 continue
-            rows.append({**asdict(case), **done, "steps": options.steps, "lr": options.lr})
+            steps = steps_of(library, options)
+            rows.append({**asdict(case), **done, "steps": steps, "lr": options.lr})
             last = done["looks"][-1]
             print(
                 f"{case.name}: FVE {last['fve']:.4f} after {last['clock_s']:.0f} s, {last['processor_s']:.0f} s of "
-                f"the processor ({options.steps * options.batch / last['processor_s']:,.0f} tokens/s of it)",
+                f"the processor ({steps * options.batch / last['processor_s']:,.0f} tokens/s of it)",
                 flush=True,
             )
             about = {"cpu": cpu_name(), "threads": options.threads, "store": options.store.name}
-            options.out.write_text(json.dumps({"about": about, "runs": rows}, indent=1) + "\n")
+            found = {"about": about, "runs": rows, "reached": reached(rows)}
+            options.out.write_text(json.dumps(found, indent=1) + "\n")
+    for entry in reached(rows):
+        print(json.dumps(entry))
     return 0 if len(rows) == len(runs) else 1
+
+
+def steps_of(library: str, options: argparse.Namespace) -> int:
+    return round(options.steps * options.longer) if library == "saeforest" else options.steps
+
+
+def reached(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """When each run of saeforest had explained what another library did at its end, as shares of that one's times."""
+    ours = [row for row in rows if row["library"] == "saeforest"]
+    found: list[dict[str, Any]] = []
+    for peer in (row for row in rows if row["library"] != "saeforest"):
+        last = peer["looks"][-1]
+        for own in ours:
+            at = {name: time_of(own["looks"], last["fve"], name) for name in ("processor_s", "clock_s")}
+            shares = {name: None if s is None else round(s / last[name], 3) for name, s in at.items()}
+            found.append({"fve": last["fve"], "of": peer["library"], "by": own["system"], **shares})
+    return found
+
+
+def time_of(looks: Sequence[dict[str, Any]], fve: float, name: str) -> float | None:
+    """The time at which a run first explains so much, on a straight line between two looks; None if it never does."""
+    before: dict[str, Any] | None = None
+    for look in looks:
+        if look["fve"] >= fve:
+            if before is None:
+                return look[name]
+            share = (fve - before["fve"]) / (look["fve"] - before["fve"])
+            return before[name] + share * (look[name] - before[name])
+        before = look
+    return None
 
 
 def write(store: Path, folder: Path, n: int) -> int:
@@ -102,6 +146,7 @@ def trained(case: Case, folder: Path, options: argparse.Namespace) -> dict[str, 
         "rows": str(folder / "rows.npy"),
         "others": str(folder / "others.npy"),
         "looks": options.looks,
+        "steps": steps_of(case.library, options),
         "warmup": options.steps // _WARMUP,
         "dead_steps": options.steps // _DEAD,
         "threads": options.threads,

@@ -27,7 +27,7 @@ def main() -> None:
     torch.manual_seed(0)
     rows, others = (torch.from_numpy(np.load(request[name], mmap_mode="c")) for name in ("rows", "others"))
     settings = {key: request.get(key) for key in ("looks", "warmup", "dead_steps", "lr")}
-    watch = Watch(rows, others, case.batch, **settings)
+    watch = Watch(rows[: request["steps"] * case.batch], others, case.batch, **settings)
     train = driver(case.library).train
     watch.begin()
     train(case, watch)

@@ -23,6 +23,7 @@ from benchmarks.peers.environments import EnvironmentFailure, Recipe, python_of 
 from benchmarks.peers.machine import Machine  # noqa: E402
 from benchmarks.peers.session import KEYS, Measured, Worker, WorkerFailure, measure  # noqa: E402
 from benchmarks.peers.watch import Watch  # noqa: E402
+from benchmarks.peers.whole import reached  # noqa: E402
 
 TOPK = Case(
     "saeforest",
@@ -356,3 +357,17 @@ def test_a_watch_measures_between_batches_while_clocks_rest(monkeypatch: pytest.
     assert [found["step"] for found in watch.found] == [1, 2]
     assert [found["fve"] for found in watch.found] == [1, 0]
     assert [found["clock_s"] for found in watch.found] == [10, 20]  # of 30 that passed
+
+
+def test_a_whole_run_is_timed_to_what_another_explained_at_its_end() -> None:
+    def run(library: str, *looks: tuple[float, float]) -> dict[str, object]:
+        listed = [{"clock_s": 2 * s, "processor_s": s, "fve": fve} for s, fve in looks]
+        return {"library": library, "system": "topk", "looks": listed}
+
+    ours = run("saeforest", (1, 0.2), (3, 0.5), (5, 0.45), (7, 0.8))
+    peers = [run("a", (10, 0.4)), run("b", (10, 0.1)), run("c", (5, 0.9)), run("d", (12, 0.625))]
+    found = reached([ours, *peers])
+    assert [(entry["of"], entry["by"]) for entry in found] == [(name, "topk") for name in "abcd"]
+    # 0.4 lies two thirds of the way from 1 s to 3 s, 0.625 half-way from 5 s to 7 s.
+    assert [entry["processor_s"] for entry in found] == [0.233, 0.1, None, 0.5]
+    assert [entry["clock_s"] for entry in found] == [0.233, 0.1, None, 0.5]

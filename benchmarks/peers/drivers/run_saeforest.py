@@ -48,6 +48,8 @@ def system(case: Case) -> SystemConfig:
     if case.system == "matryoshka":
         # Over the batch, as the peers choose.
         return MatryoshkaConfig(layer_sizes=sizes, k_per_layer=k, selection="batch")
+    if case.system == "topk, activations as they are":
+        return TopKConfig(layer_sizes=sizes, k_per_layer=k, normalize_activations="none")
     return TopKConfig(layer_sizes=sizes, k_per_layer=k)
 
 
