@@ -67,6 +67,7 @@ def _variants() -> dict[str, SystemConfig]:
     return {
         "TopK": PRESETS["demo-topk"].sae,
         "BatchTopK": PRESETS["demo-batchtopk"].sae,
+        "Matching Pursuit": PRESETS["demo-matching-pursuit"].sae,
         "Tree SAE": paper,
         "no gate": replace(paper, gate="none"),
         "early layers weighted 0.02": replace(paper, layer_weights=0.02),
