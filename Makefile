@@ -42,9 +42,10 @@ test-models: .venv/dev.stamp
 durability: .venv/dev.stamp
 	SAEFOREST_KILL_POINTS=$(STEP) $(BIN)/pytest --numprocesses $(WORKERS) --dist worksteal tests/durability
 
-# Worlds of up to RANKS processes, of which one is killed, KILLS times; `make test` kills one of two, once.
+# Worlds of up to RANKS processes, of which one is killed, KILLS times, and all that they divide; `make test` kills one of
+# two, once.
 ranks: .venv/dev.stamp
-	SAEFOREST_RANK_KILLS=$(KILLS) SAEFOREST_RANKS=$(RANKS) $(BIN)/pytest tests/training/test_ranks.py
+	SAEFOREST_RANK_KILLS=$(KILLS) SAEFOREST_RANKS=$(RANKS) $(BIN)/pytest tests/training/test_ranks.py tests/training/test_shards.py
 
 lint: .venv/dev.stamp
 	$(BIN)/ruff check --quiet

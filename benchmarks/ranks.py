@@ -22,10 +22,17 @@ from saeforest.kernels import shards, sharing
 from saeforest.optim import OptimConfig
 from saeforest.ranks import Ranks, joined
 from saeforest.ranks import processes as exchanged
-from saeforest.saes import RunLength, TopKConfig, TreeConfig, start_training
+from saeforest.saes import (
+    HSAEConfig,
+    ParentsConfig,
+    RunLength,
+    TopKConfig,
+    TreeConfig,
+    start_training,
+)
 from saeforest.training.sharded import divide
 
-SYSTEMS = ("topk", "tree")
+SYSTEMS = ("topk", "tree", "hsae")
 
 
 class Counted:
@@ -35,7 +42,7 @@ class Counted:
         self.bytes = 0
 
     def watch(self) -> None:
-        gather, total = exchanged.Processes._gather, exchanged.Processes.sum
+        gather, total, trade = (getattr(exchanged.Processes, name) for name in ("_gather", "sum", "trade"))
 
         def gathered(ranks: Any, own: Tensor, lengths: Any) -> Tensor:
             self.bytes += own.nbytes * (ranks.size - 1)
@@ -45,13 +52,26 @@ class Counted:
             self.bytes += own.nbytes * (ranks.size > 1)
             return total(ranks, own)
 
-        exchanged.Processes._gather, exchanged.Processes.sum = gathered, summed  # pyright: ignore[reportAttributeAccessIssue]
+        def traded(ranks: Any, parts: Any, shapes: Any) -> list[Tensor]:
+            self.bytes += sum(part.nbytes for rank, part in enumerate(parts) if rank != ranks.rank)
+            return trade(ranks, parts, shapes)
+
+        for name, counted in (("_gather", gathered), ("sum", summed), ("trade", traded)):
+            setattr(exchanged.Processes, name, counted)
 
 
-def config(system: str, width: int, k: int) -> TopKConfig | TreeConfig:
-    """The SAE of the paper of this width; the sizes of the tree's layers are in its proportions."""
+def config(system: str, width: int, k: int) -> TopKConfig | TreeConfig | HSAEConfig:
+    """The SAE of the paper of this width; the sizes of the layers of tree and HSAE are in its proportions."""
     if system == "topk":
         return TopKConfig(layer_sizes=(width,), k_per_layer=(k,))
+    if (
+        system == "hsae"
+    ):  # parents are chosen after the first step, so that those that are measured have families
+        levels = tuple(width * part // 15 for part in (1, 2, 4, 8))
+        parents = ParentsConfig("fixed", 1)
+        return HSAEConfig(
+            layer_sizes=levels, k_per_layer=(k,) * 4, hierarchy=parents, normalize_activations="none"
+        )
     sizes = [width // 16, width // 8, width * 3 // 8]
     return TreeConfig(layer_sizes=(*sizes, width - sum(sizes)), k_per_layer=(21, 5, 4, 2))
 

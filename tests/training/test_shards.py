@@ -78,7 +78,7 @@ def levels(name: str, ranks: Ranks) -> dict[str, Tensor]:
     [
         ("binary, ghosts in a wide kernel", 3),
         ("projected, without copies", 2),
-        *(pytest.param(name, size, marks=thorough) for name in CASES for size in (2, 4)),
+        *(pytest.param(name, 4, marks=thorough) for name in CASES),
     ],
 )
 def test_levels_are_those_of_one_process(name: str, size: int) -> None:
@@ -135,6 +135,7 @@ def assert_equal(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
             pytest.param(size, shards, system, marks=thorough)
             for size, shards in ((1, 1), (2, 2), (4, 2), (4, 4))
             for system in ("topk", "tree", "jumprelu", "hsae")
+            if (size, system) != (2, "tree")
         ),
     ],
 )
