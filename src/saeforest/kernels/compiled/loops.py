@@ -284,7 +284,7 @@ def _offer(values, ids, size, value, i):
 @jit
 def top_children(values, ids, scores, begin, active, first, children, low, high):
     for t in range(low, high):
-        size = 0
+        size = np.int64(0)  # a literal would have `_offer` compiled twice
         for j in range(active.shape[1]):
             start = begin[t, j]
             for i in range(start, begin[t, j + 1]):
@@ -326,7 +326,8 @@ def layer_errors(errors, squared, values, ids, starts, decoder, bias, x, mean, s
     z = np.empty_like(bias)
     spare = np.empty((4, len(bias)), bias.dtype)
     for t in range(low, high):
-        z[:] = bias
+        for i in range(len(z)):  # an assignment to a slice takes Numba two seconds more to compile
+            z[i] = bias[i]
         row = x[t]
         for layer in range(len(errors)):
             n = _of_layer(ids[t], values[t], starts[layer], starts[layer + 1], slots, mine, amounts)

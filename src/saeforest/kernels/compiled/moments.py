@@ -21,7 +21,8 @@ from .threads import OPTIONS, jit
 def _direction(weight, grad, out, unit_rows, project):
     """Scale the row to unit norm and write its gradient, without the component along the row if that is asked for."""
     if not unit_rows:
-        out[:] = grad
+        for i in range(len(out)):  # an assignment to a slice takes Numba two seconds more to compile
+            out[i] = grad[i]
         return
     norm = along = weight.dtype.type(0)
     for i in range(len(weight)):

@@ -1,7 +1,8 @@
 """The loops that Numba compiles for selections: the largest of each row, and the best closed set of a tree.
 
 They are in one file because they call each other, and because Numba's cache is valid until the file changes. Loops
-whose last arguments are `low, high` process that range of rows. None of them checks its arguments.
+whose last arguments are `low, high` process that range of rows. None of them checks its arguments. A count that is
+given to another loop begins as `np.int64(0)`: for a literal 0, Numba would compile that loop once more.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ def top_positive(ids, used, h, k, block, infinity, low, high):
                 largest = entry if entry > largest else largest
             maxima[b] = largest
         bound = h.dtype.type(max(kth_largest(maxima, n_blocks, k), 1))
-        n = 0
+        n = np.int64(0)
         for b in range(n_blocks):
             if maxima[b] >= bound:
                 n = _reaching(row, b * block, min((b + 1) * block, width), bound, infinity, found, n)
@@ -104,7 +105,7 @@ def best_children(values, ids, scores, bits, begin, active, first, children, low
             for c in range(0, max(begin[t, j + 1] - begin[t, j], 1), 4):  # most parents have few children
                 for i in range(c, c + 4):
                     which[to + i] = children[child + i]
-        n = 0
+        n = np.int64(0)
         for i in range(start, end):  # kept if positive, otherwise overwritten by the next one
             found[n], at[n] = bits[i], i
             n += scores[i] > 0
@@ -177,7 +178,7 @@ def closed_best(slots, used, scores, values, ids, starts, low, high):
     width, k = scores.shape[1], slots.shape[1]
     found, at = np.empty(width + 1, scores.dtype), np.empty(width + 1, np.int64)
     for t in range(low, high):
-        n = 0
+        n = np.int64(0)
         for j in range(width):
             found[n], at[n] = scores[t, j], j
             n += scores[t, j] > 0
