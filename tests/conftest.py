@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 from pathlib import Path
 
@@ -21,6 +22,7 @@ def pytest_configure(config: pytest.Config) -> None:
         return
     if worker:
         _wait_for_who_compiles(config)
+    gc.disable()  # of what imports and collecting the tests make, nearly nothing is garbage: searching takes seconds
     config.pluginmanager.import_plugin("shared_fixtures")
 
 
@@ -36,10 +38,13 @@ def _wait_for_who_compiles(config: pytest.Config) -> None:
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
+    gc.freeze()  # all of it stays until the end, also in forked processes
+    gc.enable()
     if (lock := session.config.stash.get(_IMPORTING, None)) is not None:
         lock.release()
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
+    gc.unfreeze()  # or what libraries count at the end looks like leaks
     if not hasattr(session.config, "workerinput"):  # half a gigabyte, which pytest would keep for three runs
         shutil.rmtree(shared_folder(session.config) / CACHE, ignore_errors=True)

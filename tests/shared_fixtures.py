@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import fcntl
 import io
 import json
 import os
@@ -19,6 +20,7 @@ import pytest
 import torch
 from filelock import FileLock
 from hypothesis import settings
+from numba.core.dispatcher import Dispatcher
 from threadpoolctl import threadpool_limits
 from tyro._docstrings import _ClassTokenization
 
@@ -95,6 +97,33 @@ def models_cache(request: pytest.FixtureRequest) -> Iterator[None]:
     """A cache for unpacked models of this run of the tests alone, empty at first."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SAEFOREST_CACHE", str(shared_folder(request.config) / CACHE))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def kernels_once(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Of workers that need the same kernel for the first time, one compiles it, and the others read it from its cache:
+    in a fresh environment all kernels take half a minute. A process opens the lock anew each time, so that a forked one
+    has nothing of its parent's."""
+    place = shared_folder(request.config) / "kernels.lock"
+    compiled = Dispatcher.compile
+    holder = 0
+
+    def one_at_a_time(self: Dispatcher, signature: Any) -> Any:
+        nonlocal holder
+        if holder == os.getpid():  # a kernel that calls another
+            return compiled(self, signature)
+        with place.open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            holder = os.getpid()
+            try:
+                return compiled(self, signature)
+            finally:
+                holder = 0
+                fcntl.flock(file, fcntl.LOCK_UN)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Dispatcher, "compile", one_at_a_time)
         yield
 
 
