@@ -57,6 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("store", type=Path, help="of `saeforest harvest`")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE")
     parser.add_argument("--libraries", nargs="+", choices=sorted({run[0] for run in RUNS}), metavar="NAME")
+    parser.add_argument("--systems", nargs="+", choices=sorted({run[1] for run in RUNS}), metavar="NAME")
     for name, default in (("width", 6_144), ("steps", 200), ("batch", 2_048), ("looks", 4), ("threads", 1)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--lr", type=float, help="learning rate of all; by default each library's own")
@@ -64,7 +65,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--longer", type=float, default=1.0, help="saeforest's steps, as a multiple of the others'"
     )
     options = parser.parse_args(arguments)
-    runs = [run for run in RUNS if options.libraries is None or run[0] in options.libraries]
+    wanted = options.libraries, options.systems
+    runs = [
+        run for run in RUNS if all(of is None or name in of for name, of in zip(run, wanted, strict=False))
+    ]
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         d = write(options.store, Path(folder), steps_of("saeforest", options) * options.batch)
