@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from everything_cases import MakeOnce
 from llama_cases import MakeConfig
 from saeforest import cli, memory
 from saeforest.config import MemberConfig, load_config, save_config
@@ -34,11 +35,16 @@ CASES = (
 
 
 @pytest.fixture(scope="module")
-def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, object]]:
+def measured(make_once: MakeOnce) -> dict[str, dict[str, object]]:
     """What processes of their own said beforehand and then took."""
+    cases = [json.loads(line) for line in (make_once("peak", measure) / "found").read_text().splitlines()]
+    return {case["case"]: case for case in cases}
+
+
+def measure(folder: Path) -> None:
     root = Path(__file__).parents[2]
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.peak_memory", str(tmp_path_factory.mktemp("peak")), *CASES],
+        [sys.executable, "-m", "benchmarks.peak_memory", str(folder), *CASES],
         cwd=root,
         env=os.environ | {"PYTHONPATH": f"{root / 'src'}{os.pathsep}{root}"},
         capture_output=True,
@@ -46,8 +52,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, ob
         check=False,
     )
     assert done.returncode == 0, done.stderr[-4000:]
-    found = [json.loads(line) for line in done.stdout.splitlines()]
-    return {case["case"]: case for case in found}
+    (folder / "found").write_text(done.stdout)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak of a forked process is what Linux says it is")
