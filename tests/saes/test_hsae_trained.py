@@ -299,26 +299,24 @@ def hierarchy_measures(sae: HSAE, x: torch.Tensor) -> dict[str, float]:
 
 @pytest.mark.usefixtures("unchecked")
 def test_hsae_is_more_of_a_hierarchy_than_the_baseline() -> None:
-    """Measured over seeds 0 to 2: Hamming distance 0.7 against 1.4, P(parent|child) 0.76 against 0.72."""
+    """Measured over seeds 0 to 2: Hamming distance 0.7 against 1.4, P(parent|child) 0.76 against 0.72; with seed 0
+    constraint 0.20 against 0.90, Hamming distance 0.70 against 1.49, P(parent|child) 0.78 against 0.73."""
     held_out = families(1000, torch.Generator().manual_seed(99))
     scale = float(24**0.5 / held_out.norm(dim=1).mean())
     common: dict[str, Any] = {"normalize_activations": scale, "sparsity": QUICK, "bandwidth": 0.1}
-    means = []
+    found = []
     for updates, constraint, perturbation in [("after", 0.0, 0.0), ("alternate", 0.3, 0.05)]:
         hierarchy = ParentsConfig(updates)  # pyright: ignore[reportArgumentType]
         own: dict[str, Any] = {"constraint": constraint, "perturbation": perturbation, "hierarchy": hierarchy}
-        found = []
-        for seed in (0, 1):
-            sae = HSAE(HSAEConfig((8, 32), (2, 4), **common, **own), 24, seed=seed)
-            generator = torch.Generator().manual_seed(seed)
-            learnt(sae, lambda n, g=generator: families(n, g), 400, 128, seed)
-            assert explained(sae, held_out) > 0.85
-            counts = sae.encode(held_out).fired(40)
-            assert float(counts[:8].sum()) / 1000 == pytest.approx(2, abs=0.4)
-            assert float(counts[8:].sum()) / 1000 == pytest.approx(4, abs=0.6)
-            found.append(hierarchy_measures(sae, held_out))
-        means.append({name: np.mean([f[name] for f in found]) for name in found[0]})
-    baseline, hsae = means
+        sae = HSAE(HSAEConfig((8, 32), (2, 4), **common, **own), 24, seed=0)
+        generator = torch.Generator().manual_seed(0)
+        learnt(sae, lambda n, g=generator: families(n, g), 400, 128)
+        assert explained(sae, held_out) > 0.85
+        counts = sae.encode(held_out).fired(40)
+        assert float(counts[:8].sum()) / 1000 == pytest.approx(2, abs=0.4)
+        assert float(counts[8:].sum()) / 1000 == pytest.approx(4, abs=0.6)
+        found.append(hierarchy_measures(sae, held_out))
+    baseline, hsae = found
     assert hsae["constraint"] < 0.6 * baseline["constraint"]
     assert hsae["hamming"] < 0.7 * baseline["hamming"]
     assert hsae["P(parent|child)"] > baseline["P(parent|child)"] + 0.01
