@@ -18,6 +18,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from edits import edit_json
 from llama_cases import MakeConfig
 from saeforest import InputError
 from saeforest.config import TrainConfig, load_config, save_config
@@ -25,6 +26,7 @@ from saeforest.run_folder import RunFolder
 from saeforest.training import Interrupted, log, loop, run_training
 from saeforest.training.log import read_log
 from saeforest.training.run import resume_config
+from saeforest.training.unfinished import check_about
 from training_cases import (
     FINISHED,
     STEPS,
@@ -334,6 +336,19 @@ def test_a_run_with_other_settings_does_not_go_on(
 ) -> None:
     save_config(tiny_config(**changes), stopped / "config.yaml")
     resuming_fails(stopped, says)
+
+
+def test_a_setting_newer_than_the_checkpoint_counts_as_its_default(stopped: Path) -> None:
+    checkpoint, config = stopped / "checkpoints" / "step-00000020", stopped / "config.yaml"
+    about = json.loads((checkpoint / "state.json").read_text())["about"]
+    check_about(checkpoint, about, config)
+    edit_json(checkpoint / "state.json", lambda state: state["about"]["config"]["optim"].pop("weights"))
+    check_about(checkpoint, about, config)
+    about["config"]["optim"]["weights"] = "bfloat16"
+    with pytest.raises(
+        InputError, match=r"written with optim\.weights = 'float32', but now it is 'bfloat16'"
+    ):
+        check_about(checkpoint, about, config)
 
 
 def test_a_run_with_another_model_does_not_go_on(

@@ -13,7 +13,7 @@ from ..activations.folder import LocalFolder
 from ..activations.plan import PLAN, is_unfinished
 from ..activations.sources import is_store
 from ..claim import claimed, is_lock, remove_unheld
-from ..config import TrainConfig, to_dict
+from ..config import TrainConfig, of_dict, to_dict
 from ..errors import InputError
 from ..files import is_temporary, remove_leftovers
 from ..output import note
@@ -172,9 +172,11 @@ def _decided(key: str, wanted: Any, found: Any) -> bool:
 
 def check_about(checkpoint: Path, about: Mapping[str, Any], config: Path) -> None:
     """Raise InputError if the settings or the model of a run are not those that the checkpoint was written with."""
-    written = read_state(checkpoint).about
+    written = dict(read_state(checkpoint).about)
     if not written:  # written by an older version
         return
+    with suppress(ValueError):  # a setting that is newer than the checkpoint had its default's effect
+        written["config"] = to_dict(of_dict(written["config"]))
     for key, (now, then) in differences(about, written).items():
         raise InputError(
             f"{checkpoint}: written with {key.removeprefix('config.')} = {then!r}, but now it is {now!r} (see "
