@@ -4,8 +4,9 @@
 
 A Tree SAE of four layers in which Adam updates all rows, or the active ones; with `--peers` sparsify's TopK too, in an
 environment of its own. Every case runs in a process of its own, one after the other, the small ones first. The first
-two steps are not counted: they compile, and allocate the moments. Times are seconds of the processor, all cores
-together, which other work on the machine changes less than it changes the clock.
+two steps are not counted: they compile, and allocate the moments. All multiply in bfloat16 where the processor does,
+elsewhere in float32. Times are seconds of the processor, all cores together, which other work on the machine changes
+less than it changes the clock.
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ _NUMBERS = dict(zip(TREES, (4.0, 3.0, 2.0, 1.5, 1.0), strict=True))
 
 def case_of(library: str, system: str, width: int, d: int, batch: int) -> Case:
     sizes, k = ((width,), (K,)) if system == "topk" else tree_shape(width)
-    return Case(library, system, "training_step", "cpu", "bfloat16", d, width, K, batch, sizes, k)
+    dtype = "bfloat16" if machine.native_bf16("cpu") else "float32"
+    return Case(library, system, "training_step", "cpu", dtype, d, width, K, batch, sizes, k)
 
 
 def needed(case: Case) -> int:
@@ -63,6 +65,7 @@ def measured(case: Case, python: Path, file: Path, steps: int, threads: int) -> 
         "library": case.library,
         "system": case.system,
         "features": case.width,
+        "dtype": case.dtype,
         "processor_ms": round(1e3 * middle, 1),
         "quartiles_ms": [round(1e3 * low, 1), round(1e3 * high, 1)],
         "clock_ms": round(1e3 * statistics.median(wall), 1),

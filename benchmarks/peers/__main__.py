@@ -17,7 +17,6 @@ from typing import NoReturn
 import torch
 
 from saeforest.errors import InputError
-from saeforest.optim import resolve_precision
 
 from . import data, machine, plan, report
 from .case import Case
@@ -67,7 +66,7 @@ def run(options: argparse.Namespace) -> int:
     groups = plan.planned(
         options.device,
         quick=options.quick,
-        native_bf16=resolve_precision("auto", torch.device(options.device)) == torch.bfloat16,
+        native_bf16=machine.native_bf16(options.device),
         widths=options.widths,
         ds=options.d,
         tasks=options.tasks,

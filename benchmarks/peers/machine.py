@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from saeforest.optim import resolve_precision
+
 #: Sides of square matrices, and bytes to copy, large enough that a repeat takes long beside the clock.
 _SIDE, _SIDE_CUDA = 2048, 8192
 _COPIED, _COPIED_CUDA = 1 << 28, 1 << 30
@@ -74,6 +76,11 @@ def cpu_name() -> str:
     except OSError:
         names = []
     return names[0] if names else platform.processor() or platform.machine()
+
+
+def native_bf16(device: str) -> bool:
+    """Whether products in bfloat16 are the hardware's own. Elsewhere they are slower than those in float32."""
+    return resolve_precision("auto", torch.device(device)) == torch.bfloat16
 
 
 def free_bytes(device: str) -> int:

@@ -33,12 +33,12 @@ from saeforest.activations.reader import concatenated
 from saeforest.activations.sources import open_store
 from saeforest.errors import InputError
 
+from . import machine
 from .case import Case
 from .environments import ROOT, EnvironmentFailure, python_of
-from .machine import cpu_name
 from .plan import K, tree_shape
 
-#: What is trained, and in which type it multiplies.
+#: What is trained, and in which type it multiplies where the processor has bfloat16; elsewhere in float32.
 RUNS = (
     ("saeforest", "tree", "bfloat16"),
     ("saeforest", "topk", "bfloat16"),
@@ -72,7 +72,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         d = write(options.store, Path(folder), steps_of("saeforest", options) * options.batch)
-        for library, system, dtype in runs:
+        for library, system, preferred in runs:
+            dtype = preferred if machine.native_bf16("cpu") else "float32"
             sizes, k = tree_shape(options.width) if system == "tree" else ((options.width,), (K,))
             case = Case(library, system, "run", "cpu", dtype, d, options.width, K, options.batch, sizes, k)
             try:
@@ -88,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 f"the processor ({steps * options.batch / last['processor_s']:,.0f} tokens/s of it)",
                 flush=True,
             )
-            about = {"cpu": cpu_name(), "threads": options.threads, "store": options.store.name}
+            about = {"cpu": machine.cpu_name(), "threads": options.threads, "store": options.store.name}
             found = {"about": about, "runs": rows, "reached": reached(rows)}
             options.out.write_text(json.dumps(found, indent=1) + "\n")
     for entry in reached(rows):
