@@ -1,8 +1,9 @@
 """What computes activations: transformers, or a faster engine that must first give the same as transformers does.
 
 A faster engine may number layers differently, leave out a last norm, skip tokens that it has seen before, or round
-differently. So before it is used, it reads the first windows of a worker beside transformers, and is refused unless it
-explains nearly all of the variance of what transformers gives. What came of that stands in the manifest.
+differently. So before a worker uses it, it reads the first batch of the text beside transformers, and is refused unless
+it explains nearly all of the variance of what transformers gives. Every worker has an engine of its own, so each
+compares it, on the same windows; what the first of them found stands in the manifest.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ def compared(found: Float[Tensor, "n d"], expected: Float[Tensor, "n d"]) -> Par
 
 
 def check_parity(reader: ActivationReader, tokens: Tokens, name: str) -> dict[str, Any]:
-    """Compare the reader's backend with transformers on the first windows of a text. Returns what the manifest says.
+    """Compare the reader's backend with transformers on the first batch of a text. Returns what the manifest says.
 
     Raises InputError if they differ at any site.
     """

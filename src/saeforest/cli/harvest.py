@@ -34,7 +34,7 @@ class HarvestArguments:
     """Type of the stored numbers. auto: as the language model computes them; int8: 8 bits and a scale for each
     activation."""
     backend: Literal["transformers", "vllm"] = "transformers"
-    """What computes the activations. vllm is untested; it must first agree with transformers on the first windows."""
+    """What computes the activations. vllm is untested; it must agree with transformers on the first batch."""
     worker: int | None = None
     """Number of this worker, from 0, if several processes harvest together. Default: as torchrun or SLURM says."""
     of: int | None = None
