@@ -34,6 +34,8 @@ def test_an_overview_counts_the_whole(world: World, explorer: Explorer) -> None:
     assert card.n_alive == int((world.fires.sum(0) > 0).sum())
     assert card.n_edges == int((world.sae.parent != ROOT).sum())
     assert card.n_judged == int(world.index.measured.sum())
+    places = world.index.column_places.values()
+    assert card.n_placed == sum(any(p[c].isfinite() for p in places) for c in range(world.sae.d_sae)) > 0
 
 
 def test_a_feature_says_what_was_measured(world: World, explorer: Explorer) -> None:

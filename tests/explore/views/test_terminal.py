@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerFast
 from explore_cases import (
     FOREST,
     ROOTS,
+    World,
     hand_index,
     made_index,
     text_tokens,
@@ -25,6 +26,7 @@ from explore_cases import (
 from report_cases import ALONE, TREE, make_run, record
 from saeforest.errors import InputError
 from saeforest.explore import Explorer, Index, show_families, show_feature
+from saeforest.explore.api import Api
 from saeforest.explore.views.nulls import nulls_line
 from saeforest.explore.views.terminal import percent
 from saeforest.measures import Record
@@ -96,6 +98,48 @@ def test_no_mark_judges_an_edge(tokenizer: PreTrainedTokenizerFast) -> None:
             printed(show_feature, index, FOREST, tokenizer, 0),
         ):
             assert not re.search("[✓✗]|pass", out)
+
+
+def test_each_number_of_an_edge_has_its_place_among_null_pairs(
+    world: World, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """Those that the explorer's API gives, by the same columns."""
+    forest = world.sae.forest
+    api, placed = Api(Explorer(world.index, forest, tokenizer)), 0
+    for parent in forest.edges[0].unique().tolist():
+        out = printed(show_feature, world.index, forest, tokenizer, parent, width=120)
+        for edge in Explorer(world.index, forest, tokenizer).feature(parent).children:
+            columns = {c["name"]: c for c in api.get(f"edge/{edge.child}")["columns"]}
+            expected = ""
+            for name, title in (("p_child", r"P\(c\|p\)"), ("s_res", "S_res"), ("ungated", "ungated")):
+                value, place = columns[name]["value"], columns[name]["place"]
+                if value is None:
+                    expected += "" if name == "ungated" else f"  {title}  - +"
+                else:
+                    expected += f"  {title} {value:.2f}"
+                    expected += "" if place is None else rf" \({place:.0%}\)"
+                    placed += place is not None
+            assert re.search(rf"── +{edge.child} +[\d.]+%{expected}  ", out)
+        said = " ".join(out.split())
+        assert "the share of matched null pairs that the edge beats" in said
+        assert ("P(c|p), S_res beat them by the gate alone" in said) == world.index.about.gated
+    assert placed > 20
+
+
+def test_without_null_pairs_a_line_says_how_to_get_them(
+    world: World, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    how = "No edge has a place among null pairs in this index: `saeforest index RUN --tokens 1000000`"
+    for show in (show_families, partial(show_feature, feature=0)):
+        file = io.StringIO()
+        show(Console(file=file, width=100), Explorer(hand_index(), FOREST, tokenizer))
+        assert how in " ".join(file.getvalue().split())
+        assert "In brackets" not in file.getvalue()
+        file = io.StringIO()
+        show(Console(file=file, width=100), Explorer(world.index, world.sae.forest, tokenizer, origin="m"))
+        assert "No edge has a place" not in file.getvalue()
+        assert "P(c|p), S_res beat them" not in " ".join(file.getvalue().split())
+        assert "S_res, ungated beat them by the choice of parents alone" in " ".join(file.getvalue().split())
 
 
 @pytest.mark.parametrize(

@@ -10,13 +10,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ..queries.cards import ForcedBy
+
 #: Version of the API: the first part of its address, and a field of `overview`.
 API_VERSION = 1
 Format = Literal["share", "cosine", "log2", "rank", "number"]
 """How the numbers of a column are written."""
-ForcedBy = Literal["gate", "choice"]
-"""Why the numbers of a column are high whatever the parent is: the SAE's gate, or the choice of the parents of an
-inferred forest, which looked at them."""
 
 # Most of an answer: to be looked for first.
 _LEAVES = (str, int, float, type(None))

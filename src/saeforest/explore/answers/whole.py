@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ..labels.labels import Source
-from .parts import AboutColumn, Array, ForcedBy
+from ..queries.cards import ForcedBy
+from .parts import AboutColumn, Array
 
 # -- overview
 

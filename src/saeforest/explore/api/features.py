@@ -29,7 +29,7 @@ from ..answers.features import (
     TokenLogit,
     TreeDataAnswer,
 )
-from ..answers.parts import AboutColumn, ForcedBy, Format
+from ..answers.parts import AboutColumn, Format
 from ..errors import NotFound
 from ..index import ColumnAbout
 from ..labels.annotations import Annotations
@@ -44,16 +44,9 @@ _EACH = 4
 _FORMATS: dict[str, Format] = {"fraction": "share", "cosine": "cosine", "log2": "log2", "rank": "rank"}
 
 
-def forced_by(about: ColumnAbout, explorer: Explorer) -> ForcedBy | None:
-    """Why the values of a column are high whatever the parents of an explorer's edges are; None if they are not."""
-    if explorer.origin != "learned":
-        return "choice" if about.chosen else None
-    return "gate" if explorer.index.about.gated and about.mechanical else None
-
-
 def about_column(about: ColumnAbout, explorer: Explorer) -> AboutColumn:
     """What a column says of an explorer's edges, and how its numbers are written."""
-    index, forced = explorer.index.about, forced_by(about, explorer)
+    index, forced = explorer.index.about, explorer.forced_by(about)
     defined = about.defined
     for name, count in (("{min_count}", index.min_count), ("{n_detected}", index.n_detected)):
         defined = defined.replace(name, f"{count:,}")

@@ -14,7 +14,7 @@ from ..answers.whole import (
 )
 from ..labels.labels import Labels
 from ..queries.explorer import Explorer
-from .features import about_column, forced_by
+from .features import about_column
 
 #: An edge beats the null if it is beyond this fraction of the null pairs.
 PERCENTILE = 0.95
@@ -47,7 +47,7 @@ def beats(explorer: Explorer) -> tuple[Beats, ...]:
                 chance=float((null > bound).double().mean()),
                 auc=auc,
                 n=len(edges),
-                forced_by=forced_by(about, explorer),
+                forced_by=explorer.forced_by(about),
             )
         )
     return tuple(found)

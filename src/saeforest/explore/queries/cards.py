@@ -12,6 +12,9 @@ from typing import Any, Literal
 from ...text.passages import Passage
 
 Matched = Literal["label", "token", "text"]
+#: Why the numbers of a column are high whatever the parent is: the SAE's gate, or the choice of the parents of an
+#: inferred forest, which looked at them.
+ForcedBy = Literal["gate", "choice"]
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,9 @@ class OverviewCard(Card):
     rows: vectors by which features are compared: "decoder" or, for a transcoder, "encoder".
     n_edges: number of edges of the forest, without those from the root.
     n_judged: number of edges whose child fired at least `min_count` times.
+    n_placed: number of edges with a place among matched null pairs, by at least one column of the index.
+    forced_by: the columns that are high whatever the parents are, and what makes them so: the "gate" of the SAE, or the
+    "choice" of parents by them.
     """
 
     model: str
@@ -51,6 +57,8 @@ class OverviewCard(Card):
     n_edges: int
     n_judged: int
     min_count: int
+    n_placed: int
+    forced_by: dict[str, ForcedBy]
 
 
 @dataclass(frozen=True)
@@ -79,6 +87,9 @@ class EdgeCard(Card):
     rank_child, rank_parent: ranks of these cosines among all decoder vectors; 1 is the nearest.
     s_res: the smaller cosine: the reconstruction score (Eq. 5) with LDA directions instead of the paper's probes.
     passes: whether both are among the nearest, the paper's criterion. An untrained tree meets it too.
+    ungated: how often the parent is active where the child's own detector is on, which does not know of the parent.
+    places: for each column of the index, such as `p_child`, `s_res` and `ungated`, the share of matched null pairs that
+    the edge exceeds by it, ties half: 0.5 is chance. Columns by which the edge has no place are left out.
     """
 
     parent: int
@@ -94,6 +105,8 @@ class EdgeCard(Card):
     rank_parent: int | None
     s_res: float | None
     passes: bool | None
+    ungated: float | None
+    places: dict[str, float]
     null: dict[str, str]
 
 

@@ -12,8 +12,8 @@ from ...errors import InputError
 from ...hf_types import PreTrainedTokenizerBase
 from ...structure.forest import ROOT, Forest
 from ...text.passages import read_passage
-from ..index import Index
-from .cards import ContextCard, EdgeCard, FamilyCard, FeatureCard, OverviewCard, SearchResult
+from ..index import ColumnAbout, Index
+from .cards import ContextCard, EdgeCard, FamilyCard, FeatureCard, ForcedBy, OverviewCard, SearchResult
 from .families import ChosenFamilies, telling_families
 from .search import Search, words
 
@@ -68,7 +68,20 @@ class Explorer:
             n_edges=self.forest.edges.shape[1],
             n_judged=int(self.index.measured.sum()),
             min_count=about.min_count,
+            n_placed=self._n_placed,
+            forced_by={column.name: by for column in about.columns if (by := self.forced_by(column))},
         )
+
+    def forced_by(self, about: ColumnAbout) -> ForcedBy | None:
+        """Why the values of a column are high whatever the parents of the edges are; None if they are not."""
+        if self.origin != "learned":
+            return "choice" if about.chosen else None
+        return "gate" if self.index.about.gated and about.mechanical else None
+
+    @cached_property
+    def _n_placed(self) -> int:
+        places = self.index.column_places
+        return int(torch.stack([p.isfinite() for p in places.values()]).any(0).sum()) if places else 0
 
     def feature(self, feature: int) -> FeatureCard:
         """The card of a feature. Raises InputError if there is no such feature."""
@@ -116,6 +129,9 @@ class Explorer:
             null |= dict.fromkeys(
                 ("cos_child", "cos_parent", "rank_child", "rank_parent", "s_res", "passes"), why
             )
+        ungated = self._column("ungated", child)
+        if ungated is None:
+            null["ungated"] = "the child fired too rarely, or its own detector is never on"
         return EdgeCard(
             parent=parent,
             child=child,
@@ -130,8 +146,17 @@ class Explorer:
             rank_parent=int(self.index.rank_parent[child]) if measured else None,
             s_res=_finite(float(self.index.s_res[child])) if measured else None,
             passes=bool(self.index.passes[child]) if measured else None,
+            ungated=ungated,
+            places={
+                name: place
+                for name, places in self.index.column_places.items()
+                if (place := _finite(float(places[child]))) is not None
+            },
             null=null,
         )
+
+    def _column(self, name: str, child: int) -> float | None:
+        return _finite(float(self.index.columns[name][child])) if name in self.index.columns else None
 
     def families(self, n: int = 10) -> list[FamilyCard]:
         """The `n` most telling families, best first (see `telling_families`)."""

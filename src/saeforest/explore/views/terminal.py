@@ -21,6 +21,8 @@ _WIDEST = 120
 _RIGHT_SHARE = 0.42
 _MAX_CHILDREN = 12
 _FAMILY_CHILDREN, _FAMILY_CONTEXTS = 5, 2
+# The columns of an edge that are shown, with their names.
+_COLUMNS = {"p_child": "P(c|p)", "s_res": "S_res", "ungated": "ungated"}
 _FOCUS = "bold reverse cyan"
 
 
@@ -126,9 +128,29 @@ class _View:
             "Percentages: fraction of tokens; next to a text, fraction of the feature's strongest activation.\n"
             "P(c|p): how often the child fires where its parent fires. S_res: reconstruction score (Eq. 5), estimated "
             f"with LDA directions instead of the paper's probes{vectors}; a high score does not show that the "
-            "hierarchy was learned.\n"
+            f"hierarchy was learned.{self.places(overview)}\n"
             f"`saeforest show RUN FEATURE` shows the tree around one feature.{nulls}",
             style="dim",
+        )
+
+    def places(self, overview: OverviewCard) -> str:
+        """What the numbers in brackets are, or how to get them."""
+        if not overview.n_edges:
+            return ""
+        if not overview.n_placed:
+            return (
+                "\nNo edge has a place among null pairs in this index: `saeforest index RUN --tokens 1000000` makes "
+                "it anew from more text."
+            )
+        forced = [title for name, title in _COLUMNS.items() if name in overview.forced_by]
+        by = "the gate" if "gate" in overview.forced_by.values() else "the choice of parents"
+        verb = "beat" if len(forced) > 1 else "beats"
+        warning = f" {', '.join(forced)} {verb} them by {by} alone." if forced else ""
+        return (
+            "\nungated: how often the parent is active where the child's own detector is on, which does not know of "
+            "the parent. In brackets: the share of matched null pairs that the edge beats; in them, parents have "
+            "changed places with others of their layer that fire about as often. Ties count half; 50% is chance."
+            f"{warning}"
         )
 
     def header(self, card: FeatureCard, style: str = "bold cyan", top: bool = False) -> Text:
@@ -145,10 +167,16 @@ class _View:
         return line.append("  ").append(" · ".join(card.tokens), "italic")
 
     def edge(self, edge: EdgeCard) -> Text:
-        line = Text(f"  P(c|p) {edge.p_child or 0:.2f}")
-        if edge.s_res is None:
-            return line.append("  S_res  -   ", "dim")
-        return line.append(f"  S_res {edge.s_res:5.2f}")
+        """The numbers of an edge, each with its place among null pairs."""
+        values = {"p_child": edge.p_child, "s_res": edge.s_res, "ungated": edge.ungated}
+        line = Text()
+        for name, title in _COLUMNS.items():
+            value, place = values[name], edge.places.get(name)
+            if value is None:
+                line.append("" if name == "ungated" else f"  {title}  -   ", "dim")
+            else:
+                line.append(f"  {title} {value:.2f}" + ("" if place is None else f" ({place:.0%})"))
+        return line
 
     # -- the trees
 
