@@ -13,7 +13,7 @@ import torch
 
 import saeforest
 from saeforest.config import TrainConfig
-from saeforest.evaluation import MeasureOptions, measure_run
+from saeforest.evaluation import MEASURES, MeasureOptions, measure_run
 from saeforest.evaluation import nulls as nulls_module
 from saeforest.evaluation import run as run_module
 from saeforest.evaluation.null_values import FOREST_FREE, SUFFIXES, auc, with_nulls
@@ -447,3 +447,50 @@ def test_no_score_of_hierarchy_and_no_curve_is_without_its_nulls() -> None:
     assert record.detail["of_nulls"]["shuffled"] == {"curve": alone.detail["curve"]}
     for name in own - {"tree_parents_share"}:
         assert record.value[f"{name}_shuffled"] == alone.value[name]
+
+
+def test_values_without_scores_of_edges_are_those_that_the_specification_names() -> None:
+    """docs/spec/records.md#scores-of-edges; all other values with nulls have the AUC of their edges."""
+    without = {
+        "coverage": {"ungated_above_half", "ungated_above_nine_tenths"},
+        "edges": {"features_in_copies"},
+        "hsae": {"hamming", "hamming_per_active"},
+        "graph": {
+            *(
+                "coverage_by_children",
+                "children_active",
+                "children_active_share",
+                "sibling_cosine",
+                "in_graph",
+            ),
+            *(f"{kind}_{of}" for kind in ("pearson", "spearman") for of in ("sum", "max")),
+            *("graph_features", "graph_edges"),
+        },
+    }
+    names = (
+        "coverage",
+        "reconstruction_score",
+        "geometry",
+        "cooccurrence",
+        "mcs",
+        "edges",
+        "graph",
+        "hsae",
+        "hierarchy",
+    )
+    x = activations(1500)
+    sae = saeforest.train(x, "tree", layer_sizes=(6, 18), k_per_layer=(2, 2), steps=20).sae
+    options = MeasureOptions(
+        measures={"hierarchy": HierarchyConfig(min_count=10, parents=6, rank_curve=0, variants=())},
+        probes=ProbeConfig(epochs=1),
+    )
+    for name, record in saeforest.measure(sae, x, names, options=options).items():
+        nulls = {value for value in MEASURES[name].nulls if value in record.value}
+        found = {value for value in nulls if f"{value}_auc" in record.value}
+        if name == "hierarchy":
+            assert found == {"tree", "tree_unconditional", "lda_tree", "mean_tree", "s_res_tree"}
+        else:
+            assert nulls - found == without.get(name, set()), name
+        for value in found:
+            auc_of = record.value[f"{value}_auc"]
+            assert auc_of is None or 0 <= auc_of <= 1

@@ -133,11 +133,12 @@ def test_a_family_against_slow_arithmetic() -> None:
     f, u, encoder = dense(case), float64(case.x), float64(case.sae.encoder)
     parents = (0, 1, 2, 5)
     record = measured(case, parents=parents)
-    cosines, agrees, explained = [], [], []
+    cosines, agrees, explained, by_child = [], [], [], {}
     for parent, entry in zip(parents, families(record), strict=True):
         children = oracle.usable_children(f, case.forest.parent.tolist(), parent, 5)
         children = sorted(sorted(children, key=lambda c: -(f[:, c] > 0).sum())[:8])
         own_cosine, own_agrees, own_explained = oracle.family(f, u, encoder, children)
+        by_child |= {c: (own_cosine[c], float(own_agrees[c])) for c in own_cosine}
         assert [child["child"] for child in entry["children"]] == children
         for child in entry["children"]:
             assert child["cosine"] == pytest.approx(own_cosine[child["child"]], abs=1e-9)
@@ -154,6 +155,10 @@ def test_a_family_against_slow_arithmetic() -> None:
     assert record.detail["chance"] == pytest.approx(len(parents) / len(cosines))
     low, high = record.interval["toward"] or (0, 0)
     assert low < np.mean(cosines) < high
+    for i, name in enumerate(("toward", "agreement")):
+        child, score = record.edge_scores[name]
+        assert child.tolist() == list(by_child)
+        assert score.tolist() == pytest.approx([both[i] for both in by_child.values()])
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -255,13 +260,17 @@ def test_the_plane_of_a_known_ellipse() -> None:
 @pytest.mark.parametrize("seed", range(3))
 def test_siblings_and_unrelated_features_against_all_pairs(seed: int) -> None:
     case = tangled(seed)
-    siblings, unrelated = oracle.sibling_cosines(
+    of_case = (
         dense(case), float64(case.sae.W_dec), case.forest.parent.tolist(), case.forest.layer.tolist(), 5
-    )
+    )  # fmt: skip
+    siblings, unrelated = oracle.sibling_cosines(*of_case)
     record = measured(case)
     assert record.value["sibling_cosine"] == pytest.approx(np.mean(siblings), abs=1e-6)
     assert record.value["unrelated_cosine"] == pytest.approx(np.mean(unrelated), abs=1e-6)
     assert record.detail["sibling_families"] == len(siblings) > 3
+    expected = oracle.mean_sibling_cosines(*of_case)
+    of_edges = dict(zip(*(part.tolist() for part in record.edge_scores["sibling_cosine"]), strict=True))
+    assert of_edges == pytest.approx(expected, abs=1e-6)
     low, high = record.interval["sibling_cosine"] or (0, 0)
     assert low < np.mean(siblings) < high
 

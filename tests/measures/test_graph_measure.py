@@ -163,7 +163,8 @@ def test_scores_of_edges() -> None:
         families = {p: [c for c, q in enumerate(PARENT) if q == p and c != 12] for p, _ in edges}
         expected = [oracle.of_edge(a, p, c, families[p])[name] for p, c in edges]
         assert found.score.tolist() == pytest.approx(expected)
-        assert len(edges) == 9
+        # Some parents never fire alone, and have no value there to compare with.
+        assert len(edges) == (6 if name == "soft_absorption" else 9), name
 
 
 def test_soft_absorption_by_hand() -> None:

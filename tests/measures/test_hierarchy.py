@@ -139,6 +139,19 @@ def test_every_value_equals_the_oracle(seed: int, reading: str, kind: str) -> No
         rare = sum(pair.n < STRATA[0] for pair in pairs)
         assert record.detail["strata_left_out"][name] == rare
         assert sum(stratum["pairs"] for stratum in record.detail["strata"][name]) == len(pairs) - rare
+    scores = {
+        "tree": ("tree", lambda pair: -pair.rank),
+        "tree_unconditional": ("tree_unconditional", lambda pair: -pair.rank),
+        "lda_tree": ("tree", lambda pair: -pair.lda_rank),
+        "mean_tree": ("tree", lambda pair: -pair.mean_rank),
+        "s_res_tree": ("tree", lambda pair: min(pair.cos_parent, pair.cos_child)),
+    }
+    assert record.edge_scores.keys() == scores.keys()
+    for name, (procedure, score) in scores.items():
+        expected = {pair.child: score(pair) for of in chosen[procedure].values() for pair in of}
+        of_edges = dict(zip(*(part.tolist() for part in record.edge_scores[name]), strict=True))
+        assert of_edges == pytest.approx(expected, abs=1e-6), name
+        assert len(expected) > 3
     assert record.detail["tree_conditional"] == (kind == "tree")
     assert record.detail["error_rate_of"] == ("tree" if kind == "tree" else "mcs")
 

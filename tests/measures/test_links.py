@@ -56,6 +56,9 @@ def test_equals_the_oracle(seed: int) -> None:
         assert record.value[name] == pytest.approx(np.mean(expected))
     for name, pairs in zip(("p_parent_child", "p_child_parent"), conditional(on, up, SIZES), strict=True):
         assert record.value[name] == pytest.approx(np.mean([share for *_, share in pairs]))
+        child, score = record.edge_scores[name]
+        expected = {c: share for _, c, share in pairs}
+        assert dict(zip(child.tolist(), score.tolist(), strict=True)) == pytest.approx(expected)
         for level in (0, 1):
             of_level = [share for p, _, share in pairs if starts[level] <= p < starts[level + 1]]
             assert record.value[f"{name}_{level}"] == (pytest.approx(np.mean(of_level)) if of_level else None)
@@ -78,6 +81,9 @@ def test_equals_the_oracle(seed: int) -> None:
         kept = [share for _, c, share in pairs if c != copy]
         assert len(kept) == len(pairs) - 1
         assert without.value[f"{name}_without_copies"] == pytest.approx(np.mean(kept))
+        child, score = without.edge_scores[f"{name}_without_copies"]
+        assert copy not in child.tolist()
+        assert sorted(score.tolist()) == pytest.approx(sorted(kept))
 
 
 def test_hand_worked() -> None:

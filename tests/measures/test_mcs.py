@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from oracles import hierarchy as oracle
+from oracles import pairs
 from saeforest.errors import InputError
 from saeforest.measures import mcs as mcs_module
 from saeforest.measures.mcs import VARIANTS, MCSConfig, mcs
@@ -57,6 +58,13 @@ def test_every_value_equals_the_oracle(seed: int, min_count: int) -> None:
     assert record.detail["pairs"] == {name: len(of) for name, of in numbers.items() if name.startswith("k_")}
     assert record.detail["pairs"]["k_all_pairs"] > record.detail["pairs"]["k_edges"] > 2
     assert record.tokens == len(a)
+    for name, (child, score) in record.edge_scores.items():
+        assert score.tolist() == pytest.approx(numbers[name], abs=1e-6), name
+        assert child.tolist() == sorted(set(child.tolist()))
+        edges = [(int(FOREST.parent[c]), c) for c in child.tolist()]
+        if name == "edges_mcs_correlation":
+            assert score.tolist() == pytest.approx([pairs.score("mcs_correlation", a, *e) for e in edges])
+    assert record.edge_scores.keys() == {name for name in numbers if name.startswith(("edges_", "k_edges"))}
 
 
 def test_intervals_are_of_resampled_children_and_of_the_edges_resampled_parents() -> None:

@@ -241,6 +241,9 @@ def test_cooccurrence_equals_the_oracle(comparisons: int, monkeypatch: pytest.Mo
         for layer, value in expected.items():
             assert close(found.value[f"{name}_layer_{layer}"], value)
         assert close(found.value[name], float(np.mean(list(expected.values()))))
+        of_edges = dict(zip(*(part.tolist() for part in found.edge_scores[name]), strict=True))
+        assert of_edges == pytest.approx(oracle.overlap_with_siblings(*args, alive_only=alive_only))
+        assert len(of_edges) > 20
     assert found.value["iou"] != found.value["iou_alive"]
     assert found.detail["families_left_out_for_0/0"] == 1
     low, high = found.interval["iou_alive"] or (1, 0)

@@ -13,6 +13,7 @@ import saeforest
 from oracles import ungated as oracle
 from saeforest import Forest, SparseCode
 from saeforest.errors import InputError
+from saeforest.evaluation.nulls import SEED, fired, with_parents
 from saeforest.measures import Record
 from saeforest.measures.coverage import CoverageConfig, coverage
 from saeforest.measures.own_detectors import detector_thresholds, own_detectors
@@ -27,6 +28,7 @@ from saeforest.saes import (
     build,
 )
 from saeforest.structure.pairs import PairStatistics
+from saeforest.structure.shuffled import shuffled_parents
 from subject_cases import given
 
 D, SIZES = 8, (5, 8, 11)
@@ -184,6 +186,16 @@ def test_on_activations_alone() -> None:
     found = saeforest.measure(sae, x, ["coverage"])["coverage"]
     assert found.value["ungated"] == measured(sae, x, min_count=20).value["ungated"]
     assert found.settings["config"] == {"min_count": 20}
+    # The values by layer have those of the nulls beside them, of the SAE that is gated by shuffled parents.
+    other = with_parents(sae, shuffled_parents(sae.forest, fired(sae, x), SEED))
+    by_layer = found.detail["of_nulls"]["shuffled"]["ungated_by_layer"]
+    assert by_layer == measured(other, x, min_count=20).detail["ungated_by_layer"]
+    assert by_layer != found.detail["ungated_by_layer"]
+    counts = [entry["edges"] for entry in by_layer]
+    assert len(counts) == 2
+    mean = np.average([entry["ungated"] for entry in by_layer], weights=counts)
+    assert mean == pytest.approx(found.value["ungated_shuffled"])
+    assert found.detail["of_nulls"]["untrained"] == {}  # it is not known how training started
 
 
 def test_reasons_and_errors() -> None:

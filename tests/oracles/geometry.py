@@ -88,6 +88,19 @@ def sibling_cosines(
     return siblings, unrelated
 
 
+def mean_sibling_cosines(
+    f: FloatArray, decoder: FloatArray, parent: list[int], layer: list[int], min_count: int
+) -> dict[int, float]:
+    """Of each feature with siblings in its layer, the mean cosine of their decoder rows with its own."""
+    on = [i for i in range(len(parent)) if sum(row[i] > 0 for row in f) >= min_count and parent[i] >= 0]
+    found = {}
+    for i in on:
+        others = [j for j in on if j != i and (parent[j], layer[j]) == (parent[i], layer[i])]
+        if others:
+            found[i] = float(np.mean([cosine(decoder[i], decoder[j]) for j in others]))
+    return found
+
+
 def directions(s_p: float, s_c: float, k: float) -> tuple[FloatArray, FloatArray, FloatArray]:
     """d_p, d_c and d*: three unit vectors with these cosines."""
     d_p = np.array([1.0, 0, 0])

@@ -68,6 +68,9 @@ class Pair:
     hit: bool
     lda_hit: bool
     mean_hit: bool
+    rank: int
+    lda_rank: int
+    mean_rank: int
 
 
 Chosen = dict[str, dict[int, list[Pair]]]
@@ -106,7 +109,7 @@ def choose(
             ranks.append(rank)
             cosines.append([cosine[p], cosine[c]])
             hits.append(max(rank) <= top)
-        return Pair(p, c, n[c], score("coverage", a, p, c), *cosines[0], *ranks[0], *hits)
+        return Pair(p, c, n[c], score("coverage", a, p, c), *cosines[0], *ranks[0], *hits, *map(max, ranks))
 
     def by_mcs(kind: str, p: int) -> list[int]:
         least = min_count if filter_before_topk else 1

@@ -89,6 +89,25 @@ def cooccurrence(on: BoolArray, parent: list[int], layer: list[int], alive_only:
     return found
 
 
+def overlap_with_siblings(
+    on: BoolArray, parent: list[int], layer: list[int], alive_only: bool
+) -> dict[int, float]:
+    """Of each child, the mean IoU with its siblings; of those in no family that `cooccurrence` counts, none."""
+    found = {}
+    for c in range(len(parent)):
+        family = [i for i in range(len(parent)) if parent[i] == parent[c] and layer[i] == layer[c]]
+        silent = [i for i in family if not on[:, i].any()]
+        if alive_only:
+            family = [i for i in family if i not in silent]
+        elif len(silent) > 1:
+            continue
+        if parent[c] < 0 or c not in family or len(family) < 2:
+            continue
+        ious = [int((on[:, i] & on[:, c]).sum()) / int((on[:, i] | on[:, c]).sum()) for i in family if i != c]
+        found[c] = float(np.mean(ious))
+    return found
+
+
 def next_token_losses(logits: FloatArray, ids: NDArray[np.int64]) -> FloatArray:
     """Of logits [ctx, vocab] and ids [ctx]: the loss at each position but the last, [ctx - 1], in nats."""
     losses = []

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float64, Int
+from jaxtyping import Bool, Float64, Int
 from torch import Tensor
 
 from ..saes import SAE
@@ -29,7 +29,7 @@ from ..structure.forest import ROOT, Forest
 from .bootstrap import FloatArray, estimate, interval_method, units_of_sae
 from .columns import FLAT, Column
 from .measure import EvalBatch, Measure, pair_slices
-from .record import Record, undefined
+from .record import EdgeScores, Record, undefined
 from .spec import Streaming
 
 
@@ -73,15 +73,18 @@ class SiblingPairs:
         union = self.fired[first] + self.fired[second] - self.together
         return first, second, self.together.double() / union.double()
 
-    def mean_overlap(self) -> Float64[Tensor, "d_sae"]:
-        """The mean IoU of each feature with those of its siblings that fire; NaN if none of them or it does not."""
+    def total_overlap(self) -> Float64[Tensor, "d_sae"]:
+        """The sum of IoU of each feature with its siblings."""
         total = torch.zeros(self.forest.d_sae, dtype=torch.float64)
         first, second, iou = self.iou()
-        total.index_add_(0, first, iou).index_add_(0, second, iou)
+        return total.index_add_(0, first, iou).index_add_(0, second, iou)
+
+    def mean_overlap(self) -> Float64[Tensor, "d_sae"]:
+        """The mean IoU of each feature with those of its siblings that fire; NaN if none of them or it does not."""
         alive = (self.family >= 0) & (self.fired > 0)
         size = torch.bincount(self.family[alive], minlength=max(len(self.family_layer), 1))
         others = torch.where(alive, size[self.family.clamp(min=0)] - 1, 0)
-        return total / torch.where(others > 0, others.double(), torch.nan)
+        return self.total_overlap() / torch.where(others > 0, others.double(), torch.nan)
 
 
 class Cooccurrence(Measure):
@@ -143,7 +146,27 @@ class Cooccurrence(Measure):
                 "families_left_out_for_0/0": int((~whole).sum()),
             },
             replicates=replicates,
+            edge_scores=self._edge_scores(size, whole),
         )
+
+    def _edge_scores(
+        self, size: Int[np.ndarray, "families"], whole: Bool[np.ndarray, "families"]
+    ) -> dict[str, EdgeScores]:
+        """The mean IoU of each child with its siblings: with all, in families without 0/0, and with those that fire.
+
+        size: of each family. whole: whether it has no pair with IoU 0/0.
+        """
+        counted = np.zeros(len(self.family), dtype=bool)
+        member = self.family >= 0
+        counted[member] = whole[self.family[member]]
+        child = torch.from_numpy(counted.nonzero()[0])
+        others = torch.from_numpy(size[self.family[counted]] - 1)
+        alive = self.siblings.mean_overlap()
+        defined = alive.isfinite()
+        return {
+            "iou": EdgeScores(child, self.siblings.total_overlap()[child] / others.double()),
+            "iou_alive": EdgeScores(defined.nonzero().flatten(), alive[defined]),
+        }
 
     def _iou_by_family(self) -> FloatArray:
         """Sum of IoU over the ordered pairs of each family; a pair that never fired together adds 0."""
@@ -172,5 +195,5 @@ SPEC = Streaming(
     make=lambda subject, _config: Cooccurrence(subject.sae, subject.forest),
     nulls=("iou", "iou_alive"),
     columns=(Column(FLAT, "iou", "siblings together", "↓"),),
-    version=2,
+    version=3,
 )

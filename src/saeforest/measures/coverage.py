@@ -167,11 +167,12 @@ SPEC = Study(
     config=CoverageConfig,
     run=coverage,
     nulls=("mean", *_UNGATED),
+    detail_of_nulls=("ungated_by_layer",),
     columns=(
         Column(EDGES, "ungated", "coverage without the gate", "↑"),
         Column(EDGES, "ungated_above_half", "edges above 0.5", "↑"),
         Column(EDGES, "lift", "lift, log2", "↑"),
     ),
     memory=lambda size: size.decoder + own_detectors_memory(size.d_sae, size.n_tokens),
-    version=2,
+    version=3,
 )

@@ -48,7 +48,7 @@ from ..progress import progress
 from ..saes import SAE
 from ..structure.forest import ROOT, Forest
 from .bootstrap import Estimate, FloatArray, estimate, interval_method, units_of_sae
-from .record import Record, undefined
+from .record import EdgeScores, Record, undefined
 from .spec import Study
 from .subject import Subject
 
@@ -144,6 +144,7 @@ def geometry(subject: Subject, config: GeometryConfig) -> Record:
             "umap": siblings.picture(config.umap_families, config.seed),
         },
         replicates=beneath.replicates | decoder.replicates,
+        edge_scores=_edge_scores(entries) | {"sibling_cosine": siblings.edge_scores()},
     )
 
 
@@ -309,6 +310,17 @@ def _agreement(entries: Sequence[dict[str, Any]], sae: SAE) -> tuple[Estimate, f
     return of_children.joined(of_families), chance
 
 
+def _edge_scores(entries: Sequence[dict[str, Any]]) -> dict[str, EdgeScores]:
+    """The cosine of each child with its own cluster, and whether it is the nearest."""
+    families = [entry["children"] for entry in entries if "children" in entry]
+    compared = [child for family in families for child in family if child["cosine"] is not None]
+    children = torch.tensor([child["child"] for child in compared], dtype=torch.int64)
+    return {
+        value: EdgeScores(children, torch.tensor([child[name] for child in compared], dtype=torch.float64))
+        for value, name in (("agreement", "agrees"), ("toward", "cosine"))
+    }
+
+
 def _means(columns: dict[str, FloatArray], weights: FloatArray) -> dict[str, FloatArray]:
     """The mean of each column over the units for which it is defined."""
     defined = {name: np.isfinite(column) for name, column in columns.items()}
@@ -371,6 +383,13 @@ class Siblings:
         columns = {"sibling_cosine": sibling.numpy(), "unrelated_cosine": unrelated.numpy()}
         units = units_of_sae("families", sae, self.parent)
         return estimate(lambda w: _means(columns, w), len(self.parent), units)
+
+    def edge_scores(self) -> EdgeScores:
+        """The mean cosine of each child's decoder row with those of its siblings."""
+        child = (self.member >= 0).nonzero().flatten()
+        family, rows = self.member[child], self.decoder[child]
+        others = _sums(rows, family, len(self.parent))[family] - rows
+        return EdgeScores(child, (rows * others).sum(1) / (self.size[family] - 1))
 
     def picture(self, n_families: int, seed: int) -> dict[str, Any]:
         """UMAP of decoder rows: some families, and equally many features from other families of the same layers."""
@@ -443,5 +462,5 @@ SPEC = Study(
     run=geometry,
     nulls=("agreement", "toward", "sibling_cosine"),
     memory=lambda size: size.decoder,
-    version=2,
+    version=3,
 )

@@ -56,8 +56,6 @@ _FRACTIONS = (
     "children_active_share",
     "in_graph",
 )
-# Values that are larger where the data support an edge more.
-_SUPPORT = ("p_parent_child", "p_parent_child_weighted", "mcs", "pearson", "spearman")
 _GRAPH, _SHUFFLED = "graph_", "_shuffled"
 
 
@@ -154,8 +152,8 @@ def _means(numbers: FamilyNumbers, siblings: FloatArray | None = None, units: st
 
 def _edge_scores(numbers: FamilyNumbers) -> dict[str, EdgeScores]:
     found = {}
-    for name in _SUPPORT:
-        score = numbers.edge[:, EDGE_VALUES.index(name)]
+    for i, name in enumerate(EDGE_VALUES):
+        score = numbers.edge[:, i]
         defined = np.isfinite(score)
         found[name] = EdgeScores(torch.from_numpy(numbers.child[defined]), torch.from_numpy(score[defined]))
     return found
@@ -232,4 +230,5 @@ SPEC = Study(
     ),
     nulls=(*EDGE_VALUES, *FIRING_VALUES, "sibling_cosine", "in_graph", "graph_features", "graph_edges"),
     forest_free=lambda _: ("graph_features", "graph_edges"),
+    version=2,
 )

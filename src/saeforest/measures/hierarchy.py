@@ -69,6 +69,7 @@ from .hierarchy_scores import (
     ByParent,
     by_seed,
     counts_of,
+    edge_scores_of,
     formula_of,
     left_out_of,
     pair_list,
@@ -165,6 +166,7 @@ def hierarchy(subject: Subject, config: HierarchyConfig) -> Record:
             "pairs": pair_list(sample, scored),
         },
         replicates=found.replicates,
+        edge_scores=edge_scores_of(scored),
     )
 
 
@@ -212,5 +214,5 @@ SPEC = Study(
         Column(HIERARCHY, "mcs_unconditional", "by MCS, any parents", "↑"),
     ),
     memory=_memory,
-    version=3,
+    version=4,
 )

@@ -207,7 +207,9 @@ class ScoredPairs(NamedTuple):
     n:            number of activations on which the child fires.
     coverage:     fraction of these on which the parent fires too.
     near:         cosines and ranks of both decoder rows with the child's direction.
-    hit, lda_hit, mean_hit: 1 for a hit, else 0: by the probe's direction, by that of LDA, and by the mean difference.
+    rank, lda_rank, mean_rank: the larger rank of the two rows: by the probe's direction, by that of LDA, and by the
+                  mean difference.
+    hit, lda_hit, mean_hit: 1 for a hit, where this rank is small enough, else 0.
     """
 
     rows: dict[str, NDArray[np.int64]]
@@ -216,6 +218,9 @@ class ScoredPairs(NamedTuple):
     n: NDArray[np.int64]
     coverage: FloatArray
     near: PairNearness
+    rank: NDArray[np.int64]
+    lda_rank: NDArray[np.int64]
+    mean_rank: NDArray[np.int64]
     hit: FloatArray
     lda_hit: FloatArray
     mean_hit: FloatArray
@@ -232,16 +237,15 @@ def score_pairs(subject: Subject, config: HierarchyConfig, sample: Sample, chose
     place, child = (torch.from_numpy(part) for part in np.divmod(key, d_sae))
     near = _nearness(subject, subject.probes, sample.parents[place], child)
 
-    def hits(found: PairNearness) -> FloatArray:
-        return (torch.maximum(found.rank_child, found.rank_parent) <= config.top).double().numpy()
-
-    def hits_by(method: Literal["lda", "mean_difference"]) -> FloatArray:
+    def rank_by(method: Literal["lda", "mean_difference"]) -> NDArray[np.int64]:
         if subject.probes.config.method == method:
-            return hits(near)
+            return near.worst_rank.numpy()
         of_method = replace(subject.probes.config, method=method)
         probes = Probes(subject.x, subject.pairs, of_method, subject.probes.device)
-        return hits(_nearness(subject, probes, sample.parents[place], child))
+        return _nearness(subject, probes, sample.parents[place], child).worst_rank.numpy()
 
+    rank, lda_rank, mean_rank = near.worst_rank.numpy(), rank_by("lda"), rank_by("mean_difference")
+    hit, lda_hit, mean_hit = ((r <= config.top).astype(np.float64) for r in (rank, lda_rank, mean_rank))
     return ScoredPairs(
         rows={name: np.searchsorted(key, of) for name, of in keys.items()},
         parent=place.numpy(),
@@ -249,9 +253,12 @@ def score_pairs(subject: Subject, config: HierarchyConfig, sample: Sample, chose
         n=subject.pairs.marginals.n[child].numpy(),
         coverage=_coverage(subject, sample, place, child).numpy(),
         near=near,
-        hit=hits(near),
-        lda_hit=hits_by("lda"),
-        mean_hit=hits_by("mean_difference"),
+        rank=rank,
+        lda_rank=lda_rank,
+        mean_rank=mean_rank,
+        hit=hit,
+        lda_hit=lda_hit,
+        mean_hit=mean_hit,
     )
 
 

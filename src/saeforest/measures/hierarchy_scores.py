@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from .bootstrap import Estimate, FloatArray, Formula, estimate
 from .hierarchy_pairs import PROCEDURES, HierarchyConfig, Procedure, Sample, ScoredPairs
+from .record import EdgeScores
 
 #: Lower limits of the strata by how often a child fires; each ends where the next begins.
 STRATA = (20, 50, 100, 300, 1000)
@@ -37,6 +39,27 @@ class ByParent:
         self.s_res = total(scored.near.score.numpy())
         self.has = (self.pairs > 0).astype(np.float64)
         self.share = self.hits / np.maximum(self.pairs, 1)
+
+
+def edge_scores_of(scored: ScoredPairs) -> dict[str, EdgeScores]:
+    """Scores of the forest's edges among the pairs, each edge once however many seeds drew its parent.
+
+    For a share of hits, the score is the larger rank of the two rows, with a minus: the hits are those above a limit.
+    """
+    of = {
+        "tree": ("tree", -scored.rank),
+        "tree_unconditional": ("tree_unconditional", -scored.rank),
+        "lda_tree": ("tree", -scored.lda_rank),
+        "mean_tree": ("tree", -scored.mean_rank),
+        "s_res_tree": ("tree", scored.near.score.numpy()),
+    }
+    return {
+        name: EdgeScores(
+            torch.from_numpy(scored.child[rows := scored.rows[procedure]]),
+            torch.from_numpy(score[rows].astype(np.float64)),
+        )
+        for name, (procedure, score) in of.items()
+    }
 
 
 class Ratio(NamedTuple):

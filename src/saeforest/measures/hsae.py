@@ -31,7 +31,7 @@ from .bootstrap import Estimate, FloatArray, Formula, estimate, interval_method,
 from .columns import LEVELS, Column
 from .edges import EdgesConfig, cosines
 from .measure import EvalBatch, Measure, WindowTable
-from .record import Record, undefined
+from .record import EdgeScores, Record, undefined
 from .spec import Streaming
 
 _HAMMINGS = ("hamming", "hamming_with_children")
@@ -129,7 +129,8 @@ class HSAELinks(Measure):
         fve = 1 - weights @ table["residual"] / variance[:, None]
         return found | {f"fve_level_{level}": fve[:, level] for level in range(self.n_parts)}
 
-    def _by_parent(self) -> tuple[Estimate, dict[str, int]]:
+    def _by_parent(self) -> tuple[Estimate, dict[str, int], dict[str, EdgeScores]]:
+        """The shares of pairs: their means, how many pairs had to be skipped, and the shares themselves."""
         child = (self.parent != ROOT).nonzero().flatten().cpu()
         parent = self.parent.cpu()[child]
         families, family = np.unique(parent.numpy(), return_inverse=True)
@@ -144,8 +145,12 @@ class HSAELinks(Measure):
         shares = {name: (together, n, np.ones_like(own)) for name, n in fired.items()}
         shares |= {f"{name}_without_copies": (together, n, own) for name, n in fired.items()}
         units = units_of_sae("parents", self.sae, families)
-        every = Estimate({}, {}, {})
+        every, scores = Estimate({}, {}, {}), {}
         for name, (both, of, counts) in shares.items():
+            scored = counts & (of > 0)
+            scores[name] = EdgeScores(
+                child[torch.from_numpy(scored)], torch.from_numpy(both[scored] / of[scored])
+            )
             levels = [("", level >= 0), *((f"_{i}", level == i) for i in range(self.n_levels - 1))]
             for suffix, within in levels:
                 counted = within & counts & (of > 0)
@@ -156,7 +161,7 @@ class HSAELinks(Measure):
                 )
                 found = estimate(_ratio(name + suffix, total, pairs), len(families), units)
                 every = every.joined(found)
-        return every, skipped
+        return every, skipped, scores
 
     def record(self, settings: Mapping[str, Any]) -> Record:
         tokens = int(self.table["tokens"].sum())
@@ -164,7 +169,7 @@ class HSAELinks(Measure):
         if self.n_levels == 1:
             value |= dict.fromkeys(_DISTANCES)
             interval |= dict.fromkeys(_DISTANCES)
-        by_parent, skipped = self._by_parent()
+        by_parent, skipped, scores = self._by_parent()
         shares = by_parent.value
         value, interval, replicates = Estimate(value, interval, replicates).joined(by_parent)
         why = dict.fromkeys(shares, "no edge joins two neighboring levels on the measured tokens")
@@ -187,6 +192,7 @@ class HSAELinks(Measure):
                 "pairs_skipped": skipped,
             },
             replicates={n: drawn for n, drawn in replicates.items() if value[n] is not None},
+            edge_scores=scores,
         )
 
 
@@ -219,5 +225,5 @@ SPEC = Streaming(
         Column(LEVELS, "p_parent_child_without_copies", "P(parent | child) without copies", "↑"),
         Column(LEVELS, "p_child_parent_without_copies", "P(child | parent) without copies", "↑"),
     ),
-    version=2,
+    version=3,
 )

@@ -34,7 +34,7 @@ from ..structure.forest import ROOT
 from ..structure.pairs import Score, scores_memory
 from .bootstrap import FloatArray, Formula, estimate, interval_method, units_of_sae
 from .columns import FLAT, Column
-from .record import Interval, Record, Replicates, undefined
+from .record import EdgeScores, Interval, Record, Replicates, undefined
 from .spec import Study
 from .subject import Subject
 
@@ -139,6 +139,9 @@ def mcs(subject: Subject, config: MCSConfig) -> Record:
             "top_children": _top_children(subject, config),
         },
         replicates=replicates,
+        edge_scores={
+            name: EdgeScores(some.nonzero().flatten(), score) for name, (some, score) in by_parent.items()
+        },
     )
 
 
@@ -265,7 +268,7 @@ SPEC = Study(
     name="mcs",
     needs=frozenset({"firings", "forest"}),
     sets=("paper", "truth"),
-    nulls=("edges_mcs_correlation", "k_edges", "k_edges_98"),
+    nulls=(*(f"edges_{kind}" for kind in _KINDS), "k_edges", "k_edges_98"),
     config=MCSConfig,
     run=mcs,
     columns=(
@@ -273,5 +276,5 @@ SPEC = Study(
         Column(FLAT, "k_all_pairs_98", "|k| at coverage 0.98", "↓"),
     ),
     memory=lambda size: size.decoder + scores_memory(size.d_sae, _KINDS),
-    version=2,
+    version=3,
 )

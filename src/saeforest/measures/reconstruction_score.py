@@ -96,9 +96,14 @@ class PairNearness(NamedTuple):
         return torch.minimum(self.cos_child, self.cos_parent)
 
     @property
+    def worst_rank(self) -> Int[Tensor, "b"]:
+        """The larger of the two ranks: a pair is a hit if it is small enough."""
+        return torch.maximum(self.rank_child, self.rank_parent)
+
+    @property
     def hit(self) -> Bool[Tensor, "b"]:
         """Whether child and parent are both among the TOP decoder rows by cosine."""
-        return (self.rank_child <= TOP) & (self.rank_parent <= TOP)
+        return self.worst_rank <= TOP
 
 
 def pair_nearness(
@@ -153,7 +158,7 @@ def reconstruction_score(subject: Subject, config: ReconstructionScoreConfig) ->
     focus = [_focus(p, subject, config) for p in config.parents or _automatic(measurable[0], subject, config)]
     # Train all probes together, so that they share the passes over the activations.
     subject.probes.directions(torch.cat([children, *(f.children for f in focus)]))
-    pairs, found = _scored(parents, children, subject)
+    pairs, found, scores = _scored(parents, children, subject)
     if edges.shape[1]:
         why = f"no edge has a child that fires {config.min_count} times or more, but not on all activations"
     else:
@@ -178,14 +183,14 @@ def reconstruction_score(subject: Subject, config: ReconstructionScoreConfig) ->
             "focus": [_shown(f, subject, config) for f in focus],
         },
         replicates=found.replicates,
-        edge_scores={"s_res": EdgeScores(children, torch.tensor([e["s_res"] for e in pairs]).double())},
+        edge_scores={name: EdgeScores(children, score.double()) for name, score in scores.items()},
     )
 
 
 def _scored(
     parents: Int[Tensor, "b"], children: Int[Tensor, "b"], subject: Subject
-) -> tuple[list[dict[str, Any]], Estimate]:
-    """The edges one by one, and the means over them."""
+) -> tuple[list[dict[str, Any]], Estimate, dict[str, Float[Tensor, "b"]]]:
+    """The edges one by one, the means over them, and the scores by which edges are compared with those of a null."""
     decoder = F.normalize(subject.sae.W_dec.detach().float())
     trained = subject.probes.directions(children)
     computed = trained
@@ -219,7 +224,8 @@ def _scored(
         "lda_s_res": near_lda.score,
         "lda_cosine": (trained * computed).sum(1),
     }
-    return _entries(columns), _means(parents, means, subject.sae)
+    scores = {"s_res": near.score, "hits": -near.worst_rank.double(), "lda_s_res": near_lda.score}
+    return _entries(columns), _means(parents, means, subject.sae), scores
 
 
 def _with_rows(
@@ -325,5 +331,5 @@ SPEC = Study(
     nulls=("s_res", "hits", "lda_s_res"),
     columns=(Column(HIERARCHY, "s_res", "S_res of its edges", "↑"),),
     memory=_memory,
-    version=2,
+    version=3,
 )
