@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -50,6 +51,25 @@ def geometry_record(
     }
     groups = {"config": {"parents": [], "max_points": 300}}
     return Record("geometry", value, dict.fromkeys(names), "fraction", 100, groups, detail)
+
+
+def test_captions_state_the_nulls() -> None:
+    families, umap = [family(1, 3)], {"points": [[0.0, 1.0, 0], [1.0, 0.0, -1]], "parents": [1]}
+    bare = geometry_record(families, umap)
+    for panel in geometry_panels(bare):
+        assert "null not measured" in panel.caption
+    nulls = {"agreement_shuffled": 0.5, "agreement_untrained": 0.875, "toward_untrained": 0.25}
+    nulls |= {"toward_shuffled": None, "sibling_cosine_shuffled": 0.125, "sibling_cosine_untrained": 0.0625}
+    value = bare.value | nulls
+    detail = bare.detail | {"null": {"toward_shuffled": "no edges"}}
+    below, beside = geometry_panels(replace(bare, value=value, interval=dict.fromkeys(value), detail=detail))
+    said = "own child's cluster (with parents shuffled 50%, of the untrained SAE 88%), with a mean cosine of 0.75"
+    assert said in below.caption
+    assert "(with parents shuffled undefined, of the untrained SAE 0.25)" in below.caption
+    assert (
+        "between siblings is 0.750 (with parents shuffled 0.125, of the untrained SAE 0.062)"
+        in beside.caption
+    )
 
 
 def child(number: int, cos_child: float | None, cos_parent: float) -> dict[str, Any]:

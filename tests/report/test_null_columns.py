@@ -59,6 +59,19 @@ def test_a_value_has_its_nulls_below_it(tmp_path: Path) -> None:
     assert details.note.endswith("Measured without nulls, so they show no hierarchy: lift.")
 
 
+def test_the_share_of_copies_has_its_nulls_below_it(tmp_path: Path) -> None:
+    shares = {"copies": (0.25, 0.02), "copies_shuffled": (0.0625, 0.01), "copies_untrained": (0.125, 0.01)}
+    run = make_run(tmp_path / "run", {"tree": (TREE, 0, [sparsity(4.0), record("edges", shares)])})
+    page, _ = build_page(load_runs([run]), [run], tmp_path / "out")
+    (block,) = (table for table in page.summary if table.title.startswith("Parent and child"))
+    ((*_, copies),) = block.rows
+    assert block.head[-1] == "children that copy their parent ↓"
+    assert (copies.text, [null.text for null in copies.nulls]) == (
+        "0.2500",
+        ["shuffled 0.0625", "untrained 0.1250"],
+    )
+
+
 def test_the_mean_over_seeds_has_the_mean_of_the_nulls(tmp_path: Path) -> None:
     saes = {f"tree-seed-{i}": (TREE, i, [sparsity(4.0), with_nulls(i)]) for i in (0, 1)}
     run = make_run(tmp_path / "run", saes)

@@ -10,8 +10,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
+from ..evaluation.null_values import SHUFFLED, UNTRAINED
 from ..measures import landscape
 from ..measures.record import Record
+from .nulls import KINDS, NOT_MEASURED
 from .panel import Panel
 
 # Okabe and Ito's colors, which color-blind readers can tell apart; the markers can be told apart in print.
@@ -55,9 +57,9 @@ def _families(record: Record, families: Sequence[Mapping[str, Any]]) -> Panel:
         "No encoder direction could be compared with a cluster. "
         if value["agreement"] is None or value["toward"] is None
         else f"Here {value['agreement']:.0%} of the encoder directions are nearest, in this plane, to their own "
-        f"child's cluster, with a mean cosine of {value['toward']:.2f}. For random directions it would be "
-        f"{chance:.0%}; but the clusters are labeled by the same encoder, so an untrained SAE agrees far more often, "
-        "and is the right comparison. "
+        f"child's cluster ({_on_nulls(record, 'agreement', '.0%')}), with a mean cosine of {value['toward']:.2f} "
+        f"({_on_nulls(record, 'toward', '.2f')}). For random directions it would be {chance:.0%}; but the clusters "
+        "are labeled by the same encoder, so an untrained SAE agrees far more often, and is the right comparison. "
     )
     caption = (
         "Activations on which any child of the parent fires, projected onto their first two principal components. "
@@ -74,6 +76,17 @@ def _families(record: Record, families: Sequence[Mapping[str, Any]]) -> Panel:
         + more
     )
     return Panel("geometry-families", "Children beneath their parent", caption, figure)
+
+
+def _on_nulls(record: Record, name: str, form: str) -> str:
+    """A value on each of its nulls, in words. form: how a number is written."""
+    if not any(name + kind.suffix in record.value for kind in KINDS):
+        return NOT_MEASURED
+    of = {SHUFFLED: "with parents shuffled", UNTRAINED: "of the untrained SAE"}
+    nulls = [(of[kind.suffix], record.value.get(name + kind.suffix)) for kind in KINDS]
+    return ", ".join(
+        f"{words} {'undefined' if null is None else format(null, form)}" for words, null in nulls
+    )
 
 
 def _family(axis: Axes, family: Mapping[str, Any]) -> None:
@@ -146,7 +159,8 @@ def _umap(record: Record) -> Panel:
         ""
         if value["sibling_cosine"] is None or value["unrelated_cosine"] is None
         else "Measured in the decoder itself, on all families: the mean cosine between siblings is "
-        f"{value['sibling_cosine']:.3f}, between unrelated features {value['unrelated_cosine']:.3f}. "
+        f"{value['sibling_cosine']:.3f} ({_on_nulls(record, 'sibling_cosine', '.3f')}), between unrelated features "
+        f"{value['unrelated_cosine']:.3f}. "
     )
     caption = (
         "Decoder rows of the children of randomly chosen parents, and of the same number of features of the same "
