@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -42,8 +43,8 @@ class World:
     def kill(self, rank: int, signum: int = signal.SIGKILL) -> None:
         os.kill(self.pids[rank], signum)
 
-    def wait(self, seconds: float = 600) -> Ended:
-        """How they ended. Fails if they hang."""
+    def wait(self, seconds: float = 120) -> Ended:
+        """How they ended. Fails if they hang: they are to end in half a minute, on a machine that is not busy."""
         assert self._server.stdout is not None
         if not select([self._server.stdout], [], [], seconds)[0]:
             for pid in self.pids:
@@ -69,7 +70,9 @@ class Worlds:
         """Start `size` processes that run the command line `argv`, on this machine or one on each of others.
 
         acts: what the last of them does: `stop_at`, a training step in which it is asked to stop; `killed_at`, a file
-        of a checkpoint, counted from 1, in whose place it is killed.
+        of a checkpoint, counted from 1, in whose place it is killed. What the first one does: `stuck_reading`,
+        `stuck_after_a_step`, `stuck_saving`, a number of the same from which it does not come back. For all: `patience`
+        and `meet_s`, the seconds in which a rank must be heard of and come, instead of the usual ones.
         """
         folder = Path(tempfile.mkdtemp())
         job = {"size": size, "argv": argv, "folder": str(folder), "machines": machines and machines.names}
@@ -81,7 +84,8 @@ class Worlds:
         return World(json.loads(self._server.stdout.readline()), folder, self._server)
 
     def run(self, size: int, *argv: str, **acts: int | None) -> Ended:
-        return self.start(size, *argv, machines=None, **acts).wait()
+        """How they ended, when nobody disturbs them."""
+        return self.start(size, *argv, machines=None, **acts).wait(600)
 
 
 class Machines(NamedTuple):
@@ -166,6 +170,45 @@ def _die_in(wanted: int) -> None:
     checkpoint.write_tensors = dying
 
 
+def _stick(owner: Any, name: str, wanted: int) -> None:
+    """From now on call `wanted` of a function, counted from 1, never returns."""
+    function, calls = getattr(owner, name), []
+
+    def stuck(*arguments: Any, **named: Any) -> Any:
+        calls.append(None)
+        if len(calls) == wanted:
+            while True:
+                time.sleep(60)
+        return function(*arguments, **named)
+
+    setattr(owner, name, stuck)
+
+
+def _act(rank: int, size: int, acts: dict[str, int]) -> None:
+    """Let this process do what `Worlds.start` describes."""
+    from saeforest.activations import ActivationStream
+    from saeforest.ranks import join, monitor
+    from saeforest.saes import Training
+    from saeforest.training import loop
+
+    if patience := acts.get("patience"):
+        os.environ[monitor.PATIENCE] = str(patience)
+        monitor._LATEST_S = monitor._SAVE_S = 3.0
+    join._MEET_S = float(acts.get("meet_s", join._MEET_S))
+    if rank == size - 1:
+        for name, act in (("stop_at", _stop_in), ("killed_at", _die_in)):
+            if number := acts.get(name):
+                act(number)
+    if rank == 0:
+        for name, owner, function in (
+            ("stuck_reading", ActivationStream, "next"),
+            ("stuck_after_a_step", Training, "after_step"),
+            ("stuck_saving", loop, "save_checkpoint"),
+        ):
+            if number := acts.get(name):
+                _stick(owner, function, number)
+
+
 def _rank(rank: int, job: dict[str, Any], port: int) -> None:
     """What a forked process does. It does not return."""
     folder = Path(job["folder"])
@@ -182,10 +225,7 @@ def _rank(rank: int, job: dict[str, Any], port: int) -> None:
         os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "True"
     from saeforest.cli import main
 
-    if rank == job["size"] - 1:
-        for name, act in (("stop_at", _stop_in), ("killed_at", _die_in)):
-            if number := job["acts"].get(name):
-                act(number)
+    _act(rank, job["size"], job["acts"])
     sys.argv = ["saeforest", *job["argv"]]
     code = 1
     try:

@@ -8,9 +8,10 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +21,7 @@ import torch
 from llama_cases import MakeConfig
 from ranks_cases import Worlds, machines, worlds
 from saeforest import cli
-from saeforest.config import MemberConfig, TrainConfig, save_config
+from saeforest.config import ActivationConfig, MemberConfig, TrainConfig, save_config
 from saeforest.files import is_temporary
 from saeforest.run_folder import RunFolder
 from saeforest.saes import HSAEConfig, TreeConfig
@@ -169,6 +170,52 @@ def test_when_a_rank_is_killed_all_end_and_the_run_goes_on(
     assert_same(out, tmp_path / "alone", config)
 
 
+@pytest.mark.parametrize(
+    ("stuck", "saved"),
+    [
+        ("stuck_reading", r"a checkpoint of step 5 of"),
+        pytest.param("stuck_after_a_step", r"the last checkpoint is .*step-0000000[1-5]$", marks=thorough),
+        pytest.param("stuck_saving", r"saving took more than 3 s and was given up$", marks=thorough),
+    ],
+)
+def test_who_is_stuck_elsewhere_ends_too(
+    stuck: str, saved: str, start: Worlds, base: TrainConfig, tmp_path: Path
+) -> None:
+    """The first rank comes to no exchange in which it could fail: it waits for a disk, or for a GPU."""
+    often = 0.0 if stuck == "stuck_reading" else 1e-6
+    config, out = replace(small(base, 1), checkpoint_minutes=often, log_every=1), tmp_path / "run"
+    save_config(config, tmp_path / "run.yaml")
+    command = ("train", "--config", str(tmp_path / "run.yaml"), "--out", str(out))
+    world = start.start(2, *command, machines=None, patience=4, **{stuck: 6})
+    until = time.monotonic() + 120
+    while steps_in(out / "log.jsonl") < 5 and time.monotonic() < until:
+        time.sleep(0.01)
+    time.sleep(1)  # until the first is stuck in the sixth
+    world.kill(1)
+    ended = world.wait()
+    assert ended.codes == [2, -signal.SIGKILL], ended
+    (line,) = ended.errors
+    assert f"rank 1 of 2 (process {world.pids[1]} on" in line, ended
+    assert re.search(saved, line), line
+    if stuck == "stuck_reading":
+        run_training(config, out)
+        run_training(config, tmp_path / "alone")
+        assert_same(out, tmp_path / "alone", config)
+
+
+@thorough
+@pytest.mark.parametrize("rank", [0, 1])
+def test_who_never_comes_is_named(rank: int, start: Worlds, base: TrainConfig, tmp_path: Path) -> None:
+    save_config(small(base, 1), tmp_path / "run.yaml")
+    command = ("train", "--config", str(tmp_path / "run.yaml"), "--out", str(tmp_path / "run"))
+    world = start.start(3, *command, meet_s=10)
+    world.kill(rank)
+    ended = world.wait()
+    assert [code for i, code in enumerate(ended.codes) if i != rank] == [2, 2], ended
+    (line,) = ended.errors
+    assert f"rank {rank} of 3" in line, ended
+
+
 @thorough
 def test_asked_to_stop_all_save_and_stop(start: Worlds, base: TrainConfig, tmp_path: Path) -> None:
     save_config(small(base, 40), tmp_path / "run.yaml")
@@ -186,7 +233,10 @@ def test_asked_to_stop_all_save_and_stop(start: Worlds, base: TrainConfig, tmp_p
 
 
 @thorough
-def test_when_a_machine_is_cut_off_both_end(start: Worlds, base: TrainConfig, tmp_path: Path) -> None:
+@pytest.mark.parametrize("side", [0, 1])
+def test_when_a_machine_is_cut_off_both_end(
+    side: int, start: Worlds, base: TrainConfig, tmp_path: Path
+) -> None:
     """Nothing tells the one that the other is gone: neither a signal nor a closed connection."""
     save_config(small(base, 60), tmp_path / "run.yaml")
     out = tmp_path / "run"
@@ -199,7 +249,7 @@ def test_when_a_machine_is_cut_off_both_end(start: Worlds, base: TrainConfig, tm
         world = start.start(2, *command, machines=both)
         while not steps_in(out / "log.jsonl"):
             time.sleep(0.01)
-        both.cut_off(1)
+        both.cut_off(side)
         ended = world.wait()
     assert ended.codes == [2, 2], ended
     assert "rank 1 of 2" in ended.errors[0]
@@ -326,17 +376,17 @@ def test_killed_within_a_checkpoint(shards: int, start: Worlds, base: TrainConfi
 
 
 @thorough
+@pytest.mark.parametrize("shards", [2, 4])
 def test_when_a_rank_of_a_mesh_is_killed_all_end_and_the_run_goes_on(
-    start: Worlds, base: TrainConfig, tmp_path: Path
+    shards: int, start: Worlds, base: TrainConfig, tmp_path: Path
 ) -> None:
-    """Nobody has all rows, so the last checkpoint is what there is, and another shape goes on from it."""
-    config, out, rng = small(base, EPOCHS), tmp_path / "run", random.Random(1)
+    """Nobody has all rows: from the last checkpoint they go on to the bits of an undisturbed run."""
+    config, out, rng = small(base, EPOCHS), tmp_path / "run", random.Random(shards)
     save_config(config, tmp_path / "run.yaml")
-    command = ("train", "--config", str(tmp_path / "run.yaml"), "--out", str(out), "--shards")
-    for _ in range(max(KILLS // 2, 1)):
-        shards = rng.choice([2, 4])
+    command = ("train", "--config", str(tmp_path / "run.yaml"), "--shards", str(shards), "--out")
+    for _ in range(max(KILLS // 4, 1)):
         before, more = steps_in(out / "log.jsonl"), rng.randint(1, 5)
-        world = start.start(4, *command, str(shards))
+        world = start.start(4, *command, str(out))
         until = time.monotonic() + 120
         while steps_in(out / "log.jsonl") < before + more and time.monotonic() < until:
             time.sleep(0.01)
@@ -346,8 +396,134 @@ def test_when_a_rank_of_a_mesh_is_killed_all_end_and_the_run_goes_on(
         assert [code for i, code in enumerate(ended.codes) if i != rank] == [2] * 3, ended
         (line,) = ended.errors
         assert f"rank {rank} of 4 (process {world.pids[rank]} on" in line, ended
+    for folder in (out, tmp_path / "undisturbed"):
+        ended = start.run(shards, *command, str(folder))
+        assert ended.codes == [0] * shards, ended
+    assert_same(out, tmp_path / "undisturbed", config)
+
+
+@thorough
+@pytest.mark.parametrize("shards", [1, 2])
+def test_killed_at_any_moment_from_start_to_end(
+    shards: int, start: Worlds, base: TrainConfig, tmp_path: Path
+) -> None:
+    """Before all have met, while they connect or take up a checkpoint, in a step, in the last save: never a hang."""
+    config, out, rng = small(base, 4), tmp_path / "run", random.Random(10 + shards)
+    save_config(config, tmp_path / "run.yaml")
+    command = ("train", "--config", str(tmp_path / "run.yaml"), "--shards", str(shards), "--out")
+    begun = time.monotonic()
+    ended = start.run(2, *command, str(tmp_path / "undisturbed"))
+    lasts = time.monotonic() - begun
+    assert ended.codes == [0, 0], ended
+    for _ in range(max(KILLS // 2, 1)):
+        size = shards * rng.randint(2 // shards, max(RANKS // shards, 2 // shards))
+        world, rank = start.start(size, *command, str(out), meet_s=30), rng.randrange(size)
+        time.sleep(rng.uniform(0, lasts))
+        with suppress(ProcessLookupError):  # it has come to the end
+            world.kill(rank)
+        ended = world.wait()
+        others = {code for i, code in enumerate(ended.codes) if i != rank}
+        assert others in ({0}, {2}), ended  # 0: nothing was left to do together
+        assert ended.codes[rank] in (0, -signal.SIGKILL), ended
+        assert [f"rank {rank} of {size}" in line for line in ended.errors] == [True] * (others == {2}), ended
+        if RunFolder(out).is_trained():
+            assert_same(out, tmp_path / "undisturbed", config)
+            shutil.rmtree(out)
+    ended = start.run(2, *command, str(out))
+    assert ended.codes == [0, 0], ended
+    assert_same(out, tmp_path / "undisturbed", config)
+
+
+@thorough
+def test_saes_that_are_spread_go_on_in_another_world(
+    start: Worlds, base: TrainConfig, tmp_path: Path
+) -> None:
+    """Three SAEs: asked to stop as two ranks, killed as three, ended by one."""
+    sae = small(base, 1).sae
+    members = {
+        name: MemberConfig(replace(sae, layer_sizes=(width,)), base.optim, seed=width)
+        for name, width in (("a", 32), ("b", 40), ("c", 48))
+    }
+    config, out = replace(small(base, 4), saes=members), tmp_path / "run"
+    save_config(config, tmp_path / "run.yaml")
+    command = ("train", "--config", str(tmp_path / "run.yaml"), "--out", str(out), "--spread", "saes")
+    ended = start.run(2, *command, stop_at=5)
+    assert set(ended.codes) <= {130, 143}, ended
+    assert [path.name for path in (out / "checkpoints").iterdir()] == ["step-00000005"]
+    world = start.start(3, *command)
+    until = time.monotonic() + 120
+    while time.monotonic() < until and steps_in(out / "logs" / "c" / "log.jsonl") < 6:
+        time.sleep(0.01)
+    world.kill(2)
+    ended = world.wait()
+    assert ended.codes == [2, 2, -signal.SIGKILL], ended
+    (line,) = ended.errors
+    (checkpoint,) = (path for path in (out / "checkpoints").iterdir() if not is_temporary(path))
+    assert line.endswith(f"the last checkpoint is {checkpoint}"), ended
+    assert checkpoint.name > "step-00000005"
     run_training(config, out)
-    assert RunFolder(out).is_trained()
+    run_training(config, tmp_path / "alone")
+    assert_same(out, tmp_path / "alone", config)
+
+
+@thorough
+def test_torchrun_itself(base: TrainConfig, tmp_path: Path) -> None:
+    """It sends SIGTERM to the other rank, and reports after our line what it knows."""
+    config, out = small(base, 6), tmp_path / "run"
+    save_config(config, tmp_path / "run.yaml")
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "saeforest",
+        "train",
+    ]
+    torchrun = subprocess.Popen(
+        [*command, "--config", str(tmp_path / "run.yaml"), "--out", str(out)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    until = time.monotonic() + 240
+    while steps_in(out / "log.jsonl") < 2 and time.monotonic() < until:
+        time.sleep(0.01)
+    os.kill(rank_of(torchrun.pid, 1), signal.SIGKILL)
+    _, err = torchrun.communicate(timeout=120)
+    assert torchrun.returncode == 1
+    (line,) = (line for line in err.splitlines() if "saeforest: error" in line)
+    assert "rank 1 of 2 (process" in line, err
+    assert "a checkpoint of step" in line, err
+    assert "Traceback" not in err.split(line)[0], err
+    assert "Root Cause" in err.split(line)[1], err  # its own report, which our guide mentions
+    run_training(config, out)
+    run_training(config, tmp_path / "alone")
+    assert_same(out, tmp_path / "alone", config)
+
+
+def rank_of(torchrun: int, rank: int) -> int:
+    """The process of a rank."""
+    children = Path(f"/proc/{torchrun}/task/{torchrun}/children").read_text().split()
+    (found,) = (
+        int(pid) for pid in children if f"\0RANK={rank}\0" in Path(f"/proc/{pid}/environ").read_text()
+    )
+    return found
+
+
+def test_two_ranks_read_a_language_model_during_training(
+    tiny_config: MakeConfig, start: Worlds, base: TrainConfig, tmp_path: Path
+) -> None:
+    """They divide its passes, and train what one process trains, bit for bit."""
+    live = replace(small(base, 1), data=tiny_config().data, activations=ActivationConfig(store="live"))
+    save_config(live, tmp_path / "run.yaml")
+    ended = start.run(2, "train", "--config", str(tmp_path / "run.yaml"), "--out", str(tmp_path / "run"))
+    assert ended.codes == [0, 0], ended
+    assert not RunFolder(tmp_path / "run").activations.exists()
+    run_training(live, tmp_path / "alone")
+    assert_same(tmp_path / "run", tmp_path / "alone", live)
 
 
 def test_two_ranks_measure_what_one_measures(start: Worlds, finished_run: Path, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 from .. import output
 from ..errors import InputError
@@ -19,7 +19,8 @@ _NAMES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 # Exchanges of tensors are between ranks that are in the same step. The monitor finds a lost rank much earlier; this
 # ends ranks that wait for each other by a mistake of ours.
 _STUCK = timedelta(minutes=30)
-_MEET = timedelta(minutes=10)
+# How long a rank waits for those that start later.
+_MEET_S = 600.0
 # How long the process that holds the store waits for the others to end.
 _OTHERS_LEAVE_S, _OTHERS_LOST_S = 60, 3
 
@@ -43,10 +44,11 @@ def joined() -> Iterator[Ranks]:
     if int(os.environ.get("WORLD_SIZE", "1") or 1) == 1 or "RANK" not in os.environ:
         yield ALONE
         return
-    ranks, monitor, hosts = _meet()
-    _here = ranks
+    place = _place()
+    monitor, stores, hosts = _enter(place)
     try:
-        yield ranks
+        _here = _meet(monitor, stores, place)
+        yield _here
     except BaseException as error:
         reason = error
         # Where a rank has died, the launcher sends SIGTERM to all others.
@@ -56,9 +58,9 @@ def joined() -> Iterator[Ranks]:
             except (InputError, SystemExit) as lost:
                 reason = lost
         if reason is error:
-            monitor.leave(*_told(error, ranks))
+            monitor.leave(*_told(error, place))
             raise
-        monitor.leave(*_told(reason, ranks))
+        monitor.leave(*_told(reason, place))
         raise reason from None
     else:
         monitor.leave()
@@ -68,9 +70,9 @@ def joined() -> Iterator[Ranks]:
             monitor.others_left(_OTHERS_LOST_S if monitor.over else _OTHERS_LEAVE_S)
 
 
-def _told(error: BaseException, ranks: Ranks) -> tuple[str, int]:
+def _told(error: BaseException, place: _Place) -> tuple[str, int]:
     """What the others are told of an error: a line, and the status with which they end."""
-    where = "" if ranks.first else f"rank {ranks.rank} of {ranks.size}: "
+    where = f"rank {place.rank} of {place.size}: " if place.rank else ""
     match error:
         case Interrupted():
             return f"{where}{error or 'stopped'}", 128 + error.signum
@@ -91,7 +93,16 @@ def _number(name: str) -> int:
     return int(value)
 
 
-def _meet() -> tuple[Ranks, Monitor, bool]:
+class _Place(NamedTuple):
+    """What the launcher says of this process, and where all of them meet."""
+
+    rank: int
+    size: int
+    host: str
+    port: int
+
+
+def _place() -> _Place:
     if missing := [name for name in _NAMES if name not in os.environ]:
         raise InputError(
             f"WORLD_SIZE={os.environ['WORLD_SIZE']}, but {missing[0]} is not set; start with torchrun, or unset "
@@ -100,41 +111,60 @@ def _meet() -> tuple[Ranks, Monitor, bool]:
     rank, size = _number("RANK"), _number("WORLD_SIZE")
     if not rank < size:
         raise InputError(f"RANK={rank}: expected 0 to {size - 1}, as WORLD_SIZE={size}; start with torchrun")
-    if rank:
+    return _Place(rank, size, os.environ["MASTER_ADDR"], _number("MASTER_PORT"))
+
+
+def _enter(place: _Place) -> tuple[Monitor, list[Any], bool]:
+    """Come to where all ranks meet. Returns two clients of the store there, and whether this process holds it."""
+    if place.rank:
         output.silence()
     _take_device()
     # PyTorch would print pages about every connection that breaks. We say which rank is gone, in one line.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    import torch
-    import torch.distributed as dist
     from torch.distributed import PrefixStore, TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
-    from .processes import Processes
-
-    place = os.environ["MASTER_ADDR"], _number("MASTER_PORT")
-    hosts = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    hosts = place.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
 
     def client(*, master: bool = False) -> Any:
-        store = TCPStore(*place, is_master=master, timeout=_MEET, wait_for_workers=False)
+        timeout = timedelta(seconds=_MEET_S)
+        store = TCPStore(place.host, place.port, is_master=master, timeout=timeout, wait_for_workers=False)
         run = os.environ.get("TORCHELASTIC_RUN_ID", "") + os.environ.get("TORCHELASTIC_RESTART_COUNT", "")
         return PrefixStore(f"saeforest/{run}", store)
 
-    try:
+    with _reached(place):
         stores = [client(master=hosts), client(), client()]
-        monitor = Monitor(stores[1], rank, size)
-        stores[0].wait([f"alive/{other}" for other in range(size)], _MEET)
-        monitor.begin()
+        return Monitor(stores[1], place.rank, place.size), [stores[0], stores[2]], hosts
+
+
+def _meet(monitor: Monitor, stores: list[Any], place: _Place) -> Ranks:
+    """Wait for the others, and connect with them."""
+    import torch
+    import torch.distributed as dist
+
+    from .processes import Processes
+
+    with _reached(place):
+        monitor.meet(_MEET_S)
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         with monitor.waiting():
-            dist.init_process_group(backend, store=stores[0], rank=rank, world_size=size, timeout=_STUCK)
+            dist.init_process_group(
+                backend, store=stores[0], rank=place.rank, world_size=place.size, timeout=_STUCK
+            )
+    return Processes(monitor, stores[1])
+
+
+@contextmanager
+def _reached(place: _Place) -> Iterator[None]:
+    """Raises InputError where the `with` block finds that the meeting point cannot be reached."""
+    try:
+        yield
     except (RuntimeError, OSError) as error:
-        if isinstance(error, InputError):
-            raise
+        if os.environ.get("LOCAL_RANK", "0") == "0":  # nobody else may speak for this machine
+            output.silence(False)
         raise InputError(
-            f"MASTER_ADDR={place[0]}, MASTER_PORT={place[1]}: the other ranks cannot be reached "
+            f"MASTER_ADDR={place.host}, MASTER_PORT={place.port}: the other ranks cannot be reached "
             f"({' '.join(str(error).split())[:200]}); check that all machines were started and reach each other"
         ) from None
-    return Processes(monitor, stores[2]), monitor, hosts
 
 
 def _take_device() -> None:

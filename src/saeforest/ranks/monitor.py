@@ -14,11 +14,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from .. import output
 from ..errors import InputError
 
+T = TypeVar("T")
 BEAT = 0.5
 #: The environment variable with the seconds without a beat after which a rank is lost.
 PATIENCE = "SAEFOREST_RANKS_PATIENCE"
@@ -27,6 +28,14 @@ _PATIENCE_S = 30.0
 _SOON_S, _KNOWN_S = 3.0, 15.0
 # The first rank saves and speaks; the others wait this long for what it says.
 _FIRST_SPEAKS_S = 120.0
+# A main thread that computes finds out at its next exchange, of which a step has several. This is longer than any step
+# in docs/performance.md, and leaves the first rank as long again to save before the others stop waiting for it.
+_LATEST_S = 60.0
+# For saving, where the monitor has to do it: 14 GB, a million features with their moments, at 50 MB/s. A disk or a GPU
+# may also never answer.
+_SAVE_S = 300.0
+# For a few short questions to the meeting point, which may be cut off.
+_ANSWER_S = 20.0
 
 
 class RankLost(InputError):
@@ -55,19 +64,50 @@ class Monitor(threading.Thread):
         now = time.monotonic()
         self._seen = {other: ("", now) for other in range(size) if other != rank}
         self._heard = now  # when the meeting point last answered
+        self._who: dict[int, str] = {}  # empty until all have met
         self._left: set[int] = set()
-        self._waits = False
+        self._waits = False  # whether the main thread is inside an exchange
         self._leaving = threading.Event()
         self._ended: dict[str, Any] | None = None
         self._lost: str | None = None
         self._apart = False  # whether the meeting point is out of reach
         self._speaking = threading.Lock()
-        self._spoken = False
+        self._outcome: InputError | Over | None = None
+        self._decided_by = 0  # a thread
         store.set(f"who/{rank}", f"process {os.getpid()} on {socket.gethostname()}")
         store.set(f"alive/{rank}", "0")
 
-    def begin(self) -> None:
-        """Begin to beat, once every rank is there."""
+    def meet(self, seconds: float) -> None:
+        """Wait until every rank is there, then begin to beat.
+
+        Raises InputError if one of them does not come, on the lowest of those that are there; on the others Over.
+        """
+        keys = [f"alive/{rank}" for rank in range(self._size)]
+        until = time.monotonic() + seconds
+        # Not the store's own `wait`, inside which Python handles no signals.
+        while not self._store.check(keys):
+            if self._store.check(["ended"]):
+                self._ended = json.loads(self._store.get("ended"))
+                self.end()
+            if time.monotonic() > until:
+                self._miss([rank for rank, key in enumerate(keys) if not self._store.check([key])], seconds)
+            time.sleep(BEAT / 5)
+        self._begin()
+
+    def _miss(self, missing: list[int], seconds: float) -> None:
+        """Raise what `meet` does, unless the last rank has come in this moment."""
+        if not missing:
+            return
+        if any(rank not in missing for rank in range(self._rank)):
+            raise Over(2)
+        output.silence(False)
+        ranks = f"rank{'s' if missing[1:] else ''} {', '.join(map(str, missing[:8]))}{' ...' if missing[8:] else ''}"
+        raise InputError(
+            f"{ranks} of {self._size} did not come within {seconds:.0f} s; check that all of them were started, and "
+            "what ended them"
+        )
+
+    def _begin(self) -> None:
         self._who = {other: self._store.get(f"who/{other}").decode() for other in self._seen}
         threading.Thread(target=self._talk, name="beats of ranks", daemon=True).start()
         self.start()
@@ -76,6 +116,7 @@ class Monitor(threading.Thread):
 
     def run(self) -> None:
         last = time.monotonic()
+        since = None  # when the run was first seen to be over
         while not self._leaving.wait(BEAT):
             now = time.monotonic()
             if (
@@ -84,8 +125,12 @@ class Monitor(threading.Thread):
                 self._forgive(now)
             last = now
             self._judge(self._patience)
-            # The main thread ends by itself, unless it is inside an exchange that never returns.
-            if self.over and not self._leaving.wait(_SOON_S + 2 * BEAT) and self._waits:
+            if not self.over:
+                continue
+            # The main thread ends by itself, unless it is inside an exchange that never returns, or comes to none. On a
+            # GPU an exchange returns at once, and what never returns is the next question for a value.
+            since = since or now
+            if now - since > (_SOON_S + BEAT if self._waits else _LATEST_S):
                 self._end_here()
 
     def _talk(self) -> None:
@@ -131,17 +176,33 @@ class Monitor(threading.Thread):
             who = f"rank {other} of {self._size} ({self._who[other]})"
             self._lost = f"{who} ended or cannot be reached: no sign of it for {age:.0f} s"
 
-    def _end_here(self) -> NoReturn:
-        """End the process from this thread, because the main thread cannot be reached."""
-        code = 2
-        try:
-            self.end()
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        except InputError as error:
-            output.note(f"saeforest: error: {' '.join(str(error).split())}")
-        sys.stderr.flush()
-        os._exit(code)
+    def _end_here(self) -> None:
+        """End the process from this thread, because the main thread does not; unless it then does."""
+        own: list[InputError | SystemExit] = []
+
+        def end() -> None:
+            try:
+                self.end()
+            except (InputError, SystemExit) as outcome:
+                own.append(outcome)
+
+        _within(_SAVE_S, end)
+        if self._outcome not in own and self._outcome is not None and self._leaving.wait(_LATEST_S):
+            return  # the main thread was about to end
+        outcome = self._outcome or self._without_saving()
+        if not isinstance(outcome, SystemExit):
+            # Printing can take forever too, into a pipe that nobody reads.
+            _within(_ANSWER_S, lambda: _say(outcome))
+        os._exit(int(outcome.code or 0) if isinstance(outcome, SystemExit) else 2)
+
+    def _without_saving(self) -> InputError | Over:
+        """How this rank ends if it cannot save, or cannot even find out whether it should."""
+        if self._ended is not None:
+            return Over(self._ended["code"]) if self._rank else InputError(self._ended["message"])
+        if not self._claims():
+            return Over(2)
+        output.silence(False)
+        return RankLost(f"{self._lost}; saving took more than {_SAVE_S:.0f} s and was given up")
 
     # -- for the main thread
 
@@ -199,22 +260,26 @@ class Monitor(threading.Thread):
     def end(self) -> NoReturn:
         """Raise Over if another rank speaks for all; otherwise, on the one that speaks, RankLost or InputError."""
         with self._speaking:
-            if self._spoken:
-                raise Over(2)
-            self._spoken = True
-            first = self._rank == 0
-            if self._ended is None and not first and not self._apart and self._seen_first():
-                self._wait_for_first()
-            if self._ended is not None:
-                if first:
-                    raise InputError(self._ended["message"])
-                raise Over(self._ended["code"])
-            saved = self._saved()
-            message = f"{self._lost}{'; ' + saved if saved else ''}"
-            if not self._claims():
-                raise Over(2)
-            output.silence(False)
-            raise RankLost(message)
+            if self._outcome is None:
+                self._outcome, self._decided_by = self._decide(), threading.get_ident()
+        if self._decided_by == threading.get_ident():
+            raise self._outcome
+        if threading.current_thread() is threading.main_thread():
+            time.sleep(2 * _ANSWER_S)  # the monitor says its line, and ends the process
+        raise Over(2)
+
+    def _decide(self) -> InputError | Over:
+        """Save what there is, and find out who says why the run ends."""
+        first = self._rank == 0
+        if self._ended is None and not first and not self._apart and self._seen_first():
+            self._wait_for_first()
+        if self._ended is not None:
+            return InputError(self._ended["message"]) if first else Over(self._ended["code"])
+        saved = self._saved()
+        if not self._claims():
+            return Over(2)
+        output.silence(False)
+        return RankLost(f"{self._lost}{'; ' + saved if saved else ''}")
 
     def _saved(self) -> str:
         """Save what there is. Returns what was saved, in words."""
@@ -222,6 +287,8 @@ class Monitor(threading.Thread):
             return "" if self.save is None else self.save()
         except OSError as error:
             return f"nothing could be saved: {error.filename}: {os.strerror(error.errno or 0)}"
+        except RuntimeError as error:  # for example of a GPU
+            return f"nothing could be saved: {_line(error)}"
 
     def _seen_first(self) -> bool:
         """Whether the first rank was there a moment ago."""
@@ -235,27 +302,36 @@ class Monitor(threading.Thread):
     def _claims(self) -> bool:
         """Whether this rank is the one that says why all end: one of all, or one of each machine that is cut off."""
         if not self._apart:
-            with suppress(RuntimeError, OSError):
-                return self._store.add("speaks", 1) == 1
+            claimed = _within(_ANSWER_S, lambda: self._store.add("speaks", 1) == 1)
+            if claimed is not None:
+                return claimed
         return os.environ.get("LOCAL_RANK", "0") == "0"
 
     def leave(self, message: str = "", code: int = 0) -> None:
         """Stop beating: this rank ends. With a message, all others end too."""
         self._leaving.set()
-        if self._apart:
-            return
-        with suppress(RuntimeError, OSError):
-            if code and self._ended is None:
-                self._store.set("ended", json.dumps({"message": message, "code": code}))
-                if self._rank:  # the launcher ends all when one has failed: let the first say why before that
-                    until = time.monotonic() + 10
-                    while time.monotonic() < until and self._store.get("alive/0") != b"left":
-                        time.sleep(BEAT)
+        if not self._apart:
+            _within(_ANSWER_S, lambda: self._take_leave(message, code))
+
+    def _take_leave(self, message: str, code: int) -> None:
+        if code and self._ended is None:
+            self._store.set("ended", json.dumps({"message": message, "code": code}))
+            if self._rank:  # the launcher ends all when one has failed: let the first say why before that
+                until = time.monotonic() + 10
+                while time.monotonic() < until and self._first_stays():
                     time.sleep(BEAT)
+                time.sleep(BEAT)
+        if code or self._who:  # who comes late must not wait for one that has given up
             self._store.set(f"alive/{self._rank}", "left")
+
+    def _first_stays(self) -> bool:
+        return self._store.check(["alive/0"]) and self._store.get("alive/0") != b"left"
 
     def others_left(self, seconds: float) -> None:
         """Wait until all others have ended, for the process that holds the store."""
+        if not self._who:  # some never came, and those that did look several times a second
+            time.sleep(_SOON_S)
+            return
         until = time.monotonic() + seconds
         while self._left != set(self._seen) and time.monotonic() < until:
             self._exchange()
@@ -263,7 +339,7 @@ class Monitor(threading.Thread):
 
     def lost_soon(self) -> bool:
         """Whether a rank proves lost within a few seconds: the launcher stops all others then."""
-        if self._size > 1:
+        if self._who:
             until = time.monotonic() + _SOON_S + 2 * BEAT
             while not self.over and time.monotonic() < until:
                 time.sleep(BEAT)
@@ -271,5 +347,24 @@ class Monitor(threading.Thread):
         return self.over
 
 
+def _say(error: Exception) -> None:
+    output.note(f"saeforest: error: {' '.join(str(error).split())}")
+    sys.stderr.flush()
+
+
 def _line(error: Exception) -> str:
     return " ".join(str(error).split())[:120]
+
+
+def _within(seconds: float, do: Callable[[], T]) -> T | None:
+    """What `do()` returns; None if it fails, or takes longer, when it is left behind in its thread."""
+    found: list[T] = []
+
+    def tried() -> None:
+        with suppress(RuntimeError, OSError):
+            found.append(do())
+
+    thread = threading.Thread(target=tried, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return found[0] if found else None

@@ -84,20 +84,28 @@ class Processes(Ranks):
         key = f"told/{self._told}"
         if self.first:
             value = make()
-            self._store.set(key, json.dumps(value))
+            self._put(key, value)
             return value
         return json.loads(self._monitor.wait_for(self._store, key))
 
     def to_first(self, value: Any) -> list[Any]:
         self._posted += 1
         if not self.first:
-            self._store.set(f"posted/{self.rank}/{self._posted}", json.dumps(value))
+            self._put(f"posted/{self.rank}/{self._posted}", value)
             return []
         keys = [f"posted/{rank}/{self._posted}" for rank in range(1, self.size)]
         found = [json.loads(self._monitor.wait_for(self._store, key)) for key in keys]
-        for key in keys:
-            self._store.delete_key(key)
+        self._drop(keys)
         return found
+
+    def _put(self, key: str, value: Any) -> None:
+        with self._monitor.waiting():
+            self._store.set(key, json.dumps(value))
+
+    def _drop(self, keys: Sequence[str]) -> None:
+        with self._monitor.waiting():
+            for key in keys:
+                self._store.delete_key(key)
 
     def agree(self, stop: bool, due: bool) -> tuple[bool, bool]:
         every = self._gather(torch.tensor([[stop, due]]), [1] * self.size)
@@ -106,7 +114,7 @@ class Processes(Ranks):
     def send(self, tensors: dict[str, Tensor], to: int) -> None:
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         about = [[name, str(x.dtype).removeprefix("torch."), list(x.shape)] for name, x in tensors.items()]
-        self._store.set(self._message(self.rank, to), json.dumps(about))
+        self._put(self._message(self.rank, to), about)
         with self._monitor.waiting():
             for tensor in tensors.values():
                 if tensor.numel():
@@ -115,7 +123,7 @@ class Processes(Ranks):
     def receive(self, source: int) -> dict[str, Tensor]:
         key = self._message(source, self.rank)
         about = json.loads(self._monitor.wait_for(self._store, key))
-        self._store.delete_key(key)
+        self._drop([key])
         return {name: self._received(source, dtype, shape) for name, dtype, shape in about}
 
     def _message(self, source: int, to: int) -> str:
@@ -148,7 +156,8 @@ class Processes(Ranks):
     def mesh(self, shards: int) -> tuple[Ranks, Ranks]:
         shape, names = (self.size // shards, shards), ("data", "features")
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        mesh = init_device_mesh(device, shape, mesh_dim_names=names)
+        with self._monitor.waiting():
+            mesh = init_device_mesh(device, shape, mesh_dim_names=names)
         data, features = (Processes(self._monitor, self._store, mesh[name].get_group()) for name in names)
         return data, features
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, nullcontext
@@ -99,23 +100,37 @@ def train(
     clock = _Clock(stream, lm_seconds, list(trainees.values()))
     saved_at = time.monotonic()
 
-    place = stream.state()  # where the batch of the next step begins
+    place, place_after = (
+        stream.state(),
+        start,
+    )  # where the batch of the next step begins, and which step ended there
+    writing = threading.Lock()
 
     def write(step: int, parts: Parts | None = None) -> None:
         if run is None:
             return
-        for log in logs.values():
-            log.sync()
-        save_checkpoint(run.checkpoints, step, kept, place, fingerprint, about, parts)
+        with writing:
+            for log in logs.values():
+                log.sync()
+            save_checkpoint(run.checkpoints, step, kept, place, fingerprint, about, parts)
 
     def rescue() -> str:
-        """Save the last whole step after another rank was lost in the next one. Returns what was saved."""
+        """Save the last whole step after another rank was lost in the next one. Returns what was saved.
+
+        May be called in another thread, when this one is stuck: then it may be anywhere, also in `write`. It begins no
+        step meanwhile, since its next exchange waits for the end of this.
+        """
         if run is None:
             return ""
+        if run.is_trained():
+            return f"the run in {run} is complete"
         step = min(training.done for training in trained.values())
-        if not team.has_all or not step or any(t.done != step or not t.at_rest for t in trained.values()):
+        whole = team.has_all and step and step == place_after
+        if not whole or any(t.done != step or not t.at_rest for t in trained.values()):
             last = latest_checkpoint(run.checkpoints)
             return "nothing was saved" if last is None else f"the last checkpoint is {last}"
+        with writing:
+            pass  # by the other thread
         if not is_saved(run.checkpoints, step):
             write(step)
         return f"a checkpoint of step {step:,} of {n_steps:,} is saved in {run}"
@@ -158,7 +173,7 @@ def train(
 
             if logged:
                 team.gather_logs(logs)
-            place = stream.state()
+            place, place_after = stream.state(), step
             due = 0 < config.checkpoint_minutes * 60 < time.monotonic() - saved_at
             stop, due = team.ranks.agree(stopped(), due)
             if stop and step < n_steps:
