@@ -41,6 +41,7 @@ from saeforest.session import open_reader, read_tokens
 from saeforest.text import Tokens
 from saeforest.training import run_training
 from saeforest.training.log import read_log
+from thread_ranks import in_ranks
 
 
 @pytest.fixture(scope="module")
@@ -454,6 +455,21 @@ def test_a_language_model_beside_its_trainer_is_read_in_the_foreground(
     reader: ActivationReader, tokens: Tokens
 ) -> None:
     assert not LiveActivations(reader, tokens, 0, WIDTH).in_background
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_ranks_divide_the_passes_of_a_block(
+    size: int, reader: ActivationReader, tokens: Tokens, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each reads some of the windows, and all get the block of one process, bit for bit."""
+    reader.batch_size = 2
+    alone = LiveActivations(reader, tokens, 0, WIDTH).block(0, 0)
+    reads: list[int] = []
+    on_read(monkeypatch, reads.append)
+    for batch in in_ranks(size, lambda ranks: LiveActivations(reader, tokens, 0, WIDTH, ranks).block(0, 0)):
+        assert torch.equal(batch.x, alone.x)
+        assert torch.equal(batch.rows, alone.rows)
+    assert len(reads) == -(-len(tokens.ids) // reader.batch_size)
 
 
 def test_two_threads_may_read_with_one_reader(reader: ActivationReader, tokens: Tokens) -> None:
