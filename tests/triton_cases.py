@@ -231,6 +231,30 @@ def test_adam(shape: tuple[int, int], unit_rows: bool, project: bool, state: tor
                 torch.testing.assert_close(found, right, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.parametrize(("some", "unit_rows"), [(False, False), (False, True), (True, True)])
+def test_shards_round_as_the_whole_matrix(some: bool, unit_rows: bool) -> None:
+    """Every other row, stepped by itself, gets the bits that it gets among all others."""
+    weight = torch.randn(5, 600)
+    m, v = torch.zeros(5, 600).bfloat16(), torch.zeros(5, 600).bfloat16()
+    last = torch.zeros(5).long()
+    parts = [[t[rank::2].clone() for t in (weight, m, v, last)] for rank in range(2)]
+    for count in (1, 2):
+        grad = torch.randn(5, 600)
+        step = AdamStep(0.01, 0.9, 0.99, 1e-8, count, unit_rows=unit_rows, project=unit_rows)
+        for rank, (own, own_m, own_v, own_last) in enumerate(parts):
+            part, rows, share = step._replace(shard=(rank, 2)), torch.arange(len(own)), grad[rank::2]
+            if some:
+                triton_gpu.adam_rows(own, rows, share, own_m, own_v, own_last, part)
+            else:
+                triton_gpu.adam(own, share, own_m, own_v, part)
+        if some:
+            triton_gpu.adam_rows(weight, torch.arange(5), grad, m, v, last, step)
+        else:
+            triton_gpu.adam(weight, grad, m, v, step)
+        for rank, own in enumerate(parts):
+            assert all(torch.equal(t, x[rank::2]) for t, x in zip(own, (weight, m, v, last), strict=True))
+
+
 def test_adam_of_a_vector() -> None:
     weight, m, v = torch.randn(2100), torch.zeros(2100), torch.zeros(2100)
     expected, right_m, right_v = (t.clone()[None] for t in (weight, m, v))

@@ -186,6 +186,45 @@ def test_a_slow_average_moves_in_8_bits() -> None:
     assert float(widened(v).std()) < 0.15 * end
 
 
+@pytest.mark.parametrize("kernels", BACKENDS)
+@pytest.mark.parametrize("some", [False, True])
+@pytest.mark.parametrize("state", [torch.int8, torch.bfloat16])
+def test_shards_round_as_the_whole_matrix(kernels: ModuleType, some: bool, state: torch.dtype) -> None:
+    """Every third row, stepped by itself, gets the bits that it gets among all others."""
+    generator, half = torch.Generator().manual_seed(4), state == torch.bfloat16
+    shape, size = (13, 40), 3
+
+    def begun(rows: int) -> tuple[torch.Tensor | Bytes, torch.Tensor | Bytes, torch.Tensor]:
+        m, v = moments((rows, 40))
+        if half:
+            return torch.zeros(rows, 40).to(state), torch.zeros(rows, 40).to(state), torch.zeros(rows).long()
+        return m, v, torch.zeros(rows).long()
+
+    weight = torch.randn(shape, generator=generator).bfloat16()
+    parts = [weight[rank::size].clone() for rank in range(size)]
+    (m, v, last), ours = begun(len(weight)), [begun(len(part)) for part in parts]
+    for t in range(1, 5):
+        step = AdamStep(0.01, 0.9, 0.99, 1e-3, t, unit_rows=True, project=True)
+        grad = torch.randn(shape, generator=generator)
+        on = torch.rand(13, generator=generator) < 0.7
+        if some:
+            kernels.adam_rows(weight, on.nonzero().flatten(), grad[on], m, v, last, step)
+        else:
+            kernels.adam(weight, grad, m, v, step)
+        for rank, part in enumerate(parts):
+            own, share = on[rank::size], grad[rank::size].contiguous()
+            step = step._replace(shard=(rank, size))
+            if some:
+                kernels.adam_rows(part, own.nonzero().flatten(), share[own], *ours[rank], step)
+            else:
+                kernels.adam(part, share, *ours[rank][:2], step)
+    for rank, part in enumerate(parts):
+        assert torch.equal(part, weight[rank::size])
+        for own, whole in zip(ours[rank], (m, v, last), strict=True):
+            for x, every in zip(*(t if isinstance(t, Bytes) else (t,) for t in (own, whole)), strict=True):
+                assert torch.equal(x, every[rank::size])
+
+
 @pytest.mark.parametrize("some", [False, True])
 def test_steps_of_weights_in_bfloat16_are_right_on_average(some: bool) -> None:
     """Each step is a quarter of the way to the next number: rounded to the nearest, nothing would ever move."""

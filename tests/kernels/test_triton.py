@@ -102,6 +102,7 @@ def compile_all() -> None:
             triton_gpu.adam(w, w.clone(), torch.zeros_like(w, dtype=dtype), torch.zeros_like(w), step)
             m, v, last = torch.zeros_like(w, dtype=dtype), torch.zeros_like(w), torch.zeros(12).long()
             triton_gpu.adam_rows(w, torch.arange(n), w[:n].clone(), m, v, last, step)
+            triton_gpu.adam(w, w.clone(), m, v, step._replace(shard=(1, 2)))
     code, ids, starts = torch.rand(n, 7), torch.randint(0, 12, (n, 7)), (0, 3, 5, 12)
     column = torch.ones(n, 1)
     errors, _ = triton_gpu.layer_errors(code, ids, starts, w, w[0], x, column, column)

@@ -101,9 +101,10 @@ def hashed(
 
     rows: the rows that `x` has in the matrix in which positions count. None: `x` is the whole.
     """
-    place = torch.arange(x.numel(), device=x.device, dtype=torch.int64).view(x.shape)
-    if rows is not None:
-        place = place[0] + rows[:, None] * x.shape[1]
+    if rows is None:
+        place = torch.arange(x.numel(), device=x.device).view(x.shape)
+    else:
+        place = torch.arange(x.shape[1], device=x.device) + rows[:, None] * x.shape[1]
     # The finalizer of MurmurHash3, computed in 64-bit integers.
     h = (place + seed * 0x9E3779B9) & _MASK
     h = ((h ^ (h >> 16)) * 0x85EBCA6B) & _MASK

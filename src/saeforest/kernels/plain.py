@@ -279,9 +279,10 @@ def adam(
     It is computed in the data type of `grad`. What is kept in fewer bits is rounded stochastically.
     """
     w, m, v = (_widened(t, grad.dtype) for t in (weight, exp_avg, exp_avg_sq))
-    new = _stepped(w, grad, m, v, step)
+    new, (rank, size) = _stepped(w, grad, m, v, step), step.shard
+    places = None if size == 1 else torch.arange(rank, size * len(weight), size, device=weight.device)
     for kept, x, seed in zip((weight, exp_avg, exp_avg_sq), new, step.seeds, strict=True):
-        _keep(kept, x, seed)
+        _keep(kept, x, seed, slice(None), places)
 
 
 def adam_rows(
@@ -306,8 +307,9 @@ def adam_rows(
     w = w - far * m / (v.sqrt() / math.sqrt(1 - step.beta2**step.steps) + step.eps)
     new = _stepped(w, grad, keep_m * m, keep_v * v, step)
     last[rows] = step.steps
+    rank, size = step.shard
     for kept, x, seed in zip((weight, exp_avg, exp_avg_sq), new, step.seeds, strict=True):
-        _keep(kept, x, seed, rows)
+        _keep(kept, x, seed, rows, rows * size + rank)
 
 
 def _stepped(
@@ -342,14 +344,17 @@ def _keep(
     kept: Float[Tensor, "*shape"] | Bytes,
     x: Float[Tensor, "..."],
     seed: int,
-    rows: Int[Tensor, "a"] | None = None,
+    rows: Int[Tensor, "a"] | slice,
+    places: Int[Tensor, "a"] | None,
 ) -> None:
-    """Write `rows` of a matrix, or all of it, rounded stochastically if its numbers have fewer bits."""
-    at = slice(None) if rows is None else rows
+    """Write rows of a matrix, rounded stochastically if its numbers have fewer bits.
+
+    places: the rows by whose numbers they are rounded. None: those of the whole matrix.
+    """
     if isinstance(kept, Bytes):
-        kept.codes[at], kept.exponents[at] = narrowed(x, format_of(kept.codes.dtype), seed, rows)
+        kept.codes[rows], kept.exponents[rows] = narrowed(x, format_of(kept.codes.dtype), seed, places)
     else:
-        kept[at] = x if kept.dtype == x.dtype else rounded(x, seed, rows)
+        kept[rows] = x if kept.dtype == x.dtype else rounded(x, seed, places)
 
 
 # -- matching pursuit

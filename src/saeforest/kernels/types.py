@@ -23,6 +23,8 @@ class AdamStep(NamedTuple):
     """Whether rows are scaled to unit norm before the step."""
     project: bool = False
     """Whether the component of each row's gradient along the row is removed; only with `unit_rows`."""
+    shard: tuple[int, int] = (0, 1)
+    """(r, S): the matrix is the rows r, r + S, r + 2 S, ... of a whole one, and is rounded as that would be."""
 
     @property
     def seeds(self) -> tuple[int, int, int]:

@@ -276,6 +276,7 @@ def _adam(
         number(1 / math.sqrt(1 - step.beta2**step.steps)),  # undoes the bias of the root of the second moment
         number(step.eps),
         *(np.uint32(seed * 0x9E3779B9 & 0xFFFFFFFF) for seed in step.seeds),
+        *step.shard,
     )
 
 

@@ -196,11 +196,14 @@ def adam(
     seed_weight,
     seed_m,
     seed_v,
+    rank,
+    ranks,
     low,
     high,
 ):
     """Step the rows `rows[i]` for i from `low` to `high - 1`, whose gradients are `grad[i]`, after they have made up
-    for `rests[i]`. If `rows` is None, all have a gradient and none has rested."""
+    for `rests[i]`. If `rows` is None, all have a gradient and none has rested. Row f is rounded as row
+    `f * ranks + rank` of a whole matrix."""
     d = grad.shape[1]
     spare = np.empty((4, d), grad.dtype)
     for i in range(low, high):
@@ -212,6 +215,7 @@ def adam(
             last[f] = steps
         _direction(w, grad[i], direction, unit_rows, project)
         _update(w, direction, a, b, beta1, beta2, size, root, eps)
-        _keep(weight, f, w, f * d, seed_weight)
-        _keep(m, f, a, f * d, seed_m)
-        _keep(v, f, b, f * d, seed_v)
+        place = (f * ranks + rank) * d
+        _keep(weight, f, w, place, seed_weight)
+        _keep(m, f, a, place, seed_m)
+        _keep(v, f, b, place, seed_v)

@@ -30,7 +30,7 @@ def _rounded(x, place, shift):
     return (bits >> 16).to(tl.uint16).to(tl.bfloat16, bitcast=True)
 
 
-@triton.jit(do_not_specialize=["shift_m", "shift_v"])
+@triton.jit(do_not_specialize=["shift_m", "shift_v", "rank", "ranks"])
 @no_type_check
 def _adam(
     weight,
@@ -47,17 +47,23 @@ def _adam(
     eps,
     shift_m,
     shift_v,
+    width,
+    rank,
+    ranks,
     rows,
     rests,
     UNIT_ROWS: tl.constexpr,
     PROJECT: tl.constexpr,
     SOME: tl.constexpr,
+    DIVIDED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """Update one row of length `d`. `size` is the number of elements of all rows, so the last may be shorter.
 
     With SOME, program i updates row `rows[i]`, whose gradient is row i of `grad`, after it has made up for its rest as
     row i of `rests` says (`after_rest`).
+
+    With DIVIDED, row f of these, of length `width`, is rounded as row `f * ranks + rank` of a whole matrix.
     """
     program = tl.program_id(0).to(tl.int64)
     begin = program * d
@@ -105,12 +111,15 @@ def _adam(
         v = keep_v * v + take_v * g * g
         w -= rate * m / (tl.sqrt_rn(v) * root + eps)
         tl.store(weight + at, w, mask=mine)
+        place = at
+        if DIVIDED:
+            place += (at // width * (ranks - 1) + rank) * width
         if exp_avg.dtype.element_ty == tl.bfloat16:
-            tl.store(exp_avg + at, _rounded(m, at, shift_m), mask=mine)
+            tl.store(exp_avg + at, _rounded(m, place, shift_m), mask=mine)
         else:
             tl.store(exp_avg + at, m, mask=mine)
         if exp_avg_sq.dtype.element_ty == tl.bfloat16:
-            tl.store(exp_avg_sq + at, _rounded(v, at, shift_v), mask=mine)
+            tl.store(exp_avg_sq + at, _rounded(v, place, shift_v), mask=mine)
         else:
             tl.store(exp_avg_sq + at, v, mask=mine)
 
@@ -169,6 +178,7 @@ def _launch(
         "UNIT_ROWS": step.unit_rows,
         "PROJECT": step.unit_rows and step.project,
         "SOME": rows is not None,
+        "DIVIDED": step.shard[1] > 1,
         "BLOCK": min(triton.next_power_of_2(d), _BLOCK),
         "num_warps": 4,
     }
@@ -189,6 +199,8 @@ def _launch(
         step.eps,
         _shift(step.seeds[1]),
         _shift(step.seeds[2]),
+        weight.shape[-1],
+        *step.shard,
         rows,
         rests,
         **options,
