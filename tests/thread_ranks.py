@@ -58,14 +58,18 @@ class _Board:
 class ThreadRanks(Ranks):
     """One of the threads."""
 
+    sent: int
+    """Bytes of tensors that it has sent to others."""
+
     def __init__(self, rank: int, size: int, board: _Board, world: _World) -> None:
-        self.rank, self.size = rank, size
+        self.rank, self.size, self.sent = rank, size, 0
         self._board, self._world = board, world
 
     def _every(self, own: Any) -> list[Any]:
         return self._board.exchange(self.rank, own)
 
     def gather(self, own: Tensor, *, lengths: Sequence[int] | None = None) -> Tensor:
+        self.sent += own.nbytes * (self.size - 1)
         every = self._every(own)
         assert lengths is None or [len(part) for part in every] == list(lengths)
         return torch.cat(every)
@@ -77,6 +81,7 @@ class ThreadRanks(Ranks):
         return torch.stack(self._every(own)).sum(0)
 
     def trade(self, parts: Sequence[Tensor], shapes: Sequence[torch.Size]) -> list[Tensor]:
+        self.sent += sum(part.nbytes for rank, part in enumerate(parts) if rank != self.rank)
         found = [of_rank[self.rank].clone() for of_rank in self._every(list(parts))]
         assert [part.shape for part in found] == list(shapes)
         return found
@@ -98,7 +103,7 @@ class ThreadRanks(Ranks):
     def share(self, tensors: dict[str, Tensor] | None) -> dict[str, Tensor]:
         return {name: tensor.clone() for name, tensor in self._every(tensors)[0].items()}
 
-    def mesh(self, shards: int) -> tuple[Ranks, Ranks]:
+    def mesh(self, shards: int) -> tuple[ThreadRanks, ThreadRanks]:
         rows, (row, column) = self.size // shards, divmod(self.rank, shards)
         made = [[_Board(n, self._world) for _ in range(self.size // n)] for n in (rows, shards)]
         columns, lines = self._every(made)[0]

@@ -6,8 +6,9 @@ import errno
 import os
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -16,12 +17,29 @@ from torch import Tensor
 
 from edits import forget_checksums
 from hsae_cases import BATCH, CASES, SIZES, D, K, make_training, random_parent
+from sae_cases import small
 from saeforest.activations import ActivationStream
 from saeforest.activations.sources import MemoryActivations
 from saeforest.errors import InputError
 from saeforest.files import write_tensors
+from saeforest.optim import OptimConfig
 from saeforest.ranks import ALONE, Ranks
-from saeforest.saes import Training
+from saeforest.saes import (
+    AllocationConfig,
+    AuxConfig,
+    BatchTopKConfig,
+    FromDataConfig,
+    MatryoshkaConfig,
+    RunLength,
+    Setup,
+    SystemConfig,
+    TopKConfig,
+    Training,
+    TreeAuxConfig,
+    TreeConfig,
+    build,
+    training_of,
+)
 from saeforest.training import checkpoint as checkpoints
 from saeforest.training.checkpoint import (
     SINGLE,
@@ -31,7 +49,7 @@ from saeforest.training.checkpoint import (
     save_checkpoint,
     tensors_of,
 )
-from saeforest.training.sharded import ShardedTeam
+from saeforest.training.sharded import ShardedTeam, check_sharded, rows_of
 from saeforest.training.team import Division, Team, WholeTeam
 from saeforest.verify import verify
 from thread_ranks import in_ranks
@@ -87,6 +105,152 @@ def test_levels_are_those_of_one_process(name: str, size: int) -> None:
     assert found.keys() == whole.keys()
     for key, tensor in whole.items():
         torch.testing.assert_close(found[key], tensor, rtol=0, atol=1e-12)
+
+
+# -- rows that rest, numbers in few bits, features that start anew or change places
+
+ROWS, WIDTH, LENGTH = 32, 12, 12
+DEAD: dict[str, Any] = {"dead_after_tokens": 4 * ROWS}
+# All dead features of a layer: those that start from the same token are equal, and compete for nothing.
+AUX: dict[str, Any] = {"k": 40, "stride": 2, "detach": True, "bias": False, "rescale": True}
+TREE = TreeConfig(
+    (6, 12, 22),
+    (2, 1, 1),
+    aux=TreeAuxConfig(layers=None, **AUX),
+    allocation=AllocationConfig(first=6, cap=6, root_reset_at=0.9, **DEAD),
+)
+# As the demo's tree; its features change places too.
+EARNED = replace(
+    TREE,
+    selection="closed",
+    budget="batch",
+    layer_weights=0.02,
+    allocation=AllocationConfig(
+        rule="data",
+        start="root",
+        reinitialize=True,
+        from_data=FromDataConfig(
+            earned=0.05,
+            every=4,
+            sample=ROWS,
+            window=4 * ROWS,
+            min_count=2,
+            until=1.0,
+            dead_until=1.0,
+            promote=1.2,
+        ),
+        **DEAD,
+    ),
+)
+WHOLE: dict[str, SystemConfig] = {
+    "topk": TopKConfig((40,), (3,), aux=AuxConfig(**AUX), encoder_bias=True, **DEAD),
+    "batchtopk": BatchTopKConfig((40,), (3,), aux=AuxConfig(**AUX), **DEAD),
+    "matryoshka": MatryoshkaConfig((8, 32), (3,), aux=AuxConfig(**AUX), **DEAD),
+    "matryoshka, batch": MatryoshkaConfig((8, 32), (3,), selection="batch", aux=AuxConfig(**AUX), **DEAD),
+    "tree": TREE,
+    "tree, residual": replace(TREE, reads="residual", budget="batch"),
+    "earned": EARNED,
+}
+FEW, LEAN = (
+    {"rows": "active", "state": "int8"},
+    {"rows": "active", "state": "int8", "weights": "bfloat16"},
+)
+
+
+class Trained(NamedTuple):
+    tensors: dict[str, Tensor]
+    own: set[str]
+    """Those of which a rank has only its own rows."""
+    events: set[str]
+
+
+def trained(name: str, ranks: Ranks, shards: int, dtype: torch.dtype, **optim: str) -> Trained:
+    """A training after its steps, as this rank has it."""
+    sae = build(WHOLE[name], WIDTH, seed=1).to(dtype)
+    settings = OptimConfig(**({"lr": 0.01, "batch_size": ROWS} | optim))  # pyright: ignore[reportArgumentType]
+    training = training_of(sae, Setup(RunLength(LENGTH, ROWS), settings, dtype))
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(400, 6, generator=generator).relu() @ torch.randn(6, WIDTH, generator=generator)
+    x = x + 0.1 * torch.randn(400, WIDTH, generator=generator)
+    data = ActivationStream(MemoryActivations(x, torch.arange(400), seed=0), ROWS)
+    team = team_of(ranks, shards)
+    team.begin({SINGLE: training}, data, 0)
+    events = set()
+    for _ in range(LENGTH):
+        with team.sharing():
+            said = training.step(data.next().x.to(dtype)).events
+        events |= {event.log["event"] for event in said if event.log.get("features", event.moves)}
+    tensors = {  # slots may be in another order
+        key: x.sort(-1).values if key.endswith(("own_ids", "active_ids")) else x
+        for key, x in tensors_of(training).items()
+    }
+    return Trained(tensors, set(rows_of(training)) if shards > 1 else set(), events)
+
+
+def assert_divided(found: list[Trained], whole: Trained, shards: int, close: Callable[..., None]) -> None:
+    for rank, ours in enumerate(found):
+        assert ours.tensors.keys() == whole.tensors.keys()
+        assert ours.events == whole.events
+        for key, tensor in whole.tensors.items():
+            close(ours.tensors[key], tensor[rank % shards :: shards] if key in ours.own else tensor)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "shards", "optim"),
+    [
+        ("tree", 3, 3, FEW),
+        ("earned", 2, 2, FEW),
+        ("batchtopk", 2, 2, {"rows": "active", "state": "bfloat16"}),
+        *(
+            pytest.param(name, size, shards, optim, marks=thorough)
+            for name in WHOLE
+            for size, shards, optim in ((4, 2, {}), (5, 5, FEW), (2, 2, {"state": "bfloat16"}))
+        ),
+    ],
+)
+def test_shards_train_as_one_process(name: str, size: int, shards: int, optim: dict[str, str]) -> None:
+    """To the rounding of float64, in which random rounding to fewer bits has the same draws."""
+
+    def close(found: Tensor, expected: Tensor) -> None:
+        # The mean of moments with which features start anew is computed in float32.
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-8 if name == "earned" else 1e-12)
+
+    whole = trained(name, ALONE, 1, torch.float64, **optim)
+    if isinstance(WHOLE[name], TreeConfig):
+        happened = {"promoted", "started_anew", "parents"} if name == "earned" else {"reallocation"}
+        assert happened <= whole.events
+    found = in_ranks(size, lambda ranks: trained(name, ranks, shards, torch.float64, **optim))
+    assert_divided(found, whole, shards, close)
+
+
+@pytest.mark.parametrize("name", ["tree", *(pytest.param(n, marks=thorough) for n in ("topk", "earned"))])
+def test_shards_with_weights_in_bfloat16_train_as_one_process(name: str) -> None:
+    """In float32, where a last bit may decide in which direction a number is rounded, though hardly ever."""
+
+    def close(found: Tensor, expected: Tensor) -> None:
+        assert found.dtype == expected.dtype
+        if found.numel():
+            assert float((found.double() - expected.double()).abs().mean()) < 2e-6
+
+    whole = trained(name, ALONE, 1, torch.float32, **LEAN)
+    assert whole.tensors["training.sae.decoder"].dtype == torch.bfloat16
+    found = in_ranks(2, lambda ranks: trained(name, ranks, 2, torch.float32, **LEAN))
+    assert_divided(found, whole, 2, close)
+
+
+@pytest.mark.parametrize("name", ["earned", *(pytest.param(n, marks=thorough) for n in ("topk", "tree"))])
+def test_ranks_that_share_rows_have_the_bits_of_one_process_in_few_bits_too(name: str) -> None:
+    whole = trained(name, ALONE, 1, torch.float32, **LEAN)
+    for ours in in_ranks(2, lambda ranks: trained(name, ranks, 1, torch.float32, **LEAN)):
+        assert_equal(ours.tensors, whole.tensors)
+        assert ours.events == whole.events
+
+
+@pytest.mark.parametrize("system", ["expert_hsae", "matching_pursuit"])
+def test_other_systems_are_refused_with_what_can_be_done(system: str) -> None:
+    with pytest.raises(InputError, match=f"{system} cannot be divided, only .*; leave shards out") as error:
+        check_sharded(small(system), 2)
+    assert "\n" not in str(error.value)
 
 
 # -- checkpoints

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -39,6 +40,7 @@ KILLS, RANKS = (
 EPOCHS = 6 * (1 + KILLS)
 # What takes more processor time than `make test` has.
 thorough = pytest.mark.skipif(KILLS == 1, reason="`make ranks` runs it")
+LEAN: dict[str, Any] = {"rows": "active", "state": "int8"}
 # Besides trees, which have all that looks at a whole batch: budgets, evidence for parents, starting anew.
 NAMES = ("topk", "hsae", *(("batchtopk", "pursuit", "jumprelu", "expert_hsae") if KILLS > 1 else ()))
 
@@ -60,25 +62,21 @@ def base(tiny_config: MakeConfig, tmp_path_factory: pytest.TempPathFactory) -> T
 @pytest.fixture(scope="module")
 def config(base: TrainConfig) -> TrainConfig:
     """A run of many systems."""
+    optim = replace(base.optim, batch_size=128 if KILLS > 1 else 256)
+    systems = {"tree": base.sae, "earned": earned(base), **{name: SYSTEMS[name] for name in NAMES}}
+    saes = {name: MemberConfig(sae, optim, seed=i) for i, (name, sae) in enumerate(systems.items())}
+    if KILLS > 1:
+        saes["lean"] = MemberConfig(base.sae, replace(optim, weights="bfloat16", **LEAN), seed=len(saes))
+    return replace(base, saes=saes)
+
+
+def earned(base: TrainConfig, every: int = 5) -> TreeConfig:
+    """A tree that earns its edges, whose dead features start anew."""
     tree = base.sae
     assert isinstance(tree, TreeConfig)
-    earned = replace(
-        tree,
-        selection="closed",
-        budget="batch",
-        allocation=replace(
-            tree.allocation,
-            rule="data",
-            reinitialize=True,
-            from_data=replace(tree.allocation.from_data, every=5, sample=40, window=160, min_count=2),
-        ),
-    )
-    optim = replace(base.optim, batch_size=128 if KILLS > 1 else 256)
-    systems = {"tree": tree, "earned": earned, **{name: SYSTEMS[name] for name in NAMES}}
-    return replace(
-        base,
-        saes={name: MemberConfig(sae, optim, seed=i) for i, (name, sae) in enumerate(systems.items())},
-    )
+    evidence = replace(tree.allocation.from_data, every=every, sample=40, window=160, min_count=2)
+    allocation = replace(tree.allocation, rule="data", reinitialize=True, from_data=evidence)
+    return replace(tree, selection="closed", budget="batch", allocation=allocation)
 
 
 @pytest.fixture(scope="module")
@@ -294,10 +292,12 @@ def test_wrong_input_is_one_line_of_the_first(
 
 def divided(base: TrainConfig, name: str, folder: Path) -> TrainConfig:
     """A run of five steps, in which children move; also in `folder` as run.yaml."""
-    sae = base.sae if name == "tree" else SYSTEMS[name]
+    own = {"tree": base.sae, "lean": base.sae, "earned": earned(base, every=2)}
+    sae = own[name] if name in own else SYSTEMS[name]
     if isinstance(sae, HSAEConfig):
         sae = replace(sae, hierarchy=replace(sae.hierarchy, period=2))
-    config = replace(base, sae=sae, optim=replace(base.optim, batch_size=512))
+    optim = replace(base.optim, batch_size=512, **(LEAN if name == "lean" else {}))
+    config = replace(base, sae=sae, optim=optim)
     save_config(config, folder / "run.yaml")
     return config
 
@@ -312,7 +312,14 @@ def assert_close(out: Path, alone: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["hsae", *(pytest.param(name, marks=thorough) for name in ("topk", "tree", "jumprelu"))]
+    "name",
+    [
+        "hsae",
+        *(
+            pytest.param(name, marks=thorough)
+            for name in ("topk", "batchtopk", "tree", "earned", "lean", "jumprelu")
+        ),
+    ],
 )
 def test_a_divided_dictionary_is_trained_as_a_whole_one(
     name: str, start: Worlds, base: TrainConfig, tmp_path: Path

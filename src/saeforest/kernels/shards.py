@@ -15,13 +15,17 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from ..ranks.alone import ALONE, Ranks, Scope, share
 from ..sparse_code import SparseCode, concat_slots, padded
 
 _scope = Scope("shards")
+
+# Fewer numbers than this, and those of two ranks, are summed after one exchange, in which each rank sends all of its
+# own to all others: a second exchange would save less than it takes.
+_FEW_NUMBERS = 1 << 14
 
 
 def sharded(ranks: Ranks) -> AbstractContextManager[None]:
@@ -47,6 +51,11 @@ def place(features: Int[Tensor, "*m"]) -> Int[Tensor, "*m"]:
 def feature(rows: Int[Tensor, "*m"]) -> Int[Tensor, "*m"]:
     """The feature of each row of this rank."""
     return rows * _scope.ranks.size + _scope.ranks.rank
+
+
+def own_shard() -> tuple[int, int]:
+    """(r, S): the rows here are those of the features r, r + S, r + 2 S, ..."""
+    return _scope.ranks.rank, _scope.ranks.size
 
 
 def of_level(features: slice) -> tuple[slice, slice]:
@@ -82,11 +91,23 @@ class _Spread(torch.autograd.Function):
 
 
 def _total(part: Tensor, ranks: Ranks | None = None) -> Tensor:
-    """The sum over ranks in their order, the same on all."""
-    ranks = ranks or _scope.ranks
-    every = ranks.gather_rows(part[None].contiguous(), ranks.size)
-    total = every[0]
-    for other in every[1:]:
+    """The sum over ranks in their order, the same on all.
+
+    Each rank adds up its share of the numbers, and then all get the shares of all: so a rank sends less than twice the
+    tensor, however many ranks there are.
+    """
+    ranks, n = ranks or _scope.ranks, part.numel()
+    if ranks.size == 2 or n < _FEW_NUMBERS:
+        return _added(list(ranks.gather_rows(part[None].contiguous(), ranks.size)))
+    flat, own = part.contiguous().view(-1), ranks.own(n)
+    shares = [flat[share(n, rank, ranks.size)] for rank in range(ranks.size)]
+    total = _added(ranks.trade(shares, [torch.Size([own.stop - own.start])] * ranks.size))
+    return ranks.gather_rows(total, n).view(part.shape)
+
+
+def _added(parts: Sequence[Tensor]) -> Tensor:
+    total = parts[0]
+    for other in parts[1:]:
         total = total + other
     return total
 
@@ -109,8 +130,10 @@ def best_of_all(code: SparseCode, rule: Callable[[Float[Tensor, "n c"]], SparseC
     code = padded(code, int(widths.max()))
     values, ids = _by_rank(code.values), _by_rank(code.ids)
     every = concat_slots([SparseCode(v, i) for v, i in zip(values, ids, strict=True)])
-    chosen = rule(every.values)
-    return SparseCode(chosen.values, torch.where(chosen.values > 0, every.ids.gather(1, chosen.ids), 0))
+    # In the order of features, as one process has them: features that began alike have equal values.
+    ids, order = every.ids.sort(dim=1, stable=True)
+    chosen = rule(every.values.gather(1, order))
+    return SparseCode(chosen.values, torch.where(chosen.values > 0, ids.gather(1, chosen.ids), 0))
 
 
 def _by_rank(own: Tensor) -> Tensor:
@@ -134,15 +157,30 @@ def largest(h: Float[Tensor, "n m"]) -> Float[Tensor, "n 1"]:
     return _by_rank(own).amax(0) if divided() else own
 
 
-def rows_of(weight: Float[Tensor, "m d"], features: slice) -> Float[Tensor, "n d"]:
-    """The rows of consecutive features, wherever they lie. No gradients."""
-    here, _ = of_level(features)
+def rows_of(weight: Shaped[Tensor, "m *d"], features: slice | Int[Tensor, "n"]) -> Shaped[Tensor, "n *d"]:
+    """The rows of features, wherever they lie. No gradients."""
     if not divided():
-        return weight[here]
-    size = _scope.ranks.size
-    of = torch.arange(features.start, features.stop, device=weight.device) % size
-    every = _scope.ranks.gather(weight[here].detach(), lengths=of.bincount(minlength=size).tolist())
+        return weight[features].detach()
+    if isinstance(features, slice):
+        features = torch.arange(features.start, features.stop, device=weight.device)
+    size, own = _scope.ranks.size, place(features[mine(features)])
+    of = features % size
+    every = _scope.ranks.gather(weight[own].detach(), lengths=of.bincount(minlength=size).tolist())
     return every[of.argsort(stable=True).argsort()]
+
+
+def put_rows(
+    weight: Shaped[Tensor, "m *d"], features: Int[Tensor, "n"], rows: Shaped[Tensor, "n *d"]
+) -> None:
+    """Give features these rows, which are the same on all ranks. No gradients."""
+    own = mine(features)
+    weight[place(features[own])] = rows[own].to(weight.dtype)
+
+
+def rearrange(weight: Shaped[Tensor, "m *d"], at: Int[Tensor, "F"]) -> None:
+    """Let rows change places, also from rank to rank: that of feature `at[i]` becomes that of feature `i`."""
+    moved = (at != torch.arange(len(at), device=at.device)).nonzero().flatten()
+    put_rows(weight, moved, rows_of(weight, at[moved]))
 
 
 class _Columns(torch.autograd.Function):

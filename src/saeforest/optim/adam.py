@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..kernels import AdamStep, Bytes, backend, rows_of_gradient
+from ..kernels import AdamStep, Bytes, backend, rows_of_gradient, shards
 from ..kernels.low_precision import SIGNED, UNSIGNED, format_of, narrowed, widened
 
 #: The name in the state of a weight for the step in which each of its rows was last updated.
@@ -33,6 +33,9 @@ class Adam(torch.optim.Optimizer):
     With `state=torch.bfloat16` the moving averages take half the memory, with `torch.int8` a quarter
     (docs/spec/tree-sae.md#low-precision). They use stochastic rounding: if rounded to nearest, an average that changes
     by a thousandth per step would never change.
+
+    The matrices of a group with `divided` are the rows of this rank's features (`kernels/shards.py`). They are rounded
+    as the same rows of a whole matrix are.
     """
 
     def __init__(
@@ -52,6 +55,7 @@ class Adam(torch.optim.Optimizer):
             "project": False,
             "rows": "all",
             "state": state,
+            "divided": False,
         }
         super().__init__(groups, defaults)
 
@@ -82,6 +86,7 @@ class Adam(torch.optim.Optimizer):
             int(state["step"]),
             unit_rows=group["unit_rows"],
             project=group["project"],
+            shard=shards.own_shard() if group["divided"] else (0, 1),
         )
         moments, kernels = [_moment(state, name) for name in _MOMENTS], backend(grad, weight)
         if _LAST in state:
@@ -102,24 +107,32 @@ class Adam(torch.optim.Optimizer):
     @torch.no_grad()
     def renew(self, weight: Tensor, rows: Int[Tensor, "a"], like: Int[Tensor, "l"]) -> None:
         """Let the moments of `rows` begin anew. The mean starts at 0 and the mean square at that of the rows `like`:
-        from 0, the first steps would be several times too long."""
+        from 0, the first steps would be several times too long.
+
+        If the weight is divided among ranks, rows are those of the whole matrix.
+        """
         if not (state := self.state.get(weight)):
             return
+        n, like, rows = len(like), like[shards.mine(like)], rows[shards.mine(rows)]
+        like, here = shards.place(like), shards.place(rows)
         usual = _read(_moment(state, "exp_avg_sq"), like)
         if _LAST in state:
             rest = (state["step"].to(usual.device) - state[_LAST][like]).double()
             usual *= (self._group(weight)["betas"][1] ** rest).float()[:, None]
-            state[_LAST][rows] = int(state["step"])
-        mean = usual.mean(0).expand(len(rows), -1)
+            state[_LAST][here] = int(state["step"])
+        mean = (shards.summed(usual.sum(0)) / n).expand(len(rows), -1)
         for name, new in zip(_MOMENTS, (torch.zeros_like(mean), mean), strict=True):
-            _write(_moment(state, name), rows, new, int(state["step"]))
+            _write(_moment(state, name), here, new, int(state["step"]), rows)
 
     @torch.no_grad()
     def rearrange(self, weight: Tensor, at: Int[Tensor, "F"]) -> None:
-        """Let the state of rows change places: that of row `at[i]` goes to row `i`."""
+        """Let the state of rows change places: that of row `at[i]` goes to row `i`.
+
+        If the weight is divided among ranks, rows are those of the whole matrix.
+        """
         for name, (shape, _) in kept(weight, self._group(weight)).items():
             if (state := self.state.get(weight)) and len(shape):
-                state[name].copy_(state[name][at])
+                shards.rearrange(state[name], at)
 
     def _group(self, weight: Tensor) -> dict[str, Any]:
         return next(g for g in self.param_groups if any(weight is p for p in g["params"]))
@@ -164,8 +177,17 @@ def _read(moment: Tensor | Bytes, rows: Int[Tensor, "a"]) -> Float[Tensor, "a d"
     return moment[rows].float()
 
 
-def _write(moment: Tensor | Bytes, rows: Int[Tensor, "a"], new: Float[Tensor, "a d"], seed: int) -> None:
+def _write(
+    moment: Tensor | Bytes,
+    rows: Int[Tensor, "a"],
+    new: Float[Tensor, "a d"],
+    seed: int,
+    places: Int[Tensor, "a"],
+) -> None:
+    """places: the rows by whose numbers they are rounded."""
     if isinstance(moment, Bytes):
-        moment.codes[rows], moment.exponents[rows] = narrowed(new, format_of(moment.codes.dtype), seed, rows)
+        moment.codes[rows], moment.exponents[rows] = narrowed(
+            new, format_of(moment.codes.dtype), seed, places
+        )
     else:
         moment[rows] = new.to(moment.dtype)

@@ -133,7 +133,7 @@ class BatchTopKTraining(FlatTraining):
             sae,
             sae.config,
             setup,
-            selection=BatchTopK(sum(sae.config.k_per_layer)),
+            selection=BatchTopK(sum(sae.config.k_per_layer), sae.d_sae),
             losses=Whole(sae),
             threshold=FollowedThreshold(sae.threshold, sae.config.threshold, setup.run),
         )

@@ -25,7 +25,8 @@ _LEAST_ROWS = 256
 class PreActivations:
     """The pre-activations `h = encoder u + bias` of all features, for activations `u` with `center` subtracted."""
 
-    encoder: Float[Tensor, "F d_in"]
+    encoder: Float[Tensor, "rows d_in"]
+    """Of all features, or the rows of this rank's where ranks divide them."""
     bias: Float[Tensor, "F"] | None
     center: Float[Tensor, "d_in"] | None
     """The vector that was subtracted from `u`. It gets its gradient here. None if nothing was subtracted."""

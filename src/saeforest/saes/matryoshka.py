@@ -131,7 +131,7 @@ class MatryoshkaTraining(FlatTraining):
             sae,
             config,
             setup,
-            selection=BatchTopK(k) if by_batch else TopK(k),
+            selection=BatchTopK(k, sae.d_sae) if by_batch else TopK(k),
             losses=self._prefix_losses,
             threshold=FollowedThreshold(sae.threshold, config.threshold, setup.run) if by_batch else None,
         )

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ..kernels import shards
 from ..optim import Adam
 from ..structure.forest import ROOT
 from .base import SAE
@@ -60,5 +61,5 @@ def rearranged(
 def rearrange(sae: SAE, optimizer: Adam, at: Int[Tensor, "d_sae"]) -> None:
     """Let features change places: their weights, and their moments in the optimizer."""
     for weight in (sae.encoder, sae.decoder):
-        weight.copy_(weight[at])
+        shards.rearrange(weight, at)
         optimizer.rearrange(weight, at)

@@ -102,6 +102,7 @@ class BatchTopK:
     """Selects the `k * n` largest pre-activations of a batch of `n` activations."""
 
     k: int
+    d_sae: int
 
     @torch.no_grad()
     def __call__(self, h: PreActivations, u: Float[Tensor, "n d_in"]) -> SparseCode:
@@ -109,7 +110,7 @@ class BatchTopK:
             lambda width: h.choose(u, lambda dense: top_k(dense, width)),
             lambda rows, bound: h.choose(u[rows], lambda dense: exceeding(dense, bound)),
             len(u),
-            len(h.encoder),
+            self.d_sae,
             self.k,
         )
 

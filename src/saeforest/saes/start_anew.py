@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from ..kernels import shards
 from ..optim import Adam
 from ..structure.forest import ROOT
 from .base import SAE
@@ -54,7 +55,8 @@ def start_anew(
     fresh[features] = True
     like = [_living(~fresh, dead, start, end) for start, end in pairwise(sae.starts)]
     starts = torch.tensor(sae.starts[1:-1], device=features.device)
-    medians = torch.stack([sae.encoder[rows].to(sae.dtype).norm(dim=1).median() for rows in like])
+    norms = shards.rows_of(sae.encoder.to(sae.dtype).norm(dim=1), slice(0, sae.d_sae))
+    medians = torch.stack([norms[rows].median() for rows in like])
     begun = []
     for parent in sae.parent[features].unique().tolist():
         if parent == ROOT:
@@ -70,9 +72,10 @@ def start_anew(
             rows, inputs = directions(left, u, drawn.to(sae.device))
             inputs = inputs if sae.is_transcoder else rows
             median = medians[torch.bucketize(part, starts, right=True)]
-            norms = fitted_norms(left, u, rows, inputs).clamp(median * _LEAST_NORM, median)
-            sae.decoder[part], sae.encoder[part] = rows, norms[:, None] * inputs
-            left = left - ((u @ inputs.T).relu() * norms) @ rows
+            lengths = fitted_norms(left, u, rows, inputs).clamp(median * _LEAST_NORM, median)
+            shards.put_rows(sae.decoder, part, rows)
+            shards.put_rows(sae.encoder, part, lengths[:, None] * inputs)
+            left = left - ((u @ inputs.T).relu() * lengths) @ rows
             begun.append(part)
     if not begun:
         return features[:0]

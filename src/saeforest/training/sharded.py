@@ -16,14 +16,14 @@ from torch import Tensor, nn
 from ..errors import InputError
 from ..kernels import shards, sharing
 from ..ranks import ALONE, Ranks
-from ..saes import Training, TreeConfig
+from ..saes import Training
 from ..saes.base import SAEConfig
 from .checkpoint import Parts, tensors_of, write_files
 from .log import Log, MemoryLog
 from .team import Division, Team, Write, check_same, first_writes, share_all
 
 # The systems whose training reads the rows of its weights in kernels alone.
-_SYSTEMS = ("topk", "tree", "jumprelu", "hsae")
+_SYSTEMS = ("topk", "batchtopk", "matryoshka", "tree", "jumprelu", "hsae")
 # The weights that have a row for each feature.
 _DIVIDED = ("encoder", "decoder")
 
@@ -147,6 +147,9 @@ def divide(training: Training, features: Ranks) -> None:
     """Keep only the rows of this rank, one of those among which the dictionary is divided."""
     device = training.sae.b_dec.device
     _change(training, lambda whole: whole[features.rank :: features.size].clone().to(device))
+    own = [getattr(training.sae, name) for name in _DIVIDED]
+    for group in training.optimizer.param_groups:
+        group["divided"] = any(weight is part for weight in group["params"] for part in own)
 
 
 def rows_of(training: Training) -> dict[str, Tensor]:
@@ -180,13 +183,6 @@ def check_sharded(config: SAEConfig, n_shards: int) -> None:
     """Raise InputError if training this system reads the rows of its weights elsewhere than in kernels."""
     if config.architecture not in _SYSTEMS:
         raise InputError(
-            f"shards = {n_shards}: the dictionary of an SAE of architecture {config.architecture} cannot be divided; "
-            f"expected one of {', '.join(_SYSTEMS)}, or no shards"
-        )
-    if isinstance(config, TreeConfig) and (
-        config.allocation.reinitialize or config.allocation.from_data.promote
-    ):
-        raise InputError(
-            f"shards = {n_shards}: features that start anew or change places need whole weights; set "
-            "sae.allocation.reinitialize and sae.allocation.from_data.promote to their defaults, or leave shards out"
+            f"shards = {n_shards}: the dictionary of an SAE of architecture {config.architecture} cannot be divided, "
+            f"only those of {', '.join(_SYSTEMS)}; leave shards out, and the ranks divide the rows of every batch"
         )
