@@ -1,4 +1,4 @@
-"""Processor time of a training step on each of the ranks that share it, and the bytes they exchange.
+"""Processor time and memory of a training step on each of the ranks that share it, and the bytes they exchange.
 
     python -m benchmarks.ranks                                     # one process
     torchrun --nproc-per-node 2 -m benchmarks.ranks                # rows of the batch divided
@@ -6,13 +6,17 @@
 
 The first step, in which kernels are loaded, is left out. Processor time, since ranks that wait for each other on a
 shared machine say little by the clock; it has what the exchange costs the processor, not how long a network takes.
+The memory is the most that a rank held resident in the steps that are measured, interpreter and libraries included; it
+is read on Linux only.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import time
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,6 +35,8 @@ from saeforest.saes import (
     start_training,
 )
 from saeforest.training.sharded import divide
+
+from .memory import resident
 
 SYSTEMS = ("topk", "tree", "hsae")
 
@@ -90,7 +96,10 @@ def measure(system: str, args: argparse.Namespace, ranks: Ranks, counted: Counte
     if features is not None:
         divide(training, features)
     spent = []
-    for _ in range(args.steps + 1):
+    for number in range(args.steps + 1):
+        if number == 1:  # from now on: weights were whole before they were divided
+            gc.collect()
+            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
         x = torch.randn(args.batch, args.d)
         start, before = time.process_time(), counted.bytes
         with ExitStack() as around:
@@ -101,10 +110,12 @@ def measure(system: str, args: argparse.Namespace, ranks: Ranks, counted: Counte
         spent.append((time.process_time() - start, counted.bytes - before))
     low, *_, high = seconds = sorted(s for s, _ in spent[1:])
     median = seconds[len(seconds) // 2]
+    peaks = ranks.gather(torch.tensor([resident("VmHWM")]), lengths=[1] * ranks.size).tolist()
     if ranks.first:
         what = f"{system} {args.width:,} features, batch {args.batch:,}, {ranks.size} ranks, {args.shards} shards"
         time_of = f"{median:.2f} s of processor time a step ({low:.2f} to {high:.2f})"
-        print(f"{what}: {time_of}, {spent[-1][1] / 1e6:.1f} MB sent by each rank", flush=True)
+        held = ", ".join(f"{peak:,.0f}" for peak in peaks)
+        print(f"{what}: {time_of}, {spent[-1][1] / 1e6:.1f} MB sent by each rank, {held} MB held", flush=True)
 
 
 def main() -> None:
