@@ -388,7 +388,7 @@ def test_when_a_rank_of_a_mesh_is_killed_all_end_and_the_run_goes_on(
     shards: int, start: Worlds, base: TrainConfig, tmp_path: Path
 ) -> None:
     """Nobody has all rows: from the last checkpoint they go on to the bits of an undisturbed run."""
-    config, out, rng = small(base, EPOCHS), tmp_path / "run", random.Random(shards)
+    config, out, rng = small(base, 4 + KILLS), tmp_path / "run", random.Random(shards)
     save_config(config, tmp_path / "run.yaml")
     command = ("train", "--config", str(tmp_path / "run.yaml"), "--shards", str(shards), "--out")
     for _ in range(max(KILLS // 4, 1)):

@@ -143,14 +143,18 @@ class Monitor(threading.Thread):
         try:
             if not self._leaving.is_set():
                 self._store.set(f"alive/{self._rank}", str(self._beats))
-            if self._ended is None and self._store.check(["ended"]):
-                self._ended = json.loads(self._store.get("ended"))
+            left = set()
             for other, (before, _) in list(self._seen.items()):
                 beat = self._store.get(f"alive/{other}").decode()
                 if beat != before:
                     self._seen[other] = beat, time.monotonic()
                 if beat == "left":
-                    self._left.add(other)
+                    left.add(other)
+            # A rank that ends all says so before it leaves, and it must be known in this order: whoever waits for one
+            # that left without a word takes it that nothing was to be done.
+            if self._ended is None and self._store.check(["ended"]):
+                self._ended = json.loads(self._store.get("ended"))
+            self._left |= left
         except (RuntimeError, OSError):
             return
         self._heard = time.monotonic()
