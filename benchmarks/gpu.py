@@ -10,8 +10,8 @@ takes too long costs only itself.
               first step to a thousandth, later losses and FVE to a tenth
     peers     a training step of saeforest, and of those peers that have an environment here, at two sizes
 
-Without a GPU the kernels are interpreted and everything else runs on the CPU; --quick is a part of it, to see that it
-runs.
+Without a GPU the kernels are interpreted, everything else runs on the CPU, and the steps are small ones: all of it, to
+see that it runs. --quick is a part of that.
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ def peers(device: str, quick: bool, left: Left) -> dict[str, Any]:
     libraries = [name for name in plan.SYSTEMS if name == "saeforest" or (name in here and not quick)]
     size = (
         ["--d", "16", "--widths", "256", "512", "--batch", "64"]
-        if quick
+        if quick or device == "cpu"
         else ["--d", "576", "--widths", *_WIDTHS]
     )
     with tempfile.TemporaryDirectory() as folder:

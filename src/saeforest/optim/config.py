@@ -38,10 +38,11 @@ class OptimConfig:
     """Remove from the gradient of every decoder row its component along the row, which would only change its norm."""
     state: Literal["float32", "bfloat16", "int8"] = "float32"
     """Data type of Adam's moving averages. bfloat16 halves their memory, int8 quarters it; stochastic rounding keeps
-    them unbiased."""
+    them unbiased. On a GPU, int8 has no kernel of its own: PyTorch's operators take the steps."""
     weights: Literal["float32", "bfloat16"] = "float32"
     """Data type of the encoder and decoder during training, for the architectures topk and tree. bfloat16 halves their
-    memory; stochastic rounding keeps their steps unbiased. The trained SAE is float32 in either case."""
+    memory; stochastic rounding keeps their steps unbiased. The trained SAE is float32 in either case. On a GPU,
+    bfloat16 has no kernels of its own: PyTorch's operators are used."""
     rows: Literal["all", "active"] = "all"
     """Rows of the encoder and decoder that a step updates. all: every one, as Adam does; active: those that have a
     gradient, because their feature fired or the auxiliary loss trains it. The others rest, and make up for that when
