@@ -433,7 +433,8 @@ def test_killed_at_any_moment_from_start_to_end(
         assert others in ({0}, {2}), ended  # 0: nothing was left to do together
         assert ended.codes[rank] in (0, -signal.SIGKILL), ended
         assert [f"rank {rank} of {size}" in line for line in ended.errors] == [True] * (others == {2}), ended
-        if RunFolder(out).is_trained():
+        run = RunFolder(out)
+        if run.config_file.exists() and run.is_trained():
             assert_same(out, tmp_path / "undisturbed", config)
             shutil.rmtree(out)
     ended = start.run(2, *command, str(out))
