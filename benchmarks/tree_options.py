@@ -99,6 +99,10 @@ def _variants() -> dict[str, SystemConfig]:
         "all, by lift": data(best, 0.28, score="log_lift"),
         "all, detectors share the batch": data(best, 0.28, detectors="batch"),
         "all, features change layers": data(best, 0.28, promote=1.5),
+        "all, detectors share the batch, features change layers": data(
+            best, 0.28, detectors="batch", promote=1.5
+        ),
+        "all, as on known trees": data(best, 0.28, score="log_lift", detectors="batch", promote=1.5),
         "all, earned 0.3": data(best, 0.3),
         "all, earned 0.2": data(best, 0.2),
         "all, earned 0.2, the dead keep their weights": keep,

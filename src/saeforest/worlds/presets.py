@@ -9,6 +9,7 @@ from itertools import accumulate
 from typing import Any
 
 from ..errors import InputError
+from ..presets import PRESETS
 from ..saes import (
     AllocationConfig,
     AuxConfig,
@@ -100,6 +101,13 @@ def _earned_tree(shape: _Shape) -> TreeConfig:
     )
 
 
+def _demo_tree(shape: _Shape) -> TreeConfig:
+    demo = PRESETS["demo"].sae
+    assert isinstance(demo, TreeConfig)
+    soon = replace(demo.allocation, dead_after_tokens=_DEAD, eligible_within_tokens=_DEAD)
+    return replace(demo, layer_sizes=shape.sizes, k_per_layer=shape.no_less, **_PLAIN, allocation=soon)
+
+
 def _hsae(shape: _Shape) -> HSAEConfig:
     # Each level of an HSAE reconstructs by itself, so it has as many features as all true layers up to it.
     k = tuple(max(round(k), 1) for k in accumulate(shape.mean))
@@ -114,11 +122,13 @@ def _expert_hsae(shape: _Shape) -> ExpertHSAEConfig:
 
 
 #: In `tree`, a feature's parent is in the layer before its own; in `tree-any-parent`, in any earlier layer, as in the
-#: paper; in `tree-earned`, in any earlier layer, wherever the data support it (docs/results/synthetic.md).
-_PRESETS: dict[str, Callable[[_Shape], SystemConfig]] = {
+#: paper; in `tree-earned`, in any earlier layer, wherever the data support it (docs/results/synthetic.md); `tree-demo`
+#: does so with the settings of the preset `demo`.
+WORLD_SYSTEMS: dict[str, Callable[[_Shape], SystemConfig]] = {
     "tree": lambda s: replace(_tree(s), allocation=replace(_ALLOCATION, parents="previous")),
     "tree-any-parent": _tree,
     "tree-earned": _earned_tree,
+    "tree-demo": _demo_tree,
     "hsae": _hsae,
     "hsae-baseline": lambda s: replace(_hsae(s), **_UNLINKED),
     "expert_hsae": _expert_hsae,
@@ -131,7 +141,7 @@ _PRESETS: dict[str, Callable[[_Shape], SystemConfig]] = {
     "jumprelu": lambda s: JumpReLUConfig(s.flat, s.average, bandwidth=0.05, **_COMMON),
     "matching_pursuit": lambda s: MatchingPursuitConfig(s.flat, s.total, **_COMMON),
 }
-SYSTEM_NAMES = tuple(_PRESETS)
+SYSTEM_NAMES = tuple(WORLD_SYSTEMS)
 
 
 def system_for(
@@ -154,7 +164,7 @@ def system_for(
         shape = _unknown_layers(config.layer_sizes, shape)
         given = f"layer_sizes {list(config.layer_sizes)}"
     try:
-        return _PRESETS[name](shape)
+        return WORLD_SYSTEMS[name](shape)
     except InputError as error:
         raise InputError(f"system {name} with {given} and l0 {config.l0}: {error}") from None
 
