@@ -100,10 +100,8 @@ def train(
     clock = _Clock(stream, lm_seconds, list(trainees.values()))
     saved_at = time.monotonic()
 
-    place, place_after = (
-        stream.state(),
-        start,
-    )  # where the batch of the next step begins, and which step ended there
+    place = stream.state()  # where the batch of the next step begins
+    place_after = start  # the step that ended there
     writing = threading.Lock()
 
     def write(step: int, parts: Parts | None = None) -> None:
