@@ -26,7 +26,7 @@ class PreActivations:
     """The pre-activations `h = encoder u + bias` of all features, for activations `u` with `center` subtracted."""
 
     encoder: Float[Tensor, "rows d_in"]
-    """Of all features, or the rows of this rank's where ranks divide them."""
+    """The rows of all features; where ranks divide them, those of this rank."""
     bias: Float[Tensor, "F"] | None
     center: Float[Tensor, "d_in"] | None
     """The vector that was subtracted from `u`. It gets its gradient here. None if nothing was subtracted."""
