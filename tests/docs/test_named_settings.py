@@ -47,6 +47,7 @@ def unknown(text: str, paths: set[tuple[str, ...]]) -> list[str]:
     named = [tuple(name.split(".")) for name in CODE.findall(text)]
     named = [n for n in named if not (n[0] in OBJECTS and hasattr(OBJECTS[n[0]], n[1]))]
     named += [tuple(name.replace("-", "_").split(".")) for name in OPTION.findall(text)]
+    named = [n[2:] if n[0] == "saes" and len(n) > 2 else n for n in named]  # of the SAE of that name
     begins = {path[0] for path in paths if len(path) > 1}
     return [".".join(n) for n in named if n[0] in begins and n not in paths and not FILE.search(".".join(n))]
 
@@ -70,6 +71,7 @@ def test_settings_named_in_the_documentation_exist() -> None:
         ("`allocation.groth=double`", ["allocation.groth"]),
         ("`saeforest eval --hierarchy.least-count 3`", ["hierarchy.least_count"]),
         ("`judge.jsonl` `code.values` `torch.float32`", []),
+        ("`--saes.demo-topk.optim.lr 1` `--saes.demo.optim.ls 1`", ["optim.ls"]),
     ],
 )
 def test_a_setting_that_does_not_exist_is_named(text: str, expected: list[str]) -> None:
