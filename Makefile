@@ -45,7 +45,7 @@ durability: .venv/dev.stamp
 # Worlds of up to RANKS processes, of which one is killed, KILLS times, and all that they divide; `make test` kills one of
 # two, once.
 ranks: .venv/dev.stamp
-	SAEFOREST_RANK_KILLS=$(KILLS) SAEFOREST_RANKS=$(RANKS) $(BIN)/pytest tests/training/test_ranks.py tests/training/test_divided.py
+	SAEFOREST_RANK_KILLS=$(KILLS) SAEFOREST_RANKS=$(RANKS) $(BIN)/pytest $(addprefix tests/training/test_,ranks.py ranks_end.py divided.py)
 
 lint: .venv/dev.stamp
 	$(BIN)/ruff check --quiet

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from edits import forget_checksums
 from hsae_cases import BATCH, CASES, SIZES, D, K, make_training, random_parent
+from ranks_runs import KILLS, thorough
 from sae_cases import small
 from saeforest.activations import ActivationStream
 from saeforest.activations.sources import MemoryActivations
@@ -54,7 +55,6 @@ from saeforest.training.team import Division, Team, WholeTeam
 from saeforest.verify import verify
 from thread_ranks import in_ranks
 from training.test_checkpoints import begun
-from training.test_ranks import KILLS, thorough
 
 # Moments in 8 bits have exponents for each row, and kernels of their own to be compiled.
 STATE = "int8" if KILLS > 1 else "float32"
