@@ -18,6 +18,7 @@ from saeforest.saes import SYSTEMS, TreeConfig, TreeSAE
 
 CODE = re.compile(r"`([a-z_]+(?:\.[a-z_0-9]+)+)(?:=[^`]*)?`")
 OPTION = re.compile(r"(?<![\w-])--([a-z-]+(?:\.[a-z0-9-]+)+)")
+OF_ONE_SAE = re.compile(r"^saes\.[^.]+\.(?=.)")
 # Sections that are also names of objects in Python: `lm.activations` is a method, `sae.forest` an attribute.
 OBJECTS = {"lm": LanguageModel, "sae": TreeSAE(TreeConfig((2, 3), (1, 1)), d_in=4)}
 # What looks like a setting and is the name of a file.
@@ -46,8 +47,8 @@ def unknown(text: str, paths: set[tuple[str, ...]]) -> list[str]:
     """The settings that a text names and that do not exist. What begins with no known word is none."""
     named = [tuple(name.split(".")) for name in CODE.findall(text)]
     named = [n for n in named if not (n[0] in OBJECTS and hasattr(OBJECTS[n[0]], n[1]))]
-    named += [tuple(name.replace("-", "_").split(".")) for name in OPTION.findall(text)]
-    named = [n[2:] if n[0] == "saes" and len(n) > 2 else n for n in named]  # of the SAE of that name
+    options = (OF_ONE_SAE.sub("", name) for name in OPTION.findall(text))
+    named += [tuple(name.replace("-", "_").split(".")) for name in options]
     begins = {path[0] for path in paths if len(path) > 1}
     return [".".join(n) for n in named if n[0] in begins and n not in paths and not FILE.search(".".join(n))]
 
