@@ -19,6 +19,7 @@ from edits import forget_checksums
 from hsae_cases import BATCH, CASES, SIZES, D, K, make_training, random_parent
 from ranks_runs import KILLS, thorough
 from sae_cases import small
+from saeforest import memory
 from saeforest.activations import ActivationStream
 from saeforest.activations.sources import MemoryActivations
 from saeforest.errors import InputError
@@ -50,7 +51,7 @@ from saeforest.training.checkpoint import (
     save_checkpoint,
     tensors_of,
 )
-from saeforest.training.sharded import ShardedTeam, check_sharded, rows_of
+from saeforest.training.sharded import ShardedTeam, check_sharded, divide, rows_of
 from saeforest.training.team import Division, Team, WholeTeam
 from saeforest.verify import verify
 from thread_ranks import in_ranks
@@ -244,6 +245,48 @@ def test_ranks_that_share_rows_have_the_bits_of_one_process_in_few_bits_too(name
     for ours in in_ranks(2, lambda ranks: trained(name, ranks, 1, torch.float32, **LEAN)):
         assert_equal(ours.tensors, whole.tensors)
         assert ours.events == whole.events
+
+
+# -- what a rank holds before the first step
+
+
+@pytest.mark.parametrize("optim", [{}, FEW])
+def test_a_rank_gets_its_own_rows_alone(optim: dict[str, Any]) -> None:
+    """Of weights, and of the moments when a run goes on."""
+
+    def work(ranks: Ranks) -> list[dict[str, Tensor]]:
+        got: list[dict[str, Tensor]] = []
+
+        def noted(get: Callable[[Any], dict[str, Tensor]]) -> Callable[[Any], dict[str, Tensor]]:
+            return lambda argument: got.append(get(argument)) or got[-1]
+
+        vars(ranks).update({name: noted(getattr(ranks, name)) for name in ("share", "receive")})
+        training, data = begun("tree", **optim), stream()
+        if ranks.first:
+            step(WholeTeam(), training, data, 3)
+        team_of(ranks, 2).begin({SINGLE: training}, data, 3)
+        return got
+
+    _, (shared, rows) = in_ranks(2, work)
+    width = begun("tree").sae.d_sae
+    moments = {"exp_avg", "exp_avg_sq"}
+    assert moments < {name.rsplit(".", 1)[-1] for name in rows}
+    assert {len(tensor) for tensor in rows.values()} == {width // 2}
+    assert (width, D) not in {tuple(tensor.shape) for tensor in shared.values()}
+
+
+def test_a_rank_never_holds_the_whole_dictionary() -> None:
+    width, d, n_shards = 2**16, 256, 8
+    ranks = Ranks()
+    ranks.rank, ranks.size = 1, n_shards
+    config = TopKConfig((width,), (4,))
+    memory.give_back()
+    memory.reset_peak()
+    before = memory.resident()
+    with team_of(ranks, n_shards).building():
+        sae = build(config, d)
+    divide(training_of(sae, Setup(RunLength(10, 8), OptimConfig(batch_size=8))), ranks)
+    assert memory.peak() - before < 2 * 4 * width * d / 2
 
 
 @pytest.mark.parametrize("system", ["expert_hsae", "matching_pursuit"])

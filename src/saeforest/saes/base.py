@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import replace
 from itertools import accumulate
 from typing import Any, ClassVar, Protocol, runtime_checkable
@@ -24,6 +27,21 @@ from ..structure.forest import ROOT, Forest
 from .encode import PreActivations
 from .normalizer import Normalization, Scale, TokenStats, normalizer_of, target_normalizer
 from .reconstruct import Prefixes, Reconstruction
+
+_blank: ContextVar[bool] = ContextVar("blank", default=False)
+
+
+@contextmanager
+def blank_weights() -> Iterator[None]:
+    """Inside the `with` block, encoder and decoder of a new SAE have arbitrary values: to be overwritten, or cut.
+
+    On a CPU they take no memory until they are written.
+    """
+    token = _blank.set(True)
+    try:
+        yield
+    finally:
+        _blank.reset(token)
 
 
 @runtime_checkable
@@ -113,17 +131,21 @@ class SAE(nn.Module, ABC):
         self.reconstruction: Reconstruction = Prefixes((0, *accumulate(config.layer_sizes)))
 
         generator = torch.Generator().manual_seed(seed)
-        encoder = (torch.rand(self.d_sae, d_in, generator=generator) * 2 - 1) / math.sqrt(d_in)
+        blank = _blank.get()
+        encoder = torch.empty(self.d_sae, d_in) if blank else self._initial_encoder(generator)
         self.encoder = nn.Parameter(encoder)
-        self.decoder = nn.Parameter(F.normalize(encoder))
+        self.decoder = nn.Parameter(torch.empty(self.d_sae, self.d_out) if blank else F.normalize(encoder))
         if self.tied:
             self.encoder = self.decoder
         self.b_dec = nn.Parameter(torch.zeros(self.d_out))
         self.b_enc = nn.Parameter(torch.zeros(self.d_sae), requires_grad=config.encoder_bias)
         self.register_buffer("parent", self.initial_parent(generator))
-        if self.is_transcoder:
+        if self.is_transcoder and not blank:
             directions = torch.randn(self.d_sae, self.d_out, generator=generator)
             self.decoder = nn.Parameter(F.normalize(directions))
+
+    def _initial_encoder(self, generator: torch.Generator) -> Float[Tensor, "d_sae d_in"]:
+        return (torch.rand(self.d_sae, self.d_in, generator=generator) * 2 - 1) / math.sqrt(self.d_in)
 
     def initial_parent(self, generator: torch.Generator) -> Int[Tensor, "d_sae"]:
         """The parents at the start of training: every feature hangs from the root, unless a system overrides this."""

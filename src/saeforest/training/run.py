@@ -145,10 +145,11 @@ def help_training(ranks: Ranks) -> None:
         config.members(),
         ModelIdentity(""),
     )
-    trained = {
-        name: new_training(members[name], about.d_in, about.n_steps, model, about.d_out)
-        for name in team.own(list(members))
-    }
+    with team.building():
+        trained = {
+            name: new_training(members[name], about.d_in, about.n_steps, model, about.d_out)
+            for name in team.own(list(members))
+        }
     train(config, trained, ActivationStream(blocks, config.batch_size), None, team=team)
 
 

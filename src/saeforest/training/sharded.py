@@ -7,7 +7,7 @@ them. Everything else is the same on all ranks (`kernels/shards.py`).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import torch
@@ -17,10 +17,10 @@ from ..errors import InputError
 from ..kernels import shards, sharing
 from ..ranks import ALONE, Ranks
 from ..saes import Training
-from ..saes.base import SAEConfig
-from .checkpoint import Parts, tensors_of, write_files
+from ..saes.base import SAEConfig, blank_weights
+from .checkpoint import Parts, restore, tensors_of, write_files
 from .log import Log, MemoryLog
-from .team import Division, Team, Write, check_same, first_writes, share_all
+from .team import Division, Team, Write, check_same, first_writes
 
 # The systems whose training reads the rows of its weights in kernels alone.
 _SYSTEMS = ("topk", "batchtopk", "matryoshka", "tree", "jumprelu", "hsae")
@@ -48,11 +48,26 @@ class ShardedTeam(Team):
     def log(self, name: str) -> Log:
         return MemoryLog()
 
+    def building(self) -> AbstractContextManager[None]:
+        return blank_weights()
+
     def take_up(self, trained: Mapping[str, Training]) -> None:
-        share_all(trained, self.ranks)
         self._data, self._features = self.ranks.mesh(self.division.shards)
         for training in trained.values():
-            divide(training, self._features)
+            if self.ranks.first:
+                self._hand_out(training)
+            else:
+                divide(training, self._features)
+                restore(training, {**self.ranks.share(None), **self.ranks.receive(0)})
+
+    def _hand_out(self, training: Training) -> None:
+        """Give each rank its rows, and all the rest of the state."""
+        tensors, rows = tensors_of(training), rows_of(training)
+        self.ranks.share({name: tensor for name, tensor in tensors.items() if name not in rows})
+        n_shards = self._features.size
+        for rank in range(1, self.ranks.size):
+            self.ranks.send({name: whole[rank % n_shards :: n_shards] for name, whole in rows.items()}, rank)
+        divide(training, self._features)
 
     def gather_logs(self, logs: Mapping[str, Log]) -> None:
         pass  # the first rank has logged all there is

@@ -61,6 +61,10 @@ class Team(ABC):
     def own(self, names: list[str]) -> list[str]:
         """Those of the SAEs that this rank steps."""
 
+    def building(self) -> AbstractContextManager[None]:
+        """Around making the SAEs on ranks other than the first, which get their state from it."""
+        return nullcontext()
+
     @abstractmethod
     def sharing(self) -> AbstractContextManager[None]:
         """Around a step."""
