@@ -7,11 +7,11 @@ takes too long costs only itself.
 
     kernels   tests/triton_cases.py: the Triton kernels against the plain ones
     systems   the golden runs (tests/golden) on this machine's device, against the values of the CPU: the loss of the
-              first step to a thousandth, later losses and FVE to a tenth
+              first step to a thousandth, the mean of later losses and FVE to a tenth
     peers     a training step of saeforest, and of those peers that have an environment here, at two sizes
 
 Without a GPU the kernels are interpreted, everything else runs on the CPU, and the steps are small ones: all of it, to
-see that it runs. --quick is a part of that.
+see that it runs, with an hour's time. --quick is a part of that.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ from .peers import environments, machine, plan
 
 ROOT = Path(__file__).resolve().parents[1]
 _WIDTHS = ("6144", "24576")
+_MINUTES = {"cuda": 8.0, "cpu": 60.0}
 _QUICK_KERNELS, _QUICK_RUNS = "adam or gather", ("tree",)
 
 Left = Callable[[], float]
@@ -50,19 +51,23 @@ def main(arguments: list[str] | None = None) -> int:
         prog="python -m benchmarks.gpu", description=(__doc__ or "").splitlines()[0]
     )
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="what was found, as .json")
-    parser.add_argument("--minutes", type=float, default=8.0, metavar="N", help="time for all parts together")
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        metavar="N",
+        help="time for all parts together; by default 8 on a GPU, 60 elsewhere",
+    )
     parser.add_argument("--parts", nargs="+", choices=tuple(PARTS), default=list(PARTS), metavar="PART")
     parser.add_argument("--quick", action="store_true", help="a part of everything, to see that it runs")
     options = parser.parse_args(arguments)
     start = time.monotonic()
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    minutes = options.minutes or _MINUTES[device]
     found: dict[str, Any] = {"machine": machine.measured(device).describe(), "quick": options.quick}
     for name in options.parts:
         before = time.monotonic()
         try:
-            part = PARTS[name](
-                device, options.quick, lambda: 60 * options.minutes - (time.monotonic() - start)
-            )
+            part = PARTS[name](device, options.quick, lambda: 60 * minutes - (time.monotonic() - start))
         except subprocess.TimeoutExpired:
             part = {"error": "took longer than was left"}
         except (RuntimeError, OSError, InputError, KeyError, ValueError) as error:

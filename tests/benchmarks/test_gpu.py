@@ -84,6 +84,18 @@ def test_a_system_that_trains_otherwise_is_said(
     assert line.startswith("fve: 0.2, was 0.7")
 
 
+def test_a_single_late_loss_may_part_but_not_all(
+    started: list[list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last batch of an HSAE that draws features at random lost a fifth more with other instructions."""
+    losses = json.loads((gpu.HERE / "tree.json").read_text(encoding="utf-8"))["numbers"]["loss"]
+    first, *later = losses
+    for parted, code in ((later[-1:], 0), (later, 1), ([first], 1)):
+        found = {step: loss * (1.2 if step in parted else 1) for step, loss in losses.items()}
+        monkeypatch.setattr(gpu, "values_of", golden({"loss": found}))
+        assert gpu.main(["--out", str(tmp_path / "a.json"), "--parts", "systems", "--quick"]) == code
+
+
 def test_a_part_that_fails_costs_only_itself(
     started: list[list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
