@@ -3,6 +3,9 @@
 Batch i of windows is that of rank i modulo their number. The first rank receives what the others computed, in the order
 of the text, and shows it to the measures. So the batches, their order and every sum are those of a single process, and
 the records are the same bit for bit.
+
+What is sent is what costs much to compute: for each batch the activations, once and in the language model's data type,
+and for each SAE its codes and losses. Reconstructions follow from these on the first rank.
 """
 
 from __future__ import annotations
@@ -10,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..measures.measure import EvalBatch, Spliced, WindowLosses
@@ -21,19 +23,32 @@ from .task import Task
 from .windows import WindowView
 
 _LOSS, _LEVEL = "losses.", "level."
-_ALWAYS = ("x", "rows", "window", "windows", "x_hat")
 
 
 def _levels(levels: dict[int, Spliced]) -> Any:
     return lambda level: levels[level]
 
 
-def as_tensors(batch: EvalBatch, n_levels: int) -> dict[str, Tensor]:
-    """A batch as tensors by name. n_levels: the number of layers with whose reconstruction losses are wanted."""
-    found = {name: getattr(batch, name) for name in _ALWAYS}
-    found |= {"values": batch.code.values, "ids": batch.code.ids}
-    if batch.origin is not None:
-        found["origin"] = batch.origin
+def shared_tensors(view: WindowView) -> dict[str, Tensor]:
+    """What all SAEs share of some windows, as tensors by name."""
+    return {
+        "rows": view.rows,
+        "kept": view.kept,
+        "window": view.of_rows,
+        "windows": view.parts.first,
+        "origin": view.parts.origin,
+    }
+
+
+def as_tensors(batch: EvalBatch, n_levels: int, *, own_target: bool) -> dict[str, Tensor]:
+    """What a batch has besides `shared_tensors`, as tensors by name.
+
+    n_levels: the number of layers with whose reconstruction losses are wanted.
+    own_target: whether the activations to reconstruct are others than those that the SAE reads.
+    """
+    found = {"values": batch.code.values, "ids": batch.code.ids.int()}
+    if own_target:
+        found["x"] = batch.x
     if batch.losses is not None:
         found |= {f"{_LOSS}{name}": column for name, column in vars(batch.losses).items()}
         spliced_level = batch.spliced_level
@@ -44,23 +59,25 @@ def as_tensors(batch: EvalBatch, n_levels: int) -> dict[str, Tensor]:
     return found
 
 
-def as_batch(tensors: dict[str, Tensor], device: torch.device) -> EvalBatch:
-    """The batch of `as_tensors`, for an SAE on a device."""
-    losses = {name.removeprefix(_LOSS): x for name, x in tensors.items() if name.startswith(_LOSS)}
+def as_batch(shared: dict[str, Tensor], own: dict[str, Tensor], sae: SAE) -> EvalBatch:
+    """The batch of `shared_tensors` and `as_tensors`."""
+    losses = {name.removeprefix(_LOSS): x for name, x in own.items() if name.startswith(_LOSS)}
     levels: dict[int, dict[str, Tensor]] = {}
-    for name, x in tensors.items():
+    for name, x in own.items():
         if name.startswith(_LEVEL):
             _, level, column = name.split(".")
             levels.setdefault(int(level), {})[column] = x
-    code = SparseCode(tensors["values"].to(device), tensors["ids"].to(device))
+    device = sae.device
+    kept = shared["kept"].to(device).float()
+    code = SparseCode(own["values"].to(device), own["ids"].to(device).long())
     return EvalBatch(
-        x=tensors["x"].to(device),
-        rows=tensors["rows"],
-        window=tensors["window"].to(device),
-        windows=tensors["windows"].to(device),
-        origin=tensors.get("origin"),
+        x=own["x"].to(device) if "x" in own else kept,
+        rows=shared["rows"],
+        window=shared["window"].to(device),
+        windows=shared["windows"].to(device),
+        origin=shared["origin"],
         code=code,
-        x_hat=tensors["x_hat"].to(device),
+        x_hat=sae.decode(code, sae.normalize(kept)[1]) if len(kept) else kept.new_zeros(0, sae.d_out),
         losses=WindowLosses(**losses) if losses else None,
         spliced_level=_levels({i: Spliced(**level) for i, level in levels.items()}) if losses else None,
     )
@@ -88,12 +105,12 @@ class Viewed:
     """Windows that this rank has read, and their batches by SAE."""
 
     def __init__(self, view: WindowView) -> None:
-        self._view = view
+        self.view = view
         self.rows, self.kept = view.rows, view.kept
 
     def batch(self, task: Task, losses: bool) -> EvalBatch:
         """The batch for a task, with losses or without."""
-        return self._view.through(task.sae, losses=losses)
+        return self.view.through(task.sae, losses=losses)
 
 
 class Received:
@@ -101,24 +118,24 @@ class Received:
 
     def __init__(self, ranks: Ranks, source: int) -> None:
         self._ranks, self._source = ranks, source
-        first = ranks.receive(source)
-        self.rows: Tensor = first["rows"]
-        self.kept: Tensor = first.get("kept", torch.empty(0))
+        self._shared = ranks.receive(source)
+        self.rows, self.kept = self._shared["rows"], self._shared["kept"]
 
     def batch(self, task: Task, losses: bool) -> EvalBatch:
         """The batch for a task. It has losses if the other rank found that it needs them."""
-        return as_batch(self._ranks.receive(self._source), task.sae.device)
+        return as_batch(self._shared, self._ranks.receive(self._source), task.sae)
 
 
-def send_batches(ranks: Ranks, view: Viewed, tasks: Sequence[Task], n_levels: int, *, kept: bool) -> None:
+def send_batches(ranks: Ranks, found: Viewed, tasks: Sequence[Task], n_levels: int) -> None:
     """Send the batches of some windows to the first rank, which receives them by `Received`.
 
-    n_levels: see `as_tensors`. kept: whether the activations themselves are needed.
+    n_levels: see `as_tensors`.
     """
-    ranks.send({"rows": view.rows, **({"kept": view.kept} if kept else {})}, 0)
-    codes = Codes(view.batch)
+    view = found.view
+    ranks.send(shared_tensors(view), 0)
+    codes = Codes(found.batch)
     sent: EvalBatch | None = None
     for task in tasks:
         if (batch := codes(task)) is not sent:
-            ranks.send(as_tensors(batch, n_levels), 0)
+            ranks.send(as_tensors(batch, n_levels, own_target=view.target is not view.kept), 0)
             sent = batch

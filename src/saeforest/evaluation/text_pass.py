@@ -85,7 +85,7 @@ def read_text(passes: Sequence[Pass], ce_tokens: int, ranks: Ranks = ALONE) -> R
             else:
                 continue
             if isinstance(found, Viewed) and not ranks.first:
-                send_batches(ranks, found, tasks, n_levels, kept=x is not None)
+                send_batches(ranks, found, tasks, n_levels)
                 continue
             part = slice(n, n := n + len(found.rows))
             rows[part] = found.rows

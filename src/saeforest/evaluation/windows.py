@@ -95,7 +95,7 @@ class WindowView:
         return EvalBatch(
             x=kept if self.target is self.kept else self.target.to(sae.device).float(),
             rows=self.rows,
-            window=self.parts.first[self.parts.of[self.keep.cpu()]].to(sae.device),
+            window=self.of_rows.to(sae.device),
             windows=self.parts.first.to(sae.device),
             origin=self.parts.origin,
             code=code,
@@ -133,6 +133,11 @@ class WindowView:
         # On the CPU, where the order of additions is the same every time.
         total = torch.zeros(int(first.max()) + 1, dtype=torch.float64)
         return total.index_add_(0, first[:, :n].flatten(), kept.flatten())
+
+    @cached_property
+    def of_rows(self) -> Int[Tensor, "n"]:
+        """The first row of the part in which each measured position is."""
+        return self.parts.first[self.parts.of[self.keep.cpu()]]
 
     @cached_property
     def parts(self) -> Parts:
