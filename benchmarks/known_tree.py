@@ -33,13 +33,18 @@ _SHOWN = (
 )
 
 
+# Features stay in the layers in which they were drawn, and each token has its own detectors.
+_IN_PLACE: dict[str, Any] = {"detectors": "token", "promote": 0.0}
+
+
 def variant(weights: float = 0.02, beam: float = 2.0, **from_data: Any) -> Callable[[Any], SystemConfig]:
-    """`tree-demo` with other weights of the early layers, another beam, and other settings of parents from data."""
+    """`tree-demo` in place, with other weights of the early layers, another beam, and other settings of parents from
+    data."""
 
     def make(shape: Any) -> SystemConfig:
         demo = WORLD_SYSTEMS["tree-demo"](shape)
         assert isinstance(demo, TreeConfig)
-        rule = replace(demo.allocation.from_data, **from_data)
+        rule = replace(demo.allocation.from_data, **{**_IN_PLACE, **from_data})
         return replace(
             demo, layer_weights=weights, beam=beam, allocation=replace(demo.allocation, from_data=rule)
         )
@@ -49,16 +54,19 @@ def variant(weights: float = 0.02, beam: float = 2.0, **from_data: Any) -> Calla
 
 _AS_EARNED: dict[str, Any] = {"detectors": "batch", "score": "log_lift", "promote": 1.5}
 VARIANTS = {
-    "the demo's": variant(),
+    "the demo's": variant(detectors="batch", promote=1.5),
+    "in place": variant(),
     "detectors share the batch": variant(detectors="batch"),
     "by lift": variant(score="log_lift"),
     "features change layers": variant(promote=1.5),
     "by lift, features change layers": variant(score="log_lift", promote=1.5),
     "detectors, by lift": variant(detectors="batch", score="log_lift"),
-    "detectors, features change layers": variant(detectors="batch", promote=1.5),
     "all three": variant(**_AS_EARNED),
-    "weights 0.1": variant(0.1),
-    "weights 1": variant(1.0),
+    "in place, weights 0.1": variant(0.1),
+    "in place, weights 1": variant(1.0),
+    "the demo's, weights 0.1": variant(0.1, detectors="batch", promote=1.5),
+    "the demo's, weights 1": variant(1.0, detectors="batch", promote=1.5),
+    "the demo's, weights 1, a beam of 4": variant(1.0, 4.0, detectors="batch", promote=1.5),
     "all three, weights 0.1": variant(0.1, **_AS_EARNED),
     "all three, weights 1": variant(1.0, **_AS_EARNED),
     "all three, weights 1, a beam of 4": variant(1.0, 4.0, **_AS_EARNED),

@@ -56,6 +56,9 @@ def _variants() -> dict[str, SystemConfig]:
             base, allocation=replace(base.allocation, rule="data", reinitialize=True, from_data=rule)
         )
 
+    # Features stay in the layers in which they were drawn, as in the demo until 2026-12-01.
+    in_place = data(best, 0.28)
+
     def random_start(of: TreeConfig) -> TreeConfig:
         return replace(of, allocation=replace(of.allocation, start="random"))
 
@@ -84,32 +87,30 @@ def _variants() -> dict[str, SystemConfig]:
         "parents from data, earned": data(paper, 0.28),
         "silence 0.03": replace(paper, silence=0.03),
         "all, weights 0.1, random start, earned 0.2": random_start(
-            data(replace(best, layer_weights=0.1), 0.2)
+            data(replace(in_place, layer_weights=0.1), 0.2)
         ),
-        "all, weights 0.1, random start": random_start(replace(best, layer_weights=0.1)),
-        "all, weights 0.1": replace(best, layer_weights=0.1),
-        "all, random start": random_start(best),
+        "all, weights 0.1, random start": random_start(replace(in_place, layer_weights=0.1)),
+        "all, weights 0.1": replace(in_place, layer_weights=0.1),
+        "all, random start": random_start(in_place),
         "all (the demo)": best,
-        "all, by layer": replace(best, selection="layer"),
-        "all, by token": replace(best, budget="token"),
-        "all, weights 1": replace(best, layer_weights=1.0),
-        "all, a beam of 1": replace(best, beam=1.0),
-        "all, a beam of 4": replace(best, beam=4.0),
+        "all, in place": in_place,
+        "all, by layer": replace(in_place, selection="layer"),
+        "all, by token": replace(in_place, budget="token"),
+        "all, weights 1": replace(in_place, layer_weights=1.0),
+        "all, a beam of 1": replace(in_place, beam=1.0),
+        "all, a beam of 4": replace(in_place, beam=4.0),
         "all, no hysteresis": data(best, 0.28, hysteresis=0.0),
         "all, by lift": data(best, 0.28, score="log_lift"),
         "all, detectors share the batch": data(best, 0.28, detectors="batch"),
         "all, features change layers": data(best, 0.28, promote=1.5),
-        "all, detectors share the batch, features change layers": data(
-            best, 0.28, detectors="batch", promote=1.5
-        ),
         "all, as on known trees": data(best, 0.28, score="log_lift", detectors="batch", promote=1.5),
         "all, earned 0.3": data(best, 0.3),
         "all, earned 0.2": data(best, 0.2),
         "all, earned 0.2, the dead keep their weights": keep,
         "all, earned 0.2, the dead to parents by capacity": data(best, 0.2, dead="capacity"),
         "by layer: residual encoding, batch, earned 0.2, weights 0.1": data(residual, 0.2),
-        "all, silence 0.03": replace(best, silence=0.03),
-        "all, silence 0.3": replace(best, silence=0.3),
+        "all, silence 0.03": replace(in_place, silence=0.03),
+        "all, silence 0.3": replace(in_place, silence=0.3),
         "Tree SAE, root reset at 0.9": moves(root_reset_at=0.9),
         "Tree SAE, every dead child may move": moves(count="living"),
         "Tree SAE, capacity by instances": moves(capacity="per_instance"),

@@ -53,7 +53,11 @@ _DEMO_TREE = replace(
     # Dead features start anew, so a small auxiliary loss does as well as a large one: docs/performance.md.
     aux=replace(_DEMO_TREE_PAPER.aux, k=64, stride=4),
     allocation=replace(
-        _DEMO_ALLOCATION, rule="data", start="root", reinitialize=True, from_data=FromDataConfig(earned=0.28)
+        _DEMO_ALLOCATION,
+        rule="data",
+        start="root",
+        reinitialize=True,
+        from_data=FromDataConfig(earned=0.28, detectors="batch", promote=1.5),
     ),
 )
 # Small batches have few pre-activations near a threshold, so the kernel must be wider than the paper's.
