@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -457,6 +458,32 @@ def test_a_full_disk_leaves_the_checkpoint_before(
     last = latest_checkpoint(tmp_path)
     assert last is not None
     assert load_checkpoint(last, {SINGLE: begun("topk")}, stream(), "of the data") == 1
+
+
+def test_all_stay_until_a_checkpoint_is_whole(tmp_path: Path) -> None:
+    """A rank that is asked to stop ends after it has written its shard, and with it all others."""
+
+    def work(ranks: Ranks) -> bool:
+        training, data, team = begun("topk"), stream(), team_of(ranks, 2)
+        team.begin({SINGLE: training}, data, 0)
+        step(team, training, data, 1)
+
+        def write(number: int, parts: Parts | None) -> None:
+            assert parts is not None
+
+            def slowly(folder: Path) -> dict[str, str]:
+                checksums = parts.write(folder)
+                with ranks._world.waiting():  # pyright: ignore[reportAttributeAccessIssue]
+                    time.sleep(0.3)
+                return checksums
+
+            slow = parts._replace(write=slowly)
+            save_checkpoint(tmp_path, number, {SINGLE: training}, data.state(), "of the data", parts=slow)
+
+        team.save(1, {SINGLE: training}, {}, write)
+        return latest_checkpoint(tmp_path) is not None
+
+    assert in_ranks(2, work) == [True, True]
 
 
 def test_a_folder_that_cannot_be_made_holds_nobody_up(tmp_path: Path) -> None:

@@ -77,9 +77,15 @@ class ShardedTeam(Team):
         if self.division.whole_checkpoints:
             self._write_whole(step, trained, write)
         elif self.ranks.first:
-            self._write_first(step, trained, write)
-        elif folder := self.ranks.from_first(_first_tells):
-            self.ranks.to_first(self._tried(folder, trained))
+            try:
+                self._write_first(step, trained, write)
+            finally:
+                self.ranks.from_first(lambda: "")
+        else:
+            if folder := self.ranks.from_first(_first_tells):
+                self.ranks.to_first(self._tried(folder, trained))
+            # All stay until the checkpoint has its name: a rank that is asked to stop, and ends, ends the first too.
+            self.ranks.from_first(_first_tells)
 
     def gather_weights(self, trained: Mapping[str, Training]) -> None:
         for training in trained.values():
