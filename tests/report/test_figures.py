@@ -24,6 +24,7 @@ from saeforest.report.gallery import compare_figures
 from saeforest.report.load import load_runs
 from saeforest.report.seed_groups import seed_groups
 from saeforest.report.style import styled
+from saeforest.report.system import System
 
 
 @pytest.fixture(autouse=True)
@@ -103,6 +104,35 @@ def test_sizes_that_differ_in_l0_too_are_dots(tmp_path: Path) -> None:
     panel = figures.compared(figures.SPECS[0], groups_in(tmp_path / "run", saes))
     assert not isinstance(panel, str)
     assert drawn_x(axes_of(panel.figure, "Composition"), 2) == pytest.approx([0.4, 0.8])
+
+
+def test_l0_that_was_meant_to_be_the_same_makes_no_line(tmp_path: Path) -> None:
+    """Two SAEs of one system and one k, measured at 126.9 and 127.9: a row for each, and no axis of L0."""
+    saes = {
+        f"topk-{l0}": (
+            replace(TOPK, activation_threshold=threshold),
+            0,
+            [sparsity(l0), record("composition", {"mean": l0 / 1000})],
+        )
+        for l0, threshold in ((126.9, 0.001), (127.9, 0.002))
+    }
+    panel = figures.compared(figures.SPECS[0], groups_in(tmp_path / "run", saes))
+    assert not isinstance(panel, str)
+    assert drawn_x(axes_of(panel.figure, "Composition"), 2) == pytest.approx([0.1269, 0.1279])
+
+
+def test_a_legend_of_many_long_names_is_within_the_figure(tmp_path: Path) -> None:
+    figure = Figure(figsize=(7.2, 4), layout="constrained")
+    systems = [
+        System(kind, layers)
+        for kind in ("tree-fixed", "tree-from-data", "hsae-baseline")
+        for layers in (2, 3, 4)
+    ]
+    figures.legend(figure, systems)
+    figure.savefig(tmp_path / "figure.png")
+    box = figure.legends[0].get_window_extent()
+    assert box.x0 >= 0
+    assert box.x1 <= figure.bbox.x1
 
 
 def test_lines_by_size_take_one_l0_of_each(tmp_path: Path) -> None:

@@ -166,12 +166,16 @@ def bars(values: Iterable[Value]) -> str:
 
 
 def _varies(groups: Iterable[SeedGroup], by: str) -> bool:
-    """Whether some system was trained with two values of L0 in one size, or (by "size") in two sizes."""
-    seen: dict[tuple[System, int], set[int]] = {}
+    """Whether some system was trained with two values of L0 in one size, or (by "size") in two sizes.
+
+    SAEs with one aim for L0 are measured at some percent around it: only more than a tenth makes two values.
+    """
+    seen: dict[tuple[System, int], set[float]] = {}
     for s in groups:
-        line, place = ((s.system, s.d_sae), round(s.l0)) if by == "l0" else ((s.system, 0), s.d_sae)
+        line, place = ((s.system, s.d_sae), s.l0) if by == "l0" else ((s.system, 0), s.d_sae)
         seen.setdefault(line, set()).add(place)
-    return any(len(places) > 1 for places in seen.values())
+    apart = 1.1 if by == "l0" else 1.0
+    return any(max(places) > apart * min(places) for places in seen.values())
 
 
 def error(value: Value) -> list[list[float]] | None:
@@ -287,8 +291,8 @@ def one_line(points: Sequence[tuple[SeedGroup, Value]], by: str) -> list[tuple[S
 def _along(axes: Axes, by: str, places: Sequence[float], mean_at: float | None = None) -> None:
     if by == "size":
         axes.set_xscale("log")
-    ticks = {place: f"{place:,.0f}" for place in places} | ({} if mean_at is None else {mean_at: "mean"})
-    axes.set_xticks(list(ticks), list(ticks.values()), fontsize=8)
+    ticks = {f"{place:,.0f}": place for place in places} | ({} if mean_at is None else {"mean": mean_at})
+    axes.set_xticks(list(ticks.values()), list(ticks), fontsize=8)
     axes.set_xticks([], minor=True)
     axes.set_xlabel("L0" if by == "l0" else "features", fontsize=8.5, labelpad=1)
 
@@ -309,7 +313,15 @@ def _paper_lines(axes: Axes, theirs: Reported | None, by: Along) -> None:
     axes.tick_params(labelcolor=GRAY, labelsize=8)
 
 
-def legend(figure: Figure, systems: Iterable[System]) -> None:
+def legend(figure: Figure, systems: Sequence[System]) -> None:
     """Add a legend of the systems above a figure."""
     handles = [Line2D([], [], color=s.color, marker=s.marker, label=s.title) for s in dict.fromkeys(systems)]
-    figure.legend(handles=handles, loc="outside upper center", ncols=min(len(handles), 4), fontsize=8.5)
+    columns = 4 if max((len(s.title) for s in systems), default=0) < 25 else 3  # what is wider is cut off
+    figure.legend(
+        handles=handles,
+        loc="outside upper center",
+        ncols=min(len(handles), columns),
+        fontsize=8.5,
+        handlelength=1.2,
+        columnspacing=1.2,
+    )
