@@ -45,7 +45,8 @@ durability: .venv/dev.stamp
 # Worlds of up to RANKS processes, of which one is killed, KILLS times, and all that they divide; `make test` kills one of
 # two, once.
 ranks: .venv/dev.stamp
-	SAEFOREST_RANK_KILLS=$(KILLS) SAEFOREST_RANKS=$(RANKS) $(BIN)/pytest $(addprefix tests/training/test_,ranks.py ranks_end.py divided.py)
+	SAEFOREST_RANK_KILLS=$(KILLS) SAEFOREST_RANKS=$(RANKS) $(BIN)/pytest \
+		$(addprefix tests/training/test_,ranks.py ranks_end.py divided.py divided_checkpoints.py)
 
 lint: .venv/dev.stamp
 	$(BIN)/ruff check --quiet

@@ -35,6 +35,7 @@ _SHOWN = (
 
 # Features stay in the layers in which they were drawn, and each token has its own detectors.
 _IN_PLACE: dict[str, Any] = {"detectors": "token", "promote": 0.0}
+_DEMO: dict[str, Any] = {"detectors": "batch", "promote": 1.5}
 
 
 def variant(weights: float = 0.02, beam: float = 2.0, **from_data: Any) -> Callable[[Any], SystemConfig]:
@@ -52,9 +53,9 @@ def variant(weights: float = 0.02, beam: float = 2.0, **from_data: Any) -> Calla
     return make
 
 
-_AS_EARNED: dict[str, Any] = {"detectors": "batch", "score": "log_lift", "promote": 1.5}
+_AS_EARNED: dict[str, Any] = {**_DEMO, "score": "log_lift"}
 VARIANTS = {
-    "the demo's": variant(detectors="batch", promote=1.5),
+    "the demo's": variant(**_DEMO),
     "in place": variant(),
     "detectors share the batch": variant(detectors="batch"),
     "by lift": variant(score="log_lift"),
@@ -64,9 +65,9 @@ VARIANTS = {
     "all three": variant(**_AS_EARNED),
     "in place, weights 0.1": variant(0.1),
     "in place, weights 1": variant(1.0),
-    "the demo's, weights 0.1": variant(0.1, detectors="batch", promote=1.5),
-    "the demo's, weights 1": variant(1.0, detectors="batch", promote=1.5),
-    "the demo's, weights 1, a beam of 4": variant(1.0, 4.0, detectors="batch", promote=1.5),
+    "the demo's, weights 0.1": variant(0.1, **_DEMO),
+    "the demo's, weights 1": variant(1.0, **_DEMO),
+    "the demo's, weights 1, a beam of 4": variant(1.0, 4.0, **_DEMO),
     "all three, weights 0.1": variant(0.1, **_AS_EARNED),
     "all three, weights 1": variant(1.0, **_AS_EARNED),
     "all three, weights 1, a beam of 4": variant(1.0, 4.0, **_AS_EARNED),
