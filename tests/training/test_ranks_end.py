@@ -111,7 +111,7 @@ def test_asked_to_stop_all_save_and_stop(start: Worlds, base: TrainConfig, tmp_p
     assert ended.codes[0] in (130, 143)
     assert ended.codes[1] in (130, 143)
     assert ended.err[1] == ""
-    assert "a checkpoint is saved" in ended.err[0]
+    assert f"a checkpoint is saved in {out}" in ended.err[0]
     assert list((out / "checkpoints").glob("step-*/state.json"))
 
 

@@ -176,8 +176,9 @@ def train(
             stop, due = team.ranks.agree(stopped(), due)
             if stop and step < n_steps:
                 team.save(step, kept, logs, write)
+                where = "" if run is None else f" in {run}"  # only the first rank knows the run's folder
                 raise stopped.interrupted(
-                    f"stopped after step {step:,} of {n_steps:,}; a checkpoint is saved in {run}"
+                    f"stopped after step {step:,} of {n_steps:,}; a checkpoint is saved{where}"
                 )
             if due or step == n_steps:
                 try:
