@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from report_cases import (
     TOPK,
@@ -133,6 +134,37 @@ def test_a_legend_of_many_long_names_is_within_the_figure(tmp_path: Path) -> Non
     box = figure.legends[0].get_window_extent()
     assert box.x0 >= 0
     assert box.x1 <= figure.bbox.x1
+
+
+def test_a_row_of_a_long_name_keeps_what_tells_it_apart(tmp_path: Path) -> None:
+    saes = {
+        name: (
+            replace(TREE, activation_threshold=threshold),
+            0,
+            [sparsity(4.0), record("composition", {"mean": 0.1})],
+        )
+        for name, threshold in (("a-tree-that-earns-its-edges", 0.001), ("a-tree-that-does-not", 0.002))
+    }
+    panel = figures.compared(figures.SPECS[0], groups_in(tmp_path / "run", saes))
+    assert not isinstance(panel, str)
+    rows = [tick.get_text() for tick in axes_of(panel.figure, "Composition").get_yticklabels()]
+    assert sorted(row.rpartition(": ")[2] for row in rows) == sorted(saes)
+    assert max(map(len, rows)) <= 42
+
+
+def test_a_title_leaves_room_for_the_papers(tmp_path: Path) -> None:
+    saes = {"topk": (TOPK, 0, [sparsity(4.0), record("reconstruction", {"fve_tree": 0.9})])}
+    spec = next(spec for spec in figures.SPECS if spec.key == "figure-6")
+    panel = figures.compared(spec, groups_in(tmp_path / "run", saes))
+    assert not isinstance(panel, str)
+    panel.figure.savefig(tmp_path / "figure.png")
+    ends, starts = (
+        {text.get_text(): text.get_window_extent() for text in axes.findobj(Text)}
+        for axes in panel.figure.axes[:2]
+    )
+    end = next(box.x1 for text, box in ends.items() if text.startswith("Variance explained"))
+    start = next(box.x0 for text, box in starts.items() if text.startswith("paper:"))
+    assert end < start
 
 
 def test_lines_by_size_take_one_l0_of_each(tmp_path: Path) -> None:

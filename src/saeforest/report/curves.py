@@ -20,9 +20,10 @@ from .nulls import KINDS, NullKind, mark_nulls, nulls_caption
 from .panel import NULLS, Panel
 from .papers import reported
 from .seed_groups import SeedGroup
-from .style import new_figure, note
+from .style import height_beside, new_figure, note
 
 _MOST_PANELS = 8
+_MOST_INSIDE = 6  # more lines than these leave no room for a legend among them
 _LINESTYLES = ("-", "--", ":", "-.")
 
 
@@ -41,7 +42,8 @@ def rank_curve(groups: Sequence[SeedGroup]) -> Panel | str:
             found.append((group, curve, parents, group.value("hierarchy", "rank_trend")))
     if not found:
         return "not measured in any run"
-    figure = new_figure(3.4)
+    many = len(found) > _MOST_INSIDE
+    figure = new_figure(max(3.4, height_beside(len(found))) if many else 3.4)
     axes = figure.subplots()
     for (group, curve, parents, _), style in zip(found, _styles([s for s, *_ in found]), strict=True):
         look: dict[str, Any] = {"color": group.system.color, "marker": group.system.marker, "ls": style}
@@ -49,7 +51,10 @@ def rank_curve(groups: Sequence[SeedGroup]) -> Panel | str:
         axes.plot(range(1, len(curve) + 1), curve, ms=4, label=label, **look)
     axes.set(xlabel="rank of the child by coverage", ylabel="cosine of parent and child's direction")
     axes.set_xticks([1, *range(5, max(len(c) for _, c, *_ in found) + 1, 5)])
-    axes.legend(fontsize=8, handlelength=3)
+    if many:
+        figure.legend(loc="outside right upper", fontsize=8, handlelength=3)
+    else:
+        axes.legend(fontsize=8, handlelength=3)
     trends = ", ".join(
         f"{_name(s, groups)} {trend.value:+.2f}" for s, *_, trend in found if trend.value is not None
     )
@@ -149,13 +154,15 @@ def precision(groups: Sequence[SeedGroup]) -> Panel | str:
     found = [(s, *one) for s in groups for one in _curves(s)]
     if not found:
         return "not measured in any run"
-    figure = new_figure(3.6)
+    figure = new_figure(max(3.6, height_beside(len(found))))
     axes = figure.subplots()
+    fills = _fills(groups)
     for group, way, curve, nulls in found:
         name = short(f"{_name(group, groups)}, {'by its tree' if way == 'tree' else 'by MCS'}", 70)
         axes.plot(
             curve[:, 0], curve[:, 1], color=group.system.color, ls="-" if way == "tree" else "--",
-            marker=group.system.marker, markevery=max(len(curve) // 6, 1), ms=4.5, label=name,
+            marker=group.system.marker, mfc=fills[groups.index(group)], markevery=max(len(curve) // 6, 1), ms=4.5,
+            label=name,
         )  # fmt: skip
         for kind, null in nulls.items():
             if np.array_equal(null, curve):  # shuffled parents change nothing
@@ -256,8 +263,21 @@ def _name(group: SeedGroup, groups: Sequence[SeedGroup]) -> str:
 
 def _styles(groups: Sequence[SeedGroup]) -> list[str]:
     """Line styles that differ between SAEs of the same system, which have the same color."""
+    return [_LINESTYLES[before % 4] for before in _before(groups)]
+
+
+def _fills(groups: Sequence[SeedGroup]) -> list[str]:
+    """Fills of marks that differ between SAEs of the same system, where line styles say something else."""
+    return [
+        "white" if before % 2 else group.system.color
+        for group, before in zip(groups, _before(groups), strict=True)
+    ]
+
+
+def _before(groups: Sequence[SeedGroup]) -> list[int]:
+    """How many SAEs of its system come before each."""
     systems = [s.system for s in groups]
-    return [_LINESTYLES[systems[:i].count(s) % 4] for i, s in enumerate(systems)]
+    return [systems[:i].count(s) for i, s in enumerate(systems)]
 
 
 FIGURES: tuple[tuple[str, Callable[[Sequence[SeedGroup]], Panel | str]], ...] = (

@@ -23,6 +23,7 @@ from .style import GRAY, new_figure, note
 from .system import System
 
 _INTERVAL = "Bars are 95% intervals"
+_TITLE = 48  # characters that leave room for the paper's title beside them
 _SEEDS = "small dots are single seeds, large ones their mean"
 
 
@@ -100,8 +101,9 @@ def compared(spec: Spec, groups: Sequence[SeedGroup]) -> Panel | str:
     figure = new_figure(sum(heights) + (0.6 if as_lines else 0.25))
     grid = figure.subplots(len(rows), 2, squeeze=False, height_ratios=heights, width_ratios=(3, 2))
     for (ours, theirs), (metric, found) in zip(grid, rows, strict=True):
-        title = f"{metric.title} ({metric.better})"
-        ours.set_title(title, fontsize=9.5)
+        title, better = metric.title, f"({metric.better})"
+        gap = " " if len(title) + len(better) < _TITLE else "\n"
+        ours.set_title(title + gap + better, fontsize=9.5)
         papers_own = reported(metric.measure, metric.value, spec.by)
         paper_title(theirs, papers_own, "24,576 features" if spec.by == "l0" else "6k to 49k features")
         if as_lines:
@@ -207,12 +209,17 @@ def rows_of(points: Sequence[tuple[SeedGroup, Value]]) -> list[tuple[SeedGroup, 
 
 
 def _row_names(groups: Sequence[SeedGroup]) -> list[str]:
-    """Row names: the system, with the SAE's label if a system has several rows."""
+    """Row names: the system, with the SAE's label, which is cut last, if a system has several rows."""
     systems = [s.system for s in groups]
     return [
-        s.system.title if systems.count(s.system) == 1 else short(f"{s.system.title}: {s.label}")
+        s.system.title if systems.count(s.system) == 1 else _with_label(s.system.title, s.label)
         for s in groups
     ]
+
+
+def _with_label(title: str, label: str, limit: int = 42) -> str:
+    room = limit - len(label) - 2
+    return short(label, limit) if room < 8 else f"{short(title, room)}: {label}"
 
 
 def short(text: str, limit: int = 42) -> str:

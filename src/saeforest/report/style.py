@@ -61,6 +61,11 @@ def new_figure(height: float) -> Figure:
     return Figure(figsize=(WIDTH, height), layout="constrained")
 
 
+def height_beside(n_entries: int) -> float:
+    """Height in inches that a legend beside a figure needs for its entries."""
+    return 0.3 + 0.175 * n_entries
+
+
 def note(axes: Axes, text: str) -> None:
     """Write in the middle of an empty panel why it is empty."""
     axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color=GRAY, fontsize=8.5)
