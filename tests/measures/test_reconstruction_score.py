@@ -147,10 +147,11 @@ def test_record_equals_the_oracle(monkeypatch: pytest.MonkeyPatch, block: int) -
         assert value is not None
         assert interval is not None
         assert interval[0] <= value <= interval[1]
-    assert record.edge_scores.keys() == {"s_res", "hits", "lda_s_res"}
+    assert record.edge_scores.keys() == {"s_res", "hits", "near_not_covering", "lda_s_res"}
     expected = {"s_res": [p["s_res"] for p in pairs], "lda_s_res": [p["s_res_lda"] for p in pairs]}
     expected["hits"] = [-max(oracle.rank(w, decoder, p[i]) for i in ("child", "parent"))
                         for p, w in zip(pairs, trained, strict=True)]  # fmt: skip
+    expected["near_not_covering"] = [-p["coverage_by_nearest_other"] for p in pairs]
     for name, of_edges in record.edge_scores.items():
         assert of_edges.child.tolist() == [2, 3, 4, 5, 6]
         assert of_edges.score.tolist() == pytest.approx(expected[name], abs=1e-6)

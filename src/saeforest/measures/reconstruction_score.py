@@ -224,7 +224,12 @@ def _scored(
         "lda_s_res": near_lda.score,
         "lda_cosine": (trained * computed).sum(1),
     }
-    scores = {"s_res": near.score, "hits": -near.worst_rank.double(), "lda_s_res": near_lda.score}
+    scores = {
+        "s_res": near.score,
+        "hits": -near.worst_rank.double(),
+        "near_not_covering": -of_nearest,
+        "lda_s_res": near_lda.score,
+    }
     return _entries(columns), _means(parents, means, subject.sae), scores
 
 
@@ -328,7 +333,7 @@ SPEC = Study(
     sets=("paper", "truth"),
     config=ReconstructionScoreConfig,
     run=reconstruction_score,
-    nulls=("s_res", "hits", "lda_s_res"),
+    nulls=("s_res", "hits", "near_not_covering", "lda_s_res"),
     columns=(Column(HIERARCHY, "s_res", "S_res of its edges", "↑"),),
     memory=_memory,
     version=3,

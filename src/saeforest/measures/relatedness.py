@@ -310,7 +310,10 @@ SPEC = Study(
     sets=("truth",),
     config=RelatednessConfig,
     run=relatedness,
-    columns=(Column(HIERARCHY, "tokens_matched_auc", "tokens alike, AUC against matched pairs", "↑"),),
+    columns=(
+        Column(HIERARCHY, "tokens_matched_auc", "tokens alike, AUC against matched pairs", "↑"),
+        Column(HIERARCHY, "contexts_matched_auc", "contexts alike, AUC against matched pairs", "↑"),
+    ),
     memory=lambda size: _MODELS + 16 * size.n_tokens + own_detectors_memory(size.d_sae, size.n_tokens),
     nulls=tuple(f"{name}{end}" for name in SCORES if name != "tokens_all" for end in ("", "_matched_auc")),
 )
