@@ -3,7 +3,8 @@
     python -m benchmarks.known_tree [--seeds 1] [--steps 1000] [--only "NAME;NAME"] --out FILE
 
 World T5 (168 features in 64 dimensions). Each variant changes some settings of the system `tree-demo`, which is the
-preset `demo` at the size of the world. FILE holds all scores, with those of the nulls, as soon as they are known.
+preset `demo` at the size of the world, or one of the paper's tree, `tree-any-parent`. FILE holds all scores, with those
+of the nulls, as soon as they are known.
 """
 
 from __future__ import annotations
@@ -15,11 +16,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from saeforest.presets import PRESETS
 from saeforest.saes import SystemConfig, TreeConfig
 from saeforest.worlds import GENERATORS
 from saeforest.worlds.config import SyntheticConfig
 from saeforest.worlds.presets import WORLD_SYSTEMS
 from saeforest.worlds.run import compare
+
+from .tree_options import alone
 
 _SHOWN = (
     "fve",
@@ -53,6 +57,19 @@ def variant(weights: float = 0.02, beam: float = 2.0, **from_data: Any) -> Calla
     return make
 
 
+def of_paper(change: str) -> Callable[[Any], SystemConfig]:
+    """`tree-any-parent` with one of the changes of `benchmarks.tree_options`."""
+
+    def make(shape: Any) -> SystemConfig:
+        paper = WORLD_SYSTEMS["tree-any-parent"](shape)
+        assert isinstance(paper, TreeConfig)
+        return alone(paper)[change]
+
+    return make
+
+
+_PAPER = PRESETS["demo-tree-paper"].sae
+assert isinstance(_PAPER, TreeConfig)
 _AS_EARNED: dict[str, Any] = {**_DEMO, "score": "log_lift"}
 VARIANTS = {
     "the demo's": variant(**_DEMO),
@@ -71,6 +88,7 @@ VARIANTS = {
     "all three, weights 0.1": variant(0.1, **_AS_EARNED),
     "all three, weights 1": variant(1.0, **_AS_EARNED),
     "all three, weights 1, a beam of 4": variant(1.0, 4.0, **_AS_EARNED),
+    **{f"the paper's: {change}": of_paper(change) for change in alone(_PAPER)},
 }
 
 

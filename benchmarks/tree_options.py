@@ -44,33 +44,13 @@ COLUMNS = {
 }
 
 
-def _variants() -> dict[str, SystemConfig]:
-    """The paper's tree, some options by themselves, and what is best together with others."""
-    paper, best = PRESETS["demo-tree-paper"].sae, PRESETS["demo"].sae
-    assert isinstance(paper, TreeConfig)
-    assert isinstance(best, TreeConfig)
-
-    def data(base: TreeConfig, earned: float, **more: Any) -> TreeConfig:
-        rule = FromDataConfig(earned=earned, **more)
-        return replace(
-            base, allocation=replace(base.allocation, rule="data", reinitialize=True, from_data=rule)
-        )
-
-    # Features stay in the layers in which they were drawn, as in the demo until 2026-12-01.
-    in_place = data(best, 0.28)
-
-    def random_start(of: TreeConfig) -> TreeConfig:
-        return replace(of, allocation=replace(of.allocation, start="random"))
+def alone(paper: TreeConfig) -> dict[str, TreeConfig]:
+    """The paper's tree with one change at a time."""
 
     def moves(**settings: Any) -> TreeConfig:
         return replace(paper, allocation=replace(paper.allocation, **settings))
 
-    keep = replace(data(best, 0.2), allocation=replace(data(best, 0.2).allocation, reinitialize=False))
-    residual = replace(paper, reads="residual", budget="batch", layer_weights=0.1)
     return {
-        "TopK": PRESETS["demo-topk"].sae,
-        "BatchTopK": PRESETS["demo-batchtopk"].sae,
-        "Matching Pursuit": PRESETS["demo-matching-pursuit"].sae,
         "Tree SAE": paper,
         "no gate": replace(paper, gate="none"),
         "the loss of the whole alone": replace(paper, layer_weights=0.0),
@@ -82,10 +62,43 @@ def _variants() -> dict[str, SystemConfig]:
         "batch below the roots": replace(paper, budget="batch"),
         "closed": replace(paper, selection="closed"),
         "closed, batch": replace(paper, selection="closed", budget="batch"),
-        "parents from data": data(paper, 0.0),
-        "parents from data, by lift": data(paper, 0.0, score="log_lift"),
-        "parents from data, earned": data(paper, 0.28),
+        "parents from data": parents_from_data(paper, 0.0),
+        "parents from data, by lift": parents_from_data(paper, 0.0, score="log_lift"),
+        "parents from data, earned": parents_from_data(paper, 0.28),
         "silence 0.03": replace(paper, silence=0.03),
+        "root reset at 0.9": moves(root_reset_at=0.9),
+        "every dead child may move": moves(count="living"),
+        "capacity by instances": moves(capacity="per_instance"),
+        "moved children start anew": moves(reinitialize=True),
+    }
+
+
+def parents_from_data(base: TreeConfig, earned: float, **more: Any) -> TreeConfig:
+    """The tree with parents from data, of which `more` are the other settings."""
+    rule = FromDataConfig(earned=earned, **more)
+    return replace(base, allocation=replace(base.allocation, rule="data", reinitialize=True, from_data=rule))
+
+
+def _variants() -> dict[str, SystemConfig]:
+    """The paper's tree, some options by themselves, and what is best together with others."""
+    paper, best = PRESETS["demo-tree-paper"].sae, PRESETS["demo"].sae
+    assert isinstance(paper, TreeConfig)
+    assert isinstance(best, TreeConfig)
+
+    data = parents_from_data
+    # Features stay in the layers in which they were drawn, as in the demo until 2026-12-01.
+    in_place = data(best, 0.28)
+
+    def random_start(of: TreeConfig) -> TreeConfig:
+        return replace(of, allocation=replace(of.allocation, start="random"))
+
+    keep = replace(data(best, 0.2), allocation=replace(data(best, 0.2).allocation, reinitialize=False))
+    residual = replace(paper, reads="residual", budget="batch", layer_weights=0.1)
+    return {
+        "TopK": PRESETS["demo-topk"].sae,
+        "BatchTopK": PRESETS["demo-batchtopk"].sae,
+        "Matching Pursuit": PRESETS["demo-matching-pursuit"].sae,
+        **alone(paper),
         "all, weights 0.1, random start, earned 0.2": random_start(
             data(replace(in_place, layer_weights=0.1), 0.2)
         ),
@@ -111,10 +124,6 @@ def _variants() -> dict[str, SystemConfig]:
         "by layer: residual encoding, batch, earned 0.2, weights 0.1": data(residual, 0.2),
         "all, silence 0.03": replace(in_place, silence=0.03),
         "all, silence 0.3": replace(in_place, silence=0.3),
-        "Tree SAE, root reset at 0.9": moves(root_reset_at=0.9),
-        "Tree SAE, every dead child may move": moves(count="living"),
-        "Tree SAE, capacity by instances": moves(capacity="per_instance"),
-        "Tree SAE, moved children start anew": moves(reinitialize=True),
     }
 
 
