@@ -1,12 +1,16 @@
 """What encoding costs in a tree as its dictionary grows, beside the dense encode of as many features.
 
     python -m benchmarks.conditional [--widths 24576 98304 393216] [--rounds 5] [--ways dense uniform "by firing"]
+    python -m benchmarks.conditional --saes RUN/sae ... --store STORE [--rounds 5]
 
 Two forests: `uniform`, as a fresh tree has, and `by firing`, where features have children in proportion to how often
 they fire, which is the most that reallocation could ask of an encoder. `tiles` is `by firing` with the children of all
 parents in small tiles, without the matrix product that those of parents with many children take in bfloat16. Rounds
 are interleaved; median, and the range from the first to the third quartile. Times are those of the clock, and with
 `--processor` of all cores together, which other work on the machine changes less.
+
+With `--saes`, trained SAEs encode the first activations of a store instead, each beside a dense encode of as many
+features.
 """
 
 from __future__ import annotations
@@ -16,13 +20,15 @@ import math
 import statistics
 import time
 from collections.abc import Callable
-from functools import partial
+from pathlib import Path
 
 import torch
 from benchmarks.peers.data import synthetic
 from benchmarks.peers.plan import tree_shape
 from torch import Tensor
 
+import saeforest
+from saeforest.activations.sources import open_store
 from saeforest.kernels import compiled
 from saeforest.saes import SAE, TopKConfig, TreeConfig, TreeSAE, build
 
@@ -58,14 +64,23 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--ways", nargs="+", choices=_WAYS, default=_WAYS)
     parser.add_argument("--processor", action="store_true")
+    parser.add_argument("--saes", type=Path, nargs="+", metavar="FOLDER", help="trained SAEs, with --store")
+    parser.add_argument("--store", type=Path, help="activations for --saes")
     args = parser.parse_args()
-    x = synthetic(args.batch, args.d, seed=0)
+    clock = time.process_time if args.processor else time.perf_counter
     print(f"{'encoder':10} {'width':>9} {'met':>9} {'ms':>9} {'quartiles':>15} {'dense/this':>10}")
+    if args.saes:
+        x = open_store(args.store).shard(0).x[: args.batch].float()
+        for folder in args.saes:
+            trained = saeforest.load(folder)
+            show({"dense": dense(trained.d_sae, trained.d_in), "trained": trained}, x, args.rounds, clock)
+        return
+    x = synthetic(args.batch, args.d, seed=0)
     for width in args.widths:
         sizes, k = tree_shape(width)
         saes: dict[str, SAE] = {}
         if "dense" in args.ways:
-            saes["dense"] = build(TopKConfig(layer_sizes=(width,)), args.d)
+            saes["dense"] = dense(width, args.d)
         if "uniform" in args.ways:
             saes["uniform"] = build(TreeConfig(layer_sizes=sizes, k_per_layer=k), args.d)
         if {"by firing", "tiles"} & set(args.ways):
@@ -73,30 +88,37 @@ def main() -> None:
             assert isinstance(frequent, TreeSAE)
             by_firing(frequent, x)
             saes |= {way: frequent for way in ("by firing", "tiles") if way in args.ways}
-        met = {
-            name: eligible(sae, x) if isinstance(sae, TreeSAE) else float(width) for name, sae in saes.items()
-        }
-        ways: dict[str, Callable[[], object]] = {}
+        show(saes, x, args.rounds, clock)
+
+
+def dense(width: int, d: int) -> SAE:
+    """An SAE that computes every feature's pre-activation."""
+    return build(TopKConfig(layer_sizes=(width,)), d)
+
+
+@torch.no_grad()
+def show(saes: dict[str, SAE], x: Tensor, rounds: int, clock: Callable[[], float]) -> None:
+    """Encode with each in turns, and print a line for each."""
+    seconds: dict[str, list[float]] = {name: [] for name in saes}
+    wide = compiled._WIDE_SCORES
+    for round_ in range(rounds + 1):  # the first warms up
         for name, sae in saes.items():
-            ways[name] = torch.no_grad()(partial(sae.encode, x, precision=torch.bfloat16))
-        seconds: dict[str, list[float]] = {name: [] for name in ways}
-        clock = time.process_time if args.processor else time.perf_counter
-        wide = compiled._WIDE_SCORES
-        for round_ in range(args.rounds + 1):  # the first warms up
-            for name, encode in ways.items():
-                compiled._WIDE_SCORES = 1 << 62 if name == "tiles" else wide
-                start = clock()
-                encode()
-                if round_:
-                    seconds[name].append(clock() - start)
-        base = statistics.median(seconds.get("dense", [math.nan, math.nan]))
-        for name, taken in seconds.items():
-            low, middle, high = (1e3 * q for q in statistics.quantiles(taken, n=4))
-            ratio = 1e3 * base / middle
-            print(
-                f"{name:10} {width:9,} {met[name]:9,.0f} {middle:9.1f} {low:7.1f}{high:8.1f} {ratio:10.1f}",
-                flush=True,
-            )
+            compiled._WIDE_SCORES = 1 << 62 if name == "tiles" else wide
+            start = clock()
+            sae.encode(x, precision=torch.bfloat16)
+            if round_:
+                seconds[name].append(clock() - start)
+    compiled._WIDE_SCORES = wide
+    base = statistics.median(seconds.get("dense", [math.nan, math.nan]))
+    for name, taken in seconds.items():
+        sae = saes[name]
+        met = eligible(sae, x) if isinstance(sae, TreeSAE) else float(sae.d_sae)
+        low, middle, high = (1e3 * q for q in statistics.quantiles(taken, n=4))
+        ratio = 1e3 * base / middle
+        print(
+            f"{name:10} {sae.d_sae:9,} {met:9,.0f} {middle:9.1f} {low:7.1f}{high:8.1f} {ratio:10.1f}",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":
