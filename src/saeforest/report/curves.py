@@ -62,7 +62,8 @@ def rank_curve(groups: Sequence[SeedGroup]) -> Panel | str:
         "The paper's Figure 13 shows the mean cosine between a parent and the probes of its first to twentieth child "
         "by coverage, for 100 parents in TopK SAEs: the higher the coverage, the higher the cosine. Here the same for "
         f"all parents with enough children, {measured(v for *_, v in found)}, without intervals. Rank correlation: "
-        f"{trends or 'none'}. The paper gives no numbers."
+        f"{trends or 'none'}. The paper gives no numbers. Nulls have no such curve, so it does not tell a learned "
+        "hierarchy from an arbitrary one."
     )
     return Panel("figure-13", "Parents lie near children they cover (Figure 13)", caption, figure)
 
