@@ -33,7 +33,7 @@ from saeforest.saes import (
 from saeforest.session import about_activations, open_reader, read_tokens
 from saeforest.training import run_training, train
 from saeforest.training.log import read_log
-from saeforest.training.settle import settle_positions, settle_store
+from saeforest.training.settle import settle_machine, settle_positions, settle_store
 from training_cases import (
     FINISHED,
     STEPS,
@@ -400,3 +400,21 @@ def _signals_are_given_back() -> Iterator[None]:
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     yield
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+@pytest.mark.parametrize(
+    ("allocation", "said"),
+    [
+        (AllocationConfig(root_reset_at=0.0), True),
+        (AllocationConfig(root_reset_at=0.0, until=0.5), False),
+        (AllocationConfig(root_reset_at=0.0, first=0), False),
+        (AllocationConfig(root_reset_at=0.0, rule="data"), False),
+        (AllocationConfig(), False),
+    ],
+)
+def test_who_only_wants_no_root_reset_hears_that_reallocation_ends_too(
+    allocation: AllocationConfig, said: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tree = TreeConfig(layer_sizes=(4, 8), k_per_layer=(2, 1), allocation=allocation)
+    settle_machine(TrainConfig(sae=tree))
+    assert ("tree: sae.allocation.root_reset_at = 0 without until" in capsys.readouterr().err) == said

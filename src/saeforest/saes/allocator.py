@@ -86,6 +86,11 @@ class AllocationConfig:
                 "features until from_data.dead_until; set those"
             )
 
+    @property
+    def ends_at_once(self) -> bool:
+        """Whether there is no reallocation because nothing but `root_reset_at = 0` says so."""
+        return self.rule == "capacity" and self.first != 0 and self.until is None and self.root_reset_at == 0
+
     def min_root_children(self, layer_size: int) -> int:
         """The smallest number of features of a layer that hang from the root."""
         return math.ceil(self.min_root_share * layer_size)

@@ -33,6 +33,7 @@ from ..lm import ModelIdentity, full_name, identify, same_model
 from ..memory import available
 from ..optim import Precision, resolve_precision
 from ..output import note
+from ..saes import TreeConfig
 from ..saes.base import TranscoderConfig
 from ..text import Tokens, is_hub_source, pinned
 
@@ -56,6 +57,12 @@ def settle_machine(config: TrainConfig) -> TrainConfig:
     def settled(precision: Precision) -> Precision:
         return "bfloat16" if resolve_precision(precision, device) == torch.bfloat16 else "float32"
 
+    for name, member in config.members().items():
+        if isinstance(member.sae, TreeConfig) and member.sae.allocation.ends_at_once:
+            note(
+                f"{name}: sae.allocation.root_reset_at = 0 without until: dead children are never reallocated; "
+                "set until, say to 0.5, to reallocate without a reset, or first = 0 if this is meant"
+            )
     config = replace(
         config,
         model=full_name(config.model) if config.model else "",  # unknown if the activations were passed in
