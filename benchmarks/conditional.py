@@ -67,6 +67,8 @@ def main() -> None:
     parser.add_argument("--saes", type=Path, nargs="+", metavar="FOLDER", help="trained SAEs, with --store")
     parser.add_argument("--store", type=Path, help="activations for --saes")
     args = parser.parse_args()
+    if bool(args.saes) != bool(args.store):
+        parser.error("--saes and --store: expected both or neither")
     clock = time.process_time if args.processor else time.perf_counter
     print(f"{'encoder':10} {'width':>9} {'met':>9} {'ms':>9} {'quartiles':>15} {'dense/this':>10}")
     if args.saes:

@@ -336,5 +336,5 @@ SPEC = Study(
     nulls=("s_res", "hits", "near_not_covering", "lda_s_res"),
     columns=(Column(HIERARCHY, "s_res", "S_res of its edges", "↑"),),
     memory=_memory,
-    version=3,
+    version=4,
 )

@@ -42,8 +42,7 @@ def rank_curve(groups: Sequence[SeedGroup]) -> Panel | str:
             found.append((group, curve, parents, group.value("hierarchy", "rank_trend")))
     if not found:
         return "not measured in any run"
-    many = len(found) > _MOST_INSIDE
-    figure = new_figure(max(3.4, height_beside(len(found))) if many else 3.4)
+    figure = new_figure(max(3.4, height_beside(len(found))))
     axes = figure.subplots()
     for (group, curve, parents, _), style in zip(found, _styles([s for s, *_ in found]), strict=True):
         look: dict[str, Any] = {"color": group.system.color, "marker": group.system.marker, "ls": style}
@@ -51,7 +50,7 @@ def rank_curve(groups: Sequence[SeedGroup]) -> Panel | str:
         axes.plot(range(1, len(curve) + 1), curve, ms=4, label=label, **look)
     axes.set(xlabel="rank of the child by coverage", ylabel="cosine of parent and child's direction")
     axes.set_xticks([1, *range(5, max(len(c) for _, c, *_ in found) + 1, 5)])
-    if many:
+    if len(found) > _MOST_INSIDE:
         figure.legend(loc="outside right upper", fontsize=8, handlelength=3)
     else:
         axes.legend(fontsize=8, handlelength=3)
